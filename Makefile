@@ -1,0 +1,48 @@
+# make demo: the whole loop on real vLLM.  make test: everything that is checked.  Both set up .venv first.
+PYTHON ?= python3
+ENGINE ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+
+BIN := .venv/bin
+SETUP := .venv/.sloguard-$(ENGINE)
+PINS := deploy/requirements
+
+.PHONY: setup demo test lint format proto proto-check clean
+
+setup: $(SETUP)
+
+$(SETUP): $(PINS)/engine-$(ENGINE).txt $(PINS)/sloguard.txt $(PINS)/dev.txt $(PINS)/install.sh pyproject.toml
+	$(PYTHON) -m venv .venv
+	sh $(PINS)/install.sh $(ENGINE)
+	touch $@
+
+demo: setup
+	$(BIN)/python deploy/demo/run.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup proto-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The generator pins protobuf 5.29, vLLM needs a newer one: it has an environment of its own.
+.venv-proto: $(PINS)/proto.txt
+	$(PYTHON) -m venv .venv-proto
+	.venv-proto/bin/pip install --quiet --disable-pip-version-check -r $(PINS)/proto.txt
+	touch .venv-proto
+
+proto: .venv-proto
+	sh protos/generate.sh .
+
+proto-check: .venv-proto
+	cd protos && ../.venv-proto/bin/buf lint && ../.venv-proto/bin/buf format --diff --exit-code
+	sh protos/generate.sh build/proto
+	diff -r --exclude=__init__.py --exclude=__pycache__ build/proto/vllm_sloguard/wire vllm_sloguard/wire
+
+clean:
+	rm -rf .venv .venv-proto build demo-state

@@ -1,0 +1,111 @@
+"""The whole story on real vLLM: serve, drain, tune, promote or restore, and serve again. `make demo` runs it."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+CONFIG = HERE / "sloguard.yaml"
+SLOGUARD = str(Path(sys.executable).parent / "sloguard")
+START_TIMEOUT_S = 300
+
+
+def main() -> int:
+    """Runs the demo; 0 when everything was seen to happen."""
+    began = time.monotonic()
+    settings = yaml.safe_load(CONFIG.read_text())
+    state = (HERE / settings["state"]).resolve()
+    if state.exists():
+        shutil.rmtree(state)
+
+    step("vLLM starts with the plugin, under the sidecar")
+    serve = subprocess.Popen([SLOGUARD, "serve", "-c", str(CONFIG)], stdout=subprocess.DEVNULL)
+    try:
+        wait_serving(serve, state)
+        base = f"http://127.0.0.1:{settings['engine']['port']}"
+        print(f"it answers: {complete(base)!r}")
+
+        step("a tuning window: the service drains, and real configurations are tried; one goes past the guard")
+        subprocess.run([SLOGUARD, "retune", "--now", "--wait", "-c", str(CONFIG)], check=True)
+
+        step("every trial")
+        subprocess.run([SLOGUARD, "trials", str(state)], check=True)
+        trials: list[dict[str, Any]] = json.loads(run("trials", str(state), "--json"))
+        crashes = [t for t in trials if t["status"] == "crashed"]
+        for trial in crashes:
+            crash = trial["result"]["crash"]
+            print(f"trial {trial['number']} crashed: {crash['category']} while {crash['phase']}: {crash['evidence']}")
+
+        step("the decision, and who serves now")
+        status = json.loads(run("status", str(state), "--json"))
+        print(f"{status['decision']['outcome']}: {status['decision']['reason']}")
+        promoted = state / "promoted.yaml"
+        print(f"{promoted}:\n\n{promoted.read_text()}")
+        print(f"the serving engine answers: {complete(base)!r}")
+        show_metrics(settings["metrics"]["port"])
+    finally:
+        serve.send_signal(signal.SIGINT)
+        code = serve.wait(90)
+
+    ran = [t for t in trials if t["status"] in ("feasible", "infeasible", "crashed")]
+    print(f"\n{len(ran)} trials, {len(crashes)} crashed, {(time.monotonic() - began) / 60:.1f} minutes")
+    return 0 if len(ran) >= 10 and crashes and code == 0 else 1
+
+
+def step(text: str) -> None:
+    """A heading."""
+    print(f"\n== {text}", flush=True)
+
+
+def run(*args: str) -> str:
+    """The output of one `sloguard` command."""
+    return subprocess.run([SLOGUARD, *args], check=True, capture_output=True, text=True).stdout
+
+
+def wait_serving(serve: subprocess.Popen[bytes], state: Path) -> None:
+    """Waits for `sloguard status` to say serving."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if serve.poll() is not None:
+            raise SystemExit(f"sloguard serve ended with code {serve.returncode}")
+        if (state / "journal.sqlite").exists() and json.loads(run("status", str(state), "--json"))[
+            "state"
+        ] == "serving":
+            return
+        time.sleep(1)
+    raise SystemExit(f"nothing was serving after {START_TIMEOUT_S} s; the logs are in {state / 'logs'}")
+
+
+def complete(base: str) -> str:
+    """One completion, as any client asks for it."""
+    models = json.loads(fetch(f"{base}/v1/models"))
+    body = {"model": models["data"][0]["id"], "prompt": "The quick brown fox", "max_tokens": 8, "temperature": 0}
+    return json.loads(fetch(f"{base}/v1/completions", json.dumps(body).encode()))["choices"][0]["text"]
+
+
+def show_metrics(port: int) -> None:
+    """A few lines of what Prometheus scrapes."""
+    shown = ("sloguard_trials_total", "sloguard_crashes_total", "sloguard_decisions_total", "sloguard_requests_total")
+    lines = fetch(f"http://127.0.0.1:{port}/metrics").decode().splitlines()
+    for line in lines:
+        if line.startswith(shown) and not line.endswith(" 0.0"):
+            print(line)
+
+
+def fetch(url: str, body: bytes | None = None) -> bytes:
+    """The answer of one HTTP request on this machine."""
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+        return response.read()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""The command `sloguard`."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import grpc
+import typer
+from rich.console import Console
+
+from sidecar import lock, promoted
+from sidecar.config import Config, ConfigError, load
+from sidecar.engine.engine import Cancelled, EngineCrashed
+from sidecar.engine.process_group import NotGoneError
+from sidecar.guard import Guard
+from sidecar.journal import Journal, JournalError
+from sidecar.load import LoadError
+from sidecar.metrics import Metrics
+from sidecar.promotion import Outcome
+from sidecar.runner import Runner
+from sidecar.service import Control, Parts, Requests, Service
+from sidecar.telemetry import TelemetryHub
+from sidecar.telemetry import serve as serve_grpc
+from sidecar.terminal import View, line, table
+from sidecar.trial import Status, as_json
+from sidecar.tuner import Tuner, incumbent_args, open_run
+from vllm_sloguard import machine
+from vllm_sloguard.wire import control_pb2
+from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub, add_ControlServiceServicer_to_server
+from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    help="Tunes vLLM under latency objectives: see https://arxiv.org/abs/2604.17627.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The YAML file.", metavar="FILE")]
+StateFolder = Annotated[Path, typer.Argument(help="The state folder, or the YAML file that names it.", metavar="STATE")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+def main() -> None:
+    """Runs the command; a user's mistake is one line and a non-zero exit code."""
+    try:
+        app()
+    except (ConfigError, lock.LockedError) as error:
+        _fail(str(error), BAD_INPUT)
+    except (JournalError, LoadError, EngineCrashed, NotGoneError, OSError) as error:
+        _fail(str(error), FAILED)
+    except Cancelled:
+        _fail("interrupted; the same command goes on where this one ended", INTERRUPTED)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    Console(stderr=True).print(f"sloguard: {' '.join(text.split())}", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+@app.command()
+def tune(config_file: ConfigFile) -> None:
+    """One tuning run now, on engines of its own. A run that was interrupted goes on.
+
+    Example: sloguard tune -c sloguard.yaml
+    """
+    config = load(config_file)
+    with _sidecar(config) as parts:
+        journal, metrics = parts.journal, parts.metrics
+        parts.runner.end_orphans()
+        run = open_run(config, journal)
+        console = Console()
+        with View(console, list(config.search.knobs), config.search.budget) as view:
+            for trial in journal.trials(run.id):
+                view.notify(trial)
+
+            def notify(trial: Any) -> None:
+                metrics.trial(trial, journal.trials(run.id))
+                view.notify(trial)
+
+            tuner = Tuner(config, run, journal, parts.runner, parts.guard, notify=notify, fits=lambda _more: True)
+            decision = tuner.tune()
+        metrics.decided(decision)
+        trials = journal.trials(run.id)
+        path = promoted.write(config, incumbent_args(config, journal), decision, trials)
+        if console.is_terminal:
+            console.print(table(trials, list(config.search.knobs)))
+        console.print(f"{decision.outcome}: {decision.reason}", markup=False, highlight=False, soft_wrap=True)
+        if decision.outcome is Outcome.PROMOTED:
+            chosen = next(t for t in trials if t.number == decision.trial)
+            console.print(line(chosen, list(config.search.knobs)), markup=False, highlight=False, soft_wrap=True)
+        console.print(f"serve it: vllm serve --config {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def serve(config_file: ConfigFile) -> None:
+    """Keeps vLLM serving, and retunes it in the windows of the configuration.
+
+    Ctrl-C ends it and its engine, after requests in flight. SIGTERM ends the sidecar alone: the engine serves on, and
+    the next `sloguard serve` takes it over.
+
+    Example: sloguard serve -c sloguard.yaml
+    """
+    config = load(config_file)
+    console = Console()
+
+    def say(text: str) -> None:
+        when = datetime.now().astimezone()
+        console.print(f"{when:%Y-%m-%d %H:%M:%S} {text}", markup=False, highlight=False, soft_wrap=True)
+
+    with (
+        _sidecar(config) as parts,
+        View(console, list(config.search.knobs), config.search.budget) as view,
+    ):
+        server = parts.metrics.serve()
+        try:
+            where = server.server_address
+            say(f"metrics: http://{where[0]}:{where[1]}/metrics")
+            Service(config, parts, say=say, notify=view.notify).run()
+        finally:
+            server.shutdown()
+
+
+@app.command()
+def retune(
+    config_file: ConfigFile,
+    now: Annotated[bool, typer.Option("--now", help="Needed: a window takes the service down.")] = False,
+    duration: Annotated[str, typer.Option("--for", help='Length of the window, "45m" say.')] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Shows the window and waits until it serves again.")] = False,
+) -> None:
+    """Asks a running `sloguard serve` for a tuning window.
+
+    Example: sloguard retune --now --wait -c sloguard.yaml
+    """
+    config = load(config_file)
+    if not now:
+        raise ConfigError("retune: --now is needed: the window opens at once, and the service goes down for it")
+    request = control_pb2.RetuneRequest(duration_seconds=_duration(duration))
+    asked_at = time.time()
+    with grpc.insecure_channel(f"unix:{config.socket}") as channel:
+        try:
+            ControlServiceStub(channel).Retune(request, timeout=10)
+        except grpc.RpcError as error:
+            code = error.code() if isinstance(error, grpc.Call) else None
+            if code is grpc.StatusCode.UNAVAILABLE:
+                _fail(f"no `sloguard serve` answers on {config.socket}", FAILED)
+            _fail(error.details() or str(code) if isinstance(error, grpc.Call) else str(error), FAILED)
+    if wait:
+        _follow(config, asked_at)
+
+
+def _duration(text: str) -> float:
+    if not text:
+        return 0.0
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = text[:-1], text[-1]
+    if unit not in units or not number.replace(".", "", 1).isdigit():
+        raise ConfigError(f'--for: {text!r} is not a duration such as "90s", "45m" or "2h"')
+    return float(number) * units[unit]
+
+
+def _follow(config: Config, since: float) -> None:
+    """Shows what the running sidecar writes to its journal until it serves again."""
+    journal = Journal(config.state, read_only=True)
+    shown: dict[tuple[int, int], Status] = {}
+    seen = 0
+    with View(Console(), list(config.search.knobs), config.search.budget) as view:
+        while lock.holder(config.state) is not None:
+            states = [s for s in journal.states() if s.at >= since]
+            for state in states[seen:]:
+                print(f"{state.state}: {state.reason}", flush=True)
+            seen = len(states)
+            for trial in journal.trials():
+                key = trial.run, trial.number
+                if trial.started_at >= since and shown.get(key) is not trial.status:
+                    shown[key] = trial.status
+                    view.notify(trial)
+            if states and states[-1].state == "serving":
+                return
+            time.sleep(0.5)
+    _fail("the sidecar has ended", FAILED)
+
+
+@app.command()
+def status(state: StateFolder, as_json_: AsJson = False) -> None:
+    """What the sidecar is doing, and why.
+
+    Example: sloguard status sloguard-state
+    """
+    folder = _state_folder(state)
+    journal = Journal(folder, read_only=True)
+    record, run, pid = journal.state(), journal.last_run(), lock.holder(folder)
+    facts: dict[str, Any] = {
+        "running": pid is not None,
+        "pid": pid,
+        "state": record.state if record else None,
+        "reason": record.reason if record else None,
+        "since": record.at if record else None,
+        "until": record.until if record else None,
+        "run": run.id if run else None,
+        "decision": run.decision if run else None,
+        "trials": len(journal.trials(run.id)) if run else 0,
+    }
+    if as_json_:
+        print(json.dumps(facts))
+        return
+    print(f"sidecar: {f'process {pid}' if pid else 'not running'}")
+    if record:
+        print(f"state: {record.state} since {datetime.fromtimestamp(record.at):%Y-%m-%d %H:%M:%S}: {record.reason}")
+    if run:
+        decision = f"{run.decision['outcome']}: {run.decision['reason']}" if run.decision else "not decided"
+        print(f"last run: {run.id}, {facts['trials']} trials, {decision}")
+
+
+@app.command()
+def trials(state: StateFolder, as_json_: AsJson = False) -> None:
+    """Every trial of every run.
+
+    Example: sloguard trials sloguard-state --json
+    """
+    rows = Journal(_state_folder(state), read_only=True).trials()
+    if as_json_:
+        print(json.dumps([as_json(trial) for trial in rows]))
+        return
+    knobs = list(dict.fromkeys(name for t in rows for name in t.plan.proposed))
+    Console().print(table(rows, knobs))
+
+
+def _state_folder(path: Path) -> Path:
+    return path if path.is_dir() or not path.is_file() else load(path).state
+
+
+@contextmanager
+def _sidecar(config: Config) -> Generator[Parts]:
+    """What `tune` and `serve` both need, for as long as the state folder's lock is held."""
+    with lock.held(config.state):
+        config.state.chmod(0o700)
+        requests, metrics = Requests(), Metrics(config)
+        hub = TelemetryHub(metrics.heard)
+
+        def register(server: grpc.Server) -> None:
+            add_TelemetryServiceServicer_to_server(hub, server)
+            add_ControlServiceServicer_to_server(Control(requests), server)
+
+        journal = Journal(config.state)
+        server = serve_grpc(config.socket, register)
+        runner = Runner(config, journal, hub, metrics, requests.stop_sidecar.is_set)
+        _on_signals(requests)
+        try:
+            yield Parts(journal, runner, Guard(config, machine.observe), hub, metrics, requests)
+        finally:
+            runner.close()
+            server.stop(grace=0.5).wait(2)
+            journal.close()
+
+
+def _on_signals(requests: Requests) -> None:
+    """The first signal asks the loop to end, once it is safe; another one changes nothing."""
+
+    def asked(number: int, _frame: Any) -> None:
+        if number == signal.SIGINT:
+            requests.stop_engine.set()
+        requests.stop_sidecar.set()
+
+    signal.signal(signal.SIGINT, asked)
+    signal.signal(signal.SIGTERM, asked)
+
+
+if __name__ == "__main__":
+    main()

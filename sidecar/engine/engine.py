@@ -1,0 +1,154 @@
+"""One start of vLLM, from its command line to its end."""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sidecar.engine.command import Args, command_line
+from sidecar.engine.http import EngineHttp, Unanswered
+from sidecar.engine.process_group import Identity, ProcessGroup
+from vllm_sloguard.crash import Crash, classify
+
+_POLL_S = 0.1
+_STOP_GRACE_S = 10.0
+_LOG_TAIL_BYTES = 2**20
+_LOG_MOST_BYTES = 2**26
+
+
+class Cancelled(RuntimeError):  # noqa: N818 - it names what happened
+    """The wait was given up because somebody asked for that."""
+
+
+class EngineCrashed(RuntimeError):  # noqa: N818 - the field's word
+    """The engine ended, or was ended for not answering, without being asked to stop."""
+
+    def __init__(self, crash: Crash) -> None:
+        super().__init__(f"{crash.category}: {crash.evidence}")
+        self.crash = crash
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What one start needs. ``engine_id`` is unique; ``env`` is added to the sidecar's own environment."""
+
+    engine_id: str
+    python: str
+    model: str
+    args: Args
+    host: str
+    port: int
+    env: Mapping[str, str]
+    log: Path
+    drain_timeout_s: int = 0
+
+    def command(self) -> list[str]:
+        """The command line."""
+        own = {"host": self.host, "port": self.port, "shutdown_timeout": self.drain_timeout_s}
+        return command_line(self.python, self.model, {**self.args, **own})
+
+
+class Engine:
+    """A vLLM server and its processes."""
+
+    def __init__(self, launch: Launch, group: ProcessGroup) -> None:
+        self.launch = launch
+        self.group = group
+        self.http = EngineHttp(launch.host, launch.port)
+
+    @classmethod
+    def start(cls, launch: Launch) -> "Engine":
+        """Starts vLLM and does not wait for it. Raises EngineCrashed when the port is taken, OSError when it can't."""
+        if not port_free(launch.host, launch.port):
+            taken = classify(
+                f"OSError: [Errno 98] Address already in use: {launch.host}:{launch.port}",
+                phase="starting",
+                exit_code=None,
+            )
+            raise EngineCrashed(taken)
+        launch.log.parent.mkdir(parents=True, exist_ok=True)
+        group = ProcessGroup.start(
+            launch.command(), launch.engine_id, launch.log, {**os.environ, **launch.env}, launch.log.parent
+        )
+        return cls(launch, group)
+
+    @classmethod
+    def adopt(cls, launch: Launch, identity: Identity) -> "Engine":
+        """The engine that an earlier sidecar started."""
+        return cls(launch, ProcessGroup(identity))
+
+    def wait_ready(self, timeout_s: float, cancelled: Callable[[], bool]) -> float:
+        """Waits for the first token and returns the seconds that it took.
+
+        Raises EngineCrashed, with all its processes gone, or Cancelled, with the engine as it is.
+        """
+        began = time.monotonic()
+        while True:
+            waited = time.monotonic() - began
+            if cancelled():
+                raise Cancelled
+            if not self.group.leader_alive():
+                raise self.crashed("starting")
+            if waited > timeout_s:
+                raise self.crashed("starting", timed_out=True)
+            if self.http.healthy():
+                try:
+                    self.probe(max(timeout_s - waited, 1.0))
+                except Unanswered:
+                    time.sleep(_POLL_S)
+                    continue
+                return time.monotonic() - began
+            time.sleep(_POLL_S)
+
+    def probe(self, timeout_s: float) -> None:
+        """Asks for one token: /health can be green while the engine hangs. Raises Unanswered."""
+        self.http.complete("a", 1, timeout_s)
+
+    def alive(self) -> bool:
+        """Whether its first process runs."""
+        return self.group.leader_alive()
+
+    def crashed(self, phase: str, *, timed_out: bool = False) -> EngineCrashed:
+        """Kills what is left of it, and says why it ended, from its log."""
+        exit_code = self.group.exit_code()
+        self.group.kill()
+        return EngineCrashed(classify(self.log_tail(), phase=phase, exit_code=exit_code, timed_out=timed_out))
+
+    def log_tail(self) -> str:
+        """The end of its log, at most 1 MiB."""
+        with self.launch.log.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(size - _LOG_TAIL_BYTES, 0))
+            return log.read().decode("utf-8", errors="replace")
+
+    def trim_log(self) -> None:
+        """Empties a log that has grown large; vLLM appends to it, so it goes on at the start."""
+        if self.launch.log.stat().st_size > _LOG_MOST_BYTES:
+            os.truncate(self.launch.log, 0)
+
+    def stop(self) -> float:
+        """Lets requests in flight finish within the drain timeout, ends it whole, and returns the seconds taken."""
+        began = time.monotonic()
+        self.group.stop(self.launch.drain_timeout_s + _STOP_GRACE_S)
+        return time.monotonic() - began
+
+
+def port_free(host: str, port: int) -> bool:
+    """Whether a server could listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def any_free_port(host: str = "127.0.0.1") -> int:
+    """A port that is free now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

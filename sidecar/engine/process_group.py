@@ -1,0 +1,121 @@
+"""A command in a session of its own, and everything that it starts.
+
+A process is its id and its start time, so that an id which the system has used again is never mistaken for it. vLLM's
+exit code says nothing (0 after its engine died), and killing its API server leaves the engine and the workers behind:
+so whatever is stopped here is killed as a whole, and seen gone.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ENGINE_ID_VARIABLE = "SLOGUARD_ENGINE_ID"
+_KILL_WAIT_S = 20.0
+
+
+class NotGoneError(RuntimeError):
+    """Processes outlived SIGKILL; the text lists them."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What finds a process group again after the sidecar itself was restarted.
+
+    ``engine_id`` marks the environment of every process in it, also of one that left the session.
+    """
+
+    pid: int
+    started_at: float  # psutil's create_time, seconds since the epoch
+    engine_id: str
+
+
+class ProcessGroup:
+    """The processes of one engine, whether this process started them or an earlier sidecar did."""
+
+    def __init__(self, identity: Identity, popen: subprocess.Popen[bytes] | None = None) -> None:
+        self.identity = identity
+        self._popen = popen
+
+    @classmethod
+    def start(
+        cls, command: Sequence[str], engine_id: str, log: Path, environment: Mapping[str, str], folder: Path
+    ) -> "ProcessGroup":
+        """Starts ``command`` with its output appended to ``log``.
+
+        A file, not a pipe: it never fills up, and it outlives the sidecar. Raises OSError.
+        """
+        with log.open("ab") as output:
+            popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**environment, ENGINE_ID_VARIABLE: engine_id},
+                cwd=folder,
+            )
+        return cls(Identity(popen.pid, psutil.Process(popen.pid).create_time(), engine_id), popen)
+
+    def leader_alive(self) -> bool:
+        """Whether the first process, vLLM's API server, still runs."""
+        if self._popen is not None:
+            return self._popen.poll() is None
+        try:
+            process = psutil.Process(self.identity.pid)
+            return process.create_time() == self.identity.started_at and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    def exit_code(self) -> int | None:
+        """Of the first process; negative for a signal; None while it runs, or when another sidecar started it."""
+        return self._popen.poll() if self._popen is not None else None
+
+    def members(self) -> list[psutil.Process]:
+        """Every living process of the session, and every other one with the engine's mark in its environment."""
+        return [process for process in psutil.process_iter() if self._is_member(process)]
+
+    def _is_member(self, process: psutil.Process) -> bool:
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE or process.create_time() < self.identity.started_at - 1:
+                return False
+            if process.pid != os.getpid() and os.getsid(process.pid) == self.identity.pid:
+                return True
+            return process.environ().get(ENGINE_ID_VARIABLE) == self.identity.engine_id
+        except (psutil.Error, OSError):
+            return False
+
+    def stop(self, grace_s: float) -> None:
+        """Asks the first process to end, waits for ``grace_s`` seconds, and kills what is left. Raises NotGoneError."""
+        if grace_s > 0 and self.leader_alive():
+            self._signal_leader(signal.SIGTERM)
+            deadline = time.monotonic() + grace_s
+            while self.leader_alive() and time.monotonic() < deadline:
+                time.sleep(0.05)
+        self.kill()
+
+    def kill(self) -> None:
+        """Kills the whole group and waits until it is gone. Raises NotGoneError."""
+        deadline = time.monotonic() + _KILL_WAIT_S
+        while members := self.members():
+            if time.monotonic() > deadline:
+                raise NotGoneError(f"still there after SIGKILL: {', '.join(str(m.pid) for m in members)}")
+            for member in members:
+                try:
+                    member.kill()
+                except psutil.NoSuchProcess:
+                    continue
+            psutil.wait_procs(members, timeout=1.0)
+        if self._popen is not None:
+            self._popen.wait()
+
+    def _signal_leader(self, number: signal.Signals) -> None:
+        try:
+            os.kill(self.identity.pid, number)
+        except ProcessLookupError:
+            return

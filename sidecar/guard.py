@@ -1,0 +1,54 @@
+"""From a proposal to a plan: the repair pass of the plugin, run before anything is started."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from sidecar.config import Config
+from sidecar.search.contract import Proposal
+from sidecar.trial import Change, Plan, Role
+from vllm_sloguard import model_shape
+from vllm_sloguard.machine import Machine
+from vllm_sloguard.repair import repair
+
+Args = Mapping[str, bool | int | float | str | list[str]]
+
+
+class Guard:
+    """Repairs and refuses proposals for one configuration file; ``observe`` says what the machine has free now."""
+
+    def __init__(self, config: Config, observe: Callable[[], Machine]) -> None:
+        self._observe = observe
+        self._workload_max_len = config.workload.longest_request_tokens
+        self._knobs = frozenset(config.search.knobs)
+        self._shape = shape_of(config.model)
+
+    def plan(self, incumbent: Args, proposal: Proposal, role: Role) -> Plan:
+        """The engine arguments that ``proposal`` comes to, with each change and its reason, or the refusal."""
+        args: dict[str, bool | int | float | str | list[str]] = {**incumbent, **proposal.config}
+        if role is Role.UNGUARDED:
+            return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason)
+        scalars = {name: value for name, value in args.items() if not isinstance(value, list)}
+        result = repair(
+            scalars,
+            self._shape,
+            self._observe(),
+            pinned=frozenset(incumbent) - self._knobs,
+            workload_max_len=self._workload_max_len,
+        )
+        changes = tuple(Change(c.name, c.before, c.after, c.reason) for c in result.changes)
+        for change in changes:
+            if change.after is None:
+                args.pop(change.name, None)
+            else:
+                args[change.name] = change.after
+        return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason, changes, result.refusal)
+
+
+def shape_of(model: str) -> model_shape.ModelShape | None:
+    """The model's shape; None for one that is not in a local folder or can't be read: no budget then, only rules."""
+    if not (Path(model) / "config.json").is_file():
+        return None
+    try:
+        return model_shape.read(Path(model))
+    except ValueError:
+        return None

@@ -1,0 +1,279 @@
+"""The truth, in SQLite: each thing is written before it is done, so that a kill at any moment leaves a whole story.
+
+One writer, the sidecar that holds the state folder's lock; any number of readers.
+"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sidecar.engine.process_group import Identity
+from sidecar.trial import PLAN, RESULT, Plan, Result, Trial
+
+FILE_NAME = "journal.sqlite"
+_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY,
+    digest TEXT NOT NULL,           -- of the configuration; see sidecar.config.Config.digest
+    config TEXT NOT NULL,           -- JSON
+    incumbent TEXT NOT NULL,        -- JSON, engine arguments
+    started_at REAL NOT NULL,
+    ended_at REAL,
+    decision TEXT                   -- JSON
+);
+CREATE TABLE trials (
+    run INTEGER NOT NULL REFERENCES runs (id),
+    number INTEGER NOT NULL,
+    plan TEXT NOT NULL,             -- JSON, sidecar.trial.Plan
+    started_at REAL NOT NULL,
+    ended_at REAL,
+    result TEXT,                    -- JSON, sidecar.trial.Result; NULL with an ended_at: aborted
+    PRIMARY KEY (run, number)
+);
+CREATE TABLE engines (              -- started, and not yet seen gone
+    engine_id TEXT PRIMARY KEY,
+    role TEXT NOT NULL,             -- 'trial' or 'serving'
+    pid INTEGER NOT NULL,           -- 0: about to be started
+    started_at REAL NOT NULL,
+    launch TEXT NOT NULL            -- JSON
+);
+CREATE TABLE promotions (
+    id INTEGER PRIMARY KEY,
+    run INTEGER REFERENCES runs (id),
+    base_digest TEXT NOT NULL,
+    args TEXT NOT NULL,             -- JSON
+    at REAL NOT NULL
+);
+CREATE TABLE states (               -- every state of the sidecar, the last one is the present
+    id INTEGER PRIMARY KEY,
+    at REAL NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    until REAL                      -- the window's end
+);
+"""
+
+
+class JournalError(RuntimeError):
+    """The journal can't be used; the text says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One tuning run. Times are seconds since the epoch."""
+
+    id: int
+    digest: str
+    incumbent: dict[str, Any]
+    started_at: float
+    ended_at: float | None
+    decision: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """An engine that was started and has not been seen gone."""
+
+    identity: Identity
+    role: str
+    launch: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StateRecord:
+    """What the sidecar was doing, since when, why, and until when where that is known."""
+
+    at: float
+    state: str
+    reason: str
+    until: float | None
+
+
+class Journal:
+    """Reads and writes one state folder's journal."""
+
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        path = folder / FILE_NAME
+        if read_only and not path.is_file():
+            raise JournalError(f"{folder}: no {FILE_NAME} in it")
+        try:
+            if not read_only:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            mode = "ro" if read_only else "rwc"
+            self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA busy_timeout = 5000")
+            self._open(read_only)
+        except (sqlite3.Error, OSError) as error:
+            raise JournalError(f"{path}: {error}") from None
+
+    def _open(self, read_only: bool) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _VERSION):
+            raise JournalError(f"journal of version {version}; this sloguard knows version {_VERSION}")
+        if read_only:
+            return
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        if version == 0:
+            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._db.close()
+
+    # Runs
+
+    def begin_run(self, digest: str, config: str, incumbent: dict[str, Any]) -> Run:
+        """Starts a run; ``config`` is JSON."""
+        self._write(
+            "INSERT INTO runs (digest, config, incumbent, started_at) VALUES (?, ?, ?, ?)",
+            (digest, config, json.dumps(incumbent), time.time()),
+        )
+        run = self.last_run()
+        assert run is not None
+        return run
+
+    def end_run(self, run: int, decision: dict[str, Any]) -> None:
+        """Ends a run with its decision."""
+        self._write("UPDATE runs SET ended_at = ?, decision = ? WHERE id = ?", (time.time(), json.dumps(decision), run))
+
+    def last_run(self) -> Run | None:
+        """The newest run."""
+        row = self._db.execute("SELECT * FROM runs ORDER BY id DESC LIMIT 1").fetchone()
+        if row is None:
+            return None
+        decision = json.loads(row["decision"]) if row["decision"] else None
+        incumbent = json.loads(row["incumbent"])
+        return Run(row["id"], row["digest"], incumbent, row["started_at"], row["ended_at"], decision)
+
+    # Trials
+
+    def begin_trial(self, run: int, plan: Plan) -> Trial:
+        """Records that ``plan`` is going to be tried, before it is."""
+        with self._transaction():
+            number = self._db.execute(
+                "SELECT coalesce(max(number), 0) + 1 FROM trials WHERE run = ?", (run,)
+            ).fetchone()[0]
+            trial = Trial(run, number, plan, time.time())
+            self._db.execute(
+                "INSERT INTO trials (run, number, plan, started_at) VALUES (?, ?, ?, ?)",
+                (run, number, PLAN.dump_json(plan).decode(), trial.started_at),
+            )
+        return trial
+
+    def end_trial(self, trial: Trial, result: Result | None) -> Trial:
+        """Records how it ended; None for aborted."""
+        ended = Trial(trial.run, trial.number, trial.plan, trial.started_at, time.time(), result)
+        self._write(
+            "UPDATE trials SET ended_at = ?, result = ? WHERE run = ? AND number = ? AND ended_at IS NULL",
+            (ended.ended_at, RESULT.dump_json(result).decode() if result else None, trial.run, trial.number),
+        )
+        return ended
+
+    def trials(self, run: int | None = None) -> list[Trial]:
+        """The trials of ``run``, or of every run, oldest first. Raises JournalError for a damaged row."""
+        query = "SELECT * FROM trials WHERE ?1 IS NULL OR run = ?1 ORDER BY run, number"
+        return [_trial(row) for row in self._read(query, (run,))]
+
+    # Engines
+
+    def engine_starting(self, engine_id: str, role: str, launch: dict[str, Any]) -> None:
+        """Records that an engine is about to be started."""
+        self._write("INSERT INTO engines VALUES (?, ?, 0, ?, ?)", (engine_id, role, time.time(), json.dumps(launch)))
+
+    def engine_started(self, identity: Identity) -> None:
+        """Records its process."""
+        self._write(
+            "UPDATE engines SET pid = ?, started_at = ? WHERE engine_id = ?",
+            (identity.pid, identity.started_at, identity.engine_id),
+        )
+
+    def engine_gone(self, engine_id: str) -> None:
+        """Records that it was seen gone."""
+        self._write("DELETE FROM engines WHERE engine_id = ?", (engine_id,))
+
+    def engines(self) -> list[EngineRecord]:
+        """The engines that were not seen gone."""
+        return [
+            EngineRecord(
+                Identity(row["pid"], row["started_at"], row["engine_id"]), row["role"], json.loads(row["launch"])
+            )
+            for row in self._read("SELECT * FROM engines", ())
+        ]
+
+    # Promotions
+
+    def promote(self, run: int | None, base_digest: str, args: dict[str, Any]) -> None:
+        """Makes ``args`` what is served from now on, as long as the file's own arguments stay as they are."""
+        self._write(
+            "INSERT INTO promotions (run, base_digest, args, at) VALUES (?, ?, ?, ?)",
+            (run, base_digest, json.dumps(args), time.time()),
+        )
+
+    def promoted(self, base_digest: str) -> dict[str, Any] | None:
+        """The last promotion over the arguments that ``base_digest`` names."""
+        rows = self._read("SELECT args FROM promotions WHERE base_digest = ? ORDER BY id DESC LIMIT 1", (base_digest,))
+        return json.loads(rows[0]["args"]) if rows else None
+
+    # States
+
+    def enter(self, state: str, reason: str, until: float | None = None) -> None:
+        """Records a state before it is entered."""
+        self._write(
+            "INSERT INTO states (at, state, reason, until) VALUES (?, ?, ?, ?)", (time.time(), state, reason, until)
+        )
+
+    def state(self) -> StateRecord | None:
+        """The last state."""
+        rows = self._read("SELECT * FROM states ORDER BY id DESC LIMIT 1", ())
+        return StateRecord(rows[0]["at"], rows[0]["state"], rows[0]["reason"], rows[0]["until"]) if rows else None
+
+    def states(self) -> list[StateRecord]:
+        """Every state, oldest first."""
+        return [
+            StateRecord(r["at"], r["state"], r["reason"], r["until"]) for r in self._read("SELECT * FROM states", ())
+        ]
+
+    def _read(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal can't be read: {error}") from None
+
+    def _write(self, statement: str, values: tuple[Any, ...]) -> None:
+        try:
+            self._db.execute(statement, values)
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal can't be written: {error}") from None
+
+    @contextmanager
+    def _transaction(self) -> Generator[None]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise JournalError(f"the journal can't be written: {error}") from None
+
+
+def _trial(row: sqlite3.Row) -> Trial:
+    try:
+        plan = PLAN.validate_json(row["plan"])
+        result = RESULT.validate_json(row["result"]) if row["result"] else None
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(str(p) for p in problem["loc"])
+        raise JournalError(f"trial {row['run']}/{row['number']}: damaged at {place}: {problem['msg']}") from None
+    return Trial(row["run"], row["number"], plan, row["started_at"], row["ended_at"], result)

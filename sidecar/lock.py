@@ -1,0 +1,43 @@
+"""One sidecar a state folder."""
+
+import fcntl
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+_NAME = "lock"
+
+
+class LockedError(RuntimeError):
+    """Another sidecar has the folder; the text names it."""
+
+
+@contextmanager
+def held(folder: Path) -> Generator[None]:
+    """Holds ``folder``'s lock; the system lets go of it when this process ends, however it does. Raises LockedError."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (folder / _NAME).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise LockedError(f"{folder}: the sidecar with process id {file.read().strip()} is using it") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def holder(folder: Path) -> int | None:
+    """The process id of the sidecar that uses ``folder``; None when there is none."""
+    path = folder / _NAME
+    if not path.is_file():
+        return None
+    with path.open("r", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = file.read().strip()
+            return int(text) if text.isdigit() else None
+    return None

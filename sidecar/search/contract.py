@@ -1,0 +1,64 @@
+"""What an optimizer is given and what it answers.
+
+An optimizer keeps no state: it answers from the history alone, so that a search that was killed goes on as if it had
+not been. To "tell" is to append to the history.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from vllm_sloguard.knobs import Config
+
+
+class Outcome(StrEnum):
+    """What became of a configuration."""
+
+    FEASIBLE = "feasible"
+    INFEASIBLE = "infeasible"  # served, and missed the SLO
+    CRASHED = "crashed"
+    REFUSED = "refused"  # by the guard: it never ran
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One entry of the history.
+
+    ``config`` is what ran, after repair. ``violation`` is 0 when feasible, else the mean over the constraints of how
+    far each limit was missed, relative to it (0.5: half as much again as allowed); ``inf`` for a crash or a refusal.
+    ``value`` is the objective, higher is better, ``None`` where it was not measured.
+    """
+
+    config: Config
+    outcome: Outcome
+    violation: float
+    value: float | None
+
+    def __post_init__(self) -> None:
+        if (self.outcome is Outcome.FEASIBLE) != (self.violation == 0):
+            raise ValueError(f"a violation of {self.violation} does not go with {self.outcome}")
+        if self.outcome is Outcome.FEASIBLE and self.value is None:
+            raise ValueError("a feasible observation must have a value")
+        if not self.violation >= 0:  # NaN as well: one such entry would stop every later ask
+            raise ValueError(f"a violation must be 0 or more, got {self.violation}")
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"a value must be finite, or None where it was not measured, got {self.value}")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A configuration to try, the phase of the search it comes from, and why, in a phrase."""
+
+    config: Config
+    phase: str
+    reason: str
+
+
+class Optimizer(Protocol):
+    """Proposes the next configuration. Deterministic: the same history gives the same proposal."""
+
+    def ask(self, history: Sequence[Observation]) -> Proposal:
+        """The next configuration to try after ``history``, oldest first."""
+        ...

@@ -1,0 +1,127 @@
+"""The search space: which configurations there are, and what lies near one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from graphlib import TopologicalSorter
+from typing import TypeAlias
+
+import numpy as np
+
+from sidecar.search.values import centre, draw, moved, nearest
+from vllm_sloguard.knobs import Config, Kind, Knob, Value
+
+MayChange: TypeAlias = Callable[[Config, str, Value], bool]
+
+
+def _always(_config: Config, _name: str, _value: Value) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Space:
+    """A space of configurations over ``knobs``.
+
+    A configuration of the space holds exactly the knobs that matter in it: those whose ``requires`` hold. A
+    requirement on an argument that is not a knob of the space is taken to hold, since no search can change it.
+
+    Raises:
+        ValueError: there is no knob, a name occurs twice, or knobs require each other in a circle.
+    """
+
+    knobs: tuple[Knob, ...]
+
+    def __post_init__(self) -> None:
+        if not self.knobs:
+            raise ValueError("a space must have at least one knob")
+        if len(self.by_name) < len(self.knobs):
+            raise ValueError("a knob occurs twice in the space")
+        _ = self.by_requirement  # a circle must be known now, not at the first proposal
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Knob]:
+        """The knobs by their name, in the order of the space."""
+        return {knob.name: knob for knob in self.knobs}
+
+    @cached_property
+    def by_requirement(self) -> tuple[Knob, ...]:
+        """The knobs, each after those that it requires."""
+        graph = {knob.name: [name for name in knob.requires if name in self.by_name] for knob in self.knobs}
+        return tuple(self.by_name[name] for name in TopologicalSorter(graph).static_order())
+
+    def active(self, config: Config) -> dict[str, Value]:
+        """``config`` without what is no knob of the space, or is one that does not matter here."""
+        kept: dict[str, Value] = {}
+        for knob in self.by_requirement:
+            if knob.name in config and self.matters(knob, kept):
+                kept[knob.name] = config[knob.name]
+        return self._in_order(kept)
+
+    def matters(self, knob: Knob, config: Config) -> bool:
+        """Whether what ``knob`` requires holds in ``config``, which must have no knob that does not matter itself."""
+        required = {name: value for name, value in knob.requires.items() if name in self.by_name}
+        return all(name in config and config[name] == value for name, value in required.items())
+
+    def contains(self, config: Config) -> bool:
+        """Whether ``config`` holds exactly the knobs that matter in it, each with a value that it may take."""
+        active = self.active(config)
+        due = {knob.name for knob in self.knobs if self.matters(knob, active)}
+        return set(config) == due and all(self.by_name[name].holds(value) for name, value in config.items())
+
+    def sample(self, rng: np.random.Generator) -> dict[str, Value]:
+        """A configuration drawn uniformly, each knob on its own scale."""
+        return self._resolved({}, lambda knob: draw(knob, rng))
+
+    def project(self, config: Config) -> dict[str, Value]:
+        """The configuration of the space that is closest to ``config``. A knob that it lacks stands at its centre."""
+        return self._resolved(config, centre)
+
+    def neighbour(
+        self,
+        config: Config,
+        rng: np.random.Generator,
+        structural: float,
+        spread: float,
+        may_change: MayChange = _always,
+    ) -> tuple[dict[str, Value], str]:
+        """A configuration that differs from ``config`` in one knob, and the name of that knob.
+
+        With probability ``structural`` a categorical knob changes, to a value that ``may_change`` grants; otherwise
+        a numeric one moves by N(0, ``spread`` of its range). Where one sort of knob has nothing to offer the other
+        stands in, and where neither has, ``may_change`` is not asked. Knobs that start to matter are drawn. The name
+        is empty in a space of one configuration.
+        """
+        here = self.project(config)
+        prefers_structural = rng.random() < structural
+        numeric = [self.by_name[name] for name in here if self.by_name[name].kind is not Kind.CATEGORICAL]
+        choices = self._changes(here, may_change)
+        if not choices and not numeric:
+            choices = self._changes(here, _always)
+        if choices and (prefers_structural or not numeric):
+            name = list(choices)[int(rng.integers(len(choices)))]
+            value = choices[name][int(rng.integers(len(choices[name])))]
+        elif numeric:
+            knob = numeric[int(rng.integers(len(numeric)))]
+            name, value = knob.name, moved(knob, here[knob.name], spread, rng)
+        else:
+            return here, ""
+        return self._resolved({**here, name: value}, lambda knob: draw(knob, rng)), name
+
+    def _changes(self, here: Config, may_change: MayChange) -> dict[str, list[Value]]:
+        """The other values that each categorical knob may take, for the knobs that have any."""
+        others = {
+            name: [value for value in self.by_name[name].choices if value != current and may_change(here, name, value)]
+            for name, current in here.items()
+        }
+        return {name: values for name, values in others.items() if values}
+
+    def _resolved(self, config: Config, absent: Callable[[Knob], Value]) -> dict[str, Value]:
+        """Every knob that matters: brought into range where ``config`` has it, else what ``absent`` says."""
+        resolved: dict[str, Value] = {}
+        for knob in self.by_requirement:
+            if self.matters(knob, resolved):
+                resolved[knob.name] = nearest(knob, config[knob.name]) if knob.name in config else absent(knob)
+        return self._in_order(resolved)
+
+    def _in_order(self, config: Config) -> dict[str, Value]:
+        return {name: config[name] for name in self.by_name if name in config}

@@ -1,0 +1,140 @@
+"""Thermal Budget Annealing: simulated annealing that looks for something feasible first (arXiv 2604.17627).
+
+First the SLO violation is lowered until a configuration is feasible, then the objective is raised among feasible ones.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sidecar.search.contract import Observation, Outcome, Proposal
+from sidecar.search.failures import Blacklist, Failures
+from sidecar.search.published import PUBLISHED
+from sidecar.search.space import Space
+from vllm_sloguard.knobs import Config, Value
+
+PHASE = "tba-explore"
+
+
+@dataclass(frozen=True)
+class State:
+    """Where the annealing stands.
+
+    ``energy`` is that of ``current`` and is lowered: the violation before anything is feasible, the negated objective
+    after. ``spread`` is the range of the objective among feasible trials, ``stalled`` the number of trials since the
+    last improvement or reheat.
+    """
+
+    temperature: float = PUBLISHED.temperature_start
+    current: Config | None = None
+    energy: float = math.inf
+    best: float = math.inf
+    worst_feasible: float = -math.inf
+    feasible: bool = False
+    trials: int = 0
+    stalled: int = 0
+    reheats: int = 0
+
+    @property
+    def scale(self) -> float:
+        """What a difference in energy is measured against."""
+        return self.worst_feasible - self.best if self.feasible else PUBLISHED.violation_scale
+
+
+def fold(history: Sequence[Observation], seed: int) -> State:
+    """The state that ``history`` leads to."""
+    state = State()
+    for index, observation in enumerate(history):
+        state = advanced(state, observation, np.random.default_rng([seed, index, 1]))
+    return state
+
+
+def advanced(state: State, seen: Observation, rng: np.random.Generator) -> State:
+    """The state after one more observation. What the guard refused never ran, so it changes nothing."""
+    if seen.outcome is Outcome.REFUSED:
+        return state
+    energy = _energy(seen, state.feasible)
+    if seen.outcome is Outcome.FEASIBLE and not state.feasible:
+        return State(
+            temperature=PUBLISHED.first_feasible * PUBLISHED.temperature_start,
+            current=seen.config,
+            energy=energy,
+            best=energy,
+            worst_feasible=energy,
+            feasible=True,
+            trials=state.trials + 1,
+            reheats=state.reheats,
+        )
+    improved = energy < state.best
+    after = replace(state, best=min(state.best, energy), trials=state.trials + 1)
+    if seen.outcome is Outcome.FEASIBLE:
+        after = replace(after, worst_feasible=max(state.worst_feasible, energy))
+    starting = state.trials < PUBLISHED.initial_trials
+    if state.current is None or (improved if starting else accepts(energy - state.energy, after, rng)):
+        after = replace(after, current=seen.config, energy=energy)
+    return after if starting else _tempered(after, improved)
+
+
+def accepts(rise: float, state: State, rng: np.random.Generator) -> bool:
+    """The Metropolis rule: a fall always, a rise with probability exp(-rise / (temperature * scale))."""
+    if rise <= 0:
+        return True
+    return math.isfinite(rise) and float(rng.random()) < math.exp(-rise / state.scale / state.temperature)
+
+
+def _tempered(state: State, improved: bool) -> State:
+    """Cooled after an improvement, reheated after too many trials without one. The initial trials do neither."""
+    if improved:
+        factor = PUBLISHED.cooling if state.feasible else PUBLISHED.cooling_infeasible
+        return replace(state, temperature=max(state.temperature * factor, PUBLISHED.temperature_floor), stalled=0)
+    if state.stalled + 1 < PUBLISHED.patience_trials:
+        return replace(state, stalled=state.stalled + 1)
+    cap = PUBLISHED.reheat_cap * PUBLISHED.temperature_start
+    # Above the cap already, a search that found nothing stays as hot as it is: a reheat must not cool.
+    hotter = max(min(state.temperature * PUBLISHED.reheat, cap), state.temperature)
+    return replace(state, temperature=hotter, stalled=0, reheats=state.reheats + 1)
+
+
+def _energy(seen: Observation, feasible_known: bool) -> float:
+    """Once something is feasible, only feasible configurations have a finite energy."""
+    if seen.outcome is Outcome.FEASIBLE and seen.value is not None:
+        return -seen.value
+    return math.inf if feasible_known else min(seen.violation, PUBLISHED.crash_violation)
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """The optimizer. ``trials`` is how long this phase lasts, over which structural changes grow rarer."""
+
+    space: Space
+    seed: int
+    trials: int
+
+    def ask(self, history: Sequence[Observation]) -> Proposal:
+        """Random at first, the incumbent counted in, then a neighbour of where the annealing stands."""
+        rng = np.random.default_rng([self.seed, len(history)])
+        state = fold(history, self.seed)
+        failures = Failures.of(self.space, history)
+        if state.current is None or state.trials < PUBLISHED.initial_trials:
+            why = f"random start, {state.trials + 1} of {PUBLISHED.initial_trials}"
+            config, why = failures.avoiding(lambda: (self.space.sample(rng), why))
+            return Proposal(config, PHASE, why)
+        current, blacklist = state.current, Blacklist.of(self.space, history)
+        structural, spread = self.structural(state.trials), PUBLISHED.step * state.temperature
+
+        def neighbour() -> tuple[dict[str, Value], str]:
+            return self.space.neighbour(current, rng, structural, spread, blacklist.permits)
+
+        config, changed = failures.avoiding(neighbour)
+        if config not in failures:
+            return Proposal(config, PHASE, f"T={state.temperature:.2f}, changed {changed or 'nothing'}")
+        why = f"T={state.temperature:.2f}, random, since the neighbours have failed"
+        config, why = failures.avoiding(lambda: (self.space.sample(rng), why))
+        return Proposal(config, PHASE, why)
+
+    def structural(self, trials: int) -> float:
+        """The probability of a structural change after ``trials``, falling in a line."""
+        progress = min(trials / self.trials, 1.0)
+        return PUBLISHED.structural_start + progress * (PUBLISHED.structural_end - PUBLISHED.structural_start)

@@ -1,0 +1,44 @@
+"""Annealing until enough is known, then TPE, warm-started with all of it (arXiv 2604.17627)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sidecar.search.contract import Observation, Outcome, Proposal
+from sidecar.search.failures import ran
+from sidecar.search.published import PUBLISHED
+from sidecar.search.space import Space
+from sidecar.search.tba import Annealing
+from sidecar.search.tpe import Tpe
+
+
+def forced_after(budget: int) -> int:
+    """The number of trials after which annealing ends in any case."""
+    return max(PUBLISHED.forced_trials, budget * PUBLISHED.forced_percent // 100)
+
+
+def handed_off(history: Sequence[Observation], budget: int) -> bool:
+    """Whether TPE is in charge. The counts only grow, so there is no way back."""
+    trials = ran(history)
+    if trials >= forced_after(budget):
+        return True
+    feasible = sum(observation.outcome is Outcome.FEASIBLE for observation in history)
+    return (
+        trials >= max(PUBLISHED.early_trials, budget // PUBLISHED.early_divisor)
+        and feasible >= max(PUBLISHED.feasible_trials, budget // PUBLISHED.feasible_divisor)
+        and trials - feasible >= max(PUBLISHED.bad_trials, budget // PUBLISHED.bad_divisor)
+    )
+
+
+@dataclass(frozen=True)
+class TbaTpe:
+    """The optimizer. ``budget`` is the number of trials that may run, the incumbent's included."""
+
+    space: Space
+    seed: int
+    budget: int
+
+    def ask(self, history: Sequence[Observation]) -> Proposal:
+        """TBA's proposal before the handoff, TPE's after it."""
+        if handed_off(history, self.budget):
+            return Tpe(self.space, self.seed, startup=0).ask(history)
+        return Annealing(self.space, self.seed, forced_after(self.budget)).ask(history)

@@ -1,0 +1,82 @@
+"""The values of one knob: drawn, moved, and brought into range."""
+
+import math
+
+import numpy as np
+
+from vllm_sloguard.knobs import Kind, Knob, Value
+
+
+def draw(knob: Knob, rng: np.random.Generator) -> Value:
+    """A value drawn uniformly, on the knob's scale."""
+    if knob.kind is Kind.CATEGORICAL:
+        return knob.choices[int(rng.integers(len(knob.choices)))]
+    return from_unit(knob, float(rng.random()))
+
+
+def centre(knob: Knob) -> Value:
+    """The first choice (vLLM's default in the knob table), or the middle of the range on the knob's scale."""
+    return knob.choices[0] if knob.kind is Kind.CATEGORICAL else from_unit(knob, 0.5)
+
+
+def nearest(knob: Knob, value: Value) -> Value:
+    """The value of the knob that is closest to ``value``; its centre where the two cannot be compared."""
+    if knob.holds(value):
+        return value
+    if isinstance(value, str) or (isinstance(value, float) and math.isnan(value)):
+        return centre(knob)
+    if knob.kind is Kind.CATEGORICAL:
+        return _nearest_choice(knob, value)
+    if isinstance(value, bool):
+        return centre(knob)
+    clipped = min(max(value, knob.low), knob.high)
+    if knob.kind is Kind.FLOAT:
+        return float(clipped)
+    return min(max(round(clipped), math.ceil(knob.low)), math.floor(knob.high))
+
+
+def bounds(knob: Knob) -> tuple[float, float]:
+    """The range, half a step wider for integers, so that those at its ends are drawn as often as the others."""
+    margin = 0.5 if knob.kind is Kind.INT else 0.0
+    return knob.low - margin, knob.high + margin
+
+
+def _nearest_choice(knob: Knob, value: float) -> Value:
+    numbers = [choice for choice in knob.choices if not isinstance(choice, str)]
+    if not numbers:
+        return centre(knob)
+    clipped = min(max(value, min(numbers)), max(numbers))  # a difference to infinity says nothing
+    return min(numbers, key=lambda choice: abs(choice - clipped))
+
+
+def to_unit(knob: Knob, value: float) -> float:
+    """Where a numeric value lies in the range, 0 to 1, on the knob's scale."""
+    low, high = bounds(knob)
+    if knob.log:
+        return math.log(value / low) / math.log(high / low)
+    return (value - low) / (high - low)
+
+
+def from_unit(knob: Knob, share: float) -> Value:
+    """The numeric value at ``share`` of the range, 0 to 1, on the knob's scale."""
+    low, high = bounds(knob)
+    return tidy(knob, low * (high / low) ** share if knob.log else low + share * (high - low))
+
+
+def tidy(knob: Knob, value: float) -> Value:
+    """The value of a numeric knob closest to ``value`` in four significant digits, which read well in a record."""
+    return nearest(knob, value if knob.kind is Kind.INT else float(f"{value:.4g}"))
+
+
+def moved(knob: Knob, value: Value, spread: float, rng: np.random.Generator) -> Value:
+    """A numeric value moved by N(0, ``spread`` of the range). It differs from ``value`` wherever that is possible."""
+    if isinstance(value, str):
+        raise TypeError(f"{knob.name}: only a number can be moved, got {value!r}")
+    here = to_unit(knob, value)
+    move = float(rng.normal(0.0, spread))
+    # At an end of the range half of the moves lead outside: they are turned round.
+    candidates = [from_unit(knob, min(max(here + delta, 0.0), 1.0)) for delta in (move, -move)]
+    if knob.kind is Kind.INT:
+        # A cold step rounds to nothing; the next integer is the smallest step there is.
+        candidates += [value + 1, value - 1] if move > 0 else [value - 1, value + 1]
+    return next((new for new in candidates if new != value and knob.holds(new)), value)

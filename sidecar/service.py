@@ -1,0 +1,324 @@
+"""`sloguard serve`: keeps vLLM serving, and takes it down to tune in the windows of the configuration."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import grpc
+from cronsim import CronSim
+
+from sidecar import promoted
+from sidecar.config import Config
+from sidecar.engine.engine import Cancelled, Engine, EngineCrashed
+from sidecar.engine.http import Unanswered
+from sidecar.guard import Args, Guard
+from sidecar.journal import Journal
+from sidecar.load import LoadError
+from sidecar.metrics import Metrics
+from sidecar.promotion import Decision, Outcome
+from sidecar.runner import Runner
+from sidecar.states import State, check
+from sidecar.telemetry import TelemetryHub
+from sidecar.trial import Role, Status, Trial
+from sidecar.tuner import Tuner, incumbent_args, open_run, seconds_a_trial
+from vllm_sloguard.wire import control_pb2
+from vllm_sloguard.wire.control_pb2_grpc import ControlServiceServicer
+
+_TICK_S = 0.5
+_PROBE_EVERY_S = 10.0
+_PROBE_TIMEOUT_S = 30.0
+_PROBES_TO_HANG = 2
+_LONGEST_BACKOFF_S = 60.0
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Requests:
+    """What other threads ask of the loop: signals, and the control service."""
+
+    stop_sidecar: threading.Event = field(default_factory=threading.Event)
+    stop_engine: threading.Event = field(default_factory=threading.Event)
+    retune: threading.Event = field(default_factory=threading.Event)
+    retune_duration_s: float = 0.0
+    may_retune: bool = False
+
+
+class Control(ControlServiceServicer):
+    """Takes `sloguard retune`."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+
+    def Retune(  # noqa: N802
+        self, request: control_pb2.RetuneRequest, context: grpc.ServicerContext
+    ) -> control_pb2.RetuneResponse:
+        """Asks the loop for a window."""
+        if not self._requests.may_retune or self._requests.retune.is_set():
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "only a serving sidecar without a window can retune")
+        if not 0 <= request.duration_seconds <= 7 * 86400:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "duration_seconds: from 0 to 604800 are allowed")
+        self._requests.retune_duration_s = request.duration_seconds
+        self._requests.retune.set()
+        return control_pb2.RetuneResponse()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a sidecar works with, for as long as it holds its state folder."""
+
+    journal: Journal
+    runner: Runner
+    guard: Guard
+    hub: TelemetryHub
+    metrics: Metrics
+    requests: Requests
+
+
+class Service:
+    """The loop. Everything that it does happens on the thread that calls ``run``."""
+
+    def __init__(self, config: Config, parts: Parts, *, say: Say, notify: Callable[[Trial], None]) -> None:
+        self._config = config
+        self._journal = parts.journal
+        self._runner = parts.runner
+        self._guard = parts.guard
+        self._hub = parts.hub
+        self._metrics = parts.metrics
+        self._requests = parts.requests
+        self._say = say
+        self._notify = notify
+        self._state = State.HALTED
+        self._engine: Engine | None = None
+        self._restore_s = 0.0
+        self._window_end: float | None = None
+
+    def run(self) -> None:
+        """Serves until a stop is requested. Raises EngineCrashed when the first start fails."""
+        self._recover()
+        opening = self._next_opening()
+        probed_at, misses, steps = time.monotonic(), 0, 0
+        while not self._requests.stop_sidecar.wait(_TICK_S):
+            if self._engine is None or not self._engine.alive():
+                self._restart()
+                opening, misses = self._next_opening(), 0
+                continue
+            asked = self._requests.retune.is_set()
+            if asked or (opening is not None and datetime.now().astimezone() >= opening):
+                duration_s = self._requests.retune_duration_s if asked else 0.0
+                why = "a window was asked for" if asked else "the window has opened"
+                self._window(duration_s or self._config.window.duration, why)
+                self._requests.retune.clear()
+                opening, misses, probed_at = self._next_opening(), 0, time.monotonic()
+            if time.monotonic() - probed_at >= _PROBE_EVERY_S:
+                misses, steps = self._probed(misses, steps)
+                probed_at = time.monotonic()
+        self._halt()
+
+    # Serving
+
+    def _recover(self) -> None:
+        """Takes up what an earlier sidecar left: its serving engine if it is the right one, and nothing else."""
+        self._end_interrupted("the sidecar ended during the run")
+        args = incumbent_args(self._config, self._journal)
+        self._enter(State.STARTING, "the sidecar has started")
+        if (engine := self._adoptable(args)) is not None:
+            self._runner.end_orphans(keep=engine.launch.engine_id)
+            self._engine = engine
+            self._serving(args, "the engine of an earlier sidecar serves on")
+            return
+        self._runner.end_orphans()
+        self._start(args)
+        self._serving(args, "the engine is up")
+
+    def _end_interrupted(self, why: str) -> None:
+        for trial in self._journal.trials():
+            if trial.status is Status.RUNNING:
+                self._journal.end_trial(trial, None)
+        last = self._journal.last_run()
+        if last is not None and last.ended_at is None:
+            self._journal.end_run(last.id, {"outcome": "interrupted", "reason": why})
+
+    def _adoptable(self, args: Args) -> Engine | None:
+        for record in self._journal.engines():
+            if record.role != "serving" or record.launch["args"] != dict(args):
+                continue
+            engine = self._runner.adopt(record)
+            if engine.launch.port != self._config.engine.port or not engine.alive():
+                continue
+            try:
+                engine.probe(_PROBE_TIMEOUT_S)
+            except Unanswered:
+                continue
+            return engine
+        return None
+
+    def _start(self, args: Args) -> None:
+        """Starts an engine for serving and waits for its first token. Raises EngineCrashed."""
+        launch = self._runner.serving_launch(args)
+        self._engine = self._runner.start(launch, "serving")
+        try:
+            took_s = self._engine.wait_ready(self._config.engine.start_timeout_s, self._requests.stop_engine.is_set)
+        except Cancelled:
+            self._end_engine(drain=False)
+            raise
+        except EngineCrashed as error:
+            self._metrics.crashed(error.crash.category, error.crash.phase)
+            self._end_engine(drain=False)
+            raise
+        self._restore_s = max(self._restore_s, took_s)
+        self._metrics.seconds.labels("restore").set(took_s)
+
+    def _serving(self, args: Args, why: str) -> None:
+        self._metrics.serving(args)
+        self._metrics.engine_up.set(1)
+        self._enter(State.SERVING, why)
+
+    def _restart(self) -> None:
+        """The serving engine has ended: start it again until it comes up or a stop is asked for."""
+        if self._engine is not None:
+            crash = self._engine.crashed("serving").crash
+            self._metrics.crashed(crash.category, crash.phase)
+            self._say(f"the serving engine crashed: {crash.category}: {crash.evidence}")
+            self._end_engine(drain=False)
+        self._metrics.engine_up.set(0)
+        self._restore(incumbent_args(self._config, self._journal), "the serving engine crashed")
+
+    def _restore(self, args: Args, why: str) -> None:
+        """Starts ``args`` for serving, again and again with growing pauses; a stop ends that after one more try."""
+        backoff_s = 1.0
+        while not self._requests.stop_engine.is_set():
+            self._enter(State.RESTORING, why)
+            try:
+                self._start(args)
+            except EngineCrashed as error:
+                self._say(f"the engine did not come up, again in {backoff_s:.0f} s: {error}")
+                if self._requests.stop_sidecar.wait(backoff_s):
+                    return
+                backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
+                continue
+            self._serving(args, f"{why}; restored")
+            return
+
+    def _probed(self, misses: int, steps_before: int) -> tuple[int, int]:
+        """One real token, or steps since the last probe, show that the engine works; else it is killed."""
+        assert self._engine is not None
+        steps = self._hub.of(self._engine.launch.engine_id).total_steps
+        try:
+            self._engine.probe(_PROBE_TIMEOUT_S)
+        except Unanswered:
+            misses = 0 if steps > steps_before else misses + 1
+        else:
+            misses = 0
+        if misses >= _PROBES_TO_HANG:
+            self._say("the serving engine hangs and is killed")
+            self._engine.group.kill()
+        self._engine.trim_log()
+        return misses, steps
+
+    # The window
+
+    def _next_opening(self) -> datetime | None:
+        cron = self._config.window.cron
+        return next(CronSim(cron, datetime.now().astimezone())) if cron else None
+
+    def _window(self, duration_s: float, why: str) -> None:
+        self._window_end = time.monotonic() + duration_s
+        before = incumbent_args(self._config, self._journal)
+        self._drain(why)
+        decision: Decision | None = None
+        try:
+            decision = self._tune()
+        except (LoadError, Cancelled) as error:
+            why = "a stop was asked for" if isinstance(error, Cancelled) else f"the window failed: {error}"
+            self._say(why)
+            self._end_interrupted(why)
+        self._window_end = None
+        self._metrics.window_remaining.set(0)
+        if self._requests.stop_engine.is_set():
+            return
+        if decision is None or decision.outcome is not Outcome.PROMOTED:
+            self._restore(before, decision.reason if decision else why)
+            return
+        self._promote(before, decision)
+
+    def _drain(self, why: str) -> None:
+        """Not ready from here on; requests in flight finish, then the engine ends."""
+        assert self._engine is not None
+        began = time.monotonic()
+        self._enter(State.DRAINING, why)
+        self._requests.stop_sidecar.wait(self._config.window.notice)
+        deadline = time.monotonic() + self._config.engine.drain_timeout_s
+        while self._busy() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self._end_engine(drain=True)
+        self._metrics.engine_up.set(0)
+        self._metrics.seconds.labels("drain").set(time.monotonic() - began)
+
+    def _busy(self) -> bool:
+        assert self._engine is not None
+        steps = self._hub.of(self._engine.launch.engine_id).steps
+        return bool(steps.running_requests or steps.waiting_requests)
+
+    def _tune(self) -> Decision:
+        run = open_run(self._config, self._journal)
+        self._enter(State.TUNING, f"run {run.id}")
+
+        def notify(trial: Trial) -> None:
+            if trial.plan.role is Role.VALIDATION and trial.status is Status.RUNNING:
+                self._enter(State.VALIDATING, trial.plan.reason)
+            self._metrics.trial(trial, self._journal.trials(run.id))
+            self._metrics.window_remaining.set(self._time_left())
+            self._notify(trial)
+
+        def fits(more: int) -> bool:
+            return self._time_left() >= self._restore_s + more * seconds_a_trial(self._journal.trials(run.id))
+
+        tuner = Tuner(self._config, run, self._journal, self._runner, self._guard, notify=notify, fits=fits)
+        decision = tuner.tune()
+        self._metrics.decided(decision)
+        self._say(f"run {run.id}: {decision.outcome}: {decision.reason}")
+        promoted.write(
+            self._config, incumbent_args(self._config, self._journal), decision, self._journal.trials(run.id)
+        )
+        return decision
+
+    def _promote(self, before: Args, decision: Decision) -> None:
+        args = incumbent_args(self._config, self._journal)
+        self._enter(State.PROMOTING, decision.reason)
+        try:
+            self._start(args)
+        except EngineCrashed as error:
+            # It has run twice in this window, and yet: what served before is the last known good.
+            self._journal.promote(None, self._config.base_digest(), dict(before))
+            self._restore(before, f"the promoted configuration did not start: {error}")
+            return
+        self._serving(args, decision.reason)
+
+    def _time_left(self) -> float:
+        return max(self._window_end - time.monotonic(), 0.0) if self._window_end is not None else 0.0
+
+    # States
+
+    def _enter(self, state: State, why: str) -> None:
+        check(self._state, state)
+        until = time.time() + self._time_left() if self._window_end is not None else None
+        self._journal.enter(str(state), why, until)
+        self._state = state
+        self._requests.may_retune = state is State.SERVING
+        self._metrics.entered(state, ready=state is State.SERVING)
+        self._say(f"{state}: {why}")
+
+    def _end_engine(self, *, drain: bool) -> None:
+        assert self._engine is not None
+        self._runner.end(self._engine, drain=drain)
+        self._engine = None
+
+    def _halt(self) -> None:
+        if self._engine is not None and self._requests.stop_engine.is_set():
+            self._enter(State.HALTED, "stopped, with its engine")
+            self._end_engine(drain=True)
+        else:
+            self._enter(State.HALTED, "stopped; the engine serves on")

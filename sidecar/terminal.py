@@ -1,0 +1,140 @@
+"""How a run looks in a terminal: a table that grows while it runs, or plain lines where there is no terminal."""
+
+import math
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sidecar.trial import Role, Status, Trial
+from sidecar.tuner import seconds_a_trial
+
+_STYLES = {
+    Status.FEASIBLE: "green",
+    Status.INFEASIBLE: "yellow",
+    Status.CRASHED: "red",
+    Status.REFUSED: "magenta",
+    Status.ABORTED: "dim",
+    Status.RUNNING: "bold cyan",
+}
+
+
+class View:
+    """Shows the trials of one run as they start and end."""
+
+    def __init__(self, console: Console, knobs: Sequence[str], budget: int) -> None:
+        self._console = console
+        self._knobs = tuple(knobs)
+        self._budget = budget
+        self._trials: dict[tuple[int, int], Trial] = {}
+        self._live = Live(console=console, refresh_per_second=2, get_renderable=self._picture, transient=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def notify(self, trial: Trial) -> None:
+        """Takes a trial that has started or ended."""
+        self._trials[trial.run, trial.number] = trial
+        if not self._console.is_terminal:
+            self._console.print(line(trial, self._knobs), highlight=False, soft_wrap=True, markup=False)
+
+    def _picture(self) -> RenderableType:
+        if not self._trials:
+            return Text("")
+        last_run = max(run for run, _ in self._trials)
+        trials = [t for (run, _), t in sorted(self._trials.items()) if run == last_run]
+        return Group(table(trials, self._knobs), Text(_outlook(trials, self._budget)))
+
+
+def table(trials: Sequence[Trial], knobs: Sequence[str]) -> Table:
+    """One row a trial."""
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("#", "phase", "configuration", "verdict", "TTFT p99", "ITL p99", "E2E p99", "mean E2E", "took", ""):
+        grid.add_column(name, justify="right" if name in ("#", "took") or "E2E" in name or "p99" in name else "left")
+    for trial in trials:
+        measured = trial.result.measurement if trial.result else None
+        grid.add_row(
+            str(trial.number),
+            trial.plan.phase,
+            configuration(trial, knobs),
+            Text(str(trial.status), style=_STYLES[trial.status]),
+            milliseconds(measured.ttft_p99_ms if measured else None),
+            milliseconds(measured.itl_p99_ms if measured else None),
+            milliseconds(measured.e2e_p99_ms if measured else None),
+            milliseconds(measured.e2e_mean_ms if measured else None),
+            _took(trial),
+            why(trial),
+        )
+    return grid
+
+
+def line(trial: Trial, knobs: Sequence[str]) -> str:
+    """The same in one line."""
+    head = f"trial {trial.number} {trial.plan.phase}: {configuration(trial, knobs)}"
+    if trial.status is Status.RUNNING:
+        return f"{head}: starting ({trial.plan.reason})"
+    measured = trial.result.measurement if trial.result else None
+    numbers = ""
+    if measured is not None:
+        numbers = (
+            f" ttft_p99={milliseconds(measured.ttft_p99_ms)} itl_p99={milliseconds(measured.itl_p99_ms)}"
+            f" e2e_p99={milliseconds(measured.e2e_p99_ms)} e2e_mean={milliseconds(measured.e2e_mean_ms)}"
+        )
+    return f"{head}: {trial.status}{numbers} in {_took(trial)} {why(trial)}".rstrip()
+
+
+def configuration(trial: Trial, knobs: Sequence[str]) -> str:
+    """The knobs as they ran."""
+    ran = trial.plan.proposed if trial.plan.refusal else trial.plan.args
+    names = dict.fromkeys((*knobs, *trial.plan.proposed))
+    return " ".join(f"{name}={_short(ran[name])}" for name in names if name in ran)
+
+
+def why(trial: Trial) -> str:
+    """What there is to say beyond the numbers: a refusal, a crash's category and evidence, repairs."""
+    if trial.plan.refusal:
+        return trial.plan.refusal
+    if trial.result is not None and trial.result.crash is not None:
+        crash = trial.result.crash
+        return f"{crash.category} while {crash.phase}: {crash.evidence[:160]}"
+    repairs = "; ".join(f"{c.name} {c.before} → {c.after}: {c.reason}" for c in trial.plan.changes)
+    notes = [repairs] if repairs else []
+    if trial.plan.role is Role.UNGUARDED:
+        notes.append("past the guard")
+    return "; ".join(notes)
+
+
+def milliseconds(value: float | None) -> str:
+    """A latency for people."""
+    if value is None:
+        return "-"
+    return "failed" if math.isinf(value) else f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _took(trial: Trial) -> str:
+    return f"{(trial.ended_at or time.time()) - trial.started_at:.0f} s"
+
+
+def _outlook(trials: Sequence[Trial], budget: int) -> str:
+    ran = sum(t.status not in (Status.REFUSED, Status.ABORTED, Status.RUNNING) for t in trials)
+    left = max(budget - ran, 0)
+    seconds = left * seconds_a_trial(trials)
+    about = f", about {seconds / 60:.0f} min" if seconds else ""
+    return f"{ran} of {budget} trials, {left} left{about}"

@@ -1,0 +1,131 @@
+"""What is known of one trial. A trial's status follows from its record; it is never stored beside it."""
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from sidecar.judge import Measurement
+from sidecar.search.contract import Observation, Outcome
+from vllm_sloguard.crash import Crash
+from vllm_sloguard.knobs import Value
+
+_FROZEN = ConfigDict(ser_json_inf_nan="strings", extra="forbid")
+
+
+class Status(StrEnum):
+    """Where a trial stands."""
+
+    RUNNING = "running"
+    FEASIBLE = "feasible"
+    INFEASIBLE = "infeasible"
+    CRASHED = "crashed"
+    REFUSED = "refused"  # by the guard, before anything was started
+    ABORTED = "aborted"  # the sidecar ended before the trial did
+
+
+class Role(StrEnum):
+    """Why a trial was run."""
+
+    BASELINE = "baseline"  # what is serving, measured in the same run
+    SEARCH = "search"
+    UNGUARDED = "unguarded"  # asked for by the operator, past the guard
+    VALIDATION = "validation"  # the best one again, on a fresh start
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Change:
+    """One argument that the repair changed; ``before`` is None where it was not given."""
+
+    name: str
+    before: Value | None
+    after: Value | None
+    reason: str
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Plan:
+    """What is going to be tried, and why.
+
+    ``proposed`` are the knobs that the search asked for, ``args`` every engine argument that vLLM is started with.
+    """
+
+    role: Role
+    proposed: dict[str, Value]
+    args: dict[str, bool | int | float | str | list[str]]
+    phase: str
+    reason: str
+    changes: tuple[Change, ...] = ()
+    refusal: str = ""
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Result:
+    """How it ended: with a measurement, a crash, or neither when it was aborted.
+
+    ``scores`` are the requests' parts in the objective, lower is better (sidecar.judge.scores).
+    """
+
+    violation: float = 0.0
+    value: float | None = None
+    measurement: Measurement | None = None
+    scores: tuple[float, ...] = ()
+    crash: Crash | None = None
+    kv_cache_tokens: int | None = None
+    start_s: float | None = None
+    load_s: float | None = None
+    stop_s: float | None = None
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Trial:
+    """One row of the journal. Times are seconds since the epoch."""
+
+    run: int
+    number: int
+    plan: Plan
+    started_at: float
+    ended_at: float | None = None
+    result: Result | None = None
+
+    @property
+    def status(self) -> Status:
+        """Follows from what was recorded."""
+        if self.plan.refusal:
+            return Status.REFUSED
+        if self.ended_at is None:
+            return Status.RUNNING
+        if self.result is None:
+            return Status.ABORTED
+        if self.result.crash is not None:
+            return Status.CRASHED
+        return Status.FEASIBLE if self.result.violation == 0 else Status.INFEASIBLE
+
+    def observation(self, knobs: tuple[str, ...]) -> Observation | None:
+        """What an optimizer is told: the knobs as they ran. None for a trial that tells nothing about them."""
+        outcome = {
+            Status.FEASIBLE: Outcome.FEASIBLE,
+            Status.INFEASIBLE: Outcome.INFEASIBLE,
+            Status.CRASHED: Outcome.CRASHED,
+            Status.REFUSED: Outcome.REFUSED,
+        }.get(self.status)
+        if outcome is None:
+            return None
+        ran = self.plan.proposed if outcome is Outcome.REFUSED else self.plan.args
+        config = {name: v for name, v in ran.items() if name in knobs and not isinstance(v, list)}
+        if self.result is None or outcome is Outcome.CRASHED:
+            return Observation(config, outcome, float("inf"), None)
+        return Observation(config, outcome, self.result.violation, self.result.value)
+
+
+PLAN = TypeAdapter(Plan)
+RESULT = TypeAdapter(Result)
+
+
+def as_json(trial: Trial) -> dict[str, Any]:
+    """For `sloguard trials --json`: everything but the requests' scores."""
+    row = TypeAdapter(Trial).dump_python(trial, mode="json")
+    if row["result"] is not None:
+        del row["result"]["scores"]
+    return {"run": row.pop("run"), "number": row.pop("number"), "status": str(trial.status), **row}

@@ -1,0 +1,148 @@
+"""One tuning run: observe, guard, propose, run, judge, record; then validate the best and decide.
+
+The journal is the state: ``Tuner`` reads it before each step, so a run that was killed goes on where it was.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from sidecar import promotion
+from sidecar.config import Config
+from sidecar.guard import Args, Guard
+from sidecar.journal import Journal, Run
+from sidecar.promotion import Decision, Outcome
+from sidecar.runner import Runner
+from sidecar.search.contract import Optimizer, Proposal
+from sidecar.search.registry import make
+from sidecar.search.space import Space
+from sidecar.trial import Plan, Result, Role, Status, Trial
+
+# A search that proposes nothing but what the guard refuses has nothing left to find.
+_MOST_REFUSALS_IN_A_ROW = 20
+
+Notify = Callable[[Trial], None]
+Fits = Callable[[int], bool]
+
+
+def incumbent_args(config: Config, journal: Journal) -> Args:
+    """What is serving: the last promotion over the file's arguments, or these."""
+    return journal.promoted(config.base_digest()) or config.engine.args
+
+
+def open_run(config: Config, journal: Journal) -> Run:
+    """The unfinished run of this very configuration, or a new one. A trial that was in flight becomes aborted."""
+    last = journal.last_run()
+    for trial in journal.trials():
+        if trial.status is Status.RUNNING:
+            journal.end_trial(trial, None)
+    if last is not None and last.ended_at is None:
+        if last.digest == config.digest():
+            return last
+        journal.end_run(last.id, {"outcome": "abandoned", "reason": "the configuration was changed"})
+    incumbent = dict(incumbent_args(config, journal))
+    return journal.begin_run(config.digest(), config.model_dump_json(exclude={"engine": {"env"}}), incumbent)
+
+
+class Tuner:
+    """Takes one run from wherever it is to its decision. ``notify`` is told of every trial, as it starts and ends.
+
+    ``fits`` says whether so many more trials can end before the window does.
+    """
+
+    def __init__(
+        self, config: Config, run: Run, journal: Journal, runner: Runner, guard: Guard, *, notify: Notify, fits: Fits
+    ) -> None:
+        self._config = config
+        self._run = run
+        self._journal = journal
+        self._runner = runner
+        self._guard = guard
+        self._notify = notify
+        self._fits = fits
+        self._knobs = tuple(config.search.knobs)
+        space = Space(config.search.space_knobs())
+        self._optimizer: Optimizer = make(config.search.optimizer, space, config.search.seed, config.search.budget)
+
+    def tune(self) -> Decision:
+        """Runs what is left of the search and the validation, and decides. Raises Cancelled, LoadError."""
+        # Each trial of the search leaves room for the validation after it.
+        while (plan := self._next()) is not None and self._fits(2):
+            self._attempt(plan)
+        if (plan := self._validation()) is not None and self._fits(1):
+            self._attempt(plan)
+        return self._decided()
+
+    def _decided(self) -> Decision:
+        decision = promotion.decide(self._trials(), self._config.promotion)
+        if decision.outcome is Outcome.PROMOTED:
+            args = self._args_of(decision.trial)
+            self._journal.promote(self._run.id, self._config.base_digest(), args)
+        self._journal.end_run(self._run.id, {**dataclasses.asdict(decision)})
+        return decision
+
+    def _args_of(self, number: int) -> dict[str, bool | int | float | str | list[str]]:
+        return next(t.plan.args for t in self._trials() if t.number == number)
+
+    def _trials(self) -> list[Trial]:
+        return self._journal.trials(self._run.id)
+
+    def _next(self) -> Plan | None:
+        """The next plan of the search; None when its budget is used up. An aborted trial is tried again."""
+        trials = [t for t in self._trials() if t.status is not Status.ABORTED]
+        if promotion.baseline(trials) is None:
+            return self._baseline()
+        tried = [t.plan.proposed for t in trials if t.plan.role is Role.UNGUARDED]
+        for args in self._config.search.unguarded[len(tried) :]:
+            knobs = {name: value for name, value in args.items() if not isinstance(value, list)}
+            proposal = Proposal(knobs, "unguarded", "asked for by the configuration, past the guard")
+            return self._guard.plan(self._run.incumbent, proposal, Role.UNGUARDED)
+        if any(t.plan.role is Role.VALIDATION for t in trials):
+            return None
+        ran = [t for t in trials if t.status is not Status.REFUSED]
+        if len(ran) >= self._config.search.budget or _refused_in_a_row(trials) >= _MOST_REFUSALS_IN_A_ROW:
+            return None
+        history = [o for t in trials if (o := t.observation(self._knobs)) is not None]
+        return self._guard.plan(self._run.incumbent, self._optimizer.ask(history), Role.SEARCH)
+
+    def _baseline(self) -> Plan:
+        knobs = {
+            name: value
+            for name, value in self._run.incumbent.items()
+            if name in self._knobs and not isinstance(value, list)
+        }
+        proposal = Proposal(knobs, "baseline", "what is serving today")
+        return self._guard.plan(self._run.incumbent, proposal, Role.BASELINE)
+
+    def _validation(self) -> Plan | None:
+        trials = self._trials()
+        best = promotion.candidate(trials)
+        done = any(t.plan.role is Role.VALIDATION and t.status is not Status.ABORTED for t in trials)
+        if best is None or done:
+            return None
+        reason = f"trial {best.number} again, on a fresh start"
+        return dataclasses.replace(best.plan, role=Role.VALIDATION, phase="validation", reason=reason)
+
+    def _attempt(self, plan: Plan) -> None:
+        trial = self._journal.begin_trial(self._run.id, plan)
+        self._notify(trial)
+        result: Result | None = None
+        try:
+            if not plan.refusal:
+                result = self._runner.run(plan)
+        finally:
+            self._notify(self._journal.end_trial(trial, result))
+
+
+def _refused_in_a_row(trials: Sequence[Trial]) -> int:
+    count = 0
+    for trial in reversed(trials):
+        if trial.status is not Status.REFUSED:
+            break
+        count += 1
+    return count
+
+
+def seconds_a_trial(trials: Sequence[Trial]) -> float:
+    """The longest of the trials that ran to their end, as the next one's expected length; 0 without any."""
+    ended = (t for t in trials if t.status in (Status.FEASIBLE, Status.INFEASIBLE, Status.CRASHED))
+    return max((t.ended_at - t.started_at for t in ended if t.ended_at is not None), default=0.0)

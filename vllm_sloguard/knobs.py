@@ -1,0 +1,82 @@
+"""The knob table: every vLLM argument that may be tuned, in one place.
+
+Names are vLLM's own (``EngineArgs`` fields, so ``max_num_seqs`` for ``--max-num-seqs``). The table is also the
+allowlist: an argument that is not here is never changed by a search.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
+
+Value: TypeAlias = bool | int | float | str
+Config: TypeAlias = Mapping[str, Value]
+
+
+class Kind(StrEnum):
+    """How a knob's values are drawn."""
+
+    INT = "int"
+    FLOAT = "float"
+    CATEGORICAL = "categorical"
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One tunable argument.
+
+    ``low`` and ``high`` are inclusive and belong to INT and FLOAT; ``choices`` to CATEGORICAL. ``log`` draws on a
+    logarithmic scale. ``requires`` names values that other knobs must have for this one to matter: where they do
+    not hold, the knob is left out of the configuration.
+    """
+
+    name: str
+    kind: Kind
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    choices: tuple[Value, ...] = ()
+    requires: Mapping[str, Value] = field(default_factory=dict[str, Value])
+    about: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind is Kind.CATEGORICAL:
+            if not self.choices:
+                raise ValueError(f"{self.name}: choices must not be empty")
+        elif not self.low < self.high:
+            raise ValueError(f"{self.name}: low must be below high, got {self.low} and {self.high}")
+        elif self.log and self.low <= 0:
+            raise ValueError(f"{self.name}: low must be above 0 on a logarithmic scale, got {self.low}")
+
+    def holds(self, value: Value) -> bool:
+        """Whether ``value`` is one that this knob may take."""
+        if self.kind is Kind.CATEGORICAL:
+            return any(value == c and isinstance(value, bool) == isinstance(c, bool) for c in self.choices)
+        if isinstance(value, bool) or not isinstance(value, int if self.kind is Kind.INT else int | float):
+            return False
+        return self.low <= value <= self.high
+
+
+# Ranges of the first six are those of the SLO-Guard study (arXiv 2604.17627), widened where today's GPUs ask for it.
+KNOBS: Mapping[str, Knob] = {
+    knob.name: knob
+    for knob in (
+        Knob("max_num_seqs", Kind.INT, 4, 1024, log=True, about="requests that run at once"),
+        Knob("max_num_batched_tokens", Kind.INT, 512, 16384, log=True, about="tokens in one step, prompts included"),
+        Knob("gpu_memory_utilization", Kind.FLOAT, 0.60, 0.95, about="share of the memory that vLLM may take"),
+        Knob("max_model_len", Kind.INT, 512, 32768, log=True, about="longest request, prompt and output, tokens"),
+        Knob("enforce_eager", Kind.CATEGORICAL, choices=(False, True), about="no compilation and no CUDA graphs"),
+        Knob(
+            "enable_chunked_prefill",
+            Kind.CATEGORICAL,
+            choices=(True, False),
+            about="long prompts are split over steps",
+        ),
+        Knob("enable_prefix_caching", Kind.CATEGORICAL, choices=(True, False), about="shared prompt heads are kept"),
+        Knob("block_size", Kind.CATEGORICAL, choices=(16, 32, 64, 128), about="tokens in one KV-cache block"),
+        Knob("kv_cache_memory_bytes", Kind.INT, 2**24, 2**38, log=True, about="KV cache, bytes, instead of a share"),
+        Knob("kv_cache_dtype", Kind.CATEGORICAL, choices=("auto", "fp8"), about="type of the KV cache"),
+        Knob("long_prefill_token_threshold", Kind.INT, 0, 8192, about="longer prompts count as long; 0: none do"),
+        Knob("stream_interval", Kind.CATEGORICAL, choices=(1, 2, 4, 8), about="tokens sent in one piece"),
+    )
+}

@@ -1,0 +1,147 @@
+"""The memory of the machine that an engine would run on: NVML's for GPUs, else what vLLM's CPU backend counts."""
+
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+# cgroup v1 says "no limit" with a number near 2**63.
+_NO_LIMIT = 1 << 62
+
+
+@dataclass(frozen=True)
+class Machine:
+    """``total_bytes`` and ``free_bytes`` are one device's: the smallest of the visible GPUs, or the memory node."""
+
+    kind: Literal["cuda", "cpu"]
+    total_bytes: int
+    free_bytes: int
+    gpus: int
+    source: str
+
+
+def observe(*, sys_root: Path = Path("/sys"), proc_root: Path = Path("/proc")) -> Machine:
+    """This machine as an engine started now would find it.
+
+    Raises:
+        OSError: there is no GPU, and the memory files cannot be read.
+    """
+    return _gpus(os.environ.get("CUDA_VISIBLE_DEVICES")) or _cpu(sys_root, proc_root)
+
+
+def visible(setting: str | None, count: int) -> tuple[int, ...]:
+    """The GPU indices that ``CUDA_VISIBLE_DEVICES`` leaves of ``count``.
+
+    CUDA stops reading at the first entry that names no device. UUIDs cannot be told apart here: all GPUs count then,
+    the smallest of which is the safe answer.
+    """
+    if setting is None:
+        return tuple(range(count))
+    entries = [entry.strip() for entry in setting.split(",")]
+    if any(entry.startswith(("GPU-", "MIG-")) for entry in entries):
+        return tuple(range(count))
+    chosen: list[int] = []
+    for entry in entries:
+        if not entry.isdecimal() or int(entry) >= count:
+            break
+        chosen.append(int(entry))
+    return tuple(dict.fromkeys(chosen))
+
+
+def _gpus(setting: str | None) -> Machine | None:
+    try:
+        # Late, and by name: it has no types, and nothing else here needs it.
+        pynvml: Any = importlib.import_module("pynvml")
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        handles = [
+            pynvml.nvmlDeviceGetHandleByIndex(index) for index in visible(setting, int(pynvml.nvmlDeviceGetCount()))
+        ]
+        if not handles:
+            return None
+        memory = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
+        return Machine(
+            kind="cuda",
+            total_bytes=min(int(m.total) for m in memory),
+            free_bytes=min(int(m.free) for m in memory),
+            gpus=len(handles),
+            source=f"NVML: {pynvml.nvmlDeviceGetName(handles[0])}",
+        )
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _cpu(sys_root: Path, proc_root: Path) -> Machine:
+    """What ``get_memory_node_info`` of vllm/utils/cpu_resource_utils.py (0.32) counts, for the first allowed node.
+
+    Free is what is free or can be reclaimed on that NUMA node. A cgroup limit below the node's total replaces it, and
+    what the cgroup uses, page cache included, is not free.
+    """
+    node = _first_allowed_node(proc_root)
+    path = sys_root / f"devices/system/node/node{node}/meminfo"
+    if path.exists():
+        info = _meminfo(path)
+        total = info["MemTotal"]
+        free = sum(info[key] for key in ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable"))
+    else:
+        path = proc_root / "meminfo"
+        info = _meminfo(path)
+        total, free = info["MemTotal"], info["MemAvailable"]
+    limit, used = _cgroup(sys_root / "fs/cgroup")
+    if limit is not None and limit < total:
+        return Machine("cpu", limit, max(0, min(free, limit - used)), 0, "cgroup limit")
+    return Machine("cpu", total, free, 0, str(path))
+
+
+def _meminfo(path: Path) -> dict[str, int]:
+    """Bytes by name. A node's lines start with "Node 0", the system's do not."""
+    found: dict[str, int] = {}
+    for line in path.read_text(encoding="ascii").splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if words and words[0].isdecimal():
+            found[name.split()[-1]] = int(words[0]) * 1024
+    missing = {"MemTotal", "MemFree"} - found.keys()
+    if missing:
+        raise OSError(f"{path}: {', '.join(sorted(missing))} is missing")
+    return {"Active(file)": 0, "Inactive(file)": 0, "SReclaimable": 0, "MemAvailable": found["MemFree"], **found}
+
+
+def _first_allowed_node(proc_root: Path) -> int:
+    status = proc_root / "self/status"
+    if not status.exists():
+        return 0
+    for line in status.read_text(encoding="utf-8", errors="replace").splitlines():
+        name, _, rest = line.partition(":")
+        first = rest.strip().split(",")[0].split("-")[0]
+        if name == "Mems_allowed_list" and first.isdecimal():
+            return int(first)
+    return 0
+
+
+def _cgroup(root: Path) -> tuple[int | None, int]:
+    """Limit and use in bytes, v2 before v1; (None, 0) where nothing limits."""
+    for limit_name, used_name in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        limit = _number(root / limit_name)
+        if limit is not None and limit < _NO_LIMIT:
+            return limit, _number(root / used_name) or 0
+    return None, 0
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None

@@ -1,0 +1,161 @@
+"""The entry point of the plugin: hooks into vLLM that observe it, repair its arguments, and can't break it.
+
+vLLM calls ``register`` in every one of its processes, and a process forked from another inherits what was hooked
+there. Every hook runs under ``harmless``: what it raises is counted and said once, and vLLM goes on as if the hook were
+not there.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+from vllm_sloguard.link import Link
+from vllm_sloguard.processes import current_role, is_model_inspection
+from vllm_sloguard.settings import NAMES, Settings, SettingsError, unknown
+from vllm_sloguard.wire import telemetry_pb2 as pb
+
+P = ParamSpec("P")
+
+# vLLM sets up logging for its own name only; below it, the plugin's lines look like vLLM's.
+logger = logging.getLogger("vllm.sloguard")
+
+_LONGEST_MESSAGE = 4096
+_MOST_CRASH_REPORTS = 8
+_LAST_WORDS_S = 1.0
+
+_link: Link | None = None
+_said: set[str] = set()
+
+
+def register() -> None:
+    """Installs the hooks. Idempotent; never raises."""
+    global _link  # noqa: PLW0603 - vLLM gives the entry point nothing to keep state in
+    if _link is not None or is_model_inspection():
+        return
+    try:
+        settings = Settings.from_environ(os.environ)
+    except SettingsError as error:
+        logger.warning("sloguard is not active: %s", error)
+        return
+    for name in unknown(os.environ):
+        logger.warning("sloguard: %s is not a setting and is ignored; there are %s", name, ", ".join(NAMES))
+    _link = Link(settings)
+    harmless(_install)(_link, settings)
+
+
+def link() -> Link | None:
+    """The process's link, once registered."""
+    return _link
+
+
+def harmless(hook: Callable[P, object]) -> Callable[P, None]:
+    """``hook``, with whatever it raises counted, logged once, and kept from vLLM."""
+
+    @functools.wraps(hook)
+    def call(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            hook(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - the boundary to vLLM
+            if _link is not None:
+                _link.hook_errors += 1
+            name = getattr(hook, "__name__", "hook")
+            if name not in _said:
+                _said.add(name)
+                logger.warning("sloguard: %s failed and is ignored: %s: %s", name, type(error).__name__, error)
+
+    return call
+
+
+def _install(link: Link, settings: Settings) -> None:
+    logging.getLogger("vllm").addHandler(CrashHandler(link))
+    link.emit(_phase(pb.PHASE_PLUGIN_LOADED))
+    if current_role() == pb.PROCESS_ROLE_API_SERVER:
+        _hook_engine_arguments(link, settings)
+    elif current_role() == pb.PROCESS_ROLE_ENGINE_CORE:
+        _hook_engine_core(link)
+
+
+def _hook_engine_arguments(link: Link, settings: Settings) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    from vllm_sloguard.engine_args import repair_engine_args
+
+    original = EngineArgs.create_engine_config
+
+    @functools.wraps(original)
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        harmless(repair_engine_args)(self, link, settings)
+        try:
+            config = original(self, *args, **kwargs)
+        except Exception as error:
+            harmless(_report_crash)(link, error, "The engine arguments were refused.")
+            harmless(link.flush)(_LAST_WORDS_S)
+            raise
+        harmless(link.emit)(_phase(pb.PHASE_CONFIG_READY))
+        # The engine may be forked from this process, without calling the plugin again.
+        harmless(_hook_engine_core)(link)
+        return config
+
+    EngineArgs.create_engine_config = create_engine_config
+
+
+def _hook_engine_core(link: Link) -> None:
+    from vllm.v1.engine.core import EngineCore
+
+    original = EngineCore._initialize_kv_caches  # pyright: ignore[reportPrivateUsage]
+    if getattr(original, "sloguard", False):
+        return
+
+    @functools.wraps(original)
+    def initialize_kv_caches(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        harmless(link.emit)(_phase(pb.PHASE_MODEL_LOADED))
+        result = original(self, vllm_config, *args, **kwargs)
+        harmless(lambda: link.emit(_phase(pb.PHASE_KV_CACHE_READY, _kv_cache_tokens(vllm_config))))()
+        # The workers are running by now, so this process forks no more.
+        harmless(link.open)()
+        return result
+
+    setattr(initialize_kv_caches, "sloguard", True)  # noqa: B010 - a type checker knows no attributes of functions
+    EngineCore._initialize_kv_caches = initialize_kv_caches  # pyright: ignore[reportPrivateUsage]
+
+
+def _kv_cache_tokens(vllm_config: Any) -> int:
+    cache = vllm_config.cache_config
+    # Newer versions work it out themselves, hybrid models included.
+    tokens = getattr(cache, "kv_cache_size_tokens", None)
+    return int(tokens or (cache.num_gpu_blocks or 0) * cache.block_size)
+
+
+def _phase(phase: pb.Phase, kv_cache_tokens: int | None = None) -> pb.Event:
+    return pb.Event(phase_reached=pb.PhaseReached(phase=phase, kv_cache_tokens=kv_cache_tokens))
+
+
+def _report_crash(link: Link, error: BaseException, context: str) -> None:
+    kind = type(error)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    report = pb.CrashReport(
+        exception_type=name, message=str(error)[:_LONGEST_MESSAGE], context=context[:_LONGEST_MESSAGE]
+    )
+    link.emit(pb.Event(crash_report=report))
+
+
+class CrashHandler(logging.Handler):
+    """Reports the errors that vLLM logs with an exception: that is how each process says why it goes down."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__(logging.ERROR)
+        self._link = link
+        self._reports = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes one log record."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None or self._reports >= _MOST_CRASH_REPORTS:
+            return
+        self._reports += 1
+        harmless(_report_crash)(self._link, error, record.getMessage())
+        if current_role() != pb.PROCESS_ROLE_API_SERVER:
+            # In these processes such a line is among the last, and the sending thread may not live to send it.
+            harmless(self._link.flush)(_LAST_WORDS_S)
