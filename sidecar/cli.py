@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from sidecar import lock, promoted
-from sidecar.config import Config, ConfigError, load
+from sidecar.config import Config, ConfigError, load, seconds
 from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.engine.process_group import NotGoneError
 from sidecar.guard import Guard
@@ -31,6 +31,7 @@ from sidecar.terminal import View, line, table
 from sidecar.trial import Status, as_json
 from sidecar.tuner import Tuner, incumbent_args, open_run
 from vllm_sloguard import machine
+from vllm_sloguard.link import unix_target
 from vllm_sloguard.wire import control_pb2
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub, add_ControlServiceServicer_to_server
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
@@ -146,7 +147,7 @@ def retune(
         raise ConfigError("retune: --now is needed: the window opens at once, and the service goes down for it")
     request = control_pb2.RetuneRequest(duration_seconds=_duration(duration))
     asked_at = time.time()
-    with grpc.insecure_channel(f"unix:{config.socket}") as channel:
+    with grpc.insecure_channel(unix_target(str(config.socket))) as channel:
         try:
             ControlServiceStub(channel).Retune(request, timeout=10)
         except grpc.RpcError as error:
@@ -161,11 +162,10 @@ def retune(
 def _duration(text: str) -> float:
     if not text:
         return 0.0
-    units = {"s": 1, "m": 60, "h": 3600}
-    number, unit = text[:-1], text[-1]
-    if unit not in units or not number.replace(".", "", 1).isdigit():
-        raise ConfigError(f'--for: {text!r} is not a duration such as "90s", "45m" or "2h"')
-    return float(number) * units[unit]
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise ConfigError(f"--for: {text!r}: {error}") from None
 
 
 def _follow(config: Config, since: float) -> None:
@@ -243,7 +243,6 @@ def _state_folder(path: Path) -> Path:
 def _sidecar(config: Config) -> Generator[Parts]:
     """What `tune` and `serve` both need, for as long as the state folder's lock is held."""
     with lock.held(config.state):
-        config.state.chmod(0o700)
         requests, metrics = Requests(), Metrics(config)
         hub = TelemetryHub(metrics.heard)
 

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import math
+import os
+import re
 import sys
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -16,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FiniteFloat,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -42,7 +46,7 @@ class Objective(StrEnum):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def _spelled_like_vllm(args: Any) -> Any:
@@ -57,6 +61,7 @@ _OWN_ARGS = {
     "model": "use the field model",
     "host": "use engine.host",
     "port": "use engine.port",
+    "hf_token": "use the environment variable HF_TOKEN: arguments show in the process list",
     "api_key": "use the environment variable VLLM_API_KEY: arguments show in the process list",
     "shutdown_timeout": "use engine.drain_timeout_s",
     "config": "write the arguments themselves",
@@ -120,8 +125,8 @@ class Workload(_Section):
 class KnobRange(_Section):
     """What a search may use of a knob; what is not given is as in the knob table."""
 
-    low: float | int | None = None
-    high: float | int | None = None
+    low: FiniteFloat | int | None = None
+    high: FiniteFloat | int | None = None
     choices: list[bool | int | float | str] | None = None
 
 
@@ -159,11 +164,16 @@ def _knob(name: str, limits: KnobRange) -> Knob:
         if limits.low is not None or limits.high is not None:
             raise ValueError(f"knobs.{name}: takes choices, not low and high")
         choices: tuple[Value, ...] = tuple(limits.choices) if limits.choices is not None else knob.choices
+        if not choices:
+            raise ValueError(f"knobs.{name}: choices must not be empty")
         return Knob(name, knob.kind, choices=choices, requires=knob.requires, about=knob.about)
     if limits.choices is not None:
         raise ValueError(f"knobs.{name}: takes low and high, not choices")
     low = knob.low if limits.low is None else limits.low
     high = knob.high if limits.high is None else limits.high
+    whole = knob.kind is not Kind.INT or (low == math.floor(low) and high == math.floor(high))
+    if not whole:
+        raise ValueError(f"knobs.{name}: low and high must be whole numbers, got {low} and {high}")
     try:
         return Knob(name, knob.kind, low, high, log=knob.log and low > 0, requires=knob.requires, about=knob.about)
     except ValueError as error:
@@ -177,14 +187,17 @@ class Promotion(_Section):
     min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.05
 
 
-def _seconds(text: Any) -> Any:
-    """Seconds of "90s", "45m" or "2h"."""
+def seconds(text: str) -> float:
+    """Seconds of "90s", "45m" or "2h". Raises ValueError."""
     units = {"s": 1, "m": 60, "h": 3600}
-    if isinstance(text, str) and text[-1:] in units and text[:-1].strip().replace(".", "", 1).isdigit():
-        return float(text[:-1]) * units[text[-1]]
-    if isinstance(text, str):
-        raise ValueError('a duration such as "90s", "45m" or "2h" is needed')  # noqa: TRY004 - pydantic's way
-    return text
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh])", text)
+    if match is None:
+        raise ValueError('a duration such as "90s", "45m" or "2h" is needed')
+    return float(match[1]) * units[match[2]]
+
+
+def _seconds(given: Any) -> Any:
+    return seconds(given) if isinstance(given, str) else given
 
 
 def _cron(text: str) -> str:
@@ -247,7 +260,8 @@ def load(path: Path) -> Config:
         content: object = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # PyYAML's own errors are the first of these; the others escape from it for some texts.
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a mapping of fields is needed, got {type(content).__name__}")
@@ -259,8 +273,12 @@ def load(path: Path) -> Config:
 
 
 def _placed(config: Config, folder: Path) -> Config:
-    state = (folder / config.state.expanduser()).resolve()
-    if len(str(state / SOCKET_NAME).encode()) > _LONGEST_SOCKET_PATH:
+    try:
+        state = (folder / config.state.expanduser()).resolve()
+        length = len(os.fsencode(state / SOCKET_NAME))
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ConfigError(f"state: {str(config.state)!r} is not a path: {error}") from None
+    if length > _LONGEST_SOCKET_PATH:
         raise ConfigError(f"state: {state} is too long a path for a Unix socket in it; choose a shorter one")
     local = folder / config.model
     model = str(local.resolve()) if local.is_dir() else config.model

@@ -149,11 +149,12 @@ class Journal:
 
     def last_run(self) -> Run | None:
         """The newest run."""
-        row = self._db.execute("SELECT * FROM runs ORDER BY id DESC LIMIT 1").fetchone()
-        if row is None:
+        rows = self._read("SELECT * FROM runs ORDER BY id DESC LIMIT 1", ())
+        if not rows:
             return None
-        decision = json.loads(row["decision"]) if row["decision"] else None
-        incumbent = json.loads(row["incumbent"])
+        row = rows[0]
+        decision = _json(row["decision"], "decision") if row["decision"] else None
+        incumbent = _json(row["incumbent"], "incumbent")
         return Run(row["id"], row["digest"], incumbent, row["started_at"], row["ended_at"], decision)
 
     # Trials
@@ -206,7 +207,7 @@ class Journal:
         """The engines that were not seen gone."""
         return [
             EngineRecord(
-                Identity(row["pid"], row["started_at"], row["engine_id"]), row["role"], json.loads(row["launch"])
+                Identity(row["pid"], row["started_at"], row["engine_id"]), row["role"], _json(row["launch"], "launch")
             )
             for row in self._read("SELECT * FROM engines", ())
         ]
@@ -223,7 +224,7 @@ class Journal:
     def promoted(self, base_digest: str) -> dict[str, Any] | None:
         """The last promotion over the arguments that ``base_digest`` names."""
         rows = self._read("SELECT args FROM promotions WHERE base_digest = ? ORDER BY id DESC LIMIT 1", (base_digest,))
-        return json.loads(rows[0]["args"]) if rows else None
+        return _json(rows[0]["args"], "args") if rows else None
 
     # States
 
@@ -263,9 +264,17 @@ class Journal:
             yield
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
+            raise JournalError(f"the journal can't be written: {error}") from None
+        finally:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            raise JournalError(f"the journal can't be written: {error}") from None
+
+
+def _json(text: str, name: str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError) as error:
+        raise JournalError(f"the journal is damaged: {name}: {error}") from None
 
 
 def _trial(row: sqlite3.Row) -> Trial:

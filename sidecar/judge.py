@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from sidecar.config import Objective, Slo
 from sidecar.load import LoadResult, Request
 
 
-@dataclass(frozen=True)
+@pydantic_dataclass(frozen=True, config=ConfigDict(ser_json_inf_nan="strings"))
 class Measurement:
     """What one load showed. ``None`` is unmeasured, which never meets a limit; ``inf`` has failed requests in it."""
 

@@ -2,11 +2,15 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 _NAME = "lock"
+# `holder` has the lock for a moment when it asks.
+_PATIENCE_S = 0.5
 
 
 class LockedError(RuntimeError):
@@ -18,15 +22,24 @@ def held(folder: Path) -> Generator[None]:
     """Holds ``folder``'s lock; the system lets go of it when this process ends, however it does. Raises LockedError."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (folder / _NAME).open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise LockedError(f"{folder}: the sidecar with process id {file.read().strip()} is using it") from None
+        deadline = time.monotonic() + _PATIENCE_S
+        while not _taken(file):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                raise LockedError(f"{folder}: the sidecar with process id {file.read().strip()} is using it")
+            time.sleep(0.02)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _taken(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def holder(folder: Path) -> int | None:
@@ -39,5 +52,5 @@ def holder(folder: Path) -> int | None:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             text = file.read().strip()
-            return int(text) if text.isdigit() else None
+            return int(text) if text.isdecimal() else None
     return None

@@ -1,7 +1,9 @@
 """What Prometheus reads: /metrics, and beside it /ready for load balancers."""
 
+import math
 import threading
 from collections.abc import Mapping
+from itertools import product
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -11,17 +13,19 @@ from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from sidecar.config import Config, Slo
-from sidecar.judge import Measurement
 from sidecar.promotion import Decision, Outcome, baseline
 from sidecar.states import State
 from sidecar.telemetry import EngineTelemetry
 from sidecar.trial import Status, Trial
 from vllm_sloguard import __version__
-from vllm_sloguard.crash import Category
+from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
 _BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _P99S = ("ttft", "itl", "e2e")
+_TRAFFIC = ("serving", "trial")
+# A series that exists before its first event shows that event as a rise.
+_FINISH_REASONS = ("stop", "length", "abort", "error")
 
 
 class Metrics:
@@ -67,11 +71,10 @@ class Metrics:
             if status is not Status.RUNNING:
                 self.trials.labels(str(status))
         self.crashes = Counter(
-            "sloguard_crashes", "Crashes of engines, by category.", ["category", "phase"], registry=reg
+            "sloguard_crashes", "Crashes of engines.", ["category", "phase", "traffic"], registry=reg
         )
-        for category in Category:
-            for phase in ("starting", "serving"):
-                self.crashes.labels(str(category), phase)
+        for category, phase, traffic in product(Category, ("starting", "serving"), _TRAFFIC):
+            self.crashes.labels(str(category), phase, traffic)
         self.repairs = Counter("sloguard_repairs", "Arguments changed by the repair pass.", ["argument"], registry=reg)
         self.trial_seconds = Counter("sloguard_trial_seconds", "Where the trials' time went.", ["part"], registry=reg)
         for part in ("start", "load", "stop"):
@@ -118,6 +121,9 @@ class Metrics:
             self.latency[name] = Histogram(
                 f"sloguard_request_{name}_seconds", _LATENCIES[name], ["traffic"], buckets=buckets, registry=reg
             )
+        Gauge("sloguard_slo_error_rate_limit_ratio", "Share of requests that may fail.", registry=reg).set(
+            slo.error_rate
+        )
         self.dropped = Gauge(
             "sloguard_telemetry_dropped_events",
             "Events that the engine's plugin has dropped.",
@@ -127,11 +133,19 @@ class Metrics:
         self.hook_errors = Gauge(
             "sloguard_plugin_hook_errors", "Exceptions caught in the engine's plugin.", ["traffic"], registry=reg
         )
+        for traffic in _TRAFFIC:
+            gauges = (self.running, self.waiting, self.kv_usage, self.dropped, self.hook_errors)
+            for metric in (*gauges, self.preemptions, *self.latency.values()):
+                metric.labels(traffic)
+            for reason in _FINISH_REASONS:
+                self.requests.labels(traffic, reason)
 
     # From the telemetry, on server threads
 
     def traffic(self, engine_id: str, traffic: str) -> None:
         """Says that ``engine_id``'s requests are "serving" or "trial" ones."""
+        self.kv_tokens.labels("predicted").set(math.nan)
+        self.kv_tokens.labels("reported").set(math.nan)
         with self._lock:
             self._traffic = {**dict(list(self._traffic.items())[-8:]), engine_id: traffic}
 
@@ -191,7 +205,7 @@ class Metrics:
         if result is None:
             return
         if result.crash is not None:
-            self.crashes.labels(str(result.crash.category), result.crash.phase).inc()
+            self.crashed(result.crash, "trial")
         for part, seconds in (("start", result.start_s), ("load", result.load_s), ("stop", result.stop_s)):
             self.trial_seconds.labels(part).inc(seconds or 0)
         self._compare(trial, trials)
@@ -200,15 +214,13 @@ class Metrics:
         feasible = [t for t in trials if t.status is Status.FEASIBLE and t.result and t.result.value is not None]
         best = max(feasible, key=_value, default=None)
         for name, shown in (("last", trial), ("baseline", baseline(trials)), ("best", best)):
-            if shown is None or shown.result is None or shown.result.measurement is None:
-                continue
-            for latency, seconds in _p99s(shown.result.measurement):
+            for latency, seconds in _p99s(shown):
                 self.p99.labels(latency, name).set(seconds)
-            self.objective.labels(name).set(_value(shown))
+            self.objective.labels(name).set(math.nan if shown is None else _value(shown))
 
-    def crashed(self, category: Category, phase: str) -> None:
-        """Takes a crash of the serving engine."""
-        self.crashes.labels(str(category), phase).inc()
+    def crashed(self, crash: Crash, traffic: str) -> None:
+        """Takes a crash of the "serving" engine or of a "trial" one."""
+        self.crashes.labels(str(crash.category), crash.phase, traffic).inc()
 
     def decided(self, decision: Decision) -> None:
         """Takes the decision of a run."""
@@ -254,9 +266,13 @@ class _QuietHandler(WSGIRequestHandler):
         """Says nothing: a scrape is no event."""
 
 
-def _p99s(measurement: Measurement) -> list[tuple[str, float]]:
-    values = (measurement.ttft_p99_ms, measurement.itl_p99_ms, measurement.e2e_p99_ms)
-    return [(name, ms / 1000) for name, ms in zip(_P99S, values, strict=True) if ms is not None]
+def _p99s(trial: Trial | None) -> list[tuple[str, float]]:
+    """Each latency's p99, seconds; NaN where there is none, so that an older trial's does not stay."""
+    measured = trial.result.measurement if trial and trial.result else None
+    if measured is None:
+        return [(name, math.nan) for name in _P99S]
+    values = (measured.ttft_p99_ms, measured.itl_p99_ms, measured.e2e_p99_ms)
+    return [(name, math.nan if ms is None else ms / 1000) for name, ms in zip(_P99S, values, strict=True)]
 
 
 def _value(trial: Trial) -> float:

@@ -42,8 +42,8 @@ class Decision:
 
 
 def baseline(trials: Sequence[Trial]) -> Trial | None:
-    """The incumbent's own trial in this run."""
-    return next((t for t in trials if t.plan.role is Role.BASELINE), None)
+    """The incumbent's own trial in this run; one that was aborted is measured again."""
+    return next((t for t in trials if t.plan.role is Role.BASELINE and t.status is not Status.ABORTED), None)
 
 
 def candidate(trials: Sequence[Trial]) -> Trial | None:

@@ -110,7 +110,8 @@ class Runner:
         if crash.category is not Category.ENGINE_DEATH or not reports:
             return crash
         first = reports[0]
-        return replace(crash, evidence=f"{first.exception_type}: {first.message} ({first.context})"[:500])
+        evidence = f"{first.exception_type}: {first.message} ({first.context})"
+        return replace(crash, evidence=" ".join(evidence.split())[:500])
 
     def serving_launch(self, args: Mapping[str, Any]) -> Launch:
         """A start on the operator's own host and port."""

@@ -94,10 +94,15 @@ class Service:
         self._engine: Engine | None = None
         self._restore_s = 0.0
         self._window_end: float | None = None
+        self._metrics.window_remaining.set_function(self._time_left)
 
     def run(self) -> None:
         """Serves until a stop is requested. Raises EngineCrashed when the first start fails."""
-        self._recover()
+        try:
+            self._recover()
+        except Cancelled:
+            self._halt()
+            return
         opening = self._next_opening()
         probed_at, misses, steps = time.monotonic(), 0, 0
         while not self._requests.stop_sidecar.wait(_TICK_S):
@@ -158,14 +163,14 @@ class Service:
     def _start(self, args: Args) -> None:
         """Starts an engine for serving and waits for its first token. Raises EngineCrashed."""
         launch = self._runner.serving_launch(args)
-        self._engine = self._runner.start(launch, "serving")
         try:
+            self._engine = self._runner.start(launch, "serving")
             took_s = self._engine.wait_ready(self._config.engine.start_timeout_s, self._requests.stop_engine.is_set)
         except Cancelled:
             self._end_engine(drain=False)
             raise
         except EngineCrashed as error:
-            self._metrics.crashed(error.crash.category, error.crash.phase)
+            self._metrics.crashed(error.crash, "serving")
             self._end_engine(drain=False)
             raise
         self._restore_s = max(self._restore_s, took_s)
@@ -180,7 +185,7 @@ class Service:
         """The serving engine has ended: start it again until it comes up or a stop is asked for."""
         if self._engine is not None:
             crash = self._engine.crashed("serving").crash
-            self._metrics.crashed(crash.category, crash.phase)
+            self._metrics.crashed(crash, "serving")
             self._say(f"the serving engine crashed: {crash.category}: {crash.evidence}")
             self._end_engine(drain=False)
         self._metrics.engine_up.set(0)
@@ -193,6 +198,8 @@ class Service:
             self._enter(State.RESTORING, why)
             try:
                 self._start(args)
+            except Cancelled:
+                return
             except EngineCrashed as error:
                 self._say(f"the engine did not come up, again in {backoff_s:.0f} s: {error}")
                 if self._requests.stop_sidecar.wait(backoff_s):
@@ -236,7 +243,6 @@ class Service:
             self._say(why)
             self._end_interrupted(why)
         self._window_end = None
-        self._metrics.window_remaining.set(0)
         if self._requests.stop_engine.is_set():
             return
         if decision is None or decision.outcome is not Outcome.PROMOTED:
@@ -270,7 +276,6 @@ class Service:
             if trial.plan.role is Role.VALIDATION and trial.status is Status.RUNNING:
                 self._enter(State.VALIDATING, trial.plan.reason)
             self._metrics.trial(trial, self._journal.trials(run.id))
-            self._metrics.window_remaining.set(self._time_left())
             self._notify(trial)
 
         def fits(more: int) -> bool:
@@ -290,6 +295,8 @@ class Service:
         self._enter(State.PROMOTING, decision.reason)
         try:
             self._start(args)
+        except Cancelled:
+            return
         except EngineCrashed as error:
             # It has run twice in this window, and yet: what served before is the last known good.
             self._journal.promote(None, self._config.base_digest(), dict(before))
@@ -298,7 +305,9 @@ class Service:
         self._serving(args, decision.reason)
 
     def _time_left(self) -> float:
-        return max(self._window_end - time.monotonic(), 0.0) if self._window_end is not None else 0.0
+        """Seconds until the window's end, 0 outside of one; also called by scrapes, on their threads."""
+        end = self._window_end
+        return 0.0 if end is None else max(end - time.monotonic(), 0.0)
 
     # States
 
@@ -312,12 +321,12 @@ class Service:
         self._say(f"{state}: {why}")
 
     def _end_engine(self, *, drain: bool) -> None:
-        assert self._engine is not None
-        self._runner.end(self._engine, drain=drain)
-        self._engine = None
+        if self._engine is not None:
+            self._runner.end(self._engine, drain=drain)
+            self._engine = None
 
     def _halt(self) -> None:
-        if self._engine is not None and self._requests.stop_engine.is_set():
+        if self._requests.stop_engine.is_set() or self._engine is None:
             self._enter(State.HALTED, "stopped, with its engine")
             self._end_engine(drain=True)
         else:

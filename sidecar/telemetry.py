@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from vllm_sloguard.link import unix_target
 from vllm_sloguard.wire import telemetry_pb2 as pb
 from vllm_sloguard.wire.telemetry_pb2_grpc import TelemetryServiceServicer
 
@@ -49,7 +50,8 @@ class EngineTelemetry:
                 self.total_steps += event.step_stats.steps
                 self.preemptions += event.step_stats.preemptions
             case "phase_reached":
-                self.phases.setdefault(event.phase_reached.phase, event.time_unix_seconds)
+                phase, at = event.phase_reached.phase, event.time_unix_seconds
+                self.phases[phase] = min(at, self.phases.get(phase, at))
                 if event.phase_reached.HasField("kv_cache_tokens"):
                     self.kv_cache_tokens = event.phase_reached.kv_cache_tokens
             case "crash_report":
@@ -116,7 +118,7 @@ def serve(socket: Path, register: Callable[[grpc.Server], Any]) -> grpc.Server:
     register(server)
     umask = os.umask(0o177)
     try:
-        server.add_insecure_port(f"unix:{socket}")
+        server.add_insecure_port(unix_target(str(socket)))
         server.start()
     except RuntimeError as error:
         raise OSError(f"{socket}: {error}") from None

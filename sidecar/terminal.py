@@ -68,15 +68,16 @@ def table(trials: Sequence[Trial], knobs: Sequence[str]) -> Table:
         measured = trial.result.measurement if trial.result else None
         grid.add_row(
             str(trial.number),
-            trial.plan.phase,
-            configuration(trial, knobs),
+            # Text, not strings: rich takes what stands in brackets for its own markup.
+            Text(trial.plan.phase),
+            Text(configuration(trial, knobs)),
             Text(str(trial.status), style=_STYLES[trial.status]),
             milliseconds(measured.ttft_p99_ms if measured else None),
             milliseconds(measured.itl_p99_ms if measured else None),
             milliseconds(measured.e2e_p99_ms if measured else None),
             milliseconds(measured.e2e_mean_ms if measured else None),
             _took(trial),
-            why(trial),
+            Text(why(trial)),
         )
     return grid
 

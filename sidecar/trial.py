@@ -1,5 +1,6 @@
 """What is known of one trial. A trial's status follows from its record; it is never stored beside it."""
 
+import json
 from enum import StrEnum
 from typing import Any
 
@@ -121,11 +122,12 @@ class Trial:
 
 PLAN = TypeAdapter(Plan)
 RESULT = TypeAdapter(Result)
+_TRIAL = TypeAdapter(Trial)
 
 
 def as_json(trial: Trial) -> dict[str, Any]:
     """For `sloguard trials --json`: everything but the requests' scores."""
-    row = TypeAdapter(Trial).dump_python(trial, mode="json")
+    row = json.loads(_TRIAL.dump_json(trial))
     if row["result"] is not None:
         del row["result"]["scores"]
     return {"run": row.pop("run"), "number": row.pop("number"), "status": str(trial.status), **row}

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from vllm_sloguard.processes import current_role
 from vllm_sloguard.settings import Settings
@@ -22,6 +23,11 @@ _DEADLINE_S = 2.0
 _PERIOD_S = 0.2
 _LONGEST_WAIT_S = 5.0
 _BATCH_EVENTS = 500
+
+
+def unix_target(path: str) -> str:
+    """gRPC's name for the Unix socket at ``path``: it reads the name as a URI."""
+    return f"unix:{quote(path)}"
 
 
 class Link:
@@ -109,7 +115,9 @@ class Link:
 
         assert self._unsent is not None
         if self._channel is None:
-            self._channel = grpc.insecure_channel(f"unix:{self._settings.socket}")
+            self._channel = grpc.insecure_channel(
+                unix_target(self._settings.socket), [("grpc.max_reconnect_backoff_ms", int(_LONGEST_WAIT_S * 1000))]
+            )
         try:
             # A batch whose answer was lost goes again under the same number, by which the sidecar knows it.
             TelemetryServiceStub(self._channel).Publish(self._unsent, timeout=deadline_s)

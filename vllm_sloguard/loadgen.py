@@ -46,10 +46,9 @@ def main() -> int:
 
 
 def _attempt(run: Callable[[dict[str, Any]], dict[str, Any]], line: str) -> dict[str, Any]:
-    # A process boundary: whatever goes wrong in there is an answer, and the next request is served.
     try:
         return {"result": run(json.loads(line))}
-    except (Exception, SystemExit) as error:  # noqa: BLE001
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the process boundary: it is an answer too
         return {"error": f"{type(error).__name__}: {error}"}
 
 

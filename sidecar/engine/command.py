@@ -1,9 +1,10 @@
 """Engine arguments as ``vllm serve`` takes them: on a command line, and in the file of its ``--config``."""
 
-import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from functools import cache
+
+import yaml
 
 Args = Mapping[str, bool | int | float | str | list[str]]
 
@@ -42,6 +43,5 @@ def flags(args: Args) -> list[str]:
 def config_yaml(model: str, args: Args, comments: Sequence[str]) -> str:
     """The same as a file for ``vllm serve --config``, below ``comments``."""
     head = "".join(f"# {line}".rstrip() + "\n" for comment in comments for line in comment.splitlines() or [""])
-    # JSON is YAML, and quotes what YAML would take for something else.
-    body = [f"{name.replace('_', '-')}: {json.dumps(value)}\n" for name, value in {"model": model, **args}.items()]
-    return head + "".join(body)
+    named = {name.replace("_", "-"): value for name, value in {"model": model, **args}.items()}
+    return head + yaml.safe_dump(named, sort_keys=False, width=10_000)

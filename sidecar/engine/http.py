@@ -1,11 +1,15 @@
 """What the sidecar asks of vLLM's HTTP server."""
 
+import http.client
 import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+# A proxy for the outside world has no part between the sidecar and its engine.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Unanswered(RuntimeError):  # noqa: N818 - it is an answer about the engine, not an error of ours
@@ -16,7 +20,8 @@ class EngineHttp:
     """One engine's HTTP interface; the API key, where there is one, is read from VLLM_API_KEY."""
 
     def __init__(self, host: str, port: int, environment: Mapping[str, str] = os.environ) -> None:
-        self.base_url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104
+        local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where it listens, not we
+        self.base_url = f"http://{f'[{local}]' if ':' in local else local}:{port}"
         self._key = environment.get("VLLM_API_KEY", "")
 
     def healthy(self, timeout_s: float = 2.0) -> bool:
@@ -29,20 +34,25 @@ class EngineHttp:
 
     def model(self, timeout_s: float = 10.0) -> str:
         """The name under which the model is served. Raises Unanswered."""
-        return str(self._json("/v1/models", None, timeout_s)["data"][0]["id"])
+        return str(self._json("/v1/models", None, timeout_s, lambda answer: answer["data"][0]["id"]))
 
     def complete(self, prompt: str, max_tokens: int, timeout_s: float) -> str:
         """One completion. Raises Unanswered, also for one that was aborted."""
         body = {"model": self.model(timeout_s), "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
-        choice = self._json("/v1/completions", body, timeout_s)["choices"][0]
-        if choice.get("finish_reason") not in ("stop", "length"):
-            raise Unanswered(f"the completion ended with {choice.get('finish_reason')!r}")
-        return str(choice["text"])
+        text, reason = self._json(
+            "/v1/completions",
+            body,
+            timeout_s,
+            lambda answer: (answer["choices"][0]["text"], answer["choices"][0]["finish_reason"]),
+        )
+        if reason not in ("stop", "length"):
+            raise Unanswered(f"the completion ended with {reason!r}")
+        return str(text)
 
-    def _json(self, path: str, body: dict[str, Any] | None, timeout_s: float) -> Any:
+    def _json(self, path: str, body: dict[str, Any] | None, timeout_s: float, read: Callable[[Any], Any]) -> Any:
         try:
-            return json.loads(self._send(path, body, timeout_s))
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+            return read(json.loads(self._send(path, body, timeout_s)))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise Unanswered(f"{path}: not the answer of vLLM: {error}") from None
 
     def _send(self, path: str, body: dict[str, Any] | None, timeout_s: float) -> bytes:
@@ -52,9 +62,9 @@ class EngineHttp:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.base_url + path, data=data, headers=headers)  # noqa: S310 - http, above
         try:
-            with urllib.request.urlopen(request, timeout=timeout_s) as response:  # noqa: S310
+            with _DIRECT.open(request, timeout=timeout_s) as response:
                 return response.read()
         except urllib.error.HTTPError as error:
             raise Unanswered(f"{path}: status {error.code}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise Unanswered(f"{path}: {error}") from None

@@ -17,6 +17,7 @@ import psutil
 
 ENGINE_ID_VARIABLE = "SLOGUARD_ENGINE_ID"
 _KILL_WAIT_S = 20.0
+_CLOCK_STEP_S = 1.0
 
 
 class NotGoneError(RuntimeError):
@@ -66,25 +67,38 @@ class ProcessGroup:
         """Whether the first process, vLLM's API server, still runs."""
         if self._popen is not None:
             return self._popen.poll() is None
+        return self._leader() is not None
+
+    def _leader(self) -> psutil.Process | None:
+        """The first process itself, and not another one that the system has given its id."""
+        if self.identity.pid <= 0:
+            return None
         try:
             process = psutil.Process(self.identity.pid)
-            return process.create_time() == self.identity.started_at and process.status() != psutil.STATUS_ZOMBIE
+            # The boot time, from which start times are worked out, moves when the clock is set.
+            same = abs(process.create_time() - self.identity.started_at) < _CLOCK_STEP_S
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.NoSuchProcess:
-            return False
+            return None
 
     def exit_code(self) -> int | None:
         """Of the first process; negative for a signal; None while it runs, or when another sidecar started it."""
         return self._popen.poll() if self._popen is not None else None
 
     def members(self) -> list[psutil.Process]:
-        """Every living process of the session, and every other one with the engine's mark in its environment."""
-        return [process for process in psutil.process_iter() if self._is_member(process)]
+        """Every living process of the session, and every other one with the engine's mark in its environment.
 
-    def _is_member(self, process: psutil.Process) -> bool:
+        A process that now has the first one's id and is not it leads a session that is none of ours.
+        """
+        pid = self.identity.pid
+        session = pid if pid > 0 and (self._leader() is not None or not psutil.pid_exists(pid) or self._popen) else None
+        return [process for process in psutil.process_iter() if self._is_member(process, session)]
+
+    def _is_member(self, process: psutil.Process, session: int | None) -> bool:
         try:
-            if process.status() == psutil.STATUS_ZOMBIE or process.create_time() < self.identity.started_at - 1:
+            if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
                 return False
-            if process.pid != os.getpid() and os.getsid(process.pid) == self.identity.pid:
+            if session is not None and os.getsid(process.pid) == session:
                 return True
             return process.environ().get(ENGINE_ID_VARIABLE) == self.identity.engine_id
         except (psutil.Error, OSError):
@@ -110,9 +124,10 @@ class ProcessGroup:
                     member.kill()
                 except psutil.NoSuchProcess:
                     continue
-            psutil.wait_procs(members, timeout=1.0)
-        if self._popen is not None:
-            self._popen.wait()
+            if self._popen is not None:
+                # Its own parent alone learns a process's exit code: psutil must not be the first to wait for it.
+                self._popen.wait()
+            psutil.wait_procs([m for m in members if m.pid != self.identity.pid], timeout=1.0)
 
     def _signal_leader(self, number: signal.Signals) -> None:
         try:

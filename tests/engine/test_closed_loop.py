@@ -1,0 +1,177 @@
+"""`sloguard tune` and `sloguard serve` on real vLLM, as an operator runs them."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from engine_bench import write_config
+
+from sidecar.config import load
+from sidecar.engine.process_group import Identity, ProcessGroup
+from sidecar.journal import Journal
+from sidecar.states import State
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+SLOGUARD = [sys.executable, "-m", "sidecar.cli"]
+SEARCH: dict[str, Any] = {"unguarded": [], "knobs": {"max_num_seqs": {"low": 4, "high": 64}}}
+
+
+def trials(state: Path) -> list[dict[str, Any]]:
+    """What `sloguard trials --json` prints; nothing before there is a journal."""
+    output = subprocess.run([*SLOGUARD, "trials", str(state), "--json"], capture_output=True, text=True, check=False)
+    return json.loads(output.stdout) if output.returncode == 0 else []
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Polls until ``condition`` holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out: {what}"
+        time.sleep(0.25)
+
+
+def nothing_left(state: Path, engine_ids: set[str]) -> None:
+    """Asserts that no process of any of the engines is left."""
+    assert engine_ids
+    assert Journal(state, read_only=True).engines() == []
+    for engine_id in engine_ids:
+        assert ProcessGroup(Identity(-1, 0.0, engine_id)).members() == []
+
+
+def engine_ids(state: Path) -> set[str]:
+    """Every engine that was started, by its log."""
+    return {log.stem.removeprefix("engine-") for log in (state / "logs").glob("engine-*.log")}
+
+
+def test_a_killed_run_goes_on_and_ends_in_a_file_that_vllm_accepts(tmp_path: Path) -> None:
+    config_file = write_config(
+        tmp_path, search={**SEARCH, "budget": 2}, workload={"requests": 40}, promotion={"min_gain": 0.0}
+    )
+    state = load(config_file).state
+    command = [*SLOGUARD, "tune", "-c", str(config_file)]
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        wait_for(lambda: [t["status"] for t in trials(state)][1:] == ["running"], 240, "the second trial")
+        before = trials(state)[:1]
+        in_flight = {record.identity.engine_id for record in Journal(state, read_only=True).engines()}
+        assert len(in_flight) == 1
+        first.send_signal(signal.SIGKILL)
+    assert before[0]["status"] in ("feasible", "infeasible")
+
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    after = trials(state)
+    assert after[:1] == before
+    assert [t["status"] for t in after][1] == "aborted"
+    ran = [t for t in after if t["plan"]["role"] in ("baseline", "search") and t["status"] != "aborted"]
+    assert len(ran) == 2
+    assert {t["run"] for t in after} == {1}
+    nothing_left(state, engine_ids(state))
+
+    assert ("promoted" in again.stdout) or ("incumbent kept" in again.stdout)
+    promoted = state / "promoted.yaml"
+    assert vllm_accepts(promoted)["max_num_seqs"] == yaml.safe_load(promoted.read_text())["max-num-seqs"]
+    assert "# Decision: " in promoted.read_text()
+
+
+def vllm_accepts(path: Path) -> dict[str, Any]:
+    """What vLLM's own parser makes of ``vllm serve --config path``."""
+    script = (
+        "import json, sys\n"
+        "from vllm.entrypoints.openai.cli_args import make_arg_parser, validate_parsed_serve_args\n"
+        "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
+        "args = make_arg_parser(FlexibleArgumentParser()).parse_args(['--config', sys.argv[1]])\n"
+        "validate_parsed_serve_args(args)\n"
+        "print(json.dumps({k: v for k, v in vars(args).items() if isinstance(v, (int, float, str, bool))}))\n"
+    )
+    parsed = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
+    assert parsed.returncode == 0, parsed.stderr
+    return json.loads(parsed.stdout.splitlines()[-1])
+
+
+@dataclass
+class Client:
+    """Sends one completion after another, as a service's users do, and keeps what became of each."""
+
+    base_url: str
+    max_tokens: int
+    answers: list[tuple[float, float, int | str]] = field(default_factory=list[tuple[float, float, int | str]])
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Until stopped."""
+        model = json.loads(urllib.request.urlopen(f"{self.base_url}/v1/models", timeout=30).read())["data"][0]["id"]
+        body = {"model": model, "prompt": "a", "max_tokens": self.max_tokens, "ignore_eos": True}
+        while not self.stop.is_set():
+            began = time.time()
+            request = urllib.request.Request(
+                f"{self.base_url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            try:
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    tokens = json.loads(response.read())["usage"]["completion_tokens"]
+            except (urllib.error.URLError, OSError) as error:
+                self.answers.append((began, time.time(), str(error)))
+                self.stop.wait(0.2)
+                continue
+            self.answers.append((began, time.time(), tokens))
+            self.stop.wait(0.05)
+
+
+def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> None:
+    opening = datetime.now().astimezone() + timedelta(seconds=120)
+    config_file = write_config(
+        tmp_path,
+        search={**SEARCH, "budget": 2},
+        workload={"requests": 40},
+        window={"cron": f"{opening.minute} {opening.hour} * * *", "duration": "20m", "notice": "0s"},
+    )
+    config = load(config_file)
+    client = Client(f"http://127.0.0.1:{config.engine.port}", max_tokens=300)
+    users = threading.Thread(target=client.run)
+
+    def state() -> str:
+        record = Journal(config.state, read_only=True).state() if config.state.exists() else None
+        return record.state if record else ""
+
+    with subprocess.Popen([*SLOGUARD, "serve", "-c", str(config_file)], stdout=subprocess.PIPE, text=True) as serve:
+        try:
+            wait_for(lambda: state() == State.SERVING, 180, "serving before the window")
+            users.start()
+            wait_for(lambda: state() == State.TUNING, 180, "the window")
+            wait_for(lambda: state() == State.SERVING, 600, "serving after the window")
+            served_again = time.time()
+            wait_for(lambda: any(isinstance(a[2], int) and a[0] > served_again for a in client.answers), 60, "answers")
+        finally:
+            client.stop.set()
+            if users.ident is not None:
+                users.join(90)
+            serve.send_signal(signal.SIGINT)
+            output = serve.stdout.read() if serve.stdout is not None else ""
+    assert serve.returncode == 0, output
+
+    journal = Journal(config.state, read_only=True)
+    states = journal.states()
+    assert [s.state for s in states if s.state != State.VALIDATING] in (
+        ["starting", "serving", "draining", "tuning", "promoting", "serving", "halted"],
+        ["starting", "serving", "draining", "tuning", "restoring", "serving", "halted"],
+    )
+    draining = next(s.at for s in states if s.state == State.DRAINING)
+    in_flight = [a for a in client.answers if a[0] < draining < a[1]]
+    assert in_flight, "a request was in flight when the window opened"
+    # Whatever was asked for before the drain was answered whole.
+    assert {a[2] for a in client.answers if a[0] < draining} == {300}
+    nothing_left(config.state, engine_ids(config.state))

@@ -1,0 +1,204 @@
+"""A command and everything that it starts, with real processes: whatever they do, they are seen gone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from sidecar_cases import until
+
+from sidecar.engine.process_group import ENGINE_ID_VARIABLE, Identity, ProcessGroup
+
+CHILD_OF_ITS_OWN = """
+import subprocess, sys
+child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+open("child", "w").write(str(child.pid))
+"""
+DEAF = "trap '' TERM; echo up; while :; do sleep 0.05; done"
+
+
+class Starter:
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "engine.log"
+        self.groups: list[ProcessGroup] = []
+        self._folder = folder
+
+    def __call__(self, *command: str, **environment: str) -> ProcessGroup:
+        own = {"PATH": os.environ["PATH"], **environment}
+        group = ProcessGroup.start(command, uuid.uuid4().hex, self.log, own, self._folder)
+        self.groups.append(group)
+        return group
+
+    def logged(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def child(self) -> psutil.Process:
+        """The process whose id the command has written to the file "child"."""
+        until(lambda: (self._folder / "child").is_file() and (self._folder / "child").read_text().strip())
+        return psutil.Process(int((self._folder / "child").read_text()))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Starter]:
+    starter = Starter(tmp_path)
+    yield starter
+    for group in starter.groups:
+        group.kill()
+
+
+def gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_output_is_appended(start: Starter) -> None:
+    start.log.write_text("before\n")
+
+    group = start("sh", "-c", "echo out; echo err >&2; exit 3")
+    until(lambda: not group.leader_alive())
+
+    assert start.logged() == "before\nout\nerr\n"
+    assert group.exit_code() == 3
+
+
+def test_what_can_not_be_started_is_an_error(start: Starter) -> None:
+    with pytest.raises(OSError, match="no-such-command"):
+        start("no-such-command")
+
+
+def test_it_bears_its_own_mark_whatever_the_environment_says(start: Starter) -> None:
+    group = start("sh", "-c", f"echo ${ENGINE_ID_VARIABLE}", **{ENGINE_ID_VARIABLE: "other"})
+    until(lambda: not group.leader_alive())
+
+    assert start.logged().strip() == group.identity.engine_id
+
+
+def test_a_child_that_outlives_its_leader_is_killed(start: Starter) -> None:
+    group = start("sh", "-c", "sleep 60 & echo $! > child")
+    until(lambda: not group.leader_alive())
+    child = start.child()
+    assert [member.pid for member in group.members()] == [child.pid]
+
+    group.stop(grace_s=5)
+
+    assert gone(child)
+    assert group.members() == []
+
+
+def test_a_child_without_the_mark_is_found_by_its_session(start: Starter) -> None:
+    group = start("sh", "-c", "env -i sleep 60 & echo $! > child")
+    until(lambda: not group.leader_alive())
+    child = start.child()
+
+    group.kill()
+
+    assert gone(child)
+
+
+def test_a_child_that_left_the_session_is_found_by_its_mark(start: Starter) -> None:
+    group = start(sys.executable, "-c", CHILD_OF_ITS_OWN)
+    until(lambda: not group.leader_alive())
+    child = start.child()
+    assert os.getsid(child.pid) != group.identity.pid
+
+    group.kill()
+
+    assert gone(child)
+
+
+def test_a_stranger_is_no_member(start: Starter) -> None:
+    one, other = start("sleep", "60"), start("sleep", "60")
+
+    one.kill()
+
+    assert not one.leader_alive()
+    assert other.leader_alive()
+
+
+def test_a_polite_process_ends_itself(start: Starter) -> None:
+    group = start("sh", "-c", "trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.05; done")
+    until(lambda: "up" in start.logged())
+    began = time.monotonic()
+
+    group.stop(grace_s=10)
+
+    assert time.monotonic() - began < 5
+    assert group.exit_code() == 7
+    assert "bye" in start.logged()
+
+
+def test_one_that_is_deaf_is_killed_after_the_grace(start: Starter) -> None:
+    group = start("sh", "-c", DEAF)
+    until(lambda: "up" in start.logged())
+    began = time.monotonic()
+
+    group.stop(grace_s=0.5)
+
+    assert 0.5 <= time.monotonic() - began < 5
+    assert group.exit_code() == -signal.SIGKILL
+    assert group.members() == []
+
+
+def test_a_stopped_one_is_killed(start: Starter) -> None:
+    group = start("sleep", "60")
+    os.kill(group.identity.pid, signal.SIGSTOP)
+
+    group.kill()
+
+    assert group.exit_code() == -signal.SIGKILL
+
+
+def test_kill_of_what_is_gone_does_nothing(start: Starter) -> None:
+    group = start("true")
+    until(lambda: not group.leader_alive())
+
+    group.stop(grace_s=5)
+    group.kill()
+
+    assert group.exit_code() == 0
+
+
+def test_another_sidecar_finds_it_by_its_identity(start: Starter) -> None:
+    group = start("sh", "-c", DEAF)
+    until(lambda: "up" in start.logged())
+
+    adopted = ProcessGroup(group.identity)
+
+    assert adopted.leader_alive()
+    assert adopted.exit_code() is None
+    adopted.stop(grace_s=0.2)
+    assert not adopted.leader_alive()
+    assert adopted.members() == []
+
+
+def test_one_that_was_started_but_not_written_down_is_found_by_its_mark(start: Starter) -> None:
+    group = start("sleep", "60")
+
+    ProcessGroup(Identity(-1, group.identity.started_at, group.identity.engine_id)).kill()
+
+    assert not group.leader_alive()
+
+
+def test_an_id_that_was_used_again_is_not_it(start: Starter) -> None:
+    stranger = start("sleep", "60")
+    old = ProcessGroup(Identity(stranger.identity.pid, stranger.identity.started_at - 100, "of last week"))
+
+    assert not old.leader_alive()
+    old.stop(grace_s=1)
+
+    assert stranger.leader_alive()
+
+
+def test_an_id_that_nobody_has_is_not_alive() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+
+    assert not ProcessGroup(Identity(ended.pid, time.time(), "none")).leader_alive()

@@ -1,0 +1,63 @@
+"""Real vLLM, from the demo's configuration: its tiny model, its CPU settings."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import yaml
+
+from sidecar.config import Config, load
+from sidecar.engine.engine import any_free_port
+from sidecar.journal import Journal
+from sidecar.metrics import Metrics
+from sidecar.runner import Runner
+from sidecar.telemetry import TelemetryHub, serve
+from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
+
+DEMO = Path(__file__).resolve().parents[2] / "deploy" / "demo"
+INCUMBENT: dict[str, Any] = yaml.safe_load((DEMO / "sloguard.yaml").read_text())["engine"]["args"]
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    """Writes the demo's configuration with other values, on ports of its own, and returns its path."""
+    content = yaml.safe_load((DEMO / "sloguard.yaml").read_text())
+    content |= {"model": str(DEMO / "model"), "state": str(folder / "state")}
+    content["engine"]["port"] = any_free_port()
+    content["metrics"] = {"port": any_free_port()}
+    for section, values in changes.items():
+        content[section] = {**content[section], **values} if isinstance(values, dict) else values
+    path = folder / "sloguard.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A sidecar's parts without its loop."""
+
+    config: Config
+    journal: Journal
+    hub: TelemetryHub
+    server: grpc.Server
+    runner: Runner
+
+
+@contextmanager
+def bench(config_file: Path) -> Generator[Bench]:
+    """Everything that a trial needs, and nothing left behind at the end."""
+    config = load(config_file)
+    journal = Journal(config.state)
+    metrics = Metrics(config)
+    hub = TelemetryHub(metrics.heard)
+    server = serve(config.socket, lambda s: add_TelemetryServiceServicer_to_server(hub, s))
+    runner = Runner(config, journal, hub, metrics, lambda: False)
+    try:
+        yield Bench(config, journal, hub, server, runner)
+    finally:
+        runner.end_orphans()
+        runner.close()
+        server.stop(0)
+        journal.close()
