@@ -17,7 +17,7 @@ from rich.console import Console
 from sidecar import lock, promoted
 from sidecar.config import Config, ConfigError, load, seconds
 from sidecar.engine.engine import Cancelled, EngineCrashed
-from sidecar.engine.process_group import NotGoneError
+from sidecar.engine.process_group import NotGoneError, ProcessGroup
 from sidecar.guard import Guard
 from sidecar.journal import Journal, JournalError
 from sidecar.load import LoadError
@@ -77,6 +77,7 @@ def tune(config_file: ConfigFile) -> None:
     config = load(config_file)
     with _sidecar(config) as parts:
         journal, metrics = parts.journal, parts.metrics
+        _refuse_while_serving(journal)
         parts.runner.end_orphans()
         run = open_run(config, journal)
         console = Console()
@@ -88,8 +89,16 @@ def tune(config_file: ConfigFile) -> None:
                 metrics.trial(trial, journal.trials(run.id))
                 view.notify(trial)
 
-            tuner = Tuner(config, run, journal, parts.runner, parts.guard, notify=notify, fits=lambda _more: True)
-            decision = tuner.tune()
+            decision = Tuner(
+                config,
+                run,
+                journal,
+                parts.runner,
+                parts.guard,
+                notify=notify,
+                fits=lambda _more: True,
+                cancelled=parts.requests.stop_sidecar.is_set,
+            ).tune()
         metrics.decided(decision)
         trials = journal.trials(run.id)
         path = promoted.write(config, incumbent_args(config, journal), decision, trials)
@@ -100,6 +109,16 @@ def tune(config_file: ConfigFile) -> None:
             chosen = next(t for t in trials if t.number == decision.trial)
             console.print(line(chosen, list(config.search.knobs)), markup=False, highlight=False, soft_wrap=True)
         console.print(f"serve it: vllm serve --config {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _refuse_while_serving(journal: Journal) -> None:
+    for record in journal.engines():
+        if record.role == "serving" and ProcessGroup(record.identity).leader_alive():
+            _fail(
+                f"vLLM still serves from this state folder, as process id {record.identity.pid}: run `sloguard serve`,"
+                " which takes it over, and ask that for a window; Ctrl-C there ends both",
+                FAILED,
+            )
 
 
 @app.command()
@@ -252,7 +271,7 @@ def _sidecar(config: Config) -> Generator[Parts]:
 
         journal = Journal(config.state)
         server = serve_grpc(config.socket, register)
-        runner = Runner(config, journal, hub, metrics, requests.stop_sidecar.is_set)
+        runner = Runner(config, journal, hub, metrics)
         _on_signals(requests)
         try:
             yield Parts(journal, runner, Guard(config, machine.observe), hub, metrics, requests)

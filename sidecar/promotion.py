@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from scipy.stats import mannwhitneyu  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
-
 from sidecar.config import Promotion
 from sidecar.trial import Role, Status, Trial
 
@@ -97,6 +95,9 @@ def _p_slower(incumbent: Trial, again: Trial) -> float:
     assert again.result is not None
     if not incumbent.result.scores or not again.result.scores:
         return 1.0
+    # Imported here: it takes longer than all else that a command imports.
+    from scipy.stats import mannwhitneyu  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
     test = mannwhitneyu(incumbent.result.scores, again.result.scores, alternative="greater")
     return float(test.pvalue)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 

@@ -27,14 +27,11 @@ _LAST_WORDS_S = 0.5
 class Runner:
     """Starts engines for trials, on a port of their own, and for serving, on the operator's."""
 
-    def __init__(
-        self, config: Config, journal: Journal, hub: TelemetryHub, metrics: Metrics, cancelled: Callable[[], bool]
-    ) -> None:
+    def __init__(self, config: Config, journal: Journal, hub: TelemetryHub, metrics: Metrics) -> None:
         self._config = config
         self._journal = journal
         self._hub = hub
         self._metrics = metrics
-        self._cancelled = cancelled
         logs = config.state / LOGS
         logs.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.client = LoadClient(config.engine.python, logs / "load-client.log")
@@ -43,7 +40,7 @@ class Runner:
         """Ends the load client."""
         self.client.close()
 
-    def run(self, plan: Plan) -> Result:
+    def run(self, plan: Plan, cancelled: Callable[[], bool]) -> Result:
         """One trial. A crash is a result. Raises LoadError when the client itself can't measure, Cancelled."""
         self.client.start()
         launch = self._launch(plan.args, "127.0.0.1", any_free_port(), guarded=plan.role is not Role.UNGUARDED)
@@ -56,9 +53,9 @@ class Runner:
         load: LoadResult | None = None
         crash: Crash | None = None
         try:
-            start_s = engine.wait_ready(self._config.engine.start_timeout_s, self._cancelled)
+            start_s = engine.wait_ready(self._config.engine.start_timeout_s, cancelled)
             began = time.monotonic()
-            load = self._load(engine)
+            load = self._load(engine, cancelled)
             load_s = time.monotonic() - began
         except EngineCrashed as crashed:
             crash = self._with_report(engine, crashed.crash)
@@ -81,12 +78,12 @@ class Runner:
             scores=judge.scores(load, slo, objective),
         )
 
-    def _load(self, engine: Engine) -> LoadResult:
+    def _load(self, engine: Engine, cancelled: Callable[[], bool]) -> LoadResult:
         """The load; an engine that ends or hangs meanwhile is a crash, whatever the client says."""
         config = self._config
         try:
             model = engine.http.model()
-            load = self.client.run(config.workload, engine.http.base_url, model, config.model, self._cancelled)
+            load = self.client.run(config.workload, engine.http.base_url, model, config.model, cancelled)
         except (LoadTimeoutError, Unanswered):
             raise engine.crashed("serving", timed_out=engine.alive()) from None
         except LoadError:

@@ -13,6 +13,7 @@ from sidecar import promoted
 from sidecar.config import Config
 from sidecar.engine.engine import Cancelled, Engine, EngineCrashed
 from sidecar.engine.http import Unanswered
+from sidecar.engine.process_group import NotGoneError
 from sidecar.guard import Args, Guard
 from sidecar.journal import Journal
 from sidecar.load import LoadError
@@ -135,7 +136,16 @@ class Service:
             self._serving(args, "the engine of an earlier sidecar serves on")
             return
         self._runner.end_orphans()
-        self._start(args)
+        try:
+            self._start(args)
+        except EngineCrashed as error:
+            own = self._config.engine.args
+            if dict(args) == own:
+                raise
+            self._say(f"what was promoted does not start any more: {error}")
+            self._journal.promote(None, self._config.base_digest(), own)
+            self._restore(own, "what was promoted does not start any more")
+            return
         self._serving(args, "the engine is up")
 
     def _end_interrupted(self, why: str) -> None:
@@ -238,17 +248,19 @@ class Service:
         decision: Decision | None = None
         try:
             decision = self._tune()
-        except (LoadError, Cancelled) as error:
-            why = "a stop was asked for" if isinstance(error, Cancelled) else f"the window failed: {error}"
+        except Cancelled:
+            why = "a stop was asked for" if self._requests.stop_sidecar.is_set() else "no time was left for the trial"
+        except (LoadError, NotGoneError, OSError) as error:
+            why = f"the window failed: {error}"
+        if decision is None:
             self._say(why)
             self._end_interrupted(why)
+        if not self._requests.stop_engine.is_set():
+            if decision is not None and decision.outcome is Outcome.PROMOTED:
+                self._promote(before, decision)
+            else:
+                self._restore(before, decision.reason if decision else why)
         self._window_end = None
-        if self._requests.stop_engine.is_set():
-            return
-        if decision is None or decision.outcome is not Outcome.PROMOTED:
-            self._restore(before, decision.reason if decision else why)
-            return
-        self._promote(before, decision)
 
     def _drain(self, why: str) -> None:
         """Not ready from here on; requests in flight finish, then the engine ends."""
@@ -281,8 +293,19 @@ class Service:
         def fits(more: int) -> bool:
             return self._time_left() >= self._restore_s + more * seconds_a_trial(self._journal.trials(run.id))
 
-        tuner = Tuner(self._config, run, self._journal, self._runner, self._guard, notify=notify, fits=fits)
-        decision = tuner.tune()
+        def cancelled() -> bool:
+            return self._requests.stop_sidecar.is_set() or self._time_left() < self._restore_s
+
+        decision = Tuner(
+            self._config,
+            run,
+            self._journal,
+            self._runner,
+            self._guard,
+            notify=notify,
+            fits=fits,
+            cancelled=cancelled,
+        ).tune()
         self._metrics.decided(decision)
         self._say(f"run {run.id}: {decision.outcome}: {decision.reason}")
         promoted.write(

@@ -22,6 +22,7 @@ _MOST_REFUSALS_IN_A_ROW = 20
 
 Notify = Callable[[Trial], None]
 Fits = Callable[[int], bool]
+Cancelled = Callable[[], bool]
 
 
 def incumbent_args(config: Config, journal: Journal) -> Args:
@@ -46,11 +47,21 @@ def open_run(config: Config, journal: Journal) -> Run:
 class Tuner:
     """Takes one run from wherever it is to its decision. ``notify`` is told of every trial, as it starts and ends.
 
-    ``fits`` says whether so many more trials can end before the window does.
+    ``fits`` says whether so many more trials can end before the window does, ``cancelled`` whether the one that runs
+    must be given up.
     """
 
     def __init__(
-        self, config: Config, run: Run, journal: Journal, runner: Runner, guard: Guard, *, notify: Notify, fits: Fits
+        self,
+        config: Config,
+        run: Run,
+        journal: Journal,
+        runner: Runner,
+        guard: Guard,
+        *,
+        notify: Notify,
+        fits: Fits,
+        cancelled: Cancelled,
     ) -> None:
         self._config = config
         self._run = run
@@ -59,6 +70,7 @@ class Tuner:
         self._guard = guard
         self._notify = notify
         self._fits = fits
+        self._cancelled = cancelled
         self._knobs = tuple(config.search.knobs)
         space = Space(config.search.space_knobs())
         self._optimizer: Optimizer = make(config.search.optimizer, space, config.search.seed, config.search.budget)
@@ -128,7 +140,7 @@ class Tuner:
         result: Result | None = None
         try:
             if not plan.refusal:
-                result = self._runner.run(plan)
+                result = self._runner.run(plan, self._cancelled)
         finally:
             self._notify(self._journal.end_trial(trial, result))
 

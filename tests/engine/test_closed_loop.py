@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from engine_bench import write_config
+from prometheus_server import BINARY, PrometheusServer, panel_queries
 
 from sidecar.config import load
 from sidecar.engine.process_group import Identity, ProcessGroup
@@ -27,6 +29,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 SLOGUARD = [sys.executable, "-m", "sidecar.cli"]
 SEARCH: dict[str, Any] = {"unguarded": [], "knobs": {"max_num_seqs": {"low": 4, "high": 64}}}
+DASHBOARD = Path(__file__).resolve().parents[2] / "deploy" / "grafana" / "sloguard.json"
 
 
 def trials(state: Path) -> list[dict[str, Any]]:
@@ -91,7 +94,7 @@ def vllm_accepts(path: Path) -> dict[str, Any]:
     """What vLLM's own parser makes of ``vllm serve --config path``."""
     script = (
         "import json, sys\n"
-        "from vllm.entrypoints.openai.cli_args import make_arg_parser, validate_parsed_serve_args\n"
+        "from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args\n"
         "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
         "args = make_arg_parser(FlexibleArgumentParser()).parse_args(['--config', sys.argv[1]])\n"
         "validate_parsed_serve_args(args)\n"
@@ -131,11 +134,18 @@ class Client:
             self.stop.wait(0.05)
 
 
+def every_panel_has_data(prometheus: PrometheusServer) -> None:
+    """Asserts that each query of the dashboard has a number for an answer, once there was traffic to rate."""
+    for query in dict.fromkeys(panel_queries(DASHBOARD, rate="1m", span="30m")):
+        wait_for(lambda query=query: bool(prometheus.query(query)), 30, f"no data: {query}")
+
+
 def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> None:
     opening = datetime.now().astimezone() + timedelta(seconds=120)
     config_file = write_config(
         tmp_path,
-        search={**SEARCH, "budget": 2},
+        # Blocks of 16 tokens are for GPUs: each trial of the search has something to repair.
+        search={**SEARCH, "budget": 2, "knobs": {**SEARCH["knobs"], "block_size": {"choices": [16]}}},
         workload={"requests": 40},
         window={"cron": f"{opening.minute} {opening.hour} * * *", "duration": "20m", "notice": "0s"},
     )
@@ -147,7 +157,11 @@ def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> 
         record = Journal(config.state, read_only=True).state() if config.state.exists() else None
         return record.state if record else ""
 
-    with subprocess.Popen([*SLOGUARD, "serve", "-c", str(config_file)], stdout=subprocess.PIPE, text=True) as serve:
+    prometheus = PrometheusServer(f"127.0.0.1:{config.metrics.port}") if BINARY else None
+    with (
+        subprocess.Popen([*SLOGUARD, "serve", "-c", str(config_file)], stdout=subprocess.PIPE, text=True) as serve,
+        prometheus or nullcontext(),
+    ):
         try:
             wait_for(lambda: state() == State.SERVING, 180, "serving before the window")
             users.start()
@@ -155,6 +169,8 @@ def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> 
             wait_for(lambda: state() == State.SERVING, 600, "serving after the window")
             served_again = time.time()
             wait_for(lambda: any(isinstance(a[2], int) and a[0] > served_again for a in client.answers), 60, "answers")
+            if prometheus is not None:
+                every_panel_has_data(prometheus)
         finally:
             client.stop.set()
             if users.ident is not None:
@@ -175,3 +191,5 @@ def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> 
     # Whatever was asked for before the drain was answered whole.
     assert {a[2] for a in client.answers if a[0] < draining} == {300}
     nothing_left(config.state, engine_ids(config.state))
+    if prometheus is None:
+        pytest.skip("all but the dashboard's queries was checked: Prometheus is not installed")

@@ -53,7 +53,7 @@ def bench(config_file: Path) -> Generator[Bench]:
     metrics = Metrics(config)
     hub = TelemetryHub(metrics.heard)
     server = serve(config.socket, lambda s: add_TelemetryServiceServicer_to_server(hub, s))
-    runner = Runner(config, journal, hub, metrics, lambda: False)
+    runner = Runner(config, journal, hub, metrics)
     try:
         yield Bench(config, journal, hub, server, runner)
     finally:

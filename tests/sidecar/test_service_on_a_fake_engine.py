@@ -1,0 +1,273 @@
+"""`sloguard serve` and `tune` as processes, on an engine that is quick and fails on demand."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_bench import write_config
+from fake_vllm import DIES, HANGS, OUT_OF_MEMORY
+
+from sidecar import lock
+from sidecar.config import Config, load
+from sidecar.engine.process_group import Identity, ProcessGroup
+from sidecar.journal import Journal, JournalError
+
+pytestmark = pytest.mark.timeout(120)
+
+SLOGUARD = [sys.executable, "-m", "sidecar.cli"]
+FAKE = Path(__file__).resolve().parents[1] / "support" / "fake_vllm.py"
+SLO = {"ttft_p99_ms": 500, "itl_p99_ms": 60, "e2e_p99_ms": 3000, "error_rate": 0.01}
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Iterator[Path]:
+    """A configuration whose incumbent is slow; everything that it started is ended with the test."""
+    path = configured(tmp_path)
+    yield path
+    state = load(path).state
+    for log in (state / "logs").glob("engine-*.log"):
+        ProcessGroup(Identity(-1, 0.0, log.stem.removeprefix("engine-"))).kill()
+
+
+def configured(folder: Path, *, incumbent: int = 2, unguarded: tuple[int, ...] = (), **search: Any) -> Path:
+    """Writes the configuration."""
+    return write_config(
+        folder,
+        engine={
+            "args": {"max-num-seqs": incumbent, "max-model-len": 512},
+            "python": str(FAKE),
+            "drain_timeout_s": 5,
+            "start_timeout_s": 5,
+        },
+        slo=SLO,
+        workload={"requests": 50},
+        search={
+            "budget": 4,
+            "knobs": {"max_num_seqs": {"low": 4, "high": 12}},
+            "unguarded": [{"max_num_seqs": n} for n in unguarded],
+            **search,
+        },
+        window={"duration": "60s", "notice": "0s"},
+    )
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 40) -> Any:
+    """Polls until ``condition`` is true, and returns it."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"timed out: {what}"
+        time.sleep(0.05)
+    return found
+
+
+def state_of(config: Config, since: float = 0.0) -> str:
+    """The state that the journal tells, when it was entered after ``since``."""
+    try:
+        record = Journal(config.state, read_only=True).state()
+    except JournalError:  # there is none yet
+        return ""
+    return record.state if record and record.at >= since else ""
+
+
+def serving_seqs(config: Config) -> int:
+    """What the engine on the operator's port was started with; 0 when there is none."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{config.engine.port}/load", timeout=2) as response:
+            return json.loads(response.read())["max_num_seqs"]
+    except (urllib.error.URLError, OSError):
+        return 0
+
+
+def ready(config: Config) -> int:
+    """The status of /ready; 0 when nobody answers."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{config.metrics.port}/ready", timeout=2) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (urllib.error.URLError, OSError):
+        return 0
+
+
+def sloguard(*args: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """One command, to its end."""
+    command = [*SLOGUARD, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+
+
+def started(config_file: Path, **environment: str) -> "subprocess.Popen[str]":
+    """`sloguard serve`, once it serves."""
+    began = time.time()
+    process = subprocess.Popen(
+        [*SLOGUARD, "serve", "-c", str(config_file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    config = load(config_file)
+
+    def serves() -> bool:
+        # The state of an earlier sidecar is in the journal too.
+        return lock.holder(config.state) == process.pid and state_of(config, since=began) == "serving"
+
+    wait_for(lambda: process.poll() is not None or serves(), "serving")
+    return process
+
+
+def ended(process: "subprocess.Popen[str]", number: signal.Signals) -> str:
+    """What it said, once it has ended after ``number``, with code 0."""
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_a_window_promotes_the_better_configuration(config_file: Path) -> None:
+    config = load(config_file)
+    serve = started(config_file)
+    assert (serving_seqs(config), ready(config)) == (2, 200)
+
+    asked = sloguard("retune", "--now", "--wait", "-c", config_file)
+    assert asked.returncode == 0, asked.stderr
+    assert "trial 1 baseline: max_num_seqs=2: feasible" in asked.stdout
+    assert "promoting: validated on a fresh start" in asked.stdout
+    assert serving_seqs(config) > 2
+    assert ready(config) == 200
+    assert "# Decision: promoted" in (config.state / "promoted.yaml").read_text()
+    output = ended(serve, signal.SIGINT)
+    assert "halted: stopped, with its engine" in output
+    assert serving_seqs(config) == 0
+
+    # What was promoted is what serves from now on.
+    again = started(config_file)
+    assert serving_seqs(config) > 2
+    ended(again, signal.SIGINT)
+
+
+def test_crashes_are_observations_and_the_incumbent_is_restored(tmp_path: Path) -> None:
+    config_file = configured(
+        tmp_path,
+        incumbent=12,
+        unguarded=(OUT_OF_MEMORY, HANGS, DIES),
+        budget=5,
+        knobs={"max_num_seqs": {"low": 4, "high": 6}},
+    )
+    config = load(config_file)
+    serve = started(config_file)
+    asked = sloguard("retune", "--now", "--wait", "-c", config_file)
+    assert asked.returncode == 0, asked.stderr
+    trials = json.loads(sloguard("trials", config.state, "--json").stdout)
+    crashes = {t["plan"]["args"]["max_num_seqs"]: t["result"]["crash"] for t in trials if t["status"] == "crashed"}
+    assert crashes[OUT_OF_MEMORY]["category"] == "out_of_memory"
+    assert "CUDA out of memory" in crashes[OUT_OF_MEMORY]["evidence"]
+    assert crashes[OUT_OF_MEMORY]["exit_code"] == 0
+    assert (crashes[HANGS]["category"], crashes[HANGS]["phase"]) == ("timeout", "starting")
+    assert (crashes[DIES]["category"], crashes[DIES]["phase"]) == ("engine_death", "serving")
+    assert "incumbent kept" in sloguard("status", config.state).stdout
+    assert serving_seqs(config) == 12
+    ended(serve, signal.SIGINT)
+
+
+def test_a_serving_engine_that_dies_is_started_again(config_file: Path) -> None:
+    config = load(config_file)
+    serve = started(config_file)
+    [record] = Journal(config.state, read_only=True).engines()
+    os.kill(record.identity.pid, signal.SIGKILL)
+    wait_for(lambda: serving_seqs(config) == 2 and state_of(config) == "serving", "serving again")
+    assert Journal(config.state, read_only=True).engines()[0].identity.pid != record.identity.pid
+    assert "the serving engine crashed: engine_death" in ended(serve, signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_engine_serves_on_without_its_sidecar_and_is_taken_over(config_file: Path, number: signal.Signals) -> None:
+    config = load(config_file)
+    serve = started(config_file)
+    [record] = Journal(config.state, read_only=True).engines()
+    serve.send_signal(number)
+    serve.communicate(timeout=30)
+    assert serving_seqs(config) == 2
+
+    refused = sloguard("tune", "-c", config_file)
+    assert refused.returncode == 1
+    assert f"process id {record.identity.pid}" in refused.stderr
+
+    again = started(config_file)
+    assert [r.identity for r in Journal(config.state, read_only=True).engines()] == [record.identity]
+    assert "the engine of an earlier sidecar serves on" in ended(again, signal.SIGINT)
+    assert serving_seqs(config) == 0
+
+
+def test_sigterm_in_a_window_restores_the_incumbent(config_file: Path) -> None:
+    config = load(config_file)
+    serve = started(config_file, FAKE_LOAD_S="20")
+    assert sloguard("retune", "--now", "-c", config_file).returncode == 0
+    wait_for(lambda: state_of(config) == "tuning", "tuning")
+    assert ready(config) == 503
+    assert sloguard("retune", "--now", "-c", config_file).returncode == 1
+    ended(serve, signal.SIGTERM)
+    assert serving_seqs(config) == 2
+    trials = json.loads(sloguard("trials", config.state, "--json").stdout)
+    assert [t["status"] for t in trials] == ["aborted"]
+
+
+def test_a_sidecar_killed_in_a_window_restores_when_it_is_back(config_file: Path) -> None:
+    config = load(config_file)
+    serve = started(config_file, FAKE_LOAD_S="20")
+    assert sloguard("retune", "--now", "-c", config_file).returncode == 0
+    wait_for(lambda: [r.role for r in Journal(config.state, read_only=True).engines()] == ["trial"], "a trial")
+    [orphan] = Journal(config.state, read_only=True).engines()
+    serve.kill()
+    serve.communicate(timeout=30)
+
+    again = started(config_file)
+    assert serving_seqs(config) == 2
+    assert ProcessGroup(orphan.identity).members() == []
+    status = json.loads(sloguard("status", config.state, "--json").stdout)
+    assert status["decision"]["outcome"] == "interrupted"
+    ended(again, signal.SIGINT)
+
+
+def test_a_window_ends_in_time(config_file: Path) -> None:
+    """The second trial would not fit before the restore: none is begun."""
+    config = load(config_file)
+    serve = started(config_file, FAKE_LOAD_S="3")
+    began = time.monotonic()
+    assert sloguard("retune", "--now", "--wait", "--for", "8s", "-c", config_file).returncode == 0
+    assert time.monotonic() - began < 10
+    assert serving_seqs(config) == 2
+    assert len(json.loads(sloguard("trials", config.state, "--json").stdout)) == 1
+    ended(serve, signal.SIGINT)
+
+
+def test_a_promoted_configuration_that_no_longer_starts_is_undone(config_file: Path) -> None:
+    config = load(config_file)
+    journal = Journal(config.state)
+    journal.promote(None, config.base_digest(), {**config.engine.args, "max_num_seqs": OUT_OF_MEMORY})
+    journal.close()
+    serve = started(config_file)
+    assert serving_seqs(config) == 2
+    assert "out_of_memory" in ended(serve, signal.SIGINT)
+
+
+def test_what_can_not_start_is_one_line(tmp_path: Path) -> None:
+    config_file = configured(tmp_path, incumbent=OUT_OF_MEMORY)
+    failed = sloguard("serve", "-c", config_file)
+    assert failed.returncode == 1
+    assert len(failed.stderr.splitlines()) == 1
+    assert "CUDA out of memory" in failed.stderr
+
+    missing = write_config(tmp_path, engine={"python": "/nowhere/python"})
+    failed = sloguard("tune", "-c", missing)
+    assert failed.returncode == 1
+    assert len(failed.stderr.splitlines()) == 1
+    assert "/nowhere/python" in failed.stderr
