@@ -27,7 +27,7 @@ from sidecar.runner import Runner
 from sidecar.service import Control, Parts, Requests, Service
 from sidecar.telemetry import TelemetryHub
 from sidecar.telemetry import serve as serve_grpc
-from sidecar.terminal import View, line, table
+from sidecar.terminal import View, line, show
 from sidecar.trial import Status, as_json
 from sidecar.tuner import Tuner, incumbent_args, open_run
 from vllm_sloguard import machine
@@ -103,7 +103,7 @@ def tune(config_file: ConfigFile) -> None:
         trials = journal.trials(run.id)
         path = promoted.write(config, incumbent_args(config, journal), decision, trials)
         if console.is_terminal:
-            console.print(table(trials, list(config.search.knobs)))
+            show(console, trials, list(config.search.knobs))
         console.print(f"{decision.outcome}: {decision.reason}", markup=False, highlight=False, soft_wrap=True)
         if decision.outcome is Outcome.PROMOTED:
             chosen = next(t for t in trials if t.number == decision.trial)
@@ -251,7 +251,7 @@ def trials(state: StateFolder, as_json_: AsJson = False) -> None:
         print(json.dumps([as_json(trial) for trial in rows]))
         return
     knobs = list(dict.fromkeys(name for t in rows for name in t.plan.proposed))
-    Console().print(table(rows, knobs))
+    show(Console(), rows, knobs)
 
 
 def _state_folder(path: Path) -> Path:

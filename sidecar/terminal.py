@@ -24,6 +24,10 @@ _STYLES = {
 }
 
 
+# Below this width a table's cells break into pieces of words.
+_TABLE_COLUMNS = 150
+
+
 class View:
     """Shows the trials of one run as they start and end."""
 
@@ -56,7 +60,19 @@ class View:
             return Text("")
         last_run = max(run for run, _ in self._trials)
         trials = [t for (run, _), t in sorted(self._trials.items()) if run == last_run]
-        return Group(table(trials, self._knobs), Text(_outlook(trials, self._budget)))
+        outlook = Text(_outlook(trials, self._budget))
+        if self._console.width < _TABLE_COLUMNS:
+            return Group(*(Text(line(t, self._knobs)) for t in trials), outlook)
+        return Group(table(trials, self._knobs), outlook)
+
+
+def show(console: Console, trials: Sequence[Trial], knobs: Sequence[str]) -> None:
+    """The trials as a table, or line by line where a table would not fit."""
+    if console.width >= _TABLE_COLUMNS:
+        console.print(table(trials, knobs))
+        return
+    for trial in trials:
+        console.print(line(trial, knobs), markup=False, highlight=False, soft_wrap=True)
 
 
 def table(trials: Sequence[Trial], knobs: Sequence[str]) -> Table:
