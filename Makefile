@@ -11,7 +11,8 @@ PINS := deploy/requirements
 setup: $(SETUP)
 
 $(SETUP): $(PINS)/engine-$(ENGINE).txt $(PINS)/sloguard.txt $(PINS)/dev.txt $(PINS)/install.sh pyproject.toml
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv --clear .venv
 	sh $(PINS)/install.sh $(ENGINE)
 	touch $@
 

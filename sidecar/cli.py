@@ -1,6 +1,7 @@
 """The command `sloguard`."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -194,18 +195,20 @@ def _follow(config: Config, since: float) -> None:
     seen = 0
     with View(Console(), list(config.search.knobs), config.search.budget) as view:
         while lock.holder(config.state) is not None:
-            states = [s for s in journal.states() if s.at >= since]
+            states = journal.states(since)
             for state in states[seen:]:
                 print(f"{state.state}: {state.reason}", flush=True)
             seen = len(states)
-            for trial in journal.trials():
+            run = journal.last_run()
+            for trial in journal.trials(run.id) if run is not None and run.started_at >= since else []:
                 key = trial.run, trial.number
                 if trial.started_at >= since and shown.get(key) is not trial.status:
                     shown[key] = trial.status
                     view.notify(trial)
             if states and states[-1].state == "serving":
                 return
-            time.sleep(0.5)
+            # What is measured meanwhile runs on this machine too.
+            time.sleep(2)
     _fail("the sidecar has ended", FAILED)
 
 
@@ -274,7 +277,8 @@ def _sidecar(config: Config) -> Generator[Parts]:
         runner = Runner(config, journal, hub, metrics)
         _on_signals(requests)
         try:
-            yield Parts(journal, runner, Guard(config, machine.observe), hub, metrics, requests)
+            guard = Guard(config, lambda: machine.observe({**os.environ, **config.engine.env}))
+            yield Parts(journal, runner, guard, hub, metrics, requests)
         finally:
             runner.close()
             server.stop(grace=0.5).wait(2)

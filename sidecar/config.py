@@ -62,6 +62,8 @@ _OWN_ARGS = {
     "host": "use engine.host",
     "port": "use engine.port",
     "hf_token": "use the environment variable HF_TOKEN: arguments show in the process list",
+    "uds": "the sidecar talks to vLLM over TCP",
+    "ssl_keyfile": "the sidecar talks to vLLM without TLS; put a proxy in front",
     "api_key": "use the environment variable VLLM_API_KEY: arguments show in the process list",
     "shutdown_timeout": "use engine.drain_timeout_s",
     "config": "write the arguments themselves",

@@ -1,7 +1,6 @@
 """From a proposal to a plan: the repair pass of the plugin, run before anything is started."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from sidecar.config import Config
 from sidecar.search.contract import Proposal
@@ -20,12 +19,13 @@ class Guard:
         self._observe = observe
         self._workload_max_len = config.workload.longest_request_tokens
         self._knobs = frozenset(config.search.knobs)
-        self._shape = shape_of(config.model)
+        self._shape = _shape(config.model)
 
     def plan(self, incumbent: Args, proposal: Proposal, role: Role) -> Plan:
         """The engine arguments that ``proposal`` comes to, with each change and its reason, or the refusal."""
         args: dict[str, bool | int | float | str | list[str]] = {**incumbent, **proposal.config}
-        if role is Role.UNGUARDED:
+        if role in (Role.UNGUARDED, Role.BASELINE):
+            # The baseline is what serves: the same arguments, and the same plugin that mends them inside vLLM.
             return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason)
         scalars = {name: value for name, value in args.items() if not isinstance(value, list)}
         result = repair(
@@ -44,11 +44,9 @@ class Guard:
         return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason, changes, result.refusal)
 
 
-def shape_of(model: str) -> model_shape.ModelShape | None:
-    """The model's shape; None for one that is not in a local folder or can't be read: no budget then, only rules."""
-    if not (Path(model) / "config.json").is_file():
-        return None
+def _shape(model: str) -> model_shape.ModelShape | None:
+    """None for a model that is not local or can't be read: then there is no budget, only rules."""
     try:
-        return model_shape.read(Path(model))
+        return model_shape.of_model(model)
     except ValueError:
         return None

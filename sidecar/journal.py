@@ -239,11 +239,10 @@ class Journal:
         rows = self._read("SELECT * FROM states ORDER BY id DESC LIMIT 1", ())
         return StateRecord(rows[0]["at"], rows[0]["state"], rows[0]["reason"], rows[0]["until"]) if rows else None
 
-    def states(self) -> list[StateRecord]:
-        """Every state, oldest first."""
-        return [
-            StateRecord(r["at"], r["state"], r["reason"], r["until"]) for r in self._read("SELECT * FROM states", ())
-        ]
+    def states(self, since: float = 0.0) -> list[StateRecord]:
+        """Every state that was entered at ``since`` or later, oldest first."""
+        rows = self._read("SELECT * FROM states WHERE at >= ?", (since,))
+        return [StateRecord(row["at"], row["state"], row["reason"], row["until"]) for row in rows]
 
     def _read(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
         try:

@@ -6,11 +6,10 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from sidecar.config import Workload
 from sidecar.engine.engine import Cancelled
@@ -49,19 +48,13 @@ class LoadResult:
 class LoadClient:
     """Sends loads, one at a time. Started at its first use, and again when it has died."""
 
-    def __init__(self, python: str, log: Path) -> None:
+    def __init__(self, python: str, log: Path, env: Mapping[str, str]) -> None:
         self._python = python
         self._log = log
+        self._env = env
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str | None] = queue.Queue()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        self._awaiting_ready = False
 
     def start(self) -> None:
         """Starts the client, which imports for some seconds, and does not wait for it."""
@@ -76,19 +69,27 @@ class LoadClient:
                 stderr=log,
                 text=True,
                 start_new_session=True,
-                env=_environment(),
+                env=_environment(self._env),
             )
         threading.Thread(target=_drain, args=(self._process, self._answers), daemon=True).start()
         self._awaiting_ready = True
+
+    def wait_ready(self, cancelled: Callable[[], bool]) -> None:
+        """Waits until the client could send. Raises LoadError when it can't be brought up, Cancelled."""
+        self.start()
+        if self._awaiting_ready:
+            try:
+                self._answer(_START_TIMEOUT_S, cancelled)
+            except LoadTimeoutError as error:
+                # Of its imports, not of an engine.
+                raise LoadError(str(error)) from None
+            self._awaiting_ready = False
 
     def run(
         self, workload: Workload, base_url: str, model: str, tokenizer: str, cancelled: Callable[[], bool]
     ) -> LoadResult:
         """Sends ``workload`` to the engine at ``base_url``. Raises LoadError, LoadTimeoutError, Cancelled."""
-        self.start()
-        if self._awaiting_ready:
-            self._answer(_START_TIMEOUT_S, cancelled)
-            self._awaiting_ready = False
+        self.wait_ready(cancelled)
         request = {
             "argv": _argv(workload, base_url, model, tokenizer),
             "request_timeout_s": workload.request_timeout_s,
@@ -100,12 +101,15 @@ class LoadClient:
             self._process.stdin.flush()
         except OSError as error:
             raise LoadError(f"the benchmark client has died: {error}; see {self._log}") from None
-        # Warm-up requests go one after another, and each request, warm-up or not, has its own deadline.
+        # Each request has its own deadline: the warm-up's, then the last one's after the time that sending takes.
         longest = workload.requests / workload.rate * 2 + workload.request_timeout_s * 2 + _SPARE_S
         answer = self._answer(longest, cancelled)
         if "error" in answer:
             raise LoadError(f"the benchmark client failed: {answer['error']}")
-        return _result(answer["result"])
+        try:
+            return _result(answer["result"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise LoadError(f"the benchmark client's result can't be read: {type(error).__name__}: {error}") from None
 
     def close(self) -> None:
         """Ends the client."""
@@ -143,11 +147,12 @@ def _drain(process: subprocess.Popen[str], answers: "queue.Queue[str | None]") -
     answers.put(None)
 
 
-def _environment() -> dict[str, str]:
+def _environment(env: Mapping[str, str]) -> dict[str, str]:
     # The client is no engine: the plugin stays silent in it. Its prompts are the same in every run.
     own = {"VLLM_PLUGINS": "", "PYTHONHASHSEED": "0"}
-    key = os.environ.get("VLLM_API_KEY")
-    return {**os.environ, **own, **({"OPENAI_API_KEY": key} if key else {})}
+    engines = {**os.environ, **env}
+    key = engines.get("VLLM_API_KEY")
+    return {**engines, **own, **({"OPENAI_API_KEY": key} if key else {})}
 
 
 def _argv(workload: Workload, base_url: str, model: str, tokenizer: str) -> list[str]:

@@ -51,11 +51,9 @@ class Metrics:
         self.budget_remaining = Gauge(
             "sloguard_budget_remaining_trials", "Trials that the run may still try.", registry=reg
         )
-        self.promotions = Counter(
-            "sloguard_decisions", "Runs that were decided, by outcome.", ["outcome"], registry=reg
-        )
+        self.decisions = Counter("sloguard_decisions", "Runs that were decided, by outcome.", ["outcome"], registry=reg)
         for outcome in Outcome:
-            self.promotions.labels(_word(outcome))
+            self.decisions.labels(_word(outcome))
         self.seconds = Gauge(
             "sloguard_last_duration_seconds",
             "How long the last drain and the last restore took.",
@@ -224,7 +222,7 @@ class Metrics:
 
     def decided(self, decision: Decision) -> None:
         """Takes the decision of a run."""
-        self.promotions.labels(_word(decision.outcome)).inc()
+        self.decisions.labels(_word(decision.outcome)).inc()
 
     # HTTP
 

@@ -4,7 +4,7 @@ The candidate is the best feasible trial. It is started afresh and measured agai
 that second measurement,
 
 1. it meets the SLO, and the incumbent, measured in the same run, either does not or is worse by at least ``min_gain``
-   of the objective; and
+   of the objective (one that crashes is tried twice); and
 2. where the incumbent meets the SLO, its requests are slower (or miss the SLO more often) than the candidate's by a
    one-sided Mann-Whitney U test at ``confidence``.
 
@@ -41,7 +41,8 @@ class Decision:
 
 def baseline(trials: Sequence[Trial]) -> Trial | None:
     """The incumbent's own trial in this run; one that was aborted is measured again."""
-    return next((t for t in trials if t.plan.role is Role.BASELINE and t.status is not Status.ABORTED), None)
+    ended = (t for t in reversed(trials) if t.plan.role is Role.BASELINE and t.status is not Status.ABORTED)
+    return next(ended, None)
 
 
 def candidate(trials: Sequence[Trial]) -> Trial | None:

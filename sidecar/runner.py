@@ -1,25 +1,30 @@
 """Runs one plan: a fresh engine, its load, its end. Every I/O of a trial is here; what it means is sidecar.judge's."""
 
+import hashlib
+import json
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sidecar import judge
 from sidecar.config import Config
-from sidecar.engine.engine import Cancelled, Engine, EngineCrashed, Launch, any_free_port
+from sidecar.engine.engine import Engine, EngineCrashed, Launch, any_free_port
 from sidecar.engine.http import Unanswered
 from sidecar.engine.process_group import Identity, ProcessGroup
-from sidecar.journal import EngineRecord, Journal
+from sidecar.journal import EngineRecord, Journal, JournalError
 from sidecar.load import LoadClient, LoadError, LoadResult, LoadTimeoutError
 from sidecar.metrics import Metrics
 from sidecar.telemetry import TelemetryHub
-from sidecar.trial import Plan, Result, Role
+from sidecar.trial import Change, Plan, Result, Role
 from vllm_sloguard.crash import Category, Crash
+from vllm_sloguard.knobs import Value
 
 LOGS = "logs"
+_MOST_LOGS = 100
 _PROBE_TIMEOUT_S = 10.0
 _LAST_WORDS_S = 0.5
 
@@ -34,7 +39,7 @@ class Runner:
         self._metrics = metrics
         logs = config.state / LOGS
         logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.client = LoadClient(config.engine.python, logs / "load-client.log")
+        self.client = LoadClient(config.engine.python, logs / "load-client.log", config.engine.env)
 
     def close(self) -> None:
         """Ends the load client."""
@@ -43,7 +48,8 @@ class Runner:
     def run(self, plan: Plan, cancelled: Callable[[], bool]) -> Result:
         """One trial. A crash is a result. Raises LoadError when the client itself can't measure, Cancelled."""
         self.client.start()
-        launch = self._launch(plan.args, "127.0.0.1", any_free_port(), guarded=plan.role is not Role.UNGUARDED)
+        # What the guard has passed runs as it is; the baseline as it serves.
+        launch = self._launch(plan.args, "127.0.0.1", any_free_port(), repair=plan.role is Role.BASELINE)
         try:
             engine = self.start(launch, "trial")
         except EngineCrashed as crashed:
@@ -59,13 +65,25 @@ class Runner:
             load_s = time.monotonic() - began
         except EngineCrashed as crashed:
             crash = self._with_report(engine, crashed.crash)
-        except (Cancelled, LoadError):
+        except BaseException:
             self.end(engine, drain=False)
             raise
         stop_s = self.end(engine, drain=True)
-        kv_cache_tokens = self._hub.of(launch.engine_id).kv_cache_tokens
-        timing = Result(kv_cache_tokens=kv_cache_tokens, start_s=start_s, load_s=load_s, stop_s=stop_s, crash=crash)
+        timing = Result(
+            crash=crash,
+            repairs=self.repairs(engine),
+            kv_cache_tokens=self._hub.of(launch.engine_id).kv_cache_tokens,
+            start_s=start_s,
+            load_s=load_s,
+            stop_s=stop_s,
+        )
         return timing if load is None else self._judged(load, timing)
+
+    def repairs(self, engine: Engine) -> tuple[Change, ...]:
+        """What the plugin has changed inside ``engine``; values as text where they are no numbers."""
+        report = self._hub.of(engine.launch.engine_id).repair
+        changes = report.changes if report is not None else ()
+        return tuple(Change(c.name, _value(c.from_value), _value(c.to_value), c.reason) for c in changes)
 
     def _judged(self, load: LoadResult, timing: Result) -> Result:
         slo, objective = self._config.slo, self._config.objective
@@ -113,16 +131,16 @@ class Runner:
     def serving_launch(self, args: Mapping[str, Any]) -> Launch:
         """A start on the operator's own host and port."""
         engine = self._config.engine
-        launch = self._launch(args, engine.host, engine.port, guarded=True)
+        launch = self._launch(args, engine.host, engine.port, repair=True)
         return replace(launch, drain_timeout_s=engine.drain_timeout_s)
 
-    def _launch(self, args: Mapping[str, Any], host: str, port: int, *, guarded: bool) -> Launch:
+    def _launch(self, args: Mapping[str, Any], host: str, port: int, *, repair: bool) -> Launch:
         engine_id = uuid.uuid4().hex[:12]
         engine = self._config.engine
         env = {
             **engine.env,
             "SLOGUARD_SOCKET": str(self._config.socket),
-            "SLOGUARD_REPAIR": "on" if guarded else "off",
+            "SLOGUARD_REPAIR": "on" if repair else "off",
             "SLOGUARD_WORKLOAD_MAX_LEN": str(self._config.workload.longest_request_tokens),
         }
         log = self._config.state / LOGS / f"engine-{engine_id}.log"
@@ -132,15 +150,31 @@ class Runner:
         """Starts an engine; the journal knows of it before and after, so that it can always be found again."""
         self._hub.expect(launch.engine_id)
         self._metrics.traffic(launch.engine_id, role)
-        known = {"args": dict(launch.args), "host": launch.host, "port": launch.port, "log": str(launch.log)}
-        self._journal.engine_starting(launch.engine_id, role, known)
+        self._prune_logs()
+        # To serve comes before to record: a full disk stops trials, not the service.
+        try:
+            self._journal.engine_starting(launch.engine_id, role, known(launch))
+        except JournalError:
+            if role != "serving":
+                raise
         try:
             engine = Engine.start(launch)
         except (EngineCrashed, OSError):
-            self._journal.engine_gone(launch.engine_id)
+            with suppress(JournalError):
+                self._journal.engine_gone(launch.engine_id)
             raise
-        self._journal.engine_started(engine.group.identity)
+        try:
+            self._journal.engine_started(engine.group.identity)
+        except JournalError:
+            if role != "serving":
+                engine.group.kill()
+                raise
         return engine
+
+    def _prune_logs(self) -> None:
+        logs = sorted((self._config.state / LOGS).glob("engine-*.log"), key=lambda log: log.stat().st_mtime)
+        for log in logs[:-_MOST_LOGS]:
+            log.unlink(missing_ok=True)
 
     def end(self, engine: Engine, *, drain: bool) -> float:
         """Ends an engine, sees it gone, and returns the seconds taken."""
@@ -149,16 +183,18 @@ class Runner:
             engine.stop()
         else:
             engine.group.kill()
-        self._journal.engine_gone(engine.launch.engine_id)
+        with suppress(JournalError):  # the next start will find that it is gone
+            self._journal.engine_gone(engine.launch.engine_id)
         return time.monotonic() - began
 
-    def adopt(self, record: EngineRecord) -> Engine:
-        """The engine of ``record``, started by an earlier sidecar."""
-        known = record.launch
-        launch = replace(self.serving_launch(known["args"]), engine_id=record.identity.engine_id, host=known["host"])
+    def adopt(self, record: EngineRecord, args: Mapping[str, Any]) -> Engine | None:
+        """The engine of ``record``, if an earlier sidecar started it just as this one would start ``args`` now."""
+        launch = replace(self.serving_launch(args), engine_id=record.identity.engine_id, log=Path(record.launch["log"]))
+        if record.role != "serving" or record.launch != known(launch):
+            return None
         self._hub.expect(launch.engine_id)
         self._metrics.traffic(launch.engine_id, record.role)
-        return Engine.adopt(replace(launch, port=known["port"], log=Path(known["log"])), record.identity)
+        return Engine.adopt(launch, record.identity)
 
     def end_orphans(self, keep: str = "") -> list[str]:
         """Kills the engines that an earlier sidecar left running, but the one named ``keep``; returns their ids."""
@@ -173,3 +209,27 @@ class Runner:
             self._journal.engine_gone(identity.engine_id)
             ended.append(identity.engine_id)
         return ended
+
+
+def known(launch: Launch) -> dict[str, Any]:
+    """A launch as the journal keeps it: all that makes a difference; of the environment, with its secrets, a digest."""
+    env = hashlib.sha256(json.dumps(sorted(launch.env.items())).encode()).hexdigest()[:16]
+    return {
+        "python": launch.python,
+        "model": launch.model,
+        "args": dict(launch.args),
+        "host": launch.host,
+        "port": launch.port,
+        "drain_timeout_s": launch.drain_timeout_s,
+        "env": env,
+        "log": str(launch.log),
+    }
+
+
+def _value(text: str) -> Value | None:
+    """A value that came as text."""
+    try:
+        value = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+    except ValueError:
+        return text
+    return value if value is None or isinstance(value, bool | int | float | str) else text

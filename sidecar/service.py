@@ -15,8 +15,7 @@ from sidecar.engine.engine import Cancelled, Engine, EngineCrashed
 from sidecar.engine.http import Unanswered
 from sidecar.engine.process_group import NotGoneError
 from sidecar.guard import Args, Guard
-from sidecar.journal import Journal
-from sidecar.load import LoadError
+from sidecar.journal import Journal, JournalError
 from sidecar.metrics import Metrics
 from sidecar.promotion import Decision, Outcome
 from sidecar.runner import Runner
@@ -115,8 +114,9 @@ class Service:
             if asked or (opening is not None and datetime.now().astimezone() >= opening):
                 duration_s = self._requests.retune_duration_s if asked else 0.0
                 why = "a window was asked for" if asked else "the window has opened"
+                if asked:
+                    self._requests.retune.clear()
                 self._window(duration_s or self._config.window.duration, why)
-                self._requests.retune.clear()
                 opening, misses, probed_at = self._next_opening(), 0, time.monotonic()
             if time.monotonic() - probed_at >= _PROBE_EVERY_S:
                 misses, steps = self._probed(misses, steps)
@@ -149,19 +149,21 @@ class Service:
         self._serving(args, "the engine is up")
 
     def _end_interrupted(self, why: str) -> None:
-        for trial in self._journal.trials():
-            if trial.status is Status.RUNNING:
-                self._journal.end_trial(trial, None)
-        last = self._journal.last_run()
-        if last is not None and last.ended_at is None:
-            self._journal.end_run(last.id, {"outcome": "interrupted", "reason": why})
+        """Ends what a run has left open; where the journal can't be written, the next start does it."""
+        try:
+            for trial in self._journal.trials():
+                if trial.status is Status.RUNNING:
+                    self._journal.end_trial(trial, None)
+            last = self._journal.last_run()
+            if last is not None and last.ended_at is None:
+                self._journal.end_run(last.id, {"outcome": "interrupted", "reason": why})
+        except JournalError as error:
+            self._say(str(error))
 
     def _adoptable(self, args: Args) -> Engine | None:
         for record in self._journal.engines():
-            if record.role != "serving" or record.launch["args"] != dict(args):
-                continue
-            engine = self._runner.adopt(record)
-            if engine.launch.port != self._config.engine.port or not engine.alive():
+            engine = self._runner.adopt(record, args)
+            if engine is None or not engine.alive():
                 continue
             try:
                 engine.probe(_PROBE_TIMEOUT_S)
@@ -187,7 +189,10 @@ class Service:
         self._metrics.seconds.labels("restore").set(took_s)
 
     def _serving(self, args: Args, why: str) -> None:
-        self._metrics.serving(args)
+        repairs = self._runner.repairs(self._engine) if self._engine is not None else ()
+        for change in repairs:
+            self._say(f"the plugin changed {change.name} from {change.before} to {change.after}: {change.reason}")
+        self._metrics.serving({**args, **{change.name: change.after for change in repairs}})
         self._metrics.engine_up.set(1)
         self._enter(State.SERVING, why)
 
@@ -197,20 +202,20 @@ class Service:
             crash = self._engine.crashed("serving").crash
             self._metrics.crashed(crash, "serving")
             self._say(f"the serving engine crashed: {crash.category}: {crash.evidence}")
-            self._end_engine(drain=False)
-        self._metrics.engine_up.set(0)
         self._restore(incumbent_args(self._config, self._journal), "the serving engine crashed")
 
     def _restore(self, args: Args, why: str) -> None:
         """Starts ``args`` for serving, again and again with growing pauses; a stop ends that after one more try."""
+        self._metrics.engine_up.set(0)
         backoff_s = 1.0
         while not self._requests.stop_engine.is_set():
-            self._enter(State.RESTORING, why)
             try:
+                self._end_engine(drain=False)
+                self._enter(State.RESTORING, why)
                 self._start(args)
             except Cancelled:
                 return
-            except EngineCrashed as error:
+            except (EngineCrashed, NotGoneError, JournalError, OSError) as error:
                 self._say(f"the engine did not come up, again in {backoff_s:.0f} s: {error}")
                 if self._requests.stop_sidecar.wait(backoff_s):
                     return
@@ -242,18 +247,24 @@ class Service:
         return next(CronSim(cron, datetime.now().astimezone())) if cron else None
 
     def _window(self, duration_s: float, why: str) -> None:
-        self._window_end = time.monotonic() + duration_s
         before = incumbent_args(self._config, self._journal)
-        self._drain(why)
         decision: Decision | None = None
         try:
+            # A client that can't be brought up is found before the service goes down for it.
+            self._runner.client.wait_ready(self._requests.stop_sidecar.is_set)
+            self._window_end = time.monotonic() + duration_s
+            self._drain(why)
             decision = self._tune()
         except Cancelled:
             why = "a stop was asked for" if self._requests.stop_sidecar.is_set() else "no time was left for the trial"
-        except (LoadError, NotGoneError, OSError) as error:
-            why = f"the window failed: {error}"
+        except Exception as error:  # noqa: BLE001 - the boundary of a window: whatever it fails of, the service is back
+            why = f"the window failed: {type(error).__name__}: {error}"
         if decision is None:
             self._say(why)
+        if self._state is State.SERVING:
+            self._window_end = None
+            return
+        if decision is None:
             self._end_interrupted(why)
         if not self._requests.stop_engine.is_set():
             if decision is not None and decision.outcome is Outcome.PROMOTED:
@@ -263,22 +274,15 @@ class Service:
         self._window_end = None
 
     def _drain(self, why: str) -> None:
-        """Not ready from here on; requests in flight finish, then the engine ends."""
-        assert self._engine is not None
+        """Not ready from here on; then vLLM takes no new requests and finishes those in flight. Raises Cancelled."""
         began = time.monotonic()
         self._enter(State.DRAINING, why)
-        self._requests.stop_sidecar.wait(self._config.window.notice)
-        deadline = time.monotonic() + self._config.engine.drain_timeout_s
-        while self._busy() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        if self._requests.stop_sidecar.wait(self._config.window.notice):
+            self._enter(State.SERVING, "a stop was asked for before the drain")
+            raise Cancelled
         self._end_engine(drain=True)
         self._metrics.engine_up.set(0)
         self._metrics.seconds.labels("drain").set(time.monotonic() - began)
-
-    def _busy(self) -> bool:
-        assert self._engine is not None
-        steps = self._hub.of(self._engine.launch.engine_id).steps
-        return bool(steps.running_requests or steps.waiting_requests)
 
     def _tune(self) -> Decision:
         run = open_run(self._config, self._journal)
@@ -291,7 +295,11 @@ class Service:
             self._notify(trial)
 
         def fits(more: int) -> bool:
-            return self._time_left() >= self._restore_s + more * seconds_a_trial(self._journal.trials(run.id))
+            trials = self._journal.trials(run.id)
+            # A sidecar that took an engine over has not seen a start yet but those of its trials.
+            starts = [t.result.start_s for t in trials if t.result is not None and t.result.start_s is not None]
+            self._restore_s = max(self._restore_s, *starts, 0.0)
+            return self._time_left() >= self._restore_s + more * seconds_a_trial(trials)
 
         def cancelled() -> bool:
             return self._requests.stop_sidecar.is_set() or self._time_left() < self._restore_s
@@ -337,7 +345,11 @@ class Service:
     def _enter(self, state: State, why: str) -> None:
         check(self._state, state)
         until = time.time() + self._time_left() if self._window_end is not None else None
-        self._journal.enter(str(state), why, until)
+        try:
+            self._journal.enter(str(state), why, until)
+        except JournalError as error:
+            # To serve comes before to record.
+            self._say(str(error))
         self._state = state
         self._requests.may_retune = state is State.SERVING
         self._metrics.entered(state, ready=state is State.SERVING)

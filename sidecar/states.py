@@ -19,7 +19,7 @@ class State(StrEnum):
 ALLOWED: dict[State, frozenset[State]] = {
     State.STARTING: frozenset({State.SERVING, State.RESTORING, State.HALTED}),
     State.SERVING: frozenset({State.DRAINING, State.RESTORING, State.HALTED}),
-    State.DRAINING: frozenset({State.TUNING, State.RESTORING, State.HALTED}),
+    State.DRAINING: frozenset({State.SERVING, State.TUNING, State.RESTORING, State.HALTED}),
     State.TUNING: frozenset({State.VALIDATING, State.PROMOTING, State.RESTORING, State.HALTED}),
     State.VALIDATING: frozenset({State.PROMOTING, State.RESTORING, State.HALTED}),
     State.PROMOTING: frozenset({State.SERVING, State.RESTORING, State.HALTED}),

@@ -19,7 +19,7 @@ from vllm_sloguard.wire import telemetry_pb2 as pb
 from vllm_sloguard.wire.telemetry_pb2_grpc import TelemetryServiceServicer
 
 _MOST_ENGINES = 8
-_MOST_REQUESTS = 100_000
+_MOST_REQUESTS = 10_000
 _MOST_REPORTS = 32
 _MOST_MESSAGE_BYTES = 4 * 2**20
 
@@ -101,8 +101,8 @@ class TelemetryHub(TelemetryServiceServicer):
             engine.hook_errors[pid] = request.hook_errors
             for event in request.events:
                 engine.add(event)
-        if self._listener is not None:
-            self._listener(request, engine)
+            if self._listener is not None:
+                self._listener(request, engine)
         return pb.PublishResponse()
 
 

@@ -65,7 +65,8 @@ class Plan:
 class Result:
     """How it ended: with a measurement, a crash, or neither when it was aborted.
 
-    ``scores`` are the requests' parts in the objective, lower is better (sidecar.judge.scores).
+    ``scores`` are the requests' parts in the objective, lower is better (sidecar.judge.scores). ``repairs`` are what
+    the plugin changed inside vLLM, where it was let.
     """
 
     violation: float = 0.0
@@ -73,6 +74,7 @@ class Result:
     measurement: Measurement | None = None
     scores: tuple[float, ...] = ()
     crash: Crash | None = None
+    repairs: tuple[Change, ...] = ()
     kv_cache_tokens: int | None = None
     start_s: float | None = None
     load_s: float | None = None
@@ -113,7 +115,8 @@ class Trial:
         }.get(self.status)
         if outcome is None:
             return None
-        ran = self.plan.proposed if outcome is Outcome.REFUSED else self.plan.args
+        ran = dict(self.plan.proposed if outcome is Outcome.REFUSED else self.plan.args)
+        ran |= {c.name: c.after for c in (self.result.repairs if self.result else ()) if c.after is not None}
         config = {name: v for name, v in ran.items() if name in knobs and not isinstance(v, list)}
         if self.result is None or outcome is Outcome.CRASHED:
             return Observation(config, outcome, float("inf"), None)

@@ -101,7 +101,9 @@ class Tuner:
     def _next(self) -> Plan | None:
         """The next plan of the search; None when its budget is used up. An aborted trial is tried again."""
         trials = [t for t in self._trials() if t.status is not Status.ABORTED]
-        if promotion.baseline(trials) is None:
+        baselines = [t for t in trials if t.plan.role is Role.BASELINE]
+        # What serves can crash by accident too, and without its record there is nothing to compare with.
+        if not baselines or (len(baselines) == 1 and baselines[0].status is Status.CRASHED):
             return self._baseline()
         tried = [t.plan.proposed for t in trials if t.plan.role is Role.UNGUARDED]
         for args in self._config.search.unguarded[len(tried) :]:

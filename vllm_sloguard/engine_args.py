@@ -1,7 +1,6 @@
 """The repair pass on vLLM's own ``EngineArgs``, before vLLM looks at them."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from vllm_sloguard import machine, model_shape
@@ -37,11 +36,8 @@ def repair_engine_args(engine_args: Any, link: Link, settings: Settings) -> None
 
 
 def _shape(model: str) -> model_shape.ModelShape | None:
-    """The model's shape; None for a model that is not in a local folder, or that can't be read."""
-    if not (Path(model) / "config.json").is_file():
-        return None
     try:
-        return model_shape.read(Path(model))
+        return model_shape.of_model(model)
     except ValueError as error:
         logger.warning("sloguard: no memory budget for this model: %s", error)
         return None

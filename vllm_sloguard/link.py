@@ -42,7 +42,6 @@ class Link:
         # A forked child starts with nothing: its parent sends what was queued before the fork.
         self._queue: deque[pb.Event] = deque()
         self._lock = threading.Lock()
-        self._wake = threading.Event()
         self._sending = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._thread: threading.Thread | None = None
@@ -81,8 +80,13 @@ class Link:
     def _run(self) -> None:
         wait_s = _PERIOD_S
         while True:
-            self._wake.wait(wait_s)
-            wait_s = _PERIOD_S if self._send_all(_DEADLINE_S) else min(wait_s * 2, _LONGEST_WAIT_S)
+            time.sleep(wait_s)
+            try:
+                emptied = self._send_all(_DEADLINE_S)
+            except Exception:  # noqa: BLE001 - the boundary to vLLM: this thread outlives whatever happens to it
+                self.hook_errors += 1
+                emptied = False
+            wait_s = _PERIOD_S if emptied else min(wait_s * 2, _LONGEST_WAIT_S)
 
     def _send_all(self, deadline_s: float) -> bool:
         """Whether the queue could be emptied."""
@@ -121,6 +125,11 @@ class Link:
         try:
             # A batch whose answer was lost goes again under the same number, by which the sidecar knows it.
             TelemetryServiceStub(self._channel).Publish(self._unsent, timeout=deadline_s)
-        except grpc.RpcError:
-            return False
+        except grpc.RpcError as error:
+            code = error.code() if isinstance(error, grpc.Call) else None
+            if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                return False
+            # Refused: it would be refused again, and hold up what comes after it.
+            with self._lock:
+                self.dropped += len(self._unsent.events)
         return True

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +22,15 @@ class Machine:
     source: str
 
 
-def observe(*, sys_root: Path = Path("/sys"), proc_root: Path = Path("/proc")) -> Machine:
+def observe(
+    environ: Mapping[str, str] = os.environ, *, sys_root: Path = Path("/sys"), proc_root: Path = Path("/proc")
+) -> Machine:
     """This machine as an engine started now would find it.
 
     Raises:
         OSError: there is no GPU, and the memory files cannot be read.
     """
-    return _gpus(os.environ.get("CUDA_VISIBLE_DEVICES")) or _cpu(sys_root, proc_root)
+    return _gpus(environ.get("CUDA_VISIBLE_DEVICES")) or _cpu(sys_root, proc_root)
 
 
 def visible(setting: str | None, count: int) -> tuple[int, ...]:

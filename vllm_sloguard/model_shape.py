@@ -101,6 +101,12 @@ def read(model_dir: Path) -> ModelShape:
     return from_config(cast("dict[str, Any]", loaded))
 
 
+def of_model(model: str) -> ModelShape | None:
+    """The shape of a model in a local folder; None for one that is not. Raises ValueError for a bad config.json."""
+    folder = Path(model)
+    return read(folder) if (folder / "config.json").is_file() else None
+
+
 def from_config(config: Mapping[str, Any]) -> ModelShape:
     """The shape that a config.json describes; a multimodal one is judged by its ``text_config``.
 

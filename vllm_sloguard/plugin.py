@@ -22,7 +22,7 @@ P = ParamSpec("P")
 logger = logging.getLogger("vllm.sloguard")
 
 _LONGEST_MESSAGE = 4096
-_MOST_CRASH_REPORTS = 8
+_MOST_CRASH_REPORTS = 8  # a minute
 _LAST_WORDS_S = 1.0
 
 _link: Link | None = None
@@ -148,9 +148,12 @@ class CrashHandler(logging.Handler):
         super().__init__(logging.ERROR)
         self._link = link
         self._reports = 0
+        self._minute = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
         """Takes one log record."""
+        if record.created - self._minute > 60:
+            self._minute, self._reports = record.created, 0
         error = record.exc_info[1] if record.exc_info else None
         if error is None or self._reports >= _MOST_CRASH_REPORTS:
             return

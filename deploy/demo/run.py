@@ -12,6 +12,10 @@ from typing import Any
 
 import yaml
 
+from sidecar import lock
+from sidecar.engine.process_group import ProcessGroup
+from sidecar.journal import Journal
+
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "sloguard.yaml"
 SLOGUARD = str(Path(sys.executable).parent / "sloguard")
@@ -23,8 +27,7 @@ def main() -> int:
     began = time.monotonic()
     settings = yaml.safe_load(CONFIG.read_text())
     state = (HERE / settings["state"]).resolve()
-    if state.exists():
-        shutil.rmtree(state)
+    clear(state)
 
     step("vLLM starts with the plugin, under the sidecar")
     serve = subprocess.Popen([SLOGUARD, "serve", "-c", str(CONFIG)], stdout=subprocess.DEVNULL)
@@ -53,11 +56,27 @@ def main() -> int:
         show_metrics(settings["metrics"]["port"])
     finally:
         serve.send_signal(signal.SIGINT)
-        code = serve.wait(90)
+        try:
+            code = serve.wait(90)
+        except subprocess.TimeoutExpired:
+            serve.kill()
+            raise
 
     ran = [t for t in trials if t["status"] in ("feasible", "infeasible", "crashed")]
     print(f"\n{len(ran)} trials, {len(crashes)} crashed, {(time.monotonic() - began) / 60:.1f} minutes")
     return 0 if len(ran) >= 10 and crashes and code == 0 else 1
+
+
+def clear(state: Path) -> None:
+    """Ends what an earlier demo may have left, and removes its state."""
+    if not state.exists():
+        return
+    if (pid := lock.holder(state)) is not None:
+        raise SystemExit(f"the sidecar with process id {pid} still uses {state}")
+    if (state / "journal.sqlite").exists():
+        for record in Journal(state, read_only=True).engines():
+            ProcessGroup(record.identity).kill()
+    shutil.rmtree(state)
 
 
 def step(text: str) -> None:

@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sidecar.engine.process_group import Identity, ProcessGroup
 from vllm_sloguard.crash import Crash, classify
 
 _POLL_S = 0.1
+_FIRST_TOKEN_S = 30.0
 _STOP_GRACE_S = 10.0
 _LOG_TAIL_BYTES = 2**20
 _LOG_MOST_BYTES = 2**26
@@ -56,7 +58,7 @@ class Engine:
     def __init__(self, launch: Launch, group: ProcessGroup) -> None:
         self.launch = launch
         self.group = group
-        self.http = EngineHttp(launch.host, launch.port)
+        self.http = EngineHttp(launch.host, launch.port, {**os.environ, **launch.env})
 
     @classmethod
     def start(cls, launch: Launch) -> "Engine":
@@ -95,7 +97,7 @@ class Engine:
                 raise self.crashed("starting", timed_out=True)
             if self.http.healthy():
                 try:
-                    self.probe(max(timeout_s - waited, 1.0))
+                    self.probe(min(_FIRST_TOKEN_S, max(timeout_s - waited, 1.0)))
                 except Unanswered:
                     time.sleep(_POLL_S)
                     continue
@@ -117,16 +119,20 @@ class Engine:
         return EngineCrashed(classify(self.log_tail(), phase=phase, exit_code=exit_code, timed_out=timed_out))
 
     def log_tail(self) -> str:
-        """The end of its log, at most 1 MiB."""
-        with self.launch.log.open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(size - _LOG_TAIL_BYTES, 0))
-            return log.read().decode("utf-8", errors="replace")
+        """The end of its log, at most 1 MiB; empty when somebody has removed it."""
+        try:
+            with self.launch.log.open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                log.seek(max(size - _LOG_TAIL_BYTES, 0))
+                return log.read().decode("utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
 
     def trim_log(self) -> None:
         """Empties a log that has grown large; vLLM appends to it, so it goes on at the start."""
-        if self.launch.log.stat().st_size > _LOG_MOST_BYTES:
-            os.truncate(self.launch.log, 0)
+        with suppress(FileNotFoundError):
+            if self.launch.log.stat().st_size > _LOG_MOST_BYTES:
+                os.truncate(self.launch.log, 0)
 
     def stop(self) -> float:
         """Lets requests in flight finish within the drain timeout, ends it whole, and returns the seconds taken."""

@@ -10,13 +10,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 ENGINE_ID_VARIABLE = "SLOGUARD_ENGINE_ID"
-_KILL_WAIT_S = 20.0
+# A process that holds a GPU takes a while to go.
+_KILL_WAIT_S = 60.0
 _CLOCK_STEP_S = 1.0
 
 
@@ -126,7 +128,8 @@ class ProcessGroup:
                     continue
             if self._popen is not None:
                 # Its own parent alone learns a process's exit code: psutil must not be the first to wait for it.
-                self._popen.wait()
+                with suppress(subprocess.TimeoutExpired):
+                    self._popen.wait(1.0)
             psutil.wait_procs([m for m in members if m.pid != self.identity.pid], timeout=1.0)
 
     def _signal_leader(self, number: signal.Signals) -> None:
