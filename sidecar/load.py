@@ -74,22 +74,12 @@ class LoadClient:
         threading.Thread(target=_drain, args=(self._process, self._answers), daemon=True).start()
         self._awaiting_ready = True
 
-    def wait_ready(self, cancelled: Callable[[], bool]) -> None:
-        """Waits until the client could send. Raises LoadError when it can't be brought up, Cancelled."""
-        self.start()
-        if self._awaiting_ready:
-            try:
-                self._answer(_START_TIMEOUT_S, cancelled)
-            except LoadTimeoutError as error:
-                # Of its imports, not of an engine.
-                raise LoadError(str(error)) from None
-            self._awaiting_ready = False
-
     def run(
         self, workload: Workload, base_url: str, model: str, tokenizer: str, cancelled: Callable[[], bool]
     ) -> LoadResult:
         """Sends ``workload`` to the engine at ``base_url``. Raises LoadError, LoadTimeoutError, Cancelled."""
-        self.wait_ready(cancelled)
+        self.start()
+        self._await_imports(cancelled)
         request = {
             "argv": _argv(workload, base_url, model, tokenizer),
             "request_timeout_s": workload.request_timeout_s,
@@ -110,6 +100,15 @@ class LoadClient:
             return _result(answer["result"])
         except (KeyError, TypeError, ValueError) as error:
             raise LoadError(f"the benchmark client's result can't be read: {type(error).__name__}: {error}") from None
+
+    def _await_imports(self, cancelled: Callable[[], bool]) -> None:
+        if self._awaiting_ready:
+            try:
+                self._answer(_START_TIMEOUT_S, cancelled)
+            except LoadTimeoutError as error:
+                # That says nothing about the engine.
+                raise LoadError(str(error)) from None
+            self._awaiting_ready = False
 
     def close(self) -> None:
         """Ends the client."""

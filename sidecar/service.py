@@ -250,8 +250,6 @@ class Service:
         before = incumbent_args(self._config, self._journal)
         decision: Decision | None = None
         try:
-            # A client that can't be brought up is found before the service goes down for it.
-            self._runner.client.wait_ready(self._requests.stop_sidecar.is_set)
             self._window_end = time.monotonic() + duration_s
             self._drain(why)
             decision = self._tune()
