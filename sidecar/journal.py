@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sidecar.engine.process_group import Identity
-from sidecar.trial import PLAN, RESULT, Plan, Result, Trial
+from sidecar.trial import PLAN, RESULT, Plan, Result, Status, Trial
 
 FILE_NAME = "journal.sqlite"
 _VERSION = 1
@@ -180,6 +180,12 @@ class Journal:
             (ended.ended_at, RESULT.dump_json(result).decode() if result else None, trial.run, trial.number),
         )
         return ended
+
+    def abort_running(self) -> None:
+        """Ends every trial that has not ended: whoever ran it is gone."""
+        for trial in self.trials():
+            if trial.status is Status.RUNNING:
+                self.end_trial(trial, None)
 
     def trials(self, run: int | None = None) -> list[Trial]:
         """The trials of ``run``, or of every run, oldest first. Raises JournalError for a damaged row."""

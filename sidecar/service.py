@@ -151,9 +151,7 @@ class Service:
     def _end_interrupted(self, why: str) -> None:
         """Ends what a run has left open; where the journal can't be written, the next start does it."""
         try:
-            for trial in self._journal.trials():
-                if trial.status is Status.RUNNING:
-                    self._journal.end_trial(trial, None)
+            self._journal.abort_running()
             last = self._journal.last_run()
             if last is not None and last.ended_at is None:
                 self._journal.end_run(last.id, {"outcome": "interrupted", "reason": why})

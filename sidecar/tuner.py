@@ -33,9 +33,7 @@ def incumbent_args(config: Config, journal: Journal) -> Args:
 def open_run(config: Config, journal: Journal) -> Run:
     """The unfinished run of this very configuration, or a new one. A trial that was in flight becomes aborted."""
     last = journal.last_run()
-    for trial in journal.trials():
-        if trial.status is Status.RUNNING:
-            journal.end_trial(trial, None)
+    journal.abort_running()
     if last is not None and last.ended_at is None:
         if last.digest == config.digest():
             return last
