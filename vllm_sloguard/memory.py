@@ -111,6 +111,8 @@ def weights_bytes(shape: ModelShape, args: Config) -> int:
 
     Checked: 2.875 GiB for Qwen2-1.5B's shape; vLLM's own figure of 3.02 counts buffers that are overhead here.
     """
+    if shape.stated_weights_bytes is not None:
+        return shape.stated_weights_bytes
     tp, pp = _int(args, "tensor_parallel_size", 1), _int(args, "pipeline_parallel_size", 1)
     wide = dtype_bytes(shape, args)
     embeddings = shape.vocab * shape.hidden * (1 if shape.tied_embeddings else 2) * wide
@@ -186,6 +188,8 @@ def kv_bytes_per_token(shape: ModelShape, args: Config) -> int:
     """
     layers = math.ceil(shape.layers / _int(args, "pipeline_parallel_size", 1))
     kind = str(args.get("kv_cache_dtype", "auto"))
+    if shape.stated_kv_bytes_per_token is not None:
+        return shape.stated_kv_bytes_per_token // (2 if kind.startswith("fp8") else 1)
     if shape.mla and kind == "fp8_ds_mla":
         return layers * _FP8_DS_MLA_ROW
     element = 1 if kind.startswith("fp8") else _DTYPE_BYTES.get(kind, dtype_bytes(shape, args))

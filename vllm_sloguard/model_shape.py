@@ -48,7 +48,8 @@ class ModelShape:
     ``sliding_window`` is set where every layer has that window; ``hybrid`` where layers differ (windows in some, state
     space or linear attention), which makes plain KV arithmetic an upper bound. ``max_model_len`` is the longest request
     that vLLM derives from the configuration, None where it says nothing. ``quantized_bits`` is the width of a
-    checkpoint's own linear weights, None where they are stored in ``dtype_bytes``.
+    checkpoint's own linear weights, None where they are stored in ``dtype_bytes``. The two ``stated`` sizes replace the
+    arithmetic where they are known and the architecture is not: see ``stated``.
     """
 
     layers: int
@@ -76,11 +77,41 @@ class ModelShape:
     quantized_bits: int | None = None
     max_position_embeddings: int | None = None
     max_model_len: int | None = None
+    stated_weights_bytes: int | None = None
+    stated_kv_bytes_per_token: int | None = None
 
     @property
     def mla(self) -> bool:
         """Whether attention keeps one latent vector a token instead of keys and values."""
         return self.kv_lora_rank > 0
+
+
+# Bytes of activations a token over parameters, by memory.activation_bytes: Qwen2-1.5B (66 kB), Llama-3.1-8B (119) and
+# 70B (238) lie within a tenth.
+_ACTIVATION_REFERENCE, _ACTIVATION_EXPONENT = (1.54e9, 66_048), 0.34
+
+
+def stated(weights_bytes: int, kv_bytes_per_token: int, max_model_len: int | None = None) -> ModelShape:
+    """A model of which only these sizes are known: one layer, whose width gives what decoders of its weight activate.
+
+    Weights are taken to be 16 bits wide; both sizes are those of one rank.
+    """
+    parameters, activation = _ACTIVATION_REFERENCE
+    wide = activation * (max(weights_bytes, 1) / 2 / parameters) ** _ACTIVATION_EXPONENT / 2
+    # memory.activation_bytes counts the MLP's width three times, the hidden one four times; 5.8 is their usual ratio.
+    hidden = max(1, round(wide / (3 * 5.8 + 4)))
+    return ModelShape(
+        layers=1,
+        hidden=hidden,
+        heads=1,
+        kv_heads=1,
+        head_dim=hidden,
+        intermediate=round(5.8 * hidden),
+        vocab=1,
+        max_model_len=max_model_len,
+        stated_weights_bytes=weights_bytes,
+        stated_kv_bytes_per_token=kv_bytes_per_token,
+    )
 
 
 def read(model_dir: Path) -> ModelShape:

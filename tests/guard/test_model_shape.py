@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from vllm_sloguard.model_shape import from_config, read
+from vllm_sloguard.machine import Machine
+from vllm_sloguard.memory import GIB, estimate
+from vllm_sloguard.model_shape import from_config, read, stated
 
 from .models import DEEPSEEK, QWEN
 
@@ -86,3 +88,14 @@ def test_read(tmp_path: Path) -> None:
         read(tmp_path)
     path.write_text(json.dumps(QWEN), encoding="utf-8")
     assert read(tmp_path).layers == 28
+
+
+@pytest.mark.parametrize(("weights_gib", "kib_a_token"), [(3.0, 64.5), (15.0, 116), (131.0, 232)])
+def test_a_model_known_by_its_sizes_alone(weights_gib: float, kib_a_token: float) -> None:
+    shape = stated(int(weights_gib * GIB), 131_072, max_model_len=8192)
+    machine = Machine("cuda", 80 * GIB, 79 * GIB, 1, "stated")
+    budget = estimate(shape, {"max_num_batched_tokens": 1024, "max_model_len": 64}, machine)
+    assert budget.weights_bytes == int(weights_gib * GIB)
+    assert budget.kv_bytes_per_token == 131_072
+    # Worked out from the shapes of Qwen2-1.5B, Llama-3.1-8B and 70B.
+    assert abs(budget.activation_bytes / 2**20 / kib_a_token - 1) < 0.1
