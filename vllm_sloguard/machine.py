@@ -1,11 +1,12 @@
 """The memory of the machine that an engine would run on: NVML's for GPUs, else what vLLM's CPU backend counts."""
 
-import importlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from vllm_sloguard import gpus
 
 # cgroup v1 says "no limit" with a number near 2**63.
 _NO_LIMIT = 1 << 62
@@ -13,7 +14,10 @@ _NO_LIMIT = 1 << 62
 
 @dataclass(frozen=True)
 class Machine:
-    """``total_bytes`` and ``free_bytes`` are one device's: the smallest of the visible GPUs, or the memory node."""
+    """``total_bytes`` and ``free_bytes`` are one device's: the smallest of the GPUs in use, or the memory node.
+
+    ``gpus`` counts the visible ones.
+    """
 
     kind: Literal["cuda", "cpu"]
     total_bytes: int
@@ -23,63 +27,30 @@ class Machine:
 
 
 def observe(
-    environ: Mapping[str, str] = os.environ, *, sys_root: Path = Path("/sys"), proc_root: Path = Path("/proc")
+    environ: Mapping[str, str] = os.environ,
+    *,
+    ranks: int = 1,
+    sys_root: Path = Path("/sys"),
+    proc_root: Path = Path("/proc"),
 ) -> Machine:
-    """This machine as an engine started now would find it.
+    """This machine as an engine of ``ranks`` processes that is started now would find it.
+
+    vLLM takes the first ``ranks`` visible GPUs, and sizes its cache by the rank with the least memory.
 
     Raises:
         OSError: there is no GPU, and the memory files cannot be read.
     """
-    return _gpus(environ.get("CUDA_VISIBLE_DEVICES")) or _cpu(sys_root, proc_root)
-
-
-def visible(setting: str | None, count: int) -> tuple[int, ...]:
-    """The GPU indices that ``CUDA_VISIBLE_DEVICES`` leaves of ``count``.
-
-    CUDA stops reading at the first entry that names no device. UUIDs cannot be told apart here: all GPUs count then,
-    the smallest of which is the safe answer.
-    """
-    if setting is None:
-        return tuple(range(count))
-    entries = [entry.strip() for entry in setting.split(",")]
-    if any(entry.startswith(("GPU-", "MIG-")) for entry in entries):
-        return tuple(range(count))
-    chosen: list[int] = []
-    for entry in entries:
-        if not entry.isdecimal() or int(entry) >= count:
-            break
-        chosen.append(int(entry))
-    return tuple(dict.fromkeys(chosen))
-
-
-def _gpus(setting: str | None) -> Machine | None:
-    try:
-        # Late, and by name: it has no types, and nothing else here needs it.
-        pynvml: Any = importlib.import_module("pynvml")
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(index) for index in visible(setting, int(pynvml.nvmlDeviceGetCount()))
-        ]
-        if not handles:
-            return None
-        memory = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
-        return Machine(
-            kind="cuda",
-            total_bytes=min(int(m.total) for m in memory),
-            free_bytes=min(int(m.free) for m in memory),
-            gpus=len(handles),
-            source=f"NVML: {pynvml.nvmlDeviceGetName(handles[0])}",
-        )
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
+    found = gpus.visible(environ.get("CUDA_VISIBLE_DEVICES"))
+    if not found:
+        return _cpu(sys_root, proc_root)
+    used = found[: max(1, ranks)]
+    return Machine(
+        kind="cuda",
+        total_bytes=min(gpu.total_bytes for gpu in used),
+        free_bytes=min(gpu.free_bytes for gpu in used),
+        gpus=len(found),
+        source=f"NVML: {found[0].name}",
+    )
 
 
 def _cpu(sys_root: Path, proc_root: Path) -> Machine:

@@ -46,9 +46,10 @@ class Budget:
         return self.weights_bytes + self.activation_bytes + self.graph_bytes + self.overhead_bytes
 
 
-def estimate(shape: ModelShape, args: Config, machine: Machine) -> Budget:
+def estimate(shape: ModelShape, args: Config, machine: Machine, correction_bytes: int = 0) -> Budget:
     """The budget of ``args`` (EngineArgs names; absent means vLLM's default) for a model on a machine.
 
+    ``correction_bytes``: what earlier starts took beyond the estimate (``learned``), counted as overhead.
     Values must have their own types and lie in their ranges; ``repair`` sees to it. Within 0.5% of the KV tokens that
     vLLM reported for ordinary decoders; an upper bound of the bytes a token takes where ``shape.hybrid``.
     """
@@ -56,7 +57,7 @@ def estimate(shape: ModelShape, args: Config, machine: Machine) -> Budget:
     activation = activation_bytes(shape, args, machine)
     # Measured: 0.26 with and without graphs differ by less than its noise of 24 MiB in this estimate, so none.
     graphs = 0
-    overhead = _CUDA_OVERHEAD if machine.kind == "cuda" else _CPU_OVERHEAD
+    overhead = (_CUDA_OVERHEAD if machine.kind == "cuda" else _CPU_OVERHEAD) + correction_bytes
     fixed = weights + activation + graphs + overhead
     requested = requested_bytes(args, machine)
     explicit = explicit_kv_bytes(args)

@@ -111,6 +111,7 @@ def _hook_engine_core(link: Link) -> None:
     @functools.wraps(original)
     def initialize_kv_caches(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
         harmless(link.emit)(_phase(pb.PHASE_MODEL_LOADED))
+        harmless(_hook_profiling)(link, self.model_executor)
         result = original(self, vllm_config, *args, **kwargs)
         harmless(lambda: link.emit(_phase(pb.PHASE_KV_CACHE_READY, _kv_cache_tokens(vllm_config))))()
         # The workers are running by now, so this process forks no more.
@@ -119,6 +120,40 @@ def _hook_engine_core(link: Link) -> None:
 
     setattr(initialize_kv_caches, "sloguard", True)  # noqa: B010 - a type checker knows no attributes of functions
     EngineCore._initialize_kv_caches = initialize_kv_caches  # pyright: ignore[reportPrivateUsage]
+
+
+def _hook_profiling(link: Link, executor: Any) -> None:
+    """Reports the result of the profiling pass at once: the start may fail on what it found."""
+    original = executor.determine_available_memory
+
+    def determine_available_memory(*args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        harmless(_report_memory)(link, executor, found)
+        return found
+
+    executor.determine_available_memory = determine_available_memory
+
+
+def _report_memory(link: Link, executor: Any, available: list[int]) -> None:
+    import vllm
+
+    # The worker itself where it lives in this process; its fields are those of vllm/v1/worker/gpu_worker.py.
+    worker = getattr(getattr(executor, "driver_worker", None), "worker", None)
+    runner = getattr(worker, "model_runner", None)
+    snapshot = getattr(worker, "init_snapshot", None)
+    profiled = pb.MemoryProfiled(
+        kv_cache_bytes=min(available),
+        total_bytes=_bytes(getattr(snapshot, "total_memory", None)),
+        weights_bytes=_bytes(getattr(runner, "model_memory_usage", None)),
+        activation_bytes=_bytes(getattr(worker, "peak_activation_memory", None)),
+        graph_bytes=_bytes(getattr(worker, "cudagraph_memory_estimate", None)),
+        vllm_version=vllm.__version__,
+    )
+    link.emit(pb.Event(memory_profiled=profiled))
+
+
+def _bytes(value: Any) -> int | None:
+    return None if value is None else max(0, int(value))
 
 
 def _kv_cache_tokens(vllm_config: Any) -> int:

@@ -28,6 +28,15 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What crashes on this host taught: see ``learned``. ``headroom_bytes`` stays free beside vLLM's share."""
+
+    max_model_len: int | None = None
+    free_bytes: int | None = None
+    headroom_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Change:
     """One argument that was changed; None means absent, so vLLM's default."""
 

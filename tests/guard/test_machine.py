@@ -3,10 +3,12 @@
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
-from vllm_sloguard.machine import Machine, observe, visible
+from vllm_sloguard.gpus import Gpu, selected
+from vllm_sloguard.machine import Machine, observe
 
 KIB = 1024
 
@@ -76,37 +78,88 @@ def test_unreadable_memory_is_an_error(tmp_path: Path) -> None:
         observe(sys_root=tmp_path, proc_root=tmp_path)
 
 
+def gpu(uuid: str, free: int = 1) -> Gpu:
+    return Gpu("NVIDIA H200", uuid, 100, free)
+
+
+WHOLE = tuple((gpu(uuid),) for uuid in ("GPU-aa1", "GPU-bb2", "GPU-cc3"))
+SLICED = ((gpu("GPU-aa1"),), (gpu("MIG-d1"), gpu("MIG-d2")))
+
+
 @pytest.mark.parametrize(
-    ("setting", "expected"),
+    ("devices", "setting", "expected"),
     [
-        (None, (0, 1, 2)),
-        ("", ()),
-        ("1", (1,)),
-        ("2, 0", (2, 0)),
-        ("1,9,0", (1,)),
-        ("-1", ()),
-        ("GPU-8932f937", (0, 1, 2)),
+        (WHOLE, None, ["GPU-aa1", "GPU-bb2", "GPU-cc3"]),
+        (WHOLE, "", []),
+        (WHOLE, "1", ["GPU-bb2"]),
+        (WHOLE, "2, 0", ["GPU-cc3", "GPU-aa1"]),
+        (WHOLE, "1,9,0", ["GPU-bb2"]),
+        (WHOLE, "-1", []),
+        (WHOLE, "1,1", ["GPU-bb2"]),
+        (WHOLE, "GPU-bb", ["GPU-bb2"]),
+        (WHOLE, "GPU-bb2,GPU-xx,0", ["GPU-bb2"]),
+        (SLICED, None, ["GPU-aa1", "MIG-d1"]),
+        (SLICED, "1", ["MIG-d1"]),
+        (SLICED, "MIG-d2", ["MIG-d2"]),
     ],
 )
-def test_visible_gpus(setting: str | None, expected: tuple[int, ...]) -> None:
-    assert visible(setting, 3) == expected
+def test_what_cuda_shows(devices: tuple[tuple[Gpu, ...], ...], setting: str | None, expected: list[str]) -> None:
+    assert [found.uuid for found in selected(devices, setting)] == expected
 
 
-def test_smallest_visible_gpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = [
-        SimpleNamespace(total=100, free=50),
-        SimpleNamespace(total=80, free=70),
-        SimpleNamespace(total=10, free=1),
-    ]
-    nvml = SimpleNamespace(
-        NVMLError=RuntimeError,
-        nvmlInit=lambda: None,
-        nvmlShutdown=lambda: None,
-        nvmlDeviceGetCount=lambda: 3,
-        nvmlDeviceGetHandleByIndex=lambda index: index,  # pyright: ignore[reportUnknownLambdaType]
-        nvmlDeviceGetMemoryInfo=memory.__getitem__,
-        nvmlDeviceGetName=lambda _: "NVIDIA H200",  # pyright: ignore[reportUnknownLambdaType]
-    )
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert observe() == Machine("cuda", 80, 50, 2, "NVML: NVIDIA H200")
+class Nvml:
+    """What NVML answers for two whole GPUs and one in MIG mode with a slice in its second place."""
+
+    NVMLError = RuntimeError
+    memory: ClassVar = {0: (100, 50), 1: (80, 70), 2: (140, 140), "slice": (10, 1)}
+
+    def nvmlInit(self) -> None: ...  # noqa: N802
+
+    def nvmlShutdown(self) -> None: ...  # noqa: N802
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return 3
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def nvmlDeviceGetName(self, _: object) -> bytes:  # noqa: N802
+        return b"NVIDIA H200"
+
+    def nvmlDeviceGetUUID(self, handle: object) -> str:  # noqa: N802
+        return f"MIG-{handle}" if handle == "slice" else f"GPU-{handle}"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int | str) -> SimpleNamespace:  # noqa: N802
+        total, free = self.memory[handle]
+        return SimpleNamespace(total=total, free=free)
+
+    def nvmlDeviceGetMigMode(self, handle: int) -> tuple[int, int]:  # noqa: N802
+        if handle == 0:
+            raise RuntimeError("not supported")
+        return (1, 1) if handle == 2 else (0, 0)
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, _: int) -> int:  # noqa: N802
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, _: int, index: int) -> str:  # noqa: N802
+        if index != 1:
+            raise RuntimeError("not found")
+        return "slice"
+
+
+@pytest.mark.parametrize(
+    ("setting", "ranks", "expected"),
+    [
+        (None, 1, (100, 50, 3)),
+        (None, 2, (80, 50, 3)),
+        (None, 3, (10, 1, 3)),
+        ("1", 1, (80, 70, 1)),
+        ("MIG-slice", 1, (10, 1, 1)),
+    ],
+)
+def test_the_smallest_gpu_in_use_counts(
+    monkeypatch: pytest.MonkeyPatch, setting: str | None, ranks: int, expected: tuple[int, int, int]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml())
+    environ = {} if setting is None else {"CUDA_VISIBLE_DEVICES": setting}
+    assert observe(environ, ranks=ranks) == Machine("cuda", *expected, "NVML: NVIDIA H200")

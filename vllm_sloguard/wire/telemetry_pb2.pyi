@@ -61,20 +61,22 @@ class Process(_message.Message):
     def __init__(self, role: _Optional[_Union[ProcessRole, str]] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("time_unix_seconds", "request_finished", "step_stats", "phase_reached", "crash_report", "repair_report")
+    __slots__ = ("time_unix_seconds", "request_finished", "step_stats", "phase_reached", "crash_report", "repair_report", "memory_profiled")
     TIME_UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FINISHED_FIELD_NUMBER: _ClassVar[int]
     STEP_STATS_FIELD_NUMBER: _ClassVar[int]
     PHASE_REACHED_FIELD_NUMBER: _ClassVar[int]
     CRASH_REPORT_FIELD_NUMBER: _ClassVar[int]
     REPAIR_REPORT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_PROFILED_FIELD_NUMBER: _ClassVar[int]
     time_unix_seconds: float
     request_finished: RequestFinished
     step_stats: StepStats
     phase_reached: PhaseReached
     crash_report: CrashReport
     repair_report: RepairReport
-    def __init__(self, time_unix_seconds: _Optional[float] = ..., request_finished: _Optional[_Union[RequestFinished, _Mapping]] = ..., step_stats: _Optional[_Union[StepStats, _Mapping]] = ..., phase_reached: _Optional[_Union[PhaseReached, _Mapping]] = ..., crash_report: _Optional[_Union[CrashReport, _Mapping]] = ..., repair_report: _Optional[_Union[RepairReport, _Mapping]] = ...) -> None: ...
+    memory_profiled: MemoryProfiled
+    def __init__(self, time_unix_seconds: _Optional[float] = ..., request_finished: _Optional[_Union[RequestFinished, _Mapping]] = ..., step_stats: _Optional[_Union[StepStats, _Mapping]] = ..., phase_reached: _Optional[_Union[PhaseReached, _Mapping]] = ..., crash_report: _Optional[_Union[CrashReport, _Mapping]] = ..., repair_report: _Optional[_Union[RepairReport, _Mapping]] = ..., memory_profiled: _Optional[_Union[MemoryProfiled, _Mapping]] = ...) -> None: ...
 
 class RequestFinished(_message.Message):
     __slots__ = ("ttft_seconds", "inter_token_seconds", "e2e_seconds", "queue_seconds", "prefill_seconds", "decode_seconds", "prompt_tokens", "output_tokens", "finish_reason")
@@ -123,6 +125,22 @@ class PhaseReached(_message.Message):
     phase: Phase
     kv_cache_tokens: int
     def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., kv_cache_tokens: _Optional[int] = ...) -> None: ...
+
+class MemoryProfiled(_message.Message):
+    __slots__ = ("kv_cache_bytes", "total_bytes", "weights_bytes", "activation_bytes", "graph_bytes", "vllm_version")
+    KV_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GRAPH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VLLM_VERSION_FIELD_NUMBER: _ClassVar[int]
+    kv_cache_bytes: int
+    total_bytes: int
+    weights_bytes: int
+    activation_bytes: int
+    graph_bytes: int
+    vllm_version: str
+    def __init__(self, kv_cache_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., activation_bytes: _Optional[int] = ..., graph_bytes: _Optional[int] = ..., vllm_version: _Optional[str] = ...) -> None: ...
 
 class CrashReport(_message.Message):
     __slots__ = ("exception_type", "message", "context")

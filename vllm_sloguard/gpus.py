@@ -1,0 +1,91 @@
+"""The GPUs that CUDA would show to an engine, by NVML, which opens no context on them."""
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One CUDA device, a whole GPU or a MIG slice of one; ``free_bytes`` is what no process holds."""
+
+    name: str
+    uuid: str
+    total_bytes: int
+    free_bytes: int
+
+
+def visible(setting: str | None) -> tuple[Gpu, ...]:
+    """The devices that ``CUDA_VISIBLE_DEVICES`` leaves, in its order; none without NVML or without a GPU."""
+    try:
+        # By name: it has no types, and nothing else needs it.
+        nvml: Any = importlib.import_module("pynvml")
+    except ImportError:
+        return ()
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return ()
+    try:
+        return selected(tuple(_devices(nvml)), setting)
+    except nvml.NVMLError:
+        return ()
+    finally:
+        nvml.nvmlShutdown()
+
+
+def selected(devices: tuple[tuple[Gpu, ...], ...], setting: str | None) -> tuple[Gpu, ...]:
+    """What ``setting`` chooses of ``devices``: each GPU, or the slices of one in MIG mode.
+
+    Entries are indices of GPUs, or beginnings of a UUID, of a GPU or of a slice; CUDA stops at the first that names no
+    device. It shows a process one slice of a GPU in MIG mode, the first where none is named (NVIDIA's MIG guide).
+    """
+    firsts = tuple(slices[0] for slices in devices if slices)
+    if setting is None:
+        return firsts
+    chosen: dict[str, Gpu] = {}
+    for entry in (entry.strip() for entry in setting.split(",")):
+        if entry.isdecimal():
+            found = firsts[int(entry)] if int(entry) < len(firsts) else None
+        else:
+            named = (gpu for slices in devices for gpu in slices if gpu.uuid.startswith(entry))
+            found = next(named, None) if entry.startswith(("GPU-", "MIG-")) else None
+        if found is None:
+            break
+        chosen[found.uuid] = found
+    return tuple(chosen.values())
+
+
+def _devices(nvml: Any) -> Iterator[tuple[Gpu, ...]]:
+    for index in range(int(nvml.nvmlDeviceGetCount())):
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        slices = tuple(_gpu(nvml, slice_) for slice_ in _slices(nvml, handle))
+        yield slices or (_gpu(nvml, handle),)
+
+
+def _slices(nvml: Any, handle: Any) -> Iterator[Any]:
+    try:
+        current, _pending = nvml.nvmlDeviceGetMigMode(handle)
+        count = int(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)) if current else 0
+    except nvml.NVMLError:  # a GPU that knows no MIG
+        return
+    for index in range(count):
+        try:
+            yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+        except nvml.NVMLError:  # a place that no slice fills
+            continue
+
+
+def _gpu(nvml: Any, handle: Any) -> Gpu:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    return Gpu(
+        _text(nvml.nvmlDeviceGetName(handle)),
+        _text(nvml.nvmlDeviceGetUUID(handle)),
+        int(memory.total),
+        int(memory.free),
+    )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
