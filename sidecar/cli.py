@@ -21,6 +21,7 @@ from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.engine.process_group import NotGoneError, ProcessGroup
 from sidecar.guard import Guard
 from sidecar.journal import Journal, JournalError
+from sidecar.learning import Learning
 from sidecar.load import LoadError
 from sidecar.metrics import Metrics
 from sidecar.promotion import Outcome
@@ -32,6 +33,7 @@ from sidecar.terminal import View, line, show
 from sidecar.trial import Status, as_json
 from sidecar.tuner import Tuner, incumbent_args, open_run
 from vllm_sloguard import machine
+from vllm_sloguard.learned import RULE, Rule
 from vllm_sloguard.link import unix_target
 from vllm_sloguard.wire import control_pb2
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub, add_ControlServiceServicer_to_server
@@ -231,6 +233,7 @@ def status(state: StateFolder, as_json_: AsJson = False) -> None:
         "run": run.id if run else None,
         "decision": run.decision if run else None,
         "trials": len(journal.trials(run.id)) if run else 0,
+        "rules": [_rule(rule) for rule in journal.rules(time.time())],
     }
     if as_json_:
         print(json.dumps(facts))
@@ -241,6 +244,13 @@ def status(state: StateFolder, as_json_: AsJson = False) -> None:
     if run:
         decision = f"{run.decision['outcome']}: {run.decision['reason']}" if run.decision else "not decided"
         print(f"last run: {run.id}, {facts['trials']} trials, {decision}")
+    for rule in facts["rules"]:
+        until = datetime.fromtimestamp(rule["expires_at"])
+        print(f"learned: {rule['kind']} {rule['value']} until {until:%Y-%m-%d %H:%M}: {rule['reason']}")
+
+
+def _rule(rule: Rule) -> dict[str, Any]:
+    return json.loads(RULE.dump_json(rule))
 
 
 @app.command()
@@ -272,12 +282,16 @@ def _sidecar(config: Config) -> Generator[Parts]:
             add_TelemetryServiceServicer_to_server(hub, server)
             add_ControlServiceServicer_to_server(Control(requests), server)
 
+        def observe(ranks: int) -> machine.Machine:
+            return machine.observe({**os.environ, **config.engine.env}, ranks=ranks)
+
         journal = Journal(config.state)
         server = serve_grpc(config.socket, register)
-        runner = Runner(config, journal, hub, metrics)
+        learning = Learning(journal, config.state, config.model, observe)
+        runner = Runner(config, learning, hub, metrics)
         _on_signals(requests)
         try:
-            guard = Guard(config, lambda: machine.observe({**os.environ, **config.engine.env}))
+            guard = Guard(config, observe, learning.current)
             yield Parts(journal, runner, guard, hub, metrics, requests)
         finally:
             runner.close()

@@ -1,11 +1,13 @@
 """From a proposal to a plan: the repair pass of the plugin, run before anything is started."""
 
+import time
 from collections.abc import Callable, Mapping
 
 from sidecar.config import Config
+from sidecar.learning import shape_of
 from sidecar.search.contract import Proposal
 from sidecar.trial import Change, Plan, Role
-from vllm_sloguard import model_shape
+from vllm_sloguard.learned import Learned, ranks_of
 from vllm_sloguard.machine import Machine
 from vllm_sloguard.repair import repair
 
@@ -13,13 +15,19 @@ Args = Mapping[str, bool | int | float | str | list[str]]
 
 
 class Guard:
-    """Repairs and refuses proposals for one configuration file; ``observe`` says what the machine has free now."""
+    """Repairs and refuses proposals for one configuration file.
 
-    def __init__(self, config: Config, observe: Callable[[], Machine]) -> None:
+    ``observe`` says what the machine has free now for so many ranks, ``learned`` what earlier starts taught.
+    """
+
+    def __init__(
+        self, config: Config, observe: Callable[[int], Machine], learned: Callable[[], Learned] = Learned
+    ) -> None:
         self._observe = observe
+        self._learned = learned
         self._workload_max_len = config.workload.longest_request_tokens
         self._knobs = frozenset(config.search.knobs)
-        self._shape = _shape(config.model)
+        self._shape = shape_of(config.model)
 
     def plan(self, incumbent: Args, proposal: Proposal, role: Role) -> Plan:
         """The engine arguments that ``proposal`` comes to, with each change and its reason, or the refusal."""
@@ -28,12 +36,15 @@ class Guard:
             # The baseline is what serves: the same arguments, and the same plugin that mends them inside vLLM.
             return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason)
         scalars = {name: value for name, value in args.items() if not isinstance(value, list)}
+        machine, learned = self._observe(ranks_of(scalars)), self._learned()
         result = repair(
             scalars,
             self._shape,
-            self._observe(),
+            machine,
             pinned=frozenset(incumbent) - self._knobs,
             workload_max_len=self._workload_max_len,
+            estimate=learned.estimate,
+            limits=learned.limits(self._shape, scalars, machine, time.time()),
         )
         changes = tuple(Change(c.name, c.before, c.after, c.reason) for c in result.changes)
         for change in changes:
@@ -42,11 +53,3 @@ class Guard:
             else:
                 args[change.name] = change.after
         return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason, changes, result.refusal)
-
-
-def _shape(model: str) -> model_shape.ModelShape | None:
-    """None for a model that is not local or can't be read: then there is no budget, only rules."""
-    try:
-        return model_shape.of_model(model)
-    except ValueError:
-        return None

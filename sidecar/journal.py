@@ -10,17 +10,20 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from sidecar.engine.process_group import Identity
 from sidecar.trial import PLAN, RESULT, Plan, Result, Status, Trial
+from vllm_sloguard.learned import RULE, START, Rule, Start
+
+_T = TypeVar("_T")
 
 FILE_NAME = "journal.sqlite"
-_VERSION = 1
 
-_SCHEMA = """
+# Each script takes the file one version further; a new file goes through all of them.
+_FIRST = """
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY,
     digest TEXT NOT NULL,           -- of the configuration; see sidecar.config.Config.digest
@@ -61,6 +64,25 @@ CREATE TABLE states (               -- every state of the sidecar, the last one 
     until REAL                      -- the window's end
 );
 """
+_LEARNED = """
+CREATE TABLE starts (               -- what vLLM reported of its memory
+    id INTEGER PRIMARY KEY,
+    at REAL NOT NULL,
+    host TEXT NOT NULL,
+    model TEXT NOT NULL,
+    start TEXT NOT NULL             -- JSON, vllm_sloguard.learned.Start
+);
+CREATE TABLE rules (                -- limits that crashes taught
+    id INTEGER PRIMARY KEY,
+    host TEXT NOT NULL,
+    model TEXT NOT NULL,
+    expires_at REAL NOT NULL,
+    rule TEXT NOT NULL              -- JSON, vllm_sloguard.learned.Rule
+);
+"""
+_MIGRATIONS = (_FIRST, _LEARNED)
+_VERSION = len(_MIGRATIONS)
+_MOST_STARTS = 50
 
 
 class JournalError(RuntimeError):
@@ -117,15 +139,18 @@ class Journal:
             raise JournalError(f"{path}: {error}") from None
 
     def _open(self, read_only: bool) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _VERSION):
+        version = self._version()
+        if version > _VERSION:
             raise JournalError(f"journal of version {version}; this sloguard knows version {_VERSION}")
         if read_only:
             return
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
-        if version == 0:
-            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+        for number, script in enumerate(_MIGRATIONS[version:], version + 1):
+            self._db.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
+
+    def _version(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
     def close(self) -> None:
         """Closes the file."""
@@ -232,6 +257,40 @@ class Journal:
         rows = self._read("SELECT args FROM promotions WHERE base_digest = ? ORDER BY id DESC LIMIT 1", (base_digest,))
         return _json(rows[0]["args"], "args") if rows else None
 
+    # What was learned, of one model on one host
+
+    def record_start(self, host: str, model: str, start: Start) -> None:
+        """Records what vLLM reported of a start's memory."""
+        self._write(
+            "INSERT INTO starts (at, host, model, start) VALUES (?, ?, ?, ?)",
+            (time.time(), host, model, START.dump_json(start).decode()),
+        )
+
+    def record_rule(self, host: str, model: str, rule: Rule) -> None:
+        """Records a limit that a crash taught."""
+        self._write(
+            "INSERT INTO rules (host, model, expires_at, rule) VALUES (?, ?, ?, ?)",
+            (host, model, rule.expires_at, RULE.dump_json(rule).decode()),
+        )
+
+    def starts(self, host: str, model: str) -> tuple[Start, ...]:
+        """The newest starts of ``model`` on ``host``, oldest first. Raises JournalError for a damaged row."""
+        query = "SELECT start FROM starts WHERE host = ? AND model = ? ORDER BY id DESC LIMIT ?"
+        rows = self._learned(query, (host, model, _MOST_STARTS))
+        return tuple(_parsed(START, row["start"]) for row in reversed(rows))
+
+    def rules(self, now: float, host: str | None = None, model: str | None = None) -> tuple[Rule, ...]:
+        """The rules that still hold at ``now``, of every host and model unless named; JournalError as above."""
+        query = (
+            "SELECT rule FROM rules WHERE expires_at > ?1 AND (?2 IS NULL OR host = ?2)"
+            " AND (?3 IS NULL OR model = ?3) ORDER BY id"
+        )
+        return tuple(_parsed(RULE, row["rule"]) for row in self._learned(query, (now, host, model)))
+
+    def _learned(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
+        # An older file that only a reader has opened lacks the tables.
+        return self._read(query, values) if self._version() >= _VERSION else []
+
     # States
 
     def enter(self, state: str, reason: str, until: float | None = None) -> None:
@@ -287,7 +346,17 @@ def _trial(row: sqlite3.Row) -> Trial:
         plan = PLAN.validate_json(row["plan"])
         result = RESULT.validate_json(row["result"]) if row["result"] else None
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        place = ".".join(str(p) for p in problem["loc"])
-        raise JournalError(f"trial {row['run']}/{row['number']}: damaged at {place}: {problem['msg']}") from None
+        raise JournalError(f"trial {row['run']}/{row['number']}: damaged at {_problem(error)}") from None
     return Trial(row["run"], row["number"], plan, row["started_at"], row["ended_at"], result)
+
+
+def _parsed(adapter: TypeAdapter[_T], text: str) -> _T:
+    try:
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        raise JournalError(f"the journal is damaged: what was learned: {_problem(error)}") from None
+
+
+def _problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(p) for p in problem['loc'])}: {problem['msg']}"

@@ -1,6 +1,5 @@
 """``promoted.yaml``: what is served, as a file for ``vllm serve --config``, with its evidence in comments."""
 
-import os
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from sidecar.config import Config
 from sidecar.engine.command import Args, config_yaml
+from sidecar.files import write_whole
 from sidecar.judge import limits
 from sidecar.promotion import Decision, baseline
 from sidecar.trial import Trial
@@ -18,13 +18,7 @@ FILE_NAME = "promoted.yaml"
 def write(config: Config, args: Args, decision: Decision, trials: Sequence[Trial]) -> Path:
     """Writes the file whole or not at all, and returns its path."""
     path = config.state / FILE_NAME
-    text = config_yaml(config.model, args, comments(config, decision, trials))
-    new = path.with_suffix(".new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    write_whole(path, config_yaml(config.model, args, comments(config, decision, trials)))
     return path
 
 

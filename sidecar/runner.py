@@ -15,7 +15,8 @@ from sidecar.config import Config
 from sidecar.engine.engine import Engine, EngineCrashed, Launch, any_free_port
 from sidecar.engine.http import Unanswered
 from sidecar.engine.process_group import Identity, ProcessGroup
-from sidecar.journal import EngineRecord, Journal, JournalError
+from sidecar.journal import EngineRecord, JournalError
+from sidecar.learning import Learning
 from sidecar.load import LoadClient, LoadError, LoadResult, LoadTimeoutError
 from sidecar.metrics import Metrics
 from sidecar.telemetry import TelemetryHub
@@ -32,9 +33,10 @@ _LAST_WORDS_S = 0.5
 class Runner:
     """Starts engines for trials, on a port of their own, and for serving, on the operator's."""
 
-    def __init__(self, config: Config, journal: Journal, hub: TelemetryHub, metrics: Metrics) -> None:
+    def __init__(self, config: Config, learning: Learning, hub: TelemetryHub, metrics: Metrics) -> None:
         self._config = config
-        self._journal = journal
+        self._learning = learning
+        self._journal = learning.journal
         self._hub = hub
         self._metrics = metrics
         logs = config.state / LOGS
@@ -69,6 +71,7 @@ class Runner:
             self.end(engine, drain=False)
             raise
         stop_s = self.end(engine, drain=True)
+        self.learn(engine, crash, guarded=plan.role is not Role.UNGUARDED)
         timing = Result(
             crash=crash,
             repairs=self.repairs(engine),
@@ -78,6 +81,12 @@ class Runner:
             stop_s=stop_s,
         )
         return timing if load is None else self._judged(load, timing)
+
+    def learn(self, engine: Engine, crash: Crash | None = None, *, guarded: bool = True) -> None:
+        """Keeps what ``engine`` has shown of its memory. Raises JournalError, OSError."""
+        changes = {change.name: change.after for change in self.repairs(engine)}
+        args = {name: value for name, value in {**engine.launch.args, **changes}.items() if value is not None}
+        self._learning.took(args, self._hub.of(engine.launch.engine_id), crash, guarded=guarded)
 
     def repairs(self, engine: Engine) -> tuple[Change, ...]:
         """What the plugin has changed inside ``engine``; values as text where they are no numbers."""
@@ -141,6 +150,7 @@ class Runner:
             **engine.env,
             "SLOGUARD_SOCKET": str(self._config.socket),
             "SLOGUARD_REPAIR": "on" if repair else "off",
+            "SLOGUARD_LEARNED": str(self._learning.path),
             "SLOGUARD_WORKLOAD_MAX_LEN": str(self._config.workload.longest_request_tokens),
         }
         log = self._config.state / LOGS / f"engine-{engine_id}.log"

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -23,6 +24,7 @@ from sidecar.states import State, check
 from sidecar.telemetry import TelemetryHub
 from sidecar.trial import Role, Status, Trial
 from sidecar.tuner import Tuner, incumbent_args, open_run, seconds_a_trial
+from vllm_sloguard.crash import Crash
 from vllm_sloguard.wire import control_pb2
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceServicer
 
@@ -181,10 +183,17 @@ class Service:
             raise
         except EngineCrashed as error:
             self._metrics.crashed(error.crash, "serving")
+            self._learn(error.crash)
             self._end_engine(drain=False)
             raise
+        self._learn(None)
         self._restore_s = max(self._restore_s, took_s)
         self._metrics.seconds.labels("restore").set(took_s)
+
+    def _learn(self, crash: Crash | None) -> None:
+        if self._engine is not None:
+            with suppress(JournalError, OSError):  # to serve comes before to learn
+                self._runner.learn(self._engine, crash)
 
     def _serving(self, args: Args, why: str) -> None:
         repairs = self._runner.repairs(self._engine) if self._engine is not None else ()

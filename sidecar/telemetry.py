@@ -34,6 +34,7 @@ class EngineTelemetry:
     preemptions: int = 0
     phases: dict[int, float] = field(default_factory=dict[int, float])
     kv_cache_tokens: int | None = None
+    memory: pb.MemoryProfiled | None = None
     crashes: list[pb.CrashReport] = field(default_factory=list[pb.CrashReport])
     repair: pb.RepairReport | None = None
     sequences: dict[int, int] = field(default_factory=dict[int, int])
@@ -56,6 +57,8 @@ class EngineTelemetry:
                     self.kv_cache_tokens = event.phase_reached.kv_cache_tokens
             case "crash_report":
                 self.crashes = [*self.crashes, event.crash_report][-_MOST_REPORTS:]
+            case "memory_profiled":
+                self.memory = event.memory_profiled
             case "repair_report":
                 self.repair = event.repair_report
             case _:

@@ -1,9 +1,12 @@
 """The repair pass on vLLM's own ``EngineArgs``, before vLLM looks at them."""
 
 import logging
+import time
+from pathlib import Path
 from typing import Any
 
 from vllm_sloguard import machine, model_shape
+from vllm_sloguard.learned import Learned, ranks_of, read
 from vllm_sloguard.link import Link
 from vllm_sloguard.repair import TUNED, Repair, repair
 from vllm_sloguard.settings import Settings
@@ -18,12 +21,15 @@ def repair_engine_args(engine_args: Any, link: Link, settings: Settings) -> None
     A configuration that can't work is left as it is: vLLM has the last word.
     """
     given = {name: value for name in TUNED if (value := getattr(engine_args, name, None)) is not None}
+    shape, seen, known = _shape(engine_args.model), machine.observe(ranks=ranks_of(given)), _learned(settings)
     result = repair(
         given,
-        _shape(engine_args.model),
-        machine.observe(),
+        shape,
+        seen,
         pinned=settings.pinned,
         workload_max_len=settings.workload_max_len or None,
+        estimate=known.estimate,
+        limits=known.limits(shape, given, seen, time.time()),
     )
     if result.refusal:
         logger.warning("sloguard: these arguments can't work: %s", result.refusal)
@@ -33,6 +39,16 @@ def repair_engine_args(engine_args: Any, link: Link, settings: Settings) -> None
         if settings.repair:
             setattr(engine_args, change.name, change.after)
     link.emit(pb.Event(repair_report=_report(result, settings.repair)))
+
+
+def _learned(settings: Settings) -> Learned:
+    import vllm
+
+    try:
+        return read(Path(settings.learned)).of_version(vllm.__version__) if settings.learned else Learned()
+    except ValueError as error:
+        logger.warning("sloguard: what earlier starts taught is left out: %s", error)
+        return Learned()
 
 
 def _shape(model: str) -> model_shape.ModelShape | None:

@@ -92,8 +92,10 @@ class Learned:
 
         A start a doubling of the batch or of the sequences away weighs 0.6 of one that is the same, two doublings 0.14.
         """
-        weights = [_likeness(start, args, machine) for start in self.starts]
-        errors = [start.error_bytes(shape) for start in self.starts]
+        # A stated cache says nothing of what the rest takes.
+        starts = [start for start in self.starts if "kv_cache_memory_bytes" not in start.args]
+        weights = [_likeness(start, args, machine) for start in starts]
+        errors = [start.error_bytes(shape) for start in starts]
         weighed = math.fsum(weight * error for weight, error in zip(weights, errors, strict=True))
         return int(weighed / (math.fsum(weights) + _PRIOR_WEIGHT))
 
@@ -170,3 +172,12 @@ def read(path: Path) -> Learned:
 def known_args(args: Mapping[str, object]) -> dict[str, Value]:
     """Those of an engine's arguments that the estimate or a rule depends on."""
     return {name: value for name in TUNED if isinstance(value := args.get(name), bool | int | float | str)}
+
+
+def ranks_of(args: Mapping[str, object]) -> int:
+    """GPUs that an engine takes: tensor times pipeline parallel."""
+    sizes = (args.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size"))
+    ranks = 1
+    for size in sizes:
+        ranks *= size if isinstance(size, int) and size > 0 else 1
+    return ranks

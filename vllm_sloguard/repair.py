@@ -9,7 +9,7 @@ allows, and sequences times length within 0.7 of the KV tokens, beyond which it 
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from vllm_sloguard import memory
@@ -17,6 +17,8 @@ from vllm_sloguard.knobs import Config, Value
 from vllm_sloguard.machine import Machine
 from vllm_sloguard.memory import GIB, Budget
 from vllm_sloguard.model_shape import ModelShape
+
+Estimate = Callable[[ModelShape, Config, Machine], Budget]
 
 
 class Status(StrEnum):
@@ -65,6 +67,8 @@ class _Case:
     shape: ModelShape | None
     machine: Machine | None
     workload_max_len: int
+    estimate: Estimate
+    limits: Limits
 
     def number(self, name: str) -> int | None:
         value = self.args.get(name)
@@ -80,7 +84,7 @@ class _Case:
 
     @property
     def budget(self) -> Budget | None:
-        return memory.estimate(self.shape, self.args, self.machine) if self.shape and self.machine else None
+        return self.estimate(self.shape, self.args, self.machine) if self.shape and self.machine else None
 
 
 @dataclass(frozen=True)
@@ -130,16 +134,19 @@ def repair(
     *,
     pinned: frozenset[str] = frozenset(),
     workload_max_len: int | None = None,
+    estimate: Estimate = memory.estimate,
+    limits: Limits = Limits(),
 ) -> Repair:
     """Mends ``args`` (EngineArgs names; absent or None means vLLM's default), or refuses them.
 
     Arguments in ``pinned`` are never changed, and max_model_len is never lowered below ``workload_max_len`` tokens.
-    Without a shape or a machine, the rules that need them are left out. Deterministic and idempotent.
+    ``estimate`` is the memory arithmetic, corrected by earlier starts where there are any (``learned``). Without a
+    shape or a machine, the rules that need them are left out. Deterministic and idempotent.
     """
     given = {name: value for name, value in args.items() if value is not None}  # pyright: ignore[reportUnnecessaryComparison]
     if wrong := _wrong_type(given):
         return Repair(Status.REFUSED, args, (), wrong, None)
-    case = _Case(given, shape, machine, workload_max_len or 0)
+    case = _Case(given, shape, machine, workload_max_len or 0, estimate, limits)
     reasons: dict[str, list[str]] = {}
     for _ in range(_ROUNDS):
         broken = next(_broken(case), None)
@@ -152,7 +159,7 @@ def repair(
             # There is no arithmetic to do with values out of range.
             return Repair(Status.REFUSED, args, (), refusal, None if _ranges(case) else case.budget)
         reasons.setdefault(way[0], []).append(broken.reason)
-        case = _Case(_with(case.args, *way), shape, machine, case.workload_max_len)
+        case = replace(case, args=_with(case.args, *way))
     return Repair(Status.REFUSED, args, (), "the repair rules contradict each other here", case.budget)
 
 

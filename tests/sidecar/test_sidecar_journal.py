@@ -19,6 +19,7 @@ from sidecar.engine.process_group import Identity
 from sidecar.journal import FILE_NAME, Journal, JournalError
 from sidecar.trial import Change, Plan, Result, Role, Status, as_json
 from vllm_sloguard.knobs import Value
+from vllm_sloguard.learned import Rule, RuleKind, Start
 
 CHANGES = (Change("max_num_batched_tokens", 4, 8, "at least max_num_seqs"), Change("block_size", None, 16, "CPU"))
 
@@ -200,11 +201,47 @@ def test_a_missing_journal_is_not_made_by_a_reader(tmp_path: Path) -> None:
 @pytest.mark.parametrize("read_only", [True, False])
 def test_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path, read_only: bool) -> None:
     Journal(tmp_path).close()
-    alter(tmp_path, "PRAGMA user_version = 2")
+    alter(tmp_path, "PRAGMA user_version = 99")
     before = (tmp_path / FILE_NAME).read_bytes()
 
-    assert complaint(tmp_path, read_only) == "journal of version 2; this sloguard knows version 1"
+    assert complaint(tmp_path, read_only) == "journal of version 99; this sloguard knows version 2"
     assert (tmp_path / FILE_NAME).read_bytes() == before
+
+
+def test_a_journal_of_the_first_version_is_read_as_it_is_and_taken_further_by_a_writer(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    run = journal.begin_run("digest", "{}", {})
+    journal.close()
+    alter(tmp_path, "DROP TABLE starts", "DROP TABLE rules", "PRAGMA user_version = 1")
+
+    assert Journal(tmp_path, read_only=True).rules(0.0) == ()
+    rule = Rule(RuleKind.HEADROOM_BYTES, 5, {"max_num_seqs": 8}, "seen", 1.0, 2.0)
+    later = Journal(tmp_path)
+    later.record_rule("host", "model", rule)
+
+    assert later.last_run() == run
+    assert Journal(tmp_path, read_only=True).rules(1.0) == (rule,)
+
+
+def test_what_was_learned_is_kept_by_host_and_model(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    starts = [Start({"max_num_seqs": n}, "cuda", 2**36, 2**33 + n, vllm_version="0.26.0") for n in range(60)]
+    for start in starts:
+        journal.record_start("host", "model", start)
+    journal.record_rule("host", "model", Rule(RuleKind.FREE_BYTES, 7, {}, "seen", 1.0, 50.0))
+
+    assert journal.starts("host", "model") == tuple(starts[-50:])
+    assert journal.starts("host", "another") == journal.starts("elsewhere", "model") == ()
+    assert [rule.value for rule in journal.rules(49.0, "host", "model")] == [7]
+    assert journal.rules(50.0) == journal.rules(49.0, "elsewhere") == journal.rules(49.0, "host", "another") == ()
+
+
+def test_a_damaged_lesson_is_one_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.record_start("host", "model", Start({}, "cpu", 8, 4))
+    alter(tmp_path, "UPDATE starts SET start = '{}'")
+    with pytest.raises(JournalError, match=r"^the journal is damaged: what was learned: args: Field required$"):
+        journal.starts("host", "model")
 
 
 @pytest.mark.parametrize("read_only", [True, False])
@@ -274,10 +311,11 @@ def test_a_begun_trial_that_can_not_be_written_leaves_the_journal_usable(tmp_pat
     assert len(journal.trials()) == 1
 
 
-def alter(folder: Path, statement: str) -> None:
+def alter(folder: Path, *statements: str) -> None:
     database = sqlite3.connect(folder / FILE_NAME)
     with database:
-        database.execute(statement)
+        for statement in statements:
+            database.execute(statement)
     database.close()
 
 

@@ -17,21 +17,21 @@ LAYERS = (
     ("search.tba", "search.tpe", "search.uniform"),
     ("search.tba_tpe",),
     ("search.registry",),
-    ("config", "lock", "states"),
+    ("config", "files", "lock", "states"),
     ("engine.command", "engine.http", "engine.process_group"),
     ("engine.engine",),
     ("load",),
     ("judge",),
     ("trial",),
-    ("guard", "journal", "promotion", "telemetry"),
-    ("metrics", "promoted"),
-    ("runner",),
+    ("journal", "promotion", "telemetry"),
+    ("learning", "metrics", "promoted"),
+    ("guard", "runner"),
     ("tuner",),
     ("service", "terminal"),
     ("cli",),
 )
 LAYER = {f"sidecar.{name}": number for number, names in enumerate(LAYERS) for name in names}
-PURE = ("crash", "knobs", "memory", "model_shape", "repair", "settings")
+PURE = ("crash", "gpus", "knobs", "machine", "memory", "model_shape", "repair", "settings")
 INSIDE_VLLM = {f"vllm_sloguard.{name}" for name in ("engine_args", "loadgen", "plugin", "stat_logger")}
 
 

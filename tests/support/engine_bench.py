@@ -12,9 +12,11 @@ import yaml
 from sidecar.config import Config, load
 from sidecar.engine.engine import any_free_port
 from sidecar.journal import Journal
+from sidecar.learning import Learning
 from sidecar.metrics import Metrics
 from sidecar.runner import Runner
 from sidecar.telemetry import TelemetryHub, serve
+from vllm_sloguard import machine
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
 
 DEMO = Path(__file__).resolve().parents[2] / "deploy" / "demo"
@@ -43,6 +45,7 @@ class Bench:
     hub: TelemetryHub
     server: grpc.Server
     runner: Runner
+    learning: Learning
 
 
 @contextmanager
@@ -53,9 +56,10 @@ def bench(config_file: Path) -> Generator[Bench]:
     metrics = Metrics(config)
     hub = TelemetryHub(metrics.heard)
     server = serve(config.socket, lambda s: add_TelemetryServiceServicer_to_server(hub, s))
-    runner = Runner(config, journal, hub, metrics)
+    learning = Learning(journal, config.state, config.model, lambda ranks: machine.observe(ranks=ranks))
+    runner = Runner(config, learning, hub, metrics)
     try:
-        yield Bench(config, journal, hub, server, runner)
+        yield Bench(config, journal, hub, server, runner, learning)
     finally:
         runner.end_orphans()
         runner.close()
