@@ -43,6 +43,7 @@ class Objective(StrEnum):
 
     GOODPUT = "goodput"  # requests a second that meet the SLO; higher is better
     LATENCY = "latency"  # mean end-to-end latency; lower is better
+    CAPACITY = "capacity"  # the highest request rate that meets the SLO; higher is better
 
 
 class _Section(BaseModel):
@@ -107,9 +108,13 @@ class Slo(_Section):
 
 
 class Workload(_Section):
-    """The load of a trial: open loop, Poisson arrivals, random prompts; lengths vary by ``spread`` of their mean."""
+    """The load of a trial: open loop, Poisson arrivals, random prompts; lengths vary by ``spread`` of their mean.
+
+    ``highest_rate`` ends the search for the capacity, where that is the objective; 16 times ``rate`` unless given.
+    """
 
     rate: PositiveFloat
+    highest_rate: PositiveFloat | None = None
     requests: Annotated[int, Field(ge=10)] = 200
     input_tokens: PositiveInt = 512
     output_tokens: PositiveInt = 128
@@ -117,6 +122,12 @@ class Workload(_Section):
     warmup_requests: Annotated[int, Field(ge=0)] = 8
     request_timeout_s: PositiveFloat = 60.0
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _rates_in_order(self) -> "Workload":
+        if self.highest_rate is not None and self.highest_rate < self.rate:
+            raise ValueError(f"highest_rate: {self.highest_rate:g} is below rate {self.rate:g}")
+        return self
 
     @property
     def longest_request_tokens(self) -> int:

@@ -7,11 +7,13 @@ the latencies of the survivors.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
+from sidecar.capacity import Tried, capacity
 from sidecar.config import Objective, Slo
 from sidecar.load import LoadResult, Request
 
@@ -97,18 +99,35 @@ def violation(measurement: Measurement, slo: Slo) -> float:
     return sum(excesses) / len(excesses)
 
 
-def value(measurement: Measurement, objective: Objective) -> float | None:
-    """The objective, higher is better: requests a second within the SLO, or minus the mean latency in milliseconds."""
+def value(measurement: Measurement, objective: Objective, tried: Sequence[Tried] = ()) -> float | None:
+    """The objective, higher is better: requests a second within the SLO, or minus the mean latency in milliseconds.
+
+    For the capacity, the highest rate of ``tried`` that met the SLO; 0 where none did.
+    """
+    if objective is Objective.CAPACITY:
+        return capacity(tried) or 0.0
     if objective is Objective.GOODPUT:
         return measurement.goodput_rps
     return None if measurement.e2e_mean_ms is None else -measurement.e2e_mean_ms
 
 
 def scores(load: LoadResult, slo: Slo, objective: Objective) -> tuple[float, ...]:
-    """Each request's part in the objective, lower is better: its latency in seconds, or 0 if it met the SLO, else 1."""
+    """Each request's part in the objective, lower is better: its latency in seconds, or 0 if it met the SLO, else 1.
+
+    For the capacity, of the load at the highest rate that met the SLO: the seconds between one answer within the SLO
+    and the next, whose mean is one over the rate.
+    """
+    if objective is Objective.CAPACITY:
+        return _gaps(load, slo)
     if objective is Objective.GOODPUT:
         return tuple(0.0 if meets(request, slo) else 1.0 for request in load.requests)
     return tuple(_or_forever(request.e2e_s) for request in load.requests)
+
+
+def _gaps(load: LoadResult, slo: Slo) -> tuple[float, ...]:
+    good = [r for r in load.requests if meets(r, slo)]
+    ends = sorted(r.start_s + r.e2e_s for r in good if r.start_s is not None and r.e2e_s is not None)
+    return tuple(later - earlier for earlier, later in pairwise(ends))
 
 
 def _or_forever(seconds: float | None) -> float:

@@ -29,12 +29,16 @@ class LoadTimeoutError(LoadError):
 
 @dataclass(frozen=True)
 class Request:
-    """One request as the client saw it: seconds; None for what it did not see; ``error`` is empty when it succeeded."""
+    """One request as the client saw it: seconds; None for what it did not see; ``error`` is empty when it succeeded.
+
+    ``start_s`` is on a clock of the client's own, None where it does not say.
+    """
 
     ttft_s: float | None
     e2e_s: float | None
     itls_s: tuple[float, ...]
     error: str = ""
+    start_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -178,14 +182,18 @@ def _argv(workload: Workload, base_url: str, model: str, tokenizer: str) -> list
 def _result(result: dict[str, Any]) -> LoadResult:
     """Reads the client's result; a failed request carries 0 for what was not seen."""
     latencies: list[float] = result.get("latencies") or _latencies(result)
+    starts: list[float | None] = result.get("start_times") or [None] * len(latencies)
     requests = tuple(
         Request(
             ttft_s=None if error else ttft,
             e2e_s=None if error else latency,
             itls_s=() if error else tuple(itls),
             error=error,
+            start_s=start,
         )
-        for ttft, latency, itls, error in zip(result["ttfts"], latencies, result["itls"], result["errors"], strict=True)
+        for ttft, latency, itls, error, start in zip(
+            result["ttfts"], latencies, result["itls"], result["errors"], starts, strict=True
+        )
     )
     return LoadResult(requests, float(result["duration"]))
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sidecar import judge
-from sidecar.config import Config
+from sidecar.capacity import Tried, capacity, next_rate
+from sidecar.config import Config, Objective, Workload
 from sidecar.engine.engine import Engine, EngineCrashed, Launch, any_free_port
 from sidecar.engine.http import Unanswered
 from sidecar.engine.process_group import Identity, ProcessGroup
@@ -28,6 +29,8 @@ LOGS = "logs"
 _MOST_LOGS = 100
 _PROBE_TIMEOUT_S = 10.0
 _LAST_WORDS_S = 0.5
+# Of the configured rate, where the capacity is the objective and no highest rate is given.
+_HIGHEST_RATE = 16.0
 
 
 class Runner:
@@ -58,12 +61,12 @@ class Runner:
             return Result(crash=crashed.crash)
         start_s: float | None = None
         load_s: float | None = None
-        load: LoadResult | None = None
+        loads: list[tuple[Tried, LoadResult]] = []
         crash: Crash | None = None
         try:
             start_s = engine.wait_ready(self._config.engine.start_timeout_s, cancelled)
             began = time.monotonic()
-            load = self._load(engine, cancelled)
+            loads = self._loads(engine, cancelled)
             load_s = time.monotonic() - began
         except EngineCrashed as crashed:
             crash = self._with_report(engine, crashed.crash)
@@ -80,7 +83,7 @@ class Runner:
             load_s=load_s,
             stop_s=stop_s,
         )
-        return timing if load is None else self._judged(load, timing)
+        return self._judged(loads, timing) if loads else timing
 
     def learn(self, engine: Engine, crash: Crash | None = None, *, guarded: bool = True) -> None:
         """Keeps what ``engine`` has shown of its memory. Raises JournalError, OSError."""
@@ -94,23 +97,42 @@ class Runner:
         changes = report.changes if report is not None else ()
         return tuple(Change(c.name, _value(c.from_value), _value(c.to_value), c.reason) for c in changes)
 
-    def _judged(self, load: LoadResult, timing: Result) -> Result:
+    def _judged(self, loads: list[tuple[Tried, LoadResult]], timing: Result) -> Result:
+        """The first load, at the rate of the configuration, gives the verdict; the best of them the scores."""
         slo, objective = self._config.slo, self._config.objective
-        measurement = judge.measure(load, slo)
+        measurement = judge.measure(loads[0][1], slo)
+        tried = tuple(rate for rate, _ in loads)
+        reached = capacity(tried)
+        best = next((load for rate, load in loads if rate.rate == reached), loads[0][1])
         return replace(
             timing,
             violation=judge.violation(measurement, slo),
-            value=judge.value(measurement, objective),
+            value=judge.value(measurement, objective, tried),
             measurement=measurement,
-            scores=judge.scores(load, slo, objective),
+            scores=judge.scores(best, slo, objective),
+            tried=tried if objective is Objective.CAPACITY else (),
         )
 
-    def _load(self, engine: Engine, cancelled: Callable[[], bool]) -> LoadResult:
+    def _loads(self, engine: Engine, cancelled: Callable[[], bool]) -> list[tuple[Tried, LoadResult]]:
+        """One load, or for the capacity as many as it takes to find it."""
+        workload, slo = self._config.workload, self._config.slo
+        highest = workload.highest_rate or _HIGHEST_RATE * workload.rate
+        done: list[tuple[Tried, LoadResult]] = []
+        while (rate := next_rate([tried for tried, _ in done], workload.rate, highest)) is not None:
+            warm_up = 0 if done else workload.warmup_requests
+            load = self._load(engine, workload.model_copy(update={"rate": rate, "warmup_requests": warm_up}), cancelled)
+            met = judge.violation(judge.measure(load, slo), slo) == 0
+            done.append((Tried(rate, met), load))
+            if self._config.objective is not Objective.CAPACITY:
+                break
+        return done
+
+    def _load(self, engine: Engine, workload: Workload, cancelled: Callable[[], bool]) -> LoadResult:
         """The load; an engine that ends or hangs meanwhile is a crash, whatever the client says."""
         config = self._config
         try:
             model = engine.http.model()
-            load = self.client.run(config.workload, engine.http.base_url, model, config.model, cancelled)
+            load = self.client.run(workload, engine.http.base_url, model, config.model, cancelled)
         except (LoadTimeoutError, Unanswered):
             raise engine.crashed("serving", timed_out=engine.alive()) from None
         except LoadError:

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from sidecar.capacity import Tried
 from sidecar.judge import Measurement
 from sidecar.search.contract import Observation, Outcome
 from vllm_sloguard.crash import Crash
@@ -65,7 +66,8 @@ class Plan:
 class Result:
     """How it ended: with a measurement, a crash, or neither when it was aborted.
 
-    ``scores`` are the requests' parts in the objective, lower is better (sidecar.judge.scores). ``repairs`` are what
+    ``scores`` are the requests' parts in the objective, lower is better (sidecar.judge.scores). ``tried`` are the
+    rates of the loads, where the capacity is the objective. ``repairs`` are what
     the plugin changed inside vLLM, where it was let.
     """
 
@@ -73,6 +75,7 @@ class Result:
     value: float | None = None
     measurement: Measurement | None = None
     scores: tuple[float, ...] = ()
+    tried: tuple[Tried, ...] = ()
     crash: Crash | None = None
     repairs: tuple[Change, ...] = ()
     kv_cache_tokens: int | None = None

@@ -110,7 +110,7 @@ BAD: list[tuple[str, Any, tuple[str, ...]]] = [
     ("slo.ttft_p99_ms", -1, ("slo.ttft_p99_ms", "-1", "greater than 0")),
     ("slo", {}, ("slo", "at least one of ttft_p99_ms")),
     ("slo", {"error_rate": 0.1}, ("slo", "at least one of ttft_p99_ms")),
-    ("objective", "speed", ("objective", "'speed'", "'goodput' or 'latency'")),
+    ("objective", "speed", ("objective", "'speed'", "'goodput', 'latency' or 'capacity'")),
     ("search.optimizer", "grid", ("search", "optimizer", "'grid'", "tba-tpe, tba, tpe, random")),
     ("search.budget", 0, ("search.budget", "0", "1")),
     ("search.knobs", {}, ("search", "knobs", "at least one")),

@@ -17,7 +17,7 @@ LAYERS = (
     ("search.tba", "search.tpe", "search.uniform"),
     ("search.tba_tpe",),
     ("search.registry",),
-    ("config", "files", "lock", "states"),
+    ("capacity", "config", "files", "lock", "states"),
     ("engine.command", "engine.http", "engine.process_group"),
     ("engine.engine",),
     ("load",),

@@ -1,0 +1,254 @@
+"""The guard against real vLLM: predicted and reported KV tokens, and whether what it passes starts.
+
+Run by the Python that has vLLM and this project:
+
+    python benchmarks/guard.py cpu|cuda [--results FILE] [--seconds N]
+
+Each case is repaired as the plugin would; what the guard passes must start, what it refuses must fail when it is
+forced, and of what it repairs both the given and the repaired arguments are tried. An engine core starts in a process
+forked from this one, which has imported vLLM and never touches a GPU. Results are appended to FILE, a JSON object a
+line; a later run goes on where it ended. Exits with 1 when a verdict of the guard was wrong.
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guard_cases import MODELS, Case, cpu_cases, cuda_cases
+
+from vllm_sloguard import machine, model_shape
+from vllm_sloguard.crash import classify
+from vllm_sloguard.knobs import Config
+from vllm_sloguard.learned import Learned, Start
+from vllm_sloguard.memory import GIB
+from vllm_sloguard.repair import Status, repair
+
+_START_TIMEOUT_S = 240.0
+
+
+@dataclass(frozen=True)
+class Started:
+    """What real vLLM did; ``kv_bytes`` is what its profiling pass left."""
+
+    kv_tokens: int | None = None
+    kv_bytes: int | None = None
+    error: str = ""
+    seconds: float = 0.0
+
+
+def start(model: Path, args: Config) -> Started:
+    """Starts an engine core in a forked process, and ends it."""
+    began = time.monotonic()
+    with tempfile.TemporaryFile("w+") as log, tempfile.NamedTemporaryFile("r") as answer:
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+            _engine_core(model, dict(args), Path(answer.name))
+        code = _wait(pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        seconds = time.monotonic() - began
+        found = json.loads(answer.read() or "{}")
+        log.seek(0)
+        text = log.read()
+        if "kv_tokens" in found:
+            said = re.search(r"KV cache size: ([0-9,]+) tokens", text)
+            tokens = int(said[1].replace(",", "")) if said else found["kv_tokens"]
+            return Started(tokens, found["kv_bytes"], "", seconds)
+        crash = classify(found.get("error", "") + "\n" + text, phase="starting", exit_code=code)
+        return Started(None, found.get("kv_bytes"), f"{crash.category}: {crash.evidence[:300]}", seconds)
+
+
+def _wait(pid: int) -> int:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return -signal.SIGKILL
+
+
+def _engine_core(model: Path, args: dict[str, Any], answer: Path) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.executor import Executor
+
+    found: dict[str, Any] = {}
+    try:
+        given = EngineArgs(model=str(model), load_format="dummy", skip_tokenizer_init=True, **args)
+        config = given.create_engine_config(UsageContext.OPENAI_API_SERVER)
+        executor: Any = Executor.get_class(config)
+        profile = executor.determine_available_memory
+
+        def determine_available_memory(self: Any) -> list[int]:
+            left: list[int] = profile(self)
+            found["kv_bytes"] = min(left)
+            return left
+
+        executor.determine_available_memory = determine_available_memory
+        EngineCore(config, executor, log_stats=False)
+        cache: Any = config.cache_config
+        found["kv_tokens"] = getattr(cache, "kv_cache_size_tokens", None) or cache.num_gpu_blocks * cache.block_size
+    except BaseException as error:  # noqa: BLE001 - the boundary of the forked process
+        found["error"] = f"{type(error).__name__}: {error}"
+    answer.write_text(json.dumps(found))
+    os._exit(0)
+
+
+@contextlib.contextmanager
+def tenant(gib: float) -> Generator[None]:
+    """Another process that holds ``gib`` of the first GPU."""
+    if not gib:
+        yield
+        return
+    hold = f"x = torch.empty(int({gib} * 2**30), dtype=torch.uint8, device='cuda')"
+    code = f"import torch, sys; {hold}; print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        try:
+            yield
+        finally:
+            holder.kill()
+
+
+def tried(case: Case, folder: Path, known: Learned) -> dict[str, Any]:
+    """What the guard says of a case, and what vLLM does with it."""
+    model = folder / case.model
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text(json.dumps(MODELS[case.model]))
+    shape, seen = model_shape.read(model), machine.observe()
+    verdict = repair(case.args, shape, seen)
+    row: dict[str, Any] = {
+        "key": case.key,
+        "model": case.model,
+        "args": dict(case.args),
+        "tenant_gib": case.tenant_gib,
+        "free_gib": round(seen.free_bytes / GIB, 2),
+        "total_bytes": seen.total_bytes,
+        "kind": seen.kind,
+        "verdict": str(verdict.status),
+        "changes": [f"{c.name} {c.before} → {c.after}" for c in verdict.changes],
+        "refusal": verdict.refusal,
+        "ran": dict(verdict.args),
+        "predicted_tokens": verdict.budget.kv_tokens if verdict.budget else None,
+        "calibrated_tokens": known.estimate(shape, verdict.args, seen).kv_tokens if known.starts else None,
+    }
+    ran = start(model, verdict.args)
+    row |= {"tokens": ran.kv_tokens, "kv_bytes": ran.kv_bytes, "error": ran.error, "seconds": round(ran.seconds, 1)}
+    row["right"] = (verdict.status is Status.REFUSED) == bool(ran.error)
+    if verdict.status is Status.REPAIRED:
+        row["forced_error"] = start(model, case.args).error
+    return row
+
+
+def learned(rows: list[dict[str, Any]], model: str) -> Learned:
+    """The first start of ``model``, as what calibrates the rest."""
+    first = next((r for r in rows if r["model"] == model and r["tokens"] and r["kv_bytes"]), None)
+    if first is None:
+        return Learned()
+    return Learned((Start(first["ran"], first["kind"], first["total_bytes"], first["kv_bytes"], first["tokens"]),))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "| model | arguments | tenant, GiB | guard | predicted KV tokens | calibrated | reported | error | vLLM |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in rows:
+        args = " ".join(f"{name}={value}" for name, value in r["args"].items())
+        guard = r["verdict"] + (f": {'; '.join(r['changes'])}" if r["changes"] else "")
+        guard += "" if r["right"] else " **wrong**"
+        numbers = [f"{n:,}" if n else "" for n in (r["predicted_tokens"], r["calibrated_tokens"], r["tokens"])]
+        off = f"{_off(r, 'predicted_tokens'):+.2%}" if r["tokens"] and r["predicted_tokens"] else ""
+        cells = (r["model"], args, f"{r['tenant_gib']:g}", guard, *numbers, off, _outcome(r))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    outcome = row["error"][:120] if row["error"] else f"started in {row['seconds']} s"
+    if row["verdict"] == "repaired":
+        outcome += f"; as given: {row['forced_error'][:100] or 'starts too'}"
+    return outcome.replace("|", "/")
+
+
+def _off(row: dict[str, Any], name: str) -> float:
+    return row[name] / row["tokens"] - 1
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """The figures that matter."""
+    passed = [r for r in rows if r["verdict"] != "refused"]
+    refused = [r for r in rows if r["verdict"] == "refused"]
+    lines = [
+        f"{len(rows)} configurations: {len(passed)} passed, of which {sum(not r['right'] for r in passed)} failed;"
+        f" {len(refused)} refused, of which {sum(not r['right'] for r in refused)} started when forced;"
+        f" {sum(r['verdict'] == 'repaired' and not r['forced_error'] for r in rows)} repaired that start as given."
+    ]
+    for name in ("predicted_tokens", "calibrated_tokens"):
+        errors = sorted(abs(_off(r, name)) for r in rows if r["tokens"] and r[name])
+        if errors:
+            middle = errors[len(errors) // 2]
+            lines.append(f"{name}: largest error {errors[-1]:.2%}, median {middle:.2%}, of {len(errors)} starts.")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Runs what is not in the results yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("device", choices=("cpu", "cuda"))
+    parser.add_argument("--results", type=Path, default=Path("build/guard.jsonl"))
+    parser.add_argument("--seconds", type=float, default=3600.0, help="no case is started after so many")
+    options = parser.parse_args()
+    deadline = time.monotonic() + options.seconds
+    _import_vllm(options.device)
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    options.results.touch()
+    rows = [json.loads(line) for line in options.results.read_text().splitlines()]
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cpu_cases() if options.device == "cpu" else cuda_cases():
+            if any(row["key"] == case.key for row in rows) or time.monotonic() > deadline:
+                continue
+            with tenant(case.tenant_gib):
+                rows.append(tried(case, Path(folder), learned(rows, case.model)))
+            with options.results.open("a") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    print(table(rows), summary(rows), sep="\n\n")
+    return 0 if all(row["right"] for row in rows) else 1
+
+
+def _import_vllm(device: str) -> None:
+    """Once, before the first fork; engines inside are forked too (their processes would import it all again)."""
+    os.environ["SLOGUARD_REPAIR"] = "off"  # the plugin is in these engines too, and would mend what is forced
+    for name in ("engine.arg_utils", "v1.engine.core", f"v1.worker.{'cpu' if device == 'cpu' else 'gpu'}_worker"):
+        importlib.import_module(f"vllm.{name}")
+    for name in ("utils.system_utils", "v1.executor.multiproc_executor"):
+        module: Any = importlib.import_module(f"vllm.{name}")
+        module.get_mp_context = lambda: multiprocessing.get_context("fork")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""What benchmarks/guard.py tries: configurations around the memory edge, of models given by their published config."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm_sloguard.knobs import Config
+
+_LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# The published config.json of each, as far as memory depends on it.
+MODELS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        **_LLAMA,
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "vocab_size": 4096,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
+    "Qwen2-1.5B": {
+        **_LLAMA,
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "rms_norm_eps": 1e-6,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+        "sliding_window": 32768,
+    },
+    "Llama-3.1-8B": {
+        **_LLAMA,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": False,
+    },
+    "Mistral-7B": {
+        **_LLAMA,
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "rope_theta": 10000.0,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+        "max_position_embeddings": 32768,
+        "sliding_window": 4096,
+        "tie_word_embeddings": False,
+    },
+    "Gemma-2-9B": {
+        **_LLAMA,
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_act": "gelu_pytorch_tanh",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "hidden_size": 3584,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 42,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "vocab_size": 256000,
+        "max_position_embeddings": 8192,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "query_pre_attn_scalar": 256,
+        "tie_word_embeddings": True,
+    },
+    "Qwen2.5-32B": {
+        **_LLAMA,
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": 5120,
+        "intermediate_size": 27648,
+        "num_hidden_layers": 64,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "vocab_size": 152064,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration; ``tenant_gib`` of the card are held by another process meanwhile."""
+
+    model: str
+    args: Config = field(default_factory=dict[str, Any])
+    tenant_gib: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """Names it in the results."""
+        return json.dumps([self.model, dict(self.args), self.tenant_gib], sort_keys=True)
+
+
+def cpu_cases() -> list[Case]:
+    """Twenty around the memory edge: a stated cache and one longest request, shares of the memory, blocks."""
+    per_token = 2 * 8 * 64 * 2 * 4  # of the model "tiny": keys and values, heads, width, bytes, layers
+    block = 128 * per_token
+    lengths = [
+        Case("tiny", {"max_model_len": length, "kv_cache_memory_bytes": blocks * block + spare})
+        for length, blocks, spare in (
+            (1024, 9, 0),
+            (1024, 9, -1),
+            (1024, 8, 0),
+            (1025, 10, 0),
+            (1025, 9, 0),
+            (4096, 33, 0),
+            (4096, 32, block - 1),
+            (8192, 65, 0),
+            (8192, 64, 0),
+            (128, 1, 0),
+            (128, 2, 0),
+        )
+    ]
+    small_blocks = [
+        Case("tiny", {"max_model_len": 2048, "block_size": 32, "kv_cache_memory_bytes": blocks * 32 * per_token})
+        for blocks in (64, 65)
+    ]
+    wide = [
+        Case("tiny", {"dtype": "float32", "max_model_len": 1024, "kv_cache_memory_bytes": n * block}) for n in (16, 18)
+    ]
+    memory = [
+        Case("tiny", {"kv_cache_memory_bytes": 2**40}),
+        Case("tiny", {"gpu_memory_utilization": 0.001}),
+        Case("tiny", {"gpu_memory_utilization": 0.02}),
+        Case("tiny", {"gpu_memory_utilization": 0.12}),
+        Case("tiny", {"gpu_memory_utilization": 1.0}),
+    ]
+    # Compilation changes no memory of the CPU build, and takes a minute for each new shape.
+    return [Case(c.model, {**c.args, "enforce_eager": True}) for c in (*lengths, *small_blocks, *wide, *memory)]
+
+
+def cuda_cases() -> list[Case]:
+    """Thirty on a card of about 140 GiB, half of them beside a tenant."""
+    eager: Config = {"enforce_eager": True}
+    alone = [
+        Case("Qwen2-1.5B", {**eager, "gpu_memory_utilization": 0.9}),
+        Case("Qwen2-1.5B", {**eager, "gpu_memory_utilization": 0.3, "max_num_batched_tokens": 65536}),
+        Case("Qwen2-1.5B", {**eager, "gpu_memory_utilization": 0.03, "max_model_len": 8192}),
+        Case("Qwen2-1.5B", {**eager, "gpu_memory_utilization": 0.02}),
+        Case("Qwen2-1.5B", {**eager, "gpu_memory_utilization": 0.5, "kv_cache_dtype": "fp8", "max_num_seqs": 16}),
+        Case("Llama-3.1-8B", {**eager, "gpu_memory_utilization": 0.9, "max_model_len": 32768}),
+        Case("Llama-3.1-8B", {**eager, "gpu_memory_utilization": 0.1}),
+        Case("Llama-3.1-8B", {**eager, "gpu_memory_utilization": 0.13, "max_model_len": 32768}),
+        Case("Llama-3.1-8B", {**eager, "gpu_memory_utilization": 0.4, "quantization": "fp8", "max_num_seqs": 64}),
+        Case("Llama-3.1-8B", {"gpu_memory_utilization": 0.6, "max_num_seqs": 128, "max_num_batched_tokens": 4096}),
+        Case("Mistral-7B", {**eager, "gpu_memory_utilization": 0.5}),
+        Case("Gemma-2-9B", {**eager, "gpu_memory_utilization": 0.5, "max_num_batched_tokens": 2048}),
+        Case("Gemma-2-9B", {**eager, "gpu_memory_utilization": 0.92, "max_num_seqs": 256}),
+        Case("Qwen2.5-32B", {**eager, "gpu_memory_utilization": 0.7, "max_num_seqs": 32}),
+        Case("Qwen2.5-32B", {**eager, "gpu_memory_utilization": 0.45}),
+    ]
+    shared = [
+        Case("Qwen2-1.5B", {**eager, "gpu_memory_utilization": 0.92}, 60),
+        Case("Qwen2-1.5B", {**eager, "gpu_memory_utilization": 0.5}, 60),
+        Case("Qwen2-1.5B", {**eager, "gpu_memory_utilization": 0.57, "max_num_seqs": 1024}, 60),
+        Case("Qwen2-1.5B", {**eager, "kv_cache_memory_bytes": 20 * 2**30}, 60),
+        Case("Qwen2-1.5B", {**eager, "gpu_memory_utilization": 0.5, "kv_cache_memory_bytes": 20 * 2**30}, 60),
+        Case("Qwen2-1.5B", {"gpu_memory_utilization": 0.3, "max_num_seqs": 256}, 60),
+        Case("Llama-3.1-8B", {**eager, "gpu_memory_utilization": 0.5, "max_num_batched_tokens": 32768}, 60),
+        Case("Llama-3.1-8B", {**eager, "gpu_memory_utilization": 0.95}, 60),
+        Case("Llama-3.1-8B", {**eager, "gpu_memory_utilization": 0.2, "max_num_batched_tokens": 2048}, 60),
+        Case("Qwen2-1.5B", {**eager}, 115),
+        Case("Qwen2-1.5B", {**eager, "gpu_memory_utilization": 0.15, "max_num_batched_tokens": 16384}, 115),
+        Case("Llama-3.1-8B", {**eager, "gpu_memory_utilization": 0.15}, 115),
+        Case("Llama-3.1-8B", {**eager, "gpu_memory_utilization": 0.15, "max_model_len": 16384}, 115),
+        Case("Mistral-7B", {**eager, "gpu_memory_utilization": 0.15, "max_num_batched_tokens": 1024}, 115),
+        Case("Gemma-2-9B", {**eager, "gpu_memory_utilization": 0.16, "max_model_len": 8192}, 115),
+    ]
+    return [*alone, *shared]
