@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -228,14 +229,17 @@ def main() -> int:
     options.results.touch()
     rows = [json.loads(line) for line in options.results.read_text().splitlines()]
     with tempfile.TemporaryDirectory() as folder:
-        for case in cpu_cases() if options.device == "cpu" else cuda_cases():
-            if any(row["key"] == case.key for row in rows) or time.monotonic() > deadline:
-                continue
-            with tenant(case.tenant_gib):
-                rows.append(tried(case, Path(folder), learned(rows, case.model)))
-            with options.results.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
-            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        cases = cpu_cases() if options.device == "cpu" else cuda_cases()
+        left = [case for case in cases if all(row["key"] != case.key for row in rows)]
+        for tenant_gib, group in groupby(left, key=lambda case: case.tenant_gib):
+            with tenant(tenant_gib):
+                for case in group:
+                    if time.monotonic() > deadline:
+                        break
+                    rows.append(tried(case, Path(folder), learned(rows, case.model)))
+                    with options.results.open("a") as file:
+                        file.write(json.dumps(rows[-1]) + "\n")
+                    print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     print(table(rows), summary(rows), sep="\n\n")
     return 0 if all(row["right"] for row in rows) else 1
 
