@@ -108,7 +108,7 @@ def max_model_len(shape: ModelShape | None, args: Config) -> int | None:
     stated = args.get("max_model_len")
     if stated is not None:
         return None if stated == -1 else int(stated)
-    return shape.max_model_len if shape is not None else None
+    return (shape.default_model_len or shape.max_model_len) if shape is not None else None
 
 
 def block_size(shape: ModelShape, args: Config, machine: Machine) -> int:

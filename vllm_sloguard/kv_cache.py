@@ -75,8 +75,8 @@ def layout(shape: ModelShape, args: Config, machine: Machine, stage: range | Non
     # The window itself, and what is computed before its older part is given back (max_in_flight_tokens).
     window = shape.sliding_window or 0
     held = window - 1 + steps_in_flight(args, machine) * step_tokens(shape, args, machine)
-    if not shape.windowed:
-        only = (0, 1) if window else (1, 0)
+    if not shape.windowed or args.get("disable_hybrid_kv_cache_manager"):
+        only = (0, 1) if window and not shape.windowed else (1, 0)
         return KvLayout(tokens, page * len(stage), *only, held)
     full_groups, window_groups = _groups(shape)
     windowed = sum(shape.windowed[stage.start : stage.stop])

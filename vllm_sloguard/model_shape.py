@@ -67,8 +67,9 @@ class ModelShape:
     empty. ``hybrid`` is set where layers keep a state instead of keys and values (state space, linear or chunked
     attention), which makes the KV arithmetic an upper bound. Experts replace the MLP of every ``expert_step``-th layer
     after the first ``dense_layers``. ``max_model_len`` is the longest request that vLLM derives from the configuration,
-    None where it says nothing. ``quantization`` is the checkpoint's own, None where weights are ``dtype_bytes`` wide.
-    The two ``stated`` sizes replace the arithmetic where they are known and the architecture is not: see ``stated``.
+    None where it says nothing; ``default_model_len`` replaces it where nobody asks for more. ``quantization`` is the
+    checkpoint's own, None where weights are ``dtype_bytes`` wide. The two ``stated`` sizes replace the arithmetic where
+    they are known and the architecture is not: see ``stated``.
     """
 
     layers: int
@@ -98,6 +99,7 @@ class ModelShape:
     quantization: Quantization | None = None
     max_position_embeddings: int | None = None
     max_model_len: int | None = None
+    default_model_len: int | None = None
     stated_weights_bytes: int | None = None
     stated_kv_bytes_per_token: int | None = None
 
@@ -198,6 +200,7 @@ def from_config(config: Fields) -> ModelShape:
         quantization=quantization.of_checkpoint(config, text),
         max_position_embeddings=positive(text, "max_position_embeddings"),
         max_model_len=_max_model_len(text),
+        default_model_len=_default_model_len(text),
         **_experts(text, intermediate),
     )
 
@@ -262,11 +265,25 @@ def _max_model_len(text: Fields) -> int | None:
     return max(1, int(min(lengths) * _rope_factor(text))) if lengths else None
 
 
+def _default_model_len(text: Fields) -> int | None:
+    """With LongRoPE vLLM stays with the original length unless asked for more (_get_and_verify_max_len)."""
+    rope = _rope(text)
+    return positive(text, "original_max_position_embeddings") if rope and _rope_kind(rope) == "longrope" else None
+
+
+def _rope(text: Fields) -> Fields | None:
+    return nested(text, "rope_parameters") or nested(text, "rope_scaling")
+
+
+def _rope_kind(rope: Fields) -> str:
+    return name(rope, "rope_type") or name(rope, "type") or "default"
+
+
 def _rope_factor(text: Fields) -> float:
-    rope = nested(text, "rope_parameters") or nested(text, "rope_scaling")
+    rope = _rope(text)
     if rope is None or "gemma3" in name(text, "model_type"):
         return 1.0
-    kind = name(rope, "rope_type") or name(rope, "type") or "default"
+    kind = _rope_kind(rope)
     factor: object = rope.get("factor")
     if kind in _ROPE_ALREADY_SCALED or factor is None:
         return 1.0

@@ -1,5 +1,6 @@
 """Which layers of a model attend to a window, from its config.json."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vllm_sloguard.config_fields import Fields, flag, name, names, positive, whole
@@ -17,6 +18,8 @@ _OTHER_ATTENTION = (
     "layers_block_type",
     "attention_chunk_size",
 )
+# From which layer on Qwen has a window (Qwen2Config).
+_QWEN_FULL_LAYERS = 28
 # One entry a layer is written down, and read again with each estimate.
 _MOST_LAYERS = 10_000
 
@@ -46,7 +49,7 @@ def of_model(text: Fields, layers: int) -> Windows:
     window = whole(text, "sliding_window")
     if other or not window or not _switched_on(text):
         return Windows(other=other)
-    windowed = tuple(kind == _WINDOWED for kind in kinds) or _by_pattern(text, layers)
+    windowed = tuple(kind == _WINDOWED for kind in kinds) or _unsaid(text, layers)
     if windowed and not any(windowed):
         return Windows()
     return Windows(window, () if all(windowed) else windowed)
@@ -54,19 +57,26 @@ def of_model(text: Fields, layers: int) -> Windows:
 
 def _switched_on(text: Fields) -> bool:
     """Qwen writes a window down and does not use it unless told to."""
-    return flag(text, "use_sliding_window") is not False and (
-        not name(text, "model_type").startswith("qwen") or bool(flag(text, "use_sliding_window"))
-    )
+    told = flag(text, "use_sliding_window")
+    return bool(told) if _is_qwen(text) else told is not False
 
 
-def _by_pattern(text: Fields, layers: int) -> tuple[bool, ...]:
-    """Every ``sliding_window_pattern``-th layer has full attention; none is marked where there is no pattern."""
-    stated = text.get("sliding_window_pattern")
-    # EXAONE 4 writes it as letters, one a layer.
-    period = len(stated) if isinstance(stated, str) else positive(text, "sliding_window_pattern")
-    period = period or _PATTERNS.get(name(text, "model_type"))
-    if not period:
-        return ()
+def _is_qwen(text: Fields) -> bool:
+    return name(text, "model_type").startswith("qwen")
+
+
+def _unsaid(text: Fields, layers: int) -> tuple[bool, ...]:
+    """The layers where ``layer_types`` is left out; none is marked where all have the window."""
+    if _is_qwen(text):
+        stated = text.get("max_window_layers")
+        full = _QWEN_FULL_LAYERS if stated is None else whole(text, "max_window_layers")
+        return _each(layers, lambda layer: layer >= full)
+    # Every so many layers there is one with full attention.
+    period = positive(text, "sliding_window_pattern") or _PATTERNS.get(name(text, "model_type"))
+    return _each(layers, lambda layer: (layer + 1) % period != 0) if period else ()
+
+
+def _each(layers: int, windowed: Callable[[int], bool]) -> tuple[bool, ...]:
     if layers > _MOST_LAYERS:
         raise ValueError(f"model config: num_hidden_layers must be at most {_MOST_LAYERS} here, got {layers}")
-    return tuple((layer + 1) % period != 0 for layer in range(layers))
+    return tuple(windowed(layer) for layer in range(layers))

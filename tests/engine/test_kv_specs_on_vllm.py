@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.guard.models import FAMILIES
+from tests.guard.models import FAMILIES, LLAMA
 from vllm_sloguard.knobs import Config
 from vllm_sloguard.kv_cache import kv_bytes_per_token, layout, longest_request
 from vllm_sloguard.machine import Machine
@@ -20,13 +20,39 @@ from vllm_sloguard.weights import embedding_bytes, stages, weights_bytes
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
 
 SCRIPT = Path(__file__).parents[1] / "support" / "vllm_specs.py"
+INT4: dict[str, Any] = {"bits": 4, "group_size": 128}
+INT8: dict[str, Any] = {"num_bits": 8, "type": "int", "symmetric": True}
+W8A8: dict[str, Any] = {
+    "targets": ["Linear"],
+    "weights": {**INT8, "strategy": "channel", "dynamic": False},
+    "input_activations": {**INT8, "strategy": "token", "dynamic": True},
+}
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "llama_awq": {"quant_method": "awq", "zero_point": True, "version": "gemm", **INT4},
+    "llama_gptq": {"quant_method": "gptq", "sym": True, "desc_act": False, **INT4},
+    "llama_w8a8": {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "config_groups": {"group_0": W8A8},
+        "ignore": ["lm_head"],
+    },
+}
 # The CPU build has no kernels for gpt-oss's own quantization: its experts are built wide.
-CONFIGS = {name: {k: v for k, v in config.items() if k != "quantization_config"} for name, config in FAMILIES.items()}
+CONFIGS: dict[str, dict[str, Any]] = {
+    **{name: {k: v for k, v in config.items() if k != "quantization_config"} for name, config in FAMILIES.items()},
+    **{name: {**LLAMA, "torch_dtype": "float16", "quantization_config": found} for name, found in QUANTIZED.items()},
+}
 LAYOUTS = [(1, 1), (2, 1), (4, 1), (1, 2)]
 KINDS = ["auto", "fp8"]
-# max_model_len, max_num_batched_tokens and bytes for KV: lengths that are whole blocks and not, one left to vLLM, and
-# too little for most models.
-BUDGETS = [(2048, 512, 2**30), (3000, 2048, 2**32), (-1, 2048, 2**28), (4000, 2048, 2**27)]
+# Arguments and bytes for KV: lengths that are whole blocks and not, one left to vLLM, too little for most models, and
+# windows that are not made use of.
+BUDGETS: list[tuple[dict[str, Any], int]] = [
+    ({"max_model_len": 2048, "max_num_batched_tokens": 512}, 2**30),
+    ({"max_model_len": 3000, "max_num_batched_tokens": 2048}, 2**32),
+    ({"max_model_len": -1, "max_num_batched_tokens": 2048}, 2**28),
+    ({"max_model_len": 4000, "max_num_batched_tokens": 2048}, 2**27),
+    ({"max_model_len": 4000, "disable_hybrid_kv_cache_manager": True}, 2**31),
+]
 CPU = Machine("cpu", 2**42, 2**42, 0, "large enough")
 CASES = [(name, kind, tp, pp) for name in CONFIGS for kind in KINDS for tp, pp in LAYOUTS]
 # Over four ranks the experts of gpt-oss have a width for which the CPU build has no kernel.
@@ -38,7 +64,7 @@ Answers = dict[Case, dict[str, Any]]
 @pytest.fixture(scope="module")
 def told() -> Answers:
     """What vLLM says, by model, KV dtype, TP and PP; a vLLM that fails is an error."""
-    asked = {"models": CONFIGS, "layouts": LAYOUTS, "kinds": KINDS, "cases": BUDGETS}
+    asked = {"models": CONFIGS, "layouts": LAYOUTS, "kinds": KINDS, "budgets": BUDGETS}
     ended = subprocess.run(
         [sys.executable, str(SCRIPT)], input=json.dumps(asked), capture_output=True, text=True, timeout=380, check=False
     )
@@ -86,20 +112,15 @@ def test_kv_bytes_per_token_are_those_of_vllms_specs(told: Answers, case: Case) 
 def test_blocks_and_capacity_are_vllms(told: Answers, case: Case, budget: int) -> None:
     """Groups, padding and windows included: what vLLM would print as KV cache size and maximum concurrency."""
     shape, known = ours(*case)
-    length, batch, kv_bytes = BUDGETS[budget]
-    args: Config = {
-        **known,
-        "max_model_len": length,
-        "max_num_batched_tokens": batch,
-        "kv_cache_memory_bytes": kv_bytes,
-    }
+    asked, kv_bytes = BUDGETS[budget]
+    args: Config = {**known, **asked, "kv_cache_memory_bytes": kv_bytes}
     answer = told[case]["budgets"][budget]
     mine = estimate(shape, args, CPU)
     if "error" in answer:
         assert "is needed, which is larger than the available KV cache" in answer["error"]
         assert not mine.starts
         found = re.search(r"estimated maximum model length is (\d+)", answer["error"])
-        assert longest_request(shape, args, CPU, kv_bytes, length) == (int(found[1]) if found else 0)
+        assert longest_request(shape, args, CPU, kv_bytes, asked["max_model_len"]) == (int(found[1]) if found else 0)
         return
     cache = layout(shape, args, CPU)
     assert mine.starts, mine.reason

@@ -31,17 +31,29 @@ def test_mla_and_experts() -> None:
     assert (shape.shared_expert_intermediate, shape.dense_layers) == (2816, 1)
 
 
+LONGROPE = {
+    "max_position_embeddings": 131072,
+    "original_max_position_embeddings": 4096,
+    "rope_scaling": {"type": "longrope"},
+}
+
+
 @pytest.mark.parametrize(
     ("fields", "name", "value"),
     [
         ({"head_dim": 64}, "head_dim", 64),
         ({"num_key_value_heads": None}, "kv_heads", 12),
         ({"use_sliding_window": None, "sliding_window": 4096}, "sliding_window", None),
-        ({"use_sliding_window": True, "sliding_window": 4096}, "sliding_window", 4096),
+        ({"use_sliding_window": True, "sliding_window": 4096}, "sliding_window", None),
+        ({"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 0}, "sliding_window", 4096),
+        ({"use_sliding_window": True, "max_window_layers": 27}, "windowed", (False,) * 27 + (True,)),
         ({"layer_types": ["full_attention"] * 28, "use_sliding_window": True}, "sliding_window", None),
         ({"layer_types": ["full_attention"] * 28}, "hybrid", False),
         ({"layer_types": ["linear_attention", "full_attention"] * 14}, "hybrid", True),
-        ({"attention_chunk_size": 8192}, "hybrid", True),
+        ({"mamba_d_state": 16}, "hybrid", True),
+        ({"layer_types": ["chunked_attention", "full_attention"] * 14}, "hybrid", True),
+        (LONGROPE, "default_model_len", 4096),
+        (LONGROPE, "max_model_len", 131072),
         ({"model_type": "gpt_neox"}, "gated_mlp", False),
         ({"torch_dtype": "float32"}, "dtype_bytes", 4),
         ({"dtype": "torch.float16", "torch_dtype": None}, "dtype_bytes", 2),
@@ -175,8 +187,8 @@ def test_read(tmp_path: Path) -> None:
 NESTED = ("bits", "group_size", "factor", "config_groups", "weights", "quant_method", "rope_type", "num_bits", "type")
 FIELDS = sorted(
     {key for config in FAMILIES.values() for key in config}
-    | {"text_config", "rope_scaling", "rope_parameters", "sliding_window_pattern", "dtype", "moe_intermediate_size"}
-    | {"attention_chunk_size", "decoder_sparse_step", "model_max_length", "shared_expert_intermediate_size"}
+    | {"text_config", "rope_scaling", "rope_parameters", "sliding_window_pattern", "dtype", "decoder_sparse_step"}
+    | {"attention_chunk_size", "max_window_layers", "model_max_length", "original_max_position_embeddings"}
 )
 SCALARS = (
     st.none()

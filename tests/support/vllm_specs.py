@@ -2,7 +2,7 @@
 
 Models are built whole on the meta device, where they take no memory, in the ranks of each parallel layout: forked
 processes that have only what vLLM's workers would be told. Reads {"models": {name: config.json}, "layouts": [[tp, pp]],
-"cases": [[max_model_len, max_num_batched_tokens, available bytes]]} from stdin, writes one JSON list to stdout.
+"kinds": [kv_cache_dtype], "budgets": [[arguments, bytes for KV]]} from stdin, writes one JSON list to stdout.
 """
 
 import gc
@@ -113,7 +113,9 @@ def ranks(tp: int, pp: int, job: Job) -> list[dict[tuple[str, str], Any]]:
 def blocks(config: VllmConfig, stages: list[Any], available: int) -> dict[str, Any]:
     """What the engine core makes of the specs of all stages."""
     try:
-        caches = kv_cache_utils.get_kv_cache_configs(config, [dict(each) for each in stages], [available] * len(stages))
+        caches = kv_cache_utils.get_kv_cache_configs(
+            config, [dict(stage["specs"]) for stage in stages], [available] * len(stages)
+        )
     except ValueError as error:
         return {"error": str(error)}
     whole = kv_cache_utils.generate_scheduler_kv_cache_config(caches)
@@ -141,14 +143,17 @@ def main() -> None:
             stages = [part[name, kind] for part in parts]
             refused = [stage for stage in stages if isinstance(stage, str)]
             config = engine_config(models[name], tp, pp, kv_cache_dtype=kind)
-            answer = {"model": name, "kind": kind, "tp": tp, "pp": pp, **counts(config)}
-            answer["refused"] = refused[0] if refused else ""
+            answer = {"model": name, "kind": kind, "tp": tp, "pp": pp, "refused": "".join(refused)}
+            answer |= counts(config)
             answer["stages"] = [] if refused else [sizes(stage) for stage in stages]
-            answer["budgets"] = []
-            for length, batch, kv_bytes in [] if refused else asked["cases"]:
-                told = {"kv_cache_dtype": kind, "max_model_len": length, "max_num_batched_tokens": batch}
-                config = engine_config(models[name], tp, pp, **told)
-                answer["budgets"].append(blocks(config, [stage["specs"] for stage in stages], kv_bytes))
+            answer["budgets"] = (
+                []
+                if refused
+                else [
+                    blocks(engine_config(models[name], tp, pp, kv_cache_dtype=kind, **budget[0]), stages, budget[1])
+                    for budget in asked["budgets"]
+                ]
+            )
             found.append(answer)
     shutil.rmtree(folder)
     sys.stdout.write(json.dumps(found))
