@@ -43,7 +43,7 @@ class Learning:
     def current(self) -> Learned:
         """What holds now. Raises JournalError."""
         starts = self.journal.starts(self._host, self._model)
-        return Learned(starts, self.journal.rules(time.time(), self._host, self._model))
+        return Learned(starts, self.journal.rules(time.time(), self._host, self._model)).of_last_version()
 
     def took(self, args: Mapping[str, object], heard: EngineTelemetry, crash: Crash | None, *, guarded: bool) -> None:
         """Learns from one start with ``args``: from what it reported, and where it crashed, from that.

@@ -4,6 +4,7 @@ The sidecar keeps both in its journal and writes them to a file; the plugin, the
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from vllm_sloguard import memory
+from vllm_sloguard.activations import MEASURED, Version
 from vllm_sloguard.knobs import Config, Value
 from vllm_sloguard.machine import Machine
 from vllm_sloguard.memory import Budget
@@ -52,7 +54,7 @@ class Start:
     def error_bytes(self, shape: ModelShape) -> int:
         """What vLLM took beyond the estimate."""
         taken = memory.requested_bytes(self.args, self.machine) - self.kv_bytes
-        return taken - memory.estimate(shape, self.args, self.machine).fixed_bytes
+        return taken - memory.estimate(shape, self.args, self.machine, version=version(self.vllm_version)).fixed_bytes
 
 
 class RuleKind(StrEnum):
@@ -78,14 +80,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Learned:
-    """Everything that is known of one model on one host."""
+    """Everything that is known of one model on one host; ``vllm_version`` is the one that an estimate is for."""
 
     starts: tuple[Start, ...] = ()
     rules: tuple[Rule, ...] = ()
+    vllm_version: str = ""
 
     def estimate(self, shape: ModelShape, args: Config, machine: Machine) -> Budget:
         """``memory.estimate``, corrected by the errors of earlier starts."""
-        return memory.estimate(shape, args, machine, self.correction_bytes(shape, args, machine))
+        correction = self.correction_bytes(shape, args, machine)
+        return memory.estimate(shape, args, machine, version=version(self.vllm_version), correction_bytes=correction)
 
     def correction_bytes(self, shape: ModelShape, args: Config, machine: Machine) -> int:
         """The mean error of the starts on such a machine, each weighed by how like ``args`` it was.
@@ -118,7 +122,18 @@ class Learned:
         return Learned(
             tuple(start for start in self.starts if start.vllm_version in known),
             tuple(rule for rule in self.rules if rule.vllm_version in known),
+            vllm_version,
         )
+
+    def of_last_version(self) -> "Learned":
+        """What was learned from the version that was started last."""
+        return self.of_version(self.starts[-1].vllm_version) if self.starts else self
+
+
+def version(text: str) -> Version:
+    """Major and minor of a version of vLLM; the one that the estimate was measured on where there is none."""
+    found = re.match(r"(\d{1,9})\.(\d{1,9})", text)
+    return (int(found[1]), int(found[2])) if found else MEASURED
 
 
 def _likeness(start: Start, args: Config, machine: Machine) -> float:
