@@ -3,9 +3,15 @@
 import logging
 from typing import Any
 
+import vllm
+from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
 from vllm_sloguard import machine, model_shape
 from vllm_sloguard.link import Link
 from vllm_sloguard.repair import TUNED, Repair, repair
+from vllm_sloguard.rules.arguments import ARGUMENTS
+from vllm_sloguard.rules.case import Version
+from vllm_sloguard.rules.values import QUANTIZATION
 from vllm_sloguard.settings import Settings
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
@@ -17,13 +23,13 @@ def repair_engine_args(engine_args: Any, link: Link, settings: Settings) -> None
 
     A configuration that can't work is left as it is: vLLM has the last word.
     """
-    given = {name: value for name in TUNED if (value := getattr(engine_args, name, None)) is not None}
     result = repair(
-        given,
+        _given(engine_args),
         _shape(engine_args.model),
         machine.observe(),
         pinned=settings.pinned,
         workload_max_len=settings.workload_max_len or None,
+        vllm_version=_version(vllm.__version__),
     )
     if result.refusal:
         logger.warning("sloguard: these arguments can't work: %s", result.refusal)
@@ -33,6 +39,26 @@ def repair_engine_args(engine_args: Any, link: Link, settings: Settings) -> None
         if settings.repair:
             setattr(engine_args, change.name, change.after)
     link.emit(pb.Event(repair_report=_report(result, settings.repair)))
+
+
+def _given(engine_args: Any) -> dict[str, Any]:
+    """The arguments that rules look at; None only where vLLM takes none."""
+    given = {name: getattr(engine_args, name) for name in TUNED if hasattr(engine_args, name)}
+    given = {name: v for name, v in given.items() if v is not None or ARGUMENTS[name].default is not None}
+    if "dtype" in given and not isinstance(given["dtype"], str):
+        # In Python it may be torch's own.
+        given["dtype"] = str(given["dtype"]).removeprefix("torch.")
+    method = given.get("quantization")
+    if method in QUANTIZATION_METHODS and method not in QUANTIZATION:
+        # Another plugin has registered it.
+        del given["quantization"]
+    return given
+
+
+def _version(text: str) -> Version | None:
+    """(0, 32) of "0.32.0"; None for a build without a number."""
+    parts = text.split(".")[:2]
+    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else None
 
 
 def _shape(model: str) -> model_shape.ModelShape | None:

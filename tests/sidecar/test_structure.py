@@ -23,7 +23,7 @@ LAYERS = (
     ("load",),
     ("judge",),
     ("trial",),
-    ("guard", "journal", "promotion", "telemetry"),
+    ("guard", "guard_commands", "journal", "promotion", "telemetry"),
     ("metrics", "promoted"),
     ("runner",),
     ("tuner",),
@@ -31,7 +31,7 @@ LAYERS = (
     ("cli",),
 )
 LAYER = {f"sidecar.{name}": number for number, names in enumerate(LAYERS) for name in names}
-PURE = ("crash", "knobs", "memory", "model_shape", "repair", "settings")
+PURE = ("crash", "knobs", "memory", "model_shape", "repair", "rules", "settings")
 INSIDE_VLLM = {f"vllm_sloguard.{name}" for name in ("engine_args", "loadgen", "plugin", "stat_logger")}
 
 
