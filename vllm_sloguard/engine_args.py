@@ -4,7 +4,6 @@ import logging
 from typing import Any
 
 import vllm
-from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
 from vllm_sloguard import machine, model_shape
 from vllm_sloguard.link import Link
@@ -48,11 +47,19 @@ def _given(engine_args: Any) -> dict[str, Any]:
     if "dtype" in given and not isinstance(given["dtype"], str):
         # In Python it may be torch's own.
         given["dtype"] = str(given["dtype"]).removeprefix("torch.")
-    method = given.get("quantization")
-    if method in QUANTIZATION_METHODS and method not in QUANTIZATION:
-        # Another plugin has registered it.
+    if _registered(given.get("quantization")):
         del given["quantization"]
     return given
+
+
+def _registered(method: Any) -> bool:
+    """Whether another plugin has taught vLLM this quantization."""
+    if method is None or method in QUANTIZATION:
+        return False
+    # Late: vLLM itself loads it with the model's configuration only.
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    return method in QUANTIZATION_METHODS
 
 
 def _version(text: str) -> Version | None:

@@ -1,5 +1,6 @@
 """What holds of repair whatever it is given."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from hypothesis import given, settings
@@ -102,15 +103,16 @@ def check(args: dict[str, Any], case: dict[str, Any]) -> None:
     before, after = values(args).get("max_model_len"), values(first.args).get("max_model_len")
     if after is not None and after != before:
         assert int(after) >= (case["workload_max_len"] or 1)
-    kept = {name: value for name, value in args.items() if value is not None or name in first.args}
     changed = {change.name for change in first.changes}
-    assert_same(
-        {name: value for name, value in first.args.items() if name not in changed and value is not None},
-        {name: value for name, value in kept.items() if name not in changed and value is not None},
-    )
+    assert_same(_but(first.args, changed), _but(args, changed))
     assert changed <= set(TUNED)
     if shape is not None and machine is not None:
         assert first.budget == estimate(shape, values(first.args), machine)
+
+
+def _but(args: Mapping[str, Any], changed: set[str]) -> dict[str, Any]:
+    """What was not changed; None counts as absent."""
+    return {name: value for name, value in args.items() if name not in changed and value is not None}
 
 
 def assert_same(one: Any, other: Any) -> None:
