@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -337,7 +337,7 @@ def main() -> int:
     import vllm
 
     if options.json:
-        print(json.dumps({"seed": options.seed, "vllm": vllm.__version__, **asdict(tally)}))
+        print(json.dumps({"seed": options.seed, "vllm": vllm.__version__, **vars(tally)}))
     else:
         print(report(tally, options.seed, vllm.__version__))
     return 1 if tally.disagreements else 0

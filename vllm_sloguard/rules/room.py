@@ -95,6 +95,7 @@ def _some_kv_is_left(case: Case) -> Broken | None:
     needed = math.ceil(budget.fixed_bytes / machine.total_bytes * 100) / 100
     reason = (
         f"weights {gib(budget.weights_bytes)} GiB + activations {gib(budget.activation_bytes)} GiB"
+        f"{f' + CUDA graphs {gib(budget.graph_bytes)} GiB' if budget.graph_bytes else ''}"
         f" + overhead {gib(budget.overhead_bytes)} GiB exceed"
         f" {share} \N{MULTIPLICATION SIGN} {gib(machine.total_bytes)} GiB;"
         f" needs utilization ≥ {needed:.2f}"
