@@ -15,7 +15,7 @@ import grpc
 import typer
 from rich.console import Console
 
-from sidecar import lock, promoted
+from sidecar import guard_commands, lock, promoted
 from sidecar.config import Config, ConfigError, load, seconds
 from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.engine.process_group import NotGoneError, ProcessGroup
@@ -48,6 +48,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+guard_commands.register(app)
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The YAML file.", metavar="FILE")]
 StateFolder = Annotated[Path, typer.Argument(help="The state folder, or the YAML file that names it.", metavar="STATE")]

@@ -5,10 +5,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import vllm
+
 from vllm_sloguard import machine, model_shape
 from vllm_sloguard.learned import Learned, ranks_of, read
 from vllm_sloguard.link import Link
 from vllm_sloguard.repair import TUNED, Repair, repair
+from vllm_sloguard.rules.arguments import ARGUMENTS
+from vllm_sloguard.rules.case import Version
+from vllm_sloguard.rules.values import QUANTIZATION
 from vllm_sloguard.settings import Settings
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
@@ -20,8 +25,8 @@ def repair_engine_args(engine_args: Any, link: Link, settings: Settings) -> None
 
     A configuration that can't work is left as it is: vLLM has the last word.
     """
-    given = {name: value for name in TUNED if (value := getattr(engine_args, name, None)) is not None}
-    shape, seen, known = _shape(engine_args.model), machine.observe(ranks=ranks_of(given)), _learned(settings)
+    given, known = _given(engine_args), _learned(settings)
+    shape, seen = _shape(engine_args.model), machine.observe(ranks=ranks_of(given))
     result = repair(
         given,
         shape,
@@ -30,6 +35,7 @@ def repair_engine_args(engine_args: Any, link: Link, settings: Settings) -> None
         workload_max_len=settings.workload_max_len or None,
         estimate=known.estimate,
         limits=known.limits(shape, given, seen, time.time()),
+        vllm_version=_version(vllm.__version__),
     )
     if result.refusal:
         logger.warning("sloguard: these arguments can't work: %s", result.refusal)
@@ -42,13 +48,40 @@ def repair_engine_args(engine_args: Any, link: Link, settings: Settings) -> None
 
 
 def _learned(settings: Settings) -> Learned:
-    import vllm
-
     try:
-        return read(Path(settings.learned)).of_version(vllm.__version__) if settings.learned else Learned()
+        learned = read(Path(settings.learned)) if settings.learned else Learned()
     except ValueError as error:
         logger.warning("sloguard: what earlier starts taught is left out: %s", error)
-        return Learned()
+        learned = Learned()
+    return learned.of_version(vllm.__version__)
+
+
+def _given(engine_args: Any) -> dict[str, Any]:
+    """The arguments that rules look at; None only where vLLM takes none."""
+    given = {name: getattr(engine_args, name) for name in TUNED if hasattr(engine_args, name)}
+    given = {name: v for name, v in given.items() if v is not None or ARGUMENTS[name].default is not None}
+    if "dtype" in given and not isinstance(given["dtype"], str):
+        # In Python it may be torch's own.
+        given["dtype"] = str(given["dtype"]).removeprefix("torch.")
+    if _registered(given.get("quantization")):
+        del given["quantization"]
+    return given
+
+
+def _registered(method: Any) -> bool:
+    """Whether another plugin has taught vLLM this quantization."""
+    if method is None or method in QUANTIZATION:
+        return False
+    # Late: vLLM itself loads it with the model's configuration only.
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    return method in QUANTIZATION_METHODS
+
+
+def _version(text: str) -> Version | None:
+    """(0, 32) of "0.32.0"; None for a build without a number."""
+    parts = text.split(".")[:2]
+    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else None
 
 
 def _shape(model: str) -> model_shape.ModelShape | None:

@@ -153,7 +153,11 @@ def _no_more_room(rule: Rule, shape: ModelShape | None, args: Config, machine: M
     """Whether ``args`` leave no more KV tokens than those that crashed; without a model, whether they are the same."""
     if shape is None:
         return {**rule.args, "max_model_len": None} == {**args, "max_model_len": None}
-    room, had = (memory.estimate(shape, a, machine).kv_tokens for a in (args, rule.args))
+    try:
+        room, had = (memory.estimate(shape, a, machine).kv_tokens for a in (args, rule.args))
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+        # Values that vLLM can't read, or out of range: the repair says so before it looks at lengths.
+        return False
     return room <= had
 
 

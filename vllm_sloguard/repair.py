@@ -1,24 +1,32 @@
 """Turns a configuration that vLLM would not start with into the nearest one that it would, or says why there is none.
 
-Each rule looks at the whole configuration and says what is broken and which single arguments would mend it, best first.
-The first broken rule is mended and all are asked again, until none complains: what comes back therefore passes
-unchanged when repaired again. A rule stands here only if vLLM (0.26 to 0.32) refuses to start where it is broken.
-Two repairs of the SLO-Guard study are left out for that reason: chunked prefill together with eager mode, which vLLM
-allows, and sequences times length within 0.7 of the KV tokens, beyond which it preempts instead of failing.
+The rules stand in ``vllm_sloguard.rules``. The first broken one is mended and all are asked again, until none
+complains: what comes back therefore passes unchanged when repaired again. Then every change is tried without, as a
+later one may have made it needless. Two repairs of the SLO-Guard study have no rule, as vLLM (0.26 to 0.32) starts
+without them: chunked prefill together with eager mode, which vLLM allows, and sequences times length within 0.7 of the
+KV tokens, beyond which it preempts instead of failing.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 from vllm_sloguard import memory
 from vllm_sloguard.knobs import Config, Value
 from vllm_sloguard.machine import Machine
-from vllm_sloguard.memory import GIB, Budget
+from vllm_sloguard.memory import Budget
 from vllm_sloguard.model_shape import ModelShape
+from vllm_sloguard.rules import ALL
+from vllm_sloguard.rules.arguments import ARGUMENTS
+from vllm_sloguard.rules.case import Broken, Case, Estimate, Limits, Rule, Version
 
-Estimate = Callable[[ModelShape, Config, Machine], Budget]
+__all__ = ["TUNED", "Change", "Limits", "Repair", "Status", "repair"]
+
+# Every argument that a rule looks at.
+TUNED: tuple[str, ...] = tuple(ARGUMENTS)
+# Far more rounds than rules times arguments ever need.
+_ROUNDS = 64
 
 
 class Status(StrEnum):
@@ -30,101 +38,39 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What crashes on this host taught: see ``learned``. ``headroom_bytes`` stays free beside vLLM's share."""
-
-    max_model_len: int | None = None
-    free_bytes: int | None = None
-    headroom_bytes: int = 0
-
-
-@dataclass(frozen=True)
 class Change:
-    """One argument that was changed; None means absent, so vLLM's default."""
+    """One argument that was changed; None means absent, so vLLM's default. ``rules`` are the names of those broken."""
 
     name: str
     before: Value | None
     after: Value | None
     reason: str
+    rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Repair:
-    """The outcome. ``args`` are the given ones unless repaired; ``budget`` needs a shape and a machine."""
+    """The outcome. ``args`` are the given ones unless repaired; ``budget`` needs a shape and a machine.
+
+    ``rule`` names the rule that refused.
+    """
 
     status: Status
     args: Config
     changes: tuple[Change, ...]
     refusal: str
     budget: Budget | None
+    rule: str = ""
 
 
 @dataclass(frozen=True)
-class _Case:
-    """What a rule looks at."""
+class _Mended:
+    """Where a run over the rules ended. ``why`` has the broken rules and reasons of each changed argument."""
 
-    args: Config
-    shape: ModelShape | None
-    machine: Machine | None
-    workload_max_len: int
-    estimate: Estimate
-    limits: Limits
-
-    def number(self, name: str) -> int | None:
-        value = self.args.get(name)
-        return None if value is None else int(value)
-
-    @property
-    def length(self) -> int | None:
-        """The length that vLLM's scheduler checks against; -1 stands for the model's longest there."""
-        stated = self.number("max_model_len")
-        if stated is not None and stated > 0:
-            return stated
-        return self.shape.max_model_len if self.shape else None
-
-    @property
-    def budget(self) -> Budget | None:
-        return self.estimate(self.shape, self.args, self.machine) if self.shape and self.machine else None
-
-
-@dataclass(frozen=True)
-class _Broken:
-    """A broken rule and the arguments that would mend it; no ways means that nothing does."""
-
-    reason: str
-    ways: tuple[tuple[str, Value | None], ...] = ()
-
-
-# The bounds that vLLM puts on single numbers.
-_LOWEST: Mapping[str, int] = {
-    "max_num_seqs": 1,
-    "max_num_batched_tokens": 1,
-    "max_model_len": -1,
-    "block_size": 1,
-    "kv_cache_memory_bytes": 1,
-    "long_prefill_token_threshold": 0,
-    "stream_interval": 1,
-    "tensor_parallel_size": 1,
-    "pipeline_parallel_size": 1,
-}
-_TYPES: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(_LOWEST, int),
-    "gpu_memory_utilization": (int, float),
-    **dict.fromkeys(("enforce_eager", "enable_chunked_prefill", "enable_prefix_caching"), bool),
-    **dict.fromkeys(("kv_cache_dtype", "dtype", "quantization"), str),
-}
-# Every argument that a rule looks at.
-TUNED: tuple[str, ...] = tuple(_TYPES)
-# EngineArgs takes no None for these; the lowest value is the default, and for the share there is one of its own.
-_NEVER_NONE = frozenset(
-    {"long_prefill_token_threshold", "stream_interval", "tensor_parallel_size", "pipeline_parallel_size"}
-)
-# The estimate's own error: within this share of the fixed memory, vLLM and not the estimate decides.
-_SLACK = 0.03
-# Left free when a share is lowered: the engine's processes and CUDA context take some before vLLM looks.
-_MARGIN_SHARE, _MARGIN_BYTES = 0.01, int(0.75 * GIB)
-# Every rule moves an argument in one direction, so far fewer rounds than this are ever needed.
-_ROUNDS = 64
+    case: Case
+    why: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict[str, tuple[tuple[str, str], ...]])
+    rule: str = ""
+    refusal: str = ""
 
 
 def repair(
@@ -135,222 +81,96 @@ def repair(
     pinned: frozenset[str] = frozenset(),
     workload_max_len: int | None = None,
     estimate: Estimate = memory.estimate,
-    limits: Limits = Limits(),
+    limits: Limits | None = None,
+    vllm_version: Version | None = None,
 ) -> Repair:
     """Mends ``args`` (EngineArgs names; absent or None means vLLM's default), or refuses them.
 
     Arguments in ``pinned`` are never changed, and max_model_len is never lowered below ``workload_max_len`` tokens.
-    ``estimate`` is the memory arithmetic, corrected by earlier starts where there are any (``learned``). Without a
-    shape or a machine, the rules that need them are left out. Deterministic and idempotent.
+    Without a shape or a machine, the rules that need them are left out; without a version ("0.32" is (0, 32)), none is.
+    ``limits`` are what was learned on this host about this model, ``estimate`` the memory arithmetic, corrected by
+    earlier starts where there are any (learned.py). Deterministic and idempotent; raises nothing,
+    whatever the values.
     """
-    given = {name: value for name, value in args.items() if value is not None}  # pyright: ignore[reportUnnecessaryComparison]
-    if wrong := _wrong_type(given):
-        return Repair(Status.REFUSED, args, (), wrong, None)
-    case = _Case(given, shape, machine, workload_max_len or 0, estimate, limits)
-    reasons: dict[str, list[str]] = {}
-    for _ in range(_ROUNDS):
-        broken = next(_broken(case), None)
-        if broken is None:
-            return _outcome(args, given, case, reasons)
-        way = next((way for way in broken.ways if way[0] not in pinned), None)
-        if way is None:
-            held = sorted({name for name, _ in broken.ways})
-            refusal = f"{broken.reason}; pinned: {', '.join(held)}" if held else broken.reason
-            # There is no arithmetic to do with values out of range.
-            return Repair(Status.REFUSED, args, (), refusal, None if _ranges(case) else case.budget)
-        reasons.setdefault(way[0], []).append(broken.reason)
-        case = replace(case, args=_with(case.args, *way))
-    return Repair(Status.REFUSED, args, (), "the repair rules contradict each other here", case.budget)
-
-
-def _wrong_type(args: Config) -> str:
-    for name, value in args.items():
-        wanted = _TYPES.get(name, object)
-        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted not in (bool, object)):
-            return f"{name} has the wrong type: {value!r}"
-    return ""
-
-
-def _with(args: Config, name: str, value: Value | None) -> dict[str, Value]:
-    rest = {key: old for key, old in args.items() if key != name}
-    return rest if value is None else {**rest, name: value}
-
-
-def _outcome(args: Config, given: Config, case: _Case, reasons: Mapping[str, list[str]]) -> Repair:
+    given = {name: value for name, value in args.items() if value is not None or _takes_no_none(name)}  # pyright: ignore[reportUnnecessaryComparison]
+    case = Case(given, shape, machine, pinned, workload_max_len or 0, limits or Limits(), vllm_version, estimate)
+    mended = _mend(case)
+    if mended.refusal:
+        # There is no arithmetic to do with values that have no meaning.
+        numbers = _first(case, ALL[:_VALUE_RULES]) is None
+        return Repair(Status.REFUSED, args, (), mended.refusal, case.budget if numbers else None, mended.rule)
+    mended = _minimal(case, mended)
     changes = tuple(
-        Change(name, given.get(name), case.args.get(name), "; ".join(dict.fromkeys(why)))
-        for name, why in reasons.items()
-        if given.get(name) != case.args.get(name)
+        Change(
+            name,
+            given.get(name),
+            mended.case.args.get(name),
+            "; ".join(dict.fromkeys(reason for _, reason in why)),
+            tuple(dict.fromkeys(rule for rule, _ in why)),
+        )
+        for name, why in mended.why.items()
+        if not _same(given, mended.case.args, name)
     )
     status = Status.REPAIRED if changes else Status.UNCHANGED
-    return Repair(status, case.args if changes else args, changes, "", case.budget)
+    return Repair(status, mended.case.args if changes else args, changes, "", mended.case.budget)
 
 
-def _broken(case: _Case) -> Iterator[_Broken]:
-    return (found for rule in _RULES if (found := rule(case)) is not None)
+# The rules on single values come first.
+_VALUE_RULES = next(number for number, rule in enumerate(ALL) if rule.name == "heads")
 
 
-def _ranges(case: _Case) -> _Broken | None:
-    """The bounds that vLLM puts on single values; what lies outside says nothing, so its default stands in."""
-    for name, lowest in _LOWEST.items():
-        value = case.number(name)
-        if value is not None and value < lowest:
-            default = lowest if name in _NEVER_NONE else None
-            return _Broken(f"{name} must be at least {lowest}, got {value}", ((name, default),))
-    if case.number("max_model_len") == 0:
-        return _Broken("max_model_len must be above 0, or -1 for what fits", (("max_model_len", None),))
-    share = case.args.get("gpu_memory_utilization")
-    if share is not None and not 0 < float(share) <= 1:
-        wanted = 1.0 if float(share) > 1 else memory.DEFAULT_UTILIZATION
-        return _Broken(f"gpu_memory_utilization must lie in (0, 1], got {share}", (("gpu_memory_utilization", wanted),))
+def _takes_no_none(name: str) -> bool:
+    return name in ARGUMENTS and ARGUMENTS[name].default is not None
+
+
+def _same(one: Config, other: Config, name: str) -> bool:
+    before, after = one.get(name), other.get(name)
+    # Not a number is not equal to itself, and True is not 1.
+    same = before is after or (type(before) is type(after) and before == after)
+    return (name in one) == (name in other) and same
+
+
+def _first(case: Case, rules: tuple[Rule, ...] = ALL) -> tuple[Rule, Broken] | None:
+    for rule in rules:
+        broken = rule.check(case) if rule.versions.hold(case.version) else None
+        if broken is not None:
+            return rule, broken
     return None
 
 
-def _heads(case: _Case) -> _Broken | None:
-    ranks = case.number("tensor_parallel_size") or 1
-    if case.shape is None or case.shape.heads % ranks == 0:
-        return None
-    return _Broken(f"{case.shape.heads} attention heads cannot be divided over tensor_parallel_size {ranks}")
+def _mend(case: Case) -> _Mended:
+    """Mends the first broken rule until none is; a refusal has the words of the rule's first complaint."""
+    why: dict[str, tuple[tuple[str, str], ...]] = {}
+    said: dict[str, str] = {}
+    for _ in range(_ROUNDS):
+        found = _first(case)
+        if found is None:
+            return _Mended(case, why)
+        rule, broken = found
+        reason = said.setdefault(rule.name, broken.reason)
+        way = next((way for way in broken.ways if way[0] not in case.pinned), None)
+        if way is None:
+            held = sorted({name for name, _ in broken.ways})
+            return _Mended(case, why, rule.name, f"{reason}; pinned: {', '.join(held)}" if held else reason)
+        why[way[0]] = (*why.get(way[0], ()), (rule.name, broken.reason))
+        case = case.but(*way)
+    return _Mended(case, why, "rules", "the repair rules contradict each other here")
 
 
-def _derived_length(case: _Case) -> _Broken | None:
-    """config/model.py, _get_and_verify_max_len; VLLM_ALLOW_LONG_MAX_MODEL_LEN lifts it: pass a shape without length."""
-    longest, stated = case.shape.max_model_len if case.shape else None, case.number("max_model_len")
-    if longest is None or stated is None or stated <= longest:
-        return None
-    return _shorter(case, longest, f"max_model_len {stated} is above the model's longest, {longest}")
+def _minimal(start: Case, mended: _Mended) -> _Mended:
+    """Undoes every change that the others have made needless, or needed less of, one by one."""
+    for name in mended.why:
+        if _same(start.args, mended.case.args, name):
+            continue
+        again = _mend(_restored(mended.case, start, name))
+        others = {*mended.case.args, *again.case.args} - {name}
+        if not again.refusal and all(_same(mended.case.args, again.case.args, other) for other in others):
+            mended = _Mended(again.case, {**mended.why, name: again.why.get(name, ())})
+    return mended
 
 
-def _shorter(case: _Case, length: int, reason: str) -> _Broken:
-    if length < case.workload_max_len:
-        return _Broken(f"{reason}; the workload needs {case.workload_max_len}")
-    return _Broken(reason, (("max_model_len", length),))
-
-
-def _blocks(case: _Case) -> _Broken | None:
-    """CPU attention's kernels want multiples of 32 (tried: 16 fails), all CUDA backends multiples of 16 (tried: 7).
-
-    The reference MLA of the CPU overrides the size instead.
-    """
-    size, machine = case.number("block_size"), case.machine
-    if size is None or machine is None or (machine.kind == "cpu" and case.shape is not None and case.shape.mla):
-        return None
-    unit = 32 if machine.kind == "cpu" else 16
-    if size % unit == 0:
-        return None
-    wanted = math.ceil(size / unit) * unit
-    return _Broken(f"block_size {size} is no multiple of {unit} on {machine.kind}", (("block_size", wanted),))
-
-
-def _batch_holds_sequences(case: _Case) -> _Broken | None:
-    """config/scheduler.py, verify_max_model_len. An absent max_num_seqs is lowered by vLLM itself."""
-    seqs, stated = case.number("max_num_seqs"), case.number("max_num_batched_tokens")
-    if seqs is None or (stated is None and case.machine is None):
-        return None
-    batch = memory.batched_tokens(case.args, case.machine)
-    if stated is None and case.args.get("enable_chunked_prefill") is False:
-        # vLLM raises its default to the length then; where that is unknown, so is the batch.
-        batch = max(batch, case.length or seqs)
-    if batch >= seqs:
-        return None
-    ways = (("max_num_batched_tokens", seqs), ("max_num_seqs", batch))
-    return _Broken(f"max_num_batched_tokens {batch} is below max_num_seqs {seqs}", ways)
-
-
-def _batch_holds_prompt(case: _Case) -> _Broken | None:
-    """The same place: a prompt that is not split must fit one step. An absent batch is raised by vLLM itself."""
-    batch, length = case.number("max_num_batched_tokens"), case.length
-    if case.args.get("enable_chunked_prefill") is not False or batch is None or length is None or batch >= length:
-        return None
-    reason = f"max_num_batched_tokens {batch} is below max_model_len {length} without chunked prefill"
-    shorter = (("max_model_len", batch),) if batch >= max(1, case.workload_max_len) else ()
-    return _Broken(reason, (("max_num_batched_tokens", length), ("enable_chunked_prefill", True), *shorter))
-
-
-def _long_prefill(case: _Case) -> _Broken | None:
-    """The same place. Chunks longer than any request change nothing, so the longest request is as good a limit."""
-    threshold, length = case.number("long_prefill_token_threshold"), case.length
-    if threshold is None or length is None or threshold <= length:
-        return None
-    reason = f"long_prefill_token_threshold {threshold} is above max_model_len {length}"
-    return _Broken(reason, (("long_prefill_token_threshold", length),))
-
-
-def _share_is_free(case: _Case) -> _Broken | None:
-    """worker/utils.py, request_memory; on the CPU kv_cache_memory_bytes lifts it (cpu_worker.py)."""
-    machine = case.machine
-    if machine is None or (machine.kind == "cpu" and "kv_cache_memory_bytes" in case.args):
-        return None
-    requested = memory.requested_bytes(case.args, machine)
-    if requested <= machine.free_bytes:
-        return None
-    reason = f"requested {requested / GIB:.2f} GiB exceed the {machine.free_bytes / GIB:.2f} GiB that are free"
-    share = math.floor((machine.free_bytes - _margin(machine)) / machine.total_bytes * 1000) / 1000
-    return _Broken(reason, (("gpu_memory_utilization", share),) if share > 0 else ())
-
-
-def _margin(machine: Machine) -> int:
-    return max(int(machine.total_bytes * _MARGIN_SHARE), _MARGIN_BYTES)
-
-
-def _stated_kv_is_free(case: _Case) -> _Broken | None:
-    machine, kv = case.machine, case.number("kv_cache_memory_bytes")
-    if machine is None or kv is None:
-        return None
-    fixed = case.budget.fixed_bytes if case.budget else 0
-    if kv + fixed * (1 - _SLACK) <= machine.free_bytes:
-        return None
-    reason = (
-        f"kv_cache_memory_bytes {kv / GIB:.2f} GiB + weights and activations {fixed / GIB:.2f} GiB"
-        f" exceed the {machine.free_bytes / GIB:.2f} GiB that are free"
-    )
-    left = machine.free_bytes - fixed - _margin(machine)
-    return _Broken(reason, (("kv_cache_memory_bytes", left),) if left > 0 else ())
-
-
-def _some_kv_is_left(case: _Case) -> _Broken | None:
-    budget, machine = case.budget, case.machine
-    if budget is None or machine is None or budget.kv_bytes + _SLACK * budget.fixed_bytes > 0:
-        return None
-    share = case.args.get("gpu_memory_utilization", memory.DEFAULT_UTILIZATION)
-    needed = math.ceil(budget.fixed_bytes / machine.total_bytes * 100) / 100
-    return _Broken(
-        f"weights {budget.weights_bytes / GIB:.2f} GiB + activations {budget.activation_bytes / GIB:.2f} GiB"
-        f" + overhead {budget.overhead_bytes / GIB:.2f} GiB exceed {share} x {machine.total_bytes / GIB:.1f} GiB;"
-        f" needs utilization ≥ {needed:.2f}"
-    )
-
-
-def _one_request_fits(case: _Case) -> _Broken | None:
-    """kv_cache_utils.py, _check_enough_kv_cache_memory. Left to vLLM where layers differ: the estimate is a bound."""
-    budget, shape, machine = case.budget, case.shape, case.machine
-    if budget is None or shape is None or machine is None or shape.hybrid:
-        return None
-    need = memory.request_tokens(shape, case.args, machine)
-    # A stated cache is exact.
-    error = 0 if "kv_cache_memory_bytes" in case.args else _SLACK * budget.fixed_bytes
-    if need is None or need * budget.kv_bytes_per_token <= budget.kv_bytes + error:
-        return None
-    # The blocks that request_tokens counts beside the request's own.
-    spare = memory.block_size(shape, case.args, machine) * (2 if shape.sliding_window else 1)
-    fits = budget.kv_tokens - spare
-    reason = (
-        f"one request of max_model_len {case.length} takes {need * budget.kv_bytes_per_token / GIB:.2f} GiB of KV,"
-        f" {max(0, budget.kv_bytes) / GIB:.2f} GiB ({budget.kv_tokens} tokens) are there"
-    )
-    return _shorter(case, fits, reason) if fits > 0 else _Broken(reason)
-
-
-_RULES: tuple[Callable[[_Case], _Broken | None], ...] = (
-    _ranges,
-    _heads,
-    _derived_length,
-    _blocks,
-    _batch_holds_sequences,
-    _batch_holds_prompt,
-    _long_prefill,
-    _share_is_free,
-    _stated_kv_is_free,
-    _some_kv_is_left,
-    _one_request_fits,
-)
+def _restored(case: Case, start: Case, name: str) -> Case:
+    args: dict[str, Any] = {key: value for key, value in case.args.items() if key != name}
+    if name in start.args:
+        args[name] = start.args[name]
+    return replace(case, args=args)

@@ -1,6 +1,10 @@
-"""config.json of model families, with the values that were published, as far as memory depends on them."""
+"""config.json of model families, with published values, as far as memory depends on them; and machines."""
 
 from typing import Any
+
+from vllm_sloguard.machine import Machine
+from vllm_sloguard.memory import GIB
+from vllm_sloguard.model_shape import from_config
 
 QWEN: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -205,3 +209,23 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2_moe": QWEN2_MOE,
     "phi3": PHI3,
 }
+
+SMALL = from_config(QWEN)
+# About 7 billion parameters: 14.9 GiB in bf16.
+LARGE = from_config(
+    {
+        **QWEN,
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+    }
+)
+WINDOWED = from_config({**QWEN, "use_sliding_window": True, "max_window_layers": 0, "sliding_window": 4096})
+H200 = Machine("cuda", int(139.81 * GIB), int(139.2 * GIB), 1, "NVML: NVIDIA H200")
+CROWDED = Machine("cuda", int(139.81 * GIB), int(38.69 * GIB), 1, "NVML: NVIDIA H200")
+CONSUMER = Machine("cuda", 24 * GIB, int(23.5 * GIB), 1, "NVML: RTX")
+CPU = Machine("cpu", 16 * GIB, int(15.5 * GIB), 0, "meminfo")

@@ -91,6 +91,11 @@ def test_starts_and_rules_reach_the_journal_the_file_and_the_next_plan(tmp_path:
     assert known == learning.current()
     assert [(start.kv_bytes, start.args) for start in known.starts] == [(100 * GIB, ARGS)] * 3
     assert [rule.kind for rule in known.rules] == [RuleKind.HEADROOM_BYTES] * 2
+    plan = guard.plan({}, proposal, Role.SEARCH)
+    share = plan.args["gpu_memory_utilization"]
+    assert isinstance(share, float)
+    assert share <= (139 - 2 * 2.8) / 140
+    assert "learned" in plan.changes[0].reason
 
 
 def test_a_local_model_is_known_by_its_config(tmp_path: Path) -> None:

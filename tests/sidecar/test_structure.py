@@ -25,13 +25,30 @@ LAYERS = (
     ("trial",),
     ("journal", "promotion", "telemetry"),
     ("learning", "metrics", "promoted"),
-    ("guard", "runner"),
+    ("guard", "guard_commands", "runner"),
     ("tuner",),
     ("service", "terminal"),
     ("cli",),
 )
 LAYER = {f"sidecar.{name}": number for number, names in enumerate(LAYERS) for name in names}
-PURE = ("crash", "gpus", "knobs", "machine", "memory", "model_shape", "repair", "settings")
+PURE = (
+    "activations",
+    "config_fields",
+    "crash",
+    "defaults",
+    "gpus",
+    "knobs",
+    "kv_cache",
+    "machine",
+    "memory",
+    "model_shape",
+    "quantization",
+    "repair",
+    "rules",
+    "settings",
+    "weights",
+    "windows",
+)
 INSIDE_VLLM = {f"vllm_sloguard.{name}" for name in ("engine_args", "loadgen", "plugin", "stat_logger")}
 
 

@@ -1,0 +1,226 @@
+"""The commands `sloguard budget` and `sloguard repair`: the guard's arithmetic and rules, asked without an engine."""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sidecar.config import ConfigError
+from vllm_sloguard import machine, memory, model_shape
+from vllm_sloguard.machine import Machine
+from vllm_sloguard.memory import GIB, Budget
+from vllm_sloguard.repair import TUNED, Repair, Status, repair
+from vllm_sloguard.rules.arguments import ARGUMENTS, gib, shown, values
+from vllm_sloguard.rules.values import refusal
+
+REFUSED = 1
+# The arguments in which vLLM's own command line reads 25.6k and 4G (arg_utils.py and argparse_utils.py of 0.32).
+_SIZES = frozenset({"max_model_len", "max_num_batched_tokens", "kv_cache_memory_bytes"})
+_SIZE = re.compile(r"(\d{1,300})([KMGT])|(\d{1,300}(?:\.\d+)?)([kmgt])", re.ASCII)
+
+Model = Annotated[Path, typer.Option("--model", help="The model's folder, with its config.json.", metavar="DIR")]
+Args = Annotated[
+    list[str] | None, typer.Option("--arg", help="An argument of vLLM; again for more.", metavar="NAME=VALUE")
+]
+Total = Annotated[
+    float | None, typer.Option("--gpu-total-gib", help="Memory of one GPU, GiB; default: this machine.", metavar="X")
+]
+Free = Annotated[
+    float | None, typer.Option("--gpu-free-gib", help="What of it is free; goes with the other one.", metavar="Y")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to ``app``."""
+    app.command("budget")(budget)
+    app.command("repair")(mend)
+
+
+def budget(
+    *, model: Model, arg: Args = None, gpu_total_gib: Total = None, gpu_free_gib: Free = None, as_json: AsJson = False
+) -> None:
+    """Where a configuration's memory would go, and whether vLLM could start with it.
+
+    The exit code is 0 whenever there is an answer, and 2 where the question makes no sense.
+
+    Example: sloguard budget --model models/qwen --arg max_model_len=8192 --gpu-total-gib 24 --gpu-free-gib 22.5
+    """
+    shape, args, here = _shape(model), _args(arg), _machine(gpu_total_gib, gpu_free_gib)
+    if wrong := refusal(args):
+        raise ConfigError(f"--arg: {wrong}")
+    result = memory.estimate(shape, values(args), here)
+    if as_json:
+        print(_json({**asdict(result), "machine": asdict(here)}))
+        return
+    _show_budget(result, here)
+
+
+def mend(
+    *,
+    model: Model,
+    arg: Args = None,
+    workload_max_len: Annotated[
+        int | None, typer.Option("--workload-max-len", help="The longest request to serve, tokens.", min=1, metavar="N")
+    ] = None,
+    pin: Annotated[
+        list[str] | None, typer.Option("--pin", help="An argument to leave alone; again for more.", metavar="NAME")
+    ] = None,
+    gpu_total_gib: Total = None,
+    gpu_free_gib: Free = None,
+    as_json: AsJson = False,
+) -> None:
+    """The nearest configuration that vLLM would start with, or why there is none.
+
+    The exit code is 0 for unchanged and repaired, 1 for refused, and 2 where the question makes no sense.
+
+    Example: sloguard repair --model models/qwen --arg max_num_seqs=256 --arg max_num_batched_tokens=128
+    """
+    shape, args, here = _shape(model), _args(arg), _machine(gpu_total_gib, gpu_free_gib)
+    pinned = frozenset(_name("--pin", name) for name in pin or [])
+    result = repair(args, shape, here, pinned=pinned, workload_max_len=workload_max_len)
+    if as_json:
+        print(_json(_as_dict(result, here)))
+    else:
+        _show_repair(result, here)
+    if result.status is Status.REFUSED:
+        raise typer.Exit(REFUSED)
+
+
+def _shape(model: Path) -> model_shape.ModelShape:
+    try:
+        return model_shape.read(model)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--model: {error}") from None
+
+
+def _machine(total_gib: float | None, free_gib: float | None) -> Machine:
+    if total_gib is None and free_gib is None:
+        return machine.observe()
+    if total_gib is None or free_gib is None:
+        raise ConfigError("--gpu-total-gib and --gpu-free-gib go together")
+    if not 0 < total_gib < math.inf or not 0 <= free_gib <= total_gib:
+        raise ConfigError(
+            f"--gpu-total-gib and --gpu-free-gib: 0 <= free <= total is needed, got {free_gib} of {total_gib}"
+        )
+    # How many there are is not stated, so no rule counts them.
+    return Machine(
+        kind="cuda", total_bytes=int(total_gib * GIB), free_bytes=int(free_gib * GIB), gpus=0, source="as stated"
+    )
+
+
+def _args(given: Sequence[str] | None) -> dict[str, Any]:
+    args: dict[str, Any] = {}
+    for text in given or []:
+        written, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--arg {text!r}: NAME=VALUE is needed")
+        name = _name("--arg", written)
+        if name in args:
+            raise ConfigError(f"--arg: {name} is given twice")
+        args[name] = _value(name, value)
+    return {name: value for name, value in args.items() if value is not None}
+
+
+def _name(option: str, written: str) -> str:
+    """The argument's name as vLLM's code has it."""
+    name = written.strip().removeprefix("--").replace("-", "_")
+    if name in ARGUMENTS:
+        return name
+    near = difflib.get_close_matches(name[:80], TUNED, n=3)
+    known = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(TUNED)}"
+    raise ConfigError(f"{option}: {shown(written)} is no argument that the guard knows; {known}")
+
+
+def _value(name: str, text: str) -> Any:
+    """A JSON scalar, a size where vLLM's command line takes one, else the text itself."""
+    if name == "max_model_len" and text.strip().lower() == "auto":
+        return -1
+    if name in _SIZES and (size := _SIZE.fullmatch(text.strip())):
+        whole, binary, number, decimal = size.groups()
+        if whole:
+            return int(whole) * 1024 ** ("KMGT".index(binary) + 1)
+        scaled = float(number) * 1000 ** ("kmgt".index(decimal) + 1)
+        return int(scaled) if math.isfinite(scaled) else text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return text if isinstance(value, list | dict) else value
+
+
+def _as_dict(result: Repair, here: Machine) -> dict[str, Any]:
+    return {
+        "status": result.status,
+        "args": dict(result.args),
+        "changes": [{"name": c.name, "from": c.before, "to": c.after, "reason": c.reason} for c in result.changes],
+        "refusal": result.refusal,
+        "machine": asdict(here),
+    }
+
+
+def _json(facts: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(facts))
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with texts for the numbers that JSON has not."""
+    match value:
+        case float() if not math.isfinite(value):
+            return str(value)
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+        case list():
+            return [_finite(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+        case _:
+            return value
+
+
+def _console() -> Console:
+    return Console(highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_budget(result: Budget, here: Machine) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, size in (
+        ("weights", result.weights_bytes),
+        ("activations", result.activation_bytes),
+        ("CUDA graphs", result.graph_bytes),
+        ("overhead", result.overhead_bytes),
+        ("KV cache", result.kv_bytes),
+        ("requested", result.requested_bytes),
+    ):
+        table.add_row(name, f"{gib(size)} GiB")
+    table.add_row("KV cache a token", f"{result.kv_bytes_per_token:,} bytes")
+    table.add_row("KV tokens", f"{result.kv_tokens:,}")
+    console = _console()
+    console.print(_machine_line(here))
+    console.print(table)
+    console.print(f"{'starts' if result.starts else 'does not start'}: {result.reason}")
+
+
+def _show_repair(result: Repair, here: Machine) -> None:
+    console = _console()
+    console.print(_machine_line(here))
+    console.print(f"{result.status}: {result.refusal}" if result.refusal else str(result.status))
+    for change in result.changes:
+        before, after = (_or_default(value) for value in (change.before, change.after))
+        console.print(f"{change.name}: {before} → {after}: {change.reason}")
+
+
+def _or_default(value: object) -> str:
+    return "default" if value is None else shown(value)
+
+
+def _machine_line(here: Machine) -> str:
+    return f"machine: {here.kind}, {gib(here.free_bytes)} of {gib(here.total_bytes)} GiB free ({here.source})"
