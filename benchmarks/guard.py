@@ -33,7 +33,7 @@ from guard_cases import MODELS, Case, cpu_cases, cuda_cases
 from vllm_sloguard import machine, model_shape
 from vllm_sloguard.crash import classify
 from vllm_sloguard.knobs import Config
-from vllm_sloguard.learned import Learned, Start
+from vllm_sloguard.learned import Learned, Start, version
 from vllm_sloguard.memory import GIB
 from vllm_sloguard.repair import Status, repair
 
@@ -139,7 +139,8 @@ def tried(case: Case, folder: Path, known: Learned) -> dict[str, Any]:
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text(json.dumps(MODELS[case.model]))
     shape, seen = model_shape.read(model), machine.observe()
-    verdict = repair(case.args, shape, seen)
+    cold = Learned().of_version(_vllm_version())
+    verdict = repair(case.args, shape, seen, estimate=cold.estimate, vllm_version=version(_vllm_version()))
     row: dict[str, Any] = {
         "key": case.key,
         "model": case.model,
@@ -168,7 +169,14 @@ def learned(rows: list[dict[str, Any]], model: str) -> Learned:
     first = next((r for r in rows if r["model"] == model and r["tokens"] and r["kv_bytes"]), None)
     if first is None:
         return Learned()
-    return Learned((Start(first["ran"], first["kind"], first["total_bytes"], first["kv_bytes"], first["tokens"]),))
+    start = Start(first["ran"], first["kind"], first["total_bytes"], first["kv_bytes"], first["tokens"])
+    return Learned((start,)).of_version(_vllm_version())
+
+
+def _vllm_version() -> str:
+    import vllm
+
+    return vllm.__version__
 
 
 def table(rows: list[dict[str, Any]]) -> str:
