@@ -100,6 +100,8 @@ class ModelShape:
     max_position_embeddings: int | None = None
     max_model_len: int | None = None
     default_model_len: int | None = None
+    model_type: str = ""
+    logit_softcap: bool = False
     stated_weights_bytes: int | None = None
     stated_kv_bytes_per_token: int | None = None
 
@@ -201,6 +203,8 @@ def from_config(config: Fields) -> ModelShape:
         max_position_embeddings=positive(text, "max_position_embeddings"),
         max_model_len=_max_model_len(text),
         default_model_len=_default_model_len(text),
+        model_type=name(text, "model_type"),
+        logit_softcap=bool(text.get("final_logit_softcapping")),
         **_experts(text, intermediate),
     )
 

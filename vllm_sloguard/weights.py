@@ -55,6 +55,22 @@ def weights_bytes(shape: ModelShape, args: Config, stage: range | None = None) -
     return linear + routers + _embeddings(shape, stage) * embedding_bytes(shape, args)
 
 
+def largest_tensors(shape: ModelShape, args: Config) -> tuple[int, ...]:
+    """Bytes of one layer's matrices as vLLM fuses them: query, key and value; output; gate and up; down.
+
+    None where the architecture has others: MLA, experts, or no known one.
+    """
+    if shape.mla or shape.experts or shape.stated_weights_bytes is not None:
+        return ()
+    tp = tensor_parallel(args)
+    narrow = shape.quantization or quantization.while_loading(str(args.get("quantization", "")))
+    width = _width(narrow, dtype_bytes(shape, args), experts=False)
+    heads, kv_heads = shape.heads // tp, max(1, shape.kv_heads // tp)
+    rows = (shape.head_dim * (heads + 2 * kv_heads), shape.head_dim * heads)
+    wide = shape.intermediate // tp
+    return tuple(int(n * shape.hidden * width) for n in (*rows, (2 if shape.gated_mlp else 1) * wide, wide))
+
+
 def _width(narrow: Quantization | None, wide: int, *, experts: bool) -> float:
     return float(wide) if narrow is None or (narrow.experts_only and not experts) else narrow.bits / 8
 

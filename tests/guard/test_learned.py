@@ -27,7 +27,7 @@ def test_one_start_calibrates_the_estimate_of_an_h200(args: Config, tokens: int)
     per_token = memory.kv_bytes_per_token(QWEN_SHAPE, args)
     once = Learned((Start(args, "cuda", H200.total_bytes, tokens * per_token),))
     calibrated = once.estimate(QWEN_SHAPE, args, H200)
-    assert abs(calibrated.kv_tokens / tokens - 1) < 0.001
+    assert abs(calibrated.kv_tokens / tokens - 1) < 0.002
     raw = memory.estimate(QWEN_SHAPE, args, H200)
     assert abs(calibrated.kv_tokens - tokens) <= abs(raw.kv_tokens - tokens)
 

@@ -111,7 +111,8 @@ class Nvml:
     """What NVML answers for two whole GPUs and one in MIG mode with a slice in its second place."""
 
     NVMLError = RuntimeError
-    memory: ClassVar = {0: (100, 50), 1: (80, 70), 2: (140, 140), "slice": (10, 1)}
+    nvmlMemory_v2 = 2  # noqa: N815
+    memory: ClassVar = {0: (103, 50, 3), 1: (80, 70, 0), 2: (140, 140, 0), "slice": (10, 1, 0)}
 
     def nvmlInit(self) -> None: ...  # noqa: N802
 
@@ -129,9 +130,13 @@ class Nvml:
     def nvmlDeviceGetUUID(self, handle: object) -> str:  # noqa: N802
         return f"MIG-{handle}" if handle == "slice" else f"GPU-{handle}"
 
-    def nvmlDeviceGetMemoryInfo(self, handle: int | str) -> SimpleNamespace:  # noqa: N802
-        total, free = self.memory[handle]
-        return SimpleNamespace(total=total, free=free)
+    def nvmlDeviceGetMemoryInfo(self, handle: int | str, version: int = 1) -> SimpleNamespace:  # noqa: N802
+        total, free, reserved = self.memory[handle]
+        if version == 1:
+            return SimpleNamespace(total=total, free=free)
+        if handle == 1:
+            raise RuntimeError("not supported")
+        return SimpleNamespace(total=total, free=free, reserved=reserved)
 
     def nvmlDeviceGetMigMode(self, handle: int) -> tuple[int, int]:  # noqa: N802
         if handle == 0:

@@ -88,7 +88,7 @@ def _stated_kv_is_free_as_learned(case: Case) -> Broken | None:
 
 def _some_kv_is_left(case: Case) -> Broken | None:
     budget, machine = case.budget, case.machine
-    if budget is None or machine is None or _has_kv(case):
+    if budget is None or machine is None or "kv_cache_memory_bytes" in case.args or budget.kv_bytes > 0:
         return None
     share = case.values.get("gpu_memory_utilization", memory.DEFAULT_UTILIZATION)
     needed = math.ceil(budget.fixed_bytes / machine.total_bytes * 100) / 100
@@ -99,7 +99,14 @@ def _some_kv_is_left(case: Case) -> Broken | None:
         f" {share} \N{MULTIPLICATION SIGN} {gib(machine.total_bytes)} GiB;"
         f" needs utilization ≥ {needed:.2f}"
     )
-    return Broken(reason, (*_larger_share(case, machine, _one_request_starts), *_smaller_steps(case, can_serve)))
+    ways = (*_larger_share(case, machine, _surely_starts), *_smaller_steps(case, can_serve))
+    return _unless_vllm_may(_has_kv(case), case, Broken(reason, ways))
+
+
+def _unless_vllm_may(possible: bool, case: Case, broken: Broken) -> Broken | None:
+    """Within the estimate's own error a configuration is mended where it can be, but vLLM and not the guard refuses."""
+    mends = any(name not in case.pinned for name, _ in broken.ways)
+    return broken if mends or not possible else None
 
 
 def _has_kv(case: Case) -> bool:
@@ -132,7 +139,7 @@ def _most_stated_kv(case: Case, machine: Machine) -> int:
 def _one_request_fits(case: Case) -> Broken | None:
     """kv_cache_utils.py, _check_enough_kv_cache_memory. Left to vLLM for layers of which the estimate is a bound."""
     budget, shape, machine = case.budget, case.shape, case.machine
-    if budget is None or shape is None or machine is None or _request_fits(case):
+    if budget is None or shape is None or machine is None or shape.hybrid or _fits_with(case, 0):
         return None
     need = (memory.request_tokens(shape, case.values, machine) or 0) * budget.kv_bytes_per_token
     reason = (
@@ -144,34 +151,39 @@ def _one_request_fits(case: Case) -> Broken | None:
         reason = shorter(case, longest, reason).reason
     ways = (
         *_smaller_blocks(case),
-        *_larger_share(case, machine, _one_request_starts),
+        *_larger_share(case, machine, _surely_starts),
         *_larger_stated_kv(case, machine, _request_fits),
         *_smaller_steps(case, _request_fits),
         *shorter(case, longest, reason).ways,
         *_for_a_shorter_length(case, machine),
     )
-    return Broken(reason, ways)
+    return _unless_vllm_may(_request_fits(case), case, Broken(reason, ways))
 
 
 def _request_fits(case: Case) -> bool:
-    """Whether the longest request's KV fits, the estimate's own error granted; a stated cache has none."""
+    """Whether the longest request's KV fits, the estimate's own error granted."""
+    return _fits_with(case, 1)
+
+
+def _fits_with(case: Case, margins: int) -> bool:
+    """The same with so many margins granted, or, below 0, asked for; a stated cache is exact."""
     budget, shape, machine = case.budget, case.shape, case.machine
     if budget is None or shape is None or machine is None or shape.hybrid:
         return True
     need = memory.request_tokens(shape, case.values, machine)
-    error = 0 if "kv_cache_memory_bytes" in case.args else budget.margin_bytes
+    error = 0 if "kv_cache_memory_bytes" in case.args else margins * budget.margin_bytes
     return need is None or need * budget.kv_bytes_per_token <= budget.kv_bytes + error
 
 
-def _one_request_starts(case: Case) -> bool:
-    """The same without granting any error: what a repair aims at."""
-    return case.budget is not None and case.budget.starts
+def _surely_starts(case: Case) -> bool:
+    """Whether it starts even if the estimate is off by its margin: what a repair aims at."""
+    return case.budget is not None and case.budget.starts and _fits_with(case, -1)
 
 
 def _longest(case: Case) -> int:
     """The longest max_model_len, tokens, whose request fits; no error is granted unless nothing fits without it."""
     length = case.length or 0
-    for fits in (_one_request_starts, _request_fits):
+    for fits in (_surely_starts, _request_fits):
         longest = _largest(0, length, lambda tokens, fits=fits: tokens == 0 or fits(case.but("max_model_len", tokens)))
         if longest:
             return longest
