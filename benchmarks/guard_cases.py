@@ -106,6 +106,93 @@ MODELS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32768,
         "tie_word_embeddings": False,
     },
+    "Llama-3.2-3B": {
+        **_LLAMA,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": True,
+    },
+    "Qwen2.5-7B": {
+        **_LLAMA,
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
+    },
+    "Qwen3-8B": {
+        **_LLAMA,
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": False,
+    },
+    "Phi-3-mini": {
+        **_LLAMA,
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "rope_theta": 10000.0,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32064,
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+        "sliding_window": 2047,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+    },
+    "Gemma-3-1B": {
+        **_LLAMA,
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0,
+        "hidden_size": 1152,
+        "intermediate_size": 6912,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "vocab_size": 262144,
+        "max_position_embeddings": 32768,
+        "sliding_window": 512,
+        "sliding_window_pattern": 6,
+        "query_pre_attn_scalar": 256,
+        "tie_word_embeddings": True,
+    },
+    "Yi-34B": {
+        **_LLAMA,
+        "hidden_size": 7168,
+        "intermediate_size": 20480,
+        "num_hidden_layers": 60,
+        "num_attention_heads": 56,
+        "num_key_value_heads": 8,
+        "vocab_size": 64000,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+    },
 }
 
 
@@ -162,7 +249,14 @@ def cpu_cases() -> list[Case]:
 
 
 def cuda_cases() -> list[Case]:
-    """Thirty on a card of about 140 GiB, half of them beside a tenant."""
+    """Sixty on a card of about 140 GiB, half of them beside a tenant.
+
+    The constants of the memory model were set on the first thirty; the others are of models that it had not seen.
+    """
+    return [*_first_cuda_cases(), *_second_cuda_cases()]
+
+
+def _first_cuda_cases() -> list[Case]:
     eager: Config = {"enforce_eager": True}
     alone = [
         Case("Qwen2-1.5B", {**eager, "gpu_memory_utilization": 0.9}),
@@ -197,5 +291,44 @@ def cuda_cases() -> list[Case]:
         Case("Llama-3.1-8B", {**eager, "gpu_memory_utilization": 0.15, "max_model_len": 16384}, 115),
         Case("Mistral-7B", {**eager, "gpu_memory_utilization": 0.15, "max_num_batched_tokens": 1024}, 115),
         Case("Gemma-2-9B", {**eager, "gpu_memory_utilization": 0.16, "max_model_len": 8192}, 115),
+    ]
+    return [*alone, *shared]
+
+
+def _second_cuda_cases() -> list[Case]:
+    eager: Config = {"enforce_eager": True}
+    alone = [
+        Case("Llama-3.2-3B", {**eager, "gpu_memory_utilization": 0.9}),
+        Case("Llama-3.2-3B", {**eager, "gpu_memory_utilization": 0.04}),
+        Case("Llama-3.2-3B", {"gpu_memory_utilization": 0.35, "max_num_seqs": 64, "max_num_batched_tokens": 2048}),
+        Case("Llama-3.2-3B", {**eager, "gpu_memory_utilization": 0.1, "max_model_len": 40000}),
+        Case("Qwen2.5-7B", {**eager, "gpu_memory_utilization": 0.8, "max_num_seqs": 512}),
+        Case("Qwen2.5-7B", {**eager, "gpu_memory_utilization": 0.125, "max_num_batched_tokens": 2048}),
+        Case("Qwen2.5-7B", {"gpu_memory_utilization": 0.5, "max_num_batched_tokens": 16384}),
+        Case("Qwen3-8B", {**eager, "gpu_memory_utilization": 0.6, "kv_cache_dtype": "fp8"}),
+        Case("Qwen3-8B", {**eager, "gpu_memory_utilization": 0.14, "quantization": "fp8"}),
+        Case("Qwen3-8B", {**eager, "gpu_memory_utilization": 0.155}),
+        Case("Phi-3-mini", {**eager, "gpu_memory_utilization": 0.5}),
+        Case("Gemma-3-1B", {**eager, "gpu_memory_utilization": 0.3, "max_num_seqs": 256}),
+        Case("Gemma-3-1B", {**eager, "gpu_memory_utilization": 0.7}),
+        Case("Yi-34B", {**eager, "gpu_memory_utilization": 0.9, "max_num_batched_tokens": 32768}),
+        Case("Yi-34B", {**eager, "gpu_memory_utilization": 0.475, "max_num_seqs": 16}),
+    ]
+    shared = [
+        Case("Llama-3.2-3B", {**eager, "max_num_seqs": 128}, 40),
+        Case("Llama-3.2-3B", {**eager, "gpu_memory_utilization": 0.7, "max_num_batched_tokens": 65536}, 40),
+        Case("Qwen2.5-7B", {**eager, "gpu_memory_utilization": 0.66}, 40),
+        Case("Qwen3-8B", {**eager, "gpu_memory_utilization": 0.71}, 40),
+        Case("Qwen3-8B", {"gpu_memory_utilization": 0.4, "max_num_seqs": 32, "max_num_batched_tokens": 1024}, 40),
+        Case("Phi-3-mini", {**eager, "gpu_memory_utilization": 0.3, "dtype": "float16"}, 40),
+        Case("Yi-34B", {**eager, "gpu_memory_utilization": 0.95}, 40),
+        Case("Yi-34B", {**eager, "kv_cache_memory_bytes": 2**35, "gpu_memory_utilization": 0.6}, 40),
+        Case("Llama-3.2-3B", {**eager, "gpu_memory_utilization": 0.2, "max_model_len": 16384}, 110),
+        Case("Llama-3.2-3B", {**eager, "gpu_memory_utilization": 0.12}, 110),
+        Case("Qwen2.5-7B", {**eager, "gpu_memory_utilization": 0.18, "max_num_batched_tokens": 4096}, 110),
+        Case("Qwen3-8B", {**eager, "gpu_memory_utilization": 0.19}, 110),
+        Case("Phi-3-mini", {**eager, "gpu_memory_utilization": 0.1}, 110),
+        Case("Gemma-3-1B", {**eager, "gpu_memory_utilization": 0.15}, 110),
+        Case("Yi-34B", {**eager, "gpu_memory_utilization": 0.2}, 110),
     ]
     return [*alone, *shared]
