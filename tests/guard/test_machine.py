@@ -8,7 +8,10 @@ from typing import ClassVar
 import pytest
 
 from vllm_sloguard.gpus import Gpu, selected
-from vllm_sloguard.machine import Machine, observe
+from vllm_sloguard.machine import observe
+from vllm_sloguard.memory import GIB
+
+SOURCE = "NVML: NVIDIA H200"
 
 KIB = 1024
 
@@ -112,6 +115,7 @@ class Nvml:
 
     NVMLError = RuntimeError
     nvmlMemory_v2 = 2  # noqa: N815
+    # GiB: total, free, reserved.
     memory: ClassVar = {0: (103, 50, 3), 1: (80, 70, 0), 2: (140, 140, 0), "slice": (10, 1, 0)}
 
     def nvmlInit(self) -> None: ...  # noqa: N802
@@ -131,7 +135,7 @@ class Nvml:
         return f"MIG-{handle}" if handle == "slice" else f"GPU-{handle}"
 
     def nvmlDeviceGetMemoryInfo(self, handle: int | str, version: int = 1) -> SimpleNamespace:  # noqa: N802
-        total, free, reserved = self.memory[handle]
+        total, free, reserved = (size * GIB for size in self.memory[handle])
         if version == 1:
             return SimpleNamespace(total=total, free=free)
         if handle == 1:
@@ -167,4 +171,7 @@ def test_the_smallest_gpu_in_use_counts(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", Nvml())
     environ = {} if setting is None else {"CUDA_VISIBLE_DEVICES": setting}
-    assert observe(environ, ranks=ranks) == Machine("cuda", *expected, "NVML: NVIDIA H200")
+    seen = observe(environ, ranks=ranks)
+    assert (seen.kind, seen.total_bytes / GIB, seen.gpus, seen.source) == ("cuda", expected[0], expected[2], SOURCE)
+    # The engine's own CUDA context is not there yet.
+    assert seen.free_bytes / GIB == pytest.approx(expected[1] - 0.52)
