@@ -100,13 +100,18 @@ def _some_kv_is_left(case: Case) -> Broken | None:
         f" needs utilization ≥ {needed:.2f}"
     )
     ways = (*_larger_share(case, machine, _surely_starts), *_smaller_steps(case, can_serve))
-    return _unless_vllm_may(_has_kv(case), case, Broken(reason, ways))
+    return _off_the_edge(_has_kv(case), case, Broken(reason, ways))
 
 
-def _unless_vllm_may(possible: bool, case: Case, broken: Broken) -> Broken | None:
-    """Within the estimate's own error a configuration is mended where it can be, but vLLM and not the guard refuses."""
-    mends = any(name not in case.pinned for name, _ in broken.ways)
-    return broken if mends or not possible else None
+def _off_the_edge(possible: bool, case: Case, broken: Broken) -> Broken | None:
+    """Within the estimate's own error a configuration is moved off the edge where one change is enough.
+
+    Where it is not, vLLM and not the guard refuses it.
+    """
+    if not possible:
+        return broken
+    ways = tuple(way for way in broken.ways if way[0] not in case.pinned and _surely_starts(case.but(*way)))
+    return Broken(f"{broken.reason}, give or take the estimate's error", ways) if ways else None
 
 
 def _has_kv(case: Case) -> bool:
@@ -139,7 +144,7 @@ def _most_stated_kv(case: Case, machine: Machine) -> int:
 def _one_request_fits(case: Case) -> Broken | None:
     """kv_cache_utils.py, _check_enough_kv_cache_memory. Left to vLLM for layers of which the estimate is a bound."""
     budget, shape, machine = case.budget, case.shape, case.machine
-    if budget is None or shape is None or machine is None or shape.hybrid or _fits_with(case, 0):
+    if budget is None or shape is None or machine is None or shape.hybrid or _fits_with(case, -1):
         return None
     need = (memory.request_tokens(shape, case.values, machine) or 0) * budget.kv_bytes_per_token
     reason = (
@@ -157,7 +162,7 @@ def _one_request_fits(case: Case) -> Broken | None:
         *shorter(case, longest, reason).ways,
         *_for_a_shorter_length(case, machine),
     )
-    return _unless_vllm_may(_request_fits(case), case, Broken(reason, ways))
+    return _off_the_edge(_request_fits(case), case, Broken(reason, ways))
 
 
 def _request_fits(case: Case) -> bool:
