@@ -2,12 +2,13 @@
 
 Run by the Python that has vLLM and this project:
 
-    python benchmarks/guard.py cpu|cuda [--results FILE] [--seconds N]
+    python benchmarks/guard.py cpu|cuda|report [--results FILE] [--seconds N]
 
 Each case is repaired as the plugin would; what the guard passes must start, what it refuses must fail when it is
 forced, and of what it repairs both the given and the repaired arguments are tried. An engine core starts in a process
 forked from this one, which has imported vLLM and never touches a GPU. Results are appended to FILE, a JSON object a
-line; a later run goes on where it ended. Exits with 1 when a verdict of the guard was wrong.
+line; a later run goes on where it ended. ``report`` starts nothing: it predicts the starts of FILE again with the guard
+as it is now. Exits with 1 when a verdict of the guard was wrong.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from typing import Any
 
 from guard_cases import MODELS, Case, cpu_cases, cuda_cases
 
-from vllm_sloguard import machine, model_shape
+from vllm_sloguard import machine, memory, model_shape
 from vllm_sloguard.crash import classify
 from vllm_sloguard.knobs import Config
 from vllm_sloguard.learned import Learned, Start, version
@@ -164,13 +165,34 @@ def tried(case: Case, folder: Path, known: Learned) -> dict[str, Any]:
     return row
 
 
-def learned(rows: list[dict[str, Any]], model: str) -> Learned:
+def predicted_again(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A recorded case with what the guard says of it now; right where that goes with what vLLM did then."""
+    shape = model_shape.from_config(MODELS[row["model"]])
+    seen = machine.Machine(row["kind"], row["total_bytes"], int(row["free_gib"] * GIB), 1, "NVML: NVIDIA H200")
+    verdict = repair(row["args"], shape, seen)
+    failed = row["forced_error"] if row["verdict"] == "repaired" else row["error"]
+    started_as_repaired = row["verdict"] == "repaired" and not row["error"]
+    right = verdict.status is not Status.UNCHANGED if failed else verdict.status is not Status.REFUSED
+    if verdict.status is Status.REFUSED and started_as_repaired:
+        right = False
+    return {
+        **row,
+        "verdict": str(verdict.status),
+        "changes": [f"{c.name} {c.before} → {c.after}" for c in verdict.changes],
+        "predicted_tokens": memory.estimate(shape, row["ran"], seen).kv_tokens,
+        "calibrated_tokens": learned(rows, row["model"], "0.26.0").estimate(shape, row["ran"], seen).kv_tokens,
+        "right": right,
+        "forced_error": failed,
+    }
+
+
+def learned(rows: list[dict[str, Any]], model: str, vllm_version: str) -> Learned:
     """The first start of ``model``, as what calibrates the rest."""
     first = next((r for r in rows if r["model"] == model and r["tokens"] and r["kv_bytes"]), None)
     if first is None:
         return Learned()
     start = Start(first["ran"], first["kind"], first["total_bytes"], first["kv_bytes"], first["tokens"])
-    return Learned((start,)).of_version(_vllm_version())
+    return Learned((start,)).of_version(vllm_version)
 
 
 def _vllm_version() -> str:
@@ -182,11 +204,13 @@ def _vllm_version() -> str:
 def table(rows: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
     lines = [
-        "| model | arguments | tenant, GiB | guard | predicted KV tokens | calibrated | reported | error | vLLM |",
+        "| model | arguments (eager unless said) | tenant, GiB | guard | predicted KV tokens | calibrated | reported"
+        " | error | vLLM |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for r in rows:
-        args = " ".join(f"{name}={value}" for name, value in r["args"].items())
+        args = " ".join(f"{name}={value}" for name, value in r["args"].items() if name != "enforce_eager")
+        args += "" if r["args"].get("enforce_eager") else " (compiled)"
         guard = r["verdict"] + (f": {'; '.join(r['changes'])}" if r["changes"] else "")
         guard += "" if r["right"] else " **wrong**"
         numbers = [f"{n:,}" if n else "" for n in (r["predicted_tokens"], r["calibrated_tokens"], r["tokens"])]
@@ -197,9 +221,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _outcome(row: dict[str, Any]) -> str:
-    outcome = row["error"][:120] if row["error"] else f"started in {row['seconds']} s"
-    if row["verdict"] == "repaired":
-        outcome += f"; as given: {row['forced_error'][:100] or 'starts too'}"
+    outcome = row["error"][:75] if row["error"] else f"started in {row['seconds']} s"
+    if row["verdict"] == "repaired" and "forced_error" in row:
+        outcome += f"; as given: {row['forced_error'][:75] or 'starts too'}"
     return outcome.replace("|", "/")
 
 
@@ -214,7 +238,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"{len(rows)} configurations: {len(passed)} passed, of which {sum(not r['right'] for r in passed)} failed;"
         f" {len(refused)} refused, of which {sum(not r['right'] for r in refused)} started when forced;"
-        f" {sum(r['verdict'] == 'repaired' and not r['forced_error'] for r in rows)} repaired that start as given."
+        f" {sum(r['verdict'] == 'repaired' and not r.get('forced_error') for r in rows)} repaired that start as given."
     ]
     for name in ("predicted_tokens", "calibrated_tokens"):
         errors = sorted(abs(_off(r, name)) for r in rows if r["tokens"] and r[name])
@@ -227,10 +251,15 @@ def summary(rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Runs what is not in the results yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("device", choices=("cpu", "cuda"))
+    parser.add_argument("device", choices=("cpu", "cuda", "report"))
     parser.add_argument("--results", type=Path, default=Path("build/guard.jsonl"))
     parser.add_argument("--seconds", type=float, default=3600.0, help="no case is started after so many")
     options = parser.parse_args()
+    if options.device == "report":
+        recorded = [json.loads(line) for line in options.results.read_text().splitlines()]
+        rows = [predicted_again(row, recorded) for row in recorded]
+        print(table(rows), summary(rows), sep="\n\n")
+        return 0 if all(row["right"] for row in rows) else 1
     deadline = time.monotonic() + options.seconds
     _import_vllm(options.device)
     options.results.parent.mkdir(parents=True, exist_ok=True)
@@ -244,7 +273,7 @@ def main() -> int:
                 for case in group:
                     if time.monotonic() > deadline:
                         break
-                    rows.append(tried(case, Path(folder), learned(rows, case.model)))
+                    rows.append(tried(case, Path(folder), learned(rows, case.model, _vllm_version())))
                     with options.results.open("a") as file:
                         file.write(json.dumps(rows[-1]) + "\n")
                     print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
