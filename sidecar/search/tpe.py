@@ -94,7 +94,7 @@ class Tpe:
 
     def _best(self, history: Sequence[Observation], seed: int) -> dict[str, Value]:
         """What TPE proposes. Knobs that always matter are modelled jointly, the others one by one."""
-        distributions = {knob.name: _distribution(knob) for knob in self.space.knobs}
+        distributions = {knob.name: distribution(knob) for knob in self.space.knobs}
         joint = {
             name: distribution
             for name, distribution in sorted(distributions.items())
@@ -103,16 +103,18 @@ class Tpe:
         study = optuna.create_study(direction="maximize", sampler=_Sampler(joint, seed))
         study.add_trials(_replayed(self.space.project(o.config), o, distributions) for o in history)
         suggested = study.ask(distributions).params
-        return self.space.active({name: _value(self.space.by_name[name], suggested[name]) for name in suggested})
+        return self.space.active({name: value_of(self.space.by_name[name], suggested[name]) for name in suggested})
 
 
-def _distribution(knob: Knob) -> BaseDistribution:
+def distribution(knob: Knob) -> BaseDistribution:
+    """The knob's range, as Optuna has it."""
     if knob.kind is Kind.CATEGORICAL:
         return _SharedCategorical(knob.choices)
     return _SharedFloat(*bounds(knob), log=knob.log)
 
 
-def _value(knob: Knob, suggested: Value) -> Value:
+def value_of(knob: Knob, suggested: Value) -> Value:
+    """The knob's value that Optuna means."""
     if knob.kind is Kind.CATEGORICAL or isinstance(suggested, str):
         return suggested
     return tidy(knob, suggested)
