@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from sidecar import lock, promoted
+from sidecar.bench import commands as bench
 from sidecar.config import Config, ConfigError, load, seconds
 from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.engine.process_group import NotGoneError, ProcessGroup
@@ -46,6 +47,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(bench.app, name="bench")
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The YAML file.", metavar="FILE")]
 StateFolder = Annotated[Path, typer.Argument(help="The state folder, or the YAML file that names it.", metavar="STATE")]

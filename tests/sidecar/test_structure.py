@@ -29,6 +29,11 @@ LAYERS = (
     ("runner",),
     ("tuner",),
     ("service", "terminal"),
+    ("bench.landscape",),
+    ("bench.simulate",),
+    ("bench.parallel", "bench.summary"),
+    ("bench.report",),
+    ("bench.commands",),
     ("cli",),
 )
 LAYER = {f"sidecar.{name}": number for number, names in enumerate(LAYERS) for name in names}
@@ -48,7 +53,7 @@ def sources(package: str) -> dict[str, Path]:
 
 SIDECAR, PLUGIN = sources("sidecar"), sources("vllm_sloguard")
 ALL = {**SIDECAR, **PLUGIN}
-MODULES = [name for name in SIDECAR if name not in ("sidecar", "sidecar.engine", "sidecar.search")]
+MODULES = [name for name in SIDECAR if name not in ("sidecar", "sidecar.bench", "sidecar.engine", "sidecar.search")]
 
 
 def imports(path: Path) -> set[str]:
