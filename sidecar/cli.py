@@ -15,7 +15,7 @@ import grpc
 import typer
 from rich.console import Console
 
-from sidecar import lock, promoted
+from sidecar import lock, promoted, study_commands
 from sidecar.bench import commands as bench
 from sidecar.config import Config, ConfigError, load, seconds
 from sidecar.engine.engine import Cancelled, EngineCrashed
@@ -49,6 +49,7 @@ app = typer.Typer(
 )
 
 app.add_typer(bench.app, name="bench")
+app.add_typer(study_commands.app, name="study")
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The YAML file.", metavar="FILE")]
 StateFolder = Annotated[Path, typer.Argument(help="The state folder, or the YAML file that names it.", metavar="STATE")]

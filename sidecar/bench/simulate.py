@@ -115,7 +115,11 @@ def machine_of(host: Host) -> Machine | None:
 def simulate(landscape: Landscape, optimizer: str, seed: int, budget: int, *, guarded: bool = True) -> Run:
     """A run of ``budget`` trials; what the guard refuses costs none. Raises LandscapeError, ValueError."""
     guard = Guard(landscape, enabled=guarded)
-    context = Context(guard.knobs(landscape.incumbent) or None, guard.project if guarded else None)
+    context = Context(
+        incumbent=guard.knobs(landscape.incumbent) or None,
+        longest_request_tokens=landscape.host.max_len_needed,
+        project=guard.project if guarded else None,
+    )
     searcher = make(optimizer, landscape.space, seed, budget, context)
     history: list[Observation] = []
     trials: list[Trial] = []

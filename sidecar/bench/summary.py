@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sidecar.bench.simulate import Run
 from sidecar.search.contract import Outcome
+from sidecar.study import consistency
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,6 @@ def row(runs: Sequence[Run], known_ms: float | None, fast_ms: float | None, refe
 def first_feasible(run: Run) -> int | None:
     """The number of the first feasible trial, from 1."""
     return next((n for n, t in enumerate(run.trials, 1) if t.verdict.outcome is Outcome.FEASIBLE), None)
-
-
-def consistency(hits: Sequence[bool]) -> float | None:
-    """The share of hits among the trials after the first one (arXiv 2604.17627); None where there are none."""
-    after = list(hits)[hits.index(True) + 1 :] if True in hits else list[bool]()
-    return sum(after) / len(after) if after else None
 
 
 def bests(runs: Sequence[Run]) -> list[float]:

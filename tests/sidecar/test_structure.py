@@ -29,11 +29,11 @@ LAYERS = (
     ("runner",),
     ("tuner",),
     ("service", "terminal"),
-    ("bench.landscape",),
+    ("bench.landscape", "study"),
     ("bench.simulate",),
     ("bench.parallel", "bench.summary"),
     ("bench.report",),
-    ("bench.commands",),
+    ("bench.commands", "study_commands"),
     ("cli",),
 )
 LAYER = {f"sidecar.{name}": number for number, names in enumerate(LAYERS) for name in names}
