@@ -37,7 +37,7 @@ def one_of(*choices: Any) -> dict[str, Any]:
 
 BASE: dict[str, Mapping[str, Any]] = {
     "max_num_seqs": whole(4, 1024),
-    "max_num_batched_tokens": whole(512, 32_768),
+    "max_num_batched_tokens": whole(256, 32_768),
     "gpu_memory_utilization": share(0.1, 0.95),
     "max_model_len": whole(1024, 32_768),
     "enforce_eager": one_of(False, True),
@@ -114,7 +114,8 @@ class GrowingTenant(Service):
 class Saturated(Service):
     """Llama-3.1-8B on an A100 of 80 GB, near the highest rate that it serves, with tight limits.
 
-    Scaled as above. Large batches hold up the tokens of others, small ones the first token.
+    Scaled from the H200's step times by bandwidth and compute. Large batches hold up the tokens of others, small ones
+    the first token.
     """
 
 

@@ -57,9 +57,9 @@ def speed_of(model: Model, card: Card) -> Speed:
     """Step times from the card's bandwidth and compute.
 
     The constants are those of Qwen2-1.5B on an H200: 1.15 ms and the weights' read a step with graphs, 13.5 ms for 28
-    layers without, 55 us a sequence, 171 TFLOPS. Against the measured load table, with 6 s of arrivals each (its own
-    number of requests is not known), medians of TTFT and ITL lie within a factor of 1.9, p99 of ITL within 1.5 and
-    saturated TTFT within 1.6; TTFT's p99 at 32 requests/s comes out 3.7 times too low, the ITL of pieces 1.8 times.
+    layers without, 55 us a sequence, 171 TFLOPS. With 6 s of arrivals a load (how many requests there were is not
+    known) TTFT and ITL of the six bf16 loads of the measured table, p50 and p99, come out within a factor of 2.1, and
+    18 of the 24 within 1.5; only TTFT's p99 at 32 requests/s is 4 times too low.
     """
     read_ms = model.weights_gib * GIB / card.bandwidth_gbs / 1e6
     attended = 2 * model.parameters / (4 * model.layers * model.hidden)

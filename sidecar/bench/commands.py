@@ -48,6 +48,8 @@ def optimizers(
     """
     chosen = _chosen(names, ablation)
     reference = against or (DEFAULT if ablation else "tba-tpe")
+    if against and against not in chosen:
+        raise ConfigError(f"--against: {against!r} is not among the optimizers: {', '.join(chosen)}")
     loaded = [(file, landscape) for file in files for landscape in load(file, only or None).values()]
     todo = [
         task
