@@ -14,9 +14,13 @@ from sidecar.bench.parallel import Task, run_all, tasks
 from sidecar.bench.simulate import Run
 from sidecar.bench.summary import Row, best_known, row
 from sidecar.config import ConfigError
-from sidecar.search.registry import ABLATIONS, DEFAULT, NAMES
+from sidecar.search.registry import ABLATIONS, DEFAULT, NAMES, make
+from sidecar.search.space import Space
+from vllm_sloguard.knobs import Kind, Knob
 
 app = typer.Typer(help="Compares the optimizers on simulated tuning runs.", no_args_is_help=True)
+
+_ANY = Space((Knob("any", Kind.FLOAT, 0, 1),))  # to ask whether an optimizer can be made here
 
 
 @app.callback()
@@ -46,7 +50,7 @@ def optimizers(
 
     Example: sloguard bench optimizers --landscape benchmarks/landscapes/paper.py --optimizers random,tba-tpe --seeds 20
     """
-    chosen = _chosen(names, ablation)
+    chosen = _chosen(names, budget, ablation=ablation)
     reference = against or (DEFAULT if ablation else "tba-tpe")
     if against and against not in chosen:
         raise ConfigError(f"--against: {against!r} is not among the optimizers: {', '.join(chosen)}")
@@ -57,20 +61,29 @@ def optimizers(
         for name in chosen
         for task in tasks(file, landscape.name, name, seeds, budget, guarded=not no_guard)
     ]
+    section = ("ablation" if ablation else "optimizers") + (" without the guard" if no_guard else "")
+    if into is not None:
+        report.check(into, section)
     runs = _collect(todo, jobs)
     rows = [made for file, landscape in loaded for made in _rows(landscape, chosen, reference, runs, file)]
     if into is not None:
-        report.put_into(into, report.markdown(rows))
+        report.put_into(into, section, report.markdown(rows))
     print(report.as_json(rows) if as_json else report.markdown(rows))
 
 
-def _chosen(names: str, ablation: bool) -> list[str]:
-    known = (*NAMES, *ABLATIONS)
-    default = (DEFAULT, *ABLATIONS) if ablation else NAMES
-    chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip())) or list(default)
-    for name in chosen:
-        if name not in known:
-            raise ConfigError(f"--optimizers: no optimizer is called {name!r}; there are {', '.join(known)}")
+def _chosen(names: str, budget: int, *, ablation: bool) -> list[str]:
+    """The optimizers asked for, each of which must be there; by default all that are."""
+    asked = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    chosen: list[str] = []
+    for name in asked or ((DEFAULT, *ABLATIONS) if ablation else NAMES):
+        try:
+            make(name, _ANY, 0, budget)
+        except ValueError as error:
+            if asked:
+                raise ConfigError(f"--optimizers: {error}") from None
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        chosen.append(name)
     return chosen
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from sidecar.bench.landscape import LandscapeError
 from sidecar.bench.summary import Row
 
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 _Cell = tuple[str, Callable[[Row], str]]
 
 
@@ -55,11 +54,24 @@ def number(value: float | None) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def put_into(path: Path, text: str) -> None:
-    """Replaces what stands between the marks in ``path``. Raises LandscapeError where they are missing."""
-    old = path.read_text(encoding="utf-8") if path.is_file() else ""
-    before, begin, rest = old.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise LandscapeError(f"{path}: needs the lines {BEGIN} and {END}, between which the table goes")
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+def marks(section: str) -> tuple[str, str]:
+    """The lines between which a section's table stands."""
+    return f"<!-- bench {section}: begin -->", f"<!-- bench {section}: end -->"
+
+
+def check(path: Path, section: str) -> tuple[str, str]:
+    """What stands before and after the section. Raises LandscapeError where its marks are missing in ``path``."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    begin, end = marks(section)
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise LandscapeError(f"{path}: needs the lines {begin} and {end}, between which the table goes")
+    return before, after
+
+
+def put_into(path: Path, section: str, text: str) -> None:
+    """Replaces what stands between the section's marks in ``path``. Raises LandscapeError."""
+    begin, end = marks(section)
+    before, after = check(path, section)
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")

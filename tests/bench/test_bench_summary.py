@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.bench.landscape import Verdict
-from sidecar.bench.report import BEGIN, END, as_json, markdown, put_into
+from sidecar.bench.report import as_json, markdown, marks, put_into
 from sidecar.bench.simulate import Run, Trial
 from sidecar.bench.summary import best_known, compare, row
 from sidecar.search.contract import Outcome
@@ -103,13 +103,16 @@ def test_json_holds_what_was_asked_for() -> None:
 
 def test_the_table_goes_between_its_marks(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    begin, end = marks("optimizers")
+    path.write_text(f"before\n{begin}\nold\n{end}\nafter\n", encoding="utf-8")
 
-    put_into(path, "new")
-    put_into(path, "newer")
+    put_into(path, "optimizers", "new")
+    put_into(path, "optimizers", "newer")
 
-    assert path.read_text(encoding="utf-8") == f"before\n{BEGIN}\nnewer\n{END}\nafter\n"
+    assert path.read_text(encoding="utf-8") == f"before\n{begin}\nnewer\n{end}\nafter\n"
+    with pytest.raises(ValueError, match="needs the lines"):
+        put_into(path, "ablation", "new")
     path.write_text("no marks", encoding="utf-8")
     with pytest.raises(ValueError, match="needs the lines"):
-        put_into(path, "new")
+        put_into(path, "optimizers", "new")
     assert path.read_text(encoding="utf-8") == "no marks"
