@@ -74,6 +74,7 @@ class Context:
     """
 
     incumbent: Config | None = None
+    longest_request_tokens: int | None = None
     project: Callable[[Config], Projection] | None = None
 
 

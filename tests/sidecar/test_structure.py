@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[2]
 LAYERS = (
     ("search.contract", "search.published", "search.values"),
     ("search.space",),
-    ("search.failures",),
+    ("search.failures", "search.encoding"),
+    ("search.admission", "search.candidates", "search.crash_risk", "search.gaussian_process", "search.physics"),
+    ("search.surrogate",),
     ("search.tba", "search.tpe", "search.uniform"),
     ("search.gp", "search.tba_tpe"),
     ("search.sloguard",),

@@ -1,0 +1,139 @@
+"""What the search believes: separate models of the objective, of each constraint's margin, and of crashes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sidecar.search.contract import Observation, Outcome
+from sidecar.search.crash_risk import CrashRisk
+from sidecar.search.encoding import Array, Encoding
+from sidecar.search.gaussian_process import GaussianProcess, Prediction, fit
+from sidecar.search.physics import expected, stretch
+from vllm_sloguard.knobs import Config
+
+LATENCY = "latency"
+_MOST_POINTS = 48  # that a model is fitted to: those nearest to where the search stands
+_FARTHEST = 3.0  # of log(measured / limit): twenty times the limit is as bad as any
+_WORST_LOSS = 1.0  # of the logarithm of the objective against the best: beyond, only that it is bad counts
+_LOSS_SCALE, _MARGIN_SCALE = 0.15, 0.4
+_SURELY_MET = -0.1  # log(measured / limit), where only "feasible" was recorded
+
+
+@dataclass(frozen=True)
+class Target:
+    """One modelled quantity: a Gaussian process around the prior mean."""
+
+    name: str
+    process: GaussianProcess
+    priors: bool
+
+    def predict(self, places: Array) -> Prediction:
+        """Shape of each: (places,)."""
+        around = self.process.predict(places)
+        if not self.priors:
+            return around
+        return Prediction(around.mean + expected(self.process.encoding, self.name, places), around.sd)
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """What was learned.
+
+    ``loss`` is lower for a better objective, None where nothing was measured; ``best_loss`` is the lowest that it
+    predicts where a configuration was feasible, None where none was. ``margins`` are logarithms of what is measured
+    over its limit: below 0 is met. ``risk`` is None where crashes are not modelled.
+    """
+
+    loss: Target | None
+    margins: tuple[Target, ...]
+    risk: CrashRisk | None
+    best_loss: float | None
+
+    def log_meets(self, places: Array) -> Array:
+        """Logarithm of the probability that every constraint is met. Shape (places,)."""
+        total = np.zeros(len(places))
+        for target in self.margins:
+            at = target.predict(places)
+            total += _log_normal_cdf(-at.mean / np.hypot(at.sd, 0.5 * target.process.noise_sd))
+        return total
+
+    def log_serves(self, places: Array) -> Array:
+        """Logarithm of the probability that it does not crash. Shape (places,)."""
+        if self.risk is None:
+            return np.zeros(len(places))
+        return np.log1p(-np.minimum(self.risk.probability(places), 0.999))
+
+    def log_improvement(self, places: Array) -> Array:
+        """Logarithm of the expected improvement on the best feasible objective; 0 where there is none yet."""
+        if self.loss is None or self.best_loss is None:
+            return np.zeros(len(places))
+        at = self.loss.predict(places)
+        z = (self.best_loss - at.mean) / at.sd
+        density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+        return np.log(np.maximum(density + z * np.exp(_log_normal_cdf(z)), 1e-12)) + np.log(at.sd)
+
+
+def learn(
+    encoding: Encoding, history: Sequence[Observation], near: Array, *, risk: CrashRisk | None, priors: bool
+) -> Surrogate:
+    """The models after ``history``, as they are around the encoded place ``near``."""
+    served = [o for o in history if o.outcome in (Outcome.FEASIBLE, Outcome.INFEASIBLE)]
+
+    def target(name: str, configs: Sequence[Config], values: Array, scale: float) -> Target:
+        places = encoding.encode(configs)
+        kept = encoding.closest(places, near, _MOST_POINTS)
+        places, values = places[kept], values[kept]
+        around = values - expected(encoding, name, places) if priors else values
+        lengths = stretch(encoding) if priors else np.ones(places.shape[1])
+        return Target(name, fit(encoding, places, around, scale, lengths), priors)
+
+    margins = tuple(
+        target(name, [o.config for o, _ in seen], np.array([margin for _, margin in seen]), _MARGIN_SCALE)
+        for name, seen in _margins(served).items()
+    )
+    valued = [(o, o.value) for o in served if o.value is not None]
+    if not valued:
+        return Surrogate(None, margins, risk, None)
+    feasible = np.array([o.outcome is Outcome.FEASIBLE for o, _ in valued])
+    losses = losses_of([value for _, value in valued])
+    losses = np.minimum(losses, losses[feasible if feasible.any() else slice(None)].min() + _WORST_LOSS)
+    loss = target(LATENCY, [o.config for o, _ in valued], losses, _LOSS_SCALE)
+    if not feasible.any():
+        return Surrogate(loss, margins, risk, None)
+    proven = encoding.encode([o.config for (o, _), met in zip(valued, feasible, strict=True) if met])
+    return Surrogate(loss, margins, risk, float(loss.predict(proven).mean.min()))
+
+
+def losses_of(values: Sequence[float]) -> Array:
+    """What is lower for better values: on a logarithmic scale where all have one sign, so that a ratio counts."""
+    array = np.array(values, dtype=float)
+    if (array < 0).all():
+        return np.log(-array)
+    if (array > 0).all():
+        return -np.log(array)
+    spread = float(np.ptp(array))
+    return -(array / spread) if math.isfinite(spread) and spread > 0 else np.zeros(len(array))
+
+
+def _margins(served: Sequence[Observation]) -> dict[str, list[tuple[Observation, float]]]:
+    """log(measured / limit) by constraint; of the violation as a whole where no margin was recorded."""
+    names = sorted({name for o in served for name in o.margins or ()})
+    if not names and any(o.outcome is Outcome.INFEASIBLE for o in served):
+        whole = [(o, math.log1p(o.violation) if o.violation else _SURELY_MET) for o in served]
+        return {"violation": [(o, min(margin, _FARTHEST)) for o, margin in whole]}
+    return {
+        name: [
+            (o, min(max(math.log(max(1 + o.margins[name], 1e-9)), -_FARTHEST), _FARTHEST))
+            for o in served
+            if o.margins is not None and name in o.margins
+        ]
+        for name in names
+    }
+
+
+def _log_normal_cdf(z: Array) -> Array:
+    """Logarithm of the standard normal distribution function."""
+    clipped = np.clip(z, -35.0, 35.0)
+    return np.array([math.log(0.5 * math.erfc(-x / math.sqrt(2))) for x in clipped])
