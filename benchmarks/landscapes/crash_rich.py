@@ -139,7 +139,7 @@ LANDSCAPES: dict[str, object] = {
         knobs={**BASE, "gpu_memory_utilization": share(0.2, 0.95)},
         defaults={**DEFAULTS, "gpu_memory_utilization": 0.45, "max_num_batched_tokens": 2048},
         needed_len=8000,
-        best_ms=4476.0,
+        best_ms=4459.0,
         start_s=12.0,
     ),
     "saturated-8b": Saturated(
@@ -208,7 +208,7 @@ LANDSCAPES: dict[str, object] = {
             "async_scheduling": False,
         },
         needed_len=3000,
-        best_ms=372.6,
+        best_ms=386.4,
     ),
     "noisy": Noisy(
         card=replace(H200, tenant_gib=71.0, jitter_gib=1.5),
