@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 
 from sidecar.config import Config
-from sidecar.search.contract import Proposal
+from sidecar.search.contract import Projection, Proposal
 from sidecar.trial import Change, Plan, Role
 from vllm_sloguard import model_shape
+from vllm_sloguard.knobs import Config as Knobs
 from vllm_sloguard.machine import Machine
-from vllm_sloguard.repair import repair
+from vllm_sloguard.repair import Repair, repair
 
 Args = Mapping[str, bool | int | float | str | list[str]]
 
@@ -27,14 +28,7 @@ class Guard:
         if role in (Role.UNGUARDED, Role.BASELINE):
             # The baseline is what serves: the same arguments, and the same plugin that mends them inside vLLM.
             return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason)
-        scalars = {name: value for name, value in args.items() if not isinstance(value, list)}
-        result = repair(
-            scalars,
-            self._shape,
-            self._observe(),
-            pinned=frozenset(incumbent) - self._knobs,
-            workload_max_len=self._workload_max_len,
-        )
+        result = self._repaired(incumbent, args, self._observe())
         changes = tuple(Change(c.name, c.before, c.after, c.reason) for c in result.changes)
         for change in changes:
             if change.after is None:
@@ -42,6 +36,26 @@ class Guard:
             else:
                 args[change.name] = change.after
         return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason, changes, result.refusal)
+
+    def projector(self, incumbent: Args) -> Callable[[Knobs], Projection]:
+        """What ``plan`` would make of a configuration of the search, on the machine as it is now."""
+        machine = self._observe()
+
+        def project(config: Knobs) -> Projection:
+            result = self._repaired(incumbent, {**incumbent, **config}, machine)
+            kept = {name: value for name, value in result.args.items() if name in self._knobs}
+            return Projection(kept, result.refusal, result.budget.kv_tokens if result.budget else None)
+
+        return project
+
+    def _repaired(self, incumbent: Args, args: Args, machine: Machine) -> Repair:
+        return repair(
+            {name: value for name, value in args.items() if not isinstance(value, list)},
+            self._shape,
+            machine,
+            pinned=frozenset(incumbent) - self._knobs,
+            workload_max_len=self._workload_max_len,
+        )
 
 
 def _shape(model: str) -> model_shape.ModelShape | None:

@@ -33,7 +33,7 @@ _ALWAYS_SUSPECT: Mapping[str, float] = {"gpu_memory_utilization": 0.08, "kv_cach
 _REACH = 0.15  # distance at which a vote of what served counts for 1/e
 _SIMILAR = 0.2  # lack of likeness at which a vote of what crashed does
 _PRIOR_VOTES = 0.3
-_MOST_POINTS = 48
+_MOST_POINTS = 40
 # The threshold on the probability to serve, and how it follows the outcomes.
 _START, _LOWEST, _HIGHEST, _STEP = 0.5, 0.25, 0.75, 0.05
 
@@ -48,12 +48,15 @@ class CrashRisk:
     trust: float
 
     @classmethod
-    def of(cls, encoding: Encoding, history: Sequence[Observation], near: Array, trust: float) -> "CrashRisk":
-        """From what ran, as far as it lies close to the encoded place ``near``."""
-        served = encoding.encode([o.config for o in history if o.outcome in (Outcome.FEASIBLE, Outcome.INFEASIBLE)])
-        crashed = encoding.encode([o.config for o in history if o.outcome is Outcome.CRASHED])
-        kept = (places[encoding.closest(places, near, _MOST_POINTS)] for places in (served, crashed))
-        return cls(encoding, *kept, trust)
+    def of(
+        cls, encoding: Encoding, tried: Sequence[Observation], places: Array, near: Array, trust: float
+    ) -> "CrashRisk":
+        """From the trials that ran and their encoded places, as far as these lie close to ``near``."""
+        crashes = np.array([o.outcome is Outcome.CRASHED for o in tried], dtype=bool)
+        served, crashed = places[~crashes], places[crashes]
+        served = served[encoding.closest(served, near, _MOST_POINTS)]
+        crashed = crashed[encoding.closest(crashed, near, _MOST_POINTS)]
+        return cls(encoding, served, crashed, trust)
 
     def probability(self, places: Array) -> Array:
         """Shape (places,)."""

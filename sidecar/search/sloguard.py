@@ -111,34 +111,30 @@ class SloGuard:
 
     def _view(self, history: Sequence[Observation]) -> _View:
         """The models are fitted around the best value; the search stands where they expect the best."""
-        risk = None
-        trust = _TRUST_GUARDED if self._known.project is not None else _TRUST_ALONE
         tried = [o for o in history if o.outcome is not Outcome.REFUSED]
-        start = self._start(tried)
-        if self.parts.crash_model:
-            risk = CrashRisk.of(self.encoding, history, start, trust)
-        model = learn(self.encoding, history, start, risk=risk, priors=self.parts.priors)
-        feasible = [o.config for o in tried if o.outcome is Outcome.FEASIBLE]
+        places = self.encoding.encode([o.config for o in tried])
+        start = self._start(tried, places)
+        trust = _TRUST_GUARDED if self._known.project is not None else _TRUST_ALONE
+        risk = CrashRisk.of(self.encoding, tried, places, start, trust) if self.parts.crash_model else None
+        model = learn(self.encoding, tried, places, start, risk=risk, priors=self.parts.priors)
+        feasible = np.array([o.outcome is Outcome.FEASIBLE for o in tried], dtype=bool)
         centre = start
-        if feasible and model.loss is not None:
-            places = self.encoding.encode(feasible)
-            centre = places[int(np.argmin(model.loss.predict(places).mean))]
+        if feasible.any() and model.loss is not None:
+            centre = places[feasible][int(np.argmin(model.loss.predict(places[feasible]).mean))]
         admission = Admission.after(
             self.space, self._known, history, self.encoding.decode(centre), rules=self.parts.priors
         )
         return _View(history, centre, model, admission)
 
-    def _start(self, tried: Sequence[Observation]) -> Array:
-        """The best feasible place, else that of the smallest violation, else the incumbent's."""
-        feasible = [o for o in tried if o.outcome is Outcome.FEASIBLE]
-        served = [o for o in tried if o.outcome is Outcome.INFEASIBLE]
-        if feasible:
-            config: Config = max(feasible, key=lambda o: -math.inf if o.value is None else o.value).config
-        elif served:
-            config = min(served, key=lambda o: o.violation).config
-        else:
-            config = tried[-1].config if tried else self.context.incumbent or {}
-        return self.encoding.encode([config])[0]
+    def _start(self, tried: Sequence[Observation], places: Array) -> Array:
+        """The best feasible place, else that of the smallest violation, else the last one or the incumbent's."""
+        if not tried:
+            return self.encoding.encode([self.context.incumbent or {}])[0]
+        worth = [
+            (o.outcome is Outcome.FEASIBLE, -o.violation, -math.inf if o.value is None else o.value, row)
+            for row, o in enumerate(tried)
+        ]
+        return places[max(worth)[-1]]
 
     def _scores(self, view: _View, places: Array) -> Array:
         """Logarithm of the weighted improvement, less what keeps the steps small and safe. Shape (places,)."""

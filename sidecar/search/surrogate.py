@@ -11,10 +11,9 @@ from sidecar.search.crash_risk import CrashRisk
 from sidecar.search.encoding import Array, Encoding
 from sidecar.search.gaussian_process import GaussianProcess, Prediction, fit
 from sidecar.search.physics import expected, stretch
-from vllm_sloguard.knobs import Config
 
 LATENCY = "latency"
-_MOST_POINTS = 48  # that a model is fitted to: those nearest to where the search stands
+_MOST_POINTS = 32  # that a model is fitted to: those nearest to where the search stands
 _FARTHEST = 3.0  # of log(measured / limit): twenty times the limit is as bad as any
 _WORST_LOSS = 1.0  # of the logarithm of the objective against the best: beyond, only that it is bad counts
 _LOSS_SCALE, _MARGIN_SCALE = 0.15, 0.4
@@ -76,34 +75,39 @@ class Surrogate:
 
 
 def learn(
-    encoding: Encoding, history: Sequence[Observation], near: Array, *, risk: CrashRisk | None, priors: bool
+    encoding: Encoding,
+    tried: Sequence[Observation],
+    places: Array,
+    near: Array,
+    *,
+    risk: CrashRisk | None,
+    priors: bool,
 ) -> Surrogate:
-    """The models after ``history``, as they are around the encoded place ``near``."""
-    served = [o for o in history if o.outcome in (Outcome.FEASIBLE, Outcome.INFEASIBLE)]
+    """The models after the trials that ran, at their encoded ``places``, as they are around the place ``near``."""
 
-    def target(name: str, configs: Sequence[Config], values: Array, scale: float) -> Target:
-        places = encoding.encode(configs)
-        kept = encoding.closest(places, near, _MOST_POINTS)
-        places, values = places[kept], values[kept]
-        around = values - expected(encoding, name, places) if priors else values
-        lengths = stretch(encoding) if priors else np.ones(places.shape[1])
-        return Target(name, fit(encoding, places, around, scale, lengths), priors)
+    def target(name: str, rows: list[int], values: Array, scale: float) -> Target:
+        kept = encoding.closest(places[rows], near, _MOST_POINTS)
+        there, values = places[rows][kept], values[kept]
+        around = values - expected(encoding, name, there) if priors else values
+        lengths = stretch(encoding) if priors else np.ones(there.shape[1])
+        return Target(name, fit(encoding, there, around, scale, lengths), priors)
 
     margins = tuple(
-        target(name, [o.config for o, _ in seen], np.array([margin for _, margin in seen]), _MARGIN_SCALE)
-        for name, seen in _margins(served).items()
+        target(name, list(seen), np.array(list(seen.values())), _MARGIN_SCALE)
+        for name, seen in _margins(tried).items()
+        if max(seen.values()) > -_FARTHEST  # what is met by far, everywhere, takes no model
     )
-    valued = [(o, o.value) for o in served if o.value is not None]
-    if not valued:
+    values = {row: o.value for row, o in enumerate(tried) if o.value is not None and o.outcome is not Outcome.CRASHED}
+    if not values:
         return Surrogate(None, margins, risk, None)
-    feasible = np.array([o.outcome is Outcome.FEASIBLE for o, _ in valued])
-    losses = losses_of([value for _, value in valued])
+    rows = list(values)
+    feasible = np.array([tried[row].outcome is Outcome.FEASIBLE for row in rows])
+    losses = losses_of(list(values.values()))
     losses = np.minimum(losses, losses[feasible if feasible.any() else slice(None)].min() + _WORST_LOSS)
-    loss = target(LATENCY, [o.config for o, _ in valued], losses, _LOSS_SCALE)
+    loss = target(LATENCY, rows, losses, _LOSS_SCALE)
     if not feasible.any():
         return Surrogate(loss, margins, risk, None)
-    proven = encoding.encode([o.config for (o, _), met in zip(valued, feasible, strict=True) if met])
-    return Surrogate(loss, margins, risk, float(loss.predict(proven).mean.min()))
+    return Surrogate(loss, margins, risk, float(loss.predict(places[rows][feasible]).mean.min()))
 
 
 def losses_of(values: Sequence[float]) -> Array:
@@ -117,18 +121,19 @@ def losses_of(values: Sequence[float]) -> Array:
     return -(array / spread) if math.isfinite(spread) and spread > 0 else np.zeros(len(array))
 
 
-def _margins(served: Sequence[Observation]) -> dict[str, list[tuple[Observation, float]]]:
-    """log(measured / limit) by constraint; of the violation as a whole where no margin was recorded."""
-    names = sorted({name for o in served for name in o.margins or ()})
-    if not names and any(o.outcome is Outcome.INFEASIBLE for o in served):
-        whole = [(o, math.log1p(o.violation) if o.violation else _SURELY_MET) for o in served]
-        return {"violation": [(o, min(margin, _FARTHEST)) for o, margin in whole]}
+def _margins(tried: Sequence[Observation]) -> dict[str, dict[int, float]]:
+    """log(measured / limit) by constraint and row; of the violation as a whole where no margin was recorded."""
+    served = {row: o for row, o in enumerate(tried) if o.outcome is not Outcome.CRASHED}
+    names = sorted({name for o in served.values() for name in o.margins or ()})
+    if not names and any(o.violation for o in served.values()):
+        whole = {row: math.log1p(o.violation) if o.violation else _SURELY_MET for row, o in served.items()}
+        return {"violation": {row: min(margin, _FARTHEST) for row, margin in whole.items()}}
     return {
-        name: [
-            (o, min(max(math.log(max(1 + o.margins[name], 1e-9)), -_FARTHEST), _FARTHEST))
-            for o in served
+        name: {
+            row: min(max(math.log(max(1 + o.margins[name], 1e-9)), -_FARTHEST), _FARTHEST)
+            for row, o in served.items()
             if o.margins is not None and name in o.margins
-        ]
+        }
         for name in names
     }
 

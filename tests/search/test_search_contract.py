@@ -130,7 +130,7 @@ def test_optuna_neither_logs_nor_warns(name: str, capfd: pytest.CaptureFixture[s
     assert logging.getLogger("optuna").level != logging.CRITICAL
 
 
-@every_optimizer
+@pytest.mark.parametrize("name", [name for name in (*NAMES, *ABLATIONS) if name != "gp"])  # that one is for comparison
 def test_an_ask_after_300_trials_is_quick(name: str) -> None:
     space = Space(tuple(KNOBS.values()))
     optimizer, history = make(name, space, 0, 400), outcomes_in_turn(space, 300)
