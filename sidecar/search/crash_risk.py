@@ -97,7 +97,8 @@ class CrashRisk:
                 suspect = _ALWAYS_SUSPECT.get(knob.name)
                 if suspect and crash[column] - origins[number, column] < suspect / span(knob):
                     origins[number, column] = crash[column] - suspect / span(knob)
-                    blame[number, column] += suspect * _UPWARD[knob.name]
+                    cleared = 1 + (self.served[:, column] >= crash[column]).sum()
+                    blame[number, column] += suspect * _UPWARD[knob.name] / cleared
         return blame / np.maximum(blame.sum(axis=1, keepdims=True), 1e-9), origins
 
     def _steps(self, differences: Array) -> Array:

@@ -15,7 +15,7 @@ from sidecar.search.encoding import Array, Encoding, span
 from vllm_sloguard.knobs import Value
 
 _SLOPES: Mapping[str, Mapping[str, float]] = {
-    "latency": {"gpu_memory_utilization": -0.4},
+    "latency": {"gpu_memory_utilization": -0.3},
     "ttft_p99_ms": {"max_num_seqs": -0.4, "gpu_memory_utilization": -1.5, "max_num_batched_tokens": -0.1},
     "itl_p99_ms": {"max_num_seqs": 0.06, "max_num_batched_tokens": 0.2},
     "e2e_p99_ms": {"max_num_seqs": -0.06, "gpu_memory_utilization": -0.5},
@@ -35,8 +35,6 @@ _CHOICES: Mapping[str, Mapping[tuple[str, Value], float]] = {
 # Knobs that move latencies little over their range, so that longer lengthscales are expected.
 _STRETCH: Mapping[str, float] = {
     "max_model_len": 8.0,
-    "gpu_memory_utilization": 2.0,
-    "kv_cache_memory_bytes": 2.0,
     "block_size": 2.0,
 }
 

@@ -30,7 +30,7 @@ _CRASH_WEIGHT = 4.0  # a crash tells less than a trial that served, and costs mo
 _PER_CHANGE = 0.01  # what does not matter stays as it is
 _BARRED = 50.0
 _OUTSIDE = 20.0  # for each range of a knob beyond the trust region
-_TRUST_GUARDED, _TRUST_ALONE = 0.8, 0.25  # see CrashRisk
+_TRUST_GUARDED, _TRUST_ALONE = 1.0, 0.25  # see CrashRisk
 # The trust region, in ranges of a knob. A step in one knob alone may go twice as far.
 _RADIUS, _SMALLEST, _GROWTH, _SHRINKING, _PATIENCE = 0.3, 0.08, 1.5, 0.7, 3
 _REPEATS_FROM = 2 / 3  # of the budget: from there on what has served may be measured again
