@@ -25,7 +25,6 @@ _PARTS: Mapping[str, Parts] = {
     "sloguard-no-guard": Parts(guard=False),
     "sloguard-no-crash-model": Parts(crash_model=False),
     "sloguard-no-priors": Parts(priors=False),
-    "sloguard-no-repeats": Parts(repeats=False),
 }
 DEFAULT = "sloguard"
 NAMES = (*_COLD, DEFAULT)

@@ -19,7 +19,7 @@ from sidecar.search.candidates import around
 from sidecar.search.contract import Context, Observation, Outcome, Proposal
 from sidecar.search.crash_risk import CrashRisk, threshold
 from sidecar.search.encoding import Array, Encoding
-from sidecar.search.failures import Failures, ran
+from sidecar.search.failures import Failures
 from sidecar.search.space import Space
 from sidecar.search.surrogate import Surrogate, learn
 from sidecar.search.tba import Annealing
@@ -33,7 +33,6 @@ _OUTSIDE = 20.0  # for each range of a knob beyond the trust region
 _TRUST_GUARDED, _TRUST_ALONE = 1.0, 0.25  # see CrashRisk
 # The trust region, in ranges of a knob. A step in one knob alone may go twice as far.
 _RADIUS, _SMALLEST, _GROWTH, _SHRINKING, _PATIENCE = 0.3, 0.08, 1.5, 0.7, 3
-_REPEATS_FROM = 2 / 3  # of the budget: from there on what has served may be measured again
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,6 @@ class Parts:
     guard: bool = True
     crash_model: bool = True
     priors: bool = True
-    repeats: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,9 @@ class SloGuard:
         rng = np.random.default_rng([self.seed, len(history)])
         view = self._view(history)
         places = around(self.encoding, view.centre, rng)
-        configs = self._admitted(view, places, failures)
+        tried = frozenset(_key(self.space.active(o.config)) for o in history)
+        # Once more only where nothing else is left: repeats were tried, and brought nothing.
+        configs = self._admitted(view, places, failures, tried) or self._admitted(view, places, failures, frozenset())
         if not configs:
             return self._annealed(history, failures)
         scores = self._scores(view, self.encoding.encode(configs))
@@ -147,11 +147,10 @@ class SloGuard:
         longest = steps[~self.encoding.categorical].max(axis=0, initial=0.0)
         return scores - _PER_CHANGE * changes - _OUTSIDE * np.maximum(0.0, longest - reach)
 
-    def _admitted(self, view: _View, places: Array, failures: Failures) -> list[dict[str, Value]]:
-        """The best of ``places`` as they would run: admitted, not failed, each once."""
-        late = ran(view.history) >= _REPEATS_FROM * self.budget
-        repeatable = self.parts.repeats and late
-        barred = frozenset(() if repeatable else (_key(self.space.active(o.config)) for o in view.history))
+    def _admitted(
+        self, view: _View, places: Array, failures: Failures, barred: frozenset[frozenset[tuple[str, Value]]]
+    ) -> list[dict[str, Value]]:
+        """The best of ``places`` as they would run: admitted, not failed, not barred, each once."""
         found: dict[frozenset[tuple[str, Value]], dict[str, Value]] = {}
         for index in np.argsort(-self._scores(view, places), kind="stable"):
             config = view.admission.admitted(self.encoding.decode(places[index]))
