@@ -33,7 +33,7 @@ _ALWAYS_SUSPECT: Mapping[str, float] = {"gpu_memory_utilization": 0.08, "kv_cach
 _REACH = 0.15  # distance at which a vote of what served counts for 1/e
 _SIMILAR = 0.2  # lack of likeness at which a vote of what crashed does
 _PRIOR_VOTES = 0.3
-_MOST_POINTS = 40
+_MOST_POINTS = 24
 # The threshold on the probability to serve, and how it follows the outcomes.
 _START, _LOWEST, _HIGHEST, _STEP = 0.5, 0.25, 0.75, 0.05
 

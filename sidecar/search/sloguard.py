@@ -19,7 +19,7 @@ from sidecar.search.candidates import around
 from sidecar.search.contract import Context, Observation, Outcome, Proposal
 from sidecar.search.crash_risk import CrashRisk, threshold
 from sidecar.search.encoding import Array, Encoding
-from sidecar.search.failures import Failures
+from sidecar.search.failures import Failures, failed
 from sidecar.search.space import Space
 from sidecar.search.surrogate import Surrogate, learn
 from sidecar.search.tba import Annealing
@@ -68,7 +68,8 @@ class SloGuard:
     def ask(self, history: Sequence[Observation]) -> Proposal:
         """The incumbent; annealing while nothing has served and there is no incumbent; then the best by the models."""
         incumbent = self.context.incumbent if self.parts.incumbent else None
-        failures = Failures.of(self.space, history)
+        keys = [_key(self.space.active(o.config)) for o in history]
+        failures = Failures(frozenset(key for key, o in zip(keys, history, strict=True) if failed(o)))
         if incumbent is not None and not any(not o.prior for o in history):
             start = self.space.project(incumbent)
             if start not in failures:
@@ -79,9 +80,10 @@ class SloGuard:
         rng = np.random.default_rng([self.seed, len(history)])
         view = self._view(history)
         places = around(self.encoding, view.centre, rng)
-        tried = frozenset(_key(self.space.active(o.config)) for o in history)
         # Once more only where nothing else is left: repeats were tried, and brought nothing.
-        configs = self._admitted(view, places, failures, tried) or self._admitted(view, places, failures, frozenset())
+        configs = self._admitted(view, places, failures, frozenset(keys)) or self._admitted(
+            view, places, failures, frozenset()
+        )
         if not configs:
             return self._annealed(history, failures)
         scores = self._scores(view, self.encoding.encode(configs))
