@@ -6,7 +6,7 @@ BIN := .venv/bin
 SETUP := .venv/.sloguard-$(ENGINE)
 PINS := deploy/requirements
 
-.PHONY: setup demo test lint format proto proto-check clean
+.PHONY: setup demo test bench-optimizers bench-ablation lint format proto proto-check clean
 
 setup: $(SETUP)
 
@@ -21,6 +21,17 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Both put their table into benchmarks/README.md; minutes on two cores.
+BENCH := $(BIN)/sloguard bench optimizers --seeds 50 --into benchmarks/README.md \
+	--landscape benchmarks/landscapes/paper.py --landscape benchmarks/landscapes/crash_rich.py
+
+bench-optimizers: setup
+	$(BENCH)
+
+bench-ablation: setup
+	$(BENCH) --ablation
+	$(BENCH) --no-guard --optimizers tba-tpe,sloguard
 
 lint: setup proto-check
 	$(BIN)/ruff check .

@@ -15,7 +15,8 @@ import grpc
 import typer
 from rich.console import Console
 
-from sidecar import guard_commands, lock, promoted
+from sidecar import guard_commands, lock, promoted, study_commands
+from sidecar.bench import commands as bench
 from sidecar.config import Config, ConfigError, load, seconds
 from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.engine.process_group import NotGoneError, ProcessGroup
@@ -50,6 +51,8 @@ app = typer.Typer(
 )
 
 guard_commands.register(app)
+app.add_typer(bench.app, name="bench")
+app.add_typer(study_commands.app, name="study")
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The YAML file.", metavar="FILE")]
 StateFolder = Annotated[Path, typer.Argument(help="The state folder, or the YAML file that names it.", metavar="STATE")]

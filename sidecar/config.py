@@ -26,7 +26,10 @@ from pydantic import (
     model_validator,
 )
 
+from sidecar.search.registry import DEFAULT as DEFAULT_OPTIMIZER
 from sidecar.search.registry import NAMES as OPTIMIZERS
+from sidecar.search.registry import make
+from sidecar.search.space import Space
 from vllm_sloguard.knobs import KNOBS, Kind, Knob, Value
 
 # A Unix socket's path is limited by the kernel to 108 bytes, its final zero included.
@@ -146,7 +149,7 @@ class KnobRange(_Section):
 class SearchConfig(_Section):
     """The search: which knobs, how many trials, from which seed; ``unguarded`` trials skip the guard and the repair."""
 
-    optimizer: str = "tba-tpe"
+    optimizer: str = DEFAULT_OPTIMIZER
     budget: Annotated[int, Field(ge=1)] = 15
     seed: Annotated[int, Field(ge=0)] = 0
     knobs: dict[str, KnobRange | None]
@@ -158,7 +161,7 @@ class SearchConfig(_Section):
             raise ValueError(f"optimizer: {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
         if not self.knobs:
             raise ValueError("knobs: at least one is needed")
-        self.space_knobs()
+        make(self.optimizer, Space(self.space_knobs()), self.seed, self.budget)  # what it needs may be missing here
         for args in self.unguarded:
             if bad := sorted(set(args) - set(KNOBS)):
                 raise ValueError(f"unguarded: {bad[0]!r} is not a knob; there are {', '.join(KNOBS)}")

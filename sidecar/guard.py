@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping
 
 from sidecar.config import Config
 from sidecar.learning import shape_of
-from sidecar.search.contract import Proposal
+from sidecar.search.contract import Projection, Proposal
 from sidecar.trial import Change, Plan, Role
+from vllm_sloguard.knobs import Config as Knobs
 from vllm_sloguard.learned import Learned, ranks_of
 from vllm_sloguard.machine import Machine
-from vllm_sloguard.repair import repair
+from vllm_sloguard.repair import Repair, repair
 
 Args = Mapping[str, bool | int | float | str | list[str]]
 
@@ -35,9 +36,29 @@ class Guard:
         if role in (Role.UNGUARDED, Role.BASELINE):
             # The baseline is what serves: the same arguments, and the same plugin that mends them inside vLLM.
             return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason)
+        result = self._repaired(incumbent, args, self._observe(ranks_of(args)), self._learned())
+        changes = tuple(Change(c.name, c.before, c.after, c.reason) for c in result.changes)
+        for change in changes:
+            if change.after is None:
+                args.pop(change.name, None)
+            else:
+                args[change.name] = change.after
+        return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason, changes, result.refusal)
+
+    def projector(self, incumbent: Args) -> Callable[[Knobs], Projection]:
+        """What ``plan`` would make of a configuration of the search, on the machine as it is now."""
+        machine, learned = self._observe(ranks_of(incumbent)), self._learned()
+
+        def project(config: Knobs) -> Projection:
+            result = self._repaired(incumbent, {**incumbent, **config}, machine, learned)
+            kept = {name: value for name, value in result.args.items() if name in self._knobs}
+            return Projection(kept, result.refusal, result.budget.kv_tokens if result.budget else None)
+
+        return project
+
+    def _repaired(self, incumbent: Args, args: Args, machine: Machine, learned: Learned) -> Repair:
         scalars = {name: value for name, value in args.items() if not isinstance(value, list)}
-        machine, learned = self._observe(ranks_of(scalars)), self._learned()
-        result = repair(
+        return repair(
             scalars,
             self._shape,
             machine,
@@ -46,10 +67,3 @@ class Guard:
             estimate=learned.estimate,
             limits=learned.limits(self._shape, scalars, machine, time.time()),
         )
-        changes = tuple(Change(c.name, c.before, c.after, c.reason) for c in result.changes)
-        for change in changes:
-            if change.after is None:
-                args.pop(change.name, None)
-            else:
-                args[change.name] = change.after
-        return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason, changes, result.refusal)

@@ -182,6 +182,10 @@ class Journal:
         incumbent = _json(row["incumbent"], "incumbent")
         return Run(row["id"], row["digest"], incumbent, row["started_at"], row["ended_at"], decision)
 
+    def run_configs(self) -> dict[int, dict[str, Any]]:
+        """The configuration of each run, as it was recorded."""
+        return {row["id"]: _json(row["config"], "config") for row in self._read("SELECT id, config FROM runs", ())}
+
     # Trials
 
     def begin_trial(self, run: int, plan: Plan) -> Trial:

@@ -8,7 +8,8 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from sidecar.capacity import Tried
-from sidecar.judge import Measurement
+from sidecar.config import Slo
+from sidecar.judge import Measurement, limits
 from sidecar.search.contract import Observation, Outcome
 from vllm_sloguard.crash import Crash
 from vllm_sloguard.knobs import Value
@@ -108,8 +109,11 @@ class Trial:
             return Status.CRASHED
         return Status.FEASIBLE if self.result.violation == 0 else Status.INFEASIBLE
 
-    def observation(self, knobs: tuple[str, ...]) -> Observation | None:
-        """What an optimizer is told: the knobs as they ran. None for a trial that tells nothing about them."""
+    def observation(self, knobs: tuple[str, ...], slo: Slo | None = None) -> Observation | None:
+        """What an optimizer is told: the knobs as they ran, and with ``slo`` how far each limit was met or missed.
+
+        None for a trial that tells nothing about them.
+        """
         outcome = {
             Status.FEASIBLE: Outcome.FEASIBLE,
             Status.INFEASIBLE: Outcome.INFEASIBLE,
@@ -123,7 +127,16 @@ class Trial:
         config = {name: v for name, v in ran.items() if name in knobs and not isinstance(v, list)}
         if self.result is None or outcome is Outcome.CRASHED:
             return Observation(config, outcome, float("inf"), None)
-        return Observation(config, outcome, self.result.violation, self.result.value)
+        margins = _margins(self.result.measurement, slo) if slo and self.result.measurement else None
+        return Observation(config, outcome, self.result.violation, self.result.value, margins)
+
+
+def _margins(measurement: Measurement, slo: Slo) -> dict[str, float]:
+    """By limit, (measured - limit) / limit; as Limit.excess where it was missed, unmeasured, or is 0."""
+    return {
+        limit.name: limit.excess or (0.0 if not limit.limit else ((limit.measured or 0.0) - limit.limit) / limit.limit)
+        for limit in limits(measurement, slo)
+    }
 
 
 PLAN = TypeAdapter(Plan)

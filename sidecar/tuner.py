@@ -12,10 +12,11 @@ from sidecar.guard import Args, Guard
 from sidecar.journal import Journal, Run
 from sidecar.promotion import Decision, Outcome
 from sidecar.runner import Runner
-from sidecar.search.contract import Optimizer, Proposal
+from sidecar.search.contract import Context, Observation, Proposal
 from sidecar.search.registry import make
 from sidecar.search.space import Space
 from sidecar.trial import Plan, Result, Role, Status, Trial
+from vllm_sloguard.knobs import Value
 
 # A search that proposes nothing but what the guard refuses has nothing left to find.
 _MOST_REFUSALS_IN_A_ROW = 20
@@ -70,8 +71,8 @@ class Tuner:
         self._fits = fits
         self._cancelled = cancelled
         self._knobs = tuple(config.search.knobs)
-        space = Space(config.search.space_knobs())
-        self._optimizer: Optimizer = make(config.search.optimizer, space, config.search.seed, config.search.budget)
+        self._space = Space(config.search.space_knobs())
+        self._prior = _earlier(config, run, journal, self._knobs)
 
     def tune(self) -> Decision:
         """Runs what is left of the search and the validation, and decides. Raises Cancelled, LoadError."""
@@ -113,16 +114,28 @@ class Tuner:
         ran = [t for t in trials if t.status is not Status.REFUSED]
         if len(ran) >= self._config.search.budget or _refused_in_a_row(trials) >= _MOST_REFUSALS_IN_A_ROW:
             return None
-        history = [o for t in trials if (o := t.observation(self._knobs)) is not None]
-        return self._guard.plan(self._run.incumbent, self._optimizer.ask(history), Role.SEARCH)
+        told = (t.observation(self._knobs, self._config.slo) for t in trials)
+        return self._guard.plan(self._run.incumbent, self._asked([o for o in told if o is not None]), Role.SEARCH)
 
-    def _baseline(self) -> Plan:
-        knobs = {
+    def _asked(self, history: list[Observation]) -> Proposal:
+        """The optimizer's proposal after the trials of earlier runs and of this one, with the memory as it is now."""
+        search = self._config.search
+        context = Context(
+            incumbent=self._incumbent_knobs(),
+            longest_request_tokens=self._config.workload.longest_request_tokens,
+            project=self._guard.projector(self._run.incumbent),
+        )
+        return make(search.optimizer, self._space, search.seed, search.budget, context).ask([*self._prior, *history])
+
+    def _incumbent_knobs(self) -> dict[str, Value]:
+        return {
             name: value
             for name, value in self._run.incumbent.items()
             if name in self._knobs and not isinstance(value, list)
         }
-        proposal = Proposal(knobs, "baseline", "what is serving today")
+
+    def _baseline(self) -> Plan:
+        proposal = Proposal(self._incumbent_knobs(), "baseline", "what is serving today")
         return self._guard.plan(self._run.incumbent, proposal, Role.BASELINE)
 
     def _validation(self) -> Plan | None:
@@ -143,6 +156,26 @@ class Tuner:
                 result = self._runner.run(plan, self._cancelled)
         finally:
             self._notify(self._journal.end_trial(trial, result))
+
+
+def _earlier(config: Config, run: Run, journal: Journal, knobs: tuple[str, ...]) -> list[Observation]:
+    """What ran in earlier runs of the same model, workload, SLO and objective, and the same other arguments."""
+    same = ("model", "workload", "slo", "objective")
+    now = config.model_dump(mode="json", include=set(same))
+    alike = {
+        number
+        for number, recorded in journal.run_configs().items()
+        if number < run.id and {key: recorded.get(key) for key in same} == now
+    }
+    fixed = {name: value for name, value in run.incumbent.items() if name not in knobs}
+    trials = [t for t in journal.trials() if t.run in alike and _beside(t.plan, knobs) == fixed]
+    told = [o for t in trials if t.status is not Status.REFUSED and (o := t.observation(knobs, config.slo)) is not None]
+    return [dataclasses.replace(o, prior=True) for o in told]
+
+
+def _beside(plan: Plan, knobs: tuple[str, ...]) -> dict[str, bool | int | float | str | list[str]]:
+    """The arguments of ``plan`` that are no knobs."""
+    return {name: value for name, value in plan.args.items() if name not in knobs}
 
 
 def _refused_in_a_row(trials: Sequence[Trial]) -> int:

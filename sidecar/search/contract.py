@@ -5,7 +5,7 @@ not been. To "tell" is to append to the history.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -28,13 +28,17 @@ class Observation:
 
     ``config`` is what ran, after repair. ``violation`` is 0 when feasible, else the mean over the constraints of how
     far each limit was missed, relative to it (0.5: half as much again as allowed); ``inf`` for a crash or a refusal.
-    ``value`` is the objective, higher is better, ``None`` where it was not measured.
+    ``value`` is the objective, higher is better, ``None`` where it was not measured. ``margins`` are, for each
+    constraint, (measured - limit) / limit: 0 or less is met; ``None`` where nothing was measured. A ``prior``
+    observation is of an earlier run: it tells what it tells, and costs no budget.
     """
 
     config: Config
     outcome: Outcome
     violation: float
     value: float | None
+    margins: Mapping[str, float] | None = None
+    prior: bool = False
 
     def __post_init__(self) -> None:
         if (self.outcome is Outcome.FEASIBLE) != (self.violation == 0):
@@ -45,6 +49,33 @@ class Observation:
             raise ValueError(f"a violation must be 0 or more, got {self.violation}")
         if self.value is not None and not math.isfinite(self.value):
             raise ValueError(f"a value must be finite, or None where it was not measured, got {self.value}")
+        if self.margins is not None and any(math.isnan(margin) for margin in self.margins.values()):
+            raise ValueError("a margin must be a number")
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What the guard would make of a proposal: ``config`` after repair, or why it is refused, in ``refusal``.
+
+    ``kv_tokens`` are the tokens that the KV cache would hold, ``None`` where that is not known.
+    """
+
+    config: Config
+    refusal: str = ""
+    kv_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is known besides the space and the history.
+
+    ``incumbent`` is what serves, over the knobs of the space. ``project`` asks the guard, without side effects;
+    ``None`` where there is none.
+    """
+
+    incumbent: Config | None = None
+    longest_request_tokens: int | None = None
+    project: Callable[[Config], Projection] | None = None
 
 
 @dataclass(frozen=True)

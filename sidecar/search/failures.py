@@ -21,8 +21,8 @@ def failed(observation: Observation) -> bool:
 
 
 def ran(history: Sequence[Observation]) -> int:
-    """How many trials ran. What the guard refused did not, and costs no budget."""
-    return sum(observation.outcome is not Outcome.REFUSED for observation in history)
+    """How many trials of this run ran. What the guard refused did not, and costs no budget."""
+    return sum(observation.outcome is not Outcome.REFUSED and not observation.prior for observation in history)
 
 
 @dataclass(frozen=True)

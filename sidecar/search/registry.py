@@ -1,34 +1,59 @@
 """The optimizers by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from sidecar.search.contract import Optimizer
+from sidecar.search.contract import Context, Observation, Optimizer, Proposal
+from sidecar.search.gp import Gp
+from sidecar.search.sloguard import Parts, SloGuard
 from sidecar.search.space import Space
 from sidecar.search.tba import Annealing
 from sidecar.search.tba_tpe import TbaTpe
 from sidecar.search.tpe import Tpe
 from sidecar.search.uniform import Uniform
 
-_MAKERS: Mapping[str, Callable[[Space, int, int], Optimizer]] = {
-    "tba-tpe": TbaTpe,
-    "tba": Annealing,
-    "tpe": lambda space, seed, _budget: Tpe(space, seed),
+_COLD: Mapping[str, Callable[[Space, int, int], Optimizer]] = {
     "random": lambda space, seed, _budget: Uniform(space, seed),
+    "tpe": lambda space, seed, _budget: Tpe(space, seed),
+    "gp": lambda space, seed, _budget: Gp(space, seed),
+    "tba": Annealing,
+    "tba-tpe": TbaTpe,
 }
-NAMES = tuple(_MAKERS)
-DEFAULT = NAMES[0]
+_PARTS: Mapping[str, Parts] = {
+    "sloguard": Parts(),
+    "sloguard-no-incumbent": Parts(incumbent=False),
+    "sloguard-no-guard": Parts(guard=False),
+    "sloguard-no-crash-model": Parts(crash_model=False),
+    "sloguard-no-priors": Parts(priors=False),
+}
+DEFAULT = "sloguard"
+NAMES = (*_COLD, DEFAULT)
+ABLATIONS = tuple(name for name in _PARTS if name != DEFAULT)
 
 
-def make(name: str, space: Space, seed: int, budget: int) -> Optimizer:
+@dataclass(frozen=True)
+class _Cold:
+    """An optimizer as published: it knows its own run alone, neither what serves nor earlier runs."""
+
+    optimizer: Optimizer
+
+    def ask(self, history: Sequence[Observation]) -> Proposal:
+        return self.optimizer.ask([observation for observation in history if not observation.prior])
+
+
+def make(name: str, space: Space, seed: int, budget: int, context: Context | None = None) -> Optimizer:
     """The optimizer ``name`` over ``space``, for ``budget`` trials, the incumbent's included.
 
     Raises:
-        ValueError: there is no such optimizer, ``seed`` is negative, or ``budget`` is less than one trial.
+        ValueError: there is no such optimizer, it needs a package that is missing, ``seed`` is negative, or
+            ``budget`` is less than one trial.
     """
-    if name not in _MAKERS:
-        raise ValueError(f"no optimizer is called {name!r}; there are {', '.join(NAMES)}")
+    if name not in _COLD and name not in _PARTS:
+        raise ValueError(f"no optimizer is called {name!r}; there are {', '.join((*NAMES, *ABLATIONS))}")
     if seed < 0:
         raise ValueError(f"the seed must not be negative, got {seed}")
     if budget < 1:
         raise ValueError(f"the budget must be at least 1 trial, got {budget}")
-    return _MAKERS[name](space, seed, budget)
+    if name in _COLD:
+        return _Cold(_COLD[name](space, seed, budget))
+    return SloGuard(space, seed, budget, context or Context(), _PARTS[name])

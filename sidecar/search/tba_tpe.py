@@ -40,5 +40,5 @@ class TbaTpe:
     def ask(self, history: Sequence[Observation]) -> Proposal:
         """TBA's proposal before the handoff, TPE's after it."""
         if handed_off(history, self.budget):
-            return Tpe(self.space, self.seed, startup=0).ask(history)
+            return Tpe(self.space, self.seed, startup=0, joint=False).ask(history)
         return Annealing(self.space, self.seed, forced_after(self.budget)).ask(history)

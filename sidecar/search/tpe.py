@@ -52,10 +52,11 @@ class _SharedCategorical(_Shared, CategoricalDistribution):
 
 
 class _Sampler(optuna.samplers.TPESampler):
-    """TPE that is told which knobs it models jointly, instead of looking for those that all trials share."""
+    """TPE that is told which knobs it models jointly (none: each by itself), instead of looking for those that all
+    trials share."""
 
     def __init__(self, joint: dict[str, BaseDistribution], seed: int) -> None:
-        super().__init__(n_startup_trials=0, multivariate=True, constant_liar=False, seed=seed)
+        super().__init__(n_startup_trials=0, multivariate=bool(joint), constant_liar=False, seed=seed)
         self._joint = joint
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -64,11 +65,15 @@ class _Sampler(optuna.samplers.TPESampler):
 
 @dataclass(frozen=True)
 class Tpe:
-    """The optimizer. Until ``startup`` trials ran it draws at random; 0 is for a history that another one began."""
+    """The optimizer. Until ``startup`` trials ran it draws at random; 0 is for a history that another one began.
+
+    ``joint`` models the knobs jointly, as Optuna 5 does by default; the study's Optuna took each by itself.
+    """
 
     space: Space
     seed: int
     startup: int = OPTUNA_STARTUP_TRIALS
+    joint: bool = True
 
     def ask(self, history: Sequence[Observation]) -> Proposal:
         """The point of the highest expected improvement, or a neighbour of it where that very point has failed."""
@@ -93,26 +98,28 @@ class Tpe:
         return Proposal(config, PHASE, why)
 
     def _best(self, history: Sequence[Observation], seed: int) -> dict[str, Value]:
-        """What TPE proposes. Knobs that always matter are modelled jointly, the others one by one."""
-        distributions = {knob.name: _distribution(knob) for knob in self.space.knobs}
+        """What TPE proposes. Knobs that always matter may be modelled jointly, the others one by one."""
+        distributions = {knob.name: distribution(knob) for knob in self.space.knobs}
         joint = {
             name: distribution
             for name, distribution in sorted(distributions.items())
-            if self.space.matters(self.space.by_name[name], {}) and not distribution.single()
+            if self.joint and self.space.matters(self.space.by_name[name], {}) and not distribution.single()
         }
         study = optuna.create_study(direction="maximize", sampler=_Sampler(joint, seed))
         study.add_trials(_replayed(self.space.project(o.config), o, distributions) for o in history)
         suggested = study.ask(distributions).params
-        return self.space.active({name: _value(self.space.by_name[name], suggested[name]) for name in suggested})
+        return self.space.active({name: value_of(self.space.by_name[name], suggested[name]) for name in suggested})
 
 
-def _distribution(knob: Knob) -> BaseDistribution:
+def distribution(knob: Knob) -> BaseDistribution:
+    """The knob's range, as Optuna has it."""
     if knob.kind is Kind.CATEGORICAL:
         return _SharedCategorical(knob.choices)
     return _SharedFloat(*bounds(knob), log=knob.log)
 
 
-def _value(knob: Knob, suggested: Value) -> Value:
+def value_of(knob: Knob, suggested: Value) -> Value:
+    """The knob's value that Optuna means."""
     if knob.kind is Kind.CATEGORICAL or isinstance(suggested, str):
         return suggested
     return tidy(knob, suggested)

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from search_cases import ONE_SWITCH, SPACE, SPACES, crashed, feasible, infeasible, refused
 
 from sidecar.search.contract import Observation, Outcome
-from sidecar.search.registry import DEFAULT, NAMES, make
+from sidecar.search.registry import ABLATIONS, DEFAULT, NAMES, make
 from sidecar.search.space import Space
 from vllm_sloguard.knobs import KNOBS, Config, Value
 
 BUDGET = 10
-every_optimizer = pytest.mark.parametrize("name", NAMES)
+every_optimizer = pytest.mark.parametrize("name", [*NAMES, *ABLATIONS])
 every_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
 
 # What a journal may hold: values outside the range, of another type, knobs that are absent, arguments that are none.
@@ -73,7 +73,7 @@ def test_a_proposal_is_a_function_of_the_history_and_the_seed(name: str, space: 
     assert space.contains(first.config)
 
 
-@every_optimizer
+@pytest.mark.parametrize("name", ["random", "tpe", "tba", "tba-tpe"])  # others maximise what they learned, not draw
 @pytest.mark.parametrize("length", [0, 6, 25])
 def test_another_seed_gives_another_proposal(name: str, length: int) -> None:
     history = outcomes_in_turn(SPACE, length)
@@ -130,7 +130,7 @@ def test_optuna_neither_logs_nor_warns(name: str, capfd: pytest.CaptureFixture[s
     assert logging.getLogger("optuna").level != logging.CRITICAL
 
 
-@every_optimizer
+@pytest.mark.parametrize("name", [name for name in (*NAMES, *ABLATIONS) if name != "gp"])  # that one is for comparison
 def test_an_ask_after_300_trials_is_quick(name: str) -> None:
     space = Space(tuple(KNOBS.values()))
     optimizer, history = make(name, space, 0, 400), outcomes_in_turn(space, 300)
@@ -143,9 +143,9 @@ def test_an_ask_after_300_trials_is_quick(name: str) -> None:
 
 
 def test_the_registry_names_what_it_has() -> None:
-    assert DEFAULT == "tba-tpe"
-    with pytest.raises(ValueError, match="tba-tpe, tba, tpe, random"):
-        make("gp", SPACE, 0, BUDGET)
+    assert DEFAULT == "sloguard"
+    with pytest.raises(ValueError, match="random, tpe, gp, tba, tba-tpe, sloguard, sloguard-no-incumbent"):
+        make("grid", SPACE, 0, BUDGET)
     with pytest.raises(ValueError, match="seed"):
         make("tba", SPACE, -1, BUDGET)
     with pytest.raises(ValueError, match="budget"):

@@ -111,7 +111,7 @@ BAD: list[tuple[str, Any, tuple[str, ...]]] = [
     ("slo", {}, ("slo", "at least one of ttft_p99_ms")),
     ("slo", {"error_rate": 0.1}, ("slo", "at least one of ttft_p99_ms")),
     ("objective", "speed", ("objective", "'speed'", "'goodput', 'latency' or 'capacity'")),
-    ("search.optimizer", "grid", ("search", "optimizer", "'grid'", "tba-tpe, tba, tpe, random")),
+    ("search.optimizer", "grid", ("search", "optimizer", "'grid'", "random, tpe, gp, tba, tba-tpe, sloguard")),
     ("search.budget", 0, ("search.budget", "0", "1")),
     ("search.knobs", {}, ("search", "knobs", "at least one")),
     ("search.knobs", {"tempo": None}, ("search", "knobs", "'tempo'", "max_num_seqs")),

@@ -13,9 +13,12 @@ ROOT = Path(__file__).parents[2]
 LAYERS = (
     ("search.contract", "search.published", "search.values"),
     ("search.space",),
-    ("search.failures",),
+    ("search.failures", "search.encoding"),
+    ("search.admission", "search.candidates", "search.crash_risk", "search.gaussian_process", "search.physics"),
+    ("search.surrogate",),
     ("search.tba", "search.tpe", "search.uniform"),
-    ("search.tba_tpe",),
+    ("search.gp", "search.tba_tpe"),
+    ("search.sloguard",),
     ("search.registry",),
     ("capacity", "config", "files", "lock", "states"),
     ("engine.command", "engine.http", "engine.process_group"),
@@ -28,6 +31,11 @@ LAYERS = (
     ("guard", "guard_commands", "runner"),
     ("tuner",),
     ("service", "terminal"),
+    ("bench.landscape", "study"),
+    ("bench.simulate",),
+    ("bench.parallel", "bench.summary"),
+    ("bench.report",),
+    ("bench.commands", "study_commands"),
     ("cli",),
 )
 LAYER = {f"sidecar.{name}": number for number, names in enumerate(LAYERS) for name in names}
@@ -64,7 +72,7 @@ def sources(package: str) -> dict[str, Path]:
 
 SIDECAR, PLUGIN = sources("sidecar"), sources("vllm_sloguard")
 ALL = {**SIDECAR, **PLUGIN}
-MODULES = [name for name in SIDECAR if name not in ("sidecar", "sidecar.engine", "sidecar.search")]
+MODULES = [name for name in SIDECAR if name not in ("sidecar", "sidecar.bench", "sidecar.engine", "sidecar.search")]
 
 
 def imports(path: Path) -> set[str]:

@@ -1,0 +1,1 @@
+"""The bench: optimizers compared on simulated tuning runs."""

@@ -1,0 +1,218 @@
+"""A landscape: what a tuning run would meet, as a function. The interface of a landscape file, checked when loaded.
+
+A file defines ``LANDSCAPES``, name to object (an instance, a class or a module). Each object has ``space()``,
+``host()``, ``slo()``, ``incumbent()`` and ``evaluate(config, rng)``; benchmarks/README.md describes them.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import numpy as np
+
+from sidecar.config import ConfigError
+from sidecar.judge import Limit
+from sidecar.search.contract import Outcome
+from sidecar.search.space import Space
+from vllm_sloguard.knobs import KNOBS, Config, Kind, Knob, Value
+
+_METHODS = ("space", "host", "slo", "incumbent", "evaluate")
+
+
+class LandscapeError(ConfigError):
+    """A landscape that can't be used; the text is one line that names the file, the landscape and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """The machine and the model, as the guard sees them before a start. ``None``: the landscape does not say."""
+
+    gpu_total_gib: float | None
+    gpu_free_gib: float | None
+    weights_gib: float | None
+    kv_bytes_per_token: int | None
+    max_len_needed: int | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one trial. ``latency_ms`` is the objective, lower is better; ``None`` where it was not measured.
+
+    ``violation`` and ``margins`` are what ``Observation`` means by them.
+    """
+
+    outcome: Outcome
+    crash_kind: str
+    latency_ms: float | None
+    violation: float
+    margins: Mapping[str, float] | None
+    cost_s: float
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """One landscape, ready to run. ``fast_ms`` is the study's latency of a "fast" trial, where it defines one."""
+
+    name: str
+    about: str
+    space: Space
+    host: Host
+    slo: Mapping[str, float]
+    incumbent: Config
+    fast_ms: float | None
+    best_known_ms: float | None
+    source: Any
+
+    def evaluate(self, config: Config, rng: np.random.Generator) -> Verdict:
+        """Runs one trial. Raises LandscapeError where the landscape does or answers what it must not."""
+        try:
+            answer: object = self.source.evaluate(dict(config), rng)
+        except Exception as error:  # noqa: BLE001 - the boundary to a file that others wrote
+            raise LandscapeError(f"{self.name}: evaluate({dict(config)}) raised {error!r}") from None
+        if not isinstance(answer, Mapping):
+            raise LandscapeError(f"{self.name}: evaluate() must answer a mapping, got {answer!r}")
+        return verdict(self.name, cast("Mapping[str, Any]", answer), self.slo)
+
+
+def verdict(name: str, answer: Mapping[str, Any], slo: Mapping[str, float]) -> Verdict:
+    """Judges what ``evaluate`` answered: its own status, and each limit of ``slo``. Unmeasured is never feasible."""
+    known = (Outcome.FEASIBLE, Outcome.INFEASIBLE, Outcome.CRASHED)
+    status: object = answer.get("status")
+    if status not in known:
+        raise LandscapeError(f"{name}: status must be one of {', '.join(known)}, got {status!r}")
+    cost_s = measured(answer.get("cost_s")) or 0.0
+    if status == Outcome.CRASHED:
+        kind = str(answer.get("crash_kind") or "unknown")
+        return Verdict(Outcome.CRASHED, kind, None, math.inf, None, cost_s)
+    latency_ms = measured(answer.get("latency_ms"))
+    limits = [Limit(key, limit, measured(answer.get(key))) for key, limit in slo.items()]
+    excesses = [limit.excess for limit in limits]
+    if status != Outcome.FEASIBLE and not any(excesses):
+        excesses.append(1.0)  # it missed something that it does not report
+    if latency_ms is None:
+        excesses.append(1.0)
+    margins = {li.name: 1.0 if li.measured is None else (li.measured - li.limit) / li.limit for li in limits}
+    violation = sum(excesses) / len(excesses) if excesses else 0.0
+    outcome = Outcome.INFEASIBLE if violation else Outcome.FEASIBLE
+    return Verdict(outcome, "", latency_ms, violation, margins, cost_s)
+
+
+def measured(value: object) -> float | None:
+    """A finite number, or None for whatever is no measurement."""
+    plain = _plain(value)
+    if isinstance(plain, bool) or not isinstance(plain, int | float):
+        return None
+    number = float(plain)
+    return number if math.isfinite(number) else None
+
+
+def load(path: Path, only: str | None = None) -> dict[str, Landscape]:
+    """The landscapes of a file, or the one called ``only``. Raises LandscapeError."""
+    found: object = getattr(_module(path), "LANDSCAPES", None)
+    if not isinstance(found, Mapping) or not found:
+        raise LandscapeError(f"{path}: LANDSCAPES must be a mapping from name to landscape, got {found!r}")
+    sources = {str(name): source for name, source in cast("Mapping[Any, Any]", found).items()}
+    if only is not None and only not in sources:
+        raise LandscapeError(f"{path}: no landscape is called {only!r}; there are {', '.join(sources)}")
+    return {name: _landscape(name, source) for name, source in sources.items() if only in (None, name)}
+
+
+def _module(path: Path) -> ModuleType:
+    """The file as a module of its own; what lies beside it can be imported by it."""
+    if not path.is_file():
+        raise LandscapeError(f"{path}: there is no such file")
+    full = path.resolve()
+    name = f"landscape_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, full)
+    if spec is None or spec.loader is None:
+        raise LandscapeError(f"{path}: must be a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(full.parent) not in sys.path:
+        sys.path.append(str(full.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # noqa: BLE001 - the boundary to a file that others wrote
+        raise LandscapeError(f"{path}: cannot be loaded: {error!r}") from None
+    return module
+
+
+def _landscape(name: str, source: Any) -> Landscape:
+    missing = [method for method in _METHODS if not callable(getattr(source, method, None))]
+    if missing:
+        raise LandscapeError(f"{name}: has no {missing[0]}()")
+    try:
+        source = source() if inspect.isclass(source) else source
+        knobs = {key: _knob(key, stated) for key, stated in _mapping(source.space()).items()}
+        slo = {key: float(limit) for key, limit in _mapping(source.slo()).items() if limit is not None}
+        incumbent = {k: _value(v, knobs.get(k) or KNOBS.get(k)) for k, v in _mapping(source.incumbent()).items()}
+        return Landscape(
+            name=name,
+            about=(inspect.getdoc(source) or "").strip(),
+            space=Space(tuple(knobs.values())),
+            host=_host(_mapping(source.host())),
+            slo=slo,
+            incumbent=incumbent,
+            fast_ms=measured(getattr(source, "fast_ms", None)),
+            best_known_ms=measured(source.best_known()) if hasattr(source, "best_known") else None,
+            source=source,
+        )
+    except LandscapeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the boundary to a file that others wrote
+        raise LandscapeError(f"{name}: {error!r}") from None
+
+
+def _mapping(answer: Any) -> dict[str, Any]:
+    """What a method answered; None stands for nothing stated."""
+    if answer is not None and not isinstance(answer, Mapping):
+        raise TypeError(f"a mapping was expected, got {answer!r}")
+    return {str(key): value for key, value in cast("Mapping[Any, Any]", answer or {}).items()}
+
+
+def _knob(name: str, stated: Mapping[str, Any]) -> Knob:
+    """One entry of ``space()``. ``requires`` may be stated too, as in the knob table."""
+    requires = dict(stated.get("requires") or {})
+    try:
+        kind = Kind(stated["type"])
+    except (KeyError, ValueError):
+        wanted = ", ".join(Kind)
+        raise LandscapeError(f"{name}: type must be one of {wanted}, got {stated.get('type')!r}") from None
+    if kind is Kind.CATEGORICAL:
+        return Knob(name, kind, choices=tuple(_plain(choice) for choice in stated["choices"]), requires=requires)
+    low, high = float(stated["low"]), float(stated["high"])
+    if low == high:
+        return Knob(name, Kind.CATEGORICAL, choices=(int(low) if kind is Kind.INT else low,), requires=requires)
+    return Knob(name, kind, low, high, log=bool(stated.get("log", False)), requires=requires)
+
+
+def _plain(value: Any) -> Any:
+    """numpy's scalars as Python's own."""
+    return cast("Any", value.item()) if isinstance(value, np.generic) else value
+
+
+def _value(value: Any, knob: Knob | None) -> Value:
+    """A whole number as an int, where the knob is one: 256.0 stands for 256."""
+    plain = _plain(value)
+    if knob is not None and knob.kind is Kind.INT and isinstance(plain, float) and plain.is_integer():
+        return int(plain)
+    return plain
+
+
+def _host(stated: Mapping[str, Any]) -> Host:
+    numbers = {key: measured(_plain(stated.get(key))) for key in Host.__dataclass_fields__}
+    kv, length = numbers["kv_bytes_per_token"], numbers["max_len_needed"]
+    return Host(
+        gpu_total_gib=numbers["gpu_total_gib"],
+        gpu_free_gib=numbers["gpu_free_gib"],
+        weights_gib=numbers["weights_gib"],
+        kv_bytes_per_token=None if kv is None else round(kv),
+        max_len_needed=None if length is None else math.ceil(length),
+    )

@@ -1,0 +1,62 @@
+"""Many runs, on a few processes of one thread each."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from sidecar.bench.landscape import Landscape, load
+from sidecar.bench.simulate import Run, simulate
+
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_SEEDS_A_TASK = 5
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some seeds of one optimizer on one landscape."""
+
+    file: Path
+    landscape: str
+    optimizer: str
+    seeds: range
+    budget: int
+    guarded: bool
+
+
+def tasks(file: Path, landscape: str, optimizer: str, seeds: int, budget: int, *, guarded: bool) -> list[Task]:
+    """The seeds from 0 on, in pieces of a few."""
+    pieces = (range(low, min(low + _SEEDS_A_TASK, seeds)) for low in range(0, seeds, _SEEDS_A_TASK))
+    return [Task(file, landscape, optimizer, piece, budget, guarded) for piece in pieces]
+
+
+def run_all(todo: Sequence[Task], jobs: int) -> Iterator[tuple[Task, list[Run]]]:
+    """The runs of each task, in the order in which they end."""
+    # Before any library reads them, here and in the processes that are started.
+    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
+    if jobs <= 1:
+        yield from ((task, run(task)) for task in todo)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pending: dict[Future[list[Run]], Task] = {pool.submit(run, task): task for task in todo}
+        try:
+            while pending:
+                done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield pending.pop(future), future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def run(task: Task) -> list[Run]:
+    """The runs of one task, in this process."""
+    landscape = _loaded(task.file, task.landscape)
+    return [simulate(landscape, task.optimizer, seed, task.budget, guarded=task.guarded) for seed in task.seeds]
+
+
+@cache
+def _loaded(file: Path, name: str) -> Landscape:
+    return load(file, name)[name]

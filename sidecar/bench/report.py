@@ -1,0 +1,77 @@
+"""The rows as JSON and as a Markdown table, and a table's place in a file."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from sidecar.bench.landscape import LandscapeError
+from sidecar.bench.summary import Row
+
+_Cell = tuple[str, Callable[[Row], str]]
+
+
+def as_json(rows: Sequence[Row]) -> str:
+    """A list of objects, one a row."""
+    return json.dumps([dataclasses.asdict(row) for row in rows], allow_nan=False)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """One table a landscape."""
+    blocks = [_table(name, list(group)) for name, group in groupby(rows, key=lambda row: row.landscape)]
+    return "\n\n".join(blocks)
+
+
+def _table(name: str, rows: Sequence[Row]) -> str:
+    against = next((row.against for row in rows if row.against), None)
+    cells: list[_Cell] = [
+        ("optimizer", lambda r: r.optimizer),
+        ("found", lambda r: f"{r.found}/{r.seeds}"),
+        ("first", lambda r: number(r.first_feasible_median)),
+        ("crashes", lambda r: f"{r.crashes_mean:.2f}"),
+        ("feasible", lambda r: f"{r.feasible_mean:.1f}"),
+        ("best, ms", lambda r: f"{number(r.best_median)} ± {number(r.best_std)}"),
+        ("regret", lambda r: "-" if r.regret is None else f"{r.regret:+.1%}"),
+        ("served, ms", lambda r: number(r.served_median)),
+        ("served meets", lambda r: "-" if r.served_feasible is None else f"{r.served_feasible:.0%}"),
+        ("time, s", lambda r: f"{r.cost_s_mean:.0f}"),
+    ]
+    if any(row.fast_mean is not None for row in rows):
+        cells.append(("fast", lambda r: "-" if r.fast_mean is None else f"{r.fast_mean:.1f}"))
+        cells.append(("consistency", lambda r: "-" if r.consistency_mean is None else f"{r.consistency_mean:.2f}"))
+    if against:
+        cells.append((f"p against {against}", lambda r: "-" if r.p is None else f"{r.p:.2g}"))
+        cells.append(("A12", lambda r: "-" if r.a12 is None else f"{r.a12:.2f}"))
+    lines = [[head for head, _ in cells], ["---"] * len(cells), *([show(row) for _, show in cells] for row in rows)]
+    return f"### {name}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number(value: float | None) -> str:
+    """Four digits, or all those before the point."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def marks(section: str) -> tuple[str, str]:
+    """The lines between which a section's table stands."""
+    return f"<!-- bench {section}: begin -->", f"<!-- bench {section}: end -->"
+
+
+def check(path: Path, section: str) -> tuple[str, str]:
+    """What stands before and after the section. Raises LandscapeError where its marks are missing in ``path``."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    begin, end = marks(section)
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise LandscapeError(f"{path}: needs the lines {begin} and {end}, between which the table goes")
+    return before, after
+
+
+def put_into(path: Path, section: str, text: str) -> None:
+    """Replaces what stands between the section's marks in ``path``. Raises LandscapeError."""
+    begin, end = marks(section)
+    before, after = check(path, section)
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")

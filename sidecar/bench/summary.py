@@ -1,0 +1,116 @@
+"""What the runs of one optimizer on one landscape come to. Pure.
+
+A run that found nothing feasible has no best value: it is left out of medians and spreads, whose ``found`` says of how
+many runs they are, and counts as the worst in the test.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sidecar.bench.simulate import Run
+from sidecar.search.contract import Outcome
+from sidecar.study import consistency
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. ``None`` where no run gives a value; times in the units of their names.
+
+    ``first_feasible_median`` counts trials from 1. ``best`` is the lowest measured latency of a run, ``regret`` how far
+    above the best known the median of it lies, relative to that. ``served`` is what the chosen configuration does when
+    it is evaluated again. ``p`` and ``a12`` compare the runs' best with those of ``against``: two-sided Mann-Whitney,
+    and the probability that a run is better than one of ``against``, ties counted half.
+    """
+
+    landscape: str
+    optimizer: str
+    seeds: int
+    found: int
+    first_feasible_median: float | None
+    crashes_mean: float
+    feasible_mean: float
+    refused_mean: float
+    best_median: float | None
+    best_std: float | None
+    regret: float | None
+    served_median: float | None
+    served_feasible: float | None
+    cost_s_mean: float
+    fast_mean: float | None
+    consistency_mean: float | None
+    against: str | None
+    p: float | None
+    a12: float | None
+
+
+def best_known(runs: Sequence[Run], stated_ms: float | None) -> float | None:
+    """The landscape's own, else the best over everything that ran."""
+    if stated_ms is not None:
+        return stated_ms
+    return min((run.best.latency_ms for run in runs if run.best is not None), default=None)
+
+
+def row(runs: Sequence[Run], known_ms: float | None, fast_ms: float | None, reference: Sequence[Run]) -> Row:
+    """Sums up the runs of one optimizer; ``reference`` are those to compare with, if any."""
+    best = [run.best.latency_ms for run in runs if run.best is not None]
+    median = _median(best)
+    fast = [] if fast_ms is None else [[t.latency_ms < fast_ms for t in run.trials] for run in runs]
+    steady = [share for hits in fast if (share := consistency(hits)) is not None]
+    compared = compare(bests(runs), bests(reference)) if reference else (None, None)
+    return Row(
+        landscape=runs[0].landscape,
+        optimizer=runs[0].optimizer,
+        seeds=len(runs),
+        found=len(best),
+        first_feasible_median=_median([n for run in runs if (n := first_feasible(run)) is not None]),
+        crashes_mean=_mean([_count(run, Outcome.CRASHED) for run in runs]),
+        feasible_mean=_mean([_count(run, Outcome.FEASIBLE) for run in runs]),
+        refused_mean=_mean([run.refused for run in runs]),
+        best_median=median,
+        best_std=None if not best else statistics.stdev(best) if len(best) > 1 else 0.0,
+        regret=None if median is None or not known_ms else median / known_ms - 1,
+        served_median=_median([run.served_ms for run in runs if run.served_ms is not None]),
+        served_feasible=_mean([run.served_feasible for run in runs if run.served_feasible is not None])
+        if best
+        else None,
+        cost_s_mean=_mean([sum(t.verdict.cost_s for t in run.trials) for run in runs]),
+        fast_mean=_mean([sum(hits) for hits in fast]) if fast else None,
+        consistency_mean=_mean(steady) if steady else None,
+        against=reference[0].optimizer if reference else None,
+        p=compared[0],
+        a12=compared[1],
+    )
+
+
+def first_feasible(run: Run) -> int | None:
+    """The number of the first feasible trial, from 1."""
+    return next((n for n, t in enumerate(run.trials, 1) if t.verdict.outcome is Outcome.FEASIBLE), None)
+
+
+def bests(runs: Sequence[Run]) -> list[float]:
+    """The best latency of each run; infinite where nothing was found."""
+    return [math.inf if run.best is None else run.best.latency_ms for run in runs]
+
+
+def compare(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """Two-sided Mann-Whitney p, and the probability that one of ``ours`` is lower, ties counted half (A12)."""
+    # Imported here: it takes longer than all else that a command imports.
+    from scipy.stats import mannwhitneyu  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
+    a12 = statistics.fmean((mine < other) + 0.5 * (mine == other) for mine in ours for other in theirs)
+    p = float(mannwhitneyu(ours, theirs, alternative="two-sided").pvalue)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    return (1.0 if math.isnan(p) else p), a12
+
+
+def _count(run: Run, outcome: Outcome) -> int:
+    return sum(trial.verdict.outcome is outcome for trial in run.trials)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(statistics.fmean(values))
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return float(statistics.median(values)) if values else None

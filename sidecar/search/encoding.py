@@ -1,0 +1,79 @@
+"""Configurations as vectors, for models that measure how far two of them lie apart."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sidecar.search.space import Space
+from sidecar.search.values import bounds, centre, from_unit, nearest, to_unit
+from vllm_sloguard.knobs import Config, Kind, Knob, Value
+
+Array: TypeAlias = NDArray[np.floating[Any]]
+Indices: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One column a knob: where a number lies in its range, 0 to 1 on its scale, or which choice it is.
+
+    A knob that does not matter in a configuration stands at its centre.
+    """
+
+    space: Space
+
+    @cached_property
+    def categorical(self) -> NDArray[np.bool_]:
+        """Which columns are choices. Shape (knobs,)."""
+        return np.array([knob.kind is Kind.CATEGORICAL for knob in self.space.knobs])
+
+    @cached_property
+    def choices(self) -> Indices:
+        """How many choices each column has; 0 for a number. Shape (knobs,)."""
+        return np.array([len(knob.choices) for knob in self.space.knobs])
+
+    def encode(self, configs: Sequence[Config]) -> Array:
+        """Shape (configs, knobs)."""
+        rows = [[_encoded(knob, config) for knob in self.space.knobs] for config in configs]
+        return np.array(rows, dtype=float).reshape(len(rows), len(self.space.knobs))
+
+    def decode(self, row: Array) -> dict[str, Value]:
+        """The configuration of the space at ``row``."""
+        return self.space.active({k.name: _decoded(k, float(row[i])) for i, k in enumerate(self.space.knobs)})
+
+    def differences(self, left: Array, right: Array) -> Array:
+        """What ``left`` has more than ``right``, by knob; 1 for another choice. Shape (knobs, left, right)."""
+        difference = left.T[:, :, None] - right.T[:, None, :]
+        difference[self.categorical] = difference[self.categorical] != 0
+        return difference
+
+    def closest(self, places: Array, near: Array, most: int) -> Indices:
+        """Indices of the ``most`` places that are closest to ``near``, in their order."""
+        if len(places) <= most:
+            return np.arange(len(places))
+        distances = np.square(self.differences(places, near[None])[:, :, 0]).sum(axis=0)
+        return np.sort(np.argsort(distances, kind="stable")[:most])
+
+
+def _encoded(knob: Knob, config: Config) -> float:
+    value = nearest(knob, config[knob.name]) if knob.name in config else centre(knob)
+    if knob.kind is Kind.CATEGORICAL:
+        return float(knob.choices.index(value))
+    assert not isinstance(value, str)
+    return to_unit(knob, value)
+
+
+def _decoded(knob: Knob, place: float) -> Value:
+    if knob.kind is Kind.CATEGORICAL:
+        return knob.choices[int(place)]
+    return from_unit(knob, min(max(place, 0.0), 1.0))
+
+
+def span(knob: Knob) -> float:
+    """How far a numeric knob reaches: in factors of e on a logarithmic scale, else in its own unit."""
+    low, high = bounds(knob)
+    return math.log(high / low) if knob.log else high - low

@@ -1,0 +1,132 @@
+"""A small exact Gaussian process with a lengthscale for each knob (Rasmussen & Williams 2006, chapters 2 and 5).
+
+Matérn 5/2 on encoded configurations. Lengthscales and the share of noise are chosen from grids, one step at a time and
+the best first, by the posterior density, with the amplitude integrated out under an inverse-gamma prior. Expected
+lengths grow with the square root of the number of knobs, so that a function of many is simple until the data say
+otherwise (Hvarfner et al. 2024, "Vanilla Bayesian optimization performs great in high dimensions").
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from sidecar.search.encoding import Array, Encoding, Indices
+
+_LENGTHS = np.array([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8])
+_NOISES = np.array([0.0005, 0.003, 0.02, 0.1, 0.4])  # variance of the noise over that of the function
+_LENGTH_MEDIAN, _LENGTH_SPREAD = 0.4, 1.2  # of one knob; grows with the square root of their number
+_NOISE_MEDIAN, _NOISE_SPREAD = 0.01, 2.0
+_AMPLITUDE = 1.5  # shape of the inverse-gamma prior
+_JITTER = 1e-8
+_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """At each place: the mean, and the standard deviation of the function itself, without the noise."""
+
+    mean: Array
+    sd: Array
+
+
+@dataclass(frozen=True)
+class GaussianProcess:
+    """Fitted to values at encoded places. ``noise_sd`` is that of one observation."""
+
+    encoding: Encoding
+    places: Array
+    inverse_lengths: Array
+    offset: float
+    amplitude: float
+    noise: float
+    factor: Array
+    weights: Array
+
+    @property
+    def noise_sd(self) -> float:
+        """Standard deviation of one observation around the function."""
+        return math.sqrt(self.amplitude * self.noise)
+
+    def predict(self, places: Array) -> Prediction:
+        """Shape of each: (places,)."""
+        squares = np.square(self.encoding.differences(places, self.places))
+        kernel = _matern(np.tensordot(self.inverse_lengths**2, squares, axes=1))
+        mean = self.offset + kernel @ self.weights
+        half = np.linalg.solve(self.factor, kernel.T)
+        variance = np.maximum(1.0 - np.square(half).sum(axis=0), 1e-6)
+        return Prediction(mean, np.sqrt(self.amplitude * variance))
+
+
+def fit(encoding: Encoding, places: Array, values: Array, scale: float, stretch: Array) -> GaussianProcess:
+    """The process for ``values`` (shape (n,), at least one) at ``places`` (shape (n, knobs)).
+
+    ``scale`` is the standard deviation that the function is expected to have, in the unit of the values; ``stretch``
+    (shape (knobs,)) lengthens the lengthscales that are expected.
+    """
+    expected = np.log(_LENGTH_MEDIAN * math.sqrt(places.shape[1]) * stretch)
+    squares = np.square(encoding.differences(places, places))
+    lengths = np.argmin(np.abs(np.log(_LENGTHS)[:, None] - expected), axis=0)
+    noise = int(np.argmin(np.abs(np.log(_NOISES / _NOISE_MEDIAN))))
+    best = -math.inf
+    for _ in range(_STEPS):
+        tried = _variations(lengths, noise)
+        scores = _log_posterior(squares, values, scale, expected, tried)
+        index = int(np.argmax(scores))
+        if scores[index] <= best + 1e-3:
+            break
+        best = float(scores[index])
+        lengths, noise = tried[index, :-1], int(tried[index, -1])
+    inverse = 1.0 / _LENGTHS[lengths]
+    factor, white = _whitened(squares, values, inverse, float(_NOISES[noise]))
+    y, ones = white.T
+    offset = float(y @ ones / (ones @ ones))
+    residual: Array = y - offset * ones
+    n = len(values)
+    amplitude = float((residual @ residual / 2 + _AMPLITUDE * scale**2) / (n / 2 + _AMPLITUDE))
+    weights: Array = np.linalg.solve(factor.T, residual)
+    return GaussianProcess(encoding, places, inverse, offset, amplitude, float(_NOISES[noise]), factor, weights)
+
+
+def _variations(lengths: Indices, noise: int) -> Indices:
+    """This choice of the grids, and each that is one step away. Shape (choices, knobs + 1), the noise last."""
+    here = np.append(lengths, noise)
+    steps = np.concatenate(
+        [np.zeros_like(here)[None], np.eye(len(here), dtype=here.dtype), -np.eye(len(here), dtype=here.dtype)]
+    )
+    most = np.append(np.full(len(lengths), len(_LENGTHS) - 1), len(_NOISES) - 1)
+    tried = here + steps
+    return tried[((tried >= 0) & (tried <= most)).all(axis=1)]
+
+
+def _log_posterior(squares: Array, values: Array, scale: float, expected: Array, tried: Indices) -> Array:
+    """Of each row of ``tried``, up to a constant. Shape (rows,)."""
+    n = len(values)
+    lengths, noise = _LENGTHS[tried[:, :-1]], _NOISES[tried[:, -1]]
+    kernel = _matern(np.tensordot(lengths**-2, squares, axes=1)) + (noise[:, None, None] + _JITTER) * np.eye(n)
+    factor = np.linalg.cholesky(kernel)
+    sides = np.broadcast_to(np.stack([values, np.ones(n)], axis=1), (len(tried), n, 2))
+    white = np.linalg.solve(factor, sides)
+    y, ones = white[..., 0], white[..., 1]
+    offset = (y * ones).sum(axis=1) / np.square(ones).sum(axis=1)
+    misfit = np.square(y - offset[:, None] * ones).sum(axis=1)
+    half_log_det = np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(axis=1)
+    evidence = -half_log_det - (n / 2 + _AMPLITUDE) * np.log(misfit / 2 + _AMPLITUDE * scale**2)
+    surprise = np.square((np.log(lengths) - expected) / _LENGTH_SPREAD).sum(axis=1)
+    surprise += np.square(np.log(noise / _NOISE_MEDIAN) / _NOISE_SPREAD)
+    return evidence - 0.5 * surprise
+
+
+def _whitened(squares: Array, values: Array, inverse: Array, noise: float) -> tuple[Array, Array]:
+    """The kernel's Cholesky factor, and what it makes of the values and of ones. Shapes (n, n) and (n, 2)."""
+    n = len(values)
+    kernel = _matern(np.tensordot(inverse**2, squares, axes=1)) + (noise + _JITTER) * np.eye(n)
+    factor: Array = np.linalg.cholesky(kernel)
+    white: Array = np.linalg.solve(factor, np.stack([values, np.ones(n)], axis=1))
+    return factor, white
+
+
+def _matern(squared_distance: Array) -> Array:
+    """Matérn 5/2 of the squared, scaled distance."""
+    root = np.sqrt(5.0 * squared_distance)
+    return (1.0 + root + 5.0 / 3.0 * squared_distance) * np.exp(-root)

@@ -1,0 +1,89 @@
+"""Optuna's Gaussian-process sampler with constraints, rebuilt from the history at each ask.
+
+It needs torch, which the sidecar does not depend on: there it is an optimizer to compare with.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, create_trial
+
+from sidecar.search.contract import Observation, Outcome, Proposal
+from sidecar.search.failures import Failures, ran
+from sidecar.search.published import PUBLISHED
+from sidecar.search.space import Space
+from sidecar.search.tpe import OPTUNA_STARTUP_TRIALS, distribution, value_of
+from sidecar.search.values import centre, nearest
+from vllm_sloguard.knobs import Config, Value
+
+PHASE = "gp-exploit"
+# A Gaussian process is smooth: the published violation of a crash, 100, would flatten all others.
+_CRASH_VIOLATION = 10.0
+
+
+@dataclass(frozen=True)
+class Gp:
+    """The optimizer. Until ``startup`` trials ran it draws at random.
+
+    Raises:
+        ValueError: torch is not installed.
+    """
+
+    space: Space
+    seed: int
+    startup: int = OPTUNA_STARTUP_TRIALS
+
+    def __post_init__(self) -> None:
+        if importlib.util.find_spec("torch") is None:
+            raise ValueError("the optimizer gp needs torch, which is not installed here; sloguard does not")
+
+    def ask(self, history: Sequence[Observation]) -> Proposal:
+        """The point of the highest constrained expected improvement, or a neighbour where that very point failed."""
+        rng = np.random.default_rng([self.seed, len(history)])
+        failures = Failures.of(self.space, history)
+        served = any(o.outcome in (Outcome.FEASIBLE, Outcome.INFEASIBLE) for o in history)
+        if ran(history) < self.startup or not served:
+            why = f"random start, {ran(history) + 1} of {self.startup}" if served else "random, nothing has served yet"
+            config, why = failures.avoiding(lambda: (self.space.sample(rng), why))
+            return Proposal(config, PHASE, why)
+        best = self._best(history, int(rng.integers(2**31)))
+        if best not in failures:
+            return Proposal(best, PHASE, f"constrained expected improvement over {len(history)} trials")
+        spread = PUBLISHED.step * PUBLISHED.temperature_start
+        config, changed = failures.avoiding(
+            lambda: self.space.neighbour(best, rng, PUBLISHED.structural_start, spread),
+        )
+        return Proposal(config, PHASE, f"changed {changed or 'nothing'}, the point of expected improvement has failed")
+
+    def _best(self, history: Sequence[Observation], seed: int) -> dict[str, Value]:
+        """What GPSampler proposes. Every knob is in every trial, as it takes no conditional ones."""
+        distributions = {knob.name: distribution(knob) for knob in self.space.knobs}
+        worst = min((o.value for o in history if o.value is not None), default=0.0)
+        study = optuna.create_study(
+            direction="maximize", sampler=optuna.samplers.GPSampler(seed=seed, n_startup_trials=0)
+        )
+        study.add_trials(_replayed(self._complete(o.config), o, distributions, worst) for o in history)
+        suggested = study.ask(distributions).params
+        return self.space.active({name: value_of(self.space.by_name[name], suggested[name]) for name in suggested})
+
+    def _complete(self, config: Config) -> Config:
+        return {
+            knob.name: nearest(knob, config[knob.name]) if knob.name in config else centre(knob)
+            for knob in self.space.knobs
+        }
+
+
+def _replayed(
+    config: Config, seen: Observation, distributions: dict[str, BaseDistribution], worst: float
+) -> FrozenTrial:
+    """A finished trial with its one constraint: GPSampler refuses trials that differ in the number of theirs."""
+    return create_trial(
+        params=dict(config),
+        distributions=distributions,
+        value=worst if seen.value is None else seen.value,
+        constraints={"violation": min(seen.violation, _CRASH_VIOLATION)},
+    )

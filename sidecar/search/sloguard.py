@@ -1,0 +1,196 @@
+"""The default: from the incumbent outward, by models of what was seen, within what is known to be safe.
+
+The frame is that of arXiv 2604.17627: first find something feasible, then raise the objective, a crash being an
+observation. Thermal Budget Annealing explores only until something has served. From then on each trial is the
+configuration of the highest expected improvement, weighted by the probabilities that the SLO is met and that it does
+not crash (Gardner et al. 2014, "Bayesian optimization with inequality constraints"), within a trust region around the
+best (Eriksson & Poloczek 2021, "Scalable constrained Bayesian optimization").
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from sidecar.search.admission import Admission
+from sidecar.search.candidates import around
+from sidecar.search.contract import Context, Observation, Outcome, Proposal
+from sidecar.search.crash_risk import CrashRisk, threshold
+from sidecar.search.encoding import Array, Encoding
+from sidecar.search.failures import Failures, failed
+from sidecar.search.space import Space
+from sidecar.search.surrogate import Surrogate, learn
+from sidecar.search.tba import Annealing
+from vllm_sloguard.knobs import Config, Value
+
+_ADMITTED = 24  # candidates that are put to the guard, best first
+_CRASH_WEIGHT = 4.0  # a crash tells less than a trial that served, and costs more
+_PER_CHANGE = 0.01  # what does not matter stays as it is
+_BARRED = 50.0
+_OUTSIDE = 20.0  # for each range of a knob beyond the trust region
+_TRUST_GUARDED, _TRUST_ALONE = 1.0, 0.25  # see CrashRisk
+# The trust region, in ranges of a knob. A step in one knob alone may go twice as far.
+_RADIUS, _SMALLEST, _GROWTH, _SHRINKING, _PATIENCE = 0.3, 0.08, 1.5, 0.7, 3
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which parts of the design are in use; an ablation leaves one out."""
+
+    incumbent: bool = True
+    guard: bool = True
+    crash_model: bool = True
+    priors: bool = True
+
+
+@dataclass(frozen=True)
+class _View:
+    """What one ask goes by: where the search stands, what it believes, and what it may try."""
+
+    history: Sequence[Observation]
+    centre: Array
+    model: Surrogate
+    admission: Admission
+
+
+@dataclass(frozen=True)
+class SloGuard:
+    """The optimizer. ``budget`` is the number of trials that may run, the incumbent's included."""
+
+    space: Space
+    seed: int
+    budget: int
+    context: Context
+    parts: Parts = field(default_factory=Parts)
+
+    def ask(self, history: Sequence[Observation]) -> Proposal:
+        """The incumbent; annealing while nothing has served and there is no incumbent; then the best by the models."""
+        incumbent = self.context.incumbent if self.parts.incumbent else None
+        keys = [_key(self.space.active(o.config)) for o in history]
+        failures = Failures(frozenset(key for key, o in zip(keys, history, strict=True) if failed(o)))
+        if incumbent is not None and not any(not o.prior for o in history):
+            start = self.space.project(incumbent)
+            if start not in failures:
+                return Proposal(start, "incumbent", "what serves today, as the place to start from")
+        served = any(o.outcome in (Outcome.FEASIBLE, Outcome.INFEASIBLE) for o in history)
+        if not served and incumbent is None:
+            return self._annealed(history, failures)
+        rng = np.random.default_rng([self.seed, len(history)])
+        view = self._view(history)
+        places = around(self.encoding, view.centre, rng)
+        # Once more only where nothing else is left: repeats were tried, and brought nothing.
+        configs = self._admitted(view, places, failures, frozenset(keys)) or self._admitted(
+            view, places, failures, frozenset()
+        )
+        if not configs:
+            return self._annealed(history, failures)
+        scores = self._scores(view, self.encoding.encode(configs))
+        return self._explained(view, configs[int(np.argmax(scores))])
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        """Of the space."""
+        return Encoding(self.space)
+
+    @cached_property
+    def _known(self) -> Context:
+        return self.context if self.parts.guard else replace(self.context, project=None)
+
+    def _annealed(self, history: Sequence[Observation], failures: Failures) -> Proposal:
+        """Annealing's proposal, as it would run; drawn again where it may not, or has failed."""
+        proposal = Annealing(self.space, self.seed, self.budget).ask(history)
+        admission = Admission(self.space, self._known, rules=self.parts.priors)
+        rng = np.random.default_rng([self.seed, len(history), 2])
+        drawn = proposal.config
+        for _ in range(_ADMITTED):
+            config = admission.admitted(drawn)
+            if config is not None and config not in failures:
+                return replace(proposal, config=config)
+            drawn = self.space.sample(rng)
+        return proposal
+
+    def _view(self, history: Sequence[Observation]) -> _View:
+        """The models are fitted around the best value; the search stands where they expect the best."""
+        tried = [o for o in history if o.outcome is not Outcome.REFUSED]
+        places = self.encoding.encode([o.config for o in tried])
+        start = self._start(tried, places)
+        trust = _TRUST_GUARDED if self._known.project is not None else _TRUST_ALONE
+        risk = CrashRisk.of(self.encoding, tried, places, start, trust) if self.parts.crash_model else None
+        model = learn(self.encoding, tried, places, start, risk=risk, priors=self.parts.priors)
+        feasible = np.array([o.outcome is Outcome.FEASIBLE for o in tried], dtype=bool)
+        centre = start
+        if feasible.any() and model.loss is not None:
+            centre = places[feasible][int(np.argmin(model.loss.predict(places[feasible]).mean))]
+        admission = Admission.after(
+            self.space, self._known, history, self.encoding.decode(centre), rules=self.parts.priors
+        )
+        return _View(history, centre, model, admission)
+
+    def _start(self, tried: Sequence[Observation], places: Array) -> Array:
+        """The best feasible place, else that of the smallest violation, else the last one or the incumbent's."""
+        if not tried:
+            return self.encoding.encode([self.context.incumbent or {}])[0]
+        worth = [
+            (o.outcome is Outcome.FEASIBLE, -o.violation, -math.inf if o.value is None else o.value, row)
+            for row, o in enumerate(tried)
+        ]
+        return places[max(worth)[-1]]
+
+    def _scores(self, view: _View, places: Array) -> Array:
+        """Logarithm of the weighted improvement, less what keeps the steps small and safe. Shape (places,)."""
+        serves = view.model.log_serves(places)
+        scores = view.model.log_improvement(places) + view.model.log_meets(places) + _CRASH_WEIGHT * serves
+        scores -= _BARRED * (serves < math.log(threshold(view.history)))
+        steps = np.abs(self.encoding.differences(places, view.centre[None])[:, :, 0])
+        changes = (steps > 1e-6).sum(axis=0)
+        reach = radius(view.history) * np.where(changes <= 1, 2.0, 1.0)
+        longest = steps[~self.encoding.categorical].max(axis=0, initial=0.0)
+        return scores - _PER_CHANGE * changes - _OUTSIDE * np.maximum(0.0, longest - reach)
+
+    def _admitted(
+        self, view: _View, places: Array, failures: Failures, barred: frozenset[frozenset[tuple[str, Value]]]
+    ) -> list[dict[str, Value]]:
+        """The best of ``places`` as they would run: admitted, not failed, not barred, each once."""
+        found: dict[frozenset[tuple[str, Value]], dict[str, Value]] = {}
+        for index in np.argsort(-self._scores(view, places), kind="stable"):
+            config = view.admission.admitted(self.encoding.decode(places[index]))
+            if config is not None and config not in failures and _key(config) not in barred:
+                found.setdefault(_key(config), config)
+                if len(found) == _ADMITTED:
+                    break
+        return list(found.values())
+
+    def _explained(self, view: _View, config: dict[str, Value]) -> Proposal:
+        """The phase, and in words what changes against the centre and what is expected of it."""
+        place, centre = self.encoding.encode([config]), self.encoding.decode(view.centre)
+        changed = [name for name in config if config[name] != centre.get(name)]
+        what = ", ".join(f"{name} {centre.get(name)} -> {config[name]}" for name in changed[:3]) or "once more"
+        what += f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        meets, serves = (math.exp(float(p[0])) for p in (view.model.log_meets(place), view.model.log_serves(place)))
+        chances = f"meets the SLO {meets:.0%}, serves {serves:.0%}"
+        if view.model.loss is None or view.model.best_loss is None:
+            return Proposal(config, "feasible-first", f"{what}: {chances}")
+        at = view.model.loss.predict(place)
+        gain = f"gain {1 - math.exp(float(at.mean[0]) - view.model.best_loss):+.1%} ± {float(at.sd[0]):.1%}"
+        return Proposal(config, "model-exploit" if changed else "repeat", f"{what}: {gain}, {chances}")
+
+
+def radius(history: Sequence[Observation]) -> float:
+    """The trust region: wider after an improvement, narrower after some trials without; any step before the first
+    feasible trial."""
+    size, best, stalled = _RADIUS, -math.inf, 0
+    for observation in history:
+        if observation.outcome is Outcome.FEASIBLE and observation.value is not None and observation.value > best:
+            size = min(1.0, size * _GROWTH) if math.isfinite(best) else size
+            best, stalled = observation.value, 0
+        elif math.isfinite(best) and observation.outcome is not Outcome.REFUSED:
+            stalled += 1
+            if stalled == _PATIENCE:
+                size, stalled = max(_SMALLEST, size * _SHRINKING), 0
+    return size if math.isfinite(best) else 1.0
+
+
+def _key(config: Config) -> frozenset[tuple[str, Value]]:
+    return frozenset(config.items())

@@ -1,0 +1,144 @@
+"""What the search believes: separate models of the objective, of each constraint's margin, and of crashes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sidecar.search.contract import Observation, Outcome
+from sidecar.search.crash_risk import CrashRisk
+from sidecar.search.encoding import Array, Encoding
+from sidecar.search.gaussian_process import GaussianProcess, Prediction, fit
+from sidecar.search.physics import expected, stretch
+
+LATENCY = "latency"
+_MOST_POINTS = 24  # that a model is fitted to: those nearest to where the search stands
+_FARTHEST = 3.0  # of log(measured / limit): twenty times the limit is as bad as any
+_WORST_LOSS = 1.0  # of the logarithm of the objective against the best: beyond, only that it is bad counts
+_LOSS_SCALE, _MARGIN_SCALE = 0.15, 0.4
+_SURELY_MET = -0.1  # log(measured / limit), where only "feasible" was recorded
+
+
+@dataclass(frozen=True)
+class Target:
+    """One modelled quantity: a Gaussian process around the prior mean."""
+
+    name: str
+    process: GaussianProcess
+    priors: bool
+
+    def predict(self, places: Array) -> Prediction:
+        """Shape of each: (places,)."""
+        around = self.process.predict(places)
+        if not self.priors:
+            return around
+        return Prediction(around.mean + expected(self.process.encoding, self.name, places), around.sd)
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """What was learned.
+
+    ``loss`` is lower for a better objective, None where nothing was measured; ``best_loss`` is the lowest that it
+    predicts where a configuration was feasible, None where none was. ``margins`` are logarithms of what is measured
+    over its limit: below 0 is met. ``risk`` is None where crashes are not modelled.
+    """
+
+    loss: Target | None
+    margins: tuple[Target, ...]
+    risk: CrashRisk | None
+    best_loss: float | None
+
+    def log_meets(self, places: Array) -> Array:
+        """Logarithm of the probability that every constraint is met. Shape (places,)."""
+        total = np.zeros(len(places))
+        for target in self.margins:
+            at = target.predict(places)
+            total += _log_normal_cdf(-at.mean / np.hypot(at.sd, 0.5 * target.process.noise_sd))
+        return total
+
+    def log_serves(self, places: Array) -> Array:
+        """Logarithm of the probability that it does not crash. Shape (places,)."""
+        if self.risk is None:
+            return np.zeros(len(places))
+        return np.log1p(-np.minimum(self.risk.probability(places), 0.999))
+
+    def log_improvement(self, places: Array) -> Array:
+        """Logarithm of the expected improvement on the best feasible objective; 0 where there is none yet."""
+        if self.loss is None or self.best_loss is None:
+            return np.zeros(len(places))
+        at = self.loss.predict(places)
+        z = (self.best_loss - at.mean) / at.sd
+        density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+        return np.log(np.maximum(density + z * np.exp(_log_normal_cdf(z)), 1e-12)) + np.log(at.sd)
+
+
+def learn(
+    encoding: Encoding,
+    tried: Sequence[Observation],
+    places: Array,
+    near: Array,
+    *,
+    risk: CrashRisk | None,
+    priors: bool,
+) -> Surrogate:
+    """The models after the trials that ran, at their encoded ``places``, as they are around the place ``near``."""
+
+    def target(name: str, rows: list[int], values: Array, scale: float) -> Target:
+        kept = encoding.closest(places[rows], near, _MOST_POINTS)
+        there, values = places[rows][kept], values[kept]
+        around = values - expected(encoding, name, there) if priors else values
+        lengths = stretch(encoding) if priors else np.ones(there.shape[1])
+        return Target(name, fit(encoding, there, around, scale, lengths), priors)
+
+    margins = tuple(
+        target(name, list(seen), np.array(list(seen.values())), _MARGIN_SCALE)
+        for name, seen in _margins(tried).items()
+        if max(seen.values()) > -_FARTHEST  # what is met by far, everywhere, takes no model
+    )
+    values = {row: o.value for row, o in enumerate(tried) if o.value is not None and o.outcome is not Outcome.CRASHED}
+    if not values:
+        return Surrogate(None, margins, risk, None)
+    rows = list(values)
+    feasible = np.array([tried[row].outcome is Outcome.FEASIBLE for row in rows])
+    losses = losses_of(list(values.values()))
+    losses = np.minimum(losses, losses[feasible if feasible.any() else slice(None)].min() + _WORST_LOSS)
+    loss = target(LATENCY, rows, losses, _LOSS_SCALE)
+    if not feasible.any():
+        return Surrogate(loss, margins, risk, None)
+    return Surrogate(loss, margins, risk, float(loss.predict(places[rows][feasible]).mean.min()))
+
+
+def losses_of(values: Sequence[float]) -> Array:
+    """What is lower for better values: on a logarithmic scale where all have one sign, so that a ratio counts."""
+    array = np.array(values, dtype=float)
+    if (array < 0).all():
+        return np.log(-array)
+    if (array > 0).all():
+        return -np.log(array)
+    spread = float(np.ptp(array))
+    return -(array / spread) if math.isfinite(spread) and spread > 0 else np.zeros(len(array))
+
+
+def _margins(tried: Sequence[Observation]) -> dict[str, dict[int, float]]:
+    """log(measured / limit) by constraint and row; of the violation as a whole where no margin was recorded."""
+    served = {row: o for row, o in enumerate(tried) if o.outcome is not Outcome.CRASHED}
+    names = sorted({name for o in served.values() for name in o.margins or ()})
+    if not names and any(o.violation for o in served.values()):
+        whole = {row: math.log1p(o.violation) if o.violation else _SURELY_MET for row, o in served.items()}
+        return {"violation": {row: min(margin, _FARTHEST) for row, margin in whole.items()}}
+    return {
+        name: {
+            row: min(max(math.log(max(1 + o.margins[name], 1e-9)), -_FARTHEST), _FARTHEST)
+            for row, o in served.items()
+            if o.margins is not None and name in o.margins
+        }
+        for name in names
+    }
+
+
+def _log_normal_cdf(z: Array) -> Array:
+    """Logarithm of the standard normal distribution function."""
+    clipped = np.clip(z, -35.0, 35.0)
+    return np.array([math.log(0.5 * math.erfc(-x / math.sqrt(2))) for x in clipped])
