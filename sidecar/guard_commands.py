@@ -85,7 +85,7 @@ def budget(
         raise ConfigError(f"--arg: {wrong}")
     result = learned.estimate(shape, values(args), here)
     if as_json:
-        print(_json({**asdict(result), "margin_bytes": result.margin_bytes, "machine": asdict(here)}))
+        print(_json({**asdict(result), "machine": asdict(here)}))
         return
     _show_budget(result, here)
 

@@ -56,7 +56,10 @@ __all__ = [
 _CUDA_OVERHEAD, _COMPILED_OVERHEAD = int(0.24 * GIB), int(0.034 * GIB)
 # The resident size of a CPU worker with a model of next to no weights: 0.68 GiB.
 _CPU_OVERHEAD = int(0.68 * GIB)
-_MARGIN = 0.01
+# How far the estimate may be off: several times its error, as a share of all that is fixed. That was within 1% for the
+# weights of eleven architectures, and on a GPU within 0.04 GiB of 4 to 63 in 28 starts of five models, on which the
+# constants were set, and within 0.08 in 27 starts of six others. A model of unknown shape has guessed activations.
+_MARGIN, _MARGIN_STATED = 0.01, 0.3
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Budget:
     outside_bytes: int
     starts: bool
     reason: str
+    margin_bytes: int
     concurrency: float | None
     lowest_utilization: float | None
     highest_utilization: float | None
@@ -89,15 +93,6 @@ class Budget:
     def fixed_bytes(self) -> int:
         """Everything but the KV cache."""
         return self.weights_bytes + self.activation_bytes + self.graph_bytes + self.overhead_bytes
-
-    @property
-    def margin_bytes(self) -> int:
-        """1% of the fixed memory: several times the error against vLLM's own figures.
-
-        Those were within 1% for the weights of eleven architectures, and on a GPU within 0.04 GiB of 4 to 63 in 28
-        starts of five models, on which the constants were set.
-        """
-        return int(self.fixed_bytes * _MARGIN)
 
 
 def estimate(
@@ -144,6 +139,9 @@ def estimate(
         outside_bytes=outside,
         starts=not problem,
         reason=problem or f"{tokens} KV tokens in {gib(kv)} GiB",
+        margin_bytes=int(
+            _MARGIN * fixed + (_MARGIN_STATED * activation if shape.stated_weights_bytes is not None else 0)
+        ),
         concurrency=concurrency,
         lowest_utilization=None if explicit is not None else _thousandths(math.ceil, fixed + need, machine),
         highest_utilization=None

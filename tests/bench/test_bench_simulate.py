@@ -82,7 +82,10 @@ def test_the_guard_tells_an_optimizer_what_would_run(tmp_path: Path) -> None:
     assert float(mended.config["gpu_memory_utilization"]) < 0.25
     assert mended.kv_tokens
     assert mended.kv_tokens > 2048
-    assert "needs utilization" in guard.project({"max_num_seqs": 16, "gpu_memory_utilization": 0.1}).refusal
+    raised = guard.project({"max_num_seqs": 16, "gpu_memory_utilization": 0.1})
+    assert float(raised.config["gpu_memory_utilization"]) > 0.19
+    heavy = Guard(slope(tmp_path, CROWDED.replace('"weights_gib": 15', '"weights_gib": 25')))
+    assert "needs utilization" in heavy.project({"max_num_seqs": 16, "gpu_memory_utilization": 0.1}).refusal
 
 
 def test_a_host_that_says_nothing_is_not_guarded_for_memory(tmp_path: Path) -> None:
