@@ -6,7 +6,7 @@ BIN := .venv/bin
 SETUP := .venv/.sloguard-$(ENGINE)
 PINS := deploy/requirements
 
-.PHONY: setup demo test bench-optimizers bench-ablation lint format proto proto-check clean
+.PHONY: setup demo test bench-optimizers bench-ablation bench-repair bench-guard lint format proto proto-check clean
 
 setup: $(SETUP)
 
@@ -32,6 +32,13 @@ bench-optimizers: setup
 bench-ablation: setup
 	$(BENCH) --ablation
 	$(BENCH) --no-guard --optimizers tba-tpe,sloguard
+
+# Both ask vLLM whether the guard is right: 2,000 configurations by its own checks, and starts at the memory edge.
+bench-repair: setup
+	$(BIN)/python benchmarks/repair.py
+
+bench-guard: setup
+	$(BIN)/python benchmarks/guard.py $(ENGINE) --results build/guard-$(ENGINE).jsonl
 
 lint: setup proto-check
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ from sidecar.load import LoadResult
 from sidecar.search.contract import Proposal
 from sidecar.trial import Plan, Role
 from vllm_sloguard.crash import Category
+from vllm_sloguard.learned import read
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
@@ -133,6 +134,16 @@ def test_every_phase_of_the_start_is_reported_in_its_order(sidecar: Bench, engin
     assert reached == sorted(reached)
     assert telemetry.kv_cache_tokens
     assert f"KV cache size: {telemetry.kv_cache_tokens:,} tokens" in engine.log_tail()
+
+
+def test_what_vllm_reports_of_its_memory_is_kept_for_the_next_start(sidecar: Bench, engine: Engine) -> None:
+    memory = sidecar.hub.of(engine.launch.engine_id).memory
+    assert memory is not None
+    assert memory.vllm_version.startswith("0.32")
+    sidecar.runner.learn(engine)
+    start = read(sidecar.learning.path).starts[-1]
+    assert start.kv_bytes == memory.kv_cache_bytes == engine.launch.args["kv_cache_memory_bytes"]
+    assert start.kv_tokens == sidecar.hub.of(engine.launch.engine_id).kv_cache_tokens
 
 
 def test_latencies_agree_with_what_the_client_measured(sidecar: Bench, engine: Engine) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from vllm_sloguard import memory
+from vllm_sloguard.defaults import sequences
 from vllm_sloguard.machine import Machine
 from vllm_sloguard.memory import GIB
 from vllm_sloguard.rules.arguments import gib
@@ -251,10 +252,18 @@ def _for_a_shorter_length(case: Case, machine: Machine) -> Iterator[Way]:
 
 
 def _smaller_steps(case: Case, fits: Callable[[Case], bool]) -> Iterator[Way]:
-    """The largest batch that is enough; where sequences or whole prompts forbid it, what lets it be smaller."""
+    """The largest batch that is enough, or else the most sequences: each has logits in the profile run."""
     if case.machine is None:
         return
-    batch = memory.batched_tokens(case.values, case.machine)
+    yield from _smaller_batch(case, case.machine, fits)
+    seqs = sequences(case.values, case.machine)
+    if seqs > 1 and fits(case.but("max_num_seqs", 1)):
+        yield "max_num_seqs", _largest(1, seqs - 1, lambda count: fits(case.but("max_num_seqs", count)))
+
+
+def _smaller_batch(case: Case, machine: Machine, fits: Callable[[Case], bool]) -> Iterator[Way]:
+    """The largest batch that is enough; where sequences or whole prompts forbid it, what lets it be smaller."""
+    batch = memory.batched_tokens(case.values, machine)
     seqs = case.number("max_num_seqs") or 1
     prompt = 1 if case.chunked else case.length or 1
     if not fits(case.but("max_num_batched_tokens", 1)):
