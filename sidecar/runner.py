@@ -86,10 +86,11 @@ class Runner:
         return self._judged(loads, timing) if loads else timing
 
     def learn(self, engine: Engine, crash: Crash | None = None, *, guarded: bool = True) -> None:
-        """Keeps what ``engine`` has shown of its memory. Raises JournalError, OSError."""
+        """Keeps what ``engine`` has shown of its memory, if it can: neither a trial nor the service waits for that."""
         changes = {change.name: change.after for change in self.repairs(engine)}
         args = {name: value for name, value in {**engine.launch.args, **changes}.items() if value is not None}
-        self._learning.took(args, self._hub.of(engine.launch.engine_id), crash, guarded=guarded)
+        with suppress(JournalError, OSError):
+            self._learning.took(args, self._hub.of(engine.launch.engine_id), crash, guarded=guarded)
 
     def repairs(self, engine: Engine) -> tuple[Change, ...]:
         """What the plugin has changed inside ``engine``; values as text where they are no numbers."""

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -192,8 +191,7 @@ class Service:
 
     def _learn(self, crash: Crash | None) -> None:
         if self._engine is not None:
-            with suppress(JournalError, OSError):  # to serve comes before to learn
-                self._runner.learn(self._engine, crash)
+            self._runner.learn(self._engine, crash)
 
     def _serving(self, args: Args, why: str) -> None:
         repairs = self._runner.repairs(self._engine) if self._engine is not None else ()
