@@ -170,6 +170,8 @@ def predicted_again(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str
     shape = model_shape.from_config(MODELS[row["model"]])
     seen = machine.Machine(row["kind"], row["total_bytes"], int(row["free_gib"] * GIB), 1, "NVML: NVIDIA H200")
     verdict = repair(row["args"], shape, seen)
+    known = learned(rows, row["model"], "0.26.0")
+    first = next((r for r in rows if r["model"] == row["model"] and r["tokens"] and r["kv_bytes"]), None)
     failed = row["forced_error"] if row["verdict"] == "repaired" else row["error"]
     started_as_repaired = row["verdict"] == "repaired" and not row["error"]
     right = verdict.status is not Status.UNCHANGED if failed else verdict.status is not Status.REFUSED
@@ -180,8 +182,9 @@ def predicted_again(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str
         "verdict": str(verdict.status),
         "changes": [f"{c.name} {c.before} → {c.after}" for c in verdict.changes],
         "predicted_tokens": memory.estimate(shape, row["ran"], seen).kv_tokens,
-        "calibrated_tokens": learned(rows, row["model"], "0.26.0").estimate(shape, row["ran"], seen).kv_tokens,
+        "calibrated_tokens": None if row is first else known.estimate(shape, row["ran"], seen).kv_tokens,
         "right": right,
+        "tried": dict(verdict.args) == row["ran"],
         "forced_error": failed,
     }
 
@@ -238,7 +241,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"{len(rows)} configurations: {len(passed)} passed, of which {sum(not r['right'] for r in passed)} failed;"
         f" {len(refused)} refused, of which {sum(not r['right'] for r in refused)} started when forced;"
-        f" {sum(r['verdict'] == 'repaired' and not r.get('forced_error') for r in rows)} repaired that start as given."
+        f" {sum(r['verdict'] == 'repaired' and not r.get('forced_error') for r in rows)} repaired that start as given;"
+        f" {sum(not r.get('tried', True) for r in rows)} as repaired now were never started."
     ]
     for name in ("predicted_tokens", "calibrated_tokens"):
         errors = sorted(abs(_off(r, name)) for r in rows if r["tokens"] and r[name])

@@ -8,9 +8,11 @@ from sidecar.learning import shape_of
 from sidecar.search.contract import Projection, Proposal
 from sidecar.trial import Change, Plan, Role
 from vllm_sloguard.knobs import Config as Knobs
-from vllm_sloguard.learned import Learned, ranks_of
+from vllm_sloguard.learned import Learned, ranks_of, version
 from vllm_sloguard.machine import Machine
+from vllm_sloguard.model_shape import beyond_arithmetic
 from vllm_sloguard.repair import Repair, repair
+from vllm_sloguard.rules.sizes import as_number
 
 Args = Mapping[str, bool | int | float | str | list[str]]
 
@@ -57,13 +59,15 @@ class Guard:
         return project
 
     def _repaired(self, incumbent: Args, args: Args, machine: Machine, learned: Learned) -> Repair:
-        scalars = {name: value for name, value in args.items() if not isinstance(value, list)}
+        scalars = {name: as_number(name, value) for name, value in args.items() if not isinstance(value, list)}
+        shape = None if beyond_arithmetic(args) else self._shape
         return repair(
             scalars,
-            self._shape,
+            shape,
             machine,
             pinned=frozenset(incumbent) - self._knobs,
             workload_max_len=self._workload_max_len,
-            estimate=learned.estimate,
-            limits=learned.limits(self._shape, scalars, machine, time.time()),
+            estimate=learned.estimator(shape),
+            limits=lambda asked: learned.limits(shape, asked, machine, time.time()),
+            vllm_version=version(learned.vllm_version) if learned.vllm_version else None,
         )

@@ -20,17 +20,16 @@ from rich.table import Table
 from sidecar.config import ConfigError
 from sidecar.learning import FILE_NAME as LEARNED
 from vllm_sloguard import machine, model_shape
-from vllm_sloguard.learned import Learned, ranks_of, read
+from vllm_sloguard.learned import Learned, ranks_of, read, version
 from vllm_sloguard.machine import Machine
 from vllm_sloguard.memory import GIB, Budget
 from vllm_sloguard.repair import TUNED, Repair, Status, repair
 from vllm_sloguard.rules.arguments import ARGUMENTS, gib, shown, values
+from vllm_sloguard.rules.sizes import as_number
 from vllm_sloguard.rules.values import refusal
 
 REFUSED = 1
-# The arguments in which vLLM's own command line reads 25.6k and 4G (arg_utils.py and argparse_utils.py of 0.32).
-_SIZES = frozenset({"max_model_len", "max_num_batched_tokens", "kv_cache_memory_bytes"})
-_SIZE = re.compile(r"(\d{1,300})([KMGT])|(\d{1,300}(?:\.\d+)?)([kmgt])", re.ASCII)
+_LEAST_GIB, _MOST_GIB = 0.001, 1_000_000.0
 
 Model = Annotated[Path, typer.Option("--model", help="The model's folder, with its config.json.", metavar="DIR")]
 Args = Annotated[
@@ -80,7 +79,7 @@ def budget(
     Example: sloguard budget --model models/qwen --arg max_model_len=8192 --gpu-total-gib 24 --gpu-free-gib 22.5
     """
     shape, args = _shape(model), _args(arg)
-    here, learned = _machine(gpu_total_gib, gpu_free_gib, args), _learned(state, vllm_version, gpu_total_gib)
+    here, learned = _machine(gpu_total_gib, gpu_free_gib, args), _learned(state, model, vllm_version, gpu_total_gib)
     if wrong := refusal(args):
         raise ConfigError(f"--arg: {wrong}")
     result = learned.estimate(shape, values(args), here)
@@ -113,15 +112,16 @@ def mend(
     Example: sloguard repair --model models/qwen --arg max_num_seqs=256 --arg max_num_batched_tokens=128
     """
     shape, args = _shape(model), _args(arg)
-    here, learned = _machine(gpu_total_gib, gpu_free_gib, args), _learned(state, vllm_version, gpu_total_gib)
+    here, learned = _machine(gpu_total_gib, gpu_free_gib, args), _learned(state, model, vllm_version, gpu_total_gib)
     result = repair(
         args,
         shape,
         here,
         pinned=frozenset(_name("--pin", name) for name in pin or []),
         workload_max_len=workload_max_len,
-        estimate=learned.estimate,
-        limits=learned.limits(shape, args, here, time.time()),
+        estimate=learned.estimator(shape),
+        limits=lambda asked: learned.limits(shape, asked, here, time.time()),
+        vllm_version=version(learned.vllm_version) if learned.vllm_version else None,
     )
     if as_json:
         print(_json(_as_dict(result, here)))
@@ -138,12 +138,12 @@ def _shape(model: Path) -> model_shape.ModelShape:
         raise ConfigError(f"--model: {error}") from None
 
 
-def _learned(state: Path | None, vllm_version: str, gpu_total_gib: float | None) -> Learned:
+def _learned(state: Path | None, model: Path, vllm_version: str, gpu_total_gib: float | None) -> Learned:
     """What the folder's starts taught, for the version that is asked about; the one installed here unless said."""
     if state is not None and not state.is_dir():
         raise ConfigError(f"--state: {state} is no folder")
     try:
-        known = read(state / LEARNED) if state is not None else Learned()
+        known = read(state / LEARNED, str(model)) if state is not None else Learned()
     except ValueError as error:
         raise ConfigError(f"--state: {error}") from None
     if vllm_version and not re.match(r"\d{1,9}\.\d{1,9}", vllm_version):
@@ -168,9 +168,10 @@ def _machine(total_gib: float | None, free_gib: float | None, args: Mapping[str,
         return machine.observe(ranks=ranks_of(args))
     if total_gib is None or free_gib is None:
         raise ConfigError("--gpu-total-gib and --gpu-free-gib go together")
-    if not 0 < total_gib < math.inf or not 0 <= free_gib <= total_gib:
+    if not _LEAST_GIB <= total_gib <= _MOST_GIB or not 0 <= free_gib <= total_gib:
         raise ConfigError(
-            f"--gpu-total-gib and --gpu-free-gib: 0 <= free <= total is needed, got {free_gib} of {total_gib}"
+            f"--gpu-total-gib and --gpu-free-gib: 0 <= free <= total is needed, got {free_gib} of {total_gib};"
+            f" a total may be {_LEAST_GIB} to {_MOST_GIB:g}"
         )
     # How many there are is not stated, so no rule counts them.
     return Machine(
@@ -203,14 +204,9 @@ def _name(option: str, written: str) -> str:
 
 def _value(name: str, text: str) -> Any:
     """A JSON scalar, a size where vLLM's command line takes one, else the text itself."""
-    if name == "max_model_len" and text.strip().lower() == "auto":
-        return -1
-    if name in _SIZES and (size := _SIZE.fullmatch(text.strip())):
-        whole, binary, number, decimal = size.groups()
-        if whole:
-            return int(whole) * 1024 ** ("KMGT".index(binary) + 1)
-        scaled = float(number) * 1000 ** ("kmgt".index(decimal) + 1)
-        return int(scaled) if math.isfinite(scaled) else text
+    size = as_number(name, text)
+    if not isinstance(size, str):
+        return size
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

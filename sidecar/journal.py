@@ -6,8 +6,8 @@ One writer, the sidecar that holds the state folder's lock; any number of reader
 import json
 import sqlite3
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -278,18 +278,18 @@ class Journal:
         )
 
     def starts(self, host: str, model: str) -> tuple[Start, ...]:
-        """The newest starts of ``model`` on ``host``, oldest first. Raises JournalError for a damaged row."""
+        """The newest starts of ``model`` on ``host``, oldest first. They are advice: damaged ones are left out."""
         query = "SELECT start FROM starts WHERE host = ? AND model = ? ORDER BY id DESC LIMIT ?"
         rows = self._learned(query, (host, model, _MOST_STARTS))
-        return tuple(_parsed(START, row["start"]) for row in reversed(rows))
+        return _readable(START, [row["start"] for row in reversed(rows)])
 
     def rules(self, now: float, host: str | None = None, model: str | None = None) -> tuple[Rule, ...]:
-        """The rules that still hold at ``now``, of every host and model unless named; JournalError as above."""
+        """The rules that still hold at ``now``, of every host and model unless named; read like ``starts``."""
         query = (
             "SELECT rule FROM rules WHERE expires_at > ?1 AND (?2 IS NULL OR host = ?2)"
             " AND (?3 IS NULL OR model = ?3) ORDER BY id"
         )
-        return tuple(_parsed(RULE, row["rule"]) for row in self._learned(query, (now, host, model)))
+        return _readable(RULE, [row["rule"] for row in self._learned(query, (now, host, model))])
 
     def _learned(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
         # An older file that only a reader has opened lacks the tables.
@@ -354,11 +354,12 @@ def _trial(row: sqlite3.Row) -> Trial:
     return Trial(row["run"], row["number"], plan, row["started_at"], row["ended_at"], result)
 
 
-def _parsed(adapter: TypeAdapter[_T], text: str) -> _T:
-    try:
-        return adapter.validate_json(text)
-    except ValidationError as error:
-        raise JournalError(f"the journal is damaged: what was learned: {_problem(error)}") from None
+def _readable(adapter: TypeAdapter[_T], texts: Sequence[str]) -> tuple[_T, ...]:
+    found: list[_T] = []
+    for text in texts:
+        with suppress(ValidationError):
+            found.append(adapter.validate_json(text))
+    return tuple(found)
 
 
 def _problem(error: ValidationError) -> str:

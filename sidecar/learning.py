@@ -3,7 +3,6 @@
 What is learned lies in the journal, by host and model, and in a file beside it that the plugin reads.
 """
 
-import hashlib
 import platform
 import re
 import time
@@ -15,7 +14,7 @@ from sidecar.journal import Journal
 from sidecar.telemetry import EngineTelemetry
 from vllm_sloguard import model_shape
 from vllm_sloguard.crash import Category, Crash
-from vllm_sloguard.learned import Learned, Rule, RuleKind, Start, known_args, ranks_of, to_json
+from vllm_sloguard.learned import Learned, Rule, RuleKind, Start, known_args, model_key, ranks_of, to_json
 from vllm_sloguard.machine import Machine
 from vllm_sloguard.memory import GIB
 
@@ -25,7 +24,7 @@ _LONGEST_LENGTH = re.compile(r"estimated maximum model length is (\d+)")
 _FREE_ON_DEVICE = re.compile(r"Free memory on device \S+ \(([0-9.]+)/[0-9.]+ GiB\) on startup is less than")
 _ALLOCATION = re.compile(r"CUDA out of memory|CUDA error: out of memory|\bOutOfMemoryError\b|cudaErrorMemoryAllocation")
 # A model's length holds as long as vLLM stays as it is; other tenants of the card come and go.
-_LENGTH_HOLDS_S, _TENANT_HOLDS_S, _HEADROOM_HOLDS_S = 30 * 86400.0, 86400.0, 7 * 86400.0
+_LENGTH_HOLDS_S, _TENANT_HOLDS_S, _HEADROOM_HOLDS_S = 30 * 86400.0, 900.0, 7 * 86400.0
 # What an out-of-memory under load adds to the memory that later trials leave free, and the most that it may come to.
 _HEADROOM_SHARE, _HEADROOM_BYTES, _MOST_HEADROOM_SHARE = 0.02, GIB, 0.1
 
@@ -43,35 +42,30 @@ class Learning:
     def current(self) -> Learned:
         """What holds now. Raises JournalError."""
         starts = self.journal.starts(self._host, self._model)
-        return Learned(starts, self.journal.rules(time.time(), self._host, self._model)).of_last_version()
+        rules = self.journal.rules(time.time(), self._host, self._model)
+        return Learned(starts, rules, model=self._model).of_last_version()
 
-    def took(self, args: Mapping[str, object], heard: EngineTelemetry, crash: Crash | None, *, guarded: bool) -> None:
-        """Learns from one start with ``args``: from what it reported, and where it crashed, from that.
-
-        ``guarded`` says that the guard had passed it: a crash past the guard is no news. Raises JournalError, OSError.
-        """
+    def started(self, args: Mapping[str, object], heard: EngineTelemetry) -> None:
+        """Keeps what a start with ``args`` reported. Raises JournalError, OSError."""
         known = known_args(args)
-        machine = self._observe(ranks_of(known))
-        start = start_of(known, machine, heard)
-        version = start.vllm_version if start is not None else ""
+        start = None if known is None else start_of(known, self._observe(ranks_of(known)), heard)
         if start is not None:
             self.journal.record_start(self._host, self._model, start)
-        rule = None
-        if crash is not None and guarded:
-            rule = rule_of(crash, known, machine, self.current(), version, time.time())
-            if rule is not None:
-                self.journal.record_rule(self._host, self._model, rule)
-        if start is not None or rule is not None:
-            write_whole(self.path, to_json(self.current()))
+            self._write()
 
+    def crashed(self, args: Mapping[str, object], heard: EngineTelemetry, crash: Crash) -> None:
+        """Keeps the limit that the crash of an engine with ``args`` teaches. Raises JournalError, OSError."""
+        known = known_args(args)
+        if known is None:
+            return
+        version = heard.memory.vllm_version if heard.memory is not None else ""
+        rule = rule_of(crash, known, self._observe(ranks_of(known)), self.current(), version, time.time())
+        if rule is not None:
+            self.journal.record_rule(self._host, self._model, rule)
+            self._write()
 
-def model_key(model: str) -> str:
-    """Names a model; a local one by what its config.json holds too."""
-    try:
-        content = (Path(model) / "config.json").read_bytes()
-    except OSError:
-        return model
-    return f"{Path(model).resolve()} {hashlib.sha256(content).hexdigest()[:16]}"
+    def _write(self) -> None:
+        write_whole(self.path, to_json(self.current()))
 
 
 def start_of(args: Mapping[str, bool | int | float | str], machine: Machine, heard: EngineTelemetry) -> Start | None:
@@ -89,6 +83,7 @@ def start_of(args: Mapping[str, bool | int | float | str], machine: Machine, hea
         activation_bytes=profile.activation_bytes if profile.HasField("activation_bytes") else None,
         graph_bytes=profile.graph_bytes if profile.HasField("graph_bytes") else None,
         vllm_version=profile.vllm_version,
+        source=machine.source,
     )
 
 

@@ -74,7 +74,8 @@ class Runner:
             self.end(engine, drain=False)
             raise
         stop_s = self.end(engine, drain=True)
-        self.learn(engine, crash, guarded=plan.role is not Role.UNGUARDED)
+        # A crash past the guard is no news.
+        self.learn(engine, crash if plan.role is not Role.UNGUARDED else None)
         timing = Result(
             crash=crash,
             repairs=self.repairs(engine),
@@ -85,12 +86,16 @@ class Runner:
         )
         return self._judged(loads, timing) if loads else timing
 
-    def learn(self, engine: Engine, crash: Crash | None = None, *, guarded: bool = True) -> None:
+    def learn(self, engine: Engine, crash: Crash | None = None, *, started: bool = True) -> None:
         """Keeps what ``engine`` has shown of its memory, if it can: neither a trial nor the service waits for that."""
         changes = {change.name: change.after for change in self.repairs(engine)}
         args = {name: value for name, value in {**engine.launch.args, **changes}.items() if value is not None}
+        heard = self._hub.of(engine.launch.engine_id)
         with suppress(JournalError, OSError):
-            self._learning.took(args, self._hub.of(engine.launch.engine_id), crash, guarded=guarded)
+            if started:
+                self._learning.started(args, heard)
+            if crash is not None:
+                self._learning.crashed(args, heard, crash)
 
     def repairs(self, engine: Engine) -> tuple[Change, ...]:
         """What the plugin has changed inside ``engine``; values as text where they are no numbers."""

@@ -23,7 +23,6 @@ from sidecar.states import State, check
 from sidecar.telemetry import TelemetryHub
 from sidecar.trial import Role, Status, Trial
 from sidecar.tuner import Tuner, incumbent_args, open_run, seconds_a_trial
-from vllm_sloguard.crash import Crash
 from vllm_sloguard.wire import control_pb2
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceServicer
 
@@ -182,16 +181,13 @@ class Service:
             raise
         except EngineCrashed as error:
             self._metrics.crashed(error.crash, "serving")
-            self._learn(error.crash)
+            if self._engine is not None:
+                self._runner.learn(self._engine, error.crash)
             self._end_engine(drain=False)
             raise
-        self._learn(None)
+        self._runner.learn(self._engine)
         self._restore_s = max(self._restore_s, took_s)
         self._metrics.seconds.labels("restore").set(took_s)
-
-    def _learn(self, crash: Crash | None) -> None:
-        if self._engine is not None:
-            self._runner.learn(self._engine, crash)
 
     def _serving(self, args: Args, why: str) -> None:
         repairs = self._runner.repairs(self._engine) if self._engine is not None else ()
@@ -207,6 +203,7 @@ class Service:
             crash = self._engine.crashed("serving").crash
             self._metrics.crashed(crash, "serving")
             self._say(f"the serving engine crashed: {crash.category}: {crash.evidence}")
+            self._runner.learn(self._engine, crash, started=False)
         self._restore(incumbent_args(self._config, self._journal), "the serving engine crashed")
 
     def _restore(self, args: Args, why: str) -> None:

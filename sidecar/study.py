@@ -17,6 +17,7 @@ from sidecar.config import ConfigError
 FAST_MS = 1000.0
 BASELINE = "random"
 _FOLDER = re.compile(r"(?P<optimizer>.+)_seed(?P<seed>\d+)")
+_LONGEST_MS = 1e12
 _STATUSES = ("feasible", "infeasible", "crashed")
 
 
@@ -109,7 +110,7 @@ def _trials(path: Path) -> list[StudyTrial]:
 def _trial(where: str, line: str) -> StudyTrial:
     try:
         loaded: object = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise StudyError(f"{where}: not JSON") from None
     if not isinstance(loaded, dict):
         raise StudyError(f"{where}: an object was expected")
@@ -117,7 +118,7 @@ def _trial(where: str, line: str) -> StudyTrial:
     status, latency_ms = row.get("status"), row.get("avg_latency_ms")
     if status not in _STATUSES:
         raise StudyError(f"{where}: status must be one of {', '.join(_STATUSES)}, got {status!r}")
-    number = isinstance(latency_ms, int | float) and not isinstance(latency_ms, bool) and 0 < latency_ms < float("inf")
+    number = isinstance(latency_ms, int | float) and not isinstance(latency_ms, bool) and 0 < latency_ms < _LONGEST_MS
     if latency_ms is not None and not number:
         raise StudyError(f"{where}: avg_latency_ms must be a positive number or null, got {latency_ms!r}")
     if status == "feasible" and latency_ms is None:

@@ -2,15 +2,18 @@
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import vllm
+from vllm import envs
 
 from vllm_sloguard import machine, model_shape
+from vllm_sloguard.knobs import Config
 from vllm_sloguard.learned import Learned, ranks_of, read
 from vllm_sloguard.link import Link
-from vllm_sloguard.repair import TUNED, Repair, repair
+from vllm_sloguard.repair import TUNED, Limits, Repair, repair
 from vllm_sloguard.rules.arguments import ARGUMENTS
 from vllm_sloguard.rules.case import Version
 from vllm_sloguard.rules.values import QUANTIZATION
@@ -25,16 +28,16 @@ def repair_engine_args(engine_args: Any, link: Link, settings: Settings) -> None
 
     A configuration that can't work is left as it is: vLLM has the last word.
     """
-    given, known = _given(engine_args), _learned(settings)
-    shape, seen = _shape(engine_args.model), machine.observe(ranks=ranks_of(given))
+    given, known = _given(engine_args), _learned(settings, engine_args.model)
+    shape, seen = _shape(engine_args), machine.observe(ranks=ranks_of(given))
     result = repair(
         given,
         shape,
         seen,
         pinned=settings.pinned,
         workload_max_len=settings.workload_max_len or None,
-        estimate=known.estimate,
-        limits=known.limits(shape, given, seen, time.time()),
+        estimate=known.estimator(shape),
+        limits=lambda asked: _limits(known, shape, asked, seen),
         vllm_version=_version(vllm.__version__),
     )
     if result.refusal:
@@ -47,9 +50,14 @@ def repair_engine_args(engine_args: Any, link: Link, settings: Settings) -> None
     link.emit(pb.Event(repair_report=_report(result, settings.repair)))
 
 
-def _learned(settings: Settings) -> Learned:
+def _limits(known: Learned, shape: model_shape.ModelShape | None, args: Config, seen: machine.Machine) -> Limits:
+    # What is free was just seen; that an earlier start found less says nothing of a service that has to come up.
+    return replace(known.limits(shape, args, seen, time.time()), free_bytes=None)
+
+
+def _learned(settings: Settings, model: str) -> Learned:
     try:
-        learned = read(Path(settings.learned)) if settings.learned else Learned()
+        learned = read(Path(settings.learned), model) if settings.learned else Learned()
     except ValueError as error:
         logger.warning("sloguard: what earlier starts taught is left out: %s", error)
         learned = Learned()
@@ -84,12 +92,17 @@ def _version(text: str) -> Version | None:
     return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else None
 
 
-def _shape(model: str) -> model_shape.ModelShape | None:
+def _shape(engine_args: Any) -> model_shape.ModelShape | None:
+    if model_shape.beyond_arithmetic(cast("dict[str, Any]", vars(engine_args))):
+        return None
     try:
-        return model_shape.of_model(model)
+        shape = model_shape.of_model(engine_args.model)
     except ValueError as error:
         logger.warning("sloguard: no memory budget for this model: %s", error)
         return None
+    if shape is not None and engine_args.max_model_len is not None and envs.VLLM_ALLOW_LONG_MAX_MODEL_LEN:
+        return replace(shape, max_model_len=None)
+    return shape
 
 
 def _report(result: Repair, applied: bool) -> pb.RepairReport:

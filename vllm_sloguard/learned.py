@@ -3,9 +3,10 @@
 The sidecar keeps both in its journal and writes them to a file; the plugin, the search and the command line read it.
 """
 
+import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,17 +16,23 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from vllm_sloguard import memory
 from vllm_sloguard.activations import MEASURED, Version
+from vllm_sloguard.defaults import sequences
 from vllm_sloguard.knobs import Config, Value
 from vllm_sloguard.machine import Machine
-from vllm_sloguard.memory import Budget
+from vllm_sloguard.memory import GIB, Budget
 from vllm_sloguard.model_shape import ModelShape
 from vllm_sloguard.repair import TUNED, Limits
+from vllm_sloguard.rules.arguments import values
+from vllm_sloguard.rules.case import Estimate
+from vllm_sloguard.rules.sizes import as_number
+from vllm_sloguard.rules.values import refusal
 
 # The error of one start is trusted to a tenth less than whole, so that noise is not carried over as knowledge.
 _PRIOR_WEIGHT = 0.1
+# An error beyond this share of what is fixed, and this much, is another process's memory or an unknown setting.
+_PLAUSIBLE_SHARE, _PLAUSIBLE_BYTES = 0.25, GIB // 2
 # Arguments that change what is loaded or computed; each that differs halves a start's weight.
 _SAME = ("dtype", "quantization", "tensor_parallel_size", "pipeline_parallel_size", "enforce_eager")
-_DEFAULT_SEQS = 256
 
 
 @dataclass(frozen=True)
@@ -45,16 +52,21 @@ class Start:
     activation_bytes: int | None = None
     graph_bytes: int | None = None
     vllm_version: str = ""
+    source: str = ""
 
     @property
     def machine(self) -> Machine:
-        """The machine, as far as it matters to the estimate."""
-        return Machine(self.kind, self.total_bytes, self.total_bytes, 1, "an earlier start")
+        """The machine, as far as it matters to the estimate; ``source`` has the device's name."""
+        return Machine(self.kind, self.total_bytes, self.total_bytes, 1, self.source)
 
-    def error_bytes(self, shape: ModelShape) -> int:
-        """What vLLM took beyond the estimate."""
+    def error_bytes(self, shape: ModelShape) -> int | None:
+        """What vLLM took beyond the estimate; None where that says nothing about the estimate."""
+        if "kv_cache_memory_bytes" in self.args:
+            return None
         taken = memory.requested_bytes(self.args, self.machine) - self.kv_bytes
-        return taken - memory.estimate(shape, self.args, self.machine, version=version(self.vllm_version)).fixed_bytes
+        fixed = memory.estimate(shape, self.args, self.machine, version=version(self.vllm_version)).fixed_bytes
+        plausible = abs(taken - fixed) <= _PLAUSIBLE_SHARE * fixed + _PLAUSIBLE_BYTES
+        return taken - fixed if plausible else None
 
 
 class RuleKind(StrEnum):
@@ -80,28 +92,30 @@ class Rule:
 
 @dataclass(frozen=True)
 class Learned:
-    """Everything that is known of one model on one host; ``vllm_version`` is the one that an estimate is for."""
+    """Everything that is known of one model on one host.
+
+    ``vllm_version`` is the one that an estimate is for; ``model`` is ``model_key`` of the model.
+    """
 
     starts: tuple[Start, ...] = ()
     rules: tuple[Rule, ...] = ()
     vllm_version: str = ""
+    model: str = ""
 
     def estimate(self, shape: ModelShape, args: Config, machine: Machine) -> Budget:
         """``memory.estimate``, corrected by the errors of earlier starts."""
-        correction = self.correction_bytes(shape, args, machine)
-        return memory.estimate(shape, args, machine, version=version(self.vllm_version), correction_bytes=correction)
+        return self.estimator(shape)(shape, args, machine)
 
-    def correction_bytes(self, shape: ModelShape, args: Config, machine: Machine) -> int:
-        """The mean error of the starts on such a machine, each weighed by how like ``args`` it was.
+    def estimator(self, shape: ModelShape | None) -> Estimate:
+        """The same for many questions about one model: the errors are worked out once."""
+        starts = [(s, error) for s in self.starts if shape is not None and (error := s.error_bytes(shape)) is not None]
+        asked_for = version(self.vllm_version)
 
-        A start a doubling of the batch or of the sequences away weighs 0.6 of one that is the same, two doublings 0.14.
-        """
-        # A stated cache says nothing of what the rest takes.
-        starts = [start for start in self.starts if "kv_cache_memory_bytes" not in start.args]
-        weights = [_likeness(start, args, machine) for start in starts]
-        errors = [start.error_bytes(shape) for start in starts]
-        weighed = math.fsum(weight * error for weight, error in zip(weights, errors, strict=True))
-        return int(weighed / (math.fsum(weights) + _PRIOR_WEIGHT))
+        def corrected(shape: ModelShape, args: Config, machine: Machine) -> Budget:
+            correction = _correction_bytes(starts, args, machine) if starts else 0
+            return memory.estimate(shape, args, machine, version=asked_for, correction_bytes=correction)
+
+        return corrected
 
     def limits(self, shape: ModelShape | None, args: Config, machine: Machine, now: float) -> Limits:
         """What the rules that still hold at ``now`` say about ``args``."""
@@ -123,6 +137,7 @@ class Learned:
             tuple(start for start in self.starts if start.vllm_version in known),
             tuple(rule for rule in self.rules if rule.vllm_version in known),
             vllm_version,
+            self.model,
         )
 
     def of_last_version(self) -> "Learned":
@@ -136,23 +151,35 @@ def version(text: str) -> Version:
     return (int(found[1]), int(found[2])) if found else MEASURED
 
 
+def _correction_bytes(starts: Sequence[tuple[Start, int]], args: Config, machine: Machine) -> int:
+    """The weighted median of the starts' errors, each weighed by how like ``args`` it was.
+
+    A start a doubling of the batch or of the sequences away weighs 0.6 of one that is the same, two doublings 0.14.
+    """
+    weighed = sorted((error, _likeness(start, args, machine)) for start, error in starts)
+    total = math.fsum(weight for _, weight in weighed)
+    passed, middle = 0.0, 0
+    for error, weight in weighed:
+        passed, middle = passed + weight, error
+        if passed >= total / 2:
+            break
+    return int(middle * total / (total + _PRIOR_WEIGHT))
+
+
 def _likeness(start: Start, args: Config, machine: Machine) -> float:
     if start.kind != machine.kind:
         return 0.0
     batch = math.log2(memory.batched_tokens(args, machine) / memory.batched_tokens(start.args, start.machine))
-    seqs = math.log2(_seqs(args) / _seqs(start.args))
+    seqs = math.log2(max(1, sequences(args, machine)) / max(1, sequences(start.args, start.machine)))
     differing = sum(start.args.get(name) != args.get(name) for name in _SAME)
     return math.exp(-(batch**2 + seqs**2) / 2) / 2**differing
-
-
-def _seqs(args: Config) -> int:
-    return max(1, int(args.get("max_num_seqs", _DEFAULT_SEQS)))
 
 
 def _no_more_room(rule: Rule, shape: ModelShape | None, args: Config, machine: Machine) -> bool:
     """Whether ``args`` leave no more KV tokens than those that crashed; without a model, whether they are the same."""
     if shape is None:
-        return {**rule.args, "max_model_len": None} == {**args, "max_model_len": None}
+        tuned = {name: value for name, value in args.items() if name in TUNED}
+        return {**rule.args, "max_model_len": None} == {**tuned, "max_model_len": None}
     try:
         room, had = (memory.estimate(shape, a, machine).kv_tokens for a in (args, rule.args))
     except (TypeError, ValueError, OverflowError, ZeroDivisionError):
@@ -171,14 +198,14 @@ def to_json(learned: Learned) -> str:
     return _LEARNED.dump_json(learned).decode()
 
 
-def read(path: Path) -> Learned:
-    """What ``path`` holds; nothing where there is no such file.
+def read(path: Path, model: str) -> Learned:
+    """What ``path`` holds of ``model``; nothing where there is no such file, or it is of another model.
 
     Raises:
         ValueError: it can't be read or is damaged.
     """
     try:
-        return _LEARNED.validate_json(path.read_bytes())
+        found = _LEARNED.validate_json(path.read_bytes())
     except FileNotFoundError:
         return Learned()
     except OSError as error:
@@ -186,11 +213,26 @@ def read(path: Path) -> Learned:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         raise ValueError(f"{path}: damaged: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+    return found if found.model == model_key(model) else Learned()
 
 
-def known_args(args: Mapping[str, object]) -> dict[str, Value]:
-    """Those of an engine's arguments that the estimate or a rule depends on."""
-    return {name: value for name in TUNED if isinstance(value := args.get(name), bool | int | float | str)}
+def model_key(model: str) -> str:
+    """Names a model; a local one by what its config.json holds too."""
+    try:
+        content = (Path(model) / "config.json").read_bytes()
+    except OSError:
+        return model
+    return f"{Path(model).resolve()} {hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def known_args(args: Mapping[str, object]) -> dict[str, Value] | None:
+    """Those of an engine's arguments that the estimate or a rule depends on, as vLLM reads them.
+
+    None where one of them can't be read: then nothing is known of the start.
+    """
+    scalars = {name: value for name in TUNED if isinstance(value := args.get(name), bool | int | float | str)}
+    given = {name: as_number(name, value) for name, value in scalars.items()}
+    return None if refusal(given) else dict(values(given))
 
 
 def ranks_of(args: Mapping[str, object]) -> int:

@@ -165,6 +165,11 @@ def of_model(model: str) -> ModelShape | None:
     return read(folder) if (folder / "config.json").is_file() else None
 
 
+def beyond_arithmetic(args: Mapping[str, object]) -> bool:
+    """Whether arguments of vLLM change the model, or keep parts of it elsewhere, in ways that a shape does not tell."""
+    return any(args.get(name) for name in ("hf_overrides", "cpu_offload_gb", "speculative_config", "enable_lora"))
+
+
 def from_config(config: Fields) -> ModelShape:
     """The shape that a config.json describes; a multimodal one is judged by its ``text_config``.
 

@@ -111,7 +111,7 @@ def _hook_engine_core(link: Link) -> None:
     @functools.wraps(original)
     def initialize_kv_caches(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
         harmless(link.emit)(_phase(pb.PHASE_MODEL_LOADED))
-        harmless(_hook_profiling)(link, self.model_executor)
+        harmless(_hook_profiling)(link, self)
         result = original(self, vllm_config, *args, **kwargs)
         harmless(lambda: link.emit(_phase(pb.PHASE_KV_CACHE_READY, _kv_cache_tokens(vllm_config))))()
         # The workers are running by now, so this process forks no more.
@@ -122,8 +122,9 @@ def _hook_engine_core(link: Link) -> None:
     EngineCore._initialize_kv_caches = initialize_kv_caches  # pyright: ignore[reportPrivateUsage]
 
 
-def _hook_profiling(link: Link, executor: Any) -> None:
+def _hook_profiling(link: Link, engine_core: Any) -> None:
     """Reports the result of the profiling pass at once: the start may fail on what it found."""
+    executor = engine_core.model_executor
     original = executor.determine_available_memory
 
     def determine_available_memory(*args: Any, **kwargs: Any) -> Any:

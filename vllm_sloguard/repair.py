@@ -7,7 +7,7 @@ without them: chunked prefill together with eager mode, which vLLM allows, and s
 KV tokens, beyond which it preempts instead of failing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -81,19 +81,19 @@ def repair(
     pinned: frozenset[str] = frozenset(),
     workload_max_len: int | None = None,
     estimate: Estimate = memory.estimate,
-    limits: Limits | None = None,
+    limits: Limits | Callable[[Config], Limits] | None = None,
     vllm_version: Version | None = None,
 ) -> Repair:
     """Mends ``args`` (EngineArgs names; absent or None means vLLM's default), or refuses them.
 
     Arguments in ``pinned`` are never changed, and max_model_len is never lowered below ``workload_max_len`` tokens.
     Without a shape or a machine, the rules that need them are left out; without a version ("0.32" is (0, 32)), none is.
-    ``limits`` are what was learned on this host about this model, ``estimate`` the memory arithmetic, corrected by
-    earlier starts where there are any (learned.py). Deterministic and idempotent; raises nothing,
-    whatever the values.
+    ``limits`` are what was learned on this host about this model, for all arguments or for those that it is asked
+    with; ``estimate`` is the memory arithmetic, corrected by earlier starts where there are any (learned.py).
+    Deterministic and idempotent; raises nothing, whatever the values.
     """
     given = {name: value for name, value in args.items() if value is not None or _takes_no_none(name)}  # pyright: ignore[reportUnnecessaryComparison]
-    case = Case(given, shape, machine, pinned, workload_max_len or 0, limits or Limits(), vllm_version, estimate)
+    case = Case(given, shape, machine, pinned, workload_max_len or 0, _taught(limits), vllm_version, estimate)
     mended = _mend(case)
     if mended.refusal:
         # There is no arithmetic to do with values that have no meaning.
@@ -113,6 +113,12 @@ def repair(
     )
     status = Status.REPAIRED if changes else Status.UNCHANGED
     return Repair(status, mended.case.args if changes else args, changes, "", mended.case.budget)
+
+
+def _taught(limits: Limits | Callable[[Config], Limits] | None) -> Callable[[Config], Limits]:
+    if callable(limits):
+        return limits
+    return lambda _: limits or Limits()
 
 
 # The rules on single values come first.

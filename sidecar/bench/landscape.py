@@ -74,7 +74,7 @@ class Landscape:
         """Runs one trial. Raises LandscapeError where the landscape does or answers what it must not."""
         try:
             answer: object = self.source.evaluate(dict(config), rng)
-        except Exception as error:  # noqa: BLE001 - the boundary to a file that others wrote
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the boundary to a file that others wrote
             raise LandscapeError(f"{self.name}: evaluate({dict(config)}) raised {error!r}") from None
         if not isinstance(answer, Mapping):
             raise LandscapeError(f"{self.name}: evaluate() must answer a mapping, got {answer!r}")
@@ -151,7 +151,7 @@ def _landscape(name: str, source: Any) -> Landscape:
     try:
         source = source() if inspect.isclass(source) else source
         knobs = {key: _knob(key, stated) for key, stated in _mapping(source.space()).items()}
-        slo = {key: float(limit) for key, limit in _mapping(source.slo()).items() if limit is not None}
+        slo = {key: _limit(key, limit) for key, limit in _mapping(source.slo()).items() if limit is not None}
         incumbent = {k: _value(v, knobs.get(k) or KNOBS.get(k)) for k, v in _mapping(source.incumbent()).items()}
         return Landscape(
             name=name,
@@ -170,6 +170,20 @@ def _landscape(name: str, source: Any) -> Landscape:
         raise LandscapeError(f"{name}: {error!r}") from None
 
 
+def _limit(name: str, stated: Any) -> float:
+    limit = measured(stated)
+    if limit is None or limit <= 0:
+        raise LandscapeError(f"slo: {name} must be a number above 0, got {stated!r}")
+    return limit
+
+
+def _scalar(value: Any) -> Value:
+    plain = _plain(value)
+    if not isinstance(plain, bool | int | float | str):
+        raise LandscapeError(f"a number, a text, true or false is needed, got {value!r}")
+    return plain
+
+
 def _mapping(answer: Any) -> dict[str, Any]:
     """What a method answered; None stands for nothing stated."""
     if answer is not None and not isinstance(answer, Mapping):
@@ -186,7 +200,7 @@ def _knob(name: str, stated: Mapping[str, Any]) -> Knob:
         wanted = ", ".join(Kind)
         raise LandscapeError(f"{name}: type must be one of {wanted}, got {stated.get('type')!r}") from None
     if kind is Kind.CATEGORICAL:
-        return Knob(name, kind, choices=tuple(_plain(choice) for choice in stated["choices"]), requires=requires)
+        return Knob(name, kind, choices=tuple(_scalar(choice) for choice in stated["choices"]), requires=requires)
     low, high = float(stated["low"]), float(stated["high"])
     if low == high:
         return Knob(name, Kind.CATEGORICAL, choices=(int(low) if kind is Kind.INT else low,), requires=requires)
@@ -200,7 +214,7 @@ def _plain(value: Any) -> Any:
 
 def _value(value: Any, knob: Knob | None) -> Value:
     """A whole number as an int, where the knob is one: 256.0 stands for 256."""
-    plain = _plain(value)
+    plain = _scalar(value)
     if knob is not None and knob.kind is Kind.INT and isinstance(plain, float) and plain.is_integer():
         return int(plain)
     return plain
@@ -208,6 +222,8 @@ def _value(value: Any, knob: Knob | None) -> Value:
 
 def _host(stated: Mapping[str, Any]) -> Host:
     numbers = {key: measured(_plain(stated.get(key))) for key in Host.__dataclass_fields__}
+    if bad := [key for key, number in numbers.items() if number is not None and number <= 0]:
+        raise LandscapeError(f"host: {bad[0]} must be above 0, got {numbers[bad[0]]}")
     kv, length = numbers["kv_bytes_per_token"], numbers["max_len_needed"]
     return Host(
         gpu_total_gib=numbers["gpu_total_gib"],

@@ -4,11 +4,12 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from sidecar.bench.landscape import Landscape, load
+from sidecar.bench.landscape import Landscape, LandscapeError, load
 from sidecar.bench.simulate import Run, simulate
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -47,6 +48,8 @@ def run_all(todo: Sequence[Task], jobs: int) -> Iterator[tuple[Task, list[Run]]]
                 done, _ = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield pending.pop(future), future.result()
+        except BrokenProcessPool:
+            raise LandscapeError("a process that ran a landscape has ended: does evaluate() end it?") from None
         finally:
             pool.shutdown(cancel_futures=True)
 

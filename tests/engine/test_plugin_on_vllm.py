@@ -141,7 +141,7 @@ def test_what_vllm_reports_of_its_memory_is_kept_for_the_next_start(sidecar: Ben
     assert memory is not None
     assert memory.vllm_version.startswith("0.32")
     sidecar.runner.learn(engine)
-    start = read(sidecar.learning.path).starts[-1]
+    start = read(sidecar.learning.path, sidecar.config.model).starts[-1]
     assert start.kv_bytes == memory.kv_cache_bytes == engine.launch.args["kv_cache_memory_bytes"]
     assert start.kv_tokens == sidecar.hub.of(engine.launch.engine_id).kv_cache_tokens
 

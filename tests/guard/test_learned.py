@@ -1,12 +1,13 @@
 """What earlier starts teach: the estimate's error, and limits from crashes."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from vllm_sloguard import memory
 from vllm_sloguard.knobs import Config
-from vllm_sloguard.learned import Learned, Rule, RuleKind, Start, known_args, read, to_json
+from vllm_sloguard.learned import Learned, Rule, RuleKind, Start, known_args, model_key, read, to_json
 from vllm_sloguard.machine import Machine
 from vllm_sloguard.memory import GIB
 
@@ -40,19 +41,26 @@ def test_a_start_with_the_defaults_leaves_the_other_estimates_within_one_percent
     assert abs(once.estimate(QWEN_SHAPE, args, H200).kv_tokens / tokens - 1) < 0.01
 
 
+def correction(learned: Learned, args: Config, machine: Machine = H200) -> int:
+    return (
+        learned.estimate(QWEN_SHAPE, args, machine).overhead_bytes
+        - memory.estimate(QWEN_SHAPE, args, machine).overhead_bytes
+    )
+
+
 def test_the_error_of_the_same_configuration_is_corrected() -> None:
-    assert 0.88 < Learned((start(BATCH, GIB),)).correction_bytes(QWEN_SHAPE, BATCH, H200) / GIB < 0.93
+    assert 0.88 < correction(Learned((start(BATCH, GIB),)), BATCH) / GIB < 0.93
     twice = Learned((start(BATCH, GIB), start(BATCH, GIB)))
-    assert 0.94 < twice.correction_bytes(QWEN_SHAPE, BATCH, H200) / GIB < 0.97
+    assert 0.94 < correction(twice, BATCH) / GIB < 0.97
 
 
 def test_the_more_a_configuration_differs_the_less_it_is_corrected() -> None:
     learned = Learned((start(BATCH, GIB),))
     steps: tuple[Config, ...] = ({}, {"max_num_batched_tokens": 16384}, {"max_num_batched_tokens": 65536})
-    found = [learned.correction_bytes(QWEN_SHAPE, {**BATCH, **step}, H200) for step in steps]
+    found = [correction(learned, {**BATCH, **step}, H200) for step in steps]
     assert found[0] > found[1] > found[2] > 0
-    assert learned.correction_bytes(QWEN_SHAPE, {**BATCH, "quantization": "fp8"}, H200) < found[0]
-    assert learned.correction_bytes(QWEN_SHAPE, BATCH, Machine("cpu", 2**34, 2**34, 0, "")) == 0
+    assert correction(learned, {**BATCH, "quantization": "fp8"}, H200) < found[0]
+    assert correction(learned, BATCH, Machine("cpu", 2**34, 2**34, 0, "")) == 0
 
 
 def test_starts_of_another_version_are_left_out() -> None:
@@ -84,10 +92,12 @@ def test_a_length_that_did_not_fit_limits_what_has_no_more_room() -> None:
 
 def test_the_file_keeps_everything(tmp_path: Path) -> None:
     path = tmp_path / "learned.json"
-    assert read(path) == Learned()
-    learned = Learned((start(BATCH, MIB, "0.32.0"),), (rule(RuleKind.HEADROOM_BYTES, GIB, {"enforce_eager": True}),))
+    assert read(path, "some/model") == Learned()
+    rules = (rule(RuleKind.HEADROOM_BYTES, GIB, {"enforce_eager": True}),)
+    learned = Learned((start(BATCH, MIB, "0.32.0"),), rules, "0.32.0", "some/model")
     path.write_text(to_json(learned), encoding="utf-8")
-    assert read(path) == learned
+    assert read(path, "some/model") == learned
+    assert read(path, "another/model") == Learned()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"starts": [{"args": {}}]}', '{"rules": [{"kind": "x"}]}', "\0"])
@@ -95,9 +105,32 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "learned.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"^.*learned\.json: damaged: [^\n]+$"):
-        read(path)
+        read(path, "some/model")
 
 
 def test_only_what_matters_is_kept_of_the_arguments() -> None:
     given = {"max_num_seqs": 8, "served_model_name": ["a"], "api_key": "secret", "dtype": "bfloat16"}
     assert known_args(given) == {"max_num_seqs": 8, "dtype": "bfloat16"}
+    assert known_args({"max_model_len": "8k", "max_num_batched_tokens": "2K"}) == {
+        "max_model_len": 8000,
+        "max_num_batched_tokens": 2048,
+    }
+    assert known_args({"max_num_seqs": "many"}) is None
+
+
+def test_what_another_process_took_meanwhile_is_no_error_of_the_estimate() -> None:
+    wild = start(BATCH, 50 * GIB)
+    assert wild.error_bytes(QWEN_SHAPE) is None
+    assert correction(Learned((wild,)), BATCH) == 0
+    # Of what is plausible, half of the starts must agree.
+    assert correction(Learned((start(BATCH, GIB), start(BATCH, 0), start(BATCH, 0))), BATCH) == 0
+
+
+def test_a_local_model_is_known_by_its_config(tmp_path: Path) -> None:
+    assert model_key("some/model") == "some/model"
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"hidden_size": 64}))
+    first = model_key(str(tmp_path))
+    config.write_text(json.dumps({"hidden_size": 128}))
+    assert first.startswith(str(tmp_path))
+    assert model_key(str(tmp_path)) != first

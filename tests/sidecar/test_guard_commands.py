@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from sidecar import cli
 from sidecar.config import ConfigError
-from vllm_sloguard.learned import Learned, Start, to_json
+from vllm_sloguard.learned import Learned, Start, model_key, to_json
 from vllm_sloguard.memory import GIB
 
 MODEL = Path(__file__).parents[2] / "deploy/demo/model"
@@ -208,14 +208,24 @@ def test_any_value_has_an_answer(command: str, name: str, value: str, as_json: b
 def test_what_a_state_folder_learned_corrects_the_estimate(tmp_path: Path) -> None:
     asked = (*CARD, *args(gpu_memory_utilization=0.5, max_model_len=1024))
     plain = answer("budget", *asked)
-    start = Start({"gpu_memory_utilization": 0.5}, "cuda", 24 * GIB, plain["kv_bytes"] - GIB, vllm_version="0.26.0")
-    (tmp_path / "learned.json").write_text(to_json(Learned((start,) * 9)))
+    start = Start(
+        {"gpu_memory_utilization": 0.5}, "cuda", 24 * GIB, plain["kv_bytes"] - GIB // 2, vllm_version="0.26.0"
+    )
+    (tmp_path / "learned.json").write_text(to_json(Learned((start,) * 9, model=model_key(str(MODEL)))))
     corrected = answer("budget", *asked, "--state", str(tmp_path))
-    assert 0.9 * GIB < plain["kv_bytes"] - corrected["kv_bytes"] < GIB
+    assert 0.45 * GIB < plain["kv_bytes"] - corrected["kv_bytes"] < 0.5 * GIB
     (tmp_path / "learned.json").write_text("{")
     damaged = ask("budget", *asked, "--state", str(tmp_path))
     assert isinstance(damaged.exception, ConfigError)
     assert "learned.json: damaged" in str(damaged.exception)
+
+
+@pytest.mark.parametrize(("total", "free"), [("1e308", "1"), ("1e-12", "0"), ("nan", "1"), ("24", "25")])
+def test_cards_that_cannot_be(total: str, free: str) -> None:
+    for command in ("budget", "repair"):
+        result = ask(command, "--gpu-total-gib", total, "--gpu-free-gib", free)
+        assert isinstance(result.exception, ConfigError)
+        assert "0 <= free <= total" in str(result.exception)
 
 
 def test_versions_differ_in_what_they_count() -> None:

@@ -1,6 +1,5 @@
 """What the sidecar learns from starts and crashes, with the texts of real ones."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ from sidecar_cases import configured
 
 from sidecar.guard import Guard
 from sidecar.journal import Journal
-from sidecar.learning import Learning, model_key, rule_of
+from sidecar.learning import Learning, rule_of
 from sidecar.search.contract import Proposal
 from sidecar.telemetry import EngineTelemetry
 from sidecar.trial import Role
@@ -44,11 +43,11 @@ def taught(found: Crash, known: Learned = Learned()) -> Rule | None:  # noqa: B0
     ("found", "kind", "value", "days"),
     [
         (crash(TOO_LONG), RuleKind.MAX_MODEL_LEN, 1792, 30),
-        (crash(TENANT), RuleKind.FREE_BYTES, int(38.69 * GIB), 1),
+        (crash(TENANT), RuleKind.FREE_BYTES, int(38.69 * GIB), 1 / 96),
         (crash(UNDER_LOAD, "serving"), RuleKind.HEADROOM_BYTES, int(2.8 * GIB), 7),
     ],
 )
-def test_a_crash_becomes_a_rule(found: Crash, kind: RuleKind, value: int, days: int) -> None:
+def test_a_crash_becomes_a_rule(found: Crash, kind: RuleKind, value: int, days: float) -> None:
     rule = taught(found)
     assert rule is not None
     assert (rule.kind, rule.value, rule.args) == (kind, value, ARGS)
@@ -82,12 +81,13 @@ def test_starts_and_rules_reach_the_journal_the_file_and_the_next_plan(tmp_path:
     proposal = Proposal({"gpu_memory_utilization": 0.97}, "anneal", "because")
     assert guard.plan({}, proposal, Role.SEARCH).args["gpu_memory_utilization"] == 0.97
 
-    learning.took({**ARGS, "served_model_name": ["a"]}, profiled(100 * GIB), None, guarded=True)
+    learning.started({**ARGS, "served_model_name": ["a"]}, profiled(100 * GIB))
     for _ in range(2):
-        learning.took(ARGS, profiled(100 * GIB), crash(UNDER_LOAD, "serving"), guarded=True)
-    learning.took(ARGS, EngineTelemetry(), crash(UNDER_LOAD, "serving"), guarded=False)
+        learning.started(ARGS, profiled(100 * GIB))
+        learning.crashed(ARGS, profiled(100 * GIB), crash(UNDER_LOAD, "serving"))
+    learning.started(ARGS, EngineTelemetry())
 
-    known = read(learning.path)
+    known = read(learning.path, config.model)
     assert known == learning.current()
     assert [(start.kv_bytes, start.args) for start in known.starts] == [(100 * GIB, ARGS)] * 3
     assert [rule.kind for rule in known.rules] == [RuleKind.HEADROOM_BYTES] * 2
@@ -96,13 +96,3 @@ def test_starts_and_rules_reach_the_journal_the_file_and_the_next_plan(tmp_path:
     assert isinstance(share, float)
     assert share <= (139 - 2 * 2.8) / 140
     assert "learned" in plan.changes[0].reason
-
-
-def test_a_local_model_is_known_by_its_config(tmp_path: Path) -> None:
-    assert model_key("some/model") == "some/model"
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps({"hidden_size": 64}))
-    first = model_key(str(tmp_path))
-    config.write_text(json.dumps({"hidden_size": 128}))
-    assert first.startswith(str(tmp_path))
-    assert model_key(str(tmp_path)) != first

@@ -68,7 +68,7 @@ class Case:
     machine: Machine | None
     pinned: frozenset[str] = frozenset()
     workload_max_len: int = 0
-    limits: Limits = field(default_factory=Limits)
+    taught: Callable[[Config], Limits] = field(default=lambda _: Limits())
     version: Version | None = None
     estimate: Estimate = memory.estimate
 
@@ -76,6 +76,11 @@ class Case:
     def values(self) -> Mapping[str, Value]:
         """The arguments as vLLM reads them. All must be readable: the first rule sees to that."""
         return arguments.values(self.args)
+
+    @cached_property
+    def limits(self) -> Limits:
+        """What was learned that holds for these arguments."""
+        return self.taught(self.values)
 
     def number(self, name: str) -> int | None:
         """A whole-number argument as vLLM reads it; None where it is absent."""

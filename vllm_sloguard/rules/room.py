@@ -282,11 +282,19 @@ def _smaller_batch(case: Case, machine: Machine, fits: Callable[[Case], bool]) -
 
 def _longest_as_learned(case: Case) -> Broken | None:
     """vLLM's own words at a start that failed: "the estimated maximum model length is N"."""
-    longest, length = case.limits.max_model_len, memory.max_model_len(case.shape, case.values)
-    if longest is None or length is None or length <= longest:
+    if _short_enough(case):
         return None
+    longest, length = case.limits.max_model_len or 0, memory.max_model_len(case.shape, case.values)
     reason = f"max_model_len {length} is above the {longest} that vLLM said would fit here (learned)"
-    return shorter(case, longest, reason)
+    mended = shorter(case, longest, reason)
+    share = _larger_share(case, case.machine, _short_enough) if case.machine is not None else ()
+    wider = tuple(way for way in share if _short_enough(case.but(*way)))
+    return Broken(mended.reason, (*wider, *mended.ways))
+
+
+def _short_enough(case: Case) -> bool:
+    longest, length = case.limits.max_model_len, memory.max_model_len(case.shape, case.values)
+    return longest is None or length is None or length <= longest
 
 
 def _largest(low: int, high: int, holds: Callable[[int], bool]) -> int:
