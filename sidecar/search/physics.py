@@ -7,10 +7,12 @@ eager mode takes 14.7 ms a token where graphs take 2.0, eight tokens in one piec
 seconds.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from sidecar.search.contract import Observation
 from sidecar.search.encoding import Array, Encoding, span
 from vllm_sloguard.knobs import Value
 
@@ -21,16 +23,16 @@ _SLOPES: Mapping[str, Mapping[str, float]] = {
     "e2e_p99_ms": {"max_num_seqs": -0.06, "gpu_memory_utilization": -0.5},
 }
 _CHOICES: Mapping[str, Mapping[tuple[str, Value], float]] = {
-    "latency": {("enforce_eager", True): 0.5, ("enable_prefix_caching", False): 0.1},
-    "ttft_p99_ms": {("enforce_eager", True): 0.4, ("enable_prefix_caching", False): 0.1},
+    "latency": {("enforce_eager", True): 1.0, ("enable_prefix_caching", False): 0.1},
+    "ttft_p99_ms": {("enforce_eager", True): 0.8, ("enable_prefix_caching", False): 0.1},
     "itl_p99_ms": {
-        ("enforce_eager", True): 0.5,
+        ("enforce_eager", True): 1.0,
         ("enable_chunked_prefill", False): 0.4,
         ("stream_interval", 2): 0.5,
         ("stream_interval", 4): 1.0,
         ("stream_interval", 8): 1.5,
     },
-    "e2e_p99_ms": {("enforce_eager", True): 0.5},
+    "e2e_p99_ms": {("enforce_eager", True): 1.0},
 }
 # Knobs that move latencies little over their range, so that longer lengthscales are expected.
 _STRETCH: Mapping[str, float] = {
@@ -39,13 +41,29 @@ _STRETCH: Mapping[str, float] = {
 }
 
 
-def expected(encoding: Encoding, target: str, places: Array) -> Array:
+EAGER = 0.5
+_LAUNCHES_MS = 10.0  # what a step takes longer without CUDA graphs, where the GPU waits for the host
+
+
+def eager_effect(tried: Sequence[Observation], itl_limit_ms: float | None) -> float:
+    """By how much eager mode is expected to slow: what its launches add to the time between tokens with graphs."""
+    graphs = [
+        (1 + o.margins["itl_p99_ms"]) * itl_limit_ms
+        for o in tried
+        if itl_limit_ms and o.margins and "itl_p99_ms" in o.margins and o.config.get("enforce_eager") is False
+    ]
+    return math.log1p(_LAUNCHES_MS / max(min(graphs), 1.0)) if graphs else EAGER
+
+
+def expected(encoding: Encoding, target: str, places: Array, eager: float = EAGER) -> Array:
     """The prior mean of ``target`` ("latency", or a constraint), up to a constant. Shape (places,)."""
     total = np.zeros(len(places))
     slopes, choices = _SLOPES.get(target, {}), _CHOICES.get(target, {})
     for column, knob in enumerate(encoding.space.knobs):
         if encoding.categorical[column]:
             by_choice = np.array([choices.get((knob.name, choice), 0.0) for choice in knob.choices])
+            if knob.name == "enforce_eager":
+                by_choice *= eager
             total += by_choice[places[:, column].astype(int)]
         else:
             total += slopes.get(knob.name, 0.0) * span(knob) * places[:, column]
@@ -55,3 +73,23 @@ def expected(encoding: Encoding, target: str, places: Array) -> Array:
 def stretch(encoding: Encoding) -> Array:
     """By how much longer each knob's lengthscale is expected to be. Shape (knobs,)."""
     return np.array([_STRETCH.get(knob.name, 1.0) for knob in encoding.space.knobs])
+
+
+# Standard deviation of what a choice never tried may change, whatever the other knobs have shown.
+_DOUBT, _DOUBTS = 0.15, {"enforce_eager": 0.25, "kv_cache_dtype": 0.05}
+
+
+def doubts(encoding: Encoding) -> Array:
+    """Shape (knobs,)."""
+    return np.array([_DOUBTS.get(knob.name, _DOUBT) for knob in encoding.space.knobs])
+
+
+def slopes(encoding: Encoding, target: str) -> Array:
+    """Standard deviation of each expected slope over its range: as large as the slope itself. Shape (knobs,)."""
+    known = _SLOPES.get(target, {})
+    return np.array(
+        [
+            0.0 if encoding.categorical[column] else abs(known.get(knob.name, 0.0)) * span(knob)
+            for column, knob in enumerate(encoding.space.knobs)
+        ]
+    )

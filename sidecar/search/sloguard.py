@@ -20,6 +20,7 @@ from sidecar.search.contract import Context, Observation, Outcome, Proposal
 from sidecar.search.crash_risk import CrashRisk, threshold
 from sidecar.search.encoding import Array, Encoding
 from sidecar.search.failures import Failures, failed
+from sidecar.search.physics import eager_effect
 from sidecar.search.space import Space
 from sidecar.search.surrogate import Surrogate, learn
 from sidecar.search.tba import Annealing
@@ -118,7 +119,7 @@ class SloGuard:
         start = self._start(tried, places)
         trust = _TRUST_GUARDED if self._known.project is not None else _TRUST_ALONE
         risk = CrashRisk.of(self.encoding, tried, places, start, trust) if self.parts.crash_model else None
-        model = learn(self.encoding, tried, places, start, risk=risk, priors=self.parts.priors)
+        model = learn(self.encoding, tried, places, start, risk=risk, priors=self.parts.priors, eager=eager_effect(tried, (self.context.limits or {}).get("itl_p99_ms")))
         feasible = np.array([o.outcome is Outcome.FEASIBLE for o in tried], dtype=bool)
         centre = start
         if feasible.any() and model.loss is not None:
@@ -141,7 +142,9 @@ class SloGuard:
     def _scores(self, view: _View, places: Array) -> Array:
         """Logarithm of the weighted improvement, less what keeps the steps small and safe. Shape (places,)."""
         serves = view.model.log_serves(places)
-        scores = view.model.log_improvement(places) + view.model.log_meets(places) + _CRASH_WEIGHT * serves
+        crashes = sum(o.outcome is Outcome.CRASHED for o in view.history)
+        weight = _CRASH_WEIGHT
+        scores = view.model.log_improvement(places) + view.model.log_meets(places) + weight * serves
         scores -= _BARRED * (serves < math.log(threshold(view.history)))
         steps = np.abs(self.encoding.differences(places, view.centre[None])[:, :, 0])
         changes = (steps > 1e-6).sum(axis=0)

@@ -10,7 +10,7 @@ from sidecar.search.contract import Observation, Outcome
 from sidecar.search.crash_risk import CrashRisk
 from sidecar.search.encoding import Array, Encoding
 from sidecar.search.gaussian_process import GaussianProcess, Prediction, fit
-from sidecar.search.physics import expected, stretch
+from sidecar.search.physics import EAGER, doubts, expected, slopes, stretch
 
 LATENCY = "latency"
 _MOST_POINTS = 24  # that a model is fitted to: those nearest to where the search stands
@@ -27,13 +27,14 @@ class Target:
     name: str
     process: GaussianProcess
     priors: bool
+    eager: float
 
     def predict(self, places: Array) -> Prediction:
         """Shape of each: (places,)."""
         around = self.process.predict(places)
         if not self.priors:
             return around
-        return Prediction(around.mean + expected(self.process.encoding, self.name, places), around.sd)
+        return Prediction(around.mean + expected(self.process.encoding, self.name, places, self.eager), around.sd)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Surrogate:
     margins: tuple[Target, ...]
     risk: CrashRisk | None
     best_loss: float | None
+    served: Array
 
     def log_meets(self, places: Array) -> Array:
         """Logarithm of the probability that every constraint is met. Shape (places,)."""
@@ -69,9 +71,17 @@ class Surrogate:
         if self.loss is None or self.best_loss is None:
             return np.zeros(len(places))
         at = self.loss.predict(places)
-        z = (self.best_loss - at.mean) / at.sd
+        crashes = 0 if self.risk is None else len(self.risk.crashed)
+        sd = np.hypot(at.sd, self.untried(places) / (1 + crashes))
+        z = (self.best_loss - at.mean) / sd
         density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
-        return np.log(np.maximum(density + z * np.exp(_log_normal_cdf(z)), 1e-12)) + np.log(at.sd)
+        return np.log(np.maximum(density + z * np.exp(_log_normal_cdf(z)), 1e-12)) + np.log(sd)
+
+    def untried(self, places: Array) -> Array:
+        """Standard deviation of what choices that nothing served with may change. Shape (places,)."""
+        encoding = self.loss.process.encoding
+        new = np.abs(encoding.differences(places, self.served)).min(axis=2)[encoding.categorical] > 0
+        return np.sqrt(np.square(doubts(encoding)[encoding.categorical]) @ new)
 
 
 def learn(
@@ -82,15 +92,17 @@ def learn(
     *,
     risk: CrashRisk | None,
     priors: bool,
+    eager: float = EAGER,
 ) -> Surrogate:
     """The models after the trials that ran, at their encoded ``places``, as they are around the place ``near``."""
 
     def target(name: str, rows: list[int], values: Array, scale: float) -> Target:
         kept = encoding.closest(places[rows], near, _MOST_POINTS)
         there, values = places[rows][kept], values[kept]
-        around = values - expected(encoding, name, there) if priors else values
+        around = values - expected(encoding, name, there, eager) if priors else values
         lengths = stretch(encoding) if priors else np.ones(there.shape[1])
-        return Target(name, fit(encoding, there, around, scale, lengths), priors)
+        uncertain = slopes(encoding, name) if priors and name == LATENCY else np.zeros(there.shape[1])
+        return Target(name, fit(encoding, there, around, scale, lengths, uncertain), priors, eager)
 
     margins = tuple(
         target(name, list(seen), np.array(list(seen.values())), _MARGIN_SCALE)
@@ -99,15 +111,15 @@ def learn(
     )
     values = {row: o.value for row, o in enumerate(tried) if o.value is not None and o.outcome is not Outcome.CRASHED}
     if not values:
-        return Surrogate(None, margins, risk, None)
+        return Surrogate(None, margins, risk, None, places)
     rows = list(values)
     feasible = np.array([tried[row].outcome is Outcome.FEASIBLE for row in rows])
     losses = losses_of(list(values.values()))
     losses = np.minimum(losses, losses[feasible if feasible.any() else slice(None)].min() + _WORST_LOSS)
     loss = target(LATENCY, rows, losses, _LOSS_SCALE)
     if not feasible.any():
-        return Surrogate(loss, margins, risk, None)
-    return Surrogate(loss, margins, risk, float(loss.predict(places[rows][feasible]).mean.min()))
+        return Surrogate(loss, margins, risk, None, places)
+    return Surrogate(loss, margins, risk, float(loss.predict(places[rows][feasible]).mean.min()), places[rows])
 
 
 def losses_of(values: Sequence[float]) -> Array:
