@@ -61,7 +61,9 @@ class GaussianProcess:
         return Prediction(mean, np.sqrt(self.amplitude * variance))
 
 
-def fit(encoding: Encoding, places: Array, values: Array, scale: float, stretch: Array, slopes: Array) -> GaussianProcess:
+def fit(
+    encoding: Encoding, places: Array, values: Array, scale: float, stretch: Array, slopes: Array
+) -> GaussianProcess:
     """The process for ``values`` (shape (n,), at least one) at ``places`` (shape (n, knobs)).
 
     ``scale`` is the standard deviation that the function is expected to have, in the unit of the values; ``stretch``
@@ -90,7 +92,9 @@ def fit(encoding: Encoding, places: Array, values: Array, scale: float, stretch:
     n = len(values)
     amplitude = float((residual @ residual / 2 + _AMPLITUDE * scale**2) / (n / 2 + _AMPLITUDE))
     weights: Array = np.linalg.solve(factor.T, residual)
-    return GaussianProcess(encoding, places, inverse, slopes / scale, offset, amplitude, float(_NOISES[noise]), factor, weights)
+    return GaussianProcess(
+        encoding, places, inverse, slopes / scale, offset, amplitude, float(_NOISES[noise]), factor, weights
+    )
 
 
 def _variations(lengths: Indices, noise: int) -> Indices:

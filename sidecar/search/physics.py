@@ -41,8 +41,8 @@ _STRETCH: Mapping[str, float] = {
 }
 
 
-EAGER = 0.5
-_LAUNCHES_MS = 10.0  # what a step takes longer without CUDA graphs, where the GPU waits for the host
+EAGER = 0.7
+_LAUNCHES_MS = 18.0  # what the host takes to launch a step without CUDA graphs, partly while the GPU works
 
 
 def eager_effect(tried: Sequence[Observation], itl_limit_ms: float | None) -> float:
@@ -52,7 +52,7 @@ def eager_effect(tried: Sequence[Observation], itl_limit_ms: float | None) -> fl
         for o in tried
         if itl_limit_ms and o.margins and "itl_p99_ms" in o.margins and o.config.get("enforce_eager") is False
     ]
-    return math.log1p(_LAUNCHES_MS / max(min(graphs), 1.0)) if graphs else EAGER
+    return math.log(math.hypot(1.0, _LAUNCHES_MS / max(min(graphs), 1.0))) if graphs else EAGER
 
 
 def expected(encoding: Encoding, target: str, places: Array, eager: float = EAGER) -> Array:

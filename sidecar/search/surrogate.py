@@ -51,6 +51,7 @@ class Surrogate:
     risk: CrashRisk | None
     best_loss: float | None
     served: Array
+    near: Array
 
     def log_meets(self, places: Array) -> Array:
         """Logarithm of the probability that every constraint is met. Shape (places,)."""
@@ -70,18 +71,26 @@ class Surrogate:
         """Logarithm of the expected improvement on the best feasible objective; 0 where there is none yet."""
         if self.loss is None or self.best_loss is None:
             return np.zeros(len(places))
-        at = self.loss.predict(places)
-        crashes = 0 if self.risk is None else len(self.risk.crashed)
-        sd = np.hypot(at.sd, self.untried(places) / (1 + crashes))
-        z = (self.best_loss - at.mean) / sd
+        mean, sd = self._loss_of(places)
+        z = (self.best_loss - mean) / sd
         density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
         return np.log(np.maximum(density + z * np.exp(_log_normal_cdf(z)), 1e-12)) + np.log(sd)
 
-    def untried(self, places: Array) -> Array:
-        """Standard deviation of what choices that nothing served with may change. Shape (places,)."""
+    def _loss_of(self, places: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation.
+
+        A choice that nothing served with is taken as that of ``near``, but for what is expected of it: the process
+        would take it for as bad as the average, which is no reason not to try it.
+        """
         encoding = self.loss.process.encoding
-        new = np.abs(encoding.differences(places, self.served)).min(axis=2)[encoding.categorical] > 0
-        return np.sqrt(np.square(doubts(encoding)[encoding.categorical]) @ new)
+        new = np.abs(encoding.differences(places, self.served)).min(axis=2).T > 0
+        new[:, ~encoding.categorical] = False
+        known = np.where(new, self.near, places)
+        at = self.loss.process.predict(known)
+        crashes = 0 if self.risk is None else len(self.risk.crashed)
+        sd = np.hypot(at.sd, np.sqrt(new @ np.square(doubts(encoding))) / (1 + crashes))
+        prior = expected(encoding, LATENCY, places, self.loss.eager) if self.loss.priors else 0.0
+        return at.mean + prior, sd
 
 
 def learn(
@@ -111,15 +120,15 @@ def learn(
     )
     values = {row: o.value for row, o in enumerate(tried) if o.value is not None and o.outcome is not Outcome.CRASHED}
     if not values:
-        return Surrogate(None, margins, risk, None, places)
+        return Surrogate(None, margins, risk, None, places, near)
     rows = list(values)
     feasible = np.array([tried[row].outcome is Outcome.FEASIBLE for row in rows])
     losses = losses_of(list(values.values()))
     losses = np.minimum(losses, losses[feasible if feasible.any() else slice(None)].min() + _WORST_LOSS)
     loss = target(LATENCY, rows, losses, _LOSS_SCALE)
     if not feasible.any():
-        return Surrogate(loss, margins, risk, None, places)
-    return Surrogate(loss, margins, risk, float(loss.predict(places[rows][feasible]).mean.min()), places[rows])
+        return Surrogate(loss, margins, risk, None, places, near)
+    return Surrogate(loss, margins, risk, float(loss.predict(places[rows][feasible]).mean.min()), places[rows], near)
 
 
 def losses_of(values: Sequence[float]) -> Array:
