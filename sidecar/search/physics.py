@@ -76,7 +76,7 @@ def stretch(encoding: Encoding) -> Array:
 
 
 # Standard deviation of what a choice never tried may change, whatever the other knobs have shown.
-_DOUBT, _DOUBTS = 0.15, {"enforce_eager": 0.25, "kv_cache_dtype": 0.05}
+_DOUBT, _DOUBTS = 0.12, {"enforce_eager": 0.2, "kv_cache_dtype": 0.05}
 
 
 def doubts(encoding: Encoding) -> Array:
