@@ -15,7 +15,7 @@ from sidecar.search.physics import EAGER, doubts, expected, slopes, stretch
 LATENCY = "latency"
 _MOST_POINTS = 24  # that a model is fitted to: those nearest to where the search stands
 _FARTHEST = 3.0  # of log(measured / limit): twenty times the limit is as bad as any
-_WORST_LOSS = 1.0  # of the logarithm of the objective against the best: beyond, only that it is bad counts
+_WORST_LOSS = 0.4  # of the logarithm of the objective against the best: beyond, only that it is bad counts
 _LOSS_SCALE, _MARGIN_SCALE = 0.15, 0.4
 _SURELY_MET = -0.1  # log(measured / limit), where only "feasible" was recorded
 
