@@ -32,7 +32,8 @@ class Prediction:
 
 @dataclass(frozen=True)
 class GaussianProcess:
-    """Fitted to values at encoded places. ``noise_sd`` is that of one observation."""
+    """Fitted to values at encoded places. ``noise_sd`` is that of one observation; ``slopes`` are the standard
+    deviations of a linear part, knob by knob, over the function's amplitude."""
 
     encoding: Encoding
     places: Array
@@ -62,12 +63,13 @@ class GaussianProcess:
 
 
 def fit(
-    encoding: Encoding, places: Array, values: Array, scale: float, stretch: Array, slopes: Array
+    encoding: Encoding, places: Array, values: Array, scale: float, *, stretch: Array, slopes: Array
 ) -> GaussianProcess:
     """The process for ``values`` (shape (n,), at least one) at ``places`` (shape (n, knobs)).
 
     ``scale`` is the standard deviation that the function is expected to have, in the unit of the values; ``stretch``
-    (shape (knobs,)) lengthens the lengthscales that are expected.
+    (shape (knobs,)) lengthens the lengthscales that are expected; ``slopes`` (shape (knobs,)) are standard
+    deviations of a slope over each knob's range, in the unit of the values, and 0 for choices.
     """
     expected = np.log(_LENGTH_MEDIAN * math.sqrt(places.shape[1]) * stretch)
     squares = np.square(encoding.differences(places, places))
@@ -78,7 +80,7 @@ def fit(
     best = -math.inf
     for _ in range(_STEPS):
         tried = _variations(lengths, noise)
-        scores = _log_posterior(squares, lines, values, scale, expected, tried)
+        scores = _log_posterior(squares, lines, values, scale, expected=expected, tried=tried)
         index = int(np.argmax(scores))
         if scores[index] <= best + 1e-3:
             break
@@ -108,7 +110,9 @@ def _variations(lengths: Indices, noise: int) -> Indices:
     return tried[((tried >= 0) & (tried <= most)).all(axis=1)]
 
 
-def _log_posterior(squares: Array, lines: Array, values: Array, scale: float, expected: Array, tried: Indices) -> Array:
+def _log_posterior(
+    squares: Array, lines: Array, values: Array, scale: float, *, expected: Array, tried: Indices
+) -> Array:
     """Of each row of ``tried``, up to a constant. Shape (rows,)."""
     n = len(values)
     lengths, noise = _LENGTHS[tried[:, :-1]], _NOISES[tried[:, -1]]

@@ -1,7 +1,7 @@
 """What is known of vLLM before anything is measured: which way each knob moves a latency, roughly.
 
 The numbers are changes of the natural logarithm: of a number for each factor of e (for a share, from 0 to 1), of a
-choice against the others.
+choice against the others. Those of eager mode are shares of what ``eager_effect`` says.
 They are a prior mean, so what is measured replaces them. Signs and sizes follow measurements on an H200 (vLLM 0.26):
 eager mode takes 14.7 ms a token where graphs take 2.0, eight tokens in one piece 122 ms; too few sequences queue for
 seconds.
@@ -39,23 +39,26 @@ _STRETCH: Mapping[str, float] = {
     "max_model_len": 8.0,
     "block_size": 2.0,
 }
-
-
+# Of eager mode where the time between tokens is not known.
 EAGER = 0.7
 _LAUNCHES_MS = 18.0  # what the host takes to launch a step without CUDA graphs, partly while the GPU works
+# Standard deviation of what a choice never tried may change, whatever the other knobs have shown.
+_DOUBT, _DOUBTS = 0.12, {"enforce_eager": 0.2, "kv_cache_dtype": 0.05}
 
 
 def eager_effect(tried: Sequence[Observation], itl_limit_ms: float | None) -> float:
-    """By how much eager mode is expected to slow: what its launches add to the time between tokens with graphs."""
-    graphs = [
-        (1 + o.margins["itl_p99_ms"]) * itl_limit_ms
-        for o in tried
-        if itl_limit_ms and o.margins and "itl_p99_ms" in o.margins and o.config.get("enforce_eager") is False
-    ]
-    return math.log(math.hypot(1.0, _LAUNCHES_MS / max(min(graphs), 1.0))) if graphs else EAGER
+    """Logarithm of how much slower eager mode is expected to be, from the least p99 between tokens with graphs.
+
+    Launches matter less the longer a step takes; where tokens come fast, graphs are what makes them so.
+    """
+    excesses = [o.margins.get("itl_p99_ms", math.inf) for o in tried if o.margins and not o.config.get("enforce_eager")]
+    if itl_limit_ms is None or not excesses or not math.isfinite(min(excesses)):
+        return EAGER
+    with_graphs_ms = max((1 + min(excesses)) * itl_limit_ms, 1.0)
+    return math.log(math.hypot(1.0, _LAUNCHES_MS / with_graphs_ms))
 
 
-def expected(encoding: Encoding, target: str, places: Array, eager: float = EAGER) -> Array:
+def expected(encoding: Encoding, target: str, places: Array, eager: float) -> Array:
     """The prior mean of ``target`` ("latency", or a constraint), up to a constant. Shape (places,)."""
     total = np.zeros(len(places))
     slopes, choices = _SLOPES.get(target, {}), _CHOICES.get(target, {})
@@ -75,12 +78,8 @@ def stretch(encoding: Encoding) -> Array:
     return np.array([_STRETCH.get(knob.name, 1.0) for knob in encoding.space.knobs])
 
 
-# Standard deviation of what a choice never tried may change, whatever the other knobs have shown.
-_DOUBT, _DOUBTS = 0.12, {"enforce_eager": 0.2, "kv_cache_dtype": 0.05}
-
-
 def doubts(encoding: Encoding) -> Array:
-    """Shape (knobs,)."""
+    """Standard deviation of what a choice of each knob may change, before it was tried. Shape (knobs,)."""
     return np.array([_DOUBTS.get(knob.name, _DOUBT) for knob in encoding.space.knobs])
 
 

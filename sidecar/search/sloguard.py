@@ -119,15 +119,8 @@ class SloGuard:
         start = self._start(tried, places)
         trust = _TRUST_GUARDED if self._known.project is not None else _TRUST_ALONE
         risk = CrashRisk.of(self.encoding, tried, places, start, trust) if self.parts.crash_model else None
-        model = learn(
-            self.encoding,
-            tried,
-            places,
-            start,
-            risk=risk,
-            priors=self.parts.priors,
-            eager=eager_effect(tried, (self.context.limits or {}).get("itl_p99_ms")),
-        )
+        eager = eager_effect(tried, (self.context.limits or {}).get("itl_p99_ms"))
+        model = learn(self.encoding, tried, places, start, risk=risk, priors=self.parts.priors, eager=eager)
         feasible = np.array([o.outcome is Outcome.FEASIBLE for o in tried], dtype=bool)
         centre = start
         if feasible.any() and model.loss is not None:
@@ -150,9 +143,7 @@ class SloGuard:
     def _scores(self, view: _View, places: Array) -> Array:
         """Logarithm of the weighted improvement, less what keeps the steps small and safe. Shape (places,)."""
         serves = view.model.log_serves(places)
-        crashes = sum(o.outcome is Outcome.CRASHED for o in view.history)
-        weight = _CRASH_WEIGHT
-        scores = view.model.log_improvement(places) + view.model.log_meets(places) + weight * serves
+        scores = view.model.log_improvement(places) + view.model.log_meets(places) + _CRASH_WEIGHT * serves
         scores -= _BARRED * (serves < math.log(threshold(view.history)))
         steps = np.abs(self.encoding.differences(places, view.centre[None])[:, :, 0])
         changes = (steps > 1e-6).sum(axis=0)

@@ -22,7 +22,7 @@ _SURELY_MET = -0.1  # log(measured / limit), where only "feasible" was recorded
 
 @dataclass(frozen=True)
 class Target:
-    """One modelled quantity: a Gaussian process around the prior mean."""
+    """One modelled quantity: a Gaussian process around the prior mean. ``eager`` is physics.eager_effect's."""
 
     name: str
     process: GaussianProcess
@@ -32,9 +32,13 @@ class Target:
     def predict(self, places: Array) -> Prediction:
         """Shape of each: (places,)."""
         around = self.process.predict(places)
+        return Prediction(around.mean + self.prior(places), around.sd)
+
+    def prior(self, places: Array) -> Array:
+        """The prior mean, 0 without priors. Shape (places,)."""
         if not self.priors:
-            return around
-        return Prediction(around.mean + expected(self.process.encoding, self.name, places, self.eager), around.sd)
+            return np.zeros(len(places))
+        return expected(self.process.encoding, self.name, places, self.eager)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Surrogate:
 
     ``loss`` is lower for a better objective, None where nothing was measured; ``best_loss`` is the lowest that it
     predicts where a configuration was feasible, None where none was. ``margins`` are logarithms of what is measured
-    over its limit: below 0 is met. ``risk`` is None where crashes are not modelled.
+    over its limit: below 0 is met. ``risk`` is None where crashes are not modelled. ``served`` are the places of the
+    trials that gave an objective, and ``near`` is the one around which all was learned.
     """
 
     loss: Target | None
@@ -71,26 +76,24 @@ class Surrogate:
         """Logarithm of the expected improvement on the best feasible objective; 0 where there is none yet."""
         if self.loss is None or self.best_loss is None:
             return np.zeros(len(places))
-        mean, sd = self._loss_of(places)
-        z = (self.best_loss - mean) / sd
+        at = self._with_doubts(self.loss, places)
+        z = (self.best_loss - at.mean) / at.sd
         density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
-        return np.log(np.maximum(density + z * np.exp(_log_normal_cdf(z)), 1e-12)) + np.log(sd)
+        return np.log(np.maximum(density + z * np.exp(_log_normal_cdf(z)), 1e-12)) + np.log(at.sd)
 
-    def _loss_of(self, places: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation.
+    def _with_doubts(self, loss: Target, places: Array) -> Prediction:
+        """The loss, where a choice that nothing served with is taken as the one of ``near``, but for what is expected
+        of it, give or take a doubt. The process alone would take it for as bad as the average of what was tried.
 
-        A choice that nothing served with is taken as that of ``near``, but for what is expected of it: the process
-        would take it for as bad as the average, which is no reason not to try it.
+        Each crash lowers the doubts: what was never tried may crash as well.
         """
-        encoding = self.loss.process.encoding
+        encoding = loss.process.encoding
         new = np.abs(encoding.differences(places, self.served)).min(axis=2).T > 0
         new[:, ~encoding.categorical] = False
-        known = np.where(new, self.near, places)
-        at = self.loss.process.predict(known)
+        around = loss.process.predict(np.where(new, self.near, places))
         crashes = 0 if self.risk is None else len(self.risk.crashed)
-        sd = np.hypot(at.sd, np.sqrt(new @ np.square(doubts(encoding))) / (1 + crashes))
-        prior = expected(encoding, LATENCY, places, self.loss.eager) if self.loss.priors else 0.0
-        return at.mean + prior, sd
+        doubt = np.sqrt(new @ np.square(doubts(encoding))) / (1 + crashes)
+        return Prediction(around.mean + loss.prior(places), np.hypot(around.sd, doubt))
 
 
 def learn(
@@ -110,8 +113,9 @@ def learn(
         there, values = places[rows][kept], values[kept]
         around = values - expected(encoding, name, there, eager) if priors else values
         lengths = stretch(encoding) if priors else np.ones(there.shape[1])
+        # Of the objective alone: with those of the constraints, too, the landscapes came out worse.
         uncertain = slopes(encoding, name) if priors and name == LATENCY else np.zeros(there.shape[1])
-        return Target(name, fit(encoding, there, around, scale, lengths, uncertain), priors, eager)
+        return Target(name, fit(encoding, there, around, scale, stretch=lengths, slopes=uncertain), priors, eager)
 
     margins = tuple(
         target(name, list(seen), np.array(list(seen.values())), _MARGIN_SCALE)
