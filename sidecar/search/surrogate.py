@@ -85,14 +85,15 @@ class Surrogate:
         """The loss, where a choice that nothing served with is taken as the one of ``near``, but for what is expected
         of it, give or take a doubt. The process alone would take it for as bad as the average of what was tried.
 
-        Each crash lowers the doubts: what was never tried may crash as well.
+        What crashed is left to the crash model, and each crash lowers the doubts: what was never tried may crash too.
         """
         encoding = loss.process.encoding
         new = np.abs(encoding.differences(places, self.served)).min(axis=2).T > 0
         new[:, ~encoding.categorical] = False
         around = loss.process.predict(np.where(new, self.near, places))
-        crashes = 0 if self.risk is None else len(self.risk.crashed)
-        doubt = np.sqrt(new @ np.square(doubts(encoding))) / (1 + crashes)
+        crashed = self.risk.crashed if self.risk is not None else places[:0]
+        untried = new & (np.abs(encoding.differences(places, crashed)).min(axis=2, initial=1.0).T > 0)
+        doubt = np.sqrt(untried @ np.square(doubts(encoding))) / (1 + len(crashed))
         return Prediction(around.mean + loss.prior(places), np.hypot(around.sd, doubt))
 
 
