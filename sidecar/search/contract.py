@@ -70,12 +70,13 @@ class Context:
     """What is known besides the space and the history.
 
     ``incumbent`` is what serves, over the knobs of the space. ``project`` asks the guard, without side effects;
-    ``None`` where there is none.
+    ``None`` where there is none. ``limits`` are those of the SLO, by the names of the margins; latencies in ms.
     """
 
     incumbent: Config | None = None
     longest_request_tokens: int | None = None
     project: Callable[[Config], Projection] | None = None
+    limits: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)

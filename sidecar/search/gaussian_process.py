@@ -32,11 +32,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class GaussianProcess:
-    """Fitted to values at encoded places. ``noise_sd`` is that of one observation."""
+    """Fitted to values at encoded places. ``noise_sd`` is that of one observation; ``slopes`` are the standard
+    deviations of a linear part, knob by knob, over the function's amplitude."""
 
     encoding: Encoding
     places: Array
     inverse_lengths: Array
+    slopes: Array
     offset: float
     amplitude: float
     noise: float
@@ -52,40 +54,49 @@ class GaussianProcess:
         """Shape of each: (places,)."""
         squares = np.square(self.encoding.differences(places, self.places))
         kernel = _matern(np.tensordot(self.inverse_lengths**2, squares, axes=1))
+        here, there = (places - 0.5) * self.slopes, (self.places - 0.5) * self.slopes
+        kernel += here @ there.T
         mean = self.offset + kernel @ self.weights
         half = np.linalg.solve(self.factor, kernel.T)
-        variance = np.maximum(1.0 - np.square(half).sum(axis=0), 1e-6)
+        variance = np.maximum(1.0 + np.square(here).sum(axis=1) - np.square(half).sum(axis=0), 1e-6)
         return Prediction(mean, np.sqrt(self.amplitude * variance))
 
 
-def fit(encoding: Encoding, places: Array, values: Array, scale: float, stretch: Array) -> GaussianProcess:
+def fit(
+    encoding: Encoding, places: Array, values: Array, scale: float, *, stretch: Array, slopes: Array
+) -> GaussianProcess:
     """The process for ``values`` (shape (n,), at least one) at ``places`` (shape (n, knobs)).
 
     ``scale`` is the standard deviation that the function is expected to have, in the unit of the values; ``stretch``
-    (shape (knobs,)) lengthens the lengthscales that are expected.
+    (shape (knobs,)) lengthens the lengthscales that are expected; ``slopes`` (shape (knobs,)) are standard
+    deviations of a slope over each knob's range, in the unit of the values, and 0 for choices.
     """
     expected = np.log(_LENGTH_MEDIAN * math.sqrt(places.shape[1]) * stretch)
     squares = np.square(encoding.differences(places, places))
+    line = (places - 0.5) * slopes / scale
+    lines: Array = line @ line.T
     lengths = np.argmin(np.abs(np.log(_LENGTHS)[:, None] - expected), axis=0)
     noise = int(np.argmin(np.abs(np.log(_NOISES / _NOISE_MEDIAN))))
     best = -math.inf
     for _ in range(_STEPS):
         tried = _variations(lengths, noise)
-        scores = _log_posterior(squares, values, scale, expected, tried)
+        scores = _log_posterior(squares, lines, values, scale, expected=expected, tried=tried)
         index = int(np.argmax(scores))
         if scores[index] <= best + 1e-3:
             break
         best = float(scores[index])
         lengths, noise = tried[index, :-1], int(tried[index, -1])
     inverse = 1.0 / _LENGTHS[lengths]
-    factor, white = _whitened(squares, values, inverse, float(_NOISES[noise]))
+    factor, white = _whitened(squares, lines, values, inverse, float(_NOISES[noise]))
     y, ones = white.T
     offset = float(y @ ones / (ones @ ones))
     residual: Array = y - offset * ones
     n = len(values)
     amplitude = float((residual @ residual / 2 + _AMPLITUDE * scale**2) / (n / 2 + _AMPLITUDE))
     weights: Array = np.linalg.solve(factor.T, residual)
-    return GaussianProcess(encoding, places, inverse, offset, amplitude, float(_NOISES[noise]), factor, weights)
+    return GaussianProcess(
+        encoding, places, inverse, slopes / scale, offset, amplitude, float(_NOISES[noise]), factor, weights
+    )
 
 
 def _variations(lengths: Indices, noise: int) -> Indices:
@@ -99,11 +110,13 @@ def _variations(lengths: Indices, noise: int) -> Indices:
     return tried[((tried >= 0) & (tried <= most)).all(axis=1)]
 
 
-def _log_posterior(squares: Array, values: Array, scale: float, expected: Array, tried: Indices) -> Array:
+def _log_posterior(
+    squares: Array, lines: Array, values: Array, scale: float, *, expected: Array, tried: Indices
+) -> Array:
     """Of each row of ``tried``, up to a constant. Shape (rows,)."""
     n = len(values)
     lengths, noise = _LENGTHS[tried[:, :-1]], _NOISES[tried[:, -1]]
-    kernel = _matern(np.tensordot(lengths**-2, squares, axes=1)) + (noise[:, None, None] + _JITTER) * np.eye(n)
+    kernel = _matern(np.tensordot(lengths**-2, squares, axes=1)) + lines + (noise[:, None, None] + _JITTER) * np.eye(n)
     factor = np.linalg.cholesky(kernel)
     sides = np.broadcast_to(np.stack([values, np.ones(n)], axis=1), (len(tried), n, 2))
     white = np.linalg.solve(factor, sides)
@@ -117,10 +130,10 @@ def _log_posterior(squares: Array, values: Array, scale: float, expected: Array,
     return evidence - 0.5 * surprise
 
 
-def _whitened(squares: Array, values: Array, inverse: Array, noise: float) -> tuple[Array, Array]:
+def _whitened(squares: Array, lines: Array, values: Array, inverse: Array, noise: float) -> tuple[Array, Array]:
     """The kernel's Cholesky factor, and what it makes of the values and of ones. Shapes (n, n) and (n, 2)."""
     n = len(values)
-    kernel = _matern(np.tensordot(inverse**2, squares, axes=1)) + (noise + _JITTER) * np.eye(n)
+    kernel = _matern(np.tensordot(inverse**2, squares, axes=1)) + lines + (noise + _JITTER) * np.eye(n)
     factor: Array = np.linalg.cholesky(kernel)
     white: Array = np.linalg.solve(factor, np.stack([values, np.ones(n)], axis=1))
     return factor, white

@@ -20,6 +20,7 @@ from sidecar.search.contract import Context, Observation, Outcome, Proposal
 from sidecar.search.crash_risk import CrashRisk, threshold
 from sidecar.search.encoding import Array, Encoding
 from sidecar.search.failures import Failures, failed
+from sidecar.search.physics import eager_effect
 from sidecar.search.space import Space
 from sidecar.search.surrogate import Surrogate, learn
 from sidecar.search.tba import Annealing
@@ -118,7 +119,8 @@ class SloGuard:
         start = self._start(tried, places)
         trust = _TRUST_GUARDED if self._known.project is not None else _TRUST_ALONE
         risk = CrashRisk.of(self.encoding, tried, places, start, trust) if self.parts.crash_model else None
-        model = learn(self.encoding, tried, places, start, risk=risk, priors=self.parts.priors)
+        eager = eager_effect(tried, (self.context.limits or {}).get("itl_p99_ms"))
+        model = learn(self.encoding, tried, places, start, risk=risk, priors=self.parts.priors, eager=eager)
         feasible = np.array([o.outcome is Outcome.FEASIBLE for o in tried], dtype=bool)
         centre = start
         if feasible.any() and model.loss is not None:

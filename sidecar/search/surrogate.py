@@ -10,30 +10,35 @@ from sidecar.search.contract import Observation, Outcome
 from sidecar.search.crash_risk import CrashRisk
 from sidecar.search.encoding import Array, Encoding
 from sidecar.search.gaussian_process import GaussianProcess, Prediction, fit
-from sidecar.search.physics import expected, stretch
+from sidecar.search.physics import EAGER, doubts, expected, slopes, stretch
 
 LATENCY = "latency"
 _MOST_POINTS = 24  # that a model is fitted to: those nearest to where the search stands
 _FARTHEST = 3.0  # of log(measured / limit): twenty times the limit is as bad as any
-_WORST_LOSS = 1.0  # of the logarithm of the objective against the best: beyond, only that it is bad counts
+_WORST_LOSS = 0.4  # of the logarithm of the objective against the best: beyond, only that it is bad counts
 _LOSS_SCALE, _MARGIN_SCALE = 0.15, 0.4
 _SURELY_MET = -0.1  # log(measured / limit), where only "feasible" was recorded
 
 
 @dataclass(frozen=True)
 class Target:
-    """One modelled quantity: a Gaussian process around the prior mean."""
+    """One modelled quantity: a Gaussian process around the prior mean. ``eager`` is physics.eager_effect's."""
 
     name: str
     process: GaussianProcess
     priors: bool
+    eager: float
 
     def predict(self, places: Array) -> Prediction:
         """Shape of each: (places,)."""
         around = self.process.predict(places)
+        return Prediction(around.mean + self.prior(places), around.sd)
+
+    def prior(self, places: Array) -> Array:
+        """The prior mean, 0 without priors. Shape (places,)."""
         if not self.priors:
-            return around
-        return Prediction(around.mean + expected(self.process.encoding, self.name, places), around.sd)
+            return np.zeros(len(places))
+        return expected(self.process.encoding, self.name, places, self.eager)
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,16 @@ class Surrogate:
 
     ``loss`` is lower for a better objective, None where nothing was measured; ``best_loss`` is the lowest that it
     predicts where a configuration was feasible, None where none was. ``margins`` are logarithms of what is measured
-    over its limit: below 0 is met. ``risk`` is None where crashes are not modelled.
+    over its limit: below 0 is met. ``risk`` is None where crashes are not modelled. ``served`` are the places of the
+    trials that gave an objective, and ``near`` is the one around which all was learned.
     """
 
     loss: Target | None
     margins: tuple[Target, ...]
     risk: CrashRisk | None
     best_loss: float | None
+    served: Array
+    near: Array
 
     def log_meets(self, places: Array) -> Array:
         """Logarithm of the probability that every constraint is met. Shape (places,)."""
@@ -68,10 +76,25 @@ class Surrogate:
         """Logarithm of the expected improvement on the best feasible objective; 0 where there is none yet."""
         if self.loss is None or self.best_loss is None:
             return np.zeros(len(places))
-        at = self.loss.predict(places)
+        at = self._with_doubts(self.loss, places)
         z = (self.best_loss - at.mean) / at.sd
         density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
         return np.log(np.maximum(density + z * np.exp(_log_normal_cdf(z)), 1e-12)) + np.log(at.sd)
+
+    def _with_doubts(self, loss: Target, places: Array) -> Prediction:
+        """The loss, where a choice that nothing served with is taken as the one of ``near``, but for what is expected
+        of it, give or take a doubt. The process alone would take it for as bad as the average of what was tried.
+
+        What crashed is left to the crash model, and each crash lowers the doubts: what was never tried may crash too.
+        """
+        encoding = loss.process.encoding
+        new = np.abs(encoding.differences(places, self.served)).min(axis=2).T > 0
+        new[:, ~encoding.categorical] = False
+        around = loss.process.predict(np.where(new, self.near, places))
+        crashed = self.risk.crashed if self.risk is not None else places[:0]
+        untried = new & (np.abs(encoding.differences(places, crashed)).min(axis=2, initial=1.0).T > 0)
+        doubt = np.sqrt(untried @ np.square(doubts(encoding))) / (1 + len(crashed))
+        return Prediction(around.mean + loss.prior(places), np.hypot(around.sd, doubt))
 
 
 def learn(
@@ -82,15 +105,18 @@ def learn(
     *,
     risk: CrashRisk | None,
     priors: bool,
+    eager: float = EAGER,
 ) -> Surrogate:
     """The models after the trials that ran, at their encoded ``places``, as they are around the place ``near``."""
 
     def target(name: str, rows: list[int], values: Array, scale: float) -> Target:
         kept = encoding.closest(places[rows], near, _MOST_POINTS)
         there, values = places[rows][kept], values[kept]
-        around = values - expected(encoding, name, there) if priors else values
+        around = values - expected(encoding, name, there, eager) if priors else values
         lengths = stretch(encoding) if priors else np.ones(there.shape[1])
-        return Target(name, fit(encoding, there, around, scale, lengths), priors)
+        # Of the objective alone: with those of the constraints, too, the landscapes came out worse.
+        uncertain = slopes(encoding, name) if priors and name == LATENCY else np.zeros(there.shape[1])
+        return Target(name, fit(encoding, there, around, scale, stretch=lengths, slopes=uncertain), priors, eager)
 
     margins = tuple(
         target(name, list(seen), np.array(list(seen.values())), _MARGIN_SCALE)
@@ -99,15 +125,15 @@ def learn(
     )
     values = {row: o.value for row, o in enumerate(tried) if o.value is not None and o.outcome is not Outcome.CRASHED}
     if not values:
-        return Surrogate(None, margins, risk, None)
+        return Surrogate(None, margins, risk, None, places, near)
     rows = list(values)
     feasible = np.array([tried[row].outcome is Outcome.FEASIBLE for row in rows])
     losses = losses_of(list(values.values()))
     losses = np.minimum(losses, losses[feasible if feasible.any() else slice(None)].min() + _WORST_LOSS)
     loss = target(LATENCY, rows, losses, _LOSS_SCALE)
     if not feasible.any():
-        return Surrogate(loss, margins, risk, None)
-    return Surrogate(loss, margins, risk, float(loss.predict(places[rows][feasible]).mean.min()))
+        return Surrogate(loss, margins, risk, None, places, near)
+    return Surrogate(loss, margins, risk, float(loss.predict(places[rows][feasible]).mean.min()), places[rows], near)
 
 
 def losses_of(values: Sequence[float]) -> Array:
