@@ -124,6 +124,7 @@ class Tuner:
             incumbent=self._incumbent_knobs(),
             longest_request_tokens=self._config.workload.longest_request_tokens,
             project=self._guard.projector(self._run.incumbent),
+            limits=self._config.slo.model_dump(exclude_none=True),
         )
         return make(search.optimizer, self._space, search.seed, search.budget, context).ask([*self._prior, *history])
 

@@ -119,6 +119,7 @@ def simulate(landscape: Landscape, optimizer: str, seed: int, budget: int, *, gu
         incumbent=guard.knobs(landscape.incumbent) or None,
         longest_request_tokens=landscape.host.max_len_needed,
         project=guard.project if guarded else None,
+        limits=landscape.slo,
     )
     searcher = make(optimizer, landscape.space, seed, budget, context)
     history: list[Observation] = []
