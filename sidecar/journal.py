@@ -142,6 +142,8 @@ class Journal:
         version = self._version()
         if version > _VERSION:
             raise JournalError(f"journal of version {version}; this sloguard knows version {_VERSION}")
+        if read_only and version == 0:
+            raise JournalError("the journal is only just being made")
         if read_only:
             return
         self._db.execute("PRAGMA journal_mode = WAL")

@@ -29,6 +29,7 @@ LOGS = "logs"
 _MOST_LOGS = 100
 _PROBE_TIMEOUT_S = 10.0
 _LAST_WORDS_S = 0.5
+_GOING_DOWN_S = 5.0
 # Of the configured rate, where the capacity is the objective and no highest rate is given.
 _HIGHEST_RATE = 16.0
 
@@ -140,7 +141,7 @@ class Runner:
             model = engine.http.model()
             load = self.client.run(workload, engine.http.base_url, model, config.model, cancelled)
         except (LoadTimeoutError, Unanswered):
-            raise engine.crashed("serving", timed_out=engine.alive()) from None
+            raise _silent(engine) from None
         except LoadError:
             if not engine.alive():
                 raise engine.crashed("serving") from None
@@ -153,7 +154,7 @@ class Runner:
         try:
             engine.probe(_PROBE_TIMEOUT_S)
         except Unanswered:
-            raise engine.crashed("serving", timed_out=engine.alive()) from None
+            raise _silent(engine) from None
 
     def _with_report(self, engine: Engine, crash: Crash) -> Crash:
         """Where the log does not say why, what the plugin reported may."""
@@ -247,6 +248,14 @@ class Runner:
             self._journal.engine_gone(identity.engine_id)
             ended.append(identity.engine_id)
         return ended
+
+
+def _silent(engine: Engine) -> EngineCrashed:
+    """The crash of an engine that does not answer: it hangs, or is still on its way down after its core has died."""
+    deadline = time.monotonic() + _GOING_DOWN_S
+    while engine.alive() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return engine.crashed("serving", timed_out=engine.alive())
 
 
 def known(launch: Launch) -> dict[str, Any]:

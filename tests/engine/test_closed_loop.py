@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from prometheus_server import BINARY, PrometheusServer, panel_queries
 
 from sidecar.config import load
 from sidecar.engine.process_group import Identity, ProcessGroup
-from sidecar.journal import Journal
+from sidecar.journal import Journal, JournalError
 from sidecar.states import State
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -155,7 +155,9 @@ def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> 
     users = [threading.Thread(target=client.run) for _ in range(2)]
 
     def state() -> str:
-        record = Journal(config.state, read_only=True).state() if config.state.exists() else None
+        record = None
+        with suppress(JournalError):  # it may not be there yet
+            record = Journal(config.state, read_only=True).state()
         return record.state if record else ""
 
     prometheus = PrometheusServer(f"127.0.0.1:{config.metrics.port}") if BINARY else None

@@ -324,3 +324,8 @@ def complaint(folder: Path, read_only: bool) -> str:
         Journal(folder, read_only=read_only)
     assert len(str(raised.value).splitlines()) == 1
     return str(raised.value)
+
+
+def test_a_reader_that_comes_before_the_tables_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).touch()
+    assert complaint(tmp_path, read_only=True) == "the journal is only just being made"
