@@ -249,12 +249,12 @@ def cpu_cases() -> list[Case]:
 
 
 def cuda_cases() -> list[Case]:
-    """Seventy on a card of about 140 GiB, most of them beside a tenant.
+    """On a card of about 140 GiB, most of them beside a tenant.
 
-    The constants of the memory model were set on the first thirty; the next are of models that it had not seen; the
-    last ones are at the edge of what is free.
+    The constants of the memory model were set on the first thirty; the next thirty are of models that it had not seen;
+    ten are at the edge of what is free; the last thirty came after everything that these taught.
     """
-    return [*_first_cuda_cases(), *_second_cuda_cases(), *_last_cuda_cases()]
+    return [*_first_cuda_cases(), *_second_cuda_cases(), *_edge_cuda_cases(), *_last_cuda_cases()]
 
 
 def _first_cuda_cases() -> list[Case]:
@@ -335,7 +335,7 @@ def _second_cuda_cases() -> list[Case]:
     return [*alone, *shared]
 
 
-def _last_cuda_cases() -> list[Case]:
+def _edge_cuda_cases() -> list[Case]:
     eager: Config = {"enforce_eager": True}
     shares = [
         Case("Qwen3-8B", {**eager, "gpu_memory_utilization": share}, 45) for share in (0.66, 0.665, 0.67, 0.675, 0.68)
@@ -345,3 +345,48 @@ def _last_cuda_cases() -> list[Case]:
         for length in (38000, 39000, 39600, 40000, 41000)
     ]
     return [*shares, *lengths]
+
+
+def _last_cuda_cases() -> list[Case]:
+    eager: Config = {"enforce_eager": True}
+    alone = [
+        Case(model, {**eager, "gpu_memory_utilization": share, **more})
+        for model, share, more in (
+            ("Llama-3.1-8B", 0.99, {"max_num_seqs": 128}),
+            ("Llama-3.1-8B", 0.999, {}),
+            ("Llama-3.1-8B", 0.125, {"max_model_len": 8192}),
+            ("Llama-3.1-8B", 0.124, {"max_model_len": 8192}),
+            ("Llama-3.1-8B", 0.7, {"kv_cache_dtype": "fp8", "max_num_batched_tokens": 16384}),
+            ("Qwen2.5-7B", 0.993, {}),
+            ("Qwen2.5-7B", 0.12, {"max_model_len": 4096}),
+            ("Qwen2.5-7B", 0.115, {"max_model_len": 4096}),
+            ("Qwen2.5-7B", 0.3, {"max_num_seqs": 32, "max_num_batched_tokens": 2048}),
+            ("Llama-3.2-3B", 0.052, {"max_model_len": 4096}),
+            ("Llama-3.2-3B", 0.06, {"max_model_len": 4096}),
+            ("Llama-3.2-3B", 0.45, {"max_num_batched_tokens": 32768}),
+            ("Qwen2-1.5B", 0.995, {}),
+            ("Qwen2-1.5B", 0.04, {"max_model_len": 4096}),
+            ("Qwen2-1.5B", 0.6, {"dtype": "float32"}),
+        )
+    ]
+    shared = [
+        Case(model, {**eager, "gpu_memory_utilization": share, **more}, 90)
+        for model, share, more in (
+            ("Llama-3.1-8B", 0.33, {}),
+            ("Llama-3.1-8B", 0.345, {"max_num_seqs": 256}),
+            ("Llama-3.1-8B", 0.348, {"max_num_seqs": 256}),
+            ("Llama-3.1-8B", 0.4, {"max_model_len": 65536}),
+            ("Llama-3.1-8B", 0.2, {"max_model_len": 90000}),
+            ("Qwen2.5-7B", 0.34, {}),
+            ("Qwen2.5-7B", 0.344, {}),
+            ("Qwen2.5-7B", 0.25, {"max_num_batched_tokens": 65536}),
+            ("Llama-3.2-3B", 0.34, {}),
+            ("Llama-3.2-3B", 0.345, {"max_num_seqs": 512}),
+            ("Llama-3.2-3B", 0.35, {}),
+            ("Qwen2-1.5B", 0.34, {}),
+            ("Qwen2-1.5B", 0.347, {"max_num_seqs": 64}),
+            ("Qwen2-1.5B", 0.36, {}),
+            ("Qwen2-1.5B", 0.1, {"max_num_batched_tokens": 98304}),
+        )
+    ]
+    return [*alone, *shared]
