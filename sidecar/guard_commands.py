@@ -20,10 +20,10 @@ from rich.table import Table
 from sidecar.config import ConfigError
 from sidecar.learning import FILE_NAME as LEARNED
 from vllm_sloguard import machine, model_shape
-from vllm_sloguard.learned import Learned, ranks_of, read, version
+from vllm_sloguard.learned import Learned, ranks_of, read
 from vllm_sloguard.machine import Machine
 from vllm_sloguard.memory import GIB, Budget
-from vllm_sloguard.repair import TUNED, Repair, Status, repair
+from vllm_sloguard.repair import TUNED, Repair, Status
 from vllm_sloguard.rules.arguments import ARGUMENTS, gib, shown, values
 from vllm_sloguard.rules.sizes import as_number
 from vllm_sloguard.rules.values import refusal
@@ -113,16 +113,8 @@ def mend(
     """
     shape, args = _shape(model), _args(arg)
     here, learned = _machine(gpu_total_gib, gpu_free_gib, args), _learned(state, model, vllm_version, gpu_total_gib)
-    result = repair(
-        args,
-        shape,
-        here,
-        pinned=frozenset(_name("--pin", name) for name in pin or []),
-        workload_max_len=workload_max_len,
-        estimate=learned.estimator(shape),
-        limits=lambda asked: learned.limits(shape, asked, here, time.time()),
-        vllm_version=version(learned.vllm_version) if learned.vllm_version else None,
-    )
+    pinned = frozenset(_name("--pin", name) for name in pin or [])
+    result = learned.repairer(shape, here, time.time(), pinned=pinned, workload_max_len=workload_max_len)(args)
     if as_json:
         print(_json(_as_dict(result, here)))
     else:
