@@ -22,9 +22,9 @@ from sidecar.learning import FILE_NAME as LEARNED
 from vllm_sloguard import machine, model_shape
 from vllm_sloguard.learned import Learned, ranks_of, read
 from vllm_sloguard.machine import Machine
-from vllm_sloguard.memory import GIB, Budget
+from vllm_sloguard.memory import GIB, Budget, gib
 from vllm_sloguard.repair import TUNED, Repair, Status
-from vllm_sloguard.rules.arguments import ARGUMENTS, gib, shown, values
+from vllm_sloguard.rules.arguments import ARGUMENTS, shown, values
 from vllm_sloguard.rules.sizes import as_number
 from vllm_sloguard.rules.values import refusal
 
