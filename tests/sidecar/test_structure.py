@@ -35,7 +35,7 @@ LAYERS = (
     ("bench.landscape", "study"),
     ("bench.simulate",),
     ("bench.parallel", "bench.summary"),
-    ("bench.report",),
+    ("bench.report", "bench.restart"),
     ("bench.commands", "study_commands"),
     ("cli",),
 )
