@@ -26,7 +26,7 @@ LAYERS = (
     ("load",),
     ("judge",),
     ("trial",),
-    ("journal", "promotion", "telemetry"),
+    ("journal", "live", "promotion", "telemetry"),
     ("learning", "metrics", "promoted"),
     ("guard", "guard_commands", "runner"),
     ("tuner",),
@@ -47,6 +47,7 @@ PURE = (
     "gpus",
     "knobs",
     "kv_cache",
+    "live",
     "machine",
     "memory",
     "model_shape",
@@ -57,7 +58,10 @@ PURE = (
     "weights",
     "windows",
 )
-INSIDE_VLLM = {f"vllm_sloguard.{name}" for name in ("engine_args", "loadgen", "plugin", "stat_logger")}
+INSIDE_VLLM = {
+    f"vllm_sloguard.{name}"
+    for name in ("engine_args", "live_link", "live_scheduler", "loadgen", "plugin", "stat_logger")
+}
 
 
 def sources(package: str) -> dict[str, Path]:
