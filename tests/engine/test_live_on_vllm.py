@@ -121,7 +121,8 @@ def test_sixteen_two_and_sixteen_again_under_load(live: LiveEngine) -> None:
 
 
 def test_twenty_random_changes_under_load(live: LiveEngine) -> None:
-    outcome = change_at_random(live, changes=20, seed=3)
+    # On a busy machine steps take long; make bench-live holds the time against what is promised.
+    outcome = change_at_random(live, changes=20, seed=3, within_s=10)
 
     print(report(outcome))
     assert outcome.failed_requests == 0
