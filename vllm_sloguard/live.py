@@ -91,9 +91,9 @@ class Effect:
     seen: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Counters:
-    """Since a change was applied."""
+    """Since a change was applied. Only the engine's own thread adds to it."""
 
     steps: int = 0
     most_running: int = 0
@@ -102,16 +102,14 @@ class Counters:
     hits: int = 0
     counts_lookups: bool = False
 
-    def plus(self, step: Step) -> "Counters":
-        """With ``step``."""
-        return Counters(
-            self.steps + 1,
-            max(self.most_running, step.running),
-            max(self.most_tokens, step.tokens),
-            self.queries + step.queries,
-            self.hits + step.hits,
-            step.lookups is not None,
-        )
+    def add(self, step: Step) -> None:
+        """Counts ``step``."""
+        self.steps += 1
+        self.most_running = max(self.most_running, step.running)
+        self.most_tokens = max(self.most_tokens, step.tokens)
+        self.queries += step.queries
+        self.hits += step.hits
+        self.counts_lookups = step.lookups is not None
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class Progress:
     applied_s: float | None = None
     settled_s: float | None = None
     effects: Mapping[str, Effect] = field(default_factory=dict[str, Effect])
-    counters: Counters = Counters()
+    counters: Counters = field(default_factory=Counters)
 
     def pending(self) -> bool:
         """Whether something of it is still to be done or seen."""
@@ -249,7 +247,7 @@ class LiveRecord:
             held = self._in_force
             if held is None or held.state is State.EXPIRED or now - self._answered_at <= held.change.lease_s:
                 return
-            self._update(replace(held, state=State.EXPIRED), tell=True)
+            self._update(replace(held, state=State.EXPIRED))
 
     def broken(self, why: str) -> None:
         """Says that nothing is live in this engine any more."""
@@ -257,7 +255,7 @@ class LiveRecord:
             self.cold |= dict.fromkeys(self.ranges, why)
             self.ranges = {}
             if self._in_force is not None:
-                self._update(replace(self._in_force, state=State.REFUSED, refusal=why), tell=True)
+                self._update(replace(self._in_force, state=State.REFUSED, refusal=why))
 
     def in_force(self) -> Progress | None:
         """The last change that was accepted."""
@@ -286,14 +284,14 @@ class LiveRecord:
             wanted = self.targets(progress)
             effects = {name: Effect(before[name], wanted[name]) for name in wanted if wanted[name] != before[name]}
             applied_s = now - progress.received_at
-            self._update(replace(progress, state=State.APPLIED, applied_s=applied_s, effects=effects), tell=True)
+            self._update(replace(progress, state=State.APPLIED, applied_s=applied_s, effects=effects))
 
     def settled(self, now: float) -> None:
         """The caches have been emptied."""
         with self._moved:
             if self._in_force is not None:
                 settled_s = now - self._in_force.received_at
-                self._update(replace(self._in_force, settled_s=settled_s), tell=True)
+                self._update(replace(self._in_force, settled_s=settled_s))
 
     def observed(self, step: Step, now: float) -> None:
         """Takes one step that was scheduled under the change in force."""
@@ -301,23 +299,24 @@ class LiveRecord:
             held = self._in_force
             if held is None or held.state is not State.APPLIED:
                 return
-            effects = {
-                name: _after(name, effect, step, now - held.received_at) for name, effect in held.effects.items()
-            }
-            tell = any(effects[name].verdict is not held.effects[name].verdict for name in effects)
-            self._update(replace(held, effects=effects, counters=held.counters.plus(step)), tell=tell)
+            held.counters.add(step)
+            if all(effect.verdict is Verdict.SHOWN for effect in held.effects.values()):
+                return
+            seconds = now - held.received_at
+            effects = {name: _after(name, effect, step, seconds) for name, effect in held.effects.items()}
+            if effects != held.effects:
+                self._update(replace(held, effects=effects))
 
     def wait(self, revision: int, timeout_s: float) -> None:
         """Until there is something that ``revision`` did not tell, for at most ``timeout_s`` seconds."""
         with self._moved:
             self._moved.wait_for(lambda: self.revision != revision, timeout_s)
 
-    def _update(self, progress: Progress, *, tell: bool) -> None:
+    def _update(self, progress: Progress) -> None:
         if self._last is self._in_force:
             self._last = progress
         self._in_force = progress
-        if tell:
-            self._tell()
+        self._tell()
 
     def _tell(self) -> None:
         self.revision += 1
