@@ -211,7 +211,9 @@ class LiveScheduler:
         """Empties the caches where nothing runs; elsewhere it waits for that."""
         scheduler = self._scheduler
         held = self.record.in_force()
-        if held is None or not held.change.settle or held.settled_s is not None or scheduler.running:
+        if held is None or held.state is not State.APPLIED or not held.change.settle:
+            return
+        if held.settled_s is not None or scheduler.running:
             return
         if scheduler.reset_prefix_cache(reset_connector=scheduler.connector is not None):
             if self._reset_encoder is not None:
