@@ -199,10 +199,11 @@ def test_too_few_pairs_are_inconclusive(pairs: int, said: str) -> None:
 
 
 def test_a_window_that_ends_between_two_looks_is_decided_on_its_complete_pairs() -> None:
+    def shaky(mean_ms: float) -> Callable[[int], Result]:
+        return lambda nth: load(mean_ms + 130 * (nth % 2))
+
     # After three pairs it is open; the fourth, and half of the fifth, are all that there is time for.
-    trials = going_on(
-        searched(load(1)), lambda n: load(1000 + 80 * (n % 2)), lambda n: load(820 + 80 * (n % 2)), most=9
-    )
+    trials = going_on(searched(load(1)), shaky(1000), shaky(820), most=9)
     assert next_role(trials, CONFIG) is not None
 
     decision = decide(trials, CONFIG)
