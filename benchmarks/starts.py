@@ -8,6 +8,7 @@ end-to-end latency in seconds, in the order in which they were sent. `sloguard b
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -44,10 +45,10 @@ def measured(path: Path, changed: Args) -> dict[str, object]:
         journal, hub = Journal(config.state), TelemetryHub()
         server = serve(config.socket, lambda server: add_TelemetryServiceServicer_to_server(hub, server))
         learning = Learning(journal, config.state, config.model, lambda ranks: machine.observe({}, ranks=ranks))
-        runner = Runner(config, learning, hub, Metrics(config))
+        runner = Runner(config, learning, hub, Metrics(config), lambda text: print(text, file=sys.stderr))
         args = {**config.engine.args, **changed}
         try:
-            result = runner.run(Plan(Role.BASELINE, {}, args, "start", "the noise between starts"), lambda: False)
+            result = runner.run(Plan(Role.REFERENCE, {}, args, "start", "the noise between starts"), lambda: False)
         finally:
             runner.close()
             server.stop(grace=0.5).wait(2)

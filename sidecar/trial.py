@@ -42,6 +42,13 @@ class Role(StrEnum):
 VALIDATING = (Role.REFERENCE, Role.VALIDATION)
 
 
+class Start(StrEnum):
+    """How a trial's engine came to be."""
+
+    ORDINARY = "ordinary"  # by its command line, as an operator starts it
+    FORKED = "forked"  # from a process that had imported vLLM
+
+
 @dataclass(frozen=True, config=_FROZEN)
 class Change:
     """One argument that the repair changed; ``before`` is None where it was not given."""
@@ -87,6 +94,7 @@ class Result:
     repairs: tuple[Change, ...] = ()
     kv_cache_tokens: int | None = None
     vllm_version: str = ""
+    start: Start = Start.ORDINARY
     start_s: float | None = None
     load_s: float | None = None
     stop_s: float | None = None
