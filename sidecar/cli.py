@@ -108,7 +108,7 @@ def tune(config_file: ConfigFile) -> None:
                 parts.runner,
                 parts.guard,
                 notify=notify,
-                fits=lambda _more: True,
+                fits=lambda _search, _validations: True,
                 cancelled=parts.requests.stop_sidecar.is_set,
             ).tune()
         metrics.decided(decision)
