@@ -28,7 +28,7 @@ def comments(config: Config, decision: Decision, trials: Sequence[Trial]) -> lis
         f"Written by sloguard {_version('vllm-sloguard')}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}.",
         f"Decision: {decision.outcome}: {decision.reason}.",
         f"vLLM {_vllm()}; objective {config.objective}; load {config.workload.rate:g} requests/s, "
-        f"{config.workload.requests} requests of about {config.workload.input_tokens} + "
+        f"{config.workload.most_requests} requests of about {config.workload.input_tokens} + "
         f"{config.workload.output_tokens} tokens.",
     ]
     chosen = next((t for t in trials if t.number == decision.trial), None)

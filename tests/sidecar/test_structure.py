@@ -25,7 +25,9 @@ LAYERS = (
     ("engine.engine",),
     ("load",),
     ("judge",),
-    ("trial",),
+    ("so_far", "trial"),
+    ("saturation", "sequential"),
+    ("early_stop",),
     ("journal", "promotion", "telemetry"),
     ("learning", "metrics", "promoted"),
     ("guard", "guard_commands", "runner"),
@@ -54,6 +56,7 @@ PURE = (
     "repair",
     "rules",
     "settings",
+    "warmup",
     "weights",
     "windows",
 )
