@@ -50,7 +50,7 @@ class Rules:
             tested = sequential.ending(sent, progress.now_s, self.slo, self.confidence)
             if tested is not None:
                 return tested
-        return saturation.ending(sent, progress.now_s, progress.planned, self.slo)
+        return saturation.ending(sent, progress.now_s, progress.planned, self.workload.rate, self.slo)
 
 
 def missed(sent: Sequence[Arrival], now_s: float, planned: int, slo: Slo, workload: Workload) -> Hopeless | None:

@@ -5,13 +5,17 @@ All of this must hold, of the requests that arrived before the first that still 
 - the median of their times to the first token is higher in each fifth of them than in the one before; the first fifth
   is left out, in which the batch fills;
 - more wait for their first token now than when the middle one of them arrived;
+- since then fewer first tokens came than the rate of the load promises arrivals, by three standard deviations of a
+  Poisson count: a queue may also grow because more arrived than usual, and that ends by itself;
 - the line through the later half, by the method of Theil (1950) and Sen (1968) and with the slope at the low end of its
-  99 % interval, leads to more than twice the limit where 98 % of the requests will have arrived.
+  99 % interval, leads to more than one and a half times the limit where 98 % of the requests will have arrived.
 
-Times of neighbours depend on each other, so that the interval is narrower than it should be: the rise in every part and
-the factor of two are what guards good loads. This is a prediction, unlike arithmetic; what it ends is never promoted.
+Times of neighbours depend on each other, so that the interval is narrower than it should be: what is served, the rise
+in every part and the factor are what guards good loads, and that a quarter of the requests must have begun. This
+is a prediction, unlike arithmetic.
 """
 
+import math
 import statistics
 from collections.abc import Sequence
 from itertools import pairwise, takewhile
@@ -22,20 +26,25 @@ from sidecar.load import End
 from sidecar.so_far import Arrival, Hopeless, at_least
 
 _PARTS = 5
-_LEAST = 40
-_MARGIN = 2.0
+_LEAST, _LEAST_SHARE = 60, 0.25
+_MARGIN = 1.5
+_SIGMAS = 3.0
 _CONFIDENCE = 0.99
 _WHERE = 0.98  # of the arrivals: what comes after it is more than a p99 allows
 
 
-def ending(sent: Sequence[Arrival], now_s: float, planned: int, slo: Slo) -> Hopeless | None:
-    """The end of a load of ``planned`` requests that runs away; ``sent`` by arrival."""
+def ending(sent: Sequence[Arrival], now_s: float, planned: int, rate: float, slo: Slo) -> Hopeless | None:
+    """The end of a load of ``planned`` requests, ``rate`` a second, that runs away; ``sent`` by arrival."""
     limits = [(ms, name) for name in ("ttft_p99_ms", "e2e_p99_ms") if (ms := getattr(slo, name)) is not None]
     begun = list(takewhile(lambda a: a.begun, sent))
-    if not limits or len(begun) < _LEAST or any(a.failed for a in begun):
+    if not limits or len(begun) < max(_LEAST, _LEAST_SHARE * planned) or any(a.failed for a in begun):
         return None
     limit_ms, name = min(limits)
-    if not _rises(begun) or _waiting(sent, now_s) <= _waiting(sent, begun[len(begun) // 2].start_s):
+    middle_s = begun[len(begun) // 2].start_s
+    if not _rises(begun) or _waiting(sent, now_s) <= _waiting(sent, middle_s):
+        return None
+    served = sum(middle_s < a.start_s + a.ttft_s <= now_s for a in sent if a.begun)
+    if served + _SIGMAS * math.sqrt(served) >= rate * (now_s - middle_s):
         return None
     ttft_ms = _foreseen_ms(begun, planned)
     if ttft_ms <= _MARGIN * limit_ms:
