@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sidecar.seconds import Seconds
 from sidecar.trial import Role, Status, Trial
 from sidecar.tuner import seconds_a_trial
 
@@ -149,6 +150,20 @@ def milliseconds(value: float | None) -> str:
     if value is None:
         return "-"
     return "failed" if math.isinf(value) else f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"
+
+
+def spending(seconds: Seconds) -> str:
+    """Where a run's time went, in one line."""
+    parts = {
+        "starting": seconds.starting,
+        "warm-up": seconds.warming_up,
+        "measuring": seconds.measuring,
+        "stopping": seconds.stopping,
+        "deciding": seconds.deciding,
+    }
+    total = seconds.total or 1.0
+    shares = ", ".join(f"{name} {spent:.0f} s ({spent / total:.0%})" for name, spent in parts.items())
+    return f"{seconds.trials} trials in {seconds.total:.0f} s: {shares}"
 
 
 def _short(value: object) -> str:

@@ -8,7 +8,6 @@ from statistics import median
 
 import pytest
 from engine_bench import DEMO
-from sidecar_cases import until
 from streaming_engine import StreamingEngine, serving
 
 from sidecar.config import Workload
@@ -68,7 +67,10 @@ def test_a_stop_cancels_what_is_in_flight_and_leaves_the_engine_idle(client: Loa
     with serving(StreamingEngine(seats=2, step_s=0.02)) as engine:
         load = send(client, engine, LOAD.model_copy(update={"requests": 400}), stop_at_ten)
         assert time.monotonic() - stopped_at < 2
-        until(lambda: engine.running == 0, 2)
+        deadline = time.monotonic() + 2
+        while engine.running and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert engine.running == 0
         arrived = engine.arrived
         assert load.ending == Ending(End.STOP, "ten are enough")
         assert 10 <= len(load.requests) < 100

@@ -77,23 +77,23 @@ def served(rate: float, service_s: float, count: int, seed: int) -> list[Arrival
     rng = np.random.default_rng(seed)
     starts = np.cumsum(rng.exponential(1 / rate, count))
     free, found = 0.0, list[Arrival]()
-    for start, service in zip(starts, rng.exponential(service_s, count), strict=True):
+    for start, service in zip(starts.tolist(), rng.exponential(service_s, count).tolist(), strict=True):
         free = max(free, start) + service
-        found.append(Arrival(float(start), float(free - start), float(free - start), (), True, True, False))
+        found.append(Arrival(start, free - start, free - start, (), True, True, False))
     return found
 
 
 def stops(load: list[Arrival], rate: float, slo: Slo) -> float | None:
     """The share of its time after which the trend ends ``load``, looked at four times a second."""
     end_s = load[-1].start_s
-    for now_s in np.arange(0.25, end_s, 0.25):
+    for now_s in np.arange(0.25, end_s, 0.25).tolist():
         sent = [a for a in load if a.start_s <= now_s]
         seen = [
             a if a.start_s + a.ttft_s <= now_s else Arrival(a.start_s, now_s - a.start_s, 0.0, (), False, False, False)
             for a in sent
         ]
-        if saturation.ending(seen, float(now_s), len(load), rate, slo) is not None:
-            return float(now_s / end_s)
+        if saturation.ending(seen, now_s, len(load), rate, slo) is not None:
+            return now_s / (end_s + load[-1].ttft_s)
     return None
 
 
@@ -111,7 +111,7 @@ def test_a_queue_that_runs_away_is() -> None:
 
     assert all(_p99_ms(load) > 4000 for load in bad)
     shares = [stops(load, 20, slo) for load in bad]
-    assert sum(share is not None and share < 0.5 for share in shares) >= 8
+    assert all(share is not None and share < 0.5 for share in shares)
 
 
 def _p99_ms(load: list[Arrival]) -> float:

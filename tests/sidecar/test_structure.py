@@ -29,7 +29,7 @@ LAYERS = (
     ("so_far", "trial"),
     ("saturation", "sequential"),
     ("early_stop",),
-    ("journal", "promotion", "telemetry"),
+    ("journal", "promotion", "seconds", "telemetry"),
     ("learning", "metrics", "promoted"),
     ("guard", "guard_commands", "runner"),
     ("tuner",),
