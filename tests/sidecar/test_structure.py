@@ -31,6 +31,7 @@ LAYERS = (
     ("early_stop",),
     ("journal", "live", "promotion", "provenance", "seconds", "telemetry"),
     ("learning", "metrics", "promoted"),
+    ("ceilings", "trial_engine"),
     ("guard", "guard_commands", "runner"),
     ("tuner",),
     ("service", "terminal"),
