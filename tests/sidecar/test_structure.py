@@ -27,15 +27,15 @@ LAYERS = (
     ("load",),
     ("judge",),
     ("trial",),
-    ("journal", "promotion", "provenance", "telemetry"),
+    ("journal", "live", "promotion", "provenance", "telemetry"),
     ("learning", "metrics", "promoted"),
     ("guard", "guard_commands", "runner"),
     ("tuner",),
     ("service", "terminal"),
-    ("bench.landscape", "bench.windows", "study"),
-    ("bench.promotion_command", "bench.simulate"),
+    ("bench.landscape", "bench.restart", "bench.windows", "study"),
+    ("bench.promotion_command", "bench.restart_command", "bench.simulate"),
     ("bench.parallel", "bench.summary"),
-    ("bench.report",),
+    ("bench.report"),
     ("bench.commands", "study_commands"),
     ("cli",),
 )
@@ -49,6 +49,7 @@ PURE = (
     "imported",
     "knobs",
     "kv_cache",
+    "live",
     "machine",
     "memory",
     "model_shape",
@@ -59,7 +60,10 @@ PURE = (
     "weights",
     "windows",
 )
-INSIDE_VLLM = {f"vllm_sloguard.{name}" for name in ("engine_args", "loadgen", "plugin", "stat_logger")}
+INSIDE_VLLM = {
+    f"vllm_sloguard.{name}"
+    for name in ("engine_args", "live_link", "live_scheduler", "loadgen", "plugin", "stat_logger")
+}
 
 
 def sources(package: str) -> dict[str, Path]:
