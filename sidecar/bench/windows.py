@@ -51,11 +51,12 @@ def recorded(path: Path) -> Recording:
     try:
         rows = [json.loads(line)["scores"] for line in path.read_text(encoding="utf-8").splitlines()]
         latencies_s = np.array(rows, dtype=float)
-        means = latencies_s.mean(axis=1)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--starts: {path}: not a recording of starts: {error}") from None
-    if len(rows) < 3 or not (latencies_s > 0).all() or not np.isfinite(latencies_s).all():
-        raise ConfigError(f"--starts: {path}: at least 3 starts without a failed request are needed")
+    good = np.isfinite(latencies_s) & (latencies_s > 0)
+    if latencies_s.ndim != 2 or min(latencies_s.shape) < 3 or not good.all():
+        raise ConfigError(f"--starts: {path}: at least 3 starts are needed, of as many requests each, none failed")
+    means = latencies_s.mean(axis=1)
     noise = float(np.std(np.log(means), ddof=1))
     return Recording(latencies_s / means[:, None], float(means.mean()), noise)
 
