@@ -35,7 +35,7 @@ LAYERS = (
     ("bench.landscape", "bench.restart", "bench.windows", "study"),
     ("bench.promotion_command", "bench.restart_command", "bench.simulate"),
     ("bench.parallel", "bench.summary"),
-    ("bench.report"),
+    ("bench.report",),
     ("bench.commands", "study_commands"),
     ("cli",),
 )
