@@ -58,7 +58,7 @@ def comments(config: Config, decision: Decision, trials: Sequence[Trial]) -> lis
     run = trials[-1].run if trials else 0
     lines = [
         f"Written by sloguard {origin['sloguard']}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}.",
-        f"Decision of run {run}: {decision.outcome}: {decision.reason}.",
+        f"Decision: {decision.outcome}: {decision.reason}.",
         *_origin(origin),
         f"Load: {config.workload.rate:g} requests/s, {config.workload.requests} requests of about "
         f"{config.workload.input_tokens} + {config.workload.output_tokens} tokens; objective {config.objective}.",
@@ -72,7 +72,7 @@ def comments(config: Config, decision: Decision, trials: Sequence[Trial]) -> lis
     if chosen is not None:
         lines.append(f"Served from now on: the configuration of trial {chosen.number}.")
     ran = len([t for t in trials if not t.plan.refusal])
-    return [*lines, f"{ran} trials ran; `sloguard trials {config.state}` lists them.", ""]
+    return [*lines, f"Run {run}, {ran} trials; `sloguard trials {config.state}` lists them.", ""]
 
 
 def _origin(origin: dict[str, Any]) -> list[str]:

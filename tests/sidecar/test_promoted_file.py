@@ -42,7 +42,8 @@ def test_it_says_what_it_rests_on(tmp_path: Path) -> None:
 
     text = promoted.write(config, ARGS, PROMOTED, TRIALS).read_text()
 
-    assert "# Decision of run 1: promoted: better." in text
+    assert "# Decision: promoted: better." in text
+    assert "# Run 1, 4 trials; `sloguard trials" in text
     assert "# vLLM 0.26.0 on " in text  # as the engines said, whatever is installed here
     assert hashlib.sha256(b"{}").hexdigest() in text
     assert "# incumbent, trial 3: feasible, ttft_p99_ms 10 of 500" in text
