@@ -60,8 +60,8 @@ def comments(config: Config, decision: Decision, trials: Sequence[Trial]) -> lis
         f"Written by sloguard {origin['sloguard']}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}.",
         f"Decision: {decision.outcome}: {decision.reason}.",
         *_origin(origin),
-        f"Load: {config.workload.rate:g} requests/s, {config.workload.most_requests} requests of about "
-        f"{config.workload.input_tokens} + {config.workload.output_tokens} tokens; objective {config.objective}.",
+        f"Load: {config.workload.rate:g} requests/s of about {config.workload.input_tokens} + "
+        f"{config.workload.output_tokens} tokens; objective {config.objective}.",
     ]
     numbered = {t.number: t for t in trials}
     for name, numbers in (("incumbent", decision.incumbents), ("candidate", decision.candidates)):
@@ -94,4 +94,4 @@ def _numbers(config: Config, trial: Trial) -> str:
         if limit.measured is not None
     ]
     mean = "" if measurement.e2e_mean_ms is None else f", e2e_mean_ms {measurement.e2e_mean_ms:.4g}"
-    return f"{trial.status}, {', '.join(against)}{mean}, goodput {measurement.goodput_rps:.4g}/s"
+    return f"{trial.status}, {measurement.requests} requests, {', '.join(against)}{mean}, goodput {measurement.goodput_rps:.4g}/s"

@@ -46,9 +46,9 @@ def test_it_says_what_it_rests_on(tmp_path: Path) -> None:
     assert "# Run 1, 4 trials; `sloguard trials" in text
     assert "# vLLM 0.26.0 on " in text  # as the engines said, whatever is installed here
     assert hashlib.sha256(b"{}").hexdigest() in text
-    assert "# incumbent, trial 3: feasible, ttft_p99_ms 10 of 500" in text
-    assert "# candidate, trial 4: feasible, ttft_p99_ms 10 of 500" in text
-    assert "# Load: 4 requests/s, 200 requests of about 512 + 128 tokens; objective latency." in text
+    assert "# incumbent, trial 3: feasible, 200 requests, ttft_p99_ms 10 of 500" in text
+    assert "# candidate, trial 4: feasible, 200 requests, ttft_p99_ms 10 of 500" in text
+    assert "# Load: 4 requests/s of about 512 + 128 tokens; objective latency." in text
     assert yaml.safe_load(text) == {
         "model": str(tmp_path / "model"),
         "max-num-seqs": 8,
