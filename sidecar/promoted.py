@@ -94,4 +94,5 @@ def _numbers(config: Config, trial: Trial) -> str:
         if limit.measured is not None
     ]
     mean = "" if measurement.e2e_mean_ms is None else f", e2e_mean_ms {measurement.e2e_mean_ms:.4g}"
-    return f"{trial.status}, {measurement.requests} requests, {', '.join(against)}{mean}, goodput {measurement.goodput_rps:.4g}/s"
+    figures = f"{', '.join(against)}{mean}, goodput {measurement.goodput_rps:.4g}/s"
+    return f"{trial.status}, {measurement.requests} requests, {figures}"
