@@ -19,6 +19,7 @@ from sidecar import guard_commands, lock, promoted, study_commands
 from sidecar.bench import commands as bench
 from sidecar.config import Config, ConfigError, load, seconds
 from sidecar.engine.engine import Cancelled, EngineCrashed
+from sidecar.engine.fork_server import ForkServerError
 from sidecar.engine.process_group import NotGoneError, ProcessGroup
 from sidecar.guard import Guard
 from sidecar.journal import Journal, JournalError
@@ -66,7 +67,7 @@ def main() -> None:
         app()
     except (ConfigError, lock.LockedError) as error:
         _fail(str(error), BAD_INPUT)
-    except (JournalError, LoadError, EngineCrashed, NotGoneError, OSError) as error:
+    except (JournalError, LoadError, EngineCrashed, ForkServerError, NotGoneError, OSError) as error:
         _fail(str(error), FAILED)
     except Cancelled:
         _fail("interrupted; the same command goes on where this one ended", INTERRUPTED)
@@ -108,7 +109,7 @@ def tune(config_file: ConfigFile) -> None:
                 parts.runner,
                 parts.guard,
                 notify=notify,
-                fits=lambda _more: True,
+                fits=lambda _search, _validations: True,
                 cancelled=parts.requests.stop_sidecar.is_set,
             ).tune()
         metrics.decided(decision)

@@ -21,11 +21,11 @@ from sidecar.engine.http import Unanswered
 from sidecar.engine.process_group import Identity, ProcessGroup
 from sidecar.journal import EngineRecord, JournalError
 from sidecar.learning import Learning
-from sidecar.load import LoadClient, LoadError, LoadResult, LoadTimeoutError, Watch
+from sidecar.load import LoadClient, LoadError, LoadResult, LoadTimeoutError, Watch, to_the_end
 from sidecar.metrics import Metrics
 from sidecar.so_far import Hopeless
 from sidecar.telemetry import TelemetryHub
-from sidecar.trial import Change, Plan, Result, Role, Start
+from sidecar.trial import VALIDATING, Change, Plan, Result, Role, Start
 from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.knobs import Value
 
@@ -74,8 +74,9 @@ class Runner:
     def run(self, plan: Plan, cancelled: Callable[[], bool]) -> Result:
         """One trial. A crash is a result. Raises LoadError when the client itself can't measure, Cancelled."""
         self.warm_up()
-        # What the guard has passed runs as it is; the baseline as it serves.
-        launch = self._launch(plan.args, "127.0.0.1", any_free_port(), repair=plan.role is Role.BASELINE)
+        # What the guard has passed runs as it is; the incumbent as it serves.
+        as_it_serves = plan.role in (Role.BASELINE, Role.REFERENCE)
+        launch = self._launch(plan.args, "127.0.0.1", any_free_port(), repair=as_it_serves)
         try:
             engine, start = self._trial_engine(launch, plan.role)
         except EngineCrashed as crashed:
@@ -100,10 +101,12 @@ class Runner:
         self.learn(engine, crash if plan.role is not Role.UNGUARDED else None)
         if crash is not None and plan.role is Role.BASELINE and start is Start.FORKED:
             self._fork_no_more("what is serving crashed on a forked engine")
+        heard = self._hub.of(launch.engine_id)
         timing = Result(
             crash=crash,
             repairs=self.repairs(engine),
-            kv_cache_tokens=self._hub.of(launch.engine_id).kv_cache_tokens,
+            kv_cache_tokens=heard.kv_cache_tokens,
+            vllm_version=heard.memory.vllm_version if heard.memory is not None else "",
             start=start,
             start_s=start_s,
             stop_s=stop_s,
@@ -112,7 +115,7 @@ class Runner:
 
     def _trial_engine(self, launch: Launch, role: Role) -> tuple[Engine, Start]:
         """Forked where that can be; what is to be promoted is started as it will serve. Raises EngineCrashed."""
-        if self._fork_server is not None and role is not Role.VALIDATION and not unforkable(launch.args):
+        if self._fork_server is not None and role not in VALIDATING and not unforkable(launch.args):
             try:
                 return self.start(launch, "trial", self._fork_server), Start.FORKED
             except ForkServerError as error:
@@ -174,17 +177,20 @@ class Runner:
         )
 
     def _loads(self, engine: Engine, role: Role, cancelled: Callable[[], bool]) -> list[tuple[Tried, LoadResult]]:
-        """One load, or for the capacity as many as it takes to find it."""
+        """One load, or for the capacity as many as it takes to find it; those of a validation are long enough."""
         workload, slo = self._config.workload, self._config.slo
-        thorough = role in (Role.BASELINE, Role.VALIDATION)
-        rules = Rules(slo, workload, self._config.promotion.confidence, thorough)
+        if role in VALIDATING:
+            requests = max(workload.most_requests, self._config.promotion.requests_a_start)
+            workload = workload.model_copy(update={"requests": requests})
+        rules = Rules(slo, workload, self._config.promotion.confidence, thorough=role is Role.BASELINE)
+        watch = to_the_end if role in VALIDATING else rules
         highest = workload.highest_rate or _HIGHEST_RATE * workload.rate
         done: list[tuple[Tried, LoadResult]] = []
         while (rate := next_rate([tried for tried, _ in done], workload.rate, highest)) is not None:
             # Prompts that are new to the engine: those of the load before are in its prefix cache.
             changes = {"rate": rate, "seed": workload.seed + len(done)}
             changes |= {"warmup_requests": 0} if done else {}
-            load = self._load(engine, workload.model_copy(update=changes), rules, cancelled)
+            load = self._load(engine, workload.model_copy(update=changes), watch, cancelled)
             met = not isinstance(load.ending, Hopeless) and judge.violation(judge.measure(load, slo), slo) == 0
             done.append((Tried(rate, met), load))
             if self._config.objective is not Objective.CAPACITY:

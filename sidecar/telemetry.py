@@ -22,6 +22,7 @@ _MOST_ENGINES = 8
 _MOST_REQUESTS = 10_000
 _MOST_REPORTS = 32
 _MOST_MESSAGE_BYTES = 4 * 2**20
+_MOST_CALLS = 64
 
 
 @dataclass
@@ -114,9 +115,10 @@ def serve(socket: Path, register: Callable[[grpc.Server], Any]) -> grpc.Server:
     # The holder of the state folder's lock alone comes here, so a socket that lies there is a dead one's.
     socket.unlink(missing_ok=True)
     server = grpc.server(
-        ThreadPoolExecutor(max_workers=8, thread_name_prefix="sloguard-grpc"),
+        # A thread for each call that may run at once: engines that wait for live changes hold theirs.
+        ThreadPoolExecutor(max_workers=_MOST_CALLS, thread_name_prefix="sloguard-grpc"),
         options=[("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES)],
-        maximum_concurrent_rpcs=64,
+        maximum_concurrent_rpcs=_MOST_CALLS,
     )
     register(server)
     umask = os.umask(0o177)

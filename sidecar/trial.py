@@ -34,7 +34,12 @@ class Role(StrEnum):
     BASELINE = "baseline"  # what is serving, measured in the same run
     SEARCH = "search"
     UNGUARDED = "unguarded"  # asked for by the operator, past the guard
-    VALIDATION = "validation"  # the best one again, on a fresh start
+    REFERENCE = "reference"  # what is serving again, on an ordinary start, beside the best one
+    VALIDATION = "validation"  # the best one again, on an ordinary start
+
+
+# Those that the promotion rests on, each on an ordinary start.
+VALIDATING = (Role.REFERENCE, Role.VALIDATION)
 
 
 class Start(StrEnum):
@@ -79,6 +84,7 @@ class Result:
     the plugin changed inside vLLM, where it was let. Where the load was stopped because it could not meet the SLO any
     more, ``stopped`` says why, in words: ``violation`` and the p99s are then lower bounds, and there is no value.
     ``load_s`` are the seconds of the loads, without their ``warmup_s``.
+    ``vllm_version`` is the engine's own, empty where its plugin did not say.
     """
 
     violation: float = 0.0
@@ -90,6 +96,7 @@ class Result:
     crash: Crash | None = None
     repairs: tuple[Change, ...] = ()
     kv_cache_tokens: int | None = None
+    vllm_version: str = ""
     start: Start = Start.ORDINARY
     start_s: float | None = None
     warmup_s: float | None = None
@@ -141,11 +148,11 @@ class Trial:
         if self.result is None or outcome is Outcome.CRASHED:
             return Observation(config, outcome, float("inf"), None)
         measured = self.result.measurement
-        margins = _margins(measured, slo, bounds=bool(self.result.stopped)) if slo and measured else None
-        return Observation(config, outcome, self.result.violation, self.result.value, margins)
+        told = margins(measured, slo, bounds=bool(self.result.stopped)) if slo and measured else None
+        return Observation(config, outcome, self.result.violation, self.result.value, told)
 
 
-def _margins(measurement: Measurement, slo: Slo, *, bounds: bool) -> dict[str, float]:
+def margins(measurement: Measurement, slo: Slo, *, bounds: bool = False) -> dict[str, float]:
     """By limit, (measured - limit) / limit; as Limit.excess where it was missed, unmeasured, or is 0.
 
     Of lower ``bounds`` only those of limits that were missed: the others may yet have been anything.

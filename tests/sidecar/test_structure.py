@@ -20,7 +20,7 @@ LAYERS = (
     ("search.gp", "search.tba_tpe"),
     ("search.sloguard",),
     ("search.registry",),
-    ("capacity", "config", "files", "lock", "states"),
+    ("capacity", "comparison", "config", "files", "lock", "states"),
     ("engine.command", "engine.http", "engine.process_group"),
     ("engine.fork_server",),
     ("engine.engine",),
@@ -29,13 +29,13 @@ LAYERS = (
     ("so_far", "trial"),
     ("saturation", "sequential"),
     ("early_stop",),
-    ("journal", "promotion", "seconds", "telemetry"),
+    ("journal", "live", "promotion", "provenance", "seconds", "telemetry"),
     ("learning", "metrics", "promoted"),
     ("guard", "guard_commands", "runner"),
     ("tuner",),
     ("service", "terminal"),
-    ("bench.landscape", "study"),
-    ("bench.simulate",),
+    ("bench.landscape", "bench.restart", "bench.windows", "study"),
+    ("bench.promotion_command", "bench.restart_command", "bench.simulate"),
     ("bench.parallel", "bench.summary"),
     ("bench.report",),
     ("bench.commands", "study_commands"),
@@ -51,6 +51,7 @@ PURE = (
     "imported",
     "knobs",
     "kv_cache",
+    "live",
     "machine",
     "memory",
     "model_shape",
@@ -62,7 +63,10 @@ PURE = (
     "weights",
     "windows",
 )
-INSIDE_VLLM = {f"vllm_sloguard.{name}" for name in ("engine_args", "loadgen", "plugin", "stat_logger")}
+INSIDE_VLLM = {
+    f"vllm_sloguard.{name}"
+    for name in ("engine_args", "live_link", "live_scheduler", "loadgen", "plugin", "stat_logger")
+}
 
 
 def sources(package: str) -> dict[str, Path]:
