@@ -9,7 +9,8 @@ what it showed: met, but only just, and with whatever growth it had.
 
 The constants of the rules were set before the loads were recorded: those of the arithmetic follow from the SLO, those
 of the sequential test from the error rates that it promises, and those of the trend were chosen on a simulated queue
-(M/M/1, 100 loads at each of 80, 90, 95, 100, 130 and 200 % of what it serves). So all recorded loads are held out.
+(M/M/1, 100 loads at each of 80, 90, 95, 100, 130 and 200 % of what it serves). They were changed once after an
+earlier set of the model's loads had been replayed, so the recorded loads are not wholly held out.
 """
 
 import argparse

@@ -9,6 +9,7 @@ the file is one load and the SLO that it is judged by. Times are in units of 0.1
 
 import argparse
 import json
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -17,9 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from crash_rich import A100, LLAMA_8B
-from engine_model import Load, Settings, serve
-from shared_card import speed_of
 
 from sidecar.config import Config, Slo, Workload, load
 from sidecar.engine.engine import Engine, Launch, any_free_port
@@ -118,6 +116,12 @@ def _started(config: Config, seqs: int, log: Path) -> Engine:
 
 def from_model() -> Iterator[Recorded]:
     """The model of an engine; it tells no single gap between tokens: at rates below and above what it serves."""
+    # Beside this file, and not on the path of a reader.
+    sys.path.append(str(Path(__file__).parent / "landscapes"))
+    from crash_rich import A100, LLAMA_8B
+    from engine_model import Load, Settings, serve
+    from shared_card import speed_of
+
     places = [(seqs, rate) for rate in (2.0, 3.0, 4.0, 4.5, 5.0, 5.5, 6.0, 8.0, 10.0, 12.0) for seqs in (16, 48, 192)]
     for seed, (seqs, rate) in enumerate(places * 2):
         plan = Load(rate, 240, 800, 150, 0.4, 0.4, 4000, jitter_ms=0.0, seed=seed)

@@ -18,6 +18,7 @@ from sidecar.config import load
 from sidecar.engine.command import Args
 from sidecar.journal import Journal
 from sidecar.learning import Learning
+from sidecar.live import LiveHub, next_epoch
 from sidecar.metrics import Metrics
 from sidecar.runner import Runner
 from sidecar.telemetry import TelemetryHub, serve
@@ -42,10 +43,10 @@ def measured(path: Path, changed: Args) -> dict[str, object]:
     """One start, with a journal of its own."""
     with tempfile.TemporaryDirectory() as folder:
         config = load(path).model_copy(update={"state": Path(folder) / "state"})
-        journal, hub = Journal(config.state), TelemetryHub()
+        journal, hub, live = Journal(config.state), TelemetryHub(), LiveHub(next_epoch(config.state))
         server = serve(config.socket, lambda server: add_TelemetryServiceServicer_to_server(hub, server))
         learning = Learning(journal, config.state, config.model, lambda ranks: machine.observe({}, ranks=ranks))
-        runner = Runner(config, learning, hub, Metrics(config), lambda text: print(text, file=sys.stderr))
+        runner = Runner(config, learning, hub, live, Metrics(config), _say)
         args = {**config.engine.args, **changed}
         try:
             result = runner.run(Plan(Role.REFERENCE, {}, args, "start", "the noise between starts"), lambda: False)
@@ -54,6 +55,10 @@ def measured(path: Path, changed: Args) -> dict[str, object]:
             server.stop(grace=0.5).wait(2)
             journal.close()
     return {"args": args, **json.loads(RESULT.dump_json(result))}
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

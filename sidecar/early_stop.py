@@ -10,8 +10,8 @@ Three rules, from the surest to the least sure:
    also ends good loads: enough was seen.
 3. The trend of sidecar.saturation: more comes in than is served.
 
-What is promoted, and what it is compared with, is left to arithmetic alone: promotion's test wants samples of one
-size, and a sample that was ended for what it showed is not a fair one.
+The baseline is left to arithmetic alone, and the starts that a promotion rests on are not watched at all: promotion
+compares values of samples of one size, and a sample that was ended for what it showed is not a fair one.
 """
 
 import math

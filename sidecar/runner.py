@@ -22,7 +22,7 @@ from sidecar.engine.process_group import Identity, ProcessGroup
 from sidecar.journal import EngineRecord, JournalError
 from sidecar.learning import Learning
 from sidecar.live import LiveHub
-from sidecar.load import LoadClient, LoadError, LoadResult, LoadTimeoutError, Watch
+from sidecar.load import LoadClient, LoadError, LoadResult, LoadTimeoutError, Watch, to_the_end
 from sidecar.metrics import Metrics
 from sidecar.so_far import Hopeless
 from sidecar.telemetry import TelemetryHub
@@ -203,18 +203,18 @@ class Runner:
     def _loads(self, engine: Engine, role: Role, cancelled: Callable[[], bool]) -> list[tuple[Tried, LoadResult]]:
         """One load, or for the capacity as many as it takes to find it; those of a validation are long enough."""
         workload, slo = self._config.workload, self._config.slo
-        thorough = role in VALIDATING
-        if thorough:
+        if role in VALIDATING:
             requests = max(workload.fixed_requests, self._config.promotion.requests_a_start)
             workload = workload.model_copy(update={"requests": requests})
-        rules = Rules(slo, workload, self._config.promotion.confidence, thorough)
+        rules = Rules(slo, workload, self._config.promotion.confidence, thorough=role is Role.BASELINE)
+        watch = to_the_end if role in VALIDATING else rules
         highest = workload.highest_rate or _HIGHEST_RATE * workload.rate
         done: list[tuple[Tried, LoadResult]] = []
         while (rate := next_rate([tried for tried, _ in done], workload.rate, highest)) is not None:
             # Prompts that are new to the engine: those of the load before are in its prefix cache.
             changes = {"rate": rate, "seed": workload.seed + len(done)}
             changes |= {"warmup_requests": 0} if done else {}
-            load = self._load(engine, workload.model_copy(update=changes), rules, cancelled)
+            load = self._load(engine, workload.model_copy(update=changes), watch, cancelled)
             met = not isinstance(load.ending, Hopeless) and judge.violation(judge.measure(load, slo), slo) == 0
             done.append((Tried(rate, met), load))
             if self._config.objective is not Objective.CAPACITY:
