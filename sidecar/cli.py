@@ -27,6 +27,7 @@ from sidecar.load import LoadError
 from sidecar.metrics import Metrics
 from sidecar.operations import Operations
 from sidecar.operator_commands import Refused
+from sidecar.progress import Say
 from sidecar.promotion import Outcome
 from sidecar.runner import Runner
 from sidecar.service import Service
@@ -83,14 +84,17 @@ def tune(config_file: ConfigFile) -> None:
 
     Example: sloguard tune -c sloguard.yaml
     """
-    config = load(config_file)
-    with _sidecar(config) as parts:
+    config, console = load(config_file), Console()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    with _sidecar(config, say) as parts:
         journal, metrics = parts.journal, parts.metrics
         _refuse_while_serving(journal)
         parts.runner.end_orphans()
         journal.take_over(os.getpid())
         run = open_run(config, journal)
-        console = Console()
         with View(console, list(config.search.knobs), config.search.budget) as view:
             for trial in journal.trials(run.id):
                 view.notify(trial)
@@ -114,11 +118,11 @@ def tune(config_file: ConfigFile) -> None:
         path = promoted.write(config, incumbent_args(config, journal), decision, trials)
         if console.is_terminal:
             show(console, trials, list(config.search.knobs))
-        console.print(f"{decision.outcome}: {decision.reason}", markup=False, highlight=False, soft_wrap=True)
+        say(f"{decision.outcome}: {decision.reason}")
         if decision.outcome is Outcome.PROMOTED:
             chosen = next(t for t in trials if t.number == decision.trial)
-            console.print(line(chosen, list(config.search.knobs)), markup=False, highlight=False, soft_wrap=True)
-        console.print(f"serve it: vllm serve --config {path}", markup=False, highlight=False, soft_wrap=True)
+            say(line(chosen, list(config.search.knobs)))
+        say(f"serve it: vllm serve --config {path}")
 
 
 def _refuse_while_serving(journal: Journal) -> None:
@@ -148,7 +152,7 @@ def serve(config_file: ConfigFile) -> None:
         console.print(f"{when:%Y-%m-%d %H:%M:%S} {text}", markup=False, highlight=False, soft_wrap=True)
 
     with (
-        _sidecar(config) as parts,
+        _sidecar(config, say) as parts,
         View(console, list(config.search.knobs), config.search.budget) as view,
     ):
         server = parts.metrics.serve()
@@ -175,7 +179,7 @@ def trials(state: StateFolder, as_json_: AsJson = False) -> None:
 
 
 @contextmanager
-def _sidecar(config: Config) -> Generator[Parts]:
+def _sidecar(config: Config, say: Say) -> Generator[Parts]:
     """What `tune` and `serve` both need, for as long as the state folder's lock is held."""
     with lock.held(config.state):
         requests, metrics = Requests(), Metrics(config)
@@ -191,7 +195,7 @@ def _sidecar(config: Config) -> Generator[Parts]:
         journal = Journal(config.state)
         server = serve_grpc(config.socket, register)
         learning = Learning(journal, config.state, config.model, observe)
-        runner = Runner(config, learning, hub, metrics)
+        runner = Runner(config, learning, hub, metrics, say)
         _on_signals(requests)
         try:
             guard = Guard(config, observe, learning.current)
