@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import datetime
@@ -31,11 +32,12 @@ from sidecar.operator_commands import Refused
 from sidecar.progress import Say
 from sidecar.promotion import Outcome
 from sidecar.runner import Runner
+from sidecar.seconds import spent
 from sidecar.service import Service
 from sidecar.serving import Parts
 from sidecar.telemetry import TelemetryHub
 from sidecar.telemetry import serve as serve_grpc
-from sidecar.terminal import View, line, show
+from sidecar.terminal import View, line, show, spending
 from sidecar.trial import as_json
 from sidecar.tuner import Tuner, incumbent_args, open_run
 from vllm_sloguard import machine
@@ -128,6 +130,7 @@ def tune(config_file: ConfigFile) -> None:
         path = promoted.write(config, incumbent_args(config, journal), decision, trials)
         if console.is_terminal:
             show(console, trials, list(config.search.knobs))
+        say(spending(spent(trials, time.time())))
         say(f"{decision.outcome}: {decision.reason}")
         if decision.outcome is Outcome.PROMOTED:
             chosen = next(t for t in trials if t.number == decision.trial)

@@ -35,6 +35,9 @@ from vllm_sloguard.knobs import KNOBS, Kind, Knob, Value
 # A Unix socket's path is limited by the kernel to 108 bytes, its final zero included.
 _LONGEST_SOCKET_PATH = 107
 SOCKET_NAME = "sidecar.sock"
+# Twice what a load without a single miss needs at the usual confidence; see sidecar.early_stop.
+_MOST_REQUESTS = 500
+_COMPARED_REQUESTS = 200
 
 
 class ConfigError(ValueError):
@@ -116,11 +119,13 @@ class Workload(_Section):
     """The load of a trial: open loop, Poisson arrivals, random prompts; lengths vary by ``spread`` of their mean.
 
     ``highest_rate`` ends the search for the capacity, where that is the objective; 16 times ``rate`` unless given.
+    ``requests`` of None are as many as the verdict needs (sidecar.early_stop), and ``most_requests`` at most.
+    ``warmup_requests`` are sent at least before the load, until step times settle (vllm_sloguard.warmup); 0 for none.
     """
 
     rate: PositiveFloat
     highest_rate: PositiveFloat | None = None
-    requests: Annotated[int, Field(ge=10)] = 200
+    requests: Annotated[int, Field(ge=10)] | None = None
     input_tokens: PositiveInt = 512
     output_tokens: PositiveInt = 128
     spread: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -133,6 +138,16 @@ class Workload(_Section):
         if self.highest_rate is not None and self.highest_rate < self.rate:
             raise ValueError(f"highest_rate: {self.highest_rate:g} is below rate {self.rate:g}")
         return self
+
+    @property
+    def fixed_requests(self) -> int:
+        """How many are measured where loads are compared, which must be of one size."""
+        return self.requests or _COMPARED_REQUESTS
+
+    @property
+    def most_requests(self) -> int:
+        """How many are measured at most."""
+        return self.requests or _MOST_REQUESTS
 
     @property
     def longest_request_tokens(self) -> int:

@@ -73,7 +73,7 @@ def comments(config: Config, decision: Decision, trials: Sequence[Trial]) -> lis
         f"Written by sloguard {origin['sloguard']}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}.",
         f"Decision of run {run}: {decision.outcome}: {decision.reason}.",
         *_origin(origin),
-        f"Load: {config.workload.rate:g} requests/s, {config.workload.requests} requests of about "
+        f"Load: {config.workload.rate:g} requests/s, {config.workload.most_requests} requests of about "
         f"{config.workload.input_tokens} + {config.workload.output_tokens} tokens; objective {config.objective}.",
     ]
     numbered = {t.number: t for t in trials}
