@@ -6,6 +6,7 @@ import math
 import os
 import re
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -90,6 +91,8 @@ class EngineConfig(_Section):
     start_timeout_s: PositiveFloat = 900.0
     # Whether trials may run on engines that are forked from a process which has imported vLLM.
     forked_trials: bool = True
+    # Whether trials may run on the engine of the trial before, where live changes reach them.
+    live_trials: bool = True
     drain_timeout_s: Annotated[int, Field(ge=0)] = 30
 
     @model_validator(mode="after")
@@ -199,7 +202,7 @@ def _knob(name: str, limits: KnobRange) -> Knob:
         choices: tuple[Value, ...] = tuple(limits.choices) if limits.choices is not None else knob.choices
         if not choices:
             raise ValueError(f"knobs.{name}: choices must not be empty")
-        return Knob(name, knob.kind, choices=choices, requires=knob.requires, about=knob.about)
+        return replace(knob, choices=choices)
     if limits.choices is not None:
         raise ValueError(f"knobs.{name}: takes low and high, not choices")
     low = knob.low if limits.low is None else limits.low
@@ -208,7 +211,7 @@ def _knob(name: str, limits: KnobRange) -> Knob:
     if not whole:
         raise ValueError(f"knobs.{name}: low and high must be whole numbers, got {low} and {high}")
     try:
-        return Knob(name, knob.kind, low, high, log=knob.log and low > 0, requires=knob.requires, about=knob.about)
+        return replace(knob, low=low, high=high, log=knob.log and low > 0)
     except ValueError as error:
         raise ValueError(f"knobs.{error}") from None
 

@@ -32,6 +32,7 @@ LAYERS = (
     ("journal", "live", "promotion", "provenance", "seconds", "telemetry"),
     ("learning", "operations", "promoted", "traffic"),
     ("hooks", "metrics", "opening"),
+    ("ceilings", "trial_engine"),
     ("control", "guard", "guard_commands", "runner"),
     ("progress", "tuner"),
     ("serving", "terminal"),
