@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on_and_ends_in_a_file_that_vllm_accepts(tmp_path: Pat
     assert any(f"{outcome}: " in again.stdout for outcome in Outcome)
     promoted = state / "promoted.yaml"
     assert vllm_accepts(promoted)["max_num_seqs"] == yaml.safe_load(promoted.read_text())["max-num-seqs"]
-    assert "# Decision of run " in promoted.read_text()
+    assert "# Decision: " in promoted.read_text()
 
 
 def vllm_accepts(path: Path) -> dict[str, Any]:

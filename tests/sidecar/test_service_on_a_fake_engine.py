@@ -143,7 +143,7 @@ def test_a_window_promotes_the_better_configuration(config_file: Path) -> None:
     assert "promoting: validated on fresh starts" in asked.stdout
     assert serving_seqs(config) > 2
     assert ready(config) == 200
-    assert "# Decision of run 1: promoted" in (config.state / "promoted.yaml").read_text()
+    assert "# Decision: promoted" in (config.state / "promoted.yaml").read_text()
     output = ended(serve, signal.SIGINT)
     assert "halted: stopped, with its engine" in output
     assert serving_seqs(config) == 0
