@@ -216,6 +216,30 @@ def _knob(name: str, limits: KnobRange) -> Knob:
         raise ValueError(f"knobs.{error}") from None
 
 
+def seconds(text: str) -> float:
+    """Seconds of "90s", "45m" or "2h". Raises ValueError."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh])", text)
+    if match is None:
+        raise ValueError('a duration such as "90s", "45m" or "2h" is needed')
+    return float(match[1]) * units[match[2]]
+
+
+def _seconds(given: Any) -> Any:
+    return seconds(given) if isinstance(given, str) else given
+
+
+class Probation(_Section):
+    """When a promotion is taken back by itself: see docs of sidecar.probation. Durations are seconds."""
+
+    duration: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = 1800.0
+    min_requests: Annotated[int, Field(ge=50)] = 200
+    burn: Annotated[float, Field(ge=1)] = 6.0
+    tolerance: Annotated[float, Field(ge=0)] = 0.25
+    crashes: Annotated[int, Field(ge=2)] = 3
+    crashes_within: Annotated[PositiveFloat, BeforeValidator(_seconds)] = 600.0
+
+
 class Promotion(_Section):
     """When a configuration replaces the incumbent: see sidecar.promotion for the rule.
 
@@ -230,6 +254,7 @@ class Promotion(_Section):
     slo_confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.9
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
     noise: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    probation: Probation = Probation()
 
     @model_validator(mode="after")
     def _ascending(self) -> "Promotion":
@@ -248,25 +273,20 @@ class Promotion(_Section):
         return math.ceil(self.requests_for_p99 / self.pairs[0])
 
 
-def seconds(text: str) -> float:
-    """Seconds of "90s", "45m" or "2h". Raises ValueError."""
-    units = {"s": 1, "m": 60, "h": 3600}
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh])", text)
-    if match is None:
-        raise ValueError('a duration such as "90s", "45m" or "2h" is needed')
-    return float(match[1]) * units[match[2]]
-
-
-def _seconds(given: Any) -> Any:
-    return seconds(given) if isinstance(given, str) else given
-
-
 def _cron(text: str) -> str:
     try:
         CronSim(text, datetime(2026, 1, 1, tzinfo=UTC))
     except CronSimError as error:
         raise ValueError(f'a cron expression such as "0 3 * * 1-5" is needed ({error})') from None
     return text
+
+
+class Hooks(_Section):
+    """Commands, each a list of words and never for a shell, by which others are told of a window."""
+
+    before_drain: list[str] = []
+    after_restore: list[str] = []
+    timeout: Annotated[PositiveFloat, BeforeValidator(_seconds)] = 10.0
 
 
 class Window(_Section):
@@ -276,6 +296,11 @@ class Window(_Section):
     duration: Annotated[PositiveFloat, BeforeValidator(_seconds)] = 3600.0
     # Between /ready turning not-ready and the drain: time for load balancers to see it.
     notice: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = 5.0
+    # Requests a second of the last minutes; none opens above it.
+    max_rate: PositiveFloat | None = None
+    # How long none opens after one that has failed.
+    after_failure: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = 86400.0
+    hooks: Hooks = Hooks()
 
 
 class MetricsConfig(_Section):

@@ -18,6 +18,7 @@ from sidecar.files import write_whole
 from sidecar.judge import limits
 from sidecar.promotion import Decision, baseline
 from sidecar.trial import Trial
+from vllm_sloguard import __version__
 
 FILE_NAME = "promoted.yaml"
 VERSIONS = "promoted"
@@ -31,6 +32,18 @@ def write(config: Config, args: Args, decision: Decision, trials: Sequence[Trial
     _keep(config.state / VERSIONS, text)
     write_whole(path, text)
     return path
+
+
+def keep_true(config: Config, args: Args, why: str) -> None:
+    """Writes the file again where it is there and does not say ``args``, as after a rollback. Raises OSError."""
+    path = config.state / FILE_NAME
+    if not path.is_file():
+        return
+    written = f"Written by sloguard {__version__}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}."
+    text = config_yaml(config.model, args, [written, f"Served again: {' '.join(why.split())}.", ""])
+    if _arguments(path.read_text(encoding="utf-8", errors="replace")) != _arguments(text):
+        _keep(config.state / VERSIONS, text)
+        write_whole(path, text)
 
 
 def _keep(folder: Path, text: str) -> None:

@@ -5,6 +5,7 @@ Bounded: each engine keeps its last requests, and only the last few engines are 
 
 import os
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +28,14 @@ _MOST_CALLS = 64
 
 @dataclass
 class EngineTelemetry:
-    """What one engine has said. ``phases`` are seconds since the epoch, the first time that each was reached."""
+    """What one engine has said. ``phases`` are seconds since the epoch, the first time that each was reached.
+
+    ``since`` and ``heard_at``, of each of the ``requests``, are this process's monotonic seconds.
+    """
 
     requests: deque[pb.RequestFinished] = field(default_factory=lambda: deque(maxlen=_MOST_REQUESTS))
+    heard_at: deque[float] = field(default_factory=lambda: deque[float](maxlen=_MOST_REQUESTS))
+    since: float = field(default_factory=time.monotonic)
     steps: pb.StepStats = field(default_factory=pb.StepStats)
     total_steps: int = 0
     preemptions: int = 0
@@ -47,6 +53,7 @@ class EngineTelemetry:
         match event.WhichOneof("kind"):
             case "request_finished":
                 self.requests.append(event.request_finished)
+                self.heard_at.append(time.monotonic())
             case "step_stats":
                 self.steps = event.step_stats
                 self.total_steps += event.step_stats.steps
@@ -64,6 +71,14 @@ class EngineTelemetry:
                 self.repair = event.repair_report
             case _:
                 return
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Every request since ``since``, each with when it was heard of, in this process's monotonic seconds."""
+
+    since: float
+    requests: tuple[tuple[float, pb.RequestFinished], ...]
 
 
 # Called with each batch and what its engine has said so far, on a server thread; it must be quick and must not raise.
@@ -90,6 +105,16 @@ class TelemetryHub(TelemetryServiceServicer):
         with self._lock:
             return self._engines.get(engine_id, EngineTelemetry())
 
+    def traffic(self, engine_id: str) -> Traffic | None:
+        """The requests that ``engine_id`` has told of; None while it has said nothing at all."""
+        with self._lock:
+            engine = self._engines.get(engine_id)
+            if engine is None or not engine.sequences:
+                return None
+            full = len(engine.requests) == _MOST_REQUESTS
+            since = engine.heard_at[0] if full else engine.since
+            return Traffic(since, tuple(zip(engine.heard_at, engine.requests, strict=True)))
+
     def Publish(self, request: pb.PublishRequest, context: grpc.ServicerContext) -> pb.PublishResponse:  # noqa: N802
         """Takes one batch; one that has come before is taken only once."""
         with self._lock:
@@ -112,8 +137,6 @@ class TelemetryHub(TelemetryServiceServicer):
 
 def serve(socket: Path, register: Callable[[grpc.Server], Any]) -> grpc.Server:
     """A started gRPC server on ``socket``, readable by nobody else; ``register`` adds its services. Raises OSError."""
-    # The holder of the state folder's lock alone comes here, so a socket that lies there is a dead one's.
-    socket.unlink(missing_ok=True)
     server = grpc.server(
         # A thread for each call that may run at once: engines that wait for live changes hold theirs.
         ThreadPoolExecutor(max_workers=_MOST_CALLS, thread_name_prefix="sloguard-grpc"),
@@ -121,9 +144,14 @@ def serve(socket: Path, register: Callable[[grpc.Server], Any]) -> grpc.Server:
         maximum_concurrent_rpcs=_MOST_CALLS,
     )
     register(server)
+    # gRPC removes the path that it was given when it ends; by then another sidecar's socket may lie there.
+    own = socket.with_name(f"s.{os.getpid()}")
+    own.unlink(missing_ok=True)
     umask = os.umask(0o177)
     try:
-        server.add_insecure_port(unix_target(str(socket)))
+        server.add_insecure_port(unix_target(str(own)))
+        # The holder of the state folder's lock alone comes here, so a socket that lies there is a dead one's.
+        own.replace(socket)
         server.start()
     except RuntimeError as error:
         raise OSError(f"{socket}: {error}") from None

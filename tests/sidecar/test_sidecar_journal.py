@@ -15,8 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sidecar_cases import measured, oom, planned, served
 
+from sidecar import schema
 from sidecar.engine.process_group import Identity
 from sidecar.journal import FILE_NAME, Journal, JournalError
+from sidecar.operations import Operations
 from sidecar.trial import Change, Plan, Result, Role, Status, as_json
 from vllm_sloguard.knobs import Value
 from vllm_sloguard.learned import Rule, RuleKind, Start
@@ -204,38 +206,34 @@ def test_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path, read_only:
     alter(tmp_path, "PRAGMA user_version = 99")
     before = (tmp_path / FILE_NAME).read_bytes()
 
-    assert complaint(tmp_path, read_only) == "journal of version 99; this sloguard knows version 3"
+    assert complaint(tmp_path, read_only) == "journal of version 99; this sloguard knows version 4"
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
-def test_a_journal_of_the_first_version_is_read_as_it_is_and_taken_further_by_a_writer(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    run = journal.begin_run("digest", "{}", {})
-    journal.promote(run.id, "base", {"max_num_seqs": 8})
-    journal.close()
-    alter(
-        tmp_path,
-        "DROP TABLE starts",
-        "DROP TABLE rules",
-        "ALTER TABLE promotions DROP COLUMN evidence",
-        "PRAGMA user_version = 1",
-    )
+@pytest.mark.parametrize("version", range(1, schema.VERSION))
+def test_a_journal_of_an_older_version_is_read_as_it_is_and_taken_further_by_a_writer(
+    tmp_path: Path, version: int
+) -> None:
+    made = sqlite3.connect(tmp_path / FILE_NAME)
+    made.executescript("".join(schema.MIGRATIONS[:version]) + f"PRAGMA user_version = {version};")
+    made.execute("INSERT INTO promotions (base_digest, args, at) VALUES ('base', '{\"a\": 1}', 5)")
+    made.commit()
+    made.close()
 
-    assert Journal(tmp_path, read_only=True).rules(0.0) == ()
-    assert [p.evidence for p in Journal(tmp_path, read_only=True).promotions()] == [None]
+    older = Journal(tmp_path, read_only=True)
+    operations = Operations(older, "base")
+    assert (older.rules(0.0), older.epoch(), operations.paused()) == ((), 0, None)
+    assert [(p.args, p.rolled_back_at) for p in operations.promotions()] == [({"a": 1}, None)]
     rule = Rule(RuleKind.HEADROOM_BYTES, 5, {"max_num_seqs": 8}, "seen", 1.0, 2.0)
     later = Journal(tmp_path)
     later.record_rule("host", "model", rule)
 
-    later.promote(run.id, "base", {"max_num_seqs": 9}, {"gain": 0.1})
-
-    assert later.last_run() == run
+    later.promote(None, "base", {"a": 2}, {"gain": 0.1})
+    assert later.promoted("base") == {"a": 2}
+    assert later.take_over(1) == 1
     again = Journal(tmp_path, read_only=True)
     assert again.rules(1.0) == (rule,)
-    assert [(p.run, p.args, p.evidence) for p in again.promotions()] == [
-        (run.id, {"max_num_seqs": 8}, None),
-        (run.id, {"max_num_seqs": 9}, {"gain": 0.1}),
-    ]
+    assert [(p.args, p.evidence) for p in again.promotions()] == [({"a": 1}, None), ({"a": 2}, {"gain": 0.1})]
 
 
 def test_what_was_learned_is_kept_by_host_and_model(tmp_path: Path) -> None:
