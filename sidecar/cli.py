@@ -30,7 +30,7 @@ from sidecar.runner import Runner
 from sidecar.service import Control, Parts, Requests, Service
 from sidecar.telemetry import TelemetryHub
 from sidecar.telemetry import serve as serve_grpc
-from sidecar.terminal import View, line, show
+from sidecar.terminal import View, console, line, show
 from sidecar.trial import Status, as_json
 from sidecar.tuner import Tuner, incumbent_args, open_run
 from vllm_sloguard import machine
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    Console(stderr=True).print(f"sloguard: {' '.join(text.split())}", markup=False, highlight=False, soft_wrap=True)
+    console(stderr=True).print(f"sloguard: {' '.join(text.split())}", markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
@@ -88,8 +88,8 @@ def tune(config_file: ConfigFile) -> None:
         _refuse_while_serving(journal)
         parts.runner.end_orphans()
         run = open_run(config, journal)
-        console = Console()
-        with View(console, list(config.search.knobs), config.search.budget) as view:
+        out = console()
+        with View(out, list(config.search.knobs), config.search.budget) as view:
             for trial in journal.trials(run.id):
                 view.notify(trial)
 
@@ -110,13 +110,13 @@ def tune(config_file: ConfigFile) -> None:
         metrics.decided(decision)
         trials = journal.trials(run.id)
         path = promoted.write(config, incumbent_args(config, journal), decision, trials)
-        if console.is_terminal:
-            show(console, trials, list(config.search.knobs))
-        console.print(f"{decision.outcome}: {decision.reason}", markup=False, highlight=False, soft_wrap=True)
+        if out.is_terminal:
+            show(out, trials, list(config.search.knobs))
+        out.print(f"{decision.outcome}: {decision.reason}", markup=False, highlight=False, soft_wrap=True)
         if decision.outcome is Outcome.PROMOTED:
             chosen = next(t for t in trials if t.number == decision.trial)
-            console.print(line(chosen, list(config.search.knobs)), markup=False, highlight=False, soft_wrap=True)
-        console.print(f"serve it: vllm serve --config {path}", markup=False, highlight=False, soft_wrap=True)
+            out.print(line(chosen, list(config.search.knobs)), markup=False, highlight=False, soft_wrap=True)
+        out.print(f"serve it: vllm serve --config {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _refuse_while_serving(journal: Journal) -> None:
@@ -139,15 +139,15 @@ def serve(config_file: ConfigFile) -> None:
     Example: sloguard serve -c sloguard.yaml
     """
     config = load(config_file)
-    console = Console()
+    out = console()
 
     def say(text: str) -> None:
         when = datetime.now().astimezone()
-        console.print(f"{when:%Y-%m-%d %H:%M:%S} {text}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"{when:%Y-%m-%d %H:%M:%S} {text}", markup=False, highlight=False, soft_wrap=True)
 
     with (
         _sidecar(config) as parts,
-        View(console, list(config.search.knobs), config.search.budget) as view,
+        View(out, list(config.search.knobs), config.search.budget) as view,
     ):
         server = parts.metrics.serve()
         try:

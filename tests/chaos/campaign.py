@@ -13,17 +13,14 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-sys.path[:0] = [str(p) for p in (Path(__file__).parent, *(Path(__file__).parents[n] for n in (1, 2)))]
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-
+import clock
 import invariants
-from faults import FAKETIME, MATRIX, Fault
+from faults import MATRIX, Fault
 from rig import Rig, Settings, new_folder
 from zygote import Zygote
 
@@ -55,17 +52,25 @@ class Outcome:
         return not self.lost and not self.doubles and not self.wrong
 
 
-def planned(seed: int, matrix: Sequence[Fault] = MATRIX) -> tuple[Fault, str, random.Random]:
-    """The fault of a run and the state that it strikes; consecutive seeds go through all pairs in a random order."""
-    pairs = [(fault, state) for fault in matrix for state in fault.states]
+@dataclass(frozen=True)
+class Plan:
+    """Which fault strikes in which state; the rest of the run's chances follow from the seed."""
+
+    seed: int
+    fault: Fault
+    state: str
+
+
+def planned(seed: int) -> Plan:
+    """The run of a seed; consecutive ones go through all pairs of a fault and a state, in a random order."""
+    pairs = [(fault, state) for fault in MATRIX for state in fault.states]
     random.Random(seed // len(pairs)).shuffle(pairs)
-    fault, state = pairs[seed % len(pairs)]
-    return fault, state, random.Random(seed)
+    return Plan(seed, *pairs[seed % len(pairs)])
 
 
-def run_one(zygote: Zygote, seed: int, matrix: Sequence[Fault] = MATRIX, *, keep: bool = False) -> Outcome:
+def run_one(zygote: Zygote, plan: Plan, *, keep: bool = False) -> Outcome:
     """One run, from an empty folder to an empty process table."""
-    fault, state, rng = planned(seed, matrix)
+    fault, state, rng = plan.fault, plan.state, random.Random(plan.seed)
     began = time.monotonic()
     rig = Rig(zygote, _settings(fault, state, rng), new_folder())
     wrong: list[str] = []
@@ -82,7 +87,7 @@ def run_one(zygote: Zygote, seed: int, matrix: Sequence[Fault] = MATRIX, *, keep
         rig.look_at_trials()
         wrong += invariants.wrong(rig, outage_s)
         outcome = Outcome(
-            seed,
+            plan.seed,
             fault.name,
             state,
             hit,
@@ -111,10 +116,9 @@ def _settings(fault: Fault, state: str, rng: random.Random) -> Settings:
 def _reach(rig: Rig, fault: Fault, state: str, rng: random.Random, wrong: list[str]) -> bool:
     """Takes the sidecar to a random moment of ``state``; whether it came up at all."""
     environment = None
-    if fault.clock:
-        (rig.folder / "clock").write_text("+0\n")
-        clock = {"FAKETIME_TIMESTAMP_FILE": str(rig.folder / "clock"), "FAKETIME_NO_CACHE": "1"}
-        environment = {**clock, "LD_PRELOAD": str(FAKETIME), "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    if fault.own_clock:
+        clock.set_seconds(rig.clock, 0)
+        environment = clock.environment(rig.clock)
     rig.start(environment)
     delay_s = rng.uniform(0, _LONGEST_DELAY_S.get(state, 0.4))
     if state == "starting":
@@ -192,11 +196,15 @@ def told(outcome: Outcome) -> str:
     return f"seed {outcome.seed} ({where}): {what}\n    {outcome.folder}; again: campaign.py --only {outcome.seed}"
 
 
-def campaign(seeds: Sequence[int], jobs: int, *, keep: bool = False) -> list[Outcome]:
+def campaign(plans: Iterable[Plan], jobs: int, *, keep: bool = False) -> list[Outcome]:
     """Every run, ``jobs`` at a time; violations are printed as they are found."""
     zygote, outcomes = Zygote(), list[Outcome]()
+
+    def run(plan: Plan) -> Outcome:
+        return run_one(zygote, plan, keep=keep)
+
     with ThreadPoolExecutor(jobs) as pool:
-        for outcome in pool.map(lambda seed: run_one(zygote, seed, keep=keep), seeds):
+        for outcome in pool.map(run, plans):
             outcomes.append(outcome)
             if not outcome.fine:
                 print(told(outcome), flush=True)
@@ -215,7 +223,7 @@ def main() -> int:
     began = time.monotonic()
     seeds = [args.only] if args.only is not None else range(args.seed, args.seed + args.runs)
     with suppress(KeyboardInterrupt):
-        outcomes = campaign(seeds, args.jobs, keep=args.only is not None)
+        outcomes = campaign(map(planned, seeds), args.jobs, keep=args.only is not None)
         print(report(outcomes, time.monotonic() - began))
         return 0 if all(o.fine for o in outcomes) else 1
     return 130

@@ -1,6 +1,8 @@
 """One state folder, its `sloguard serve`, its fake engines, and two watchers that never look away."""
 
 import contextlib
+import http.client
+import itertools
 import json
 import os
 import shutil
@@ -11,7 +13,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,15 +22,17 @@ from typing import Any
 
 import psutil
 import yaml
-from engine_bench import write_config
 from zygote import Process, Zygote
 
-from sidecar.engine.engine import any_free_port
+from sidecar.engine.engine import port_free
 from sidecar.engine.process_group import ENGINE_ID_VARIABLE
 
 FAKE = Path(__file__).resolve().parents[1] / "support" / "fake_vllm.py"
-SLO = {"ttft_p99_ms": 500, "itl_p99_ms": 60, "e2e_p99_ms": 3000, "error_rate": 0.01}
+MODEL = Path(__file__).resolve().parents[2] / "deploy" / "demo" / "model"
 POLL_S = 0.02
+# Below those that the system gives to clients and to trials: no other run takes them while they are free.
+_PORTS = itertools.cycle(range(20000, 30000))
+_ports_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,12 @@ class Rig:
         self.folder = folder
         self.fake = folder / "fake"
         self.fake.mkdir(parents=True)
+        self.clock = folder / "clock"
         self.state = folder / "state"
         self.state.mkdir(mode=0o700)
         self.output = self.state / "output.txt" if settings.disk_bytes else folder / "output.txt"
         self._zygote = zygote
-        self.port, self.metrics_port = any_free_port(), any_free_port()
+        self.port, self.metrics_port = _own_port(), _own_port()
         self.sidecar: Process | None = None
         self.sidecars: list[Process] = []
         self.seen = Seen()
@@ -95,10 +99,9 @@ class Rig:
         }
         if self.settings.telemetry:
             env["FAKE_TELEMETRY"] = "1"
-        knobs = {"max_num_seqs": {"low": 4, "high": 8 if self.settings.improves else 6}}
-        path = write_config(
-            self.folder,
-            engine={
+        content = {
+            "model": str(MODEL),
+            "engine": {
                 "args": {"max-num-seqs": self.settings.incumbent, "max-model-len": 512},
                 "python": str(FAKE),
                 "env": env,
@@ -106,13 +109,25 @@ class Rig:
                 "drain_timeout_s": 1,
                 "start_timeout_s": 5,
             },
-            slo=SLO,
-            workload={"requests": 50, "rate": 1000.0, "request_timeout_s": 5.0},
-            search={"optimizer": "random", "budget": 3, "knobs": knobs, "unguarded": []},
-            window={"duration": self.settings.duration_s, "notice": "0s"},
-        )
-        content = yaml.safe_load(path.read_text())
-        path.write_text(yaml.safe_dump(content | {"metrics": {"port": self.metrics_port}}))
+            "slo": {"ttft_p99_ms": 500, "itl_p99_ms": 60, "e2e_p99_ms": 3000, "error_rate": 0.01},
+            "workload": {
+                "rate": 1000.0,
+                "requests": 50,
+                "input_tokens": 128,
+                "output_tokens": 32,
+                "request_timeout_s": 5.0,
+            },
+            "search": {
+                "optimizer": "random",
+                "budget": 3,
+                "knobs": {"max_num_seqs": {"low": 4, "high": 8 if self.settings.improves else 6}},
+            },
+            "window": {"duration": self.settings.duration_s, "notice": "0s"},
+            "state": str(self.state),
+            "metrics": {"port": self.metrics_port},
+        }
+        path = self.folder / "sloguard.yaml"
+        path.write_text(yaml.safe_dump(content))
         return path
 
     # The sidecar
@@ -209,7 +224,7 @@ class Rig:
                 json.loads(response.read())
             with urllib.request.urlopen(f"{base}/load", timeout=timeout_s) as response:
                 return int(json.loads(response.read())["max_num_seqs"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, http.client.HTTPException):
             return 0
 
     def ready(self) -> bool:
@@ -312,6 +327,11 @@ def _started(argv: tuple[str, ...], output: Path, environment: Mapping[str, str]
 
     threading.Thread(target=wait, daemon=True).start()
     return process
+
+
+def _own_port() -> int:
+    with _ports_lock:
+        return next(port for port in _PORTS if port_free("127.0.0.1", port))
 
 
 def new_folder() -> Path:

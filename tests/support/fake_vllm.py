@@ -205,7 +205,8 @@ def serve(argv: list[str]) -> int:
     if Engine.script.take("start.hang"):
         time.sleep(_LONGEST_LIFE_S)
     server = Server((flags["--host"], int(flags["--port"])), Engine)
-    signal.signal(signal.SIGTERM, lambda *_: _stop(server, float(flags.get("--shutdown-timeout", 0))))
+    timeout_s = float(flags.get("--shutdown-timeout", 0))
+    signal.signal(signal.SIGTERM, lambda _number, _frame: _stop(server, timeout_s))
     threading.Thread(target=_end_with_core, daemon=True).start()
     if os.environ.get("FAKE_TELEMETRY"):
         threading.Thread(target=_tell, daemon=True).start()
