@@ -170,8 +170,8 @@ def predicted_again(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str
     shape = model_shape.from_config(MODELS[row["model"]])
     seen = machine.Machine(row["kind"], row["total_bytes"], int(row["free_gib"] * GIB), 1, "NVML: NVIDIA H200")
     verdict = repair(row["args"], shape, seen)
-    known = learned(rows, row["model"], "0.26.0")
-    first = next((r for r in rows if r["model"] == row["model"] and r["tokens"] and r["kv_bytes"]), None)
+    first = first_start(rows, row["model"])
+    known = learned(first, "0.26.0")
     failed = row["forced_error"] if row["verdict"] == "repaired" else row["error"]
     started_as_repaired = row["verdict"] == "repaired" and not row["error"]
     right = verdict.status is not Status.UNCHANGED if failed else verdict.status is not Status.REFUSED
@@ -189,9 +189,13 @@ def predicted_again(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str
     }
 
 
-def learned(rows: list[dict[str, Any]], model: str, vllm_version: str) -> Learned:
-    """The first start of ``model``, as what calibrates the rest."""
-    first = next((r for r in rows if r["model"] == model and r["tokens"] and r["kv_bytes"]), None)
+def first_start(rows: list[dict[str, Any]], model: str) -> dict[str, Any] | None:
+    """The first row of ``model`` that started, None where none did."""
+    return next((row for row in rows if row["model"] == model and row["tokens"] and row["kv_bytes"]), None)
+
+
+def learned(first: dict[str, Any] | None, vllm_version: str) -> Learned:
+    """The first start of a model, as what calibrates the rest."""
     if first is None:
         return Learned()
     start = Start(first["ran"], first["kind"], first["total_bytes"], first["kv_bytes"], first["tokens"])
@@ -277,7 +281,7 @@ def main() -> int:
                 for case in group:
                     if time.monotonic() > deadline:
                         break
-                    rows.append(tried(case, Path(folder), learned(rows, case.model, _vllm_version())))
+                    rows.append(tried(case, Path(folder), learned(first_start(rows, case.model), _vllm_version())))
                     with options.results.open("a") as file:
                         file.write(json.dumps(rows[-1]) + "\n")
                     print(json.dumps(rows[-1]), file=sys.stderr, flush=True)

@@ -27,10 +27,10 @@ from sidecar.load import LoadError
 from sidecar.metrics import Metrics
 from sidecar.promotion import Outcome
 from sidecar.runner import Runner
-from sidecar.service import Control, Parts, Requests, Service
+from sidecar.service import Control, Parts, Requests, Say, Service
 from sidecar.telemetry import TelemetryHub
 from sidecar.telemetry import serve as serve_grpc
-from sidecar.terminal import View, console, line, show
+from sidecar.terminal import View, line, show, unfailing_console
 from sidecar.trial import Status, as_json
 from sidecar.tuner import Tuner, incumbent_args, open_run
 from vllm_sloguard import machine
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    console(stderr=True).print(f"sloguard: {' '.join(text.split())}", markup=False, highlight=False, soft_wrap=True)
+    unfailing_console(stderr=True).print(f"sloguard: {' '.join(text.split())}", markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
@@ -82,14 +82,17 @@ def tune(config_file: ConfigFile) -> None:
 
     Example: sloguard tune -c sloguard.yaml
     """
-    config = load(config_file)
-    with _sidecar(config) as parts:
+    config, console = load(config_file), unfailing_console()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    with _sidecar(config, say) as parts:
         journal, metrics = parts.journal, parts.metrics
         _refuse_while_serving(journal)
         parts.runner.end_orphans()
         run = open_run(config, journal)
-        out = console()
-        with View(out, list(config.search.knobs), config.search.budget) as view:
+        with View(console, list(config.search.knobs), config.search.budget) as view:
             for trial in journal.trials(run.id):
                 view.notify(trial)
 
@@ -110,13 +113,13 @@ def tune(config_file: ConfigFile) -> None:
         metrics.decided(decision)
         trials = journal.trials(run.id)
         path = promoted.write(config, incumbent_args(config, journal), decision, trials)
-        if out.is_terminal:
-            show(out, trials, list(config.search.knobs))
-        out.print(f"{decision.outcome}: {decision.reason}", markup=False, highlight=False, soft_wrap=True)
+        if console.is_terminal:
+            show(console, trials, list(config.search.knobs))
+        say(f"{decision.outcome}: {decision.reason}")
         if decision.outcome is Outcome.PROMOTED:
             chosen = next(t for t in trials if t.number == decision.trial)
-            out.print(line(chosen, list(config.search.knobs)), markup=False, highlight=False, soft_wrap=True)
-        out.print(f"serve it: vllm serve --config {path}", markup=False, highlight=False, soft_wrap=True)
+            say(line(chosen, list(config.search.knobs)))
+        say(f"serve it: vllm serve --config {path}")
 
 
 def _refuse_while_serving(journal: Journal) -> None:
@@ -139,15 +142,15 @@ def serve(config_file: ConfigFile) -> None:
     Example: sloguard serve -c sloguard.yaml
     """
     config = load(config_file)
-    out = console()
+    console = unfailing_console()
 
     def say(text: str) -> None:
         when = datetime.now().astimezone()
-        out.print(f"{when:%Y-%m-%d %H:%M:%S} {text}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{when:%Y-%m-%d %H:%M:%S} {text}", markup=False, highlight=False, soft_wrap=True)
 
     with (
-        _sidecar(config) as parts,
-        View(out, list(config.search.knobs), config.search.budget) as view,
+        _sidecar(config, say) as parts,
+        View(console, list(config.search.knobs), config.search.budget) as view,
     ):
         server = parts.metrics.serve()
         try:
@@ -277,7 +280,7 @@ def _state_folder(path: Path) -> Path:
 
 
 @contextmanager
-def _sidecar(config: Config) -> Generator[Parts]:
+def _sidecar(config: Config, say: Say) -> Generator[Parts]:
     """What `tune` and `serve` both need, for as long as the state folder's lock is held."""
     with lock.held(config.state):
         requests, metrics = Requests(), Metrics(config)
@@ -293,7 +296,7 @@ def _sidecar(config: Config) -> Generator[Parts]:
         journal = Journal(config.state)
         server = serve_grpc(config.socket, register)
         learning = Learning(journal, config.state, config.model, observe)
-        runner = Runner(config, learning, hub, metrics)
+        runner = Runner(config, learning, hub, metrics, say)
         _on_signals(requests)
         try:
             guard = Guard(config, observe, learning.current)

@@ -8,10 +8,10 @@ from sidecar.learning import shape_of
 from sidecar.search.contract import Projection, Proposal
 from sidecar.trial import Change, Plan, Role
 from vllm_sloguard.knobs import Config as Knobs
-from vllm_sloguard.learned import Learned, ranks_of, version
+from vllm_sloguard.learned import Learned, ranks_of
 from vllm_sloguard.machine import Machine
 from vllm_sloguard.model_shape import beyond_arithmetic
-from vllm_sloguard.repair import Repair, repair
+from vllm_sloguard.repair import Repair
 from vllm_sloguard.rules.sizes import as_number
 
 Args = Mapping[str, bool | int | float | str | list[str]]
@@ -38,7 +38,7 @@ class Guard:
         if role in (Role.UNGUARDED, Role.BASELINE):
             # The baseline is what serves: the same arguments, and the same plugin that mends them inside vLLM.
             return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason)
-        result = self._repaired(incumbent, args, self._observe(ranks_of(args)), self._learned())
+        result = self._repairer(incumbent, self._observe(ranks_of(args)))(args)
         changes = tuple(Change(c.name, c.before, c.after, c.reason) for c in result.changes)
         for change in changes:
             if change.after is None:
@@ -49,25 +49,31 @@ class Guard:
 
     def projector(self, incumbent: Args) -> Callable[[Knobs], Projection]:
         """What ``plan`` would make of a configuration of the search, on the machine as it is now."""
-        machine, learned = self._observe(ranks_of(incumbent)), self._learned()
+        repaired = self._repairer(incumbent, self._observe(ranks_of(incumbent)))
 
         def project(config: Knobs) -> Projection:
-            result = self._repaired(incumbent, {**incumbent, **config}, machine, learned)
+            result = repaired({**incumbent, **config})
             kept = {name: value for name, value in result.args.items() if name in self._knobs}
             return Projection(kept, result.refusal, result.budget.kv_tokens if result.budget else None)
 
         return project
 
-    def _repaired(self, incumbent: Args, args: Args, machine: Machine, learned: Learned) -> Repair:
-        scalars = {name: as_number(name, value) for name, value in args.items() if not isinstance(value, list)}
-        shape = None if beyond_arithmetic(args) else self._shape
-        return repair(
-            scalars,
-            shape,
-            machine,
-            pinned=frozenset(incumbent) - self._knobs,
-            workload_max_len=self._workload_max_len,
-            estimate=learned.estimator(shape),
-            limits=lambda asked: learned.limits(shape, asked, machine, time.time()),
-            vllm_version=version(learned.vllm_version) if learned.vllm_version else None,
+    def _repairer(self, incumbent: Args, machine: Machine) -> Callable[[Args], Repair]:
+        """The repair pass with what is known now; what the incumbent states and the search does not vary is pinned."""
+        learned, now = self._learned(), time.time()
+        by_budget, by_rules = (
+            learned.repairer(
+                shape,
+                machine,
+                now,
+                pinned=frozenset(incumbent) - self._knobs,
+                workload_max_len=self._workload_max_len,
+            )
+            for shape in (self._shape, None)
         )
+
+        def repaired(args: Args) -> Repair:
+            scalars = {name: as_number(name, value) for name, value in args.items() if not isinstance(value, list)}
+            return by_rules(scalars) if beyond_arithmetic(args) else by_budget(scalars)
+
+        return repaired

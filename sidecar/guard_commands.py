@@ -20,11 +20,11 @@ from rich.table import Table
 from sidecar.config import ConfigError
 from sidecar.learning import FILE_NAME as LEARNED
 from vllm_sloguard import machine, model_shape
-from vllm_sloguard.learned import Learned, ranks_of, read, version
+from vllm_sloguard.learned import Learned, ranks_of, read
 from vllm_sloguard.machine import Machine
-from vllm_sloguard.memory import GIB, Budget
-from vllm_sloguard.repair import TUNED, Repair, Status, repair
-from vllm_sloguard.rules.arguments import ARGUMENTS, gib, shown, values
+from vllm_sloguard.memory import GIB, Budget, gib
+from vllm_sloguard.repair import TUNED, Repair, Status
+from vllm_sloguard.rules.arguments import ARGUMENTS, shown, values
 from vllm_sloguard.rules.sizes import as_number
 from vllm_sloguard.rules.values import refusal
 
@@ -78,8 +78,7 @@ def budget(
 
     Example: sloguard budget --model models/qwen --arg max_model_len=8192 --gpu-total-gib 24 --gpu-free-gib 22.5
     """
-    shape, args = _shape(model), _args(arg)
-    here, learned = _machine(gpu_total_gib, gpu_free_gib, args), _learned(state, model, vllm_version, gpu_total_gib)
+    shape, args, here, learned = _asked(model, arg, gpu_total_gib, gpu_free_gib, vllm_version, state)
     if wrong := refusal(args):
         raise ConfigError(f"--arg: {wrong}")
     result = learned.estimate(shape, values(args), here)
@@ -111,24 +110,27 @@ def mend(
 
     Example: sloguard repair --model models/qwen --arg max_num_seqs=256 --arg max_num_batched_tokens=128
     """
-    shape, args = _shape(model), _args(arg)
-    here, learned = _machine(gpu_total_gib, gpu_free_gib, args), _learned(state, model, vllm_version, gpu_total_gib)
-    result = repair(
-        args,
-        shape,
-        here,
-        pinned=frozenset(_name("--pin", name) for name in pin or []),
-        workload_max_len=workload_max_len,
-        estimate=learned.estimator(shape),
-        limits=lambda asked: learned.limits(shape, asked, here, time.time()),
-        vllm_version=version(learned.vllm_version) if learned.vllm_version else None,
-    )
+    shape, args, here, learned = _asked(model, arg, gpu_total_gib, gpu_free_gib, vllm_version, state)
+    pinned = frozenset(_name("--pin", name) for name in pin or [])
+    result = learned.repairer(shape, here, time.time(), pinned=pinned, workload_max_len=workload_max_len)(args)
     if as_json:
         print(_json(_as_dict(result, here)))
     else:
         _show_repair(result, here)
     if result.status is Status.REFUSED:
         raise typer.Exit(REFUSED)
+
+
+def _asked(  # noqa: PLR0917 - what both commands ask about
+    model: Path,
+    arg: Sequence[str] | None,
+    total_gib: float | None,
+    free_gib: float | None,
+    vllm_version: str,
+    state: Path | None,
+) -> tuple[model_shape.ModelShape, dict[str, Any], Machine, Learned]:
+    shape, args = _shape(model), _args(arg)
+    return shape, args, _machine(total_gib, free_gib, args), _learned(state, model, vllm_version, total_gib)
 
 
 def _shape(model: Path) -> model_shape.ModelShape:

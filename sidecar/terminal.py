@@ -49,7 +49,7 @@ class _Undisturbed:
         return getattr(self._stream, name)
 
 
-def console(*, stderr: bool = False) -> Console:
+def unfailing_console(*, stderr: bool = False) -> Console:
     """A console on which nothing that is said raises."""
     return Console(file=cast(IO[str], _Undisturbed(sys.stderr if stderr else sys.stdout)))
 

@@ -10,12 +10,10 @@ import vllm
 from vllm import envs
 
 from vllm_sloguard import machine, model_shape
-from vllm_sloguard.knobs import Config
-from vllm_sloguard.learned import Learned, ranks_of, read
+from vllm_sloguard.learned import Learned, RuleKind, ranks_of, read
 from vllm_sloguard.link import Link
-from vllm_sloguard.repair import TUNED, Limits, Repair, repair
+from vllm_sloguard.repair import TUNED, Repair
 from vllm_sloguard.rules.arguments import ARGUMENTS
-from vllm_sloguard.rules.case import Version
 from vllm_sloguard.rules.values import QUANTIZATION
 from vllm_sloguard.settings import Settings
 from vllm_sloguard.wire import telemetry_pb2 as pb
@@ -30,16 +28,11 @@ def repair_engine_args(engine_args: Any, link: Link, settings: Settings) -> None
     """
     given, known = _given(engine_args), _learned(settings, engine_args.model)
     shape, seen = _shape(engine_args), machine.observe(ranks=ranks_of(given))
-    result = repair(
-        given,
-        shape,
-        seen,
-        pinned=settings.pinned,
-        workload_max_len=settings.workload_max_len or None,
-        estimate=known.estimator(shape),
-        limits=lambda asked: _limits(known, shape, asked, seen),
-        vllm_version=_version(vllm.__version__),
+    # What is free was just seen; that an earlier start found less says nothing of a service that has to come up.
+    repaired = known.without(RuleKind.FREE_BYTES).repairer(
+        shape, seen, time.time(), pinned=settings.pinned, workload_max_len=settings.workload_max_len or None
     )
+    result = repaired(given)
     if result.refusal:
         logger.warning("sloguard: these arguments can't work: %s", result.refusal)
     for change in result.changes:
@@ -48,11 +41,6 @@ def repair_engine_args(engine_args: Any, link: Link, settings: Settings) -> None
         if settings.repair:
             setattr(engine_args, change.name, change.after)
     link.emit(pb.Event(repair_report=_report(result, settings.repair)))
-
-
-def _limits(known: Learned, shape: model_shape.ModelShape | None, args: Config, seen: machine.Machine) -> Limits:
-    # What is free was just seen; that an earlier start found less says nothing of a service that has to come up.
-    return replace(known.limits(shape, args, seen, time.time()), free_bytes=None)
 
 
 def _learned(settings: Settings, model: str) -> Learned:
@@ -84,12 +72,6 @@ def _registered(method: Any) -> bool:
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
     return method in QUANTIZATION_METHODS
-
-
-def _version(text: str) -> Version | None:
-    """(0, 32) of "0.32.0"; None for a build without a number."""
-    parts = text.split(".")[:2]
-    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else None
 
 
 def _shape(engine_args: Any) -> model_shape.ModelShape | None:

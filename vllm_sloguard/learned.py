@@ -6,8 +6,8 @@ The sidecar keeps both in its journal and writes them to a file; the plugin, the
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,7 +21,7 @@ from vllm_sloguard.knobs import Config, Value
 from vllm_sloguard.machine import Machine
 from vllm_sloguard.memory import GIB, Budget
 from vllm_sloguard.model_shape import ModelShape
-from vllm_sloguard.repair import TUNED, Limits
+from vllm_sloguard.repair import TUNED, Limits, Repair, repair
 from vllm_sloguard.rules.arguments import values
 from vllm_sloguard.rules.case import Estimate
 from vllm_sloguard.rules.sizes import as_number
@@ -117,6 +117,32 @@ class Learned:
 
         return corrected
 
+    def repairer(
+        self,
+        shape: ModelShape | None,
+        machine: Machine,
+        now: float,
+        *,
+        pinned: frozenset[str],
+        workload_max_len: int | None,
+    ) -> Callable[[Config], Repair]:
+        """``repair`` with all that is known at ``now``, for many configurations of one model."""
+        estimate, vllm_version = self.estimator(shape), _stated_version(self.vllm_version)
+
+        def repaired(args: Config) -> Repair:
+            return repair(
+                args,
+                shape,
+                machine,
+                pinned=pinned,
+                workload_max_len=workload_max_len,
+                estimate=estimate,
+                limits=lambda asked: self.limits(shape, asked, machine, now),
+                vllm_version=vllm_version,
+            )
+
+        return repaired
+
     def limits(self, shape: ModelShape | None, args: Config, machine: Machine, now: float) -> Limits:
         """What the rules that still hold at ``now`` say about ``args``."""
         alive = [rule for rule in self.rules if rule.expires_at > now]
@@ -140,6 +166,10 @@ class Learned:
             self.model,
         )
 
+    def without(self, kind: RuleKind) -> "Learned":
+        """The same but for the rules of ``kind``."""
+        return replace(self, rules=tuple(rule for rule in self.rules if rule.kind is not kind))
+
     def of_last_version(self) -> "Learned":
         """What was learned from the version that was started last."""
         return self.of_version(self.starts[-1].vllm_version) if self.starts else self
@@ -147,8 +177,12 @@ class Learned:
 
 def version(text: str) -> Version:
     """Major and minor of a version of vLLM; the one that the estimate was measured on where there is none."""
+    return _stated_version(text) or MEASURED
+
+
+def _stated_version(text: str) -> Version | None:
     found = re.match(r"(\d{1,9})\.(\d{1,9})", text)
-    return (int(found[1]), int(found[2])) if found else MEASURED
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def _correction_bytes(starts: Sequence[tuple[Start, int]], args: Config, machine: Machine) -> int:

@@ -43,6 +43,7 @@ __all__ = [
     "block_size",
     "estimate",
     "explicit_kv_bytes",
+    "gib",
     "kv_bytes_per_token",
     "longest_request",
     "max_model_len",

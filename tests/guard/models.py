@@ -212,18 +212,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 SMALL = from_config(QWEN)
 # About 7 billion parameters: 14.9 GiB in bf16.
-LARGE = from_config(
-    {
-        **QWEN,
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "intermediate_size": 14336,
-        "vocab_size": 128256,
-        "tie_word_embeddings": False,
-    }
-)
+LARGE = from_config({**LLAMA, "max_position_embeddings": QWEN["max_position_embeddings"]})
 WINDOWED = from_config({**QWEN, "use_sliding_window": True, "max_window_layers": 0, "sliding_window": 4096})
 H200 = Machine("cuda", int(139.81 * GIB), int(139.2 * GIB), 1, "NVML: NVIDIA H200")
 CROWDED = Machine("cuda", int(139.81 * GIB), int(38.69 * GIB), 1, "NVML: NVIDIA H200")

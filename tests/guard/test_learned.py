@@ -10,6 +10,7 @@ from vllm_sloguard.knobs import Config
 from vllm_sloguard.learned import Learned, Rule, RuleKind, Start, known_args, model_key, read, to_json
 from vllm_sloguard.machine import Machine
 from vllm_sloguard.memory import GIB
+from vllm_sloguard.repair import Repair
 
 from .test_memory import H200, MEASURED, QWEN_SHAPE
 
@@ -79,6 +80,20 @@ def test_rules_hold_until_they_expire() -> None:
     late = learned.limits(QWEN_SHAPE, {}, H200, 60.0)
     assert (late.free_bytes, late.headroom_bytes) == (30 * GIB, 2 * GIB)
     assert learned.limits(QWEN_SHAPE, {}, H200, 100.0).headroom_bytes == 0
+
+
+def test_a_repairer_repairs_with_all_that_holds_and_was_not_left_out() -> None:
+    learned = Learned((start(BATCH, GIB),), (rule(RuleKind.FREE_BYTES, 64 * GIB, {}),), "0.26.0")
+    given = {**BATCH, "gpu_memory_utilization": 0.9}
+
+    def repaired(known: Learned, now: float) -> Repair:
+        return known.repairer(QWEN_SHAPE, H200, now, pinned=frozenset(), workload_max_len=None)(given)
+
+    crowded = repaired(learned, 1.0)
+    assert [change.name for change in crowded.changes] == ["gpu_memory_utilization"]
+    for unlimited in (repaired(learned, 1e9), repaired(learned.without(RuleKind.FREE_BYTES), 1.0)):
+        assert unlimited.args == given
+        assert unlimited.budget == learned.estimate(QWEN_SHAPE, given, H200)
 
 
 def test_a_length_that_did_not_fit_limits_what_has_no_more_room() -> None:

@@ -122,11 +122,3 @@ def shown(value: object) -> str:
     except ValueError:  # a number with too many digits inside
         text = type(value).__name__
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def gib(size: int) -> str:
-    """Bytes as GiB, for a message."""
-    try:
-        return f"{size / memory.GIB:.2f}"
-    except OverflowError:
-        return shown(size // memory.GIB)

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from vllm_sloguard import memory
 from vllm_sloguard.defaults import sequences
 from vllm_sloguard.machine import Machine
-from vllm_sloguard.memory import GIB
-from vllm_sloguard.rules.arguments import gib
+from vllm_sloguard.memory import GIB, gib
 from vllm_sloguard.rules.case import Broken, Case, Rule, Stage, Way
 from vllm_sloguard.rules.layout import shorter
 
