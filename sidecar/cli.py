@@ -72,7 +72,9 @@ def main() -> None:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    unfailing_console(stderr=True).print(f"sloguard: {' '.join(text.split())}", markup=False, highlight=False, soft_wrap=True)
+    unfailing_console(stderr=True).print(
+        f"sloguard: {' '.join(text.split())}", markup=False, highlight=False, soft_wrap=True
+    )
     sys.exit(code)
 
 
