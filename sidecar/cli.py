@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,29 +14,30 @@ import grpc
 import typer
 from rich.console import Console
 
-from sidecar import guard_commands, lock, promoted, study_commands
+from sidecar import guard_commands, lock, operator_commands, promoted, study_commands
 from sidecar.bench import commands as bench
-from sidecar.config import Config, ConfigError, load, seconds
+from sidecar.config import Config, ConfigError, load
+from sidecar.control import Control, Requests
 from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.engine.process_group import NotGoneError, ProcessGroup
 from sidecar.guard import Guard
-from sidecar.journal import Journal, JournalError
+from sidecar.journal import Journal, JournalError, Superseded
 from sidecar.learning import Learning
 from sidecar.load import LoadError
 from sidecar.metrics import Metrics
+from sidecar.operations import Operations
+from sidecar.operator_commands import Refused
 from sidecar.promotion import Outcome
 from sidecar.runner import Runner
-from sidecar.service import Control, Parts, Requests, Say, Service
+from sidecar.service import Say, Service
+from sidecar.serving import Parts
 from sidecar.telemetry import TelemetryHub
 from sidecar.telemetry import serve as serve_grpc
 from sidecar.terminal import View, line, show, unfailing_console
-from sidecar.trial import Status, as_json
+from sidecar.trial import as_json
 from sidecar.tuner import Tuner, incumbent_args, open_run
 from vllm_sloguard import machine
-from vllm_sloguard.learned import RULE, Rule
-from vllm_sloguard.link import unix_target
-from vllm_sloguard.wire import control_pb2
-from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub, add_ControlServiceServicer_to_server
+from vllm_sloguard.wire.control_pb2_grpc import add_ControlServiceServicer_to_server
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -51,6 +51,7 @@ app = typer.Typer(
 )
 
 guard_commands.register(app)
+operator_commands.register(app)
 app.add_typer(bench.app, name="bench")
 app.add_typer(study_commands.app, name="study")
 
@@ -65,7 +66,7 @@ def main() -> None:
         app()
     except (ConfigError, lock.LockedError) as error:
         _fail(str(error), BAD_INPUT)
-    except (JournalError, LoadError, EngineCrashed, NotGoneError, OSError) as error:
+    except (JournalError, LoadError, EngineCrashed, NotGoneError, OSError, Refused, Superseded) as error:
         _fail(str(error), FAILED)
     except Cancelled:
         _fail("interrupted; the same command goes on where this one ended", INTERRUPTED)
@@ -93,6 +94,7 @@ def tune(config_file: ConfigFile) -> None:
         journal, metrics = parts.journal, parts.metrics
         _refuse_while_serving(journal)
         parts.runner.end_orphans()
+        journal.take_over(os.getpid())
         run = open_run(config, journal)
         with View(console, list(config.search.knobs), config.search.budget) as view:
             for trial in journal.trials(run.id):
@@ -164,121 +166,17 @@ def serve(config_file: ConfigFile) -> None:
 
 
 @app.command()
-def retune(
-    config_file: ConfigFile,
-    now: Annotated[bool, typer.Option("--now", help="Needed: a window takes the service down.")] = False,
-    duration: Annotated[str, typer.Option("--for", help='Length of the window, "45m" say.')] = "",
-    wait: Annotated[bool, typer.Option("--wait", help="Shows the window and waits until it serves again.")] = False,
-) -> None:
-    """Asks a running `sloguard serve` for a tuning window.
-
-    Example: sloguard retune --now --wait -c sloguard.yaml
-    """
-    config = load(config_file)
-    if not now:
-        raise ConfigError("retune: --now is needed: the window opens at once, and the service goes down for it")
-    request = control_pb2.RetuneRequest(duration_seconds=_duration(duration))
-    asked_at = time.time()
-    with grpc.insecure_channel(unix_target(str(config.socket))) as channel:
-        try:
-            ControlServiceStub(channel).Retune(request, timeout=10)
-        except grpc.RpcError as error:
-            code = error.code() if isinstance(error, grpc.Call) else None
-            if code is grpc.StatusCode.UNAVAILABLE:
-                _fail(f"no `sloguard serve` answers on {config.socket}", FAILED)
-            _fail(error.details() or str(code) if isinstance(error, grpc.Call) else str(error), FAILED)
-    if wait:
-        _follow(config, asked_at)
-
-
-def _duration(text: str) -> float:
-    if not text:
-        return 0.0
-    try:
-        return seconds(text)
-    except ValueError as error:
-        raise ConfigError(f"--for: {text!r}: {error}") from None
-
-
-def _follow(config: Config, since: float) -> None:
-    """Shows what the running sidecar writes to its journal until it serves again."""
-    journal = Journal(config.state, read_only=True)
-    shown: dict[tuple[int, int], Status] = {}
-    seen = 0
-    with View(Console(), list(config.search.knobs), config.search.budget) as view:
-        while lock.holder(config.state) is not None:
-            states = journal.states(since)
-            for state in states[seen:]:
-                print(f"{state.state}: {state.reason}", flush=True)
-            seen = len(states)
-            run = journal.last_run()
-            for trial in journal.trials(run.id) if run is not None and run.started_at >= since else []:
-                key = trial.run, trial.number
-                if trial.started_at >= since and shown.get(key) is not trial.status:
-                    shown[key] = trial.status
-                    view.notify(trial)
-            if states and states[-1].state == "serving":
-                return
-            # What is measured meanwhile runs on this machine too.
-            time.sleep(2)
-    _fail("the sidecar has ended", FAILED)
-
-
-@app.command()
-def status(state: StateFolder, as_json_: AsJson = False) -> None:
-    """What the sidecar is doing, and why.
-
-    Example: sloguard status sloguard-state
-    """
-    folder = _state_folder(state)
-    journal = Journal(folder, read_only=True)
-    record, run, pid = journal.state(), journal.last_run(), lock.holder(folder)
-    facts: dict[str, Any] = {
-        "running": pid is not None,
-        "pid": pid,
-        "state": record.state if record else None,
-        "reason": record.reason if record else None,
-        "since": record.at if record else None,
-        "until": record.until if record else None,
-        "run": run.id if run else None,
-        "decision": run.decision if run else None,
-        "trials": len(journal.trials(run.id)) if run else 0,
-        "rules": [_rule(rule) for rule in journal.rules(time.time())],
-    }
-    if as_json_:
-        print(json.dumps(facts))
-        return
-    print(f"sidecar: {f'process {pid}' if pid else 'not running'}")
-    if record:
-        print(f"state: {record.state} since {datetime.fromtimestamp(record.at):%Y-%m-%d %H:%M:%S}: {record.reason}")
-    if run:
-        decision = f"{run.decision['outcome']}: {run.decision['reason']}" if run.decision else "not decided"
-        print(f"last run: {run.id}, {facts['trials']} trials, {decision}")
-    for rule in facts["rules"]:
-        until = datetime.fromtimestamp(rule["expires_at"])
-        print(f"learned: {rule['kind']} {rule['value']} until {until:%Y-%m-%d %H:%M}: {rule['reason']}")
-
-
-def _rule(rule: Rule) -> dict[str, Any]:
-    return json.loads(RULE.dump_json(rule))
-
-
-@app.command()
 def trials(state: StateFolder, as_json_: AsJson = False) -> None:
     """Every trial of every run.
 
     Example: sloguard trials sloguard-state --json
     """
-    rows = Journal(_state_folder(state), read_only=True).trials()
+    rows = Journal(operator_commands.state_folder(state), read_only=True).trials()
     if as_json_:
         print(json.dumps([as_json(trial) for trial in rows]))
         return
     knobs = list(dict.fromkeys(name for t in rows for name in t.plan.proposed))
     show(Console(), rows, knobs)
-
-
-def _state_folder(path: Path) -> Path:
-    return path if path.is_dir() or not path.is_file() else load(path).state
 
 
 @contextmanager
@@ -290,7 +188,7 @@ def _sidecar(config: Config, say: Say) -> Generator[Parts]:
 
         def register(server: grpc.Server) -> None:
             add_TelemetryServiceServicer_to_server(hub, server)
-            add_ControlServiceServicer_to_server(Control(requests), server)
+            add_ControlServiceServicer_to_server(Control(config, requests, hub), server)
 
         def observe(ranks: int) -> machine.Machine:
             return machine.observe({**os.environ, **config.engine.env}, ranks=ranks)
@@ -302,7 +200,8 @@ def _sidecar(config: Config, say: Say) -> Generator[Parts]:
         _on_signals(requests)
         try:
             guard = Guard(config, observe, learning.current)
-            yield Parts(journal, runner, guard, hub, metrics, requests)
+            operations = Operations(journal, config.base_digest())
+            yield Parts(journal, operations, runner, guard, hub, metrics, requests)
         finally:
             runner.close()
             server.stop(grace=0.5).wait(2)

@@ -198,13 +198,6 @@ def _knob(name: str, limits: KnobRange) -> Knob:
         raise ValueError(f"knobs.{error}") from None
 
 
-class Promotion(_Section):
-    """When a configuration replaces the incumbent: see docs of sidecar.promotion."""
-
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.98
-    min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.05
-
-
 def seconds(text: str) -> float:
     """Seconds of "90s", "45m" or "2h". Raises ValueError."""
     units = {"s": 1, "m": 60, "h": 3600}
@@ -218,12 +211,39 @@ def _seconds(given: Any) -> Any:
     return seconds(given) if isinstance(given, str) else given
 
 
+class Probation(_Section):
+    """When a promotion is taken back by itself: see docs of sidecar.probation. Durations are seconds."""
+
+    duration: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = 1800.0
+    min_requests: Annotated[int, Field(ge=50)] = 200
+    burn: Annotated[float, Field(ge=1)] = 6.0
+    tolerance: Annotated[float, Field(ge=0)] = 0.25
+    crashes: Annotated[int, Field(ge=2)] = 3
+    crashes_within: Annotated[PositiveFloat, BeforeValidator(_seconds)] = 600.0
+
+
+class Promotion(_Section):
+    """When a configuration replaces the incumbent: see docs of sidecar.promotion."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.98
+    min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    probation: Probation = Probation()
+
+
 def _cron(text: str) -> str:
     try:
         CronSim(text, datetime(2026, 1, 1, tzinfo=UTC))
     except CronSimError as error:
         raise ValueError(f'a cron expression such as "0 3 * * 1-5" is needed ({error})') from None
     return text
+
+
+class Hooks(_Section):
+    """Commands, each a list of words and never for a shell, by which others are told of a window."""
+
+    before_drain: list[str] = []
+    after_restore: list[str] = []
+    timeout: Annotated[PositiveFloat, BeforeValidator(_seconds)] = 10.0
 
 
 class Window(_Section):
@@ -233,6 +253,11 @@ class Window(_Section):
     duration: Annotated[PositiveFloat, BeforeValidator(_seconds)] = 3600.0
     # Between /ready turning not-ready and the drain: time for load balancers to see it.
     notice: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = 5.0
+    # Requests a second of the last minutes; none opens above it.
+    max_rate: PositiveFloat | None = None
+    # How long none opens after one that has failed.
+    after_failure: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = 86400.0
+    hooks: Hooks = Hooks()
 
 
 class MetricsConfig(_Section):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from sidecar import schema
 from sidecar.engine.process_group import Identity
 from sidecar.trial import PLAN, RESULT, Plan, Result, Status, Trial
 from vllm_sloguard.learned import RULE, START, Rule, Start
@@ -22,71 +23,15 @@ _T = TypeVar("_T")
 
 FILE_NAME = "journal.sqlite"
 
-# Each script takes the file one version further; a new file goes through all of them.
-_FIRST = """
-CREATE TABLE runs (
-    id INTEGER PRIMARY KEY,
-    digest TEXT NOT NULL,           -- of the configuration; see sidecar.config.Config.digest
-    config TEXT NOT NULL,           -- JSON
-    incumbent TEXT NOT NULL,        -- JSON, engine arguments
-    started_at REAL NOT NULL,
-    ended_at REAL,
-    decision TEXT                   -- JSON
-);
-CREATE TABLE trials (
-    run INTEGER NOT NULL REFERENCES runs (id),
-    number INTEGER NOT NULL,
-    plan TEXT NOT NULL,             -- JSON, sidecar.trial.Plan
-    started_at REAL NOT NULL,
-    ended_at REAL,
-    result TEXT,                    -- JSON, sidecar.trial.Result; NULL with an ended_at: aborted
-    PRIMARY KEY (run, number)
-);
-CREATE TABLE engines (              -- started, and not yet seen gone
-    engine_id TEXT PRIMARY KEY,
-    role TEXT NOT NULL,             -- 'trial' or 'serving'
-    pid INTEGER NOT NULL,           -- 0: about to be started
-    started_at REAL NOT NULL,
-    launch TEXT NOT NULL            -- JSON
-);
-CREATE TABLE promotions (
-    id INTEGER PRIMARY KEY,
-    run INTEGER REFERENCES runs (id),
-    base_digest TEXT NOT NULL,
-    args TEXT NOT NULL,             -- JSON
-    at REAL NOT NULL
-);
-CREATE TABLE states (               -- every state of the sidecar, the last one is the present
-    id INTEGER PRIMARY KEY,
-    at REAL NOT NULL,
-    state TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    until REAL                      -- the window's end
-);
-"""
-_LEARNED = """
-CREATE TABLE starts (               -- what vLLM reported of its memory
-    id INTEGER PRIMARY KEY,
-    at REAL NOT NULL,
-    host TEXT NOT NULL,
-    model TEXT NOT NULL,
-    start TEXT NOT NULL             -- JSON, vllm_sloguard.learned.Start
-);
-CREATE TABLE rules (                -- limits that crashes taught
-    id INTEGER PRIMARY KEY,
-    host TEXT NOT NULL,
-    model TEXT NOT NULL,
-    expires_at REAL NOT NULL,
-    rule TEXT NOT NULL              -- JSON, vllm_sloguard.learned.Rule
-);
-"""
-_MIGRATIONS = (_FIRST, _LEARNED)
-_VERSION = len(_MIGRATIONS)
 _MOST_STARTS = 50
 
 
 class JournalError(RuntimeError):
     """The journal can't be used; the text says why, in one line."""
+
+
+class Superseded(RuntimeError):  # noqa: N818 - it names what happened
+    """Another sidecar has taken the state folder over; this one must not act any more."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +70,7 @@ class Journal:
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         path = folder / FILE_NAME
+        self._epoch = 0
         if read_only and not path.is_file():
             raise JournalError(f"{folder}: no {FILE_NAME} in it")
         try:
@@ -139,20 +85,21 @@ class Journal:
             raise JournalError(f"{path}: {error}") from None
 
     def _open(self, read_only: bool) -> None:
-        version = self._version()
-        if version > _VERSION:
-            raise JournalError(f"journal of version {version}; this sloguard knows version {_VERSION}")
+        version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        if version > schema.VERSION:
+            raise JournalError(f"journal of version {version}; this sloguard knows version {schema.VERSION}")
         if read_only and version == 0:
             raise JournalError("the journal is only just being made")
         if read_only:
             return
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
-        for number, script in enumerate(_MIGRATIONS[version:], version + 1):
+        for number, script in enumerate(schema.MIGRATIONS[version:], version + 1):
             self._db.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
 
-    def _version(self) -> int:
-        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+    def version(self) -> int:
+        """Of the file; an older one that only a reader has opened lacks the newer tables."""
+        return int(self.read("PRAGMA user_version", ())[0][0])
 
     def close(self) -> None:
         """Closes the file."""
@@ -162,7 +109,7 @@ class Journal:
 
     def begin_run(self, digest: str, config: str, incumbent: dict[str, Any]) -> Run:
         """Starts a run; ``config`` is JSON."""
-        self._write(
+        self.write(
             "INSERT INTO runs (digest, config, incumbent, started_at) VALUES (?, ?, ?, ?)",
             (digest, config, json.dumps(incumbent), time.time()),
         )
@@ -172,21 +119,26 @@ class Journal:
 
     def end_run(self, run: int, decision: dict[str, Any]) -> None:
         """Ends a run with its decision."""
-        self._write("UPDATE runs SET ended_at = ?, decision = ? WHERE id = ?", (time.time(), json.dumps(decision), run))
+        self.write("UPDATE runs SET ended_at = ?, decision = ? WHERE id = ?", (time.time(), json.dumps(decision), run))
 
     def last_run(self) -> Run | None:
         """The newest run."""
-        rows = self._read("SELECT * FROM runs ORDER BY id DESC LIMIT 1", ())
+        rows = self.read("SELECT * FROM runs ORDER BY id DESC LIMIT 1", ())
         if not rows:
             return None
         row = rows[0]
-        decision = _json(row["decision"], "decision") if row["decision"] else None
-        incumbent = _json(row["incumbent"], "incumbent")
+        decision = content_of(row["decision"], "decision") if row["decision"] else None
+        incumbent = content_of(row["incumbent"], "incumbent")
         return Run(row["id"], row["digest"], incumbent, row["started_at"], row["ended_at"], decision)
+
+    def decisions(self) -> dict[int, dict[str, Any]]:
+        """The decision of each run that has one."""
+        rows = self.read("SELECT id, decision FROM runs WHERE decision IS NOT NULL", ())
+        return {row["id"]: content_of(row["decision"], "decision") for row in rows}
 
     def run_configs(self) -> dict[int, dict[str, Any]]:
         """The configuration of each run, as it was recorded."""
-        return {row["id"]: _json(row["config"], "config") for row in self._read("SELECT id, config FROM runs", ())}
+        return {row["id"]: content_of(row["config"], "config") for row in self.read("SELECT id, config FROM runs", ())}
 
     # Trials
 
@@ -206,7 +158,7 @@ class Journal:
     def end_trial(self, trial: Trial, result: Result | None) -> Trial:
         """Records how it ended; None for aborted."""
         ended = Trial(trial.run, trial.number, trial.plan, trial.started_at, time.time(), result)
-        self._write(
+        self.write(
             "UPDATE trials SET ended_at = ?, result = ? WHERE run = ? AND number = ? AND ended_at IS NULL",
             (ended.ended_at, RESULT.dump_json(result).decode() if result else None, trial.run, trial.number),
         )
@@ -221,60 +173,62 @@ class Journal:
     def trials(self, run: int | None = None) -> list[Trial]:
         """The trials of ``run``, or of every run, oldest first. Raises JournalError for a damaged row."""
         query = "SELECT * FROM trials WHERE ?1 IS NULL OR run = ?1 ORDER BY run, number"
-        return [_trial(row) for row in self._read(query, (run,))]
+        return [_trial(row) for row in self.read(query, (run,))]
 
     # Engines
 
     def engine_starting(self, engine_id: str, role: str, launch: dict[str, Any]) -> None:
         """Records that an engine is about to be started."""
-        self._write("INSERT INTO engines VALUES (?, ?, 0, ?, ?)", (engine_id, role, time.time(), json.dumps(launch)))
+        self.write("INSERT INTO engines VALUES (?, ?, 0, ?, ?)", (engine_id, role, time.time(), json.dumps(launch)))
 
     def engine_started(self, identity: Identity) -> None:
         """Records its process."""
-        self._write(
+        self.write(
             "UPDATE engines SET pid = ?, started_at = ? WHERE engine_id = ?",
             (identity.pid, identity.started_at, identity.engine_id),
         )
 
     def engine_gone(self, engine_id: str) -> None:
         """Records that it was seen gone."""
-        self._write("DELETE FROM engines WHERE engine_id = ?", (engine_id,))
+        self.write("DELETE FROM engines WHERE engine_id = ?", (engine_id,))
 
     def engines(self) -> list[EngineRecord]:
         """The engines that were not seen gone."""
         return [
-            EngineRecord(
-                Identity(row["pid"], row["started_at"], row["engine_id"]), row["role"], _json(row["launch"], "launch")
-            )
-            for row in self._read("SELECT * FROM engines", ())
+            EngineRecord(_identity(row), row["role"], content_of(row["launch"], "launch"))
+            for row in self.read("SELECT * FROM engines", ())
         ]
 
     # Promotions
 
     def promote(self, run: int | None, base_digest: str, args: dict[str, Any]) -> None:
         """Makes ``args`` what is served from now on, as long as the file's own arguments stay as they are."""
-        self._write(
+        self.write(
             "INSERT INTO promotions (run, base_digest, args, at) VALUES (?, ?, ?, ?)",
             (run, base_digest, json.dumps(args), time.time()),
         )
 
     def promoted(self, base_digest: str) -> dict[str, Any] | None:
-        """The last promotion over the arguments that ``base_digest`` names."""
-        rows = self._read("SELECT args FROM promotions WHERE base_digest = ? ORDER BY id DESC LIMIT 1", (base_digest,))
-        return _json(rows[0]["args"], "args") if rows else None
+        """The last promotion over the arguments that ``base_digest`` names that was not rolled back."""
+        query = (
+            "SELECT args FROM promotions WHERE base_digest = ? AND id NOT IN (SELECT promotion FROM rollbacks)"
+            " ORDER BY id DESC LIMIT 1"
+        )
+        rows = self.read(query, (base_digest,))
+        return content_of(rows[0]["args"], "args") if rows else None
 
     # What was learned, of one model on one host
 
     def record_start(self, host: str, model: str, start: Start) -> None:
         """Records what vLLM reported of a start's memory."""
-        self._write(
+        self.write(
             "INSERT INTO starts (at, host, model, start) VALUES (?, ?, ?, ?)",
             (time.time(), host, model, START.dump_json(start).decode()),
         )
 
     def record_rule(self, host: str, model: str, rule: Rule) -> None:
         """Records a limit that a crash taught."""
-        self._write(
+        self.write(
             "INSERT INTO rules (host, model, expires_at, rule) VALUES (?, ?, ?, ?)",
             (host, model, rule.expires_at, RULE.dump_json(rule).decode()),
         )
@@ -294,43 +248,66 @@ class Journal:
         return _readable(RULE, [row["rule"] for row in self._learned(query, (now, host, model))])
 
     def _learned(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
-        # An older file that only a reader has opened lacks the tables.
-        return self._read(query, values) if self._version() >= _VERSION else []
+        return self.read(query, values) if self.version() >= schema.LEARNED else []
 
     # States
 
     def enter(self, state: str, reason: str, until: float | None = None) -> None:
         """Records a state before it is entered."""
-        self._write(
+        self.write(
             "INSERT INTO states (at, state, reason, until) VALUES (?, ?, ?, ?)", (time.time(), state, reason, until)
         )
 
     def state(self) -> StateRecord | None:
         """The last state."""
-        rows = self._read("SELECT * FROM states ORDER BY id DESC LIMIT 1", ())
+        rows = self.read("SELECT * FROM states ORDER BY id DESC LIMIT 1", ())
         return StateRecord(rows[0]["at"], rows[0]["state"], rows[0]["reason"], rows[0]["until"]) if rows else None
 
     def states(self, since: float = 0.0) -> list[StateRecord]:
         """Every state that was entered at ``since`` or later, oldest first."""
-        rows = self._read("SELECT * FROM states WHERE at >= ?", (since,))
+        rows = self.read("SELECT * FROM states WHERE at >= ?", (since,))
         return [StateRecord(row["at"], row["state"], row["reason"], row["until"]) for row in rows]
 
-    def _read(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
+    # One controller
+
+    def take_over(self, pid: int) -> int:
+        """Makes this journal's user the one controller, and returns its epoch; whoever was it before is superseded."""
+        self.write("INSERT INTO epochs (at, pid) VALUES (?, ?)", (time.time(), pid))
+        self._epoch = self.epoch()
+        return self._epoch
+
+    def act_for(self, epoch: int) -> None:
+        """Writes in the name of the controller of ``epoch`` from now on."""
+        self._epoch = epoch
+
+    def epoch(self) -> int:
+        """Of the controller in charge; 0 before the first."""
+        if self.version() < schema.OPERATIONS:
+            return 0
+        return int(self.read("SELECT coalesce(max(epoch), 0) FROM epochs", ())[0][0])
+
+    def still_mine(self) -> None:
+        """Raises Superseded when another sidecar has taken over since, JournalError when that can't be read."""
+        if self._epoch and (newest := self.epoch()) != self._epoch:
+            raise Superseded(f"another sidecar has taken over (epoch {newest}, this one has {self._epoch})")
+
+    def read(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
+        """The rows of a query. Raises JournalError."""
         try:
             return self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise JournalError(f"the journal can't be read: {error}") from None
 
-    def _write(self, statement: str, values: tuple[Any, ...]) -> None:
-        try:
+    def write(self, statement: str, values: tuple[Any, ...]) -> None:
+        """Writes, unless another sidecar has taken over. Raises JournalError, Superseded."""
+        with self._transaction():
             self._db.execute(statement, values)
-        except sqlite3.Error as error:
-            raise JournalError(f"the journal can't be written: {error}") from None
 
     @contextmanager
     def _transaction(self) -> Generator[None]:
         try:
             self._db.execute("BEGIN IMMEDIATE")
+            self.still_mine()
             yield
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
@@ -340,7 +317,12 @@ class Journal:
                 self._db.execute("ROLLBACK")
 
 
-def _json(text: str, name: str) -> dict[str, Any]:
+def _identity(row: sqlite3.Row) -> Identity:
+    return Identity(row["pid"], row["started_at"], row["engine_id"])
+
+
+def content_of(text: str, name: str) -> dict[str, Any]:
+    """What JSON text of the journal says; ``name`` is for the error. Raises JournalError."""
     try:
         return json.loads(text)
     except (ValueError, TypeError) as error:

@@ -14,8 +14,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from sidecar.config import Config, Slo
 from sidecar.engine.engine import port_owner
+from sidecar.operations import WindowOutcome
+from sidecar.probation import Verdict
 from sidecar.promotion import Decision, Outcome, baseline
-from sidecar.states import State
+from sidecar.states import Cause, State
 from sidecar.telemetry import EngineTelemetry
 from sidecar.trial import Status, Trial
 from vllm_sloguard import __version__
@@ -46,6 +48,21 @@ class Metrics:
         reg = self.registry
         Info("sloguard_build", "Version of the sidecar.", registry=reg).info({"version": __version__})
         self.state = Enum("sloguard_state", "What the sidecar is doing.", states=[str(s) for s in State], registry=reg)
+        self.reason = Info("sloguard_state_reason", "Why it is in its state, in one word of a list.", registry=reg)
+        self.epoch = Gauge("sloguard_controller_epoch", "Number of this controller; it only grows.", registry=reg)
+        self.paused = Gauge("sloguard_paused", "Whether the operator lets no windows open.", registry=reg)
+        self.windows = Counter("sloguard_windows", "Windows, by how they ended.", ["outcome"], registry=reg)
+        for outcome in WindowOutcome:
+            self.windows.labels(str(outcome))
+        self.probation_remaining = Gauge(
+            "sloguard_probation_remaining_seconds", "Time left of a promotion's probation; 0 without.", registry=reg
+        )
+        self.rollbacks = Counter(
+            "sloguard_rollbacks", "Promotions that were taken back by themselves.", ["verdict"], registry=reg
+        )
+        for verdict in Verdict:
+            if verdict not in (Verdict.GOES_ON, Verdict.PASSED):
+                self.rollbacks.labels(str(verdict))
         self.window_remaining = Gauge(
             "sloguard_window_remaining_seconds", "Time left in the window; 0 outside.", registry=reg
         )
@@ -182,8 +199,10 @@ class Metrics:
 
     # From the loop
 
-    def entered(self, state: State, *, ready: bool) -> None:
+    def entered(self, state: State, *, ready: bool, cause: Cause | None = None) -> None:
         """Takes a change of state."""
+        if cause is not None:
+            self.reason.info({"state": str(state), "reason": str(cause)})
         self.state.state(str(state))
         self._ready = ready
 

@@ -5,6 +5,8 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import yaml
+
 from sidecar.config import Config
 from sidecar.engine.command import Args, config_yaml
 from sidecar.files import write_whole
@@ -20,6 +22,21 @@ def write(config: Config, args: Args, decision: Decision, trials: Sequence[Trial
     path = config.state / FILE_NAME
     write_whole(path, config_yaml(config.model, args, comments(config, decision, trials)))
     return path
+
+
+def keep_true(config: Config, args: Args, why: str) -> None:
+    """Writes the file again where it is there and does not say ``args``, as after a rollback. Raises OSError."""
+    path = config.state / FILE_NAME
+    if not path.is_file():
+        return
+    lines = [f"Written by sloguard {_version('vllm-sloguard')}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}."]
+    text = config_yaml(config.model, args, [*lines, f"Served again: {' '.join(why.split())}.", ""])
+    try:
+        same = yaml.safe_load(path.read_text(encoding="utf-8")) == yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        same = False
+    if not same:
+        write_whole(path, text)
 
 
 def comments(config: Config, decision: Decision, trials: Sequence[Trial]) -> list[str]:

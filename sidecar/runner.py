@@ -18,7 +18,7 @@ from sidecar.engine.engine import Engine, EngineCrashed, Launch, any_free_port
 from sidecar.engine.fork_server import ForkServer, ForkServerError, unforkable
 from sidecar.engine.http import Unanswered
 from sidecar.engine.process_group import Identity, ProcessGroup
-from sidecar.journal import EngineRecord, JournalError
+from sidecar.journal import EngineRecord, JournalError, Superseded
 from sidecar.learning import Learning
 from sidecar.load import LoadClient, LoadError, LoadResult, LoadTimeoutError
 from sidecar.metrics import Metrics
@@ -242,6 +242,9 @@ class Runner:
             raise
         try:
             self._journal.engine_started(engine.group.identity)
+        except Superseded:
+            engine.group.kill()
+            raise
         except JournalError:
             if role != "serving":
                 engine.group.kill()
@@ -283,7 +286,8 @@ class Runner:
             # The process may have been started without its id having been written: its mark finds it.
             anywhere = Identity(identity.pid or -1, min(identity.started_at, time.time()), identity.engine_id)
             ProcessGroup(anywhere).kill()
-            self._journal.engine_gone(identity.engine_id)
+            with suppress(JournalError):  # the next start will find that it is gone
+                self._journal.engine_gone(identity.engine_id)
             ended.append(identity.engine_id)
         return ended
 

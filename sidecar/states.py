@@ -1,30 +1,69 @@
 """The states of `sloguard serve`, and the changes between them, as one table."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
 class State(StrEnum):
     """What the sidecar is doing."""
 
-    STARTING = "starting"  # the engine that is to serve starts
+    STARTING = "starting"
     SERVING = "serving"
-    DRAINING = "draining"  # no longer ready; requests in flight finish
+    DRAINING = "draining"
     TUNING = "tuning"
     VALIDATING = "validating"
-    PROMOTING = "promoting"  # the winner is started for serving
-    RESTORING = "restoring"  # what served before is started again
-    HALTED = "halted"  # the sidecar has ended
+    PROMOTING = "promoting"
+    RESTORING = "restoring"
+    HALTED = "halted"
 
 
-ALLOWED: dict[State, frozenset[State]] = {
-    State.STARTING: frozenset({State.SERVING, State.RESTORING, State.HALTED}),
-    State.SERVING: frozenset({State.DRAINING, State.RESTORING, State.HALTED}),
-    State.DRAINING: frozenset({State.SERVING, State.TUNING, State.RESTORING, State.HALTED}),
-    State.TUNING: frozenset({State.VALIDATING, State.PROMOTING, State.RESTORING, State.HALTED}),
-    State.VALIDATING: frozenset({State.PROMOTING, State.RESTORING, State.HALTED}),
-    State.PROMOTING: frozenset({State.SERVING, State.RESTORING, State.HALTED}),
-    State.RESTORING: frozenset({State.SERVING, State.RESTORING, State.HALTED}),
-    State.HALTED: frozenset({State.STARTING}),
+class Cause(StrEnum):
+    """Why a state was entered, in one word for metrics; the journal and the log have the sentence."""
+
+    STARTED = "started"  # the sidecar was
+    ENGINE_TAKEN_OVER = "engine_taken_over"
+    ENGINE_CRASHED = "engine_crashed"
+    ENGINE_HANGS = "engine_hangs"
+    WINDOW_SCHEDULED = "window_scheduled"
+    WINDOW_ASKED = "window_asked"
+    WINDOW_REFUSED = "window_refused"  # by the hook before the drain
+    WINDOW_ABORTED = "window_aborted"
+    WINDOW_OUT_OF_TIME = "window_out_of_time"
+    WINDOW_FAILED = "window_failed"
+    DRAINED = "drained"
+    BEST_FOUND = "best_found"
+    PROMOTED = "promoted"
+    KEPT = "kept"
+    ROLLED_BACK = "rolled_back"
+    STOPPED = "stopped"  # the sidecar is being
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: what a state is, whether /ready says so, and which states may follow it."""
+
+    about: str
+    after: tuple[State, ...]
+    ready: bool = False
+
+
+TABLE: dict[State, Row] = {
+    State.STARTING: Row(
+        "the engine that is to serve is looked for, or started", (State.SERVING, State.RESTORING, State.HALTED)
+    ),
+    State.SERVING: Row("vLLM serves, and is probed", (State.DRAINING, State.RESTORING, State.HALTED), ready=True),
+    State.DRAINING: Row(
+        "a window has opened: load balancers are told, requests in flight finish",
+        (State.SERVING, State.TUNING, State.RESTORING, State.HALTED),
+    ),
+    State.TUNING: Row("configurations are tried", (State.VALIDATING, State.PROMOTING, State.RESTORING, State.HALTED)),
+    State.VALIDATING: Row("the best one is measured again", (State.PROMOTING, State.RESTORING, State.HALTED)),
+    State.PROMOTING: Row("the winner is started for serving", (State.SERVING, State.RESTORING, State.HALTED)),
+    State.RESTORING: Row(
+        "what is promoted, or the file's arguments, is started for serving, until it is up",
+        (State.SERVING, State.RESTORING, State.HALTED),
+    ),
+    State.HALTED: Row("the sidecar has ended; its engine may serve on", (State.STARTING,)),
 }
 
 
@@ -34,5 +73,14 @@ class IllegalTransition(RuntimeError):  # noqa: N818 - it names what happened
 
 def check(before: State, after: State) -> None:
     """Raises IllegalTransition unless ``after`` may follow ``before``."""
-    if after not in ALLOWED[before]:
+    if after not in TABLE[before].after:
         raise IllegalTransition(f"{before} can't be followed by {after}")
+
+
+def markdown() -> str:
+    """The table, as the README has it."""
+    lines = ["| state | what it is | may be followed by |", "| --- | --- | --- |"]
+    for state, row in TABLE.items():
+        ready = " (`/ready` answers 200)" if row.ready else ""
+        lines.append(f"| {state} | {row.about}{ready} | {', '.join(row.after)} |")
+    return "\n".join(lines)

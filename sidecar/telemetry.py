@@ -5,6 +5,7 @@ Bounded: each engine keeps its last requests, and only the last few engines are 
 
 import os
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,9 +27,14 @@ _MOST_MESSAGE_BYTES = 4 * 2**20
 
 @dataclass
 class EngineTelemetry:
-    """What one engine has said. ``phases`` are seconds since the epoch, the first time that each was reached."""
+    """What one engine has said. ``phases`` are seconds since the epoch, the first time that each was reached.
+
+    ``since`` and ``heard_at``, of each of the ``requests``, are this process's monotonic seconds.
+    """
 
     requests: deque[pb.RequestFinished] = field(default_factory=lambda: deque(maxlen=_MOST_REQUESTS))
+    heard_at: deque[float] = field(default_factory=lambda: deque[float](maxlen=_MOST_REQUESTS))
+    since: float = field(default_factory=time.monotonic)
     steps: pb.StepStats = field(default_factory=pb.StepStats)
     total_steps: int = 0
     preemptions: int = 0
@@ -46,6 +52,7 @@ class EngineTelemetry:
         match event.WhichOneof("kind"):
             case "request_finished":
                 self.requests.append(event.request_finished)
+                self.heard_at.append(time.monotonic())
             case "step_stats":
                 self.steps = event.step_stats
                 self.total_steps += event.step_stats.steps
@@ -63,6 +70,14 @@ class EngineTelemetry:
                 self.repair = event.repair_report
             case _:
                 return
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Every request since ``since``, each with when it was heard of, in this process's monotonic seconds."""
+
+    since: float
+    requests: tuple[tuple[float, pb.RequestFinished], ...]
 
 
 # Called with each batch and what its engine has said so far, on a server thread; it must be quick and must not raise.
@@ -88,6 +103,16 @@ class TelemetryHub(TelemetryServiceServicer):
         """What ``engine_id`` has said so far; nothing for an engine that is not known."""
         with self._lock:
             return self._engines.get(engine_id, EngineTelemetry())
+
+    def traffic(self, engine_id: str) -> Traffic | None:
+        """The requests that ``engine_id`` has told of; None while it has said nothing at all."""
+        with self._lock:
+            engine = self._engines.get(engine_id)
+            if engine is None or not engine.sequences:
+                return None
+            full = len(engine.requests) == _MOST_REQUESTS
+            since = engine.heard_at[0] if full else engine.since
+            return Traffic(since, tuple(zip(engine.heard_at, engine.requests, strict=True)))
 
     def Publish(self, request: pb.PublishRequest, context: grpc.ServicerContext) -> pb.PublishResponse:  # noqa: N802
         """Takes one batch; one that has come before is taken only once."""

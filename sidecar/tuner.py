@@ -5,11 +5,13 @@ The journal is the state: ``Tuner`` reads it before each step, so a run that was
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from sidecar import promotion
 from sidecar.config import Config
 from sidecar.guard import Args, Guard
 from sidecar.journal import Journal, Run
+from sidecar.operations import Operations
 from sidecar.promotion import Decision, Outcome
 from sidecar.runner import Runner
 from sidecar.search.contract import Context, Observation, Proposal
@@ -72,7 +74,8 @@ class Tuner:
         self._cancelled = cancelled
         self._knobs = tuple(config.search.knobs)
         self._space = Space(config.search.space_knobs())
-        self._prior = _earlier(config, run, journal, self._knobs)
+        self._quarantined = [p.args for p in Operations(journal, config.base_digest()).quarantined()]
+        self._prior = _earlier(config, run, journal, self._knobs, self._quarantined)
 
     def tune(self) -> Decision:
         """Runs what is left of the search and the validation, and decides. Raises Cancelled, LoadError."""
@@ -85,6 +88,11 @@ class Tuner:
 
     def _decided(self) -> Decision:
         decision = promotion.decide(self._trials(), self._config.promotion)
+        if decision.outcome is Outcome.PROMOTED:
+            args = self._args_of(decision.trial)
+            if args in self._quarantined:  # rolled back after it was tried
+                reason = f"trial {decision.trial} is quarantined: it was promoted once, and rolled back"
+                decision = dataclasses.replace(decision, outcome=Outcome.KEPT, reason=reason)
         if decision.outcome is Outcome.PROMOTED:
             args = self._args_of(decision.trial)
             self._journal.promote(self._run.id, self._config.base_digest(), args)
@@ -115,7 +123,14 @@ class Tuner:
         if len(ran) >= self._config.search.budget or _refused_in_a_row(trials) >= _MOST_REFUSALS_IN_A_ROW:
             return None
         told = (t.observation(self._knobs, self._config.slo) for t in trials)
-        return self._guard.plan(self._run.incumbent, self._asked([o for o in told if o is not None]), Role.SEARCH)
+        plan = self._guard.plan(self._run.incumbent, self._asked([o for o in told if o is not None]), Role.SEARCH)
+        return self._unless_quarantined(plan)
+
+    def _unless_quarantined(self, plan: Plan) -> Plan:
+        """What was rolled back once is refused."""
+        if plan.refusal or plan.args not in self._quarantined:
+            return plan
+        return dataclasses.replace(plan, refusal="quarantined: it was promoted once, and rolled back")
 
     def _asked(self, history: list[Observation]) -> Proposal:
         """The optimizer's proposal after the trials of earlier runs and of this one, with the memory as it is now."""
@@ -159,8 +174,13 @@ class Tuner:
             self._notify(self._journal.end_trial(trial, result))
 
 
-def _earlier(config: Config, run: Run, journal: Journal, knobs: tuple[str, ...]) -> list[Observation]:
-    """What ran in earlier runs of the same model, workload, SLO and objective, and the same other arguments."""
+def _earlier(
+    config: Config, run: Run, journal: Journal, knobs: tuple[str, ...], quarantined: list[dict[str, Any]]
+) -> list[Observation]:
+    """What ran in earlier runs of the same model, workload, SLO and objective, and the same other arguments.
+
+    What is quarantined is no good example, however well it did.
+    """
     same = ("model", "workload", "slo", "objective")
     now = config.model_dump(mode="json", include=set(same))
     alike = {
@@ -170,6 +190,7 @@ def _earlier(config: Config, run: Run, journal: Journal, knobs: tuple[str, ...])
     }
     fixed = {name: value for name, value in run.incumbent.items() if name not in knobs}
     trials = [t for t in journal.trials() if t.run in alike and _beside(t.plan, knobs) == fixed]
+    trials = [t for t in trials if t.plan.args not in quarantined]
     told = [o for t in trials if t.status is not Status.REFUSED and (o := t.observation(knobs, config.slo)) is not None]
     return [dataclasses.replace(o, prior=True) for o in told]
 

@@ -15,8 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sidecar_cases import measured, oom, planned, served
 
+from sidecar import schema
 from sidecar.engine.process_group import Identity
 from sidecar.journal import FILE_NAME, Journal, JournalError
+from sidecar.operations import Operations
 from sidecar.trial import Change, Plan, Result, Role, Status, as_json
 from vllm_sloguard.knobs import Value
 from vllm_sloguard.learned import Rule, RuleKind, Start
@@ -204,22 +206,30 @@ def test_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path, read_only:
     alter(tmp_path, "PRAGMA user_version = 99")
     before = (tmp_path / FILE_NAME).read_bytes()
 
-    assert complaint(tmp_path, read_only) == "journal of version 99; this sloguard knows version 2"
+    assert complaint(tmp_path, read_only) == "journal of version 99; this sloguard knows version 3"
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
-def test_a_journal_of_the_first_version_is_read_as_it_is_and_taken_further_by_a_writer(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    run = journal.begin_run("digest", "{}", {})
-    journal.close()
-    alter(tmp_path, "DROP TABLE starts", "DROP TABLE rules", "PRAGMA user_version = 1")
+@pytest.mark.parametrize("version", range(1, schema.VERSION))
+def test_a_journal_of_an_older_version_is_read_as_it_is_and_taken_further_by_a_writer(
+    tmp_path: Path, version: int
+) -> None:
+    made = sqlite3.connect(tmp_path / FILE_NAME)
+    made.executescript("".join(schema.MIGRATIONS[:version]) + f"PRAGMA user_version = {version};")
+    made.execute("INSERT INTO promotions (base_digest, args, at) VALUES ('base', '{\"a\": 1}', 5)")
+    made.commit()
+    made.close()
 
-    assert Journal(tmp_path, read_only=True).rules(0.0) == ()
+    older = Journal(tmp_path, read_only=True)
+    operations = Operations(older, "base")
+    assert (older.rules(0.0), older.epoch(), operations.paused()) == ((), 0, None)
+    assert [(p.args, p.rolled_back_at) for p in operations.promotions()] == [({"a": 1}, None)]
     rule = Rule(RuleKind.HEADROOM_BYTES, 5, {"max_num_seqs": 8}, "seen", 1.0, 2.0)
     later = Journal(tmp_path)
     later.record_rule("host", "model", rule)
 
-    assert later.last_run() == run
+    assert later.promoted("base") == {"a": 1}
+    assert later.take_over(1) == 1
     assert Journal(tmp_path, read_only=True).rules(1.0) == (rule,)
 
 

@@ -1,16 +1,17 @@
 """The states of the service and the changes between them."""
 
 from itertools import product
+from pathlib import Path
 
 import pytest
 
-from sidecar.states import ALLOWED, IllegalTransition, State, check
+from sidecar.states import TABLE, IllegalTransition, State, check, markdown
 
 
 def reached_from(start: State) -> set[State]:
     reached, front = {start}, [start]
     while front:
-        for after in ALLOWED[front.pop()] - reached:
+        for after in set(TABLE[front.pop()].after) - reached:
             reached.add(after)
             front.append(after)
     return reached
@@ -32,7 +33,7 @@ def test_every_step_of_a_window_may_end_with_what_served_before(state: State) ->
     check(State.RESTORING, State.SERVING)
 
 
-@pytest.mark.parametrize(("before", "after"), [(b, a) for b, a in product(State, State) if a not in ALLOWED[b]])
+@pytest.mark.parametrize(("before", "after"), [(b, a) for b, a in product(State, State) if a not in TABLE[b].after])
 def test_an_illegal_change_raises(before: State, after: State) -> None:
     with pytest.raises(IllegalTransition, match=f"{before} can't be followed by {after}"):
         check(before, after)
@@ -50,3 +51,11 @@ def test_an_illegal_change_raises(before: State, after: State) -> None:
 def test_no_step_is_left_out(before: State, after: State) -> None:
     with pytest.raises(IllegalTransition):
         check(before, after)
+
+
+def test_the_readme_has_the_table() -> None:
+    assert markdown() in (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def test_ready_while_it_serves_alone() -> None:
+    assert [state for state, row in TABLE.items() if row.ready] == [State.SERVING]

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n vllm_sloguard/wire/control.proto\x12\x0bsloguard.v1\")\n\rRetuneRequest\x12\x18\n\x10\x64uration_seconds\x18\x01 \x01(\x01\"\x10\n\x0eRetuneResponse2S\n\x0e\x43ontrolService\x12\x41\n\x06Retune\x12\x1a.sloguard.v1.RetuneRequest\x1a\x1b.sloguard.v1.RetuneResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n vllm_sloguard/wire/control.proto\x12\x0bsloguard.v1\"G\n\rRetuneRequest\x12\x18\n\x10\x64uration_seconds\x18\x01 \x01(\x01\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"\x10\n\x0eRetuneResponse\"-\n\x0cPauseRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\" \n\rPauseResponse\x12\x0f\n\x07summary\x18\x01 \x01(\t\"\x1e\n\rResumeRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"!\n\x0eResumeResponse\x12\x0f\n\x07summary\x18\x01 \x01(\t\"\x1d\n\x0c\x41\x62ortRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\" \n\rAbortResponse\x12\x0f\n\x07summary\x18\x01 \x01(\t\"3\n\x0fRollbackRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x11\n\tpromotion\x18\x02 \x01(\x04\"#\n\x10RollbackResponse\x12\x0f\n\x07summary\x18\x01 \x01(\t2\xdf\x02\n\x0e\x43ontrolService\x12\x41\n\x06Retune\x12\x1a.sloguard.v1.RetuneRequest\x1a\x1b.sloguard.v1.RetuneResponse\x12>\n\x05Pause\x12\x19.sloguard.v1.PauseRequest\x1a\x1a.sloguard.v1.PauseResponse\x12\x41\n\x06Resume\x12\x1a.sloguard.v1.ResumeRequest\x1a\x1b.sloguard.v1.ResumeResponse\x12>\n\x05\x41\x62ort\x12\x19.sloguard.v1.AbortRequest\x1a\x1a.sloguard.v1.AbortResponse\x12G\n\x08Rollback\x12\x1c.sloguard.v1.RollbackRequest\x1a\x1d.sloguard.v1.RollbackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vllm_sloguard.wire.control_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RETUNEREQUEST']._serialized_start=49
-  _globals['_RETUNEREQUEST']._serialized_end=90
-  _globals['_RETUNERESPONSE']._serialized_start=92
-  _globals['_RETUNERESPONSE']._serialized_end=108
-  _globals['_CONTROLSERVICE']._serialized_start=110
-  _globals['_CONTROLSERVICE']._serialized_end=193
+  _globals['_RETUNEREQUEST']._serialized_end=120
+  _globals['_RETUNERESPONSE']._serialized_start=122
+  _globals['_RETUNERESPONSE']._serialized_end=138
+  _globals['_PAUSEREQUEST']._serialized_start=140
+  _globals['_PAUSEREQUEST']._serialized_end=185
+  _globals['_PAUSERESPONSE']._serialized_start=187
+  _globals['_PAUSERESPONSE']._serialized_end=219
+  _globals['_RESUMEREQUEST']._serialized_start=221
+  _globals['_RESUMEREQUEST']._serialized_end=251
+  _globals['_RESUMERESPONSE']._serialized_start=253
+  _globals['_RESUMERESPONSE']._serialized_end=286
+  _globals['_ABORTREQUEST']._serialized_start=288
+  _globals['_ABORTREQUEST']._serialized_end=317
+  _globals['_ABORTRESPONSE']._serialized_start=319
+  _globals['_ABORTRESPONSE']._serialized_end=351
+  _globals['_ROLLBACKREQUEST']._serialized_start=353
+  _globals['_ROLLBACKREQUEST']._serialized_end=404
+  _globals['_ROLLBACKRESPONSE']._serialized_start=406
+  _globals['_ROLLBACKRESPONSE']._serialized_end=441
+  _globals['_CONTROLSERVICE']._serialized_start=444
+  _globals['_CONTROLSERVICE']._serialized_end=795
 # @@protoc_insertion_point(module_scope)

@@ -27,6 +27,10 @@ if _version_not_supported:
 
 class ControlServiceStub(object):
     """Served by `sloguard serve` on the private Unix socket in its state folder.
+
+    Each request names the controller that it is meant for: epoch is the one of the journal, which grows with each
+    sidecar that takes the state folder over; 0 stands for any. Another controller answers FAILED_PRECONDITION, as does
+    one that can't do what is asked for now. Each may be sent again: what is so already stays so.
     """
 
     def __init__(self, channel):
@@ -40,14 +44,66 @@ class ControlServiceStub(object):
                 request_serializer=vllm__sloguard_dot_wire_dot_control__pb2.RetuneRequest.SerializeToString,
                 response_deserializer=vllm__sloguard_dot_wire_dot_control__pb2.RetuneResponse.FromString,
                 _registered_method=True)
+        self.Pause = channel.unary_unary(
+                '/sloguard.v1.ControlService/Pause',
+                request_serializer=vllm__sloguard_dot_wire_dot_control__pb2.PauseRequest.SerializeToString,
+                response_deserializer=vllm__sloguard_dot_wire_dot_control__pb2.PauseResponse.FromString,
+                _registered_method=True)
+        self.Resume = channel.unary_unary(
+                '/sloguard.v1.ControlService/Resume',
+                request_serializer=vllm__sloguard_dot_wire_dot_control__pb2.ResumeRequest.SerializeToString,
+                response_deserializer=vllm__sloguard_dot_wire_dot_control__pb2.ResumeResponse.FromString,
+                _registered_method=True)
+        self.Abort = channel.unary_unary(
+                '/sloguard.v1.ControlService/Abort',
+                request_serializer=vllm__sloguard_dot_wire_dot_control__pb2.AbortRequest.SerializeToString,
+                response_deserializer=vllm__sloguard_dot_wire_dot_control__pb2.AbortResponse.FromString,
+                _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/sloguard.v1.ControlService/Rollback',
+                request_serializer=vllm__sloguard_dot_wire_dot_control__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=vllm__sloguard_dot_wire_dot_control__pb2.RollbackResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServiceServicer(object):
     """Served by `sloguard serve` on the private Unix socket in its state folder.
+
+    Each request names the controller that it is meant for: epoch is the one of the journal, which grows with each
+    sidecar that takes the state folder over; 0 stands for any. Another controller answers FAILED_PRECONDITION, as does
+    one that can't do what is asked for now. Each may be sent again: what is so already stays so.
     """
 
     def Retune(self, request, context):
-        """Retune opens a tuning window now. FAILED_PRECONDITION when one is open already, or nothing is serving yet.
+        """Retune opens a tuning window now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pause(self, request, context):
+        """Pause lets no more windows open, until Resume; it outlives the sidecar. A window that is open goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resume(self, request, context):
+        """Resume takes a pause back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Abort(self, request, context):
+        """Abort ends the window that is open, and what served before it is restored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """Rollback takes a promotion back and quarantines its configuration; the one before it, or the file's, serves again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +117,26 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     request_deserializer=vllm__sloguard_dot_wire_dot_control__pb2.RetuneRequest.FromString,
                     response_serializer=vllm__sloguard_dot_wire_dot_control__pb2.RetuneResponse.SerializeToString,
             ),
+            'Pause': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pause,
+                    request_deserializer=vllm__sloguard_dot_wire_dot_control__pb2.PauseRequest.FromString,
+                    response_serializer=vllm__sloguard_dot_wire_dot_control__pb2.PauseResponse.SerializeToString,
+            ),
+            'Resume': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=vllm__sloguard_dot_wire_dot_control__pb2.ResumeRequest.FromString,
+                    response_serializer=vllm__sloguard_dot_wire_dot_control__pb2.ResumeResponse.SerializeToString,
+            ),
+            'Abort': grpc.unary_unary_rpc_method_handler(
+                    servicer.Abort,
+                    request_deserializer=vllm__sloguard_dot_wire_dot_control__pb2.AbortRequest.FromString,
+                    response_serializer=vllm__sloguard_dot_wire_dot_control__pb2.AbortResponse.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=vllm__sloguard_dot_wire_dot_control__pb2.RollbackRequest.FromString,
+                    response_serializer=vllm__sloguard_dot_wire_dot_control__pb2.RollbackResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'sloguard.v1.ControlService', rpc_method_handlers)
@@ -71,6 +147,10 @@ def add_ControlServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ControlService(object):
     """Served by `sloguard serve` on the private Unix socket in its state folder.
+
+    Each request names the controller that it is meant for: epoch is the one of the journal, which grows with each
+    sidecar that takes the state folder over; 0 stands for any. Another controller answers FAILED_PRECONDITION, as does
+    one that can't do what is asked for now. Each may be sent again: what is so already stays so.
     """
 
     @staticmethod
@@ -90,6 +170,114 @@ class ControlService(object):
             '/sloguard.v1.ControlService/Retune',
             vllm__sloguard_dot_wire_dot_control__pb2.RetuneRequest.SerializeToString,
             vllm__sloguard_dot_wire_dot_control__pb2.RetuneResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pause(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sloguard.v1.ControlService/Pause',
+            vllm__sloguard_dot_wire_dot_control__pb2.PauseRequest.SerializeToString,
+            vllm__sloguard_dot_wire_dot_control__pb2.PauseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sloguard.v1.ControlService/Resume',
+            vllm__sloguard_dot_wire_dot_control__pb2.ResumeRequest.SerializeToString,
+            vllm__sloguard_dot_wire_dot_control__pb2.ResumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Abort(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sloguard.v1.ControlService/Abort',
+            vllm__sloguard_dot_wire_dot_control__pb2.AbortRequest.SerializeToString,
+            vllm__sloguard_dot_wire_dot_control__pb2.AbortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sloguard.v1.ControlService/Rollback',
+            vllm__sloguard_dot_wire_dot_control__pb2.RollbackRequest.SerializeToString,
+            vllm__sloguard_dot_wire_dot_control__pb2.RollbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,14 +41,99 @@ _ControlServiceRetuneType = typing_extensions.TypeVar(
     ],
 )
 
-class ControlServiceStub(typing.Generic[_ControlServiceRetuneType]):
-    """Served by `sloguard serve` on the private Unix socket in its state folder."""
+_ControlServicePauseType = typing_extensions.TypeVar(
+    '_ControlServicePauseType',
+    grpc.UnaryUnaryMultiCallable[
+        vllm_sloguard.wire.control_pb2.PauseRequest,
+        vllm_sloguard.wire.control_pb2.PauseResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        vllm_sloguard.wire.control_pb2.PauseRequest,
+        vllm_sloguard.wire.control_pb2.PauseResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        vllm_sloguard.wire.control_pb2.PauseRequest,
+        vllm_sloguard.wire.control_pb2.PauseResponse,
+    ],
+)
+
+_ControlServiceResumeType = typing_extensions.TypeVar(
+    '_ControlServiceResumeType',
+    grpc.UnaryUnaryMultiCallable[
+        vllm_sloguard.wire.control_pb2.ResumeRequest,
+        vllm_sloguard.wire.control_pb2.ResumeResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        vllm_sloguard.wire.control_pb2.ResumeRequest,
+        vllm_sloguard.wire.control_pb2.ResumeResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        vllm_sloguard.wire.control_pb2.ResumeRequest,
+        vllm_sloguard.wire.control_pb2.ResumeResponse,
+    ],
+)
+
+_ControlServiceAbortType = typing_extensions.TypeVar(
+    '_ControlServiceAbortType',
+    grpc.UnaryUnaryMultiCallable[
+        vllm_sloguard.wire.control_pb2.AbortRequest,
+        vllm_sloguard.wire.control_pb2.AbortResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        vllm_sloguard.wire.control_pb2.AbortRequest,
+        vllm_sloguard.wire.control_pb2.AbortResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        vllm_sloguard.wire.control_pb2.AbortRequest,
+        vllm_sloguard.wire.control_pb2.AbortResponse,
+    ],
+)
+
+_ControlServiceRollbackType = typing_extensions.TypeVar(
+    '_ControlServiceRollbackType',
+    grpc.UnaryUnaryMultiCallable[
+        vllm_sloguard.wire.control_pb2.RollbackRequest,
+        vllm_sloguard.wire.control_pb2.RollbackResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        vllm_sloguard.wire.control_pb2.RollbackRequest,
+        vllm_sloguard.wire.control_pb2.RollbackResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        vllm_sloguard.wire.control_pb2.RollbackRequest,
+        vllm_sloguard.wire.control_pb2.RollbackResponse,
+    ],
+)
+
+class ControlServiceStub(typing.Generic[_ControlServiceRetuneType, _ControlServicePauseType, _ControlServiceResumeType, _ControlServiceAbortType, _ControlServiceRollbackType]):
+    """Served by `sloguard serve` on the private Unix socket in its state folder.
+
+    Each request names the controller that it is meant for: epoch is the one of the journal, which grows with each
+    sidecar that takes the state folder over; 0 stands for any. Another controller answers FAILED_PRECONDITION, as does
+    one that can't do what is asked for now. Each may be sent again: what is so already stays so.
+    """
 
     @typing.overload
     def __init__(self: ControlServiceStub[
         grpc.UnaryUnaryMultiCallable[
             vllm_sloguard.wire.control_pb2.RetuneRequest,
             vllm_sloguard.wire.control_pb2.RetuneResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            vllm_sloguard.wire.control_pb2.PauseRequest,
+            vllm_sloguard.wire.control_pb2.PauseResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            vllm_sloguard.wire.control_pb2.ResumeRequest,
+            vllm_sloguard.wire.control_pb2.ResumeResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            vllm_sloguard.wire.control_pb2.AbortRequest,
+            vllm_sloguard.wire.control_pb2.AbortResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            vllm_sloguard.wire.control_pb2.RollbackRequest,
+            vllm_sloguard.wire.control_pb2.RollbackResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -58,20 +143,69 @@ class ControlServiceStub(typing.Generic[_ControlServiceRetuneType]):
             vllm_sloguard.wire.control_pb2.RetuneRequest,
             vllm_sloguard.wire.control_pb2.RetuneResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            vllm_sloguard.wire.control_pb2.PauseRequest,
+            vllm_sloguard.wire.control_pb2.PauseResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            vllm_sloguard.wire.control_pb2.ResumeRequest,
+            vllm_sloguard.wire.control_pb2.ResumeResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            vllm_sloguard.wire.control_pb2.AbortRequest,
+            vllm_sloguard.wire.control_pb2.AbortResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            vllm_sloguard.wire.control_pb2.RollbackRequest,
+            vllm_sloguard.wire.control_pb2.RollbackResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Retune: _ControlServiceRetuneType
-    """Retune opens a tuning window now. FAILED_PRECONDITION when one is open already, or nothing is serving yet."""
+    """Retune opens a tuning window now."""
+
+    Pause: _ControlServicePauseType
+    """Pause lets no more windows open, until Resume; it outlives the sidecar. A window that is open goes on."""
+
+    Resume: _ControlServiceResumeType
+    """Resume takes a pause back."""
+
+    Abort: _ControlServiceAbortType
+    """Abort ends the window that is open, and what served before it is restored."""
+
+    Rollback: _ControlServiceRollbackType
+    """Rollback takes a promotion back and quarantines its configuration; the one before it, or the file's, serves again."""
 
 ControlServiceAsyncStub: typing_extensions.TypeAlias = ControlServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         vllm_sloguard.wire.control_pb2.RetuneRequest,
         vllm_sloguard.wire.control_pb2.RetuneResponse,
     ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        vllm_sloguard.wire.control_pb2.PauseRequest,
+        vllm_sloguard.wire.control_pb2.PauseResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        vllm_sloguard.wire.control_pb2.ResumeRequest,
+        vllm_sloguard.wire.control_pb2.ResumeResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        vllm_sloguard.wire.control_pb2.AbortRequest,
+        vllm_sloguard.wire.control_pb2.AbortResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        vllm_sloguard.wire.control_pb2.RollbackRequest,
+        vllm_sloguard.wire.control_pb2.RollbackResponse,
+    ],
 ]
 
 class ControlServiceServicer(metaclass=abc.ABCMeta):
-    """Served by `sloguard serve` on the private Unix socket in its state folder."""
+    """Served by `sloguard serve` on the private Unix socket in its state folder.
+
+    Each request names the controller that it is meant for: epoch is the one of the journal, which grows with each
+    sidecar that takes the state folder over; 0 stands for any. Another controller answers FAILED_PRECONDITION, as does
+    one that can't do what is asked for now. Each may be sent again: what is so already stays so.
+    """
 
     @abc.abstractmethod
     def Retune(
@@ -79,6 +213,38 @@ class ControlServiceServicer(metaclass=abc.ABCMeta):
         request: vllm_sloguard.wire.control_pb2.RetuneRequest,
         context: _ServicerContext,
     ) -> typing.Union[vllm_sloguard.wire.control_pb2.RetuneResponse, collections.abc.Awaitable[vllm_sloguard.wire.control_pb2.RetuneResponse]]:
-        """Retune opens a tuning window now. FAILED_PRECONDITION when one is open already, or nothing is serving yet."""
+        """Retune opens a tuning window now."""
+
+    @abc.abstractmethod
+    def Pause(
+        self,
+        request: vllm_sloguard.wire.control_pb2.PauseRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[vllm_sloguard.wire.control_pb2.PauseResponse, collections.abc.Awaitable[vllm_sloguard.wire.control_pb2.PauseResponse]]:
+        """Pause lets no more windows open, until Resume; it outlives the sidecar. A window that is open goes on."""
+
+    @abc.abstractmethod
+    def Resume(
+        self,
+        request: vllm_sloguard.wire.control_pb2.ResumeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[vllm_sloguard.wire.control_pb2.ResumeResponse, collections.abc.Awaitable[vllm_sloguard.wire.control_pb2.ResumeResponse]]:
+        """Resume takes a pause back."""
+
+    @abc.abstractmethod
+    def Abort(
+        self,
+        request: vllm_sloguard.wire.control_pb2.AbortRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[vllm_sloguard.wire.control_pb2.AbortResponse, collections.abc.Awaitable[vllm_sloguard.wire.control_pb2.AbortResponse]]:
+        """Abort ends the window that is open, and what served before it is restored."""
+
+    @abc.abstractmethod
+    def Rollback(
+        self,
+        request: vllm_sloguard.wire.control_pb2.RollbackRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[vllm_sloguard.wire.control_pb2.RollbackResponse, collections.abc.Awaitable[vllm_sloguard.wire.control_pb2.RollbackResponse]]:
+        """Rollback takes a promotion back and quarantines its configuration; the one before it, or the file's, serves again."""
 
 def add_ControlServiceServicer_to_server(servicer: ControlServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1,0 +1,167 @@
+"""What the operator and the loop record beside trials: pauses, windows, starts, crashes, rollbacks, probations.
+
+Kept in the journal as events, oldest first; what holds now follows from them.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sidecar import schema
+from sidecar.journal import Journal, content_of
+
+# A restore may take as long as the longest of so many ordinary starts.
+_STARTS = 10
+_MOST_SHOWN = 1000
+
+
+class Kind(StrEnum):
+    """What happened."""
+
+    PAUSED = "paused"  # reason
+    RESUMED = "resumed"
+    WINDOW_OPENED = "window_opened"  # reason, record (of the requests before it)
+    WINDOW_ENDED = "window_ended"  # outcome, reason
+    START = "start"  # base, promotion, seconds
+    CRASH = "crash"  # promotion, reason
+    PROBATION = "probation"  # promotion, reason: it has ended well
+    HOOK_BEFORE = "hook_before"  # others were told of a drain, and are owed word of its end
+    HOOK_AFTER = "hook_after"
+
+
+class WindowOutcome(StrEnum):
+    """How a window ended. After a failed one, and only then, the next has to wait."""
+
+    PROMOTED = "promoted"
+    KEPT = "kept"
+    REFUSED = "refused"  # nothing was drained
+    ABORTED = "aborted"
+    STOPPED = "stopped"  # the sidecar was, or was killed
+    OUT_OF_TIME = "out_of_time"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event; ``at`` is in seconds since the epoch."""
+
+    at: float
+    kind: Kind
+    content: dict[str, Any]
+
+    @property
+    def reason(self) -> str:
+        """The sentence that was recorded with it."""
+        return str(self.content.get("reason", ""))
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """One promotion; ``run`` is None for one that a run did not make. Times are seconds since the epoch."""
+
+    id: int
+    run: int | None
+    args: dict[str, Any]
+    at: float
+    rolled_back_at: float | None
+    rollback_reason: str | None
+
+
+class Operations:
+    """Reads and writes the events of one journal, and its promotions. All of it raises JournalError."""
+
+    def __init__(self, journal: Journal, base_digest: str) -> None:
+        self._journal = journal
+        self._base = base_digest
+
+    def record(self, kind: Kind, **content: object) -> None:
+        """Writes an event."""
+        self._journal.write(
+            "INSERT INTO events (at, kind, content) VALUES (?, ?, ?)", (time.time(), str(kind), json.dumps(content))
+        )
+
+    def events(self, kinds: Sequence[Kind], most: int = _MOST_SHOWN, since: float = 0.0) -> list[Event]:
+        """The newest events of ``kinds``, oldest first."""
+        if self._journal.version() < schema.OPERATIONS:
+            return []
+        marks = ", ".join("?" for _ in kinds)
+        query = f"SELECT * FROM events WHERE kind IN ({marks}) AND at >= ? ORDER BY id DESC LIMIT ?"  # noqa: S608
+        rows = self._journal.read(query, (*map(str, kinds), since, most))
+        return [Event(r["at"], Kind(r["kind"]), content_of(r["content"], "event")) for r in reversed(rows)]
+
+    def _last(self, *kinds: Kind) -> Event | None:
+        return next(iter(self.events(kinds, 1)), None)
+
+    # Windows
+
+    def paused(self) -> Event | None:
+        """The pause that holds."""
+        last = self._last(Kind.PAUSED, Kind.RESUMED)
+        return last if last is not None and last.kind is Kind.PAUSED else None
+
+    def open_window(self) -> Event | None:
+        """The window that has been opened and has not ended."""
+        last = self._last(Kind.WINDOW_OPENED, Kind.WINDOW_ENDED)
+        return last if last is not None and last.kind is Kind.WINDOW_OPENED else None
+
+    def last_window(self) -> Event | None:
+        """The end of the last window that was not refused."""
+        ends = self.events([Kind.WINDOW_ENDED])
+        return next((e for e in reversed(ends) if e.content["outcome"] != WindowOutcome.REFUSED), None)
+
+    def hook_owed(self) -> bool:
+        """Whether others were told of a drain and not yet of its end."""
+        last = self._last(Kind.HOOK_BEFORE, Kind.HOOK_AFTER)
+        return last is not None and last.kind is Kind.HOOK_BEFORE
+
+    def longest_start_s(self) -> float | None:
+        """The longest of the last ordinary starts over these arguments of the file, seconds."""
+        starts = [e.content for e in self.events([Kind.START]) if e.content["base"] == self._base]
+        return max((float(s["seconds"]) for s in starts[-_STARTS:]), default=None)
+
+    # Promotions
+
+    def promotions(self) -> list[Promoted]:
+        """Every promotion over these arguments of the file, oldest first."""
+        joined = (
+            "SELECT p.*, r.at AS rolled_back_at, r.reason AS why FROM promotions p LEFT JOIN rollbacks r"
+            " ON r.promotion = p.id WHERE p.base_digest = ? ORDER BY p.id"
+        )
+        plain = "SELECT *, NULL AS rolled_back_at, NULL AS why FROM promotions WHERE base_digest = ? ORDER BY id"
+        rows = self._journal.read(joined if self._journal.version() >= schema.OPERATIONS else plain, (self._base,))
+        return [
+            Promoted(r["id"], r["run"], content_of(r["args"], "args"), r["at"], r["rolled_back_at"], r["why"])
+            for r in rows
+        ]
+
+    def current(self) -> Promoted | None:
+        """The promotion that holds; None where the file's own arguments do."""
+        return next((p for p in reversed(self.promotions()) if p.rolled_back_at is None), None)
+
+    def roll_back(self, promotion: int, reason: str) -> None:
+        """Takes a promotion back for good; its arguments are quarantined. One that was taken back stays as it is."""
+        self._journal.write(
+            "INSERT OR IGNORE INTO rollbacks (promotion, at, reason) VALUES (?, ?, ?)",
+            (promotion, time.time(), reason),
+        )
+
+    def quarantined(self) -> list[Promoted]:
+        """The promotions whose arguments must not be tried again."""
+        return [p for p in self.promotions() if p.rolled_back_at is not None]
+
+    def served_since(self, promotion: int) -> float | None:
+        """When a promotion was first up, seconds since the epoch; None before."""
+        starts = self.events([Kind.START])
+        return next((e.at for e in starts if e.content["promotion"] == promotion), None)
+
+    def probation_over(self, promotion: int) -> bool:
+        """Whether its probation has ended."""
+        return any(e.content["promotion"] == promotion for e in self.events([Kind.PROBATION]))
+
+    def record_before(self, at: float) -> dict[str, Any] | None:
+        """The requests before the last window that opened before ``at``, as sidecar.probation recorded them."""
+        opened = [e for e in self.events([Kind.WINDOW_OPENED]) if e.at <= at]
+        return opened[-1].content.get("record") if opened else None

@@ -1,0 +1,308 @@
+"""What an operator asks of a running sidecar, and of its journal."""
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import typer
+from rich.console import Console
+
+from sidecar import lock
+from sidecar.config import Config, ConfigError, load, seconds
+from sidecar.journal import Journal, JournalError
+from sidecar.operations import Event, Kind, Operations, Promoted
+from sidecar.terminal import View
+from sidecar.trial import Status
+from vllm_sloguard.learned import RULE, Rule
+from vllm_sloguard.link import unix_target
+from vllm_sloguard.wire import control_pb2 as pb
+from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
+
+_DEADLINE_S = 10.0
+_FOLLOW_EVERY_S = 2.0  # what is measured meanwhile runs on this machine too
+
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The YAML file.", metavar="FILE")]
+StateFolder = Annotated[Path, typer.Argument(help="The state folder, or the YAML file that names it.", metavar="STATE")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+class Refused(RuntimeError):  # noqa: N818 - it names what happened
+    """What was asked for can't be done; the text says why, in one line."""
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to ``app``."""
+    for command in (retune, pause, resume, abort, rollback, history, status):
+        app.command()(command)
+
+
+def retune(
+    config_file: ConfigFile,
+    now: Annotated[bool, typer.Option("--now", help="Needed: a window takes the service down.")] = False,
+    duration: Annotated[str, typer.Option("--for", help='Length of the window, "45m" say.')] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Shows the window and waits until it serves again.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="In spite of the traffic, and of a failed window.")] = False,
+) -> None:
+    """Asks a running `sloguard serve` for a tuning window.
+
+    Example: sloguard retune --now --wait -c sloguard.yaml
+    """
+    config = load(config_file)
+    if not now:
+        raise ConfigError("retune: --now is needed: the window opens at once, and the service goes down for it")
+    duration_s = _duration(duration)
+    asked_at = time.time()
+    _ask(
+        config,
+        lambda stub, epoch: stub.Retune(
+            pb.RetuneRequest(duration_seconds=duration_s, epoch=epoch, force=force), timeout=_DEADLINE_S
+        ),
+    )
+    if wait:
+        _follow(config, asked_at)
+
+
+def pause(
+    config_file: ConfigFile, reason: Annotated[str, typer.Option(help="Shown by `sloguard status`.")] = ""
+) -> None:
+    """Lets no more windows open, until `sloguard resume`; a window that is open goes on.
+
+    Example: sloguard pause --reason "release week" -c sloguard.yaml
+    """
+    _ask(
+        load(config_file),
+        lambda stub, epoch: stub.Pause(pb.PauseRequest(epoch=epoch, reason=reason), timeout=_DEADLINE_S),
+    )
+
+
+def resume(config_file: ConfigFile) -> None:
+    """Lets windows open again.
+
+    Example: sloguard resume -c sloguard.yaml
+    """
+    _ask(load(config_file), lambda stub, epoch: stub.Resume(pb.ResumeRequest(epoch=epoch), timeout=_DEADLINE_S))
+
+
+def abort(
+    config_file: ConfigFile,
+    wait: Annotated[bool, typer.Option("--wait", help="Waits until it serves again.")] = False,
+) -> None:
+    """Ends the open window now, and restores what served before it.
+
+    Example: sloguard abort --wait -c sloguard.yaml
+    """
+    config, asked_at = load(config_file), time.time()
+    _ask(config, lambda stub, epoch: stub.Abort(pb.AbortRequest(epoch=epoch), timeout=_DEADLINE_S))
+    if wait:
+        _wait_serving(config, asked_at, lambda: True)
+
+
+def rollback(
+    config_file: ConfigFile,
+    promotion: Annotated[int, typer.Option(help="The promotion to take back, as `history` numbers it.", min=0)] = 0,
+    wait: Annotated[bool, typer.Option("--wait", help="Waits until what served before serves again.")] = False,
+) -> None:
+    """Takes the last promotion back: what was promoted before it, or the file's arguments, serve again.
+
+    What was taken back is quarantined: the search does not propose it again. Asked once more, it changes nothing;
+    --promotion goes further back.
+
+    Example: sloguard rollback --wait -c sloguard.yaml
+    """
+    config, asked_at = load(config_file), time.time()
+    number = promotion or _last_promotion(config).id
+    _ask(
+        config,
+        lambda stub, epoch: stub.Rollback(pb.RollbackRequest(epoch=epoch, promotion=number), timeout=_DEADLINE_S),
+    )
+    if wait:
+        _wait_serving(config, asked_at, lambda: _restored(config, number))
+
+
+def _last_promotion(config: Config) -> Promoted:
+    """The newest one, whether it was taken back or not: so that to ask twice is to ask once."""
+    promotions = _operations(config).promotions()
+    if not promotions:
+        raise Refused("there is nothing to roll back to: the file's own arguments serve, and nothing was promoted")
+    return promotions[-1]
+
+
+def _restored(config: Config, number: int) -> bool:
+    """Whether an engine has started since the promotion was taken back."""
+    operations = _operations(config)
+    at = next((p.rolled_back_at for p in operations.promotions() if p.id == number), None)
+    return at is not None and bool(operations.events([Kind.START], 1, since=at))
+
+
+def history(config_file: ConfigFile, as_json_: AsJson = False) -> None:
+    """Every promotion with what it rests on, every rollback with its reason, and the windows.
+
+    Example: sloguard history -c sloguard.yaml
+    """
+    config = load(config_file)
+    journal = Journal(config.state, read_only=True)
+    operations = Operations(journal, config.base_digest())
+    current = operations.current()
+    decisions = journal.decisions()
+    promotions = [_promotion(p, current, decisions) for p in operations.promotions()]
+    windows = [_window(e) for e in operations.events([Kind.WINDOW_ENDED])]
+    if as_json_:
+        print(json.dumps({"promotions": promotions, "windows": windows}))
+        return
+    for p in promotions:
+        evidence = f": {p['evidence']['reason']}" if p["evidence"] else ""
+        print(f"promotion {p['promotion']} of {_when(p['at'])}{' (serves)' if p['current'] else ''}{evidence}")
+        print(f"  {' '.join(f'{name}={value}' for name, value in p['args'].items())}")
+        if p["rolled_back_at"]:
+            print(f"  rolled back {_when(p['rolled_back_at'])}, quarantined: {p['rollback_reason']}")
+    for w in windows:
+        print(f"window of {_when(w['at'])}: {w['outcome']}: {w['reason']}")
+    if not promotions and not windows:
+        print("nothing was promoted, and no window has ended")
+
+
+def _promotion(p: Promoted, current: Promoted | None, decisions: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "promotion": p.id,
+        "at": p.at,
+        "run": p.run,
+        "current": current is not None and current.id == p.id,
+        "args": p.args,
+        "evidence": decisions.get(p.run) if p.run is not None else None,
+        "rolled_back_at": p.rolled_back_at,
+        "rollback_reason": p.rollback_reason,
+    }
+
+
+def _window(event: Event) -> dict[str, Any]:
+    return {"at": event.at, "outcome": event.content["outcome"], "reason": event.reason}
+
+
+def status(state: StateFolder, as_json_: AsJson = False) -> None:
+    """What the sidecar is doing, and why.
+
+    Example: sloguard status sloguard-state
+    """
+    folder = state_folder(state)
+    journal = Journal(folder, read_only=True)
+    operations = Operations(journal, "")
+    record, run, pid = journal.state(), journal.last_run(), lock.holder(folder)
+    paused, windows = operations.paused(), operations.events([Kind.WINDOW_ENDED], 1)
+    facts: dict[str, Any] = {
+        "running": pid is not None,
+        "pid": pid,
+        "epoch": journal.epoch(),
+        "state": record.state if record else None,
+        "reason": record.reason if record else None,
+        "since": record.at if record else None,
+        "until": record.until if record else None,
+        "paused": {"since": paused.at, "reason": paused.reason} if paused else None,
+        "last_window": _window(windows[-1]) if windows else None,
+        "run": run.id if run else None,
+        "decision": run.decision if run else None,
+        "trials": len(journal.trials(run.id)) if run else 0,
+        "rules": [_rule(rule) for rule in journal.rules(time.time())],
+    }
+    if as_json_:
+        print(json.dumps(facts))
+        return
+    print(f"sidecar: {f'process {pid}' if pid else 'not running'}")
+    if record:
+        print(f"state: {record.state} since {_when(record.at)}: {record.reason}")
+    if paused:
+        print(f"paused: since {_when(paused.at)}{f': {paused.reason}' if paused.reason else ''}")
+    if windows:
+        print(f"last window: {_when(windows[-1].at)}: {windows[-1].content['outcome']}: {windows[-1].reason}")
+    if run:
+        decision = f"{run.decision['outcome']}: {run.decision['reason']}" if run.decision else "not decided"
+        print(f"last run: {run.id}, {facts['trials']} trials, {decision}")
+    for rule in facts["rules"]:
+        until = datetime.fromtimestamp(rule["expires_at"])
+        print(f"learned: {rule['kind']} {rule['value']} until {until:%Y-%m-%d %H:%M}: {rule['reason']}")
+
+
+def _rule(rule: Rule) -> dict[str, Any]:
+    return json.loads(RULE.dump_json(rule))
+
+
+def _when(at: float) -> str:
+    return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"
+
+
+def state_folder(path: Path) -> Path:
+    """The folder that ``path`` is, or that the file there names."""
+    return path if path.is_dir() or not path.is_file() else load(path).state
+
+
+def _operations(config: Config) -> Operations:
+    return Operations(Journal(config.state, read_only=True), config.base_digest())
+
+
+def _duration(text: str) -> float:
+    if not text:
+        return 0.0
+    try:
+        return seconds(text)
+    except ValueError as error:
+        raise ConfigError(f"--for: {text!r}: {error}") from None
+
+
+def _ask(config: Config, call: Callable[[ControlServiceStub, int], Any]) -> None:
+    """Asks the controller that the journal names, and prints what it says. Raises Refused."""
+    epoch = 0
+    with suppress(JournalError):  # then nobody serves, which the call will say
+        epoch = Journal(config.state, read_only=True).epoch()
+    with grpc.insecure_channel(unix_target(str(config.socket))) as channel:
+        try:
+            answer = call(ControlServiceStub(channel), epoch)
+        except grpc.RpcError as error:
+            code = error.code() if isinstance(error, grpc.Call) else None
+            if code is grpc.StatusCode.UNAVAILABLE:
+                raise Refused(f"no `sloguard serve` answers on {config.socket}") from None
+            raise Refused(error.details() or str(code) if isinstance(error, grpc.Call) else str(error)) from None
+    if summary := getattr(answer, "summary", ""):
+        print(summary)
+
+
+def _wait_serving(config: Config, since: float, holds: Callable[[], bool]) -> None:
+    """Prints the states that are entered after ``since`` until it serves and ``holds``."""
+    journal = Journal(config.state, read_only=True)
+    seen = 0
+    while lock.holder(config.state) is not None:
+        states = journal.states(since)
+        for state in states[seen:]:
+            print(f"{state.state}: {state.reason}", flush=True)
+        seen = len(states)
+        last = journal.state()
+        if last is not None and last.state == "serving" and holds():
+            return
+        time.sleep(0.5)
+    raise Refused("the sidecar has ended")
+
+
+def _follow(config: Config, since: float) -> None:
+    """Shows what the running sidecar writes to its journal until it serves again."""
+    journal = Journal(config.state, read_only=True)
+    shown: dict[tuple[int, int], Status] = {}
+    seen = 0
+    with View(Console(), list(config.search.knobs), config.search.budget) as view:
+        while lock.holder(config.state) is not None:
+            states = journal.states(since)
+            for state in states[seen:]:
+                print(f"{state.state}: {state.reason}", flush=True)
+            seen = len(states)
+            run = journal.last_run()
+            for trial in journal.trials(run.id) if run is not None and run.started_at >= since else []:
+                key = trial.run, trial.number
+                if trial.started_at >= since and shown.get(key) is not trial.status:
+                    shown[key] = trial.status
+                    view.notify(trial)
+            if states and states[-1].state == "serving":
+                return
+            time.sleep(_FOLLOW_EVERY_S)
+    raise Refused("the sidecar has ended")

@@ -1,0 +1,200 @@
+"""Whether what was promoted may stay, judged by real requests and by crashes. Pure.
+
+It may not when
+
+1. it misses the SLO: of at least ``min_requests`` requests, the share that missed a limit or failed is ``burn`` times
+   the error budget, and not below the share that the incumbent missed under comparable traffic;
+2. it is slower than the incumbent was: more of its requests than chance explains (a one-sided binomial test at
+   1 in 1000) are slower, by ``tolerance``, than the 99th percentile of the incumbent's own requests before the window,
+   where these were at least ``min_requests`` too and the traffic is comparable; or
+3. it crashes ``crashes`` times within ``crashes_within`` seconds, in probation or after it.
+
+Traffic is comparable where its rate is within a factor of 2 and its mean prompt and output are within one of 1.5.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import TypeAdapter
+
+from sidecar.config import Probation, Slo
+
+# The limits are on 99th percentiles.
+_BUDGET = 0.01
+_CHANCE = 0.001
+_RATES_WITHIN, _LENGTHS_WITHIN = 2.0, 1.5
+_SHORTEST_S = 60.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A real request. ``at`` is in monotonic seconds; what was not measured is None."""
+
+    at: float
+    ttft_ms: float | None
+    itl_ms: float | None  # mean of the request
+    e2e_ms: float
+    prompt_tokens: int
+    output_tokens: int
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Record:
+    """What many requests come to. ``rate`` is in requests/s, None where it was not watched for long enough."""
+
+    requests: int
+    missed: int
+    rate: float | None
+    prompt_tokens: float
+    output_tokens: float
+    ttft_p99_ms: float | None
+    itl_p99_ms: float | None
+
+
+RECORD = TypeAdapter(Record)
+
+
+class Verdict(StrEnum):
+    """What becomes of the promotion."""
+
+    GOES_ON = "goes_on"
+    PASSED = "passed"
+    REGRESSION = "regression"
+    SLO_BURN = "slo_burn"
+    CRASH_LOOP = "crash_loop"
+    START_FAILED = "start_failed"
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """The verdict, in one sentence with its numbers."""
+
+    verdict: Verdict
+    reason: str
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether the promotion is taken back."""
+        return self.verdict not in (Verdict.GOES_ON, Verdict.PASSED)
+
+
+def rate(requests: Sequence[Request], since: float, now: float, over_s: float) -> float | None:
+    """Requests a second over the last ``over_s``, of those heard of since ``since``; None in the first minute."""
+    watched_s = min(now - since, over_s)
+    if watched_s < _SHORTEST_S:
+        return None
+    return sum(r.at > now - watched_s for r in requests) / watched_s
+
+
+def record(requests: Sequence[Request], slo: Slo, requests_per_s: float | None) -> Record:
+    """The record of ``requests``."""
+    count = len(requests)
+    return Record(
+        count,
+        sum(missed(r, slo) for r in requests),
+        requests_per_s,
+        sum(r.prompt_tokens for r in requests) / count if count else 0.0,
+        sum(r.output_tokens for r in requests) / count if count else 0.0,
+        _p99([r.ttft_ms for r in requests if r.ttft_ms is not None]),
+        _p99([r.itl_ms for r in requests if r.itl_ms is not None]),
+    )
+
+
+def missed(request: Request, slo: Slo) -> bool:
+    """Whether it failed, or was above any limit."""
+    pairs = (
+        (request.ttft_ms, slo.ttft_p99_ms),
+        (request.itl_ms, slo.itl_p99_ms),
+        (request.e2e_ms, slo.e2e_p99_ms),
+    )
+    return request.failed or any(ms is not None and limit is not None and ms > limit for ms, limit in pairs)
+
+
+def judge(  # noqa: PLR0917 - all that the rule looks at
+    before: Record | None,
+    requests: Sequence[Request],
+    requests_per_s: float | None,
+    slo: Slo,
+    rule: Probation,
+    left_s: float,
+) -> Ruling:
+    """The ruling on the ``requests`` since the promotion, ``left_s`` seconds before the probation ends."""
+    now = record(requests, slo, requests_per_s)
+    enough = now.requests >= rule.min_requests
+    alike = before is not None and before.requests >= rule.min_requests and comparable(before, now)
+    if enough and (burn := _burns(now, before if alike else None, slo, rule)):
+        return Ruling(Verdict.SLO_BURN, burn)
+    if enough and alike and before is not None and (slower := _slower(before, requests, rule)):
+        return Ruling(Verdict.REGRESSION, slower)
+    if left_s > 0:
+        return Ruling(Verdict.GOES_ON, f"on probation for {left_s:.0f} s more, {now.requests} requests so far")
+    if not enough:
+        return Ruling(Verdict.PASSED, f"{now.requests} requests in the probation were too few to judge by")
+    with_what = "no worse than the incumbent was" if alike else "no comparable traffic of the incumbent"
+    return Ruling(Verdict.PASSED, f"{now.requests} requests, {now.missed} of them missed the SLO; {with_what}")
+
+
+def comparable(before: Record, now: Record) -> bool:
+    """Whether the traffic is much the same; unknown rates are not."""
+    if before.rate is None or now.rate is None:
+        return False
+    return (
+        _within(before.rate, now.rate, _RATES_WITHIN)
+        and _within(before.prompt_tokens, now.prompt_tokens, _LENGTHS_WITHIN)
+        and _within(before.output_tokens, now.output_tokens, _LENGTHS_WITHIN)
+    )
+
+
+def crash_loop(times: Sequence[float], now: float, rule: Probation) -> Ruling | None:
+    """The ruling on crashes at ``times``, on the clock of ``now``; None where they are no loop."""
+    recent = sum(0 <= now - at <= rule.crashes_within for at in times)
+    if recent < rule.crashes:
+        return None
+    return Ruling(Verdict.CRASH_LOOP, f"it crashed {recent} times within {rule.crashes_within / 60:g} minutes")
+
+
+def _burns(now: Record, before: Record | None, slo: Slo, rule: Probation) -> str:
+    budget = max(_BUDGET, slo.error_rate)
+    share = now.missed / now.requests
+    if share < rule.burn * budget or (before is not None and share <= before.missed / before.requests):
+        return ""
+    return f"{now.missed} of {now.requests} requests missed the SLO, {share / budget:.1f} times the error budget"
+
+
+def _slower(before: Record, requests: Sequence[Request], rule: Probation) -> str:
+    looked_at: tuple[tuple[str, float | None, Callable[[Request], float | None]], ...] = (
+        ("TTFT", before.ttft_p99_ms, lambda r: r.ttft_ms),
+        ("ITL", before.itl_p99_ms, lambda r: r.itl_ms),
+    )
+    for name, p99_ms, of in looked_at:
+        measured = [ms for r in requests if (ms := of(r)) is not None]
+        if p99_ms is None or len(measured) < rule.min_requests:
+            continue
+        limit_ms = p99_ms * (1 + rule.tolerance)
+        above = sum(ms > limit_ms for ms in measured)
+        if at_least(above, len(measured), _BUDGET) < _CHANCE:
+            share = f"{above} of {len(measured)} requests had a {name} above {limit_ms:.4g} ms"
+            return f"{share}, which the incumbent's p99 of {p99_ms:.4g} ms does not explain"
+    return ""
+
+
+def at_least(count: int, of: int, chance: float) -> float:
+    """The probability of ``count`` or more successes in ``of`` trials, each of the probability ``chance``."""
+
+    def log_p(k: int) -> float:
+        ways = math.lgamma(of + 1) - math.lgamma(k + 1) - math.lgamma(of - k + 1)
+        return ways + k * math.log(chance) + (of - k) * math.log1p(-chance)
+
+    return max(1.0 - sum(math.exp(log_p(k)) for k in range(count)), 0.0)
+
+
+def _p99(values: Sequence[float]) -> float | None:
+    """The smallest value that 99% do not exceed."""
+    return sorted(values)[math.ceil(0.99 * len(values)) - 1] if values else None
+
+
+def _within(a: float, b: float, factor: float) -> bool:
+    return min(a, b) > 0 and max(a, b) <= factor * min(a, b)

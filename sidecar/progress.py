@@ -1,0 +1,50 @@
+"""Where the service stands: each change of state is written before it is made, and shown by all who are asked."""
+
+import time
+from collections.abc import Callable
+
+from sidecar.control import Requests
+from sidecar.journal import Journal, JournalError
+from sidecar.metrics import Metrics
+from sidecar.states import TABLE, Cause, State, check
+
+Say = Callable[[str], None]
+
+
+class Progress:
+    """The present state, with its reason; ``window_end`` is in monotonic seconds, None outside of a window."""
+
+    def __init__(self, journal: Journal, metrics: Metrics, requests: Requests, say: Say) -> None:
+        self._journal = journal
+        self._metrics = metrics
+        self._requests = requests
+        self._why = ""
+        self.say = say
+        self.state = State.HALTED
+        self.window_end: float | None = None
+        metrics.window_remaining.set_function(self.time_left)
+
+    def serves(self) -> bool:
+        """Whether the service is up, as far as is known."""
+        return self.state is State.SERVING
+
+    def time_left(self) -> float:
+        """Seconds until the window's end, 0 outside of one; also called by scrapes, on their threads."""
+        end = self.window_end
+        return 0.0 if end is None else max(end - time.monotonic(), 0.0)
+
+    def enter(self, state: State, cause: Cause, why: str) -> None:
+        """Goes on to ``state``; the same one for the same reason is no change. Raises Superseded."""
+        if (state, why) == (self.state, self._why):
+            return
+        check(self.state, state)
+        until = time.time() + self.time_left() if self.window_end is not None else None
+        try:
+            self._journal.enter(str(state), why, until)
+        except JournalError as error:
+            # To serve comes before to record.
+            self.say(str(error))
+        self.state, self._why = state, why
+        self._requests.state = state
+        self._metrics.entered(state, ready=TABLE[state].ready, cause=cause)
+        self.say(f"{state}: {why}")

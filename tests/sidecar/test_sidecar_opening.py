@@ -1,0 +1,54 @@
+"""When a window may open."""
+
+import pytest
+
+from sidecar.config import Window
+from sidecar.opening import refusal
+from sidecar.operations import Event, Kind, WindowOutcome
+
+NOW = 1_000_000.0
+PAUSED = Event(NOW - 5, Kind.PAUSED, {"reason": "release week"})
+
+
+def ended(outcome: WindowOutcome, ago_s: float = 3600.0) -> Event:
+    return Event(NOW - ago_s, Kind.WINDOW_ENDED, {"outcome": outcome, "reason": "no disk"})
+
+
+def why_not(
+    paused: Event | None = None,
+    last: Event | None = None,
+    rate: float | None = None,
+    *,
+    force: bool = False,
+    **window: float,
+) -> str:
+    return refusal(Window.model_validate(window), NOW, paused, last, rate, force)
+
+
+def test_nothing_speaks_against_it() -> None:
+    assert why_not() == ""
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_not_while_paused_even_by_force(force: bool) -> None:
+    assert "(release week): `sloguard resume`" in why_not(PAUSED, force=force)
+
+
+def test_not_soon_after_a_failed_one_but_by_force() -> None:
+    assert "failed (no disk): none before" in why_not(last=ended(WindowOutcome.FAILED))
+    assert why_not(last=ended(WindowOutcome.FAILED), force=True) == ""
+    assert why_not(last=ended(WindowOutcome.FAILED), after_failure=3600.0) == ""
+    assert why_not(last=ended(WindowOutcome.FAILED, 86401)) == ""
+
+
+@pytest.mark.parametrize("outcome", sorted(set(WindowOutcome) - {WindowOutcome.FAILED}))
+def test_any_other_end_is_no_failure(outcome: WindowOutcome) -> None:
+    assert why_not(last=ended(outcome)) == ""
+
+
+def test_not_above_the_rate_nor_without_knowing_it_but_by_force() -> None:
+    assert why_not(rate=2.0, max_rate=2.0) == ""
+    assert why_not(rate=2.5, max_rate=2.0) == "2.5 requests/s are more than window.max_rate 2"
+    assert "not watched for a minute" in why_not(rate=None, max_rate=2.0)
+    assert why_not(rate=2.5, max_rate=2.0, force=True) == ""
+    assert why_not(rate=2.5) == ""
