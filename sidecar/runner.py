@@ -17,7 +17,7 @@ from sidecar.config import Config, Objective, Workload
 from sidecar.engine.engine import Engine, EngineCrashed, Launch, any_free_port
 from sidecar.engine.fork_server import ForkServer, ForkServerError, unforkable
 from sidecar.engine.http import Unanswered
-from sidecar.engine.process_group import Identity, ProcessGroup
+from sidecar.engine.process_group import Identity, ProcessGroup, marked
 from sidecar.journal import EngineRecord, JournalError, Superseded
 from sidecar.learning import Learning
 from sidecar.load import LoadClient, LoadError, LoadResult, LoadTimeoutError
@@ -276,6 +276,16 @@ class Runner:
         self._metrics.traffic(launch.engine_id, record.role)
         return Engine.adopt(launch, record.identity)
 
+    def record_alone(self, engine: Engine | None) -> None:
+        """Makes the journal say that ``engine`` runs, for serving, and no other. Raises JournalError."""
+        recorded = {record.identity.engine_id for record in self._journal.engines()}
+        for engine_id in recorded - ({engine.launch.engine_id} if engine is not None else set()):
+            self._journal.engine_gone(engine_id)
+        if engine is not None:
+            if engine.launch.engine_id not in recorded:
+                self._journal.engine_starting(engine.launch.engine_id, "serving", known(engine.launch))
+            self._journal.engine_started(engine.group.identity)
+
     def end_orphans(self, keep: str = "") -> list[str]:
         """Kills the engines that an earlier sidecar left running, but the one named ``keep``; returns their ids."""
         ended: list[str] = []
@@ -289,6 +299,10 @@ class Runner:
             with suppress(JournalError):  # the next start will find that it is gone
                 self._journal.engine_gone(identity.engine_id)
             ended.append(identity.engine_id)
+        # On a full disk one may have been started that the journal never heard of.
+        for engine_id in marked("SLOGUARD_SOCKET", str(self._config.socket)) - {keep, *ended}:
+            ProcessGroup(Identity(-1, 0.0, engine_id)).kill()
+            ended.append(engine_id)
         return ended
 
 

@@ -167,3 +167,14 @@ class ProcessGroup:
             os.kill(self.identity.pid, number)
         except ProcessLookupError:
             return
+
+
+def marked(variable: str, value: str) -> set[str]:
+    """The engines of which a process has ``value`` in its environment's ``variable``."""
+    found: set[str] = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            environment = process.environ()
+            if environment.get(variable) == value and ENGINE_ID_VARIABLE in environment:
+                found.add(environment[ENGINE_ID_VARIABLE])
+    return found

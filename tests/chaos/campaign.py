@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -24,6 +24,7 @@ from faults import MATRIX, Fault
 from rig import Rig, Settings, new_folder
 from zygote import Zygote
 
+_TOLD_EVERY = 50
 # Where a state is not reached within it, the fault strikes where things stand.
 _REACH_S = 25.0
 _LONGEST_DELAY_S = {"starting": 0.5, "serving": 0.5, "draining": 0.3, "tuning": 3.0, "validating": 0.8}
@@ -93,7 +94,7 @@ def run_one(zygote: Zygote, plan: Plan, *, keep: bool = False) -> Outcome:
             hit,
             time.monotonic() - began,
             outage_s,
-            invariants.worst_restore_s(rig),
+            0.0 if fault.own_clock else invariants.worst_restore_s(rig),  # the journal's times jump with the clock
             len(rig.seen.trials),
             tuple(dict.fromkeys(rig.seen.lost)),
             tuple(invariants.double_controllers(rig)),
@@ -204,10 +205,13 @@ def campaign(plans: Iterable[Plan], jobs: int, *, keep: bool = False) -> list[Ou
         return run_one(zygote, plan, keep=keep)
 
     with ThreadPoolExecutor(jobs) as pool:
-        for outcome in pool.map(run, plans):
+        for done in as_completed([pool.submit(run, plan) for plan in plans]):
+            outcome = done.result()
             outcomes.append(outcome)
             if not outcome.fine:
                 print(told(outcome), flush=True)
+            if len(outcomes) % _TOLD_EVERY == 0:
+                print(f"{len(outcomes)} runs", flush=True)
     zygote.close()
     return outcomes
 

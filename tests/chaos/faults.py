@@ -141,6 +141,22 @@ def hangs_at_start(rig: Rig, rng: random.Random) -> list[str]:
     return _fails(rig, "start.hang", 1)
 
 
+def crash_loop(rig: Rig, rng: random.Random) -> list[str]:
+    """What was promoted dies, and again when it is started again, until it is taken back without a person."""
+    if not rig.await_serving(GRACE_S):
+        return ["it did not come to serve"]
+    promoted = rig.answers()
+    if promoted == rig.settings.incumbent:
+        return ["nothing was promoted"]
+    deadline = time.monotonic() + GRACE_S
+    while rig.answers() != rig.settings.incumbent and time.monotonic() < deadline:
+        if rig.answers() == promoted:
+            server_killed(rig, rng)
+        time.sleep(0.05)
+    undone = rig.rows("SELECT reason FROM rollbacks")
+    return [] if undone else ["it was not rolled back"]
+
+
 def restore_fails(rig: Rig, rng: random.Random) -> list[str]:
     """Three starts on the operator's port fail, one after the other."""
     rig.fail("serving.start.fail", 3)
@@ -152,13 +168,24 @@ def restore_fails(rig: Rig, rng: random.Random) -> list[str]:
 
 def disk_full(rig: Rig, rng: random.Random) -> list[str]:
     """The file system of the state folder, the sidecar's own output on it included."""
-    fill = rig.state / "fill"
-    with suppress(OSError), fill.open("wb", buffering=0) as file:
-        while True:
-            file.write(b"\0" * 4096)
+    fill = _filled(rig)
     time.sleep(rng.uniform(0.5, 3))
     fill.unlink()
     return _started_again_if_it_ended(rig)
+
+
+def killed_on_a_full_disk(rig: Rig, rng: random.Random) -> list[str]:
+    """What serves was started without a word in the journal; the next sidecar has to find it all the same."""
+    fill = _filled(rig)
+    if rig.last_state()[1] == "serving":
+        server_killed(rig, rng)
+    deadline = time.monotonic() + rng.uniform(1, 4)
+    while not rig.answers() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    _kill(rig)
+    fill.unlink()
+    rig.start()
+    return []
 
 
 def no_byte_written(rig: Rig, rng: random.Random) -> list[str]:
@@ -332,6 +359,14 @@ def _below(engine: psutil.Process | None) -> list[psutil.Process]:
         return []
 
 
+def _filled(rig: Rig) -> Path:
+    fill = rig.state / "fill"
+    with suppress(OSError), fill.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 4096)
+    return fill
+
+
 def _fails(rig: Rig, fault: str, times: int) -> list[str]:
     """The next starts fail; where none is to be expected, what serves is killed."""
     rig.fail(f"serving.{fault}", times)
@@ -405,6 +440,7 @@ MATRIX = (
     Fault("hangs at start", "hung engine", ("serving", *STARTS), hangs_at_start),
     Fault("ignores SIGTERM", "hung engine", ("draining", "tuning"), sidecar_killed, _DEAF),
     Fault("disk full", "disk full, I/O error", ANY, disk_full, _DISK),
+    Fault("killed on a full disk", "disk full, I/O error", ("serving", *TRIALS), killed_on_a_full_disk, _DISK),
     Fault("I/O error", "disk full, I/O error", ANY, no_byte_written),
     Fault("record torn", "torn last record", ANY, record_torn),
     Fault("socket removed", "telemetry link cut", ANY, socket_removed, _LINKED),
@@ -421,6 +457,7 @@ MATRIX = (
     Fault("SIGTERM twice", "SIGTERM in any state", ANY, terminated_twice),
     Fault("second sidecar", "a second sidecar", ANY, second_sidecar),
     Fault("two sidecars at once", "a second sidecar", ANY, two_sidecars_at_once),
+    Fault("crash loop", "crash loop after promotion", ("promoting",), crash_loop),
     Fault("restore fails", "the restore itself fails", ("serving", "promoting", "restoring"), restore_fails),
     Fault("killed while writing", "kill while a configuration is written", ("validating",), killed_while_writing),
 )

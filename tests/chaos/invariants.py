@@ -58,10 +58,13 @@ def _served(rig: Rig) -> list[str]:
     """The incumbent, or what the last promotion made of it; a promotion rests on a validation that was feasible."""
     found: list[str] = []
     expected = rig.settings.incumbent
-    for run, args in rig.rows("SELECT run, args FROM promotions ORDER BY id"):
-        expected = json.loads(args)["max_num_seqs"]
-        if run is not None and not _validated(rig, run, expected):
-            found.append(f"run {run} promoted max_num_seqs={expected} without a validation of it")
+    for run, args, undone in rig.rows(
+        "SELECT p.run, p.args, r.promotion FROM promotions p LEFT JOIN rollbacks r ON r.promotion = p.id ORDER BY p.id"
+    ):
+        promoted = json.loads(args)["max_num_seqs"]
+        expected = promoted if undone is None else expected
+        if run is not None and not _validated(rig, run, promoted):
+            found.append(f"run {run} promoted max_num_seqs={promoted} without a validation of it")
     if rig.served not in (expected, 0):
         found.append(f"max_num_seqs={rig.served} serves and not {expected}")
     if rig.served == 0:

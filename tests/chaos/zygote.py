@@ -5,6 +5,7 @@ object a line, {"argv": [...], "env": {...}, "output": PATH}, and answers {"pid"
 {"ended": N, "code": exit code, negative for a signal}.
 """
 
+import ctypes
 import json
 import os
 import queue
@@ -19,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+_PR_SET_PDEATHSIG = 1
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -93,6 +95,7 @@ def main() -> int:
     """Forks until its input ends."""
     import sidecar.cli
 
+    _end_with_parent()
     assert sidecar.cli.app is not None
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     pending = b""
@@ -113,6 +116,11 @@ def main() -> int:
             answers.write(json.dumps({"pid": pid}) + "\n")
 
 
+def _end_with_parent() -> None:
+    """Nothing stays behind when a whole campaign is killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _reaped() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     while True:
@@ -130,6 +138,7 @@ def _become(asked: dict[str, Any]) -> NoReturn:
     code = 70
     try:
         os.setsid()
+        _end_with_parent()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         output = os.open(asked["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         for number, target in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (output, 2)):

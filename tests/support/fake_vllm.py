@@ -78,8 +78,8 @@ class Script:
         except BlockingIOError:
             free = False
         told = {"sidecar": parent, "role": self._role, "seqs": max_num_seqs, "at": time.monotonic(), "free": free}
-        with (self._folder / "starts.jsonl").open("a") as starts:
-            starts.write(json.dumps(told) + "\n")
+        with suppress(OSError), (self._folder / "starts.jsonl").open("a") as starts:
+            starts.write("\n" + json.dumps(told) + "\n")
 
 
 class Core:
