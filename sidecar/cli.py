@@ -27,9 +27,10 @@ from sidecar.load import LoadError
 from sidecar.metrics import Metrics
 from sidecar.operations import Operations
 from sidecar.operator_commands import Refused
+from sidecar.progress import Say
 from sidecar.promotion import Outcome
 from sidecar.runner import Runner
-from sidecar.service import Say, Service
+from sidecar.service import Service
 from sidecar.serving import Parts
 from sidecar.telemetry import TelemetryHub
 from sidecar.telemetry import serve as serve_grpc
