@@ -294,7 +294,7 @@ class Runner:
             if identity.engine_id == keep:
                 continue
             # The process may have been started without its id having been written: its mark finds it.
-            anywhere = Identity(identity.pid or -1, min(identity.started_at, time.time()), identity.engine_id)
+            anywhere = Identity(identity.pid or -1, identity.started_at, identity.engine_id)
             ProcessGroup(anywhere).kill()
             with suppress(JournalError):  # the next start will find that it is gone
                 self._journal.engine_gone(identity.engine_id)

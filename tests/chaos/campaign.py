@@ -80,9 +80,11 @@ def run_one(zygote: Zygote, plan: Plan, *, keep: bool = False) -> Outcome:
         if _reach(rig, fault, state, rng, wrong):
             hit = rig.last_state()[1]
             rig.look_at_trials()
-            struck_at = time.monotonic()
+            struck_at, starts = time.monotonic(), _serving_starts(rig)
             wrong += fault.harm(rig, rng)
             _settle(rig, struck_at, wrong)
+            if fault.spares_engine and hit == "serving" and _serving_starts(rig) != starts:
+                wrong.append("the engine that served was started again")
         outage_s = max(rig.seen.unanswered_at - struck_at, 0.0)
         wrong += _stopped(rig)
         rig.look_at_trials()
@@ -155,6 +157,10 @@ def _settle(rig: Rig, struck_at: float, wrong: list[str]) -> None:
             wrong.append(f"the sidecar ended with {code}: {rig.said().splitlines()[-1:]}")
             rig.start()
     wrong.append(f"60 s after the fault it does not serve: {rig.last_state()[1]}")
+
+
+def _serving_starts(rig: Rig) -> int:
+    return sum(start["role"] == "serving" for start in rig.starts())
 
 
 def _stopped(rig: Rig) -> list[str]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import clock
 import psutil
 import yaml
 from zygote import Process, Zygote
@@ -29,6 +30,7 @@ from sidecar.engine.process_group import ENGINE_ID_VARIABLE
 
 FAKE = Path(__file__).resolve().parents[1] / "support" / "fake_vllm.py"
 MODEL = Path(__file__).resolve().parents[2] / "deploy" / "demo" / "model"
+SLOGUARD = [sys.executable, "-m", "sidecar.cli"]
 POLL_S = 0.02
 # Below those that the system gives to clients and to trials: no other run takes them while they are free.
 _PORTS = itertools.cycle(range(20000, 30000))
@@ -142,7 +144,7 @@ class Rig:
     def command(self, *argv: str, output: Path | None = None, environment: Mapping[str, str] | None = None) -> Process:
         """Starts `sloguard ARGV`; with an environment that its loader reads, from the beginning."""
         if environment and "LD_PRELOAD" in environment:
-            return _started(argv, output or self.output, environment)
+            return _started([*clock.command(self.clock), *SLOGUARD, *argv], output or self.output, environment)
         return self._zygote.start(argv, output or self.output, environment or {})
 
     def retune(self) -> str:
@@ -311,12 +313,12 @@ class Rig:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _started(argv: tuple[str, ...], output: Path, environment: Mapping[str, str]) -> Process:
+def _started(command: list[str], output: Path, environment: Mapping[str, str]) -> Process:
     """Started as a shell would start it."""
     root = FAKE.parents[2]
     with output.open("ab") as file:
         popen = subprocess.Popen(
-            [sys.executable, "-m", "sidecar.cli", *argv],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
