@@ -13,6 +13,7 @@ from sidecar.files import write_whole
 from sidecar.judge import limits
 from sidecar.promotion import Decision, baseline
 from sidecar.trial import Trial
+from vllm_sloguard import __version__
 
 FILE_NAME = "promoted.yaml"
 
@@ -29,8 +30,8 @@ def keep_true(config: Config, args: Args, why: str) -> None:
     path = config.state / FILE_NAME
     if not path.is_file():
         return
-    lines = [f"Written by sloguard {_version('vllm-sloguard')}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}."]
-    text = config_yaml(config.model, args, [*lines, f"Served again: {' '.join(why.split())}.", ""])
+    written = f"Written by sloguard {__version__}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}."
+    text = config_yaml(config.model, args, [written, f"Served again: {' '.join(why.split())}.", ""])
     try:
         same = yaml.safe_load(path.read_text(encoding="utf-8")) == yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):

@@ -62,7 +62,7 @@ class Serving:
         self._engine: Engine | None = None
         self._wanted: tuple[int | None, Args] = (None, config.engine.args)
         self._undone: set[int] = set()
-        self._crashes: list[float] = []
+        self._crashes: list[tuple[int | None, float]] = []  # of which promotion, and when, in monotonic seconds
         self._misses = self._steps = 0
         self._probe_timeout_s = config.engine.hang_timeout_s / _PROBES_TO_HANG
         self.promotion: int | None = None
@@ -89,7 +89,6 @@ class Serving:
         """Takes ``promotion`` back and quarantines it; what serves is not touched yet."""
         self._progress.say(f"promotion {promotion} is rolled back and quarantined: {ruling.reason}")
         self._undone.add(promotion)  # also where the journal can't be written
-        self._crashes = []
         self._metrics.rollbacks.labels(str(ruling.verdict)).inc()
         try:
             self._operations.roll_back(promotion, ruling.reason)
@@ -106,7 +105,7 @@ class Serving:
         last = self._journal.state()
         self._progress.enter(State.STARTING, Cause.STARTED, "the sidecar has started")
         promotion, args = self.wanted()
-        self._crashes = self._earlier_crashes(promotion)
+        self._crashes = self._earlier_crashes()
         self.restore_s = self._operations.longest_start_s() or 0.0
         self._engine = self._adoptable(args, coming_up=last is not None and last.state in _COMING_UP)
         try:
@@ -119,10 +118,10 @@ class Serving:
         first = promotion is None and not self.restore_s
         self.bring_up(State.STARTING, Cause.STARTED, "the sidecar has started", give_up=first)
 
-    def _earlier_crashes(self, promotion: int | None) -> list[float]:
-        rule = self._config.promotion.probation
-        ago = [time.time() - e.at for e in self._operations.events([Kind.CRASH]) if e.content["promotion"] == promotion]
-        return [time.monotonic() - s for s in ago if 0 <= s <= rule.crashes_within]
+    def _earlier_crashes(self) -> list[tuple[int | None, float]]:
+        since = time.time() - self._config.promotion.probation.crashes_within
+        events = self._operations.events([Kind.CRASH], since=since)
+        return [(e.content["promotion"], time.monotonic() - max(time.time() - e.at, 0.0)) for e in events]
 
     def _adoptable(self, args: Args, *, coming_up: bool) -> Engine | None:
         for left in self._journal.engines():
@@ -206,8 +205,6 @@ class Serving:
 
     def _up(self, promotion: int | None, cause: Cause, why: str) -> None:
         assert self._engine is not None
-        if promotion != self.promotion:
-            self._crashes = []
         self.promotion = promotion
         self._misses = self._steps = 0
         self._requests.engine_id = self._engine.launch.engine_id
@@ -278,9 +275,10 @@ class Serving:
         self._metrics.crashed(crash, "serving")
         self._progress.say(f"the serving engine crashed: {crash.category}: {crash.evidence}")
         self._runner.learn(engine, crash, started=False)
-        self._crashes = [*self._crashes[-99:], time.monotonic()]
+        self._crashes = [*self._crashes[-99:], (self.promotion, time.monotonic())]
         self._record(Kind.CRASH, promotion=self.promotion, reason=f"{crash.category}: {crash.evidence}")
-        ruling = crash_loop(self._crashes, time.monotonic(), self._config.promotion.probation)
+        times = [at for promotion, at in self._crashes if promotion == self.promotion]
+        ruling = crash_loop(times, time.monotonic(), self._config.promotion.probation)
         if ruling is not None and self.promotion is not None:
             self.roll_back(self.promotion, ruling)
 

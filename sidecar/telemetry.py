@@ -136,17 +136,20 @@ class TelemetryHub(TelemetryServiceServicer):
 
 def serve(socket: Path, register: Callable[[grpc.Server], Any]) -> grpc.Server:
     """A started gRPC server on ``socket``, readable by nobody else; ``register`` adds its services. Raises OSError."""
-    # The holder of the state folder's lock alone comes here, so a socket that lies there is a dead one's.
-    socket.unlink(missing_ok=True)
     server = grpc.server(
         ThreadPoolExecutor(max_workers=8, thread_name_prefix="sloguard-grpc"),
         options=[("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES)],
         maximum_concurrent_rpcs=64,
     )
     register(server)
+    # gRPC removes the path that it was given when it ends; by then another sidecar's socket may lie there.
+    own = socket.with_name(f"s.{os.getpid()}")
+    own.unlink(missing_ok=True)
     umask = os.umask(0o177)
     try:
-        server.add_insecure_port(unix_target(str(socket)))
+        server.add_insecure_port(unix_target(str(own)))
+        # The holder of the state folder's lock alone comes here, so a socket that lies there is a dead one's.
+        own.replace(socket)
         server.start()
     except RuntimeError as error:
         raise OSError(f"{socket}: {error}") from None

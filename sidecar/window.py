@@ -13,7 +13,7 @@ from sidecar.progress import Progress
 from sidecar.promotion import Decision, Outcome
 from sidecar.serving import Parts, Serving
 from sidecar.states import Cause, State
-from sidecar.trial import Role, Status, Trial
+from sidecar.trial import Role, Trial
 from sidecar.tuner import Tuner, incumbent_args, open_run, seconds_a_trial
 
 _POLL_S = 0.1
@@ -108,7 +108,7 @@ class Window:
         self._progress.enter(State.TUNING, Cause.DRAINED, f"run {run.id}")
 
         def notify(trial: Trial) -> None:
-            if trial.plan.role is Role.VALIDATION and trial.status is Status.RUNNING:
+            if trial.plan.role is Role.VALIDATION and self._progress.state is not State.VALIDATING:
                 self._progress.enter(State.VALIDATING, Cause.BEST_FOUND, trial.plan.reason)
             metrics.trial(trial, journal.trials(run.id))
             self._notify(trial)

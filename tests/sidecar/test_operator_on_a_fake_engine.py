@@ -25,6 +25,7 @@ from test_service_on_a_fake_engine import (
     wait_for,
 )
 
+from sidecar import lock
 from sidecar.config import Config, load
 from sidecar.engine.process_group import Identity, ProcessGroup
 from sidecar.journal import Journal
@@ -42,7 +43,10 @@ def config_file(tmp_path: Path) -> Iterator[Path]:
     """The incumbent has 2 sequences; everything that it started is ended with the test."""
     path = configured(tmp_path)
     yield path
-    kill_engines(load(path).state)
+    state = load(path).state
+    if (pid := lock.holder(state)) is not None:  # of a test that has failed
+        os.kill(pid, signal.SIGKILL)
+    kill_engines(state)
 
 
 def kill_engines(state: Path) -> None:
