@@ -19,6 +19,7 @@ from sidecar.bench import commands as bench
 from sidecar.config import Config, ConfigError, load
 from sidecar.control import Control, Requests
 from sidecar.engine.engine import Cancelled, EngineCrashed
+from sidecar.engine.fork_server import ForkServerError
 from sidecar.engine.process_group import NotGoneError, ProcessGroup
 from sidecar.guard import Guard
 from sidecar.journal import Journal, JournalError, Superseded
@@ -67,7 +68,16 @@ def main() -> None:
         app()
     except (ConfigError, lock.LockedError) as error:
         _fail(str(error), BAD_INPUT)
-    except (JournalError, LoadError, EngineCrashed, NotGoneError, OSError, Refused, Superseded) as error:
+    except (
+        JournalError,
+        LoadError,
+        EngineCrashed,
+        ForkServerError,
+        NotGoneError,
+        OSError,
+        Refused,
+        Superseded,
+    ) as error:
         _fail(str(error), FAILED)
     except Cancelled:
         _fail("interrupted; the same command goes on where this one ended", INTERRUPTED)
@@ -112,7 +122,7 @@ def tune(config_file: ConfigFile) -> None:
                 parts.runner,
                 parts.guard,
                 notify=notify,
-                fits=lambda _more: True,
+                fits=lambda _search, _validations: True,
                 cancelled=parts.requests.stop_sidecar.is_set,
             ).tune()
         metrics.decided(decision)

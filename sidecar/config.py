@@ -225,11 +225,36 @@ class Probation(_Section):
 
 
 class Promotion(_Section):
-    """When a configuration replaces the incumbent: see docs of sidecar.promotion."""
+    """When a configuration replaces the incumbent: see sidecar.promotion for the rule.
+
+    ``pairs`` are the numbers of pairs of starts after which the evidence is looked at. ``min_gain`` is of the
+    objective, relative; ``tolerance`` is how far one start of the candidate may exceed a limit, relative to it.
+    ``noise`` is the least that starts of one configuration are taken to deviate, relative.
+    """
 
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.98
     min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    pairs: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1, strict=False)] = (3, 5, 8)
+    slo_confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.9
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    noise: Annotated[float, Field(gt=0, lt=1)] = 0.01
     probation: Probation = Probation()
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "Promotion":
+        if sorted(set(self.pairs)) != list(self.pairs):
+            raise ValueError(f"pairs: each number must be above the one before, got {list(self.pairs)}")
+        return self
+
+    @property
+    def requests_for_p99(self) -> int:
+        """So many requests within a limit show, at ``slo_confidence``, that at most 1 in 100 is beyond it."""
+        return math.ceil(math.log(1 - self.slo_confidence) / math.log(0.99))
+
+    @property
+    def requests_a_start(self) -> int:
+        """The fewest that a start is loaded with, for enough of them by the first look."""
+        return math.ceil(self.requests_for_p99 / self.pairs[0])
 
 
 def _cron(text: str) -> str:

@@ -56,6 +56,23 @@ class EngineRecord:
 
 
 @dataclass(frozen=True)
+class Promoted:
+    """``args`` became what is served: by a ``run``'s decision, with its evidence, or to undo one, with neither.
+
+    Times are seconds since the epoch.
+    """
+
+    id: int
+    run: int | None
+    base_digest: str
+    args: dict[str, Any]
+    at: float
+    evidence: dict[str, Any] | None
+    rolled_back_at: float | None = None
+    rollback_reason: str | None = None
+
+
+@dataclass(frozen=True)
 class StateRecord:
     """What the sidecar was doing, since when, why, and until when where that is known."""
 
@@ -202,11 +219,13 @@ class Journal:
 
     # Promotions
 
-    def promote(self, run: int | None, base_digest: str, args: dict[str, Any]) -> None:
+    def promote(
+        self, run: int | None, base_digest: str, args: dict[str, Any], evidence: dict[str, Any] | None = None
+    ) -> None:
         """Makes ``args`` what is served from now on, as long as the file's own arguments stay as they are."""
         self.write(
-            "INSERT INTO promotions (run, base_digest, args, at) VALUES (?, ?, ?, ?)",
-            (run, base_digest, json.dumps(args), time.time()),
+            "INSERT INTO promotions (run, base_digest, args, at, evidence) VALUES (?, ?, ?, ?, ?)",
+            (run, base_digest, json.dumps(args), time.time(), json.dumps(evidence) if evidence else None),
         )
 
     def promoted(self, base_digest: str) -> dict[str, Any] | None:
@@ -217,6 +236,21 @@ class Journal:
         )
         rows = self.read(query, (base_digest,))
         return content_of(rows[0]["args"], "args") if rows else None
+
+    def promotions(self) -> list[Promoted]:
+        """Every change of what is served, oldest first."""
+        # An older file that only a reader has opened lacks the column and the table.
+        joined = (
+            "SELECT p.*, r.at AS rolled_back_at, r.reason AS rollback_reason"
+            " FROM promotions p LEFT JOIN rollbacks r ON r.promotion = p.id ORDER BY p.id"
+        )
+        plain = "SELECT * FROM promotions ORDER BY id"
+        query = joined if self.version() >= schema.OPERATIONS else plain
+        rows = [dict(row) for row in self.read(query, ())]
+        for row in rows:
+            row["args"] = content_of(row["args"], "args")
+            row["evidence"] = content_of(row["evidence"], "evidence") if row.get("evidence") else None
+        return [Promoted(**row) for row in rows]
 
     # What was learned, of one model on one host
 

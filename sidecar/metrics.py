@@ -301,4 +301,4 @@ def _value(trial: Trial) -> float:
 
 
 def _word(outcome: Outcome) -> str:
-    return {Outcome.PROMOTED: "promoted", Outcome.KEPT: "kept"}[outcome]
+    return outcome.name.lower()

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from sidecar import schema
-from sidecar.journal import Journal, content_of
+from sidecar.journal import Journal, Promoted, content_of
 
 # A restore may take as long as the longest of so many ordinary starts.
 _STARTS = 10
@@ -56,18 +56,6 @@ class Event:
     def reason(self) -> str:
         """The sentence that was recorded with it."""
         return str(self.content.get("reason", ""))
-
-
-@dataclass(frozen=True)
-class Promoted:
-    """One promotion; ``run`` is None for one that a run did not make. Times are seconds since the epoch."""
-
-    id: int
-    run: int | None
-    args: dict[str, Any]
-    at: float
-    rolled_back_at: float | None
-    rollback_reason: str | None
 
 
 class Operations:
@@ -126,16 +114,7 @@ class Operations:
 
     def promotions(self) -> list[Promoted]:
         """Every promotion over these arguments of the file, oldest first."""
-        joined = (
-            "SELECT p.*, r.at AS rolled_back_at, r.reason AS why FROM promotions p LEFT JOIN rollbacks r"
-            " ON r.promotion = p.id WHERE p.base_digest = ? ORDER BY p.id"
-        )
-        plain = "SELECT *, NULL AS rolled_back_at, NULL AS why FROM promotions WHERE base_digest = ? ORDER BY id"
-        rows = self._journal.read(joined if self._journal.version() >= schema.OPERATIONS else plain, (self._base,))
-        return [
-            Promoted(r["id"], r["run"], content_of(r["args"], "args"), r["at"], r["rolled_back_at"], r["why"])
-            for r in rows
-        ]
+        return [p for p in self._journal.promotions() if p.base_digest == self._base]
 
     def current(self) -> Promoted | None:
         """The promotion that holds; None where the file's own arguments do."""

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from sidecar import lock
 from sidecar.config import Config, ConfigError, load, seconds
-from sidecar.journal import Journal, JournalError
-from sidecar.operations import Event, Kind, Operations, Promoted
+from sidecar.journal import Journal, JournalError, Promoted
+from sidecar.operations import Event, Kind, Operations
 from sidecar.terminal import View
 from sidecar.trial import Status
 from vllm_sloguard.learned import RULE, Rule
@@ -173,7 +173,7 @@ def _promotion(p: Promoted, current: Promoted | None, decisions: dict[int, dict[
         "run": p.run,
         "current": current is not None and current.id == p.id,
         "args": p.args,
-        "evidence": decisions.get(p.run) if p.run is not None else None,
+        "evidence": p.evidence or (decisions.get(p.run) if p.run is not None else None),
         "rolled_back_at": p.rolled_back_at,
         "rollback_reason": p.rollback_reason,
     }

@@ -23,7 +23,7 @@ from sidecar.learning import Learning
 from sidecar.load import LoadClient, LoadError, LoadResult, LoadTimeoutError
 from sidecar.metrics import Metrics
 from sidecar.telemetry import TelemetryHub
-from sidecar.trial import Change, Plan, Result, Role, Start
+from sidecar.trial import VALIDATING, Change, Plan, Result, Role, Start
 from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.knobs import Value
 
@@ -72,8 +72,9 @@ class Runner:
     def run(self, plan: Plan, cancelled: Callable[[], bool]) -> Result:
         """One trial. A crash is a result. Raises LoadError when the client itself can't measure, Cancelled."""
         self.warm_up()
-        # What the guard has passed runs as it is; the baseline as it serves.
-        launch = self._launch(plan.args, "127.0.0.1", any_free_port(), repair=plan.role is Role.BASELINE)
+        # What the guard has passed runs as it is; the incumbent as it serves.
+        as_it_serves = plan.role in (Role.BASELINE, Role.REFERENCE)
+        launch = self._launch(plan.args, "127.0.0.1", any_free_port(), repair=as_it_serves)
         try:
             engine, start = self._trial_engine(launch, plan.role)
         except EngineCrashed as crashed:
@@ -85,22 +86,25 @@ class Runner:
         try:
             start_s = engine.wait_ready(self._config.engine.start_timeout_s, cancelled)
             began = time.monotonic()
-            loads = self._loads(engine, cancelled)
+            loads = self._loads(engine, plan.role, cancelled)
             load_s = time.monotonic() - began
         except EngineCrashed as crashed:
             crash = self._with_report(engine, crashed.crash)
         except BaseException:
             self.end(engine, drain=False)
             raise
-        stop_s = self.end(engine, drain=True)
+        # No request is left to wait for, and what is killed as a whole leaves less behind than what vLLM shuts down.
+        stop_s = self.end(engine, drain=False)
         # A crash past the guard is no news.
         self.learn(engine, crash if plan.role is not Role.UNGUARDED else None)
         if crash is not None and plan.role is Role.BASELINE and start is Start.FORKED:
             self._fork_no_more("what is serving crashed on a forked engine")
+        heard = self._hub.of(launch.engine_id)
         timing = Result(
             crash=crash,
             repairs=self.repairs(engine),
-            kv_cache_tokens=self._hub.of(launch.engine_id).kv_cache_tokens,
+            kv_cache_tokens=heard.kv_cache_tokens,
+            vllm_version=heard.memory.vllm_version if heard.memory is not None else "",
             start=start,
             start_s=start_s,
             load_s=load_s,
@@ -110,7 +114,7 @@ class Runner:
 
     def _trial_engine(self, launch: Launch, role: Role) -> tuple[Engine, Start]:
         """Forked where that can be; what is to be promoted is started as it will serve. Raises EngineCrashed."""
-        if self._fork_server is not None and role is not Role.VALIDATION and not unforkable(launch.args):
+        if self._fork_server is not None and role not in VALIDATING and not unforkable(launch.args):
             try:
                 return self.start(launch, "trial", self._fork_server), Start.FORKED
             except ForkServerError as error:
@@ -157,9 +161,12 @@ class Runner:
             tried=tried if objective is Objective.CAPACITY else (),
         )
 
-    def _loads(self, engine: Engine, cancelled: Callable[[], bool]) -> list[tuple[Tried, LoadResult]]:
-        """One load, or for the capacity as many as it takes to find it."""
+    def _loads(self, engine: Engine, role: Role, cancelled: Callable[[], bool]) -> list[tuple[Tried, LoadResult]]:
+        """One load, or for the capacity as many as it takes to find it; those of a validation are long enough."""
         workload, slo = self._config.workload, self._config.slo
+        if role in VALIDATING:
+            requests = max(workload.requests, self._config.promotion.requests_a_start)
+            workload = workload.model_copy(update={"requests": requests})
         highest = workload.highest_rate or _HIGHEST_RATE * workload.rate
         done: list[tuple[Tried, LoadResult]] = []
         while (rate := next_rate([tried for tried, _ in done], workload.rate, highest)) is not None:

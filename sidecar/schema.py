@@ -58,6 +58,9 @@ CREATE TABLE rules (                -- limits that crashes taught
     rule TEXT NOT NULL              -- JSON, vllm_sloguard.learned.Rule
 );
 """
+_EVIDENCE = """
+ALTER TABLE promotions ADD COLUMN evidence TEXT; -- JSON: what the decision rests on, and where it was measured
+"""
 _OPERATIONS = """
 CREATE TABLE epochs (               -- each sidecar that has taken the folder over; the last one is in charge
     epoch INTEGER PRIMARY KEY,
@@ -77,5 +80,5 @@ CREATE TABLE events (               -- see sidecar.operations
 );
 CREATE INDEX events_by_kind ON events (kind, id);
 """
-MIGRATIONS = (_FIRST, _LEARNED, _OPERATIONS)
-LEARNED, OPERATIONS, VERSION = 2, 3, len(MIGRATIONS)
+MIGRATIONS = (_FIRST, _LEARNED, _EVIDENCE, _OPERATIONS)
+LEARNED, OPERATIONS, VERSION = 2, 4, len(MIGRATIONS)

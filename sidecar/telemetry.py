@@ -23,6 +23,7 @@ _MOST_ENGINES = 8
 _MOST_REQUESTS = 10_000
 _MOST_REPORTS = 32
 _MOST_MESSAGE_BYTES = 4 * 2**20
+_MOST_CALLS = 64
 
 
 @dataclass
@@ -137,9 +138,10 @@ class TelemetryHub(TelemetryServiceServicer):
 def serve(socket: Path, register: Callable[[grpc.Server], Any]) -> grpc.Server:
     """A started gRPC server on ``socket``, readable by nobody else; ``register`` adds its services. Raises OSError."""
     server = grpc.server(
-        ThreadPoolExecutor(max_workers=8, thread_name_prefix="sloguard-grpc"),
+        # A thread for each call that may run at once: engines that wait for live changes hold theirs.
+        ThreadPoolExecutor(max_workers=_MOST_CALLS, thread_name_prefix="sloguard-grpc"),
         options=[("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES)],
-        maximum_concurrent_rpcs=64,
+        maximum_concurrent_rpcs=_MOST_CALLS,
     )
     register(server)
     # gRPC removes the path that it was given when it ends; by then another sidecar's socket may lie there.

@@ -34,7 +34,12 @@ class Role(StrEnum):
     BASELINE = "baseline"  # what is serving, measured in the same run
     SEARCH = "search"
     UNGUARDED = "unguarded"  # asked for by the operator, past the guard
-    VALIDATION = "validation"  # the best one again, on a fresh start
+    REFERENCE = "reference"  # what is serving again, on an ordinary start, beside the best one
+    VALIDATION = "validation"  # the best one again, on an ordinary start
+
+
+# Those that the promotion rests on, each on an ordinary start.
+VALIDATING = (Role.REFERENCE, Role.VALIDATION)
 
 
 class Start(StrEnum):
@@ -76,7 +81,8 @@ class Result:
 
     ``scores`` are the requests' parts in the objective, lower is better (sidecar.judge.scores). ``tried`` are the
     rates of the loads, where the capacity is the objective. ``repairs`` are what
-    the plugin changed inside vLLM, where it was let.
+    the plugin changed inside vLLM, where it was let. ``vllm_version`` is
+    the engine's own, empty where its plugin did not say.
     """
 
     violation: float = 0.0
@@ -87,6 +93,7 @@ class Result:
     crash: Crash | None = None
     repairs: tuple[Change, ...] = ()
     kv_cache_tokens: int | None = None
+    vllm_version: str = ""
     start: Start = Start.ORDINARY
     start_s: float | None = None
     load_s: float | None = None
@@ -135,11 +142,11 @@ class Trial:
         config = {name: v for name, v in ran.items() if name in knobs and not isinstance(v, list)}
         if self.result is None or outcome is Outcome.CRASHED:
             return Observation(config, outcome, float("inf"), None)
-        margins = _margins(self.result.measurement, slo) if slo and self.result.measurement else None
-        return Observation(config, outcome, self.result.violation, self.result.value, margins)
+        told = margins(self.result.measurement, slo) if slo and self.result.measurement else None
+        return Observation(config, outcome, self.result.violation, self.result.value, told)
 
 
-def _margins(measurement: Measurement, slo: Slo) -> dict[str, float]:
+def margins(measurement: Measurement, slo: Slo) -> dict[str, float]:
     """By limit, (measured - limit) / limit; as Limit.excess where it was missed, unmeasured, or is 0."""
     return {
         limit.name: limit.excess or (0.0 if not limit.limit else ((limit.measured or 0.0) - limit.limit) / limit.limit)

@@ -13,8 +13,8 @@ from sidecar.progress import Progress
 from sidecar.promotion import Decision, Outcome
 from sidecar.serving import Parts, Serving
 from sidecar.states import Cause, State
-from sidecar.trial import Role, Trial
-from sidecar.tuner import Tuner, incumbent_args, open_run, seconds_a_trial
+from sidecar.trial import VALIDATING, Trial
+from sidecar.tuner import Tuner, incumbent_args, open_run, seconds_of
 
 _POLL_S = 0.1
 _CAUSES = {
@@ -108,17 +108,18 @@ class Window:
         self._progress.enter(State.TUNING, Cause.DRAINED, f"run {run.id}")
 
         def notify(trial: Trial) -> None:
-            if trial.plan.role is Role.VALIDATION and self._progress.state is not State.VALIDATING:
+            if trial.plan.role in VALIDATING and self._progress.state is not State.VALIDATING:
                 self._progress.enter(State.VALIDATING, Cause.BEST_FOUND, trial.plan.reason)
             metrics.trial(trial, journal.trials(run.id))
             self._notify(trial)
 
-        def fits(more: int) -> bool:
+        def fits(search: int, validations: int) -> bool:
             trials = journal.trials(run.id)
             # A sidecar that took an engine over may not have seen a start yet but those of its trials.
             starts = [t.result.start_s for t in trials if t.result is not None and t.result.start_s is not None]
             self._serving.restore_s = max(self._serving.restore_s, *starts, 0.0)
-            return self._progress.time_left() >= self._serving.restore_s + more * seconds_a_trial(trials)
+            restore_s = self._serving.restore_s
+            return self._progress.time_left() >= restore_s + seconds_of(trials, search, validations, restore_s)
 
         def cancelled() -> bool:
             return self._stopped() or self._progress.time_left() < self._serving.restore_s

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sidecar.bench import report
+from sidecar.bench import promotion_command, report, restart_command
 from sidecar.bench.landscape import Landscape, load
 from sidecar.bench.parallel import Task, run_all, tasks
 from sidecar.bench.simulate import Run
@@ -18,14 +18,16 @@ from sidecar.search.registry import ABLATIONS, DEFAULT, NAMES, make
 from sidecar.search.space import Space
 from vllm_sloguard.knobs import Kind, Knob
 
-app = typer.Typer(help="Compares the optimizers on simulated tuning runs.", no_args_is_help=True)
+app = typer.Typer(help="Measures this program's own parts.", no_args_is_help=True)
+app.command()(promotion_command.promotion)
+app.command()(restart_command.restart)
 
 _ANY = Space((Knob("any", Kind.FLOAT, 0, 1),))  # to ask whether an optimizer can be made here
 
 
 @app.callback()
 def bench() -> None:
-    """Compares the optimizers on simulated tuning runs."""
+    """Measures this program's own parts."""
 
 
 @app.command()

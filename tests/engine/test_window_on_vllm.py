@@ -47,7 +47,7 @@ def config_file(tmp_path: Path) -> Iterator[Path]:
         ProcessGroup(Identity(-1, 0.0, log.stem.removeprefix("engine-"))).kill()
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 240) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 400) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline, f"timed out: {what}"

@@ -206,7 +206,7 @@ def test_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path, read_only:
     alter(tmp_path, "PRAGMA user_version = 99")
     before = (tmp_path / FILE_NAME).read_bytes()
 
-    assert complaint(tmp_path, read_only) == "journal of version 99; this sloguard knows version 3"
+    assert complaint(tmp_path, read_only) == "journal of version 99; this sloguard knows version 4"
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
@@ -228,9 +228,12 @@ def test_a_journal_of_an_older_version_is_read_as_it_is_and_taken_further_by_a_w
     later = Journal(tmp_path)
     later.record_rule("host", "model", rule)
 
-    assert later.promoted("base") == {"a": 1}
+    later.promote(None, "base", {"a": 2}, {"gain": 0.1})
+    assert later.promoted("base") == {"a": 2}
     assert later.take_over(1) == 1
-    assert Journal(tmp_path, read_only=True).rules(1.0) == (rule,)
+    again = Journal(tmp_path, read_only=True)
+    assert again.rules(1.0) == (rule,)
+    assert [(p.args, p.evidence) for p in again.promotions()] == [({"a": 1}, None), ({"a": 2}, {"gain": 0.1})]
 
 
 def test_what_was_learned_is_kept_by_host_and_model(tmp_path: Path) -> None:
@@ -293,6 +296,7 @@ def test_a_damaged_trial_is_one_line(tmp_path: Path, damage: str) -> None:
         "UPDATE runs SET incumbent = '{'",
         "UPDATE engines SET launch = '{'",
         "UPDATE promotions SET args = '{'",
+        "UPDATE promotions SET evidence = '{'",
     ],
 )
 def test_a_damaged_row_of_any_table_is_one_line(tmp_path: Path, damage: str) -> None:
@@ -305,7 +309,7 @@ def test_a_damaged_row_of_any_table_is_one_line(tmp_path: Path, damage: str) -> 
     damaged = Journal(tmp_path, read_only=True)
 
     with pytest.raises(JournalError) as raised:
-        _ = damaged.last_run(), damaged.engines(), damaged.promoted("base")
+        _ = damaged.last_run(), damaged.engines(), damaged.promoted("base"), damaged.promotions()
 
     assert len(str(raised.value).splitlines()) == 1
 

@@ -20,14 +20,14 @@ LAYERS = (
     ("search.gp", "search.tba_tpe"),
     ("search.sloguard",),
     ("search.registry",),
-    ("capacity", "config", "files", "lock", "schema", "states"),
+    ("capacity", "comparison", "config", "files", "lock", "schema", "states"),
     ("engine.command", "engine.http", "engine.process_group", "probation"),
     ("engine.fork_server",),
     ("engine.engine",),
     ("load",),
     ("judge",),
     ("trial",),
-    ("journal", "promotion", "telemetry"),
+    ("journal", "live", "promotion", "provenance", "telemetry"),
     ("learning", "operations", "promoted", "traffic"),
     ("hooks", "metrics", "opening"),
     ("control", "guard", "guard_commands", "runner"),
@@ -35,8 +35,8 @@ LAYERS = (
     ("serving", "terminal"),
     ("operator_commands", "watch", "window"),
     ("service",),
-    ("bench.landscape", "study"),
-    ("bench.simulate",),
+    ("bench.landscape", "bench.restart", "bench.windows", "study"),
+    ("bench.promotion_command", "bench.restart_command", "bench.simulate"),
     ("bench.parallel", "bench.summary"),
     ("bench.report",),
     ("bench.commands", "study_commands"),
@@ -52,6 +52,7 @@ PURE = (
     "imported",
     "knobs",
     "kv_cache",
+    "live",
     "machine",
     "memory",
     "model_shape",
@@ -62,7 +63,10 @@ PURE = (
     "weights",
     "windows",
 )
-INSIDE_VLLM = {f"vllm_sloguard.{name}" for name in ("engine_args", "loadgen", "plugin", "stat_logger")}
+INSIDE_VLLM = {
+    f"vllm_sloguard.{name}"
+    for name in ("engine_args", "live_link", "live_scheduler", "loadgen", "plugin", "stat_logger")
+}
 
 
 def sources(package: str) -> dict[str, Path]:
