@@ -125,6 +125,7 @@ class Rig:
                 "budget": 3,
                 "knobs": {"max_num_seqs": {"low": 4, "high": 8 if self.settings.improves else 6}},
             },
+            "promotion": {"pairs": [2]},
             "window": {"duration": self.settings.duration_s, "notice": "0s"},
             "state": str(self.state),
             "metrics": {"port": self.metrics_port},
