@@ -6,7 +6,7 @@ BIN := .venv/bin
 SETUP := .venv/.sloguard-$(ENGINE)
 PINS := deploy/requirements
 
-.PHONY: setup demo test bench-optimizers bench-ablation bench-repair bench-guard bench-live lint format proto proto-check clean
+.PHONY: setup demo test chaos bench-optimizers bench-ablation bench-repair bench-guard bench-live lint format proto proto-check clean
 
 setup: $(SETUP)
 
@@ -21,6 +21,13 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Faults at random moments of every state, on fake engines; RUNS=300 takes a quarter of an hour.
+RUNS ?= 200
+SEED ?= 0
+
+chaos: setup
+	$(BIN)/python tests/chaos/campaign.py --runs $(RUNS) --seed $(SEED)
 
 # Both put their table into benchmarks/README.md; minutes on two cores.
 BENCH := $(BIN)/sloguard bench optimizers --seeds 50 --into benchmarks/README.md \

@@ -38,7 +38,7 @@ from sidecar.service import Service
 from sidecar.serving import Parts
 from sidecar.telemetry import TelemetryHub
 from sidecar.telemetry import serve as serve_grpc
-from sidecar.terminal import View, line, show, spending
+from sidecar.terminal import View, line, show, spending, unfailing_console
 from sidecar.trial import as_json
 from sidecar.tuner import Tuner, incumbent_args, open_run
 from vllm_sloguard import machine
@@ -88,7 +88,9 @@ def main() -> None:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    Console(stderr=True).print(f"sloguard: {' '.join(text.split())}", markup=False, highlight=False, soft_wrap=True)
+    unfailing_console(stderr=True).print(
+        f"sloguard: {' '.join(text.split())}", markup=False, highlight=False, soft_wrap=True
+    )
     sys.exit(code)
 
 
@@ -98,7 +100,7 @@ def tune(config_file: ConfigFile) -> None:
 
     Example: sloguard tune -c sloguard.yaml
     """
-    config, console = load(config_file), Console()
+    config, console = load(config_file), unfailing_console()
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -160,7 +162,7 @@ def serve(config_file: ConfigFile) -> None:
     Example: sloguard serve -c sloguard.yaml
     """
     config = load(config_file)
-    console = Console()
+    console = unfailing_console()
 
     def say(text: str) -> None:
         when = datetime.now().astimezone()

@@ -94,6 +94,8 @@ class EngineConfig(_Section):
     # Whether trials may run on the engine of the trial before, where live changes reach them.
     live_trials: bool = True
     drain_timeout_s: Annotated[int, Field(ge=0)] = 30
+    # An engine that makes no token and no step for so long hangs, and is started again.
+    hang_timeout_s: Annotated[float, Field(ge=2)] = 15.0
 
     @model_validator(mode="after")
     def _no_own_args(self) -> "EngineConfig":

@@ -88,6 +88,7 @@ class Journal:
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         path = folder / FILE_NAME
         self._epoch = 0
+        self._missed = False
         if read_only and not path.is_file():
             raise JournalError(f"{folder}: no {FILE_NAME} in it")
         try:
@@ -345,10 +346,16 @@ class Journal:
             yield
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
+            self._missed = True
             raise JournalError(f"the journal can't be written: {error}") from None
         finally:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
+
+    def caught_up(self) -> bool:
+        """Whether every write has succeeded since this was last asked."""
+        missed, self._missed = self._missed, False
+        return not missed
 
 
 def _identity(row: sqlite3.Row) -> Identity:

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from sidecar.config import Config, Slo
+from sidecar.engine.engine import port_owner
 from sidecar.operations import WindowOutcome
 from sidecar.probation import Verdict
 from sidecar.promotion import Decision, Outcome, baseline
@@ -249,7 +250,10 @@ class Metrics:
     def serve(self) -> WSGIServer:
         """Starts the HTTP server; its address is ``server_address``. Raises OSError."""
         where = self._config.metrics
-        server = make_server(where.host, where.port, self._app(), _Server, _QuietHandler)
+        try:
+            server = make_server(where.host, where.port, self._app(), _Server, _QuietHandler)
+        except OSError as error:
+            raise OSError(f"metrics: {where.host}:{where.port}: {error.strerror}{port_owner(where.port)}") from None
         threading.Thread(target=server.serve_forever, name="sloguard-metrics", daemon=True).start()
         return server
 

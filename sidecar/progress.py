@@ -33,6 +33,12 @@ class Progress:
         end = self.window_end
         return 0.0 if end is None else max(end - time.monotonic(), 0.0)
 
+    def record_again(self) -> None:
+        """Writes down the present state, which could not be when it was entered. Raises JournalError, Superseded."""
+        last = self._journal.state()
+        if last is None or (last.state, last.reason) != (self.state, self._why):
+            self._journal.enter(str(self.state), self._why)
+
     def enter(self, state: State, cause: Cause, why: str) -> None:
         """Goes on to ``state``; the same one for the same reason is no change. Raises Superseded."""
         if (state, why) == (self.state, self._why):

@@ -18,7 +18,7 @@ from sidecar.early_stop import Rules
 from sidecar.engine.engine import Engine, EngineCrashed, Launch, any_free_port
 from sidecar.engine.fork_server import ForkServer, ForkServerError
 from sidecar.engine.http import Unanswered
-from sidecar.engine.process_group import Identity, ProcessGroup
+from sidecar.engine.process_group import Identity, ProcessGroup, marked
 from sidecar.journal import EngineRecord, JournalError, Superseded
 from sidecar.learning import Learning
 from sidecar.live import LiveHub
@@ -331,6 +331,16 @@ class Runner:
         self._expect(launch, record.role)
         return Engine.adopt(launch, record.identity)
 
+    def record_alone(self, engine: Engine | None) -> None:
+        """Makes the journal say that ``engine`` runs, for serving, and no other. Raises JournalError."""
+        recorded = {record.identity.engine_id for record in self._journal.engines()}
+        for engine_id in recorded - ({engine.launch.engine_id} if engine is not None else set()):
+            self._journal.engine_gone(engine_id)
+        if engine is not None:
+            if engine.launch.engine_id not in recorded:
+                self._journal.engine_starting(engine.launch.engine_id, "serving", known(engine.launch))
+            self._journal.engine_started(engine.group.identity)
+
     def end_orphans(self, keep: str = "") -> list[str]:
         """Kills the engines that an earlier sidecar left running, but the one named ``keep``; returns their ids."""
         ended: list[str] = []
@@ -339,11 +349,15 @@ class Runner:
             if identity.engine_id == keep:
                 continue
             # The process may have been started without its id having been written: its mark finds it.
-            anywhere = Identity(identity.pid or -1, min(identity.started_at, time.time()), identity.engine_id)
+            anywhere = Identity(identity.pid or -1, identity.started_at, identity.engine_id)
             ProcessGroup(anywhere).kill()
             with suppress(JournalError):  # the next start will find that it is gone
                 self._journal.engine_gone(identity.engine_id)
             ended.append(identity.engine_id)
+        # On a full disk one may have been started that the journal never heard of.
+        for engine_id in marked("SLOGUARD_SOCKET", str(self._config.socket)) - {keep, *ended}:
+            ProcessGroup(Identity(-1, 0.0, engine_id)).kill()
+            ended.append(engine_id)
         return ended
 
 

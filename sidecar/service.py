@@ -7,6 +7,7 @@ again, one that another is promoted over is replaced, a window is opened, or the
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 
 from cronsim import CronSim
@@ -26,7 +27,7 @@ from sidecar.watch import Watch
 from sidecar.window import Window, end_interrupted
 
 _TICK_S = 0.5
-_PROBE_EVERY_S = 10.0
+_PROBE_EVERY_S = 5.0
 
 
 class Service:
@@ -44,6 +45,7 @@ class Service:
         self._opening = self._next_opening()
         self._probed_at = 0.0
         self._trouble = ""
+        self._behind = False
 
     def run(self) -> None:
         """Serves until a stop is requested.
@@ -92,6 +94,7 @@ class Service:
     def _cycle(self) -> None:
         if not self._requests.epoch:
             self._take_over()
+        self._catch_up()
         serving = self._serving
         if not serving.alive():
             serving.restart(Cause.ENGINE_CRASHED, "the serving engine crashed")
@@ -102,7 +105,7 @@ class Service:
             self._window.open(duration_s, Cause.WINDOW_ASKED, "a window was asked for")
         elif self._opening is not None and datetime.now().astimezone() >= self._opening:
             self._scheduled()
-        elif time.monotonic() - self._probed_at >= _PROBE_EVERY_S:
+        elif serving.doubtful() or time.monotonic() - self._probed_at >= _PROBE_EVERY_S:
             self._look()
             return
         else:
@@ -110,6 +113,21 @@ class Service:
             return
         self._opening, self._probed_at = self._next_opening(), time.monotonic()
         self._hooks.after_restore()
+
+    def _catch_up(self) -> None:
+        """Writes what a full disk has kept out of the journal, as soon as it can be. Raises Superseded.
+
+        It is between two windows, so none is open, no trial runs, and no engine but the one that serves.
+        """
+        self._behind = not self._parts.journal.caught_up() or self._behind
+        if not self._behind:
+            return
+        with suppress(JournalError):  # it was said when it happened
+            self._serving.record_again()
+            end_interrupted(self._parts.journal, "the journal could not be written", self._progress.say)
+            self._end_window()
+            self._progress.record_again()
+            self._behind = False
 
     def _scheduled(self) -> None:
         operations = self._parts.operations

@@ -22,7 +22,6 @@ from sidecar.telemetry import TelemetryHub
 from sidecar.traffic import real_requests
 from vllm_sloguard.crash import Crash
 
-_PROBE_TIMEOUT_S = 30.0
 _PROBES_TO_HANG = 2
 _LONGEST_BACKOFF_S = 60.0
 _COMING_UP = (State.STARTING, State.PROMOTING, State.RESTORING)
@@ -65,6 +64,7 @@ class Serving:
         self._undone: set[int] = set()
         self._crashes: list[tuple[int | None, float]] = []  # of which promotion, and when, in monotonic seconds
         self._misses = self._steps = 0
+        self._probe_timeout_s = config.engine.hang_timeout_s / _PROBES_TO_HANG
         self.promotion: int | None = None
         self.restore_s = 0.0
 
@@ -132,7 +132,7 @@ class Serving:
                 if coming_up:  # its start goes on without the sidecar that began it
                     engine.wait_ready(self._config.engine.start_timeout_s, self._requests.stop_engine.is_set)
                 else:
-                    engine.probe(_PROBE_TIMEOUT_S)
+                    engine.probe(self._probe_timeout_s)
             except (Unanswered, EngineCrashed):
                 continue
             return engine
@@ -235,12 +235,20 @@ class Serving:
         """Whether the engine's process runs."""
         return self._engine is not None and self._engine.alive()
 
+    def doubtful(self) -> bool:
+        """Whether the last probe was not answered."""
+        return self._misses > 0
+
+    def record_again(self) -> None:
+        """Makes the journal say that the engine that serves runs, and no other. Raises JournalError, Superseded."""
+        self._runner.record_alone(self._engine)
+
     def probe(self) -> bool:
         """One real token, or steps since the last probe, show that the engine works; False when it hangs."""
         assert self._engine is not None
         steps = self._hub.of(self._engine.launch.engine_id).total_steps
         try:
-            self._engine.probe(_PROBE_TIMEOUT_S)
+            self._engine.probe(self._probe_timeout_s)
         except Unanswered:
             self._misses = 0 if steps > self._steps else self._misses + 1
         else:

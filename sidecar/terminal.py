@@ -1,10 +1,12 @@
 """How a run looks in a terminal: a table that grows while it runs, or plain lines where there is no terminal."""
 
 import math
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import IO, Any, Self, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -27,6 +29,30 @@ _STYLES = {
 
 # Below this width a table's cells break into pieces of words.
 _TABLE_COLUMNS = 150
+
+
+class _Undisturbed:
+    """A stream that can't fail whoever writes to it: a full disk or a closed pipe must not end the service."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def unfailing_console(*, stderr: bool = False) -> Console:
+    """A console on which nothing that is said raises."""
+    return Console(file=cast(IO[str], _Undisturbed(sys.stderr if stderr else sys.stdout)))
 
 
 class View:

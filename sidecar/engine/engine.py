@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from sidecar.engine.command import Args, arguments, command_line, entry
 from sidecar.engine.fork_server import ForkServer
 from sidecar.engine.http import EngineHttp, Unanswered
@@ -75,7 +77,7 @@ class Engine:
         """
         if not port_free(launch.host, launch.port):
             taken = classify(
-                f"OSError: [Errno 98] Address already in use: {launch.host}:{launch.port}",
+                f"OSError: [Errno 98] Address already in use: {launch.host}:{launch.port}{port_owner(launch.port)}",
                 phase="starting",
                 exit_code=None,
             )
@@ -165,6 +167,15 @@ def port_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def port_owner(port: int) -> str:
+    """Who listens there, as the end of a sentence; empty where the system does not tell."""
+    with suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr[1] == port and connection.status == psutil.CONN_LISTEN:
+                return f", by process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    return ""
 
 
 def any_free_port(host: str = "127.0.0.1") -> int:

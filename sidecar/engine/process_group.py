@@ -22,7 +22,7 @@ import psutil
 ENGINE_ID_VARIABLE = "SLOGUARD_ENGINE_ID"
 # A process that holds a GPU takes a while to go.
 _KILL_WAIT_S = 60.0
-_CLOCK_STEP_S = 1.0
+_TICK_S = 0.02
 _TRACKER_WAIT_S = 3.0
 
 
@@ -43,7 +43,7 @@ class Identity:
     """
 
     pid: int
-    started_at: float  # psutil's create_time, seconds since the epoch
+    started_at: float  # seconds since the boot
     engine_id: str
 
 
@@ -93,9 +93,9 @@ class ProcessGroup:
     def of_child(cls, child: Child, engine_id: str) -> "ProcessGroup":
         """The group that ``child`` leads."""
         try:
-            started_at = psutil.Process(child.pid).create_time()
-        except psutil.NoSuchProcess:
-            started_at = time.time()  # a forked one that has ended already, and was waited for by its server
+            started_at = _started_s(child.pid)
+        except OSError:
+            started_at = 0.0  # a forked one that has ended already, and was waited for by its server
         return cls(Identity(child.pid, started_at, engine_id), child)
 
     def leader_alive(self) -> bool:
@@ -109,10 +109,9 @@ class ProcessGroup:
             return None
         try:
             process = psutil.Process(self.identity.pid)
-            # The boot time, from which start times are worked out, moves when the clock is set.
-            same = abs(process.create_time() - self.identity.started_at) < _CLOCK_STEP_S
+            same = abs(_started_s(process.pid) - self.identity.started_at) < _TICK_S
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except psutil.NoSuchProcess:
+        except (psutil.NoSuchProcess, OSError):
             return None
 
     def exit_code(self) -> int | None:
@@ -180,6 +179,26 @@ class ProcessGroup:
             os.kill(self.identity.pid, number)
         except ProcessLookupError:
             return
+
+
+def _started_s(pid: int) -> float:
+    """When a process started, seconds since the boot. Raises OSError.
+
+    psutil's create_time moves when the wall clock is set: every engine would look like another one from then on.
+    """
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def marked(variable: str, value: str) -> set[str]:
+    """The engines of which a process has ``value`` in its environment's ``variable``."""
+    found: set[str] = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            environment = process.environ()
+            if environment.get(variable) == value and ENGINE_ID_VARIABLE in environment:
+                found.add(environment[ENGINE_ID_VARIABLE])
+    return found
 
 
 def _is_tracker(process: psutil.Process) -> bool:

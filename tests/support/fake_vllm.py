@@ -1,20 +1,32 @@
 #!/usr/bin/env python3
-"""Stands in for the Python of vLLM's environment, for faults and speed: a real process, started as vLLM is.
+"""Stands in for the Python of vLLM's environment, for faults and speed: real processes, started as vLLM is.
 
-``engine.python`` names this file. Started as the API server it answers vLLM's HTTP; started as the load client it
-answers the client's protocol, with latencies that follow from the engine's max_num_seqs. Numbers of sequences that
-mean more: 13 runs out of memory at its start, 17 hangs once it is up, 19 dies under its first load with code 0.
+``engine.python`` names this file. Started as the API server it answers vLLM's HTTP, with a core of its own process
+through which every token goes, and speaks the plugin's telemetry over the plugin's own link where FAKE_TELEMETRY is
+set. Started as the load client it answers the client's protocol, with latencies that follow from the engine's
+max_num_seqs. Numbers of sequences that mean more: 13 runs out of memory at its start, 17 hangs once it is up, 19 dies
+under its first load with code 0.
+
+FAKE_FOLDER names a folder from which faults are taken, each file in it being one: ``ROLE.start.oom.*``,
+``ROLE.start.fail.*`` and ``ROLE.start.hang.*`` fail one start each, ``ROLE.load.oom.*`` and ``ROLE.load.die.*`` one
+load, where the role is ``serving`` for an engine on FAKE_SERVING_PORT and ``trial`` for another; ``ignore_sigterm`` and
+``cut_answers`` hold as long as they are there. ``device`` there is the card: a core holds a lock on it for as long as
+it lives, and ``starts.jsonl`` tells of each start and whether the card was free.
 """
 
+import fcntl
 import json
 import os
+import signal
+import socket
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 OUT_OF_MEMORY, HANGS, DIES = 13, 17, 19
@@ -22,19 +34,103 @@ OOM_TEXT = (
     "(EngineCore pid=1) ERROR 11-22 05:14:16 [core.py:1510] torch.OutOfMemoryError: CUDA out of memory. "
     "Tried to allocate 2.00 GiB.\nRuntimeError: Engine core initialization failed. See root cause above."
 )
+# The end of tests/crash/logs/batched_tokens_below_seqs.log.
+FAIL_TEXT = (
+    "(APIServer pid=1) pydantic_core._pydantic_core.ValidationError: 1 validation error for SchedulerConfig\n"
+    "  Value error, max_num_batched_tokens (8) must be greater than or equal to max_num_seqs (16)."
+)
+DEATH_TEXT = "(APIServer pid=1) ERROR 11-22 05:14:16 [async_llm.py:707] EngineDeadError: EngineCore has failed."
+# A core whose server and sidecar are both gone for good would stay behind for ever.
+_LONGEST_LIFE_S = 300.0
+
+
+class Script:
+    """What is to go wrong, and what has been started."""
+
+    def __init__(self, folder: str, role: str) -> None:
+        self._folder = Path(folder) if folder else None
+        self._role = role
+
+    def take(self, fault: str) -> bool:
+        """Whether ``fault`` is due; each of its files is one time."""
+        if self._folder is None:
+            return False
+        for token in sorted(self._folder.glob(f"{self._role}.{fault}.*")):
+            with suppress(FileNotFoundError):
+                token.unlink()
+                return True
+        return False
+
+    def holds(self, fault: str) -> bool:
+        """Whether ``fault`` holds now."""
+        return self._folder is not None and (self._folder / fault).exists()
+
+    def started(self, max_num_seqs: int, parent: int) -> None:
+        """Takes the card, for as long as this process lives, and tells of the start."""
+        if self._folder is None:
+            return
+        # Nobody is left to end it when a whole campaign is killed.
+        threading.Timer(_LONGEST_LIFE_S, os._exit, (1,)).start()
+        card = os.open(self._folder / "device", os.O_CREAT | os.O_RDWR)
+        free = True
+        try:
+            fcntl.flock(card, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        told = {"sidecar": parent, "role": self._role, "seqs": max_num_seqs, "at": time.monotonic(), "free": free}
+        with suppress(OSError), (self._folder / "starts.jsonl").open("a") as starts:
+            starts.write("\n" + json.dumps(told) + "\n")
+
+
+class Core:
+    """The engine core: a process of its own that makes the tokens, and stays behind when its server is killed."""
+
+    def __init__(self, script: Script, max_num_seqs: int) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._lock = threading.Lock()
+        sidecar = os.getppid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._socket.close()
+            script.started(max_num_seqs, sidecar)
+            _make_tokens(theirs)
+        theirs.close()
+        self.step()  # it is up once it has answered
+
+    def step(self) -> bool:
+        """One step; whether the core lives."""
+        with self._lock, suppress(OSError):
+            self._socket.sendall(b"?")
+            return self._socket.recv(1) == b"!"
+        return False
+
+    def end(self) -> None:
+        """Ends it, as vLLM's server does on its way down."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def _make_tokens(server: socket.socket) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(OSError):
+        while server.recv(1):
+            server.sendall(b"!")
+    time.sleep(_LONGEST_LIFE_S)
+    os._exit(1)
 
 
 class Engine(BaseHTTPRequestHandler):
     """vLLM's HTTP, as far as the sidecar uses it."""
 
     max_num_seqs = 0
+    script: Script
+    core: Core
+    in_flight = 0
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         """Health, the model's name, and what the load client asks."""
         if self.path == "/load":
-            if self.max_num_seqs == DIES:
-                os._exit(0)
             self._answer({"max_num_seqs": self.max_num_seqs})
         elif self.path == "/v1/models":
             self._answer({"data": [{"id": "fake"}]})
@@ -44,13 +140,34 @@ class Engine(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """A completion."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body.get("load"):
+            self._under_load()
         if self.max_num_seqs == HANGS:
             time.sleep(600)
-        time.sleep(body.get("seconds", 0))
-        self._answer({"choices": [{"text": "b" * body["max_tokens"], "finish_reason": "length"}]})
+        Engine.in_flight += 1
+        try:
+            time.sleep(body.get("seconds", 0))
+            if self.core.step():
+                _stepped()
+                self._answer({"choices": [{"text": "b" * body["max_tokens"], "finish_reason": "length"}]})
+            else:
+                self.send_error(500, "EngineDeadError")
+        finally:
+            Engine.in_flight -= 1
+
+    def _under_load(self) -> None:
+        if self.max_num_seqs == DIES or self.script.take("load.die"):
+            os._exit(0)
+        if self.script.take("load.oom"):
+            say(OOM_TEXT.splitlines()[0])
+            self.core.end()
 
     def _answer(self, content: dict[str, Any]) -> None:
         text = json.dumps(content).encode()
+        if self.script.holds("cut_answers"):
+            self.close_connection = True
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + text)
+            return
         self.send_response(200)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
@@ -60,37 +177,127 @@ class Engine(BaseHTTPRequestHandler):
         """Says nothing."""
 
 
+class Server(ThreadingHTTPServer):
+    """Says nothing of clients that have gone."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing."""
+
+
+def say(text: str) -> None:
+    """A line of the log; logging never fails a server, a full disk included."""
+    with suppress(OSError):
+        os.write(1, text.encode() + b"\n")
+
+
 def serve(argv: list[str]) -> int:
     """The API server."""
     flags = dict(pairwise(argv))
     Engine.max_num_seqs = int(flags["--max-num-seqs"])
-    if Engine.max_num_seqs == OUT_OF_MEMORY:
-        print(OOM_TEXT, flush=True)
+    role = "serving" if flags["--port"] == os.environ.get("FAKE_SERVING_PORT") else "trial"
+    Engine.script = Script(os.environ.get("FAKE_FOLDER", ""), role)
+    Engine.core = Core(Engine.script, Engine.max_num_seqs)
+    time.sleep(float(os.environ.get("FAKE_START_S", "0")))
+    if (text := _failure()) is not None:
+        say(text)
+        Engine.core.end()
         return 0
-    server = ThreadingHTTPServer((flags["--host"], int(flags["--port"])), Engine)
-    print(f"serving with {Engine.max_num_seqs}", flush=True)
-    server.serve_forever()
+    if Engine.script.take("start.hang"):
+        time.sleep(_LONGEST_LIFE_S)
+    server = Server((flags["--host"], int(flags["--port"])), Engine)
+    timeout_s = float(flags.get("--shutdown-timeout", 0))
+    signal.signal(signal.SIGTERM, lambda _number, _frame: _stop(server, timeout_s))
+    threading.Thread(target=_end_with_core, daemon=True).start()
+    if os.environ.get("FAKE_TELEMETRY"):
+        threading.Thread(target=_tell, daemon=True).start()
+    say(f"serving with {Engine.max_num_seqs}")
+    server.serve_forever(poll_interval=0.05)
     return 0
+
+
+def _failure() -> str | None:
+    if Engine.max_num_seqs == OUT_OF_MEMORY or Engine.script.take("start.oom"):
+        return OOM_TEXT
+    return FAIL_TEXT if Engine.script.take("start.fail") else None
+
+
+def _stop(server: Server, timeout_s: float) -> None:
+    """Takes no new requests, finishes those in flight, and ends."""
+
+    def end() -> None:
+        server.socket.close()
+        deadline = time.monotonic() + timeout_s
+        while Engine.in_flight and time.monotonic() < deadline:
+            time.sleep(0.01)
+        Engine.core.end()
+        os._exit(0)
+
+    if not Engine.script.holds("ignore_sigterm"):
+        threading.Thread(target=end).start()
+
+
+def _end_with_core() -> None:
+    """What vLLM does when its core has died: says so and ends, with code 0."""
+    os.waitpid(Engine.core.pid, 0)
+    say(DEATH_TEXT)
+    time.sleep(0.1)
+    os._exit(0)
+
+
+_emit: Any = None
+
+
+def _tell() -> None:
+    """The plugin's telemetry, over its own link."""
+    global _emit  # noqa: PLW0603 - the requests' threads find it there once it is up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from vllm_sloguard.link import Link
+    from vllm_sloguard.settings import Settings
+    from vllm_sloguard.wire import telemetry_pb2 as pb
+
+    link = Link(Settings.from_environ(os.environ))
+    link.open()
+    link.emit(pb.Event(memory_profiled=pb.MemoryProfiled(kv_cache_bytes=2**26, vllm_version="0.32.0")))
+    link.emit(pb.Event(phase_reached=pb.PhaseReached(phase=pb.PHASE_ENGINE_READY)))
+    _emit = lambda: link.emit(pb.Event(step_stats=pb.StepStats(steps=1, generated_tokens=1)))  # noqa: E731
+
+
+def _stepped() -> None:
+    if _emit is not None:
+        _emit()
 
 
 def send_loads() -> int:
     """The load client: more sequences are faster, and the spread of the requests is always the same."""
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
-        argv = json.loads(line)["argv"]
-        flags = dict(pairwise(argv))
+        request = json.loads(line)
+        if "argv" not in request:
+            continue
+        flags = dict(pairwise(request["argv"]))
         count = int(flags["--num-prompts"])
+        url = flags["--base-url"]
         try:
-            with urllib.request.urlopen(f"{flags['--base-url']}/load", timeout=5) as response:
+            with urllib.request.urlopen(f"{url}/load", timeout=5) as response:
                 mean_s = 0.4 / json.loads(response.read())["max_num_seqs"]
+            _complete(url)
             time.sleep(float(os.environ.get("FAKE_LOAD_S", "0.1")))
+            _complete(url)
             errors = [""] * count
-        except (OSError, urllib.error.URLError) as error:
+        except (OSError, ValueError) as error:
             mean_s, errors = 0.1, [str(error)] * count
         ttfts = [mean_s * (0.9 + 0.2 * i / count) for i in range(count)]
         result = {"ttfts": ttfts, "latencies": [t * 2 for t in ttfts], "itls": [[0.01]] * count, "errors": errors}
         print(json.dumps({"result": {**result, "duration": 1.0}}), flush=True)
     return 0
+
+
+def _complete(url: str) -> None:
+    body = json.dumps({"max_tokens": 1, "load": True}).encode()
+    with urllib.request.urlopen(f"{url}/v1/completions", data=body, timeout=5) as response:
+        response.read()
 
 
 def main() -> int:

@@ -1,0 +1,243 @@
+#!/usr/bin/env python3
+"""The random campaign: every fault of the matrix, at random moments of every state, on fake engines.
+
+    python tests/chaos/campaign.py --runs 200 --seed 0 --jobs 3
+
+Each run has a state folder and ports of its own. What it prints: see ``report``; the exit code is 1 where an invariant
+did not hold. A run is repeated, with the same fault, state and delay, by ``--only SEED``.
+"""
+
+import argparse
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import clock
+import invariants
+from faults import MATRIX, Fault
+from rig import Rig, Settings, new_folder
+from zygote import Zygote
+
+_TOLD_EVERY = 50
+# Where a state is not reached within it, the fault strikes where things stand.
+_REACH_S = 25.0
+_LONGEST_DELAY_S = {"starting": 0.5, "serving": 0.5, "draining": 0.3, "tuning": 3.0, "validating": 0.8}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run. ``outage_s`` is from the fault to the last moment without an answer."""
+
+    seed: int
+    fault: str
+    aimed: str
+    hit: str
+    took_s: float
+    outage_s: float
+    restore_s: float
+    trials: int
+    lost: tuple[str, ...]
+    doubles: tuple[str, ...]
+    wrong: tuple[str, ...]
+    folder: str
+
+    @property
+    def fine(self) -> bool:
+        """Whether every invariant held."""
+        return not self.lost and not self.doubles and not self.wrong
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which fault strikes in which state; the rest of the run's chances follow from the seed."""
+
+    seed: int
+    fault: Fault
+    state: str
+
+
+def planned(seed: int) -> Plan:
+    """The run of a seed; consecutive ones go through all pairs of a fault and a state, in a random order."""
+    pairs = [(fault, state) for fault in MATRIX for state in fault.states]
+    random.Random(seed // len(pairs)).shuffle(pairs)
+    return Plan(seed, *pairs[seed % len(pairs)])
+
+
+def run_one(zygote: Zygote, plan: Plan, *, keep: bool = False) -> Outcome:
+    """One run, from an empty folder to an empty process table."""
+    fault, state, rng = plan.fault, plan.state, random.Random(plan.seed)
+    began = time.monotonic()
+    rig = Rig(zygote, _settings(fault, state, rng), new_folder())
+    wrong: list[str] = []
+    struck_at, hit, fine = time.monotonic(), "", False
+    try:
+        if _reach(rig, fault, state, rng, wrong):
+            hit = rig.last_state()[1]
+            rig.look_at_trials()
+            struck_at, starts = time.monotonic(), _serving_starts(rig)
+            wrong += fault.harm(rig, rng)
+            _settle(rig, struck_at, wrong)
+            if fault.spares_engine and hit == "serving" and _serving_starts(rig) != starts:
+                wrong.append("the engine that served was started again")
+        outage_s = max(rig.seen.unanswered_at - struck_at, 0.0)
+        wrong += _stopped(rig)
+        rig.look_at_trials()
+        wrong += invariants.wrong(rig, outage_s)
+        outcome = Outcome(
+            plan.seed,
+            fault.name,
+            state,
+            hit,
+            time.monotonic() - began,
+            outage_s,
+            0.0 if fault.own_clock else invariants.worst_restore_s(rig),  # the journal's times jump with the clock
+            len(rig.seen.trials),
+            tuple(dict.fromkeys(rig.seen.lost)),
+            tuple(invariants.double_controllers(rig)),
+            tuple(wrong),
+            str(rig.folder),
+        )
+        fine = outcome.fine
+        return outcome
+    finally:
+        rig.close(keep=keep or not fine)
+
+
+def _settings(fault: Fault, state: str, rng: random.Random) -> Settings:
+    settings = fault.settings
+    # What serves stays where nothing better is found: that is the way to be restored.
+    improves = {"promoting": True, "restoring": False}.get(state, fault.name == "killed while writing")
+    return replace(settings, improves=improves or (state not in ("promoting", "restoring") and rng.random() < 0.5))
+
+
+def _reach(rig: Rig, fault: Fault, state: str, rng: random.Random, wrong: list[str]) -> bool:
+    """Takes the sidecar to a random moment of ``state``; whether it came up at all."""
+    environment = None
+    if fault.own_clock:
+        clock.set_seconds(rig.clock, 0)
+        environment = clock.environment(rig.clock)
+    rig.start(environment)
+    delay_s = rng.uniform(0, _LONGEST_DELAY_S.get(state, 0.4))
+    if state == "starting":
+        rig.await_state("starting", 0, 20)
+        rig.watch()
+        time.sleep(delay_s)
+        return True
+    if not rig.await_serving(30):
+        wrong.append("it did not come up at first")
+        return False
+    rig.watch()
+    if state != "serving":
+        before = rig.last_state()[0]
+        if said := rig.retune():
+            wrong.append(f"no window: {said.strip()}")
+            return False
+        rig.await_state(state, before, _REACH_S)
+    time.sleep(delay_s)
+    return True
+
+
+def _settle(rig: Rig, struck_at: float, wrong: list[str]) -> None:
+    """Until it serves again and goes on doing so; a sidecar that ends unasked is started again, and told of."""
+    deadline = struck_at + 60
+    while time.monotonic() < deadline:
+        if rig.await_serving(deadline - time.monotonic()):
+            # An engine that hangs is not found out at once.
+            time.sleep(0.8)
+            if rig.serves():
+                return
+            continue
+        if rig.sidecar is not None and (code := rig.sidecar.poll()) is not None:
+            wrong.append(f"the sidecar ended with {code}: {rig.said().splitlines()[-1:]}")
+            rig.start()
+    wrong.append(f"60 s after the fault it does not serve: {rig.last_state()[1]}")
+
+
+def _serving_starts(rig: Rig) -> int:
+    return sum(start["role"] == "serving" for start in rig.starts())
+
+
+def _stopped(rig: Rig) -> list[str]:
+    """Ctrl-C: both end."""
+    assert rig.sidecar is not None
+    rig.served = rig.answers()
+    rig.sidecar.signal(signal.SIGINT)
+    code = rig.sidecar.wait(30)
+    wrong = [] if code == 0 else [f"exit code {code} after Ctrl-C"]
+    if left := rig.processes():
+        wrong.append(f"{len(left)} processes of engines are left behind")
+    return wrong
+
+
+def report(outcomes: Sequence[Outcome], took_s: float) -> str:
+    """The campaign in lines."""
+    lines = [f"{'fault':28} runs  worst without service  states"]
+    for name in dict.fromkeys(fault.name for fault in MATRIX):
+        runs = [o for o in outcomes if o.fault == name]
+        if runs:
+            hit = ", ".join(f"{state} {count}" for state, count in sorted(Counter(o.hit for o in runs).items()))
+            lines.append(f"{name:28} {len(runs):4}  {max(o.outage_s for o in runs):17.1f} s  {hit}")
+    longest = max(outcomes, key=lambda o: o.outage_s)
+    lines += [
+        f"runs                                  {len(outcomes)} in {took_s / 60:.1f} min",
+        f"trials recorded                       {sum(o.trials for o in outcomes)}",
+        f"recorded trials lost                  {sum(len(o.lost) for o in outcomes)}",
+        f"double controllers                    {sum(len(o.doubles) for o in outcomes)}",
+        f"longest without service after a fault {longest.outage_s:.1f} s ({longest.fault}, {longest.hit})",
+        f"worst restore                         {max(o.restore_s for o in outcomes):.1f} s",
+        f"runs with a violation                 {sum(not o.fine for o in outcomes)}",
+    ]
+    return "\n".join(lines)
+
+
+def told(outcome: Outcome) -> str:
+    """The violations of a run, and how to repeat it."""
+    what = "; ".join((*outcome.lost, *outcome.doubles, *outcome.wrong))
+    where = f"{outcome.fault}, {outcome.hit or outcome.aimed}"
+    return f"seed {outcome.seed} ({where}): {what}\n    {outcome.folder}; again: campaign.py --only {outcome.seed}"
+
+
+def campaign(plans: Iterable[Plan], jobs: int, *, keep: bool = False) -> list[Outcome]:
+    """Every run, ``jobs`` at a time; violations are printed as they are found."""
+    zygote, outcomes = Zygote(), list[Outcome]()
+
+    def run(plan: Plan) -> Outcome:
+        return run_one(zygote, plan, keep=keep)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in as_completed([pool.submit(run, plan) for plan in plans]):
+            outcome = done.result()
+            outcomes.append(outcome)
+            if not outcome.fine:
+                print(told(outcome), flush=True)
+            if len(outcomes) % _TOLD_EVERY == 0:
+                print(f"{len(outcomes)} runs", flush=True)
+    zygote.close()
+    return outcomes
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0, help="of the first run; each has the next one")
+    parser.add_argument("--jobs", type=int, default=3, help="runs at the same time")
+    parser.add_argument("--only", type=int, help="this seed alone, and its folder is kept")
+    args = parser.parse_args()
+    began = time.monotonic()
+    seeds = [args.only] if args.only is not None else range(args.seed, args.seed + args.runs)
+    with suppress(KeyboardInterrupt):
+        outcomes = campaign(map(planned, seeds), args.jobs, keep=args.only is not None)
+        print(report(outcomes, time.monotonic() - began))
+        return 0 if all(o.fine for o in outcomes) else 1
+    return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,470 @@
+"""The fault matrix: what is done to a running sidecar and its engines, for real.
+
+A fault does its harm, puts right what an operator or a supervisor would (a sidecar that was killed is started again,
+a full disk is freed), and returns what was wrong with how the sidecar took it.
+"""
+
+import os
+import random
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import clock
+import psutil
+from rig import Rig, Settings
+from zygote import Process
+
+ANY = ("starting", "serving", "draining", "tuning", "validating", "promoting", "restoring")
+WITH_ENGINE = ("starting", "serving", "tuning", "validating", "promoting", "restoring")
+IN_WINDOW = ("draining", "tuning", "validating")
+TRIALS = ("tuning", "validating")
+STARTS = ("tuning", "validating", "promoting", "restoring")
+
+# What a supervisor gives it, and more than a whole restore takes.
+GRACE_S = 30.0
+ANSWER_S = 10.0
+DISK_BYTES = 24 * 2**20
+
+_PLAIN = Settings()
+
+Harm = Callable[[Rig, random.Random], list[str]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row, or a part of one; ``row`` is its name in the matrix."""
+
+    name: str
+    row: str
+    states: tuple[str, ...]
+    harm: Harm
+    settings: Settings = _PLAIN
+    # It is none of the engine's business: one that serves goes on.
+    spares_engine: bool = False
+    # Its sidecar lives by a clock that can be made to jump.
+    own_clock: bool = False
+
+
+# Processes
+
+
+def sidecar_killed(rig: Rig, rng: random.Random) -> list[str]:
+    _kill(rig)
+    time.sleep(rng.uniform(0, 0.3))
+    rig.start()
+    return []
+
+
+def sidecar_killed_again_and_again(rig: Rig, rng: random.Random) -> list[str]:
+    for _ in range(3):
+        _kill(rig)
+        rig.start()
+        time.sleep(rng.uniform(0, 0.8))
+    return []
+
+
+def sidecar_stopped(rig: Rig, rng: random.Random) -> list[str]:
+    """Every link to it is then one whose peer is stopped: the engine serves on."""
+    sidecar = _sidecar(rig)
+    served = rig.answers()
+    sidecar.signal(signal.SIGSTOP)
+    began = time.monotonic()
+    time.sleep(rng.uniform(0.5, 3))
+    still = rig.answers() if served and rig.last_state()[1] == "serving" else served
+    sidecar.signal(signal.SIGCONT)
+    if served and not still:
+        return [f"the engine did not answer while its sidecar was stopped for {time.monotonic() - began:.1f} s"]
+    return []
+
+
+def terminated(rig: Rig, rng: random.Random) -> list[str]:
+    return _terminated(rig, rng, times=1)
+
+
+def terminated_twice(rig: Rig, rng: random.Random) -> list[str]:
+    return _terminated(rig, rng, times=2)
+
+
+def server_killed(rig: Rig, rng: random.Random) -> list[str]:
+    if (engine := rig.engine()) is not None:
+        with suppress(psutil.Error):
+            engine.kill()
+    return []
+
+
+def core_killed(rig: Rig, rng: random.Random) -> list[str]:
+    for process in _below(rig.engine()):
+        with suppress(psutil.Error):
+            process.kill()
+    return []
+
+
+def engine_stopped(rig: Rig, rng: random.Random) -> list[str]:
+    """All of it, or its core alone, when /health stays green."""
+    engine = rig.engine()
+    stopped = [*_below(engine), *([engine] if engine is not None and rng.random() < 0.5 else [])]
+    for process in stopped:
+        with suppress(psutil.Error):
+            process.suspend()
+    return []
+
+
+def client_killed(rig: Rig, rng: random.Random) -> list[str]:
+    for process in psutil.Process(_sidecar(rig).pid).children():
+        with suppress(psutil.Error):
+            if "vllm_sloguard.loadgen" in process.cmdline():
+                process.kill()
+    return []
+
+
+# Engines that fail
+
+
+def out_of_memory_at_start(rig: Rig, rng: random.Random) -> list[str]:
+    return _fails(rig, "start.oom", rng.randint(1, 2))
+
+
+def out_of_memory_under_load(rig: Rig, rng: random.Random) -> list[str]:
+    rig.fail("trial.load.oom")
+    return []
+
+
+def dies_under_load(rig: Rig, rng: random.Random) -> list[str]:
+    rig.fail("trial.load.die")
+    return []
+
+
+def hangs_at_start(rig: Rig, rng: random.Random) -> list[str]:
+    return _fails(rig, "start.hang", 1)
+
+
+def crash_loop(rig: Rig, rng: random.Random) -> list[str]:
+    """What was promoted dies, and again when it is started again, until it is taken back without a person."""
+    if not rig.await_serving(GRACE_S):
+        return ["it did not come to serve"]
+    promoted = rig.answers()
+    if promoted == rig.settings.incumbent:
+        return ["nothing was promoted"]
+    deadline = time.monotonic() + GRACE_S
+    while rig.answers() != rig.settings.incumbent and time.monotonic() < deadline:
+        if rig.answers() == promoted:
+            server_killed(rig, rng)
+        time.sleep(0.05)
+    undone = rig.rows("SELECT reason FROM rollbacks")
+    return [] if undone else ["it was not rolled back"]
+
+
+def restore_fails(rig: Rig, rng: random.Random) -> list[str]:
+    """Three starts on the operator's port fail, one after the other."""
+    rig.fail("serving.start.fail", 3)
+    return server_killed(rig, rng)
+
+
+# Files and disks
+
+
+def disk_full(rig: Rig, rng: random.Random) -> list[str]:
+    """The file system of the state folder, the sidecar's own output on it included."""
+    fill = _filled(rig)
+    time.sleep(rng.uniform(0.5, 3))
+    fill.unlink()
+    return _started_again_if_it_ended(rig)
+
+
+def killed_on_a_full_disk(rig: Rig, rng: random.Random) -> list[str]:
+    """What serves was started without a word in the journal; the next sidecar has to find it all the same."""
+    fill = _filled(rig)
+    if rig.last_state()[1] == "serving":
+        server_killed(rig, rng)
+    deadline = time.monotonic() + rng.uniform(1, 4)
+    while not rig.answers() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    _kill(rig)
+    fill.unlink()
+    rig.start()
+    return []
+
+
+def no_byte_written(rig: Rig, rng: random.Random) -> list[str]:
+    """Every write to a file fails (EFBIG, which SQLite calls an I/O error), of engines that are started too."""
+    pid = _sidecar(rig).pid
+    with suppress(ProcessLookupError):
+        before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, before[1]))
+        time.sleep(rng.uniform(0.5, 3))
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+    return _started_again_if_it_ended(rig)
+
+
+def record_torn(rig: Rig, rng: random.Random) -> list[str]:
+    """Killed in the middle of a write: the log of the journal ends in the first part of a record."""
+    _kill(rig)
+    log = rig.state / "journal.sqlite-wal"
+    if log.is_file() and (content := log.read_bytes()):
+        with log.open("ab") as file:
+            file.write(content[-4120:][: rng.randint(1, 4119)])
+    rig.start()
+    return []
+
+
+def killed_while_writing(rig: Rig, rng: random.Random) -> list[str]:
+    """Killed as promoted.yaml is being written."""
+    new, deadline = rig.state / "promoted.new", time.monotonic() + 20
+    while not new.exists() and time.monotonic() < deadline and rig.last_state()[1] in TRIALS:
+        stop = time.monotonic() + 0.02
+        while not new.exists() and time.monotonic() < stop:
+            pass
+    return sidecar_killed(rig, rng)
+
+
+def bad_configuration(rig: Rig, rng: random.Random) -> list[str]:
+    """Refused in one line; what serves is not touched. Then somebody mends it."""
+    good = rig.config_file.read_text()
+    _kill(rig)
+    served = rig.answers()
+    rig.config_file.write_text(good + rng.choice(["nonsense: 1\n", "slo: {\n", "engine: {port: -1}\n"]))
+    refused = rig.folder / "refused.txt"
+    code = rig.command("serve", "-c", str(rig.config_file), output=refused).wait(10)
+    wrong = _refused(refused, code, 2)
+    if served and not rig.answers():
+        wrong.append("a bad configuration cost the service")
+    rig.config_file.write_text(good)
+    rig.start()
+    return wrong
+
+
+def bad_state_files(rig: Rig, rng: random.Random) -> list[str]:
+    """What the sidecar writes beside the journal, replaced by noise, and a kill."""
+    _kill(rig)
+    for name in ("learned.json", "promoted.yaml"):
+        if (path := rig.state / name).exists():
+            path.write_bytes(rng.randbytes(200))
+    rig.start()
+    return []
+
+
+# Sockets, ports and clocks
+
+
+def socket_removed(rig: Rig, rng: random.Random) -> list[str]:
+    """The private socket goes: no new telemetry arrives, and no request of an operator."""
+    (rig.state / "sidecar.sock").unlink(missing_ok=True)
+    return []
+
+
+def socket_stale(rig: Rig, rng: random.Random) -> list[str]:
+    """A socket that nobody listens on lies where the next sidecar's is to be."""
+    _kill(rig)
+    path = rig.state / "sidecar.sock"
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    rig.start()
+    return []
+
+
+def answers_cut(rig: Rig, rng: random.Random) -> list[str]:
+    """For a while every answer of every engine ends in its middle."""
+    cut = rig.fake / "cut_answers"
+    cut.touch()
+    time.sleep(rng.uniform(0.3, 2))
+    cut.unlink()
+    return []
+
+
+def port_taken(rig: Rig, rng: random.Random) -> list[str]:
+    """Somebody else listens on the operator's port, for a while, as soon as it is free."""
+    if rig.last_state()[1] == "serving":
+        server_killed(rig, rng)
+    deadline = time.monotonic() + 1
+    with socket.socket() as taker:
+        taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        while time.monotonic() < deadline:
+            try:
+                taker.bind(("127.0.0.1", rig.port))
+            except OSError:
+                time.sleep(0.005)
+                continue
+            # Not accepted from: whoever connects gets no answer.
+            taker.listen()
+            time.sleep(rng.uniform(0.5, 4))
+            break
+    return _refused_the_port(rig)
+
+
+def clock_jumps(rig: Rig, rng: random.Random) -> list[str]:
+    """An hour forwards or backwards, for good or for a while."""
+    clock.set_seconds(rig.clock, rng.choice((-3600, 3600)))
+    time.sleep(rng.uniform(0.5, 2))
+    if rng.random() < 0.5:
+        clock.set_seconds(rig.clock, 0)
+    return []
+
+
+def second_sidecar(rig: Rig, rng: random.Random) -> list[str]:
+    refused = rig.folder / "second.txt"
+    command = rng.choice(("serve", "tune"))
+    code = rig.command(command, "-c", str(rig.config_file), output=refused).wait(10)
+    first = str(_sidecar(rig).pid)
+    wrong = _refused(refused, code, 2)
+    if first not in refused.read_text():
+        wrong.append(f"the refusal does not name process {first}: {refused.read_text()[:200]!r}")
+    return wrong
+
+
+def two_sidecars_at_once(rig: Rig, rng: random.Random) -> list[str]:
+    """A kill, and two are started in its place: one of them is refused."""
+    _kill(rig)
+    both = [rig.start(), rig.start()]
+    deadline = time.monotonic() + 10
+    while all(one.poll() is None for one in both) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    left = [one for one in both if one.poll() is None]
+    rig.sidecar = left[0] if left else both[0]
+    codes = sorted(str(one.poll()) for one in both)
+    return [] if codes == ["2", "None"] else [f"of two sidecars at once, exit codes {codes}"]
+
+
+def window_ends(rig: Rig, rng: random.Random) -> list[str]:
+    """Nothing but a window that is too short for its trials: restored inside it."""
+    ends = rig.rows("SELECT until FROM states WHERE until IS NOT NULL ORDER BY id DESC LIMIT 1")
+    rig.await_state("serving", rig.last_state()[0], GRACE_S)
+    at = rig.rows("SELECT at FROM states WHERE state = 'serving' ORDER BY id DESC LIMIT 1")
+    late_s = at[0][0] - ends[0][0] if ends and at else 0.0
+    return [f"restored {late_s:.1f} s after the end of the window"] if late_s > 1.0 else []
+
+
+# The parts of faults
+
+
+def _sidecar(rig: Rig) -> Process:
+    assert rig.sidecar is not None
+    return rig.sidecar
+
+
+def _kill(rig: Rig) -> None:
+    _sidecar(rig).signal(signal.SIGKILL)
+    _sidecar(rig).wait(10)
+
+
+def _below(engine: psutil.Process | None) -> list[psutil.Process]:
+    if engine is None:
+        return []
+    try:
+        return engine.children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def _filled(rig: Rig) -> Path:
+    fill = rig.state / "fill"
+    with suppress(OSError), fill.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 4096)
+    return fill
+
+
+def _fails(rig: Rig, fault: str, times: int) -> list[str]:
+    """The next starts fail; where none is to be expected, what serves is killed."""
+    rig.fail(f"serving.{fault}", times)
+    rig.fail(f"trial.{fault}", times)
+    if rig.last_state()[1] == "serving" and (engine := rig.engine()) is not None:
+        with suppress(psutil.Error):
+            engine.kill()
+    return []
+
+
+def _terminated(rig: Rig, rng: random.Random, *, times: int) -> list[str]:
+    sidecar = _sidecar(rig)
+    for _ in range(times):
+        sidecar.signal(signal.SIGTERM)
+        time.sleep(rng.uniform(0, 0.5))
+    wrong: list[str] = []
+    code = sidecar.wait(GRACE_S)
+    if code != 0:
+        wrong.append(f"exit code {code} {GRACE_S:.0f} s after SIGTERM")
+        sidecar.signal(signal.SIGKILL)
+        sidecar.wait(10)
+    elif not rig.answers():
+        wrong.append("nothing serves after SIGTERM")
+    time.sleep(rng.uniform(0, 0.3))
+    rig.start()
+    return wrong
+
+
+def _started_again_if_it_ended(rig: Rig) -> list[str]:
+    """A supervisor does that; a sidecar that could write nothing may have ended in one line."""
+    if _sidecar(rig).poll() is None:
+        return []
+    wrong = [f"the sidecar ended with {_sidecar(rig).poll()}"]
+    rig.start()
+    return wrong
+
+
+def _refused_the_port(rig: Rig) -> list[str]:
+    """A first start fails at once, and its one line names who has the port; a supervisor tries again."""
+    if rig.await_serving(ANSWER_S) or _sidecar(rig).poll() is None:
+        return []
+    last = rig.said().splitlines()[-1]
+    owner = f"process {os.getpid()}"
+    # vLLM itself, which found the port taken after the sidecar had found it free, does not know whose it is.
+    named = (owner in last and str(rig.port) in last) or rig.starts()
+    wrong = [] if named else [f"{last!r} does not name {owner} and port {rig.port}"]
+    if rig.last_state()[1] != "starting":
+        wrong.append(f"the sidecar ended with {_sidecar(rig).poll()}")
+    rig.start()
+    return wrong
+
+
+def _refused(said: Path, code: int | None, expected: int) -> list[str]:
+    lines = said.read_text(errors="replace").splitlines() if said.exists() else []
+    wrong = [] if code == expected else [f"exit code {code} and not {expected}"]
+    return wrong if len(lines) == 1 else [*wrong, f"{len(lines)} lines and not one: {lines[-1:]}"]
+
+
+_DISK = Settings(disk_bytes=DISK_BYTES)
+_LINKED = Settings(telemetry=True)
+_SHORT = Settings(duration_s=3.0)
+_DEAF = Settings(ignore_sigterm=True)
+
+MATRIX = (
+    Fault("sidecar killed", "kill -9 of the sidecar", ANY, sidecar_killed, spares_engine=True),
+    Fault(
+        "sidecar killed three times", "kill -9 of the sidecar", ANY, sidecar_killed_again_and_again, spares_engine=True
+    ),
+    Fault("API server killed", "kill -9 of EngineCore or a worker", WITH_ENGINE, server_killed),
+    Fault("core killed", "kill -9 of EngineCore or a worker", WITH_ENGINE, core_killed),
+    Fault("out of memory at start", "out of memory", ("serving", *STARTS), out_of_memory_at_start),
+    Fault("out of memory under load", "out of memory", TRIALS, out_of_memory_under_load),
+    Fault("dies under load", "kill -9 of EngineCore or a worker", TRIALS, dies_under_load),
+    Fault("engine stopped", "hung engine", WITH_ENGINE, engine_stopped),
+    Fault("hangs at start", "hung engine", ("serving", *STARTS), hangs_at_start),
+    Fault("ignores SIGTERM", "hung engine", ("draining", "tuning"), sidecar_killed, _DEAF),
+    Fault("disk full", "disk full, I/O error", ANY, disk_full, _DISK, spares_engine=True),
+    Fault("killed on a full disk", "disk full, I/O error", ("serving", *TRIALS), killed_on_a_full_disk, _DISK),
+    Fault("I/O error", "disk full, I/O error", ANY, no_byte_written, spares_engine=True),
+    Fault("record torn", "torn last record", ANY, record_torn, spares_engine=True),
+    Fault("socket removed", "telemetry link cut", ANY, socket_removed, _LINKED, spares_engine=True),
+    Fault("sidecar stopped", "telemetry link cut", ANY, sidecar_stopped, _LINKED, spares_engine=True),
+    Fault("answers cut", "telemetry link cut", ANY, answers_cut),
+    Fault("load client killed", "telemetry link cut", TRIALS, client_killed),
+    Fault("clock jump", "clock jump of an hour", ANY, clock_jumps, own_clock=True, spares_engine=True),
+    Fault("port taken", "port in use, stale socket", ANY, port_taken),
+    Fault("stale socket", "port in use, stale socket", ANY, socket_stale, spares_engine=True),
+    Fault("window ends", "window ends during a trial", TRIALS[:1], window_ends, _SHORT),
+    Fault("bad configuration", "bad configuration or state file", ANY, bad_configuration, spares_engine=True),
+    Fault("bad state files", "bad configuration or state file", ANY, bad_state_files, spares_engine=True),
+    Fault("SIGTERM", "SIGTERM in any state", ANY, terminated, spares_engine=True),
+    Fault("SIGTERM twice", "SIGTERM in any state", ANY, terminated_twice, spares_engine=True),
+    Fault("second sidecar", "a second sidecar", ANY, second_sidecar, spares_engine=True),
+    Fault("two sidecars at once", "a second sidecar", ANY, two_sidecars_at_once, spares_engine=True),
+    Fault("crash loop", "crash loop after promotion", ("promoting",), crash_loop),
+    Fault("restore fails", "the restore itself fails", ("serving", "promoting", "restoring"), restore_fails),
+    Fault("killed while writing", "kill while a configuration is written", ("validating",), killed_while_writing),
+)

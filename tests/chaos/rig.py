@@ -1,0 +1,347 @@
+"""One state folder, its `sloguard serve`, its fake engines, and two watchers that never look away."""
+
+import contextlib
+import http.client
+import itertools
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import clock
+import psutil
+import yaml
+from zygote import Process, Zygote
+
+from sidecar.engine.engine import port_free
+from sidecar.engine.process_group import ENGINE_ID_VARIABLE
+
+FAKE = Path(__file__).resolve().parents[1] / "support" / "fake_vllm.py"
+MODEL = Path(__file__).resolve().parents[2] / "deploy" / "demo" / "model"
+SLOGUARD = [sys.executable, "-m", "sidecar.cli"]
+POLL_S = 0.02
+# Below those that the system gives to clients and to trials: no other run takes them while they are free.
+_PORTS = itertools.cycle(range(20000, 30000))
+_ports_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What differs between runs. ``improves``: whether the search can find something better than the incumbent."""
+
+    improves: bool = True
+    duration_s: float = 20.0
+    telemetry: bool = False
+    ignore_sigterm: bool = False
+    # The state folder on a file system of so many bytes of its own; needs root.
+    disk_bytes: int = 0
+
+    @property
+    def incumbent(self) -> int:
+        """Its max_num_seqs; more are faster."""
+        return 2 if self.improves else 12
+
+
+@dataclass
+class Seen:
+    """What the watchers saw."""
+
+    trials: dict[tuple[int, int], tuple[Any, ...]] = field(default_factory=dict[tuple[int, int], tuple[Any, ...]])
+    lost: list[str] = field(default_factory=list[str])
+    unanswered_at: float = 0.0
+    answered_at: float = 0.0
+
+
+class Rig:
+    """Starts, watches and cleans up one run."""
+
+    def __init__(self, zygote: Zygote, settings: Settings, folder: Path) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.fake = folder / "fake"
+        self.fake.mkdir(parents=True)
+        self.clock = folder / "clock"
+        self.state = folder / "state"
+        self.state.mkdir(mode=0o700)
+        self.output = self.state / "output.txt" if settings.disk_bytes else folder / "output.txt"
+        self._zygote = zygote
+        self.port, self.metrics_port = _own_port(), _own_port()
+        self.sidecar: Process | None = None
+        self.sidecars: list[Process] = []
+        self.seen = Seen()
+        self.served = 0
+        self._closing = threading.Event()
+        self._watchers: list[threading.Thread] = []
+        if settings.disk_bytes:
+            mount = ["mount", "-t", "tmpfs", "-o", f"size={settings.disk_bytes},mode=0700", "none", str(self.state)]
+            subprocess.run(mount, check=True, capture_output=True)
+        if settings.ignore_sigterm:
+            (self.fake / "ignore_sigterm").touch()
+        self.config_file = self._configure()
+
+    def _configure(self) -> Path:
+        """Quick in everything, but for what is asked about: the times of the sidecar itself are the defaults."""
+        env = {
+            "FAKE_FOLDER": str(self.fake),
+            "FAKE_SERVING_PORT": str(self.port),
+            "FAKE_START_S": "0.1",
+            "FAKE_LOAD_S": "0.1",
+        }
+        if self.settings.telemetry:
+            env["FAKE_TELEMETRY"] = "1"
+        content = {
+            "model": str(MODEL),
+            "engine": {
+                "args": {"max-num-seqs": self.settings.incumbent, "max-model-len": 512},
+                "python": str(FAKE),
+                "env": env,
+                "port": self.port,
+                "drain_timeout_s": 1,
+                "start_timeout_s": 5,
+                "forked_trials": False,
+            },
+            "slo": {"ttft_p99_ms": 500, "itl_p99_ms": 60, "e2e_p99_ms": 3000, "error_rate": 0.01},
+            "workload": {
+                "rate": 1000.0,
+                "requests": 50,
+                "input_tokens": 128,
+                "output_tokens": 32,
+                "request_timeout_s": 5.0,
+            },
+            "search": {
+                "optimizer": "random",
+                "budget": 3,
+                "knobs": {"max_num_seqs": {"low": 4, "high": 8 if self.settings.improves else 6}},
+            },
+            "promotion": {"pairs": [2]},
+            "window": {"duration": self.settings.duration_s, "notice": "0s"},
+            "state": str(self.state),
+            "metrics": {"port": self.metrics_port},
+        }
+        path = self.folder / "sloguard.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    # The sidecar
+
+    def start(self, environment: Mapping[str, str] | None = None) -> Process:
+        """Starts `sloguard serve`, and does not wait for it."""
+        self.sidecar = self.command("serve", "-c", str(self.config_file), environment=environment)
+        self.sidecars.append(self.sidecar)
+        return self.sidecar
+
+    def command(self, *argv: str, output: Path | None = None, environment: Mapping[str, str] | None = None) -> Process:
+        """Starts `sloguard ARGV`; with an environment that its loader reads, from the beginning."""
+        if environment and "LD_PRELOAD" in environment:
+            return _started([*clock.command(self.clock), *SLOGUARD, *argv], output or self.output, environment)
+        return self._zygote.start(argv, output or self.output, environment or {})
+
+    def retune(self) -> str:
+        """Asks for a window; what was said when it was refused."""
+        said = self.folder / "retune.txt"
+        said.unlink(missing_ok=True)
+        code = self.command("retune", "--now", "-c", str(self.config_file), output=said).wait(15)
+        return "" if code == 0 else said.read_text()
+
+    def said(self) -> str:
+        """All that the sidecars have said."""
+        with suppress(OSError):
+            return self.output.read_text(errors="replace")
+        return ""
+
+    # What the journal tells
+
+    def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """The answer of the journal, read as anybody can; nothing while there is none."""
+        path = self.state / "journal.sqlite"
+        if not path.is_file():
+            return []
+        try:
+            with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2)) as db:
+                return db.execute(query, values).fetchall()
+        except sqlite3.Error:
+            return []
+
+    def last_state(self) -> tuple[int, str]:
+        """The number and the name of the last state, 0 and nothing before the first."""
+        rows = self.rows("SELECT id, state FROM states ORDER BY id DESC LIMIT 1")
+        return rows[0] if rows else (0, "")
+
+    def await_state(self, name: str, after: int, timeout_s: float) -> bool:
+        """Waits for a state with a number above ``after``."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self.rows("SELECT 1 FROM states WHERE id > ? AND state = ? LIMIT 1", after, name):
+                return True
+            time.sleep(0.005)
+        return False
+
+    def engine(self) -> psutil.Process | None:
+        """The server of the newest engine, if it lives."""
+        for (pid,) in self.rows("SELECT pid FROM engines WHERE pid > 0 ORDER BY started_at DESC"):
+            with suppress(psutil.Error):
+                process = psutil.Process(pid)
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    return process
+        return None
+
+    def fail(self, fault: str, times: int = 1) -> None:
+        """Makes engines fail: see tests/support/fake_vllm.py."""
+        for number in range(times):
+            (self.fake / f"{fault}.{number}").touch()
+
+    def starts(self) -> list[dict[str, Any]]:
+        """Every start of an engine."""
+        path = self.fake / "starts.jsonl"
+        told: list[dict[str, Any]] = []
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            with suppress(ValueError):  # an engine that may write no byte tells nothing
+                told.append(json.loads(line))
+        return told
+
+    def processes(self) -> list[int]:
+        """The engines' processes that live."""
+        mark, found = str(self.fake), list[int]()
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                env = process.environ()
+                if env.get("FAKE_FOLDER") == mark and ENGINE_ID_VARIABLE in env:
+                    found.append(process.pid)
+        return found
+
+    # The service
+
+    def answers(self, timeout_s: float = 2.0) -> int:
+        """The max_num_seqs of the engine that answers a completion on the operator's port; 0 when none does."""
+        base = f"http://127.0.0.1:{self.port}"
+        body = json.dumps({"model": "fake", "prompt": "a", "max_tokens": 1}).encode()
+        try:
+            with urllib.request.urlopen(f"{base}/v1/completions", data=body, timeout=timeout_s) as response:
+                json.loads(response.read())
+            with urllib.request.urlopen(f"{base}/load", timeout=timeout_s) as response:
+                return int(json.loads(response.read())["max_num_seqs"])
+        except (OSError, ValueError, KeyError, http.client.HTTPException):
+            return 0
+
+    def ready(self) -> bool:
+        """Whether /ready says so."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/ready", timeout=2) as response:
+                return response.status == 200
+        except (OSError, ValueError):
+            return False
+
+    def serves(self) -> bool:
+        """Whether the sidecar runs, says that it serves, and an engine answers."""
+        running = self.sidecar is not None and self.sidecar.poll() is None
+        return running and self.last_state()[1] == "serving" and self.ready() and self.answers() > 0
+
+    def await_serving(self, timeout_s: float) -> bool:
+        """Waits until it serves, or its sidecar has ended."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self.serves():
+                return True
+            if self.sidecar is None or self.sidecar.poll() is not None:
+                return False
+            time.sleep(POLL_S)
+        return False
+
+    # The watchers
+
+    def watch(self) -> None:
+        """From now on, sees every trial that ends, and every moment without an answer."""
+        for target in (self._watch_trials, self._watch_service):
+            thread = threading.Thread(target=target, daemon=True)
+            thread.start()
+            self._watchers.append(thread)
+
+    def look_at_trials(self) -> None:
+        """Compares the journal with what it told before: what was recorded stays as it was."""
+        query = "SELECT run, number, plan, started_at, ended_at, result FROM trials WHERE ended_at IS NOT NULL"
+        rows = {(row[0], row[1]): row[2:] for row in self.rows(query)}
+        if not rows:
+            return
+        for key, row in self.seen.trials.items():
+            if rows.get(key) != row:
+                self.seen.lost.append(f"trial {key[0]}/{key[1]} {'changed' if key in rows else 'is gone'}")
+        self.seen.trials |= rows
+
+    def _watch_trials(self) -> None:
+        while not self._closing.wait(0.05):
+            self.look_at_trials()
+
+    def _watch_service(self) -> None:
+        while not self._closing.wait(0.05):
+            asked_at = time.monotonic()
+            if self.answers():
+                self.seen.answered_at = time.monotonic()
+            else:
+                # As long as the question was open there was no service, even if one was there at its end.
+                self.seen.unanswered_at = max(asked_at, time.monotonic() - 0.05)
+
+    # The end
+
+    def close(self, *, keep: bool = False) -> None:
+        """Ends everything that is left; removes the folder unless it is to be kept."""
+        self._closing.set()
+        for process in self.sidecars:
+            process.signal(signal.SIGCONT)
+            process.signal(signal.SIGKILL)
+        for _ in range(3):
+            for pid in self.processes():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        for thread in self._watchers:
+            thread.join(5)
+        if self.settings.disk_bytes:
+            if keep:
+                shutil.copytree(self.state, self.folder / "state-kept", ignore=shutil.ignore_patterns("*.sock", "fill"))
+            subprocess.run(["umount", "-l", str(self.state)], check=False, capture_output=True)
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _started(command: list[str], output: Path, environment: Mapping[str, str]) -> Process:
+    """Started as a shell would start it."""
+    root = FAKE.parents[2]
+    with output.open("ab") as file:
+        popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(root), **environment},
+        )
+    process = Process(popen.pid)
+
+    def wait() -> None:
+        process.code = popen.wait()
+        process.ended_at = time.monotonic()
+        process.ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    return process
+
+
+def _own_port() -> int:
+    with _ports_lock:
+        return next(port for port in _PORTS if port_free("127.0.0.1", port))
+
+
+def new_folder() -> Path:
+    """A folder of a run; its path is short, for the socket in it."""
+    return Path(tempfile.mkdtemp(prefix="chaos-"))

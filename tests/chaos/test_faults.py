@@ -1,0 +1,66 @@
+"""Each row of the fault matrix once, at a random moment; `make chaos` goes through all of them in every state."""
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import clock
+import pytest
+from campaign import Outcome, Plan, campaign, told
+from faults import MATRIX, Fault
+from rig import Rig, Settings, new_folder
+from zygote import Zygote
+
+pytestmark = pytest.mark.timeout(600)
+
+ROOT = os.geteuid() == 0
+
+
+def skipped(fault: Fault) -> str:
+    """Why a fault can't be made here; empty when it can."""
+    if fault.settings.disk_bytes and not ROOT:
+        return "only root can mount a small file system"
+    if fault.own_clock and clock.COMPILER is None:
+        return "no C compiler for a clock that jumps"
+    return ""
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, Outcome]:
+    """One run of each fault, several at a time."""
+    rng = random.Random(6)
+    faults = [fault for fault in MATRIX if not skipped(fault)]
+    plans = [Plan(seed, fault, rng.choice(fault.states)) for seed, fault in enumerate(faults)]
+    return {outcome.fault: outcome for outcome in campaign(plans, jobs=4)}
+
+
+def test_a_damaged_journal_is_refused_and_what_serves_is_left_alone(tmp_path: Path) -> None:
+    zygote = Zygote()
+    rig = Rig(zygote, Settings(), new_folder())
+    try:
+        first = rig.start()
+        assert rig.await_serving(30), rig.said()
+        first.signal(signal.SIGKILL)
+        first.wait(10)
+        for path in rig.state.glob("journal.sqlite*"):
+            path.write_bytes(b"not a journal, " * 100)
+        said = tmp_path / "said.txt"
+        refused = rig.command("serve", "-c", str(rig.config_file), output=said)
+
+        assert refused.wait(15) == 1
+        [line] = said.read_text().splitlines()
+        assert "journal.sqlite" in line
+        assert rig.answers() == rig.settings.incumbent
+    finally:
+        rig.close()
+        zygote.close()
+
+
+@pytest.mark.parametrize("fault", MATRIX, ids=[fault.name for fault in MATRIX])
+def test_the_service_is_back_and_nothing_is_lost(fault: Fault, outcomes: dict[str, Outcome]) -> None:
+    if why := skipped(fault):
+        pytest.skip(why)
+    outcome = outcomes[fault.name]
+
+    assert outcome.fine, told(outcome)
