@@ -15,7 +15,7 @@ import grpc
 import typer
 from rich.console import Console
 
-from sidecar import guard_commands, lock, promoted, study_commands
+from sidecar import guard_commands, lock, promoted, remote, study_commands
 from sidecar.bench import commands as bench
 from sidecar.config import Config, ConfigError, load, seconds
 from sidecar.engine.engine import Cancelled, EngineCrashed
@@ -35,7 +35,6 @@ from sidecar.trial import Status, as_json
 from sidecar.tuner import Tuner, incumbent_args, open_run
 from vllm_sloguard import machine
 from vllm_sloguard.learned import RULE, Rule
-from vllm_sloguard.link import unix_target
 from vllm_sloguard.wire import control_pb2
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub, add_ControlServiceServicer_to_server
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
@@ -174,13 +173,14 @@ def retune(
         raise ConfigError("retune: --now is needed: the window opens at once, and the service goes down for it")
     request = control_pb2.RetuneRequest(duration_seconds=_duration(duration))
     asked_at = time.time()
-    with grpc.insecure_channel(unix_target(str(config.socket))) as channel:
+    with remote.channel(config) as (channel, metadata):
         try:
-            ControlServiceStub(channel).Retune(request, timeout=10)
+            ControlServiceStub(channel).Retune(request, timeout=10, metadata=metadata)
         except grpc.RpcError as error:
             code = error.code() if isinstance(error, grpc.Call) else None
             if code is grpc.StatusCode.UNAVAILABLE:
-                _fail(f"no `sloguard serve` answers on {config.socket}", FAILED)
+                where = f" or on {config.remote.address}" if config.remote else ""
+                _fail(f"no `sloguard serve` answers on {config.socket}{where}", FAILED)
             _fail(error.details() or str(code) if isinstance(error, grpc.Call) else str(error), FAILED)
     if wait:
         _follow(config, asked_at)
@@ -281,17 +281,19 @@ def _sidecar(config: Config) -> Generator[Parts]:
     """What `tune` and `serve` both need, for as long as the state folder's lock is held."""
     with lock.held(config.state):
         requests, metrics = Requests(), Metrics(config)
-        hub = TelemetryHub(metrics.heard)
+        hub, control = TelemetryHub(metrics.heard), Control(requests)
 
         def register(server: grpc.Server) -> None:
             add_TelemetryServiceServicer_to_server(hub, server)
-            add_ControlServiceServicer_to_server(Control(requests), server)
+            add_ControlServiceServicer_to_server(control, server)
 
         def observe(ranks: int) -> machine.Machine:
             return machine.observe({**os.environ, **config.engine.env}, ranks=ranks)
 
         journal = Journal(config.state)
-        server = serve_grpc(config.socket, register)
+        servers = [serve_grpc(config.socket, register)]
+        if config.remote is not None:
+            servers.append(remote.serve(config.remote, lambda s: add_ControlServiceServicer_to_server(control, s)))
         learning = Learning(journal, config.state, config.model, observe)
         runner = Runner(config, learning, hub, metrics)
         _on_signals(requests)
@@ -300,7 +302,8 @@ def _sidecar(config: Config) -> Generator[Parts]:
             yield Parts(journal, runner, guard, hub, metrics, requests)
         finally:
             runner.close()
-            server.stop(grace=0.5).wait(2)
+            for stopped in [server.stop(grace=0.5) for server in servers]:
+                stopped.wait(2)
             journal.close()
 
 

@@ -165,11 +165,28 @@ class SearchConfig(_Section):
         for args in self.unguarded:
             if bad := sorted(set(args) - set(KNOBS)):
                 raise ValueError(f"unguarded: {bad[0]!r} is not a knob; there are {', '.join(KNOBS)}")
+            for name, value in args.items():
+                _check_kind(f"unguarded: {name}", KNOBS[name], value)
         return self
 
     def space_knobs(self) -> tuple[Knob, ...]:
         """The knobs of the search, with their ranges."""
         return tuple(_knob(name, limits or KnobRange()) for name, limits in self.knobs.items())
+
+
+def _check_kind(where: str, knob: Knob, value: object) -> None:
+    """Any value of the knob's own kind: a text where vLLM takes a switch would be read as an argument of its own."""
+    kinds = {
+        Kind.INT: {int},
+        Kind.FLOAT: {int, float},
+        Kind.CATEGORICAL: {type(choice) for choice in knob.choices},
+    }[knob.kind]
+    if type(value) not in kinds or (isinstance(value, str) and value.startswith("-")):
+        wanted = " or ".join(sorted(_KINDS[kind] for kind in kinds))
+        raise ValueError(f"{where}: {wanted} is needed, got {value!r}")
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text without a leading dash"}
 
 
 def _knob(name: str, limits: KnobRange) -> Knob:
@@ -182,6 +199,8 @@ def _knob(name: str, limits: KnobRange) -> Knob:
         choices: tuple[Value, ...] = tuple(limits.choices) if limits.choices is not None else knob.choices
         if not choices:
             raise ValueError(f"knobs.{name}: choices must not be empty")
+        for choice in choices:
+            _check_kind(f"knobs.{name}", knob, choice)
         return Knob(name, knob.kind, choices=choices, requires=knob.requires, about=knob.about)
     if limits.choices is not None:
         raise ValueError(f"knobs.{name}: takes low and high, not choices")
@@ -233,11 +252,30 @@ class Window(_Section):
     notice: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = 5.0
 
 
+def _address(text: str) -> str:
+    if not re.fullmatch(r"[^\s:]+:[0-9]{1,5}|\[[0-9a-fA-F:.]+\]:[0-9]{1,5}", text):
+        raise ValueError('a host and a port are needed, such as "10.0.0.5:9465"')
+    return text
+
+
 class MetricsConfig(_Section):
     """Where /metrics and /ready are served; port 0 for any free one."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 9464
+
+
+class Remote(_Section):
+    """Where the control service takes calls over TCP too: from holders of a certificate of ``ca`` and of ``token``.
+
+    All but ``address`` ("host:port") are files; a client needs the same, with a certificate of its own.
+    """
+
+    address: Annotated[str, AfterValidator(_address)]
+    certificate: Path = Field(strict=False)
+    key: Path = Field(strict=False)
+    ca: Path = Field(strict=False)
+    token: Path = Field(strict=False)
 
 
 class Config(_Section):
@@ -253,6 +291,7 @@ class Config(_Section):
     window: Window = Window()
     state: Path = Field(default=Path("sloguard-state"), strict=False)
     metrics: MetricsConfig = MetricsConfig()
+    remote: Remote | None = None
 
     @property
     def socket(self) -> Path:
@@ -261,7 +300,7 @@ class Config(_Section):
 
     def digest(self) -> str:
         """Names what a run depends on: a run is resumed only by the configuration that it was started with."""
-        content = self.model_dump(mode="json", exclude={"state", "metrics", "window"})
+        content = self.model_dump(mode="json", exclude={"state", "metrics", "window", "remote"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def base_digest(self) -> str:
@@ -276,6 +315,11 @@ def load(path: Path) -> Config:
         content: object = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        # Its text quotes the line, in which there may be a secret.
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"{path}: not YAML: {where}{error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         # PyYAML's own errors are the first of these; the others escape from it for some texts.
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
@@ -300,7 +344,12 @@ def _placed(config: Config, folder: Path) -> Config:
     model = str(local.resolve()) if local.is_dir() else config.model
     python = folder / config.engine.python
     engine = config.engine.model_copy(update={"python": str(python.absolute())}) if python.is_file() else config.engine
-    return config.model_copy(update={"state": state, "model": model, "engine": engine})
+    remote = config.remote and config.remote.model_copy(
+        update={
+            name: (folder / getattr(config.remote, name)).resolve() for name in ("certificate", "key", "ca", "token")
+        }
+    )
+    return config.model_copy(update={"state": state, "model": model, "engine": engine, "remote": remote})
 
 
 def _first(error: ValidationError) -> str:
@@ -312,7 +361,9 @@ def _first(error: ValidationError) -> str:
         return f"{field}: there is no such field; there are {allowed}"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     given = problem["input"]
-    shown = "" if isinstance(given, dict | list | BaseModel) or problem["type"] == "missing" else f" {given!r}:"
+    # The environment is where secrets belong: its values are never shown.
+    untold = isinstance(given, dict | list | BaseModel) or problem["type"] == "missing" or "env" in problem["loc"]
+    shown = "" if untold else f" {given!r}:"
     more = len(error.errors()) - 1
     return f"{field}:{shown} {message}" + (f" (and {more} more)" if more else "")
 

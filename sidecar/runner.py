@@ -228,8 +228,11 @@ class Runner:
 
     def adopt(self, record: EngineRecord, args: Mapping[str, Any]) -> Engine | None:
         """The engine of ``record``, if an earlier sidecar started it just as this one would start ``args`` now."""
-        launch = replace(self.serving_launch(args), engine_id=record.identity.engine_id, log=Path(record.launch["log"]))
-        if record.role != "serving" or record.launch != known(launch):
+        log = Path(record.launch["log"])
+        launch = replace(self.serving_launch(args), engine_id=record.identity.engine_id, log=log)
+        # A log is read and cut: only ever one of the state folder's.
+        own = log.resolve().parent == (self._config.state / LOGS).resolve()
+        if record.role != "serving" or record.launch != known(launch) or not own:
             return None
         self._hub.expect(launch.engine_id)
         self._metrics.traffic(launch.engine_id, record.role)

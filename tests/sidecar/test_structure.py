@@ -27,7 +27,7 @@ LAYERS = (
     ("judge",),
     ("trial",),
     ("journal", "promotion", "telemetry"),
-    ("learning", "metrics", "promoted"),
+    ("learning", "metrics", "promoted", "remote"),
     ("guard", "guard_commands", "runner"),
     ("tuner",),
     ("service", "terminal"),

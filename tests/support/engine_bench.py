@@ -30,7 +30,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
     content["engine"]["port"] = any_free_port()
     content["metrics"] = {"port": any_free_port()}
     for section, values in changes.items():
-        content[section] = {**content[section], **values} if isinstance(values, dict) else values
+        content[section] = {**content.get(section, {}), **values} if isinstance(values, dict) else values
     path = folder / "sloguard.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
