@@ -27,7 +27,7 @@ from sidecar.load import LoadError
 from sidecar.metrics import Metrics
 from sidecar.promotion import Outcome
 from sidecar.runner import Runner
-from sidecar.service import Control, Parts, Requests, Service
+from sidecar.service import Control, Parts, Requests, Say, Service
 from sidecar.telemetry import TelemetryHub
 from sidecar.telemetry import serve as serve_grpc
 from sidecar.terminal import View, line, show
@@ -81,13 +81,16 @@ def tune(config_file: ConfigFile) -> None:
 
     Example: sloguard tune -c sloguard.yaml
     """
-    config = load(config_file)
-    with _sidecar(config) as parts:
+    config, console = load(config_file), Console()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    with _sidecar(config, say) as parts:
         journal, metrics = parts.journal, parts.metrics
         _refuse_while_serving(journal)
         parts.runner.end_orphans()
         run = open_run(config, journal)
-        console = Console()
         with View(console, list(config.search.knobs), config.search.budget) as view:
             for trial in journal.trials(run.id):
                 view.notify(trial)
@@ -111,11 +114,11 @@ def tune(config_file: ConfigFile) -> None:
         path = promoted.write(config, incumbent_args(config, journal), decision, trials)
         if console.is_terminal:
             show(console, trials, list(config.search.knobs))
-        console.print(f"{decision.outcome}: {decision.reason}", markup=False, highlight=False, soft_wrap=True)
+        say(f"{decision.outcome}: {decision.reason}")
         if decision.outcome is Outcome.PROMOTED:
             chosen = next(t for t in trials if t.number == decision.trial)
-            console.print(line(chosen, list(config.search.knobs)), markup=False, highlight=False, soft_wrap=True)
-        console.print(f"serve it: vllm serve --config {path}", markup=False, highlight=False, soft_wrap=True)
+            say(line(chosen, list(config.search.knobs)))
+        say(f"serve it: vllm serve --config {path}")
 
 
 def _refuse_while_serving(journal: Journal) -> None:
@@ -145,7 +148,7 @@ def serve(config_file: ConfigFile) -> None:
         console.print(f"{when:%Y-%m-%d %H:%M:%S} {text}", markup=False, highlight=False, soft_wrap=True)
 
     with (
-        _sidecar(config) as parts,
+        _sidecar(config, say) as parts,
         View(console, list(config.search.knobs), config.search.budget) as view,
     ):
         server = parts.metrics.serve()
@@ -277,7 +280,7 @@ def _state_folder(path: Path) -> Path:
 
 
 @contextmanager
-def _sidecar(config: Config) -> Generator[Parts]:
+def _sidecar(config: Config, say: Say) -> Generator[Parts]:
     """What `tune` and `serve` both need, for as long as the state folder's lock is held."""
     with lock.held(config.state):
         requests, metrics = Requests(), Metrics(config)
@@ -295,7 +298,7 @@ def _sidecar(config: Config) -> Generator[Parts]:
         if config.remote is not None:
             servers.append(remote.serve(config.remote, lambda s: add_ControlServiceServicer_to_server(control, s)))
         learning = Learning(journal, config.state, config.model, observe)
-        runner = Runner(config, learning, hub, metrics)
+        runner = Runner(config, learning, hub, metrics, say)
         _on_signals(requests)
         try:
             guard = Guard(config, observe, learning.current)

@@ -85,6 +85,8 @@ class EngineConfig(_Section):
     python: str = sys.executable
     env: dict[str, str] = {}
     start_timeout_s: PositiveFloat = 900.0
+    # Whether trials may run on engines that are forked from a process which has imported vLLM.
+    forked_trials: bool = True
     drain_timeout_s: Annotated[int, Field(ge=0)] = 30
 
     @model_validator(mode="after")

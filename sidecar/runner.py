@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from sidecar import judge
 from sidecar.capacity import Tried, capacity, next_rate
 from sidecar.config import Config, Objective, Workload
 from sidecar.engine.engine import Engine, EngineCrashed, Launch, any_free_port
+from sidecar.engine.fork_server import ForkServer, ForkServerError, unforkable
 from sidecar.engine.http import Unanswered
 from sidecar.engine.process_group import Identity, ProcessGroup
 from sidecar.journal import EngineRecord, JournalError
@@ -21,7 +23,7 @@ from sidecar.learning import Learning
 from sidecar.load import LoadClient, LoadError, LoadResult, LoadTimeoutError
 from sidecar.metrics import Metrics
 from sidecar.telemetry import TelemetryHub
-from sidecar.trial import Change, Plan, Result, Role
+from sidecar.trial import Change, Plan, Result, Role, Start
 from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.knobs import Value
 
@@ -37,27 +39,43 @@ _HIGHEST_RATE = 16.0
 class Runner:
     """Starts engines for trials, on a port of their own, and for serving, on the operator's."""
 
-    def __init__(self, config: Config, learning: Learning, hub: TelemetryHub, metrics: Metrics) -> None:
+    def __init__(
+        self, config: Config, learning: Learning, hub: TelemetryHub, metrics: Metrics, say: Callable[[str], None]
+    ) -> None:
         self._config = config
         self._learning = learning
         self._journal = learning.journal
         self._hub = hub
         self._metrics = metrics
+        self._say = say
         logs = config.state / LOGS
         logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.client = LoadClient(config.engine.python, logs / "load-client.log", config.engine.env)
+        python, env = config.engine.python, config.engine.env
+        self.client = LoadClient(python, logs / "load-client.log", env)
+        self._fork_server: ForkServer | None = None
+        if config.engine.forked_trials:
+            self._fork_server = ForkServer(python, {**os.environ, **env}, config.state, logs / "fork-server.log")
 
     def close(self) -> None:
-        """Ends the load client."""
+        """Ends the load client and the fork server."""
         self.client.close()
+        if self._fork_server is not None:
+            self._fork_server.close()
+
+    def warm_up(self) -> None:
+        """Brings up what trials need, without waiting for it. Raises LoadError."""
+        self.client.start()
+        with suppress(ForkServerError):  # the first trial will say so
+            if self._fork_server is not None:
+                self._fork_server.warm_up()
 
     def run(self, plan: Plan, cancelled: Callable[[], bool]) -> Result:
         """One trial. A crash is a result. Raises LoadError when the client itself can't measure, Cancelled."""
-        self.client.start()
+        self.warm_up()
         # What the guard has passed runs as it is; the baseline as it serves.
         launch = self._launch(plan.args, "127.0.0.1", any_free_port(), repair=plan.role is Role.BASELINE)
         try:
-            engine = self.start(launch, "trial")
+            engine, start = self._trial_engine(launch, plan.role)
         except EngineCrashed as crashed:
             return Result(crash=crashed.crash)
         start_s: float | None = None
@@ -77,15 +95,34 @@ class Runner:
         stop_s = self.end(engine, drain=True)
         # A crash past the guard is no news.
         self.learn(engine, crash if plan.role is not Role.UNGUARDED else None)
+        if crash is not None and plan.role is Role.BASELINE and start is Start.FORKED:
+            self._fork_no_more("what is serving crashed on a forked engine")
         timing = Result(
             crash=crash,
             repairs=self.repairs(engine),
             kv_cache_tokens=self._hub.of(launch.engine_id).kv_cache_tokens,
+            start=start,
             start_s=start_s,
             load_s=load_s,
             stop_s=stop_s,
         )
         return self._judged(loads, timing) if loads else timing
+
+    def _trial_engine(self, launch: Launch, role: Role) -> tuple[Engine, Start]:
+        """Forked where that can be; what is to be promoted is started as it will serve. Raises EngineCrashed."""
+        if self._fork_server is not None and role is not Role.VALIDATION and not unforkable(launch.args):
+            try:
+                return self.start(launch, "trial", self._fork_server), Start.FORKED
+            except ForkServerError as error:
+                self._fork_no_more(str(error))
+        return self.start(launch, "trial"), Start.ORDINARY
+
+    def _fork_no_more(self, why: str) -> None:
+        """Ordinary starts from now on; said once."""
+        if self._fork_server is not None:
+            self._say(f"engines are started the ordinary way from now on: {why}")
+            self._fork_server.close()
+            self._fork_server = None
 
     def learn(self, engine: Engine, crash: Crash | None = None, *, started: bool = True) -> None:
         """Keeps what ``engine`` has shown of its memory, if it can: neither a trial nor the service waits for that."""
@@ -180,12 +217,13 @@ class Runner:
             "SLOGUARD_SOCKET": str(self._config.socket),
             "SLOGUARD_REPAIR": "on" if repair else "off",
             "SLOGUARD_LEARNED": str(self._learning.path),
+            "SLOGUARD_IMPORTS": str(self._config.state),
             "SLOGUARD_WORKLOAD_MAX_LEN": str(self._config.workload.longest_request_tokens),
         }
         log = self._config.state / LOGS / f"engine-{engine_id}.log"
         return Launch(engine_id, engine.python, self._config.model, dict(args), host, port, env, log)
 
-    def start(self, launch: Launch, role: str) -> Engine:
+    def start(self, launch: Launch, role: str, fork_server: ForkServer | None = None) -> Engine:
         """Starts an engine; the journal knows of it before and after, so that it can always be found again."""
         self._hub.expect(launch.engine_id)
         self._metrics.traffic(launch.engine_id, role)
@@ -197,8 +235,8 @@ class Runner:
             if role != "serving":
                 raise
         try:
-            engine = Engine.start(launch)
-        except (EngineCrashed, OSError):
+            engine = Engine.start(launch, fork_server)
+        except (EngineCrashed, ForkServerError, OSError):
             with suppress(JournalError):
                 self._journal.engine_gone(launch.engine_id)
             raise

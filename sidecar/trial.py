@@ -37,6 +37,13 @@ class Role(StrEnum):
     VALIDATION = "validation"  # the best one again, on a fresh start
 
 
+class Start(StrEnum):
+    """How a trial's engine came to be."""
+
+    ORDINARY = "ordinary"  # by its command line, as an operator starts it
+    FORKED = "forked"  # from a process that had imported vLLM
+
+
 @dataclass(frozen=True, config=_FROZEN)
 class Change:
     """One argument that the repair changed; ``before`` is None where it was not given."""
@@ -80,6 +87,7 @@ class Result:
     crash: Crash | None = None
     repairs: tuple[Change, ...] = ()
     kv_cache_tokens: int | None = None
+    start: Start = Start.ORDINARY
     start_s: float | None = None
     load_s: float | None = None
     stop_s: float | None = None

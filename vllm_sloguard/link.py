@@ -34,7 +34,7 @@ class Link:
     """Sends events to the sidecar, or nowhere when ``settings.socket`` is empty."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
 
@@ -52,25 +52,25 @@ class Link:
 
     def emit(self, event: pb.Event) -> None:
         """Queues ``event``; stamps it with the time where it has none."""
-        if not self._settings.socket:
+        if not self.settings.socket:
             return
         if not event.time_unix_seconds:
             event.time_unix_seconds = time.time()
         with self._lock:
-            if len(self._queue) >= self._settings.queue_events:
+            if len(self._queue) >= self.settings.queue_events:
                 self._queue.popleft()
                 self.dropped += 1
             self._queue.append(event)
 
     def open(self) -> None:
         """Starts the sending thread. Idempotent. To be called only where the process will not fork again."""
-        if self._settings.socket and self._thread is None:
+        if self.settings.socket and self._thread is None:
             self._thread = threading.Thread(target=self._run, name="sloguard-link", daemon=True)
             self._thread.start()
 
     def flush(self, timeout_s: float) -> None:
         """Sends what waits, for at most about ``timeout_s`` seconds; for a process on its way down."""
-        if not self._settings.socket:
+        if not self.settings.socket:
             return
         # In a thread of its own, because a channel to a peer that is stopped can block beyond its deadline.
         sender = threading.Thread(target=self._send_all, args=(timeout_s,), daemon=True)
@@ -103,7 +103,7 @@ class Link:
         if events:
             self._sequence += 1
             self._unsent = pb.PublishRequest(
-                engine_id=self._settings.engine_id,
+                engine_id=self.settings.engine_id,
                 process=pb.Process(role=current_role(), pid=os.getpid()),
                 sequence=self._sequence,
                 dropped_events=self.dropped,
@@ -120,7 +120,7 @@ class Link:
         assert self._unsent is not None
         if self._channel is None:
             self._channel = grpc.insecure_channel(
-                unix_target(self._settings.socket), [("grpc.max_reconnect_backoff_ms", int(_LONGEST_WAIT_S * 1000))]
+                unix_target(self.settings.socket), [("grpc.max_reconnect_backoff_ms", int(_LONGEST_WAIT_S * 1000))]
             )
         try:
             # A batch whose answer was lost goes again under the same number, by which the sidecar knows it.

@@ -9,8 +9,10 @@ import functools
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ParamSpec
 
+from vllm_sloguard import imported
 from vllm_sloguard.link import Link
 from vllm_sloguard.processes import current_role, is_model_inspection
 from vllm_sloguard.settings import NAMES, Settings, SettingsError, unknown
@@ -48,6 +50,14 @@ def register() -> None:
 def link() -> Link | None:
     """The process's link, once registered."""
     return _link
+
+
+def record_imports() -> None:
+    """Adds what this process has imported to the file in the settings' folder, if there is one."""
+    import vllm
+
+    if _link is not None and _link.settings.imports:
+        imported.record(imported.file(Path(_link.settings.imports), vllm.__version__))
 
 
 def harmless(hook: Callable[P, object]) -> Callable[P, None]:
@@ -116,6 +126,7 @@ def _hook_engine_core(link: Link) -> None:
         harmless(lambda: link.emit(_phase(pb.PHASE_KV_CACHE_READY, _kv_cache_tokens(vllm_config))))()
         # The workers are running by now, so this process forks no more.
         harmless(link.open)()
+        harmless(record_imports)()
         return result
 
     setattr(initialize_kv_caches, "sloguard", True)  # noqa: B010 - a type checker knows no attributes of functions

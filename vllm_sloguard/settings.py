@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 NAMES = tuple(
     f"SLOGUARD_{name}"
-    for name in ("SOCKET", "ENGINE_ID", "REPAIR", "PINNED", "WORKLOAD_MAX_LEN", "LEARNED", "QUEUE_EVENTS")
+    for name in ("SOCKET", "ENGINE_ID", "REPAIR", "PINNED", "WORKLOAD_MAX_LEN", "LEARNED", "IMPORTS", "QUEUE_EVENTS")
 )
 
 
@@ -23,8 +23,8 @@ class Settings:
     ``socket`` is the sidecar's Unix socket ("" for none: nothing is sent), ``engine_id`` names this start of the
     engine, ``repair`` allows changes of engine arguments, ``pinned`` are arguments that are never changed, and
     ``workload_max_len`` is the longest request in tokens (0: not known) that a repair must leave possible.
-    ``learned`` is the sidecar's file of what earlier starts taught ("" for none). ``queue_events`` bounds what waits
-    to be sent.
+    ``learned`` is the sidecar's file of what earlier starts taught ("" for none), ``imports`` a folder where what was
+    imported is noted for the fork server ("" for none). ``queue_events`` bounds what waits to be sent.
     """
 
     socket: str = ""
@@ -33,6 +33,7 @@ class Settings:
     pinned: frozenset[str] = frozenset()
     workload_max_len: int = 0
     learned: str = ""
+    imports: str = ""
     queue_events: int = 10_000
 
     @classmethod
@@ -56,6 +57,7 @@ class Settings:
             pinned=read("SLOGUARD_PINNED", _names, default.pinned, "a list of arguments with commas between"),
             workload_max_len=read("SLOGUARD_WORKLOAD_MAX_LEN", _at_least(0), 0, "a whole number from 0 up"),
             learned=read("SLOGUARD_LEARNED", str, default.learned, "a path"),
+            imports=read("SLOGUARD_IMPORTS", str, default.imports, "a path"),
             queue_events=read("SLOGUARD_QUEUE_EVENTS", _at_least(1), default.queue_events, "a whole number from 1 up"),
         )
 

@@ -21,6 +21,7 @@ class SloguardStatLogger(StatLoggerBase):
         self._index = engine_index
         self._steps = pb.StepStats(engine_index=engine_index)
         self._sent_at = 0.0
+        self._answered = False
         plugin.harmless(_keep_first_token_latency)()
 
     def record(
@@ -58,6 +59,10 @@ class SloguardStatLogger(StatLoggerBase):
             self._steps.generated_tokens += iteration.num_generation_tokens
             for request in iteration.finished_requests:
                 link.emit(pb.Event(request_finished=_finished(request)))
+            if iteration.finished_requests and not self._answered:
+                # By now what is imported late, with the first request, is there too.
+                self._answered = True
+                plugin.record_imports()
         self._send_steps(link)
 
     def _send_steps(self, link: Any) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import yaml
@@ -12,18 +13,33 @@ Args = Mapping[str, bool | int | float | str | list[str]]
 _HAS_COMMAND = "import importlib.metadata as m, sys\ntry: m.version('vllm')\nexcept m.PackageNotFoundError: sys.exit(1)"
 
 
+@dataclass(frozen=True)
+class Entry:
+    """How vLLM's server is run: ``python *options -m module *first``, and then the model."""
+
+    module: str
+    first: str
+    options: tuple[str, ...] = ()
+
+
 @cache
-def entry(python: str) -> tuple[str, ...]:
-    """The start of the command line, up to the model, for the vLLM of ``python``'s environment."""
+def entry(python: str) -> Entry:
+    """The entry of the vLLM in ``python``'s environment."""
     found = subprocess.run([python, "-c", _HAS_COMMAND], check=False, capture_output=True, timeout=60)
     if found.returncode == 0:
-        return (python, "-m", "vllm.entrypoints.cli.main", "serve")
-    return (python, "-W", "ignore::DeprecationWarning", "-m", "vllm.entrypoints.openai.api_server", "--model")
+        return Entry("vllm.entrypoints.cli.main", "serve")
+    return Entry("vllm.entrypoints.openai.api_server", "--model", ("-W", "ignore::DeprecationWarning"))
 
 
 def command_line(python: str, model: str, args: Args) -> list[str]:
     """The whole command line. Nothing in it passes through a shell."""
-    return [*entry(python), model, *flags(args)]
+    start = entry(python)
+    return [python, *start.options, "-m", start.module, *arguments(python, model, args)]
+
+
+def arguments(python: str, model: str, args: Args) -> list[str]:
+    """The command line after the module's name."""
+    return [entry(python).first, model, *flags(args)]
 
 
 def flags(args: Args) -> list[str]:

@@ -8,9 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidecar.engine.command import Args, command_line
+from sidecar.engine.command import Args, arguments, command_line, entry
+from sidecar.engine.fork_server import ForkServer
 from sidecar.engine.http import EngineHttp, Unanswered
-from sidecar.engine.process_group import Identity, ProcessGroup
+from sidecar.engine.process_group import ENGINE_ID_VARIABLE, Identity, ProcessGroup
 from vllm_sloguard.crash import Crash, classify
 
 _POLL_S = 0.1
@@ -46,10 +47,15 @@ class Launch:
     log: Path
     drain_timeout_s: int = 0
 
-    def command(self) -> list[str]:
-        """The command line."""
-        own = {"host": self.host, "port": self.port, "shutdown_timeout": self.drain_timeout_s}
-        return command_line(self.python, self.model, {**self.args, **own})
+    @property
+    def all_args(self) -> Args:
+        """Every argument of the command line."""
+        return {**self.args, "host": self.host, "port": self.port, "shutdown_timeout": self.drain_timeout_s}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Every variable of its first process."""
+        return {**os.environ, **self.env, ENGINE_ID_VARIABLE: self.engine_id}
 
 
 class Engine:
@@ -58,11 +64,14 @@ class Engine:
     def __init__(self, launch: Launch, group: ProcessGroup) -> None:
         self.launch = launch
         self.group = group
-        self.http = EngineHttp(launch.host, launch.port, {**os.environ, **launch.env})
+        self.http = EngineHttp(launch.host, launch.port, launch.environment)
 
     @classmethod
-    def start(cls, launch: Launch) -> "Engine":
-        """Starts vLLM and does not wait for it. Raises EngineCrashed when the port is taken, OSError when it can't."""
+    def start(cls, launch: Launch, fork_server: ForkServer | None = None) -> "Engine":
+        """Starts vLLM, forked if there is a ``fork_server``, and does not wait for it.
+
+        Raises EngineCrashed when the port is taken, OSError or ForkServerError when it can't.
+        """
         if not port_free(launch.host, launch.port):
             taken = classify(
                 f"OSError: [Errno 98] Address already in use: {launch.host}:{launch.port}",
@@ -71,10 +80,13 @@ class Engine:
             )
             raise EngineCrashed(taken)
         launch.log.parent.mkdir(parents=True, exist_ok=True)
-        group = ProcessGroup.start(
-            launch.command(), launch.engine_id, launch.log, {**os.environ, **launch.env}, launch.log.parent
-        )
-        return cls(launch, group)
+        python, model, folder = launch.python, launch.model, launch.log.parent
+        if fork_server is None:
+            command = command_line(python, model, launch.all_args)
+            return cls(launch, ProcessGroup.start(command, launch.engine_id, launch.log, launch.environment, folder))
+        argv = arguments(python, model, launch.all_args)
+        forked = fork_server.fork(entry(python).module, argv, launch.environment, launch.log, folder)
+        return cls(launch, ProcessGroup.of_child(forked, launch.engine_id))
 
     @classmethod
     def adopt(cls, launch: Launch, identity: Identity) -> "Engine":

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -38,12 +39,27 @@ class Identity:
     engine_id: str
 
 
+class Child(Protocol):
+    """What is asked of a first process that this sidecar has started: subprocess.Popen has it, and Forked."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        ...
+
+    def wait(self, timeout: float) -> int:
+        """Waits for the exit code. Raises subprocess.TimeoutExpired."""
+        ...
+
+
 class ProcessGroup:
     """The processes of one engine, whether this process started them or an earlier sidecar did."""
 
-    def __init__(self, identity: Identity, popen: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(self, identity: Identity, child: Child | None = None) -> None:
         self.identity = identity
-        self._popen = popen
+        self._child = child
 
     @classmethod
     def start(
@@ -63,13 +79,21 @@ class ProcessGroup:
                 env={**environment, ENGINE_ID_VARIABLE: engine_id},
                 cwd=folder,
             )
-        return cls(Identity(popen.pid, psutil.Process(popen.pid).create_time(), engine_id), popen)
+        return cls.of_child(popen, engine_id)
+
+    @classmethod
+    def of_child(cls, child: Child, engine_id: str) -> "ProcessGroup":
+        """The group that ``child`` leads."""
+        try:
+            started_at = psutil.Process(child.pid).create_time()
+        except psutil.NoSuchProcess:
+            started_at = time.time()  # a forked one that has ended already, and was waited for by its server
+        return cls(Identity(child.pid, started_at, engine_id), child)
 
     def leader_alive(self) -> bool:
         """Whether the first process, vLLM's API server, still runs."""
-        if self._popen is not None:
-            return self._popen.poll() is None
-        return self._leader() is not None
+        ended = self._child is not None and self._child.poll() is not None
+        return not ended and self._leader() is not None
 
     def _leader(self) -> psutil.Process | None:
         """The first process itself, and not another one that the system has given its id."""
@@ -85,7 +109,12 @@ class ProcessGroup:
 
     def exit_code(self) -> int | None:
         """Of the first process; negative for a signal; None while it runs, or when another sidecar started it."""
-        return self._popen.poll() if self._popen is not None else None
+        if self._child is None:
+            return None
+        if not self.leader_alive():
+            with suppress(subprocess.TimeoutExpired):  # the word of it may come a little later than its end
+                return self._child.wait(1.0)
+        return self._child.poll()
 
     def members(self) -> list[psutil.Process]:
         """Every living process of the session, and every other one with the engine's mark in its environment.
@@ -93,14 +122,15 @@ class ProcessGroup:
         A process that now has the first one's id and is not it leads a session that is none of ours.
         """
         pid = self.identity.pid
-        session = pid if pid > 0 and (self._leader() is not None or not psutil.pid_exists(pid) or self._popen) else None
+        session = pid if pid > 0 and (self._leader() is not None or not psutil.pid_exists(pid) or self._child) else None
         return [process for process in psutil.process_iter() if self._is_member(process, session)]
 
     def _is_member(self, process: psutil.Process, session: int | None) -> bool:
         try:
             if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
                 return False
-            if session is not None and os.getsid(process.pid) == session:
+            # A process that was forked just now does not lead its session yet.
+            if session is not None and session in (process.pid, os.getsid(process.pid)):
                 return True
             return process.environ().get(ENGINE_ID_VARIABLE) == self.identity.engine_id
         except (psutil.Error, OSError):
@@ -126,10 +156,10 @@ class ProcessGroup:
                     member.kill()
                 except psutil.NoSuchProcess:
                     continue
-            if self._popen is not None:
+            if self._child is not None:
                 # Its own parent alone learns a process's exit code: psutil must not be the first to wait for it.
                 with suppress(subprocess.TimeoutExpired):
-                    self._popen.wait(1.0)
+                    self._child.wait(1.0)
             psutil.wait_procs([m for m in members if m.pid != self.identity.pid], timeout=1.0)
 
     def _signal_leader(self, number: signal.Signals) -> None:

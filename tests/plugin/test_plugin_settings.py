@@ -19,12 +19,13 @@ def test_everything_set() -> None:
         "SLOGUARD_PINNED": "max-num-seqs, block_size",
         "SLOGUARD_WORKLOAD_MAX_LEN": "0",
         "SLOGUARD_LEARNED": "/var/lib/learned.json",
+        "SLOGUARD_IMPORTS": "/var/lib",
         "SLOGUARD_QUEUE_EVENTS": "1",
         "PATH": "/bin",
     }
 
     assert Settings.from_environ(environ) == Settings(
-        "/run/a b/s", "one", False, frozenset({"max_num_seqs", "block_size"}), 0, "/var/lib/learned.json", 1
+        "/run/a b/s", "one", False, frozenset({"max_num_seqs", "block_size"}), 0, "/var/lib/learned.json", "/var/lib", 1
     )
     assert set(environ) - {"PATH"} == set(NAMES)
 

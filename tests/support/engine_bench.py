@@ -57,7 +57,7 @@ def bench(config_file: Path) -> Generator[Bench]:
     hub = TelemetryHub(metrics.heard)
     server = serve(config.socket, lambda s: add_TelemetryServiceServicer_to_server(hub, s))
     learning = Learning(journal, config.state, config.model, lambda ranks: machine.observe(ranks=ranks))
-    runner = Runner(config, learning, hub, metrics)
+    runner = Runner(config, learning, hub, metrics, print)
     try:
         yield Bench(config, journal, hub, server, runner, learning)
     finally:

@@ -100,6 +100,9 @@ def main() -> int:
         return 1  # no distribution is named vllm, as with the CPU build
     if argv[:2] == ["-m", "vllm_sloguard.loadgen"]:
         return send_loads()
+    if "vllm_sloguard.fork_server" in argv:
+        os.write(0, json.dumps({"unusable": "there is no vLLM to import"}).encode() + b"\n")
+        return 0
     threading.stack_size(256 * 1024)
     return serve(argv)
 

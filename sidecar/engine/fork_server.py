@@ -1,0 +1,181 @@
+"""The sidecar's end of vllm_sloguard.fork_server: engines that are forked instead of started from nothing.
+
+The server runs in vLLM's environment and speaks over a socket pair that nobody else can reach. Whatever goes wrong with
+it is a ForkServerError, upon which an engine is started the ordinary way; a server that was ended or grows is replaced.
+"""
+
+import json
+import queue
+import socket
+import subprocess
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sidecar.engine.command import Args, entry
+
+_IMPORT_TIMEOUT_S = 180.0
+_FORK_TIMEOUT_S = 60.0  # the first after a new kind of engine imports what that one has taught
+_MOST_GROWTH_BYTES = 2**29
+_MOST_NEW_DESCRIPTORS = 8
+
+
+# What has vLLM start processes afresh, which from a forked one would be slower or another thing than an ordinary start.
+_NOT_FORKED = {
+    "numa_bind": (True,),
+    "distributed_executor_backend": ("ray", "external_launcher"),
+    "data_parallel_backend": ("ray",),
+}
+
+
+def unforkable(args: Args) -> str:
+    """Why an engine with ``args`` is not to be forked; empty where it may be."""
+    return next((f"{name} {args[name]}" for name, values in _NOT_FORKED.items() if args.get(name) in values), "")
+
+
+class ForkServerError(RuntimeError):
+    """No engine can be forked; the text says why."""
+
+
+class Forked:
+    """The first process of a forked engine, with what ``subprocess.Popen`` has of one that is a child."""
+
+    def __init__(self, pid: int, codes: dict[int, int], ended: threading.Condition) -> None:
+        self.pid = pid
+        self._codes = codes
+        self._ended = ended
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs, or when the server that knew it is gone."""
+        return self._codes.get(self.pid)
+
+    def wait(self, timeout: float) -> int:
+        """Waits for the end. Raises subprocess.TimeoutExpired."""
+        with self._ended:
+            if not self._ended.wait_for(lambda: self.pid in self._codes, timeout):
+                raise subprocess.TimeoutExpired("a forked engine", timeout)
+        return self._codes[self.pid]
+
+
+@dataclass
+class _Running:
+    """One server process; ``answers`` has None at its end."""
+
+    process: subprocess.Popen[bytes]
+    channel: socket.socket
+    answers: "queue.Queue[dict[str, Any] | None]"
+    usage: Mapping[str, int] = field(
+        default_factory=dict[str, int]
+    )  # once it was ready: what it needs later is held against that
+    worn: bool = False
+
+
+class ForkServer:
+    """Starts its process with the first engine, or beforehand by ``warm_up``.
+
+    ``folder`` keeps what engines were seen to import, ``environment`` is that of the engines: libraries read some of it
+    when they are imported.
+    """
+
+    def __init__(self, python: str, environment: Mapping[str, str], folder: Path, log: Path) -> None:
+        self._python = python
+        self._environment = environment
+        self._folder = folder
+        self._log = log
+        self._running: _Running | None = None
+        self._codes: dict[int, int] = {}
+        self._ended = threading.Condition()
+
+    def warm_up(self) -> None:
+        """Starts the server, unless it runs, and does not wait for its imports. Raises ForkServerError.
+
+        One that was worn is replaced; what it has forked must have ended by then.
+        """
+        if self._running is not None and not self._running.worn and self._running.process.poll() is None:
+            return
+        self.close()
+        options = entry(self._python).options
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs, self._log.open("ab") as log:
+                process = subprocess.Popen(
+                    [self._python, *options, "-m", "vllm_sloguard.fork_server", str(self._folder)],
+                    stdin=theirs.fileno(),
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env=dict(self._environment),
+                )
+        except OSError as error:
+            ours.close()
+            raise ForkServerError(f"the fork server did not start: {error}") from None
+        self._running = _Running(process, ours, queue.Queue())
+        threading.Thread(target=self._listen, args=(self._running,), daemon=True).start()
+
+    def fork(self, module: str, argv: list[str], env: Mapping[str, str], log: Path, folder: Path) -> Forked:
+        """An engine that runs ``python -m module argv``, its output appended to ``log``. Raises ForkServerError."""
+        self.warm_up()
+        assert self._running is not None
+        running = self._running
+        request = {"module": module, "argv": argv, "env": dict(env), "log": str(log), "folder": str(folder)}
+        try:
+            if not running.usage:
+                running.usage = _expect(running, "ready", _IMPORT_TIMEOUT_S)["ready"]["usage"]
+            running.channel.sendall(json.dumps(request).encode() + b"\n")
+            answer = _expect(running, "pid", _FORK_TIMEOUT_S)
+        except (ForkServerError, OSError) as error:
+            self.close()
+            raise ForkServerError(f"{error}; see {self._log}") from None
+        forked = Forked(answer["pid"], self._codes, self._ended)
+        running.worn = _has_grown(running.usage, answer["usage"])
+        return forked
+
+    def close(self) -> None:
+        """Ends the server, and with it every engine that it has forked and that still runs."""
+        if self._running is None:
+            return
+        with suppress(OSError):
+            self._running.channel.shutdown(socket.SHUT_RDWR)
+        try:
+            self._running.process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            self._running.process.kill()
+            self._running.process.wait()
+        self._running.channel.close()
+        self._running = None
+
+    def _listen(self, running: _Running) -> None:
+        with running.channel.makefile("rb") as lines, suppress(OSError, ValueError):
+            for line in lines:
+                said = json.loads(line)
+                if "exited" in said:
+                    with self._ended:
+                        self._codes[said["exited"]] = said["code"]
+                        self._ended.notify_all()
+                else:
+                    running.answers.put(said)
+        running.answers.put(None)
+
+
+def _expect(running: _Running, name: str, timeout_s: float) -> dict[str, Any]:
+    """The next answer, which must be a ``name``."""
+    try:
+        answer = running.answers.get(timeout=timeout_s)
+    except queue.Empty:
+        raise ForkServerError(f"the fork server did not answer within {timeout_s:.0f} s") from None
+    if answer is None:
+        raise ForkServerError("the fork server has ended")
+    if name not in answer:
+        raise ForkServerError(f"the fork server can't be used: {answer.get('unusable', answer)}")
+    return answer
+
+
+def _has_grown(before: Mapping[str, int], now: Mapping[str, int]) -> bool:
+    return (
+        now["threads"] > before["threads"]
+        or now["descriptors"] > before["descriptors"] + _MOST_NEW_DESCRIPTORS
+        or now["resident_bytes"] > before["resident_bytes"] + _MOST_GROWTH_BYTES
+    )

@@ -1,0 +1,58 @@
+"""Which modules vLLM's processes import: learned from running engines, so that the fork server has them beforehand.
+
+One text file for each version of vLLM, one module a line; ``!name`` is one that must not be imported there. Lines are
+only appended.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+# Made at run time, or alive in a way that a fork breaks.
+_NEVER = ("__main__", "__mp_main__", "transformers_modules", "grpc", "vllm_sloguard")
+
+
+def file(folder: Path, vllm_version: str) -> Path:
+    """Where the modules of ``vllm_version`` stand."""
+    return folder / f"imports-{vllm_version}.txt"
+
+
+def record(path: Path) -> None:
+    """Adds what this process has imported and the file lacks. Raises OSError."""
+    known = _lines(path)
+    new = [name for name, module in list(sys.modules.items()) if name not in known and _wanted(name, module)]
+    if new:
+        _append(path, new)
+
+
+def read(path: Path) -> list[str]:
+    """The modules to import, in the order in which they were first seen."""
+    known = _lines(path)
+    return [name for name in known if not name.startswith(("!", *_NEVER)) and f"!{name}" not in known]
+
+
+def forbid(path: Path, name: str) -> None:
+    """Has ``name`` left out from now on. Raises OSError."""
+    _append(path, [f"!{name}"])
+
+
+def _wanted(name: str, module: object) -> bool:
+    """Whether it came from a file, so that its name alone imports it again, and may be imported at any time."""
+    spec = getattr(module, "__spec__", None)
+    return getattr(spec, "has_location", False) and not name.startswith(_NEVER)
+
+
+def _lines(path: Path) -> dict[str, None]:
+    try:
+        return dict.fromkeys(path.read_text(encoding="utf-8").split())
+    except FileNotFoundError:
+        return {}
+
+
+def _append(path: Path, names: list[str]) -> None:
+    # One write, so that processes that end at the same time do not mix their lines.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(descriptor, "".join(f"{name}\n" for name in names).encode())
+    finally:
+        os.close(descriptor)
