@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -181,6 +181,8 @@ class Journal:
             return None
         row = rows[0]
         decision = _json(row["decision"], "decision") if row["decision"] else None
+        if decision is not None and not {"outcome", "reason"} <= set(decision):
+            raise JournalError("the journal is damaged: decision: outcome and reason are needed")
         incumbent = _json(row["incumbent"], "incumbent")
         return Run(row["id"], row["digest"], incumbent, row["started_at"], row["ended_at"], decision)
 
@@ -317,9 +319,12 @@ class Journal:
 
     def _read(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
         try:
-            return self._db.execute(query, values).fetchall()
+            rows = self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise JournalError(f"the journal can't be read: {error}") from None
+        for row in rows:
+            _check(row)
+        return rows
 
     def _write(self, statement: str, values: tuple[Any, ...]) -> None:
         try:
@@ -340,11 +345,33 @@ class Journal:
                 self._db.execute("ROLLBACK")
 
 
+# SQLite keeps whatever is put into a column, and a damaged file has put there anything.
+_NUMBERS = frozenset({"id", "run", "number", "pid", "at", "started_at", "ended_at", "until"})
+_MAY_LACK = frozenset({"run", "ended_at", "until", "result", "decision"})
+_MOST_NUMBER = 1e11  # seconds, the year 5138
+
+
+def _check(row: sqlite3.Row) -> None:
+    for name in row.keys():  # noqa: SIM118 - a row iterates over its values
+        value = row[name]
+        if value is None and name in _MAY_LACK:
+            continue
+        if name not in _NUMBERS:
+            good = isinstance(value, str)
+        else:
+            good = isinstance(value, int | float) and 0 <= value < _MOST_NUMBER
+        if not good:
+            raise JournalError(f"the journal is damaged: {name}: {str(value)[:40]!r}")
+
+
 def _json(text: str, name: str) -> dict[str, Any]:
     try:
-        return json.loads(text)
-    except (ValueError, TypeError) as error:
+        content: object = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
         raise JournalError(f"the journal is damaged: {name}: {error}") from None
+    if not isinstance(content, dict):
+        raise JournalError(f"the journal is damaged: {name}: an object is needed, got {text[:40]!r}")
+    return cast("dict[str, Any]", content)
 
 
 def _trial(row: sqlite3.Row) -> Trial:
