@@ -35,10 +35,16 @@ from vllm_sloguard.knobs import KNOBS, Kind, Knob, Value
 # A Unix socket's path is limited by the kernel to 108 bytes, its final zero included.
 _LONGEST_SOCKET_PATH = 107
 SOCKET_NAME = "sidecar.sock"
+# What is wrong may be long; what is said of it is not.
+_LONGEST_LINE = 1000
 
 
 class ConfigError(ValueError):
     """The file can't be used; the text is one line that names the field, what was given and what is allowed."""
+
+    def __init__(self, text: str) -> None:
+        line = " ".join(text.split())
+        super().__init__(line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 3]}...")
 
 
 class Objective(StrEnum):

@@ -88,6 +88,9 @@ _MOST_STARTS = 50
 class JournalError(RuntimeError):
     """The journal can't be used; the text says why, in one line."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.split()))
+
 
 @dataclass(frozen=True)
 class Run:

@@ -132,7 +132,7 @@ def assert_clear(line: str) -> None:
     """One line for people, of a length that they read."""
     assert line.strip(), "it says nothing"
     assert len(line.split("\n")) == 1, f"more than a line: {line!r}"
-    assert len(line) < 4000, f"{len(line)} characters"
+    assert len(line) < 2000, f"{len(line)} characters"
     assert "Traceback" not in line
 
 
