@@ -6,7 +6,7 @@ BIN := .venv/bin
 SETUP := .venv/.sloguard-$(ENGINE)
 PINS := deploy/requirements
 
-.PHONY: setup demo test bench-optimizers bench-ablation bench-repair bench-guard lint format proto proto-check clean
+.PHONY: setup demo test bench-optimizers bench-ablation bench-repair bench-guard bench-live lint format proto proto-check clean
 
 setup: $(SETUP)
 
@@ -39,6 +39,10 @@ bench-repair: setup
 
 bench-guard: setup
 	$(BIN)/python benchmarks/guard.py $(ENGINE) --results build/guard-$(ENGINE).jsonl
+
+# 200 random live changes of a running engine under load, on the CPU build.
+bench-live: setup
+	$(BIN)/python benchmarks/live_changes.py
 
 lint: setup proto-check
 	$(BIN)/ruff check .

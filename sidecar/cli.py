@@ -19,6 +19,7 @@ from sidecar import guard_commands, lock, promoted, remote, study_commands
 from sidecar.bench import commands as bench
 from sidecar.config import Config, ConfigError, load, seconds
 from sidecar.engine.engine import Cancelled, EngineCrashed
+from sidecar.engine.fork_server import ForkServerError
 from sidecar.engine.process_group import NotGoneError, ProcessGroup
 from sidecar.guard import Guard
 from sidecar.journal import Journal, JournalError
@@ -64,7 +65,7 @@ def main() -> None:
         app()
     except (ConfigError, lock.LockedError) as error:
         _fail(str(error), BAD_INPUT)
-    except (JournalError, LoadError, EngineCrashed, NotGoneError, OSError) as error:
+    except (JournalError, LoadError, EngineCrashed, ForkServerError, NotGoneError, OSError) as error:
         _fail(str(error), FAILED)
     except Cancelled:
         _fail("interrupted; the same command goes on where this one ended", INTERRUPTED)

@@ -24,6 +24,7 @@ _MOST_REQUESTS = 10_000
 _MOST_REPORTS = 32
 _MOST_PROCESSES = 4096
 _MOST_MESSAGE_BYTES = 4 * 2**20
+_MOST_CALLS = 64
 
 
 @dataclass
@@ -141,7 +142,16 @@ def serve(socket: Path, register: Callable[[grpc.Server], Any]) -> grpc.Server:
     """A started gRPC server on ``socket``, readable by nobody else; ``register`` adds its services. Raises OSError."""
     # The holder of the state folder's lock alone comes here, so a socket that lies there is a dead one's.
     socket.unlink(missing_ok=True)
+<<<<<<< HEAD
     server = bounded_server()
+=======
+    server = grpc.server(
+        # A thread for each call that may run at once: engines that wait for live changes hold theirs.
+        ThreadPoolExecutor(max_workers=_MOST_CALLS, thread_name_prefix="sloguard-grpc"),
+        options=[("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES)],
+        maximum_concurrent_rpcs=_MOST_CALLS,
+    )
+>>>>>>> main
     register(server)
     umask = os.umask(0o177)
     try:

@@ -21,13 +21,40 @@ class Kind(StrEnum):
     CATEGORICAL = "categorical"
 
 
+class Ceiling(StrEnum):
+    """What a live knob may be set to, given what the engine was started with."""
+
+    STARTED = "at most what the engine was started with"
+    MODEL_LENGTH = "0, or at most max_model_len"
+    STARTED_ON = "off, and on where the engine was started with it on"
+    FREE = "on or off, whatever the engine was started with"
+
+
+@dataclass(frozen=True)
+class Live:
+    """How a knob changes in a running engine, without a restart.
+
+    ``since`` and ``until`` are the first and the last vLLM (major, minor) whose scheduler was read and tried for it; in
+    any other it counts as cold. ``verified_by`` says what is seen of the engine that shows the new value at work.
+    """
+
+    ceiling: Ceiling
+    verified_by: str
+    since: tuple[int, int] = (0, 26)
+    until: tuple[int, int] = (0, 32)
+
+    def in_version(self, version: tuple[int, int]) -> bool:
+        """Whether the knob is live in this vLLM."""
+        return self.since <= version <= self.until
+
+
 @dataclass(frozen=True)
 class Knob:
     """One tunable argument.
 
     ``low`` and ``high`` are inclusive and belong to INT and FLOAT; ``choices`` to CATEGORICAL. ``log`` draws on a
     logarithmic scale. ``requires`` names values that other knobs must have for this one to matter: where they do
-    not hold, the knob is left out of the configuration.
+    not hold, the knob is left out of the configuration. ``live`` is None where a change needs a restart.
     """
 
     name: str
@@ -38,6 +65,7 @@ class Knob:
     choices: tuple[Value, ...] = ()
     requires: Mapping[str, Value] = field(default_factory=dict[str, Value])
     about: str = ""
+    live: Live | None = None
 
     def __post_init__(self) -> None:
         if self.kind is Kind.CATEGORICAL:
@@ -61,8 +89,24 @@ class Knob:
 KNOBS: Mapping[str, Knob] = {
     knob.name: knob
     for knob in (
-        Knob("max_num_seqs", Kind.INT, 4, 1024, log=True, about="requests that run at once"),
-        Knob("max_num_batched_tokens", Kind.INT, 512, 16384, log=True, about="tokens in one step, prompts included"),
+        Knob(
+            "max_num_seqs",
+            Kind.INT,
+            4,
+            1024,
+            log=True,
+            about="requests that run at once",
+            live=Live(Ceiling.STARTED, "requests that run in a step: never more, and more than before if raised"),
+        ),
+        Knob(
+            "max_num_batched_tokens",
+            Kind.INT,
+            512,
+            16384,
+            log=True,
+            about="tokens in one step, prompts included",
+            live=Live(Ceiling.STARTED, "tokens scheduled in a step: never more, and more than before if raised"),
+        ),
         Knob("gpu_memory_utilization", Kind.FLOAT, 0.60, 0.95, about="share of the memory that vLLM may take"),
         Knob("max_model_len", Kind.INT, 512, 32768, log=True, about="longest request, prompt and output, tokens"),
         Knob("enforce_eager", Kind.CATEGORICAL, choices=(False, True), about="no compilation and no CUDA graphs"),
@@ -72,11 +116,32 @@ KNOBS: Mapping[str, Knob] = {
             choices=(True, False),
             about="long prompts are split over steps",
         ),
-        Knob("enable_prefix_caching", Kind.CATEGORICAL, choices=(True, False), about="shared prompt heads are kept"),
+        Knob(
+            "enable_prefix_caching",
+            Kind.CATEGORICAL,
+            choices=(True, False),
+            about="shared prompt heads are kept",
+            live=Live(Ceiling.STARTED_ON, "whether the requests that are admitted look into the prefix cache"),
+        ),
         Knob("block_size", Kind.CATEGORICAL, choices=(16, 32, 64, 128), about="tokens in one KV-cache block"),
         Knob("kv_cache_memory_bytes", Kind.INT, 2**24, 2**38, log=True, about="KV cache, bytes, instead of a share"),
         Knob("kv_cache_dtype", Kind.CATEGORICAL, choices=("auto", "fp8"), about="type of the KV cache"),
-        Knob("long_prefill_token_threshold", Kind.INT, 0, 8192, about="longer prompts count as long; 0: none do"),
+        Knob(
+            "long_prefill_token_threshold",
+            Kind.INT,
+            0,
+            8192,
+            about="longer prompts count as long; 0: none do",
+            live=Live(Ceiling.MODEL_LENGTH, "the longest piece of a prompt in a step"),
+        ),
+        Knob(
+            "scheduler_reserve_full_isl",
+            Kind.CATEGORICAL,
+            choices=(True, False),
+            requires={"enable_chunked_prefill": True},
+            about="a request waits until its whole prompt fits into the KV cache",
+            live=Live(Ceiling.FREE, "what the scheduler asks of the KV cache for a request that it admits"),
+        ),
         Knob("stream_interval", Kind.CATEGORICAL, choices=(1, 2, 4, 8), about="tokens sent in one piece"),
     )
 }

@@ -29,6 +29,7 @@ _LAST_WORDS_S = 1.0
 
 _link: Link | None = None
 _said: set[str] = set()
+_engine_core: Any = None
 
 
 def register() -> None:
@@ -84,7 +85,7 @@ def _install(link: Link, settings: Settings) -> None:
     if current_role() == pb.PROCESS_ROLE_API_SERVER:
         _hook_engine_arguments(link, settings)
     elif current_role() == pb.PROCESS_ROLE_ENGINE_CORE:
-        _hook_engine_core(link)
+        _hook_engine_core(link, settings)
 
 
 def _hook_engine_arguments(link: Link, settings: Settings) -> None:
@@ -105,13 +106,13 @@ def _hook_engine_arguments(link: Link, settings: Settings) -> None:
             raise
         harmless(link.emit)(_phase(pb.PHASE_CONFIG_READY))
         # The engine may be forked from this process, without calling the plugin again.
-        harmless(_hook_engine_core)(link)
+        harmless(_hook_engine_core)(link, settings)
         return config
 
     EngineArgs.create_engine_config = create_engine_config
 
 
-def _hook_engine_core(link: Link) -> None:
+def _hook_engine_core(link: Link, settings: Settings) -> None:
     from vllm.v1.engine.core import EngineCore
 
     original = EngineCore._initialize_kv_caches  # pyright: ignore[reportPrivateUsage]
@@ -126,11 +127,56 @@ def _hook_engine_core(link: Link) -> None:
         harmless(lambda: link.emit(_phase(pb.PHASE_KV_CACHE_READY, _kv_cache_tokens(vllm_config))))()
         # The workers are running by now, so this process forks no more.
         harmless(link.open)()
+        harmless(_hook_scheduler)(settings, self)
         harmless(record_imports)()
         return result
 
     setattr(initialize_kv_caches, "sloguard", True)  # noqa: B010 - a type checker knows no attributes of functions
     EngineCore._initialize_kv_caches = initialize_kv_caches  # pyright: ignore[reportPrivateUsage]
+
+
+def _hook_scheduler(settings: Settings, engine_core: Any) -> None:
+    """Puts live knobs into the scheduler that ``engine_core`` is about to make."""
+    import vllm
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from vllm_sloguard.learned import version
+    from vllm_sloguard.live_link import LiveLink
+    from vllm_sloguard.live_scheduler import LiveScheduler
+
+    global _engine_core  # noqa: PLW0603 - the class is hooked once, and a process may make one engine after another
+    _engine_core = engine_core
+    init = Scheduler.__init__
+    schedule: Any = Scheduler.schedule
+    if not settings.socket or getattr(schedule, "sloguard", False):
+        return
+
+    def attach(scheduler: Any) -> None:
+        if scheduler.__class__.schedule is not scheduled:
+            return  # it schedules in its own way
+        encoder = scheduler.vllm_config.model_config.is_multimodal_model
+        reset_encoder = _engine_core.reset_encoder_cache if encoder else None
+        live = LiveScheduler(scheduler, version(vllm.__version__), reset_encoder)
+        scheduler.sloguard_before, scheduler.sloguard_after = harmless(live.before_step), harmless(live.after_step)
+        LiveLink(settings, live, scheduler.parallel_config.data_parallel_index, vllm.__version__).open()
+
+    @functools.wraps(init)
+    def initialized(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        harmless(attach)(self)
+
+    @functools.wraps(schedule)
+    def scheduled(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = getattr(self, "sloguard_before", None)
+        if before is None:
+            return schedule(self, *args, **kwargs)
+        before()
+        output = schedule(self, *args, **kwargs)
+        self.sloguard_after(output)
+        return output
+
+    setattr(scheduled, "sloguard", True)  # noqa: B010 - a type checker knows no attributes of functions
+    Scheduler.__init__, Scheduler.schedule = initialized, scheduled
 
 
 def _hook_profiling(link: Link, engine_core: Any) -> None:

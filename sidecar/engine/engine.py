@@ -11,7 +11,7 @@ from pathlib import Path
 from sidecar.engine.command import Args, arguments, command_line, entry
 from sidecar.engine.fork_server import ForkServer
 from sidecar.engine.http import EngineHttp, Unanswered
-from sidecar.engine.process_group import ENGINE_ID_VARIABLE, Identity, ProcessGroup
+from sidecar.engine.process_group import ENGINE_ID_VARIABLE, Identity, ProcessGroup, socket_folder
 from vllm_sloguard.crash import Crash, classify
 
 _POLL_S = 0.1
@@ -55,7 +55,8 @@ class Launch:
     @property
     def environment(self) -> dict[str, str]:
         """Every variable of its first process."""
-        return {**os.environ, **self.env, ENGINE_ID_VARIABLE: self.engine_id}
+        own = {ENGINE_ID_VARIABLE: self.engine_id, "VLLM_RPC_BASE_PATH": str(socket_folder(self.engine_id))}
+        return {**os.environ, **self.env, **own}
 
 
 class Engine:
@@ -80,6 +81,7 @@ class Engine:
             )
             raise EngineCrashed(taken)
         launch.log.parent.mkdir(parents=True, exist_ok=True)
+        socket_folder(launch.engine_id).mkdir(mode=0o700, exist_ok=True)
         python, model, folder = launch.python, launch.model, launch.log.parent
         if fork_server is None:
             command = command_line(python, model, launch.all_args)

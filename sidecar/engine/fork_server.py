@@ -77,7 +77,7 @@ class ForkServer:
     """Starts its process with the first engine, or beforehand by ``warm_up``.
 
     ``folder`` keeps what engines were seen to import, ``environment`` is that of the engines: libraries read some of it
-    when they are imported.
+    when they are imported. ``usage`` is what the server needed at the last fork: descriptors, threads, resident_bytes.
     """
 
     def __init__(self, python: str, environment: Mapping[str, str], folder: Path, log: Path) -> None:
@@ -87,6 +87,7 @@ class ForkServer:
         self._log = log
         self._running: _Running | None = None
         self._codes: dict[int, int] = {}
+        self.usage: Mapping[str, int] = {}
         self._ended = threading.Condition()
 
     def warm_up(self) -> None:
@@ -130,7 +131,8 @@ class ForkServer:
             self.close()
             raise ForkServerError(f"{error}; see {self._log}") from None
         forked = Forked(answer["pid"], self._codes, self._ended)
-        running.worn = _has_grown(running.usage, answer["usage"])
+        self.usage = answer["usage"]
+        running.worn = _has_grown(running.usage, self.usage)
         return forked
 
     def close(self) -> None:

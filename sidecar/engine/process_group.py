@@ -6,8 +6,10 @@ so whatever is stopped here is killed as a whole, and seen gone.
 """
 
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +23,12 @@ ENGINE_ID_VARIABLE = "SLOGUARD_ENGINE_ID"
 # A process that holds a GPU takes a while to go.
 _KILL_WAIT_S = 60.0
 _CLOCK_STEP_S = 1.0
+_TRACKER_WAIT_S = 3.0
+
+
+def socket_folder(engine_id: str) -> Path:
+    """Where an engine's processes have their sockets; removed with them, as vLLM leaves them behind."""
+    return Path(tempfile.gettempdir()) / f"sloguard-{engine_id}"
 
 
 class NotGoneError(RuntimeError):
@@ -146,24 +154,36 @@ class ProcessGroup:
         self.kill()
 
     def kill(self) -> None:
-        """Kills the whole group and waits until it is gone. Raises NotGoneError."""
-        deadline = time.monotonic() + _KILL_WAIT_S
+        """Kills the whole group and waits until it is gone. Raises NotGoneError.
+
+        Python's resource tracker comes last: it ends by itself after the others, and then frees the shared memory that
+        they can't free any more.
+        """
+        began = time.monotonic()
         while members := self.members():
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if waited > _KILL_WAIT_S:
                 raise NotGoneError(f"still there after SIGKILL: {', '.join(str(m.pid) for m in members)}")
-            for member in members:
-                try:
+            trackers = {m for m in members if waited < _TRACKER_WAIT_S and _is_tracker(m)}
+            for member in set(members) - trackers:
+                with suppress(psutil.NoSuchProcess):
                     member.kill()
-                except psutil.NoSuchProcess:
-                    continue
             if self._child is not None:
                 # Its own parent alone learns a process's exit code: psutil must not be the first to wait for it.
                 with suppress(subprocess.TimeoutExpired):
                     self._child.wait(1.0)
-            psutil.wait_procs([m for m in members if m.pid != self.identity.pid], timeout=1.0)
+            psutil.wait_procs([m for m in members if m.pid != self.identity.pid], timeout=0.1 if trackers else 1.0)
+        shutil.rmtree(socket_folder(self.identity.engine_id), ignore_errors=True)
 
     def _signal_leader(self, number: signal.Signals) -> None:
         try:
             os.kill(self.identity.pid, number)
         except ProcessLookupError:
             return
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    try:
+        return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
+    except psutil.Error:
+        return False

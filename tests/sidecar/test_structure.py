@@ -27,7 +27,7 @@ LAYERS = (
     ("load",),
     ("judge",),
     ("trial",),
-    ("journal", "promotion", "telemetry"),
+    ("journal", "live", "promotion", "telemetry"),
     ("learning", "metrics", "promoted", "remote"),
     ("guard", "guard_commands", "runner"),
     ("tuner",),
@@ -35,7 +35,7 @@ LAYERS = (
     ("bench.landscape", "study"),
     ("bench.simulate",),
     ("bench.parallel", "bench.summary"),
-    ("bench.report",),
+    ("bench.report", "bench.restart"),
     ("bench.commands", "study_commands"),
     ("cli",),
 )
@@ -49,6 +49,7 @@ PURE = (
     "imported",
     "knobs",
     "kv_cache",
+    "live",
     "machine",
     "memory",
     "model_shape",
@@ -59,7 +60,10 @@ PURE = (
     "weights",
     "windows",
 )
-INSIDE_VLLM = {f"vllm_sloguard.{name}" for name in ("engine_args", "loadgen", "plugin", "stat_logger")}
+INSIDE_VLLM = {
+    f"vllm_sloguard.{name}"
+    for name in ("engine_args", "live_link", "live_scheduler", "loadgen", "plugin", "stat_logger")
+}
 
 
 def sources(package: str) -> dict[str, Path]:

@@ -1,0 +1,335 @@
+"""Knobs that change in a running engine: what a change is, whether it may be, and whether it has taken effect.
+
+Pure: no vLLM, no I/O; the time is an argument, in monotonic seconds. A knob's value is a whole number, 0 or 1 for a
+switch. ``LiveRecord`` is shared by two threads of an engine core: the one that talks to the sidecar, and vLLM's own.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+
+SEQS = "max_num_seqs"
+TOKENS = "max_num_batched_tokens"
+LONG_PREFILL = "long_prefill_token_threshold"
+PREFIX_CACHING = "enable_prefix_caching"
+RESERVE = "scheduler_reserve_full_isl"
+
+Targets = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a knob was started with, and the values that it may take from there, inclusive."""
+
+    started: int
+    lowest: int
+    highest: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """The whole wanted state: a knob that ``targets`` does not name goes back to what the engine was started with.
+
+    ``epoch`` and ``number`` say whose change it is and which; ``settle`` empties the caches before the next request
+    that finds the engine idle; after ``lease_s`` seconds without an answer of its controller the change is undone.
+    """
+
+    epoch: int
+    number: int
+    targets: Targets
+    settle: bool = False
+    lease_s: float = 10.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of the scheduler has done; requests are counted as it ends.
+
+    ``piece_tokens`` is the longest piece of one request, where a prompt is among them, else 0. ``lookups`` are the
+    admitted requests that looked into the prefix cache, None where that is not counted. ``reserved`` says whether the
+    KV cache was asked for the whole prompt of a request, None where none was asked for.
+    """
+
+    running: int
+    waiting: int
+    admitted: int
+    tokens: int
+    piece_tokens: int = 0
+    lookups: int | None = None
+    queries: int = 0
+    hits: int = 0
+    reserved: bool | None = None
+
+
+class Verdict(IntEnum):
+    """Whether a knob's new value has been seen at work; the numbers are those of the wire."""
+
+    OPEN = 1
+    OBEYED = 2
+    SHOWN = 3
+
+
+class State(IntEnum):
+    """How far a change has come; the numbers are those of the wire."""
+
+    ACCEPTED = 1
+    APPLIED = 2
+    REFUSED = 3
+    EXPIRED = 4
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One knob that changes from ``before`` to ``target``; ``seconds`` from the change's receipt to the verdict."""
+
+    before: int
+    target: int
+    verdict: Verdict = Verdict.OPEN
+    seconds: float | None = None
+    seen: str = ""
+
+
+@dataclass
+class Counters:
+    """Since a change was applied. Only the engine's own thread adds to it."""
+
+    steps: int = 0
+    most_running: int = 0
+    most_tokens: int = 0
+    queries: int = 0
+    hits: int = 0
+    counts_lookups: bool = False
+
+    def add(self, step: Step) -> None:
+        """Counts ``step``."""
+        self.steps += 1
+        self.most_running = max(self.most_running, step.running)
+        self.most_tokens = max(self.most_tokens, step.tokens)
+        self.queries += step.queries
+        self.hits += step.hits
+        self.counts_lookups = step.lookups is not None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What has become of one change."""
+
+    change: Change
+    state: State
+    received_at: float
+    refusal: str = ""
+    applied_s: float | None = None
+    settled_s: float | None = None
+    effects: Mapping[str, Effect] = field(default_factory=dict[str, Effect])
+    counters: Counters = field(default_factory=Counters)
+
+    def pending(self) -> bool:
+        """Whether something of it is still to be done or seen."""
+        if self.state in (State.REFUSED, State.EXPIRED):
+            return False
+        unsettled = self.change.settle and self.settled_s is None
+        return self.applied_s is None or unsettled or any(e.verdict is Verdict.OPEN for e in self.effects.values())
+
+
+def verdict(name: str, before: int, target: int, step: Step) -> tuple[Verdict, str]:
+    """What ``step``, which was scheduled under ``target``, shows of it, and in words.
+
+    SHOWN is what the value ``before`` does not explain. OBEYED is a step whose load does not tell the two apart.
+    """
+    return _VERDICTS[name](before, target, step) if step.tokens else (Verdict.OPEN, "")
+
+
+def _seqs(before: int, target: int, step: Step) -> tuple[Verdict, str]:
+    return _limit(before, target, step.running, step.waiting > 0), f"{step.running} ran, {step.waiting} waited"
+
+
+def _tokens(before: int, target: int, step: Step) -> tuple[Verdict, str]:
+    # Prompts and waiting requests take what they get; answers alone need a token each.
+    greedy = step.waiting > 0 or step.piece_tokens > 0
+    return _limit(before, target, step.tokens, greedy), f"{step.tokens} tokens, {step.waiting} requests waited"
+
+
+def _long_prefill(before: int, target: int, step: Step) -> tuple[Verdict, str]:
+    # vLLM does not split the prompt of a request that is alone.
+    if not step.piece_tokens or step.running + step.waiting < 2:
+        return Verdict.OPEN, ""
+    found = _limit(before or math.inf, target or math.inf, step.piece_tokens, wants_more=True)
+    return found, f"{step.piece_tokens} tokens of one prompt"
+
+
+def _prefix_caching(_before: int, target: int, step: Step) -> tuple[Verdict, str]:
+    if step.lookups is None:
+        return (Verdict.OBEYED if step.admitted else Verdict.OPEN), f"{step.admitted} requests admitted"
+    shown = step.lookups > 0 if target else step.admitted > 0 and step.lookups == 0
+    seen = f"{step.lookups} looked into the cache, {step.admitted} were admitted"
+    return (Verdict.SHOWN if shown else Verdict.OPEN), seen
+
+
+def _reserve(_before: int, target: int, step: Step) -> tuple[Verdict, str]:
+    asked = step.reserved is not None and step.reserved == bool(target)
+    return (Verdict.SHOWN if asked else Verdict.OPEN), f"asked for {'the whole prompt' if target else 'one piece'}"
+
+
+_VERDICTS: Mapping[str, Callable[[int, int, Step], tuple[Verdict, str]]] = {
+    SEQS: _seqs,
+    TOKENS: _tokens,
+    LONG_PREFILL: _long_prefill,
+    PREFIX_CACHING: _prefix_caching,
+    RESERVE: _reserve,
+}
+
+
+def _limit(before: float, target: float, amount: int, wants_more: bool) -> Verdict:
+    if amount > target:
+        return Verdict.OPEN  # it comes down as requests finish
+    if target < before:
+        return Verdict.SHOWN if amount == target and wants_more else Verdict.OBEYED
+    if amount > before:
+        return Verdict.SHOWN
+    # Just the former limit, with more to do: it looks as if that one held.
+    return Verdict.OPEN if amount == before and wants_more else Verdict.OBEYED
+
+
+def refusal(targets: Targets, ranges: Mapping[str, Range], cold: Mapping[str, str]) -> str:
+    """Why ``targets`` can't be in an engine with these live knobs; empty when they can."""
+    for name, value in targets.items():
+        if name not in ranges:
+            return f"{name} is not live in this engine: {cold.get(name, 'no such live knob')}"
+        allowed = ranges[name]
+        if not allowed.lowest <= value <= allowed.highest:
+            return f"{name}: {value} is not from {allowed.lowest} to {allowed.highest}, which this engine can take"
+    values = {**{name: r.started for name, r in ranges.items()}, **targets}
+    if SEQS in values and values.get(TOKENS, math.inf) < values[SEQS]:
+        return f"{TOKENS}: {values[TOKENS]} is below {SEQS}, {values[SEQS]}"
+    return ""
+
+
+class LiveRecord:
+    """The change that is in force in an engine core, and what has become of it."""
+
+    def __init__(self, ranges: Mapping[str, Range], cold: Mapping[str, str]) -> None:
+        self.ranges = dict(ranges)
+        self.cold = dict(cold)
+        # Counts what the sidecar has not been told yet.
+        self.revision = 0
+        self._moved = threading.Condition()
+        self._epoch = 0
+        self._answered_at = 0.0
+        self._in_force: Progress | None = None
+        self._last: Progress | None = None
+
+    def receive(self, change: Change, now: float) -> None:
+        """Takes or refuses ``change``; one that comes again is nothing new."""
+        with self._moved:
+            if self._last is not None and _key(self._last.change) == _key(change):
+                return
+            why = refusal(change.targets, self.ranges, self.cold)
+            if change.epoch < self._epoch:
+                why = f"epoch {change.epoch} is that of an earlier controller than {self._epoch}"
+            self._epoch = max(self._epoch, change.epoch)
+            self._last = Progress(change, State.REFUSED if why else State.ACCEPTED, now, why)
+            if not why:
+                self._in_force, self._answered_at = self._last, now
+            self._tell()
+
+    def answered(self, epoch: int, now: float) -> None:
+        """The controller of ``epoch`` lives; that alone renews the lease of its change."""
+        with self._moved:
+            self._epoch = max(self._epoch, epoch)
+            if self._in_force is not None and self._in_force.change.epoch == epoch:
+                self._answered_at = now
+
+    def lapsed(self, now: float) -> None:
+        """Undoes the change whose controller has been silent for longer than its lease."""
+        with self._moved:
+            held = self._in_force
+            if held is None or held.state is State.EXPIRED or now - self._answered_at <= held.change.lease_s:
+                return
+            self._update(replace(held, state=State.EXPIRED))
+
+    def broken(self, why: str) -> None:
+        """Says that nothing is live in this engine any more."""
+        with self._moved:
+            self.cold |= dict.fromkeys(self.ranges, why)
+            self.ranges = {}
+            if self._in_force is not None:
+                self._update(replace(self._in_force, state=State.REFUSED, refusal=why))
+
+    def in_force(self) -> Progress | None:
+        """The last change that was accepted."""
+        return self._in_force
+
+    def last(self) -> Progress | None:
+        """The last change that came, accepted or not: what the sidecar is told of."""
+        return self._last
+
+    def pending(self) -> bool:
+        """Whether the engine's steps are yet to do or to show something."""
+        held = self._in_force
+        return held is not None and held.pending()
+
+    def targets(self, progress: Progress) -> dict[str, int]:
+        """Every live knob's value that ``progress`` wants."""
+        undone = progress.state in (State.REFUSED, State.EXPIRED)
+        wanted = progress.change.targets
+        return {name: r.started if undone else wanted.get(name, r.started) for name, r in self.ranges.items()}
+
+    def applied(self, progress: Progress, before: Targets, now: float) -> None:
+        """The next step is scheduled under ``progress``; ``before`` is what was in force until now."""
+        with self._moved:
+            if self._in_force is not progress:
+                return  # another came meanwhile
+            wanted = self.targets(progress)
+            effects = {name: Effect(before[name], wanted[name]) for name in wanted if wanted[name] != before[name]}
+            applied_s = now - progress.received_at
+            self._update(replace(progress, state=State.APPLIED, applied_s=applied_s, effects=effects))
+
+    def settled(self, now: float) -> None:
+        """The caches have been emptied."""
+        with self._moved:
+            if self._in_force is not None:
+                settled_s = now - self._in_force.received_at
+                self._update(replace(self._in_force, settled_s=settled_s))
+
+    def observed(self, step: Step, now: float) -> None:
+        """Takes one step that was scheduled under the change in force."""
+        with self._moved:
+            held = self._in_force
+            if held is None or held.state is not State.APPLIED:
+                return
+            held.counters.add(step)
+            if all(effect.verdict is Verdict.SHOWN for effect in held.effects.values()):
+                return
+            seconds = now - held.received_at
+            effects = {name: _after(name, effect, step, seconds) for name, effect in held.effects.items()}
+            if effects != held.effects:
+                self._update(replace(held, effects=effects))
+
+    def wait(self, revision: int, timeout_s: float) -> None:
+        """Until there is something that ``revision`` did not tell, for at most ``timeout_s`` seconds."""
+        with self._moved:
+            self._moved.wait_for(lambda: self.revision != revision, timeout_s)
+
+    def _update(self, progress: Progress) -> None:
+        if self._last is self._in_force:
+            self._last = progress
+        self._in_force = progress
+        self._tell()
+
+    def _tell(self) -> None:
+        self.revision += 1
+        self._moved.notify_all()
+
+
+def _key(change: Change) -> tuple[int, int]:
+    return change.epoch, change.number
+
+
+def _after(name: str, effect: Effect, step: Step, seconds: float) -> Effect:
+    """``effect`` with what ``step`` shows; the first verdict stays, but for a stronger one."""
+    if effect.verdict is Verdict.SHOWN:
+        return effect
+    found, seen = verdict(name, effect.before, effect.target, step)
+    return effect if found <= effect.verdict else replace(effect, verdict=found, seconds=seconds, seen=seen)
