@@ -134,24 +134,16 @@ def bounded_server(*, interceptors: Sequence[grpc.ServerInterceptor] = ()) -> gr
         logging.getLogger(name).addFilter(_ONE_LINE)
     # Two servers that share a port would each get half of the calls.
     options = [("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
-    pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="sloguard-grpc")
-    return grpc.server(pool, interceptors=list(interceptors), options=options, maximum_concurrent_rpcs=64)
+    # A thread for each call that may run at once: engines that wait for live changes hold theirs.
+    pool = ThreadPoolExecutor(max_workers=_MOST_CALLS, thread_name_prefix="sloguard-grpc")
+    return grpc.server(pool, interceptors=list(interceptors), options=options, maximum_concurrent_rpcs=_MOST_CALLS)
 
 
 def serve(socket: Path, register: Callable[[grpc.Server], Any]) -> grpc.Server:
     """A started gRPC server on ``socket``, readable by nobody else; ``register`` adds its services. Raises OSError."""
     # The holder of the state folder's lock alone comes here, so a socket that lies there is a dead one's.
     socket.unlink(missing_ok=True)
-<<<<<<< HEAD
     server = bounded_server()
-=======
-    server = grpc.server(
-        # A thread for each call that may run at once: engines that wait for live changes hold theirs.
-        ThreadPoolExecutor(max_workers=_MOST_CALLS, thread_name_prefix="sloguard-grpc"),
-        options=[("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES)],
-        maximum_concurrent_rpcs=_MOST_CALLS,
-    )
->>>>>>> main
     register(server)
     umask = os.umask(0o177)
     try:
