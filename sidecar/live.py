@@ -199,7 +199,7 @@ class LiveHub(LiveServiceServicer):
             # A later call of the same core means that nobody waits for this one.
             self._moved.wait_for(
                 lambda: self._closed or core.polls != mine or _news(engine, request),
-                min(max(request.wait_seconds, 0.0), _LONGEST_WAIT_S),
+                min(max(0.0, request.wait_seconds), _LONGEST_WAIT_S),  # in this order 0 is taken for NaN
             )
             return pb.AwaitResponse(epoch=self._epoch, change=engine.change if _news(engine, request) else None)
 
@@ -283,10 +283,15 @@ def _knob_effects(reports: list[pb.LiveReport]) -> dict[str, KnobEffect]:
             found.setdefault(effect.name, []).append(effect)
     effects: dict[str, KnobEffect] = {}
     for name, of_cores in found.items():
-        weakest = min(of_cores, key=lambda effect: effect.verdict)
+        weakest = min(of_cores, key=lambda effect: _verdict(effect.verdict))
         seconds = _slowest(of_cores, "seconds")
-        effects[name] = KnobEffect(weakest.before, weakest.target, Verdict(weakest.verdict), seconds, weakest.seen)
+        effects[name] = KnobEffect(weakest.before, weakest.target, _verdict(weakest.verdict), seconds, weakest.seen)
     return effects
+
+
+def _verdict(number: int) -> Verdict:
+    """One that is not known says nothing yet."""
+    return Verdict(number) if number in set(Verdict) else Verdict.OPEN
 
 
 def _common(asked: list[pb.AwaitRequest]) -> Capabilities:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 KINDS = (
     "configuration",
     "telemetry message",
+    "live message",
     "control request",
     "journal bytes",
     "journal rows",
@@ -23,7 +24,7 @@ KINDS = (
     "learned.json",
     "landscape",
 )
-ASKED = int(os.environ.get("SLOGUARD_FUZZ", "900"))
+ASKED = int(os.environ.get("SLOGUARD_FUZZ", "1000"))
 # By kind and by what came of the input.
 COUNTS: Counter[tuple[str, str]] = Counter()
 

@@ -1,5 +1,6 @@
 """Malformed messages on the private socket: an error of gRPC's own for each, and the service is as it was."""
 
+import contextlib
 import logging
 import sqlite3
 from collections.abc import Generator
@@ -18,15 +19,18 @@ from hypothesis import strategies as st
 
 from sidecar.config import Config, load
 from sidecar.journal import FILE_NAME
+from sidecar.live import LiveError, LiveHub, live_targets
 from sidecar.metrics import Metrics
 from sidecar.telemetry import TelemetryHub, serve
 from vllm_sloguard.link import unix_target
-from vllm_sloguard.wire import control_pb2
+from vllm_sloguard.wire import control_pb2, live_pb2
 from vllm_sloguard.wire import telemetry_pb2 as pb
+from vllm_sloguard.wire.live_pb2_grpc import add_LiveServiceServicer_to_server
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
 
 from .malformed import COUNTS, assert_clear, broken_bytes, fuzzed
 
+EPOCH = 7
 # A handler that raised would be UNKNOWN.
 CLEAR = {
     grpc.StatusCode.INTERNAL,  # gRPC's own for what it can't decode
@@ -56,11 +60,13 @@ class Logged(logging.Handler):
 
 @dataclass(frozen=True)
 class Hearing:
-    """A hub with its metrics, and the call that reaches it."""
+    """The hubs, the metrics, and the calls that reach them."""
 
     hub: TelemetryHub
+    live: LiveHub
     metrics: Metrics
     publish: Any
+    ask: Any
     logged: Logged
 
 
@@ -72,13 +78,23 @@ def hearing(tmp_path_factory: pytest.TempPathFactory) -> Generator[Hearing]:
     hub, logged = TelemetryHub(metrics.heard), Logged()
     hub.expect("one")
     metrics.traffic("one", "serving")
-    server = serve(folder / "s", lambda server: add_TelemetryServiceServicer_to_server(hub, server))
+    live = LiveHub(epoch=EPOCH)
+    live.expect("one")
+
+    def register(server: grpc.Server) -> None:
+        add_TelemetryServiceServicer_to_server(hub, server)
+        add_LiveServiceServicer_to_server(live, server)
+
+    server = serve(folder / "s", register)
     loggers = [logging.getLogger(name) for name in ("grpc._server", "grpc._common")]
     for logger in loggers:
         logger.addHandler(logged)
     with grpc.insecure_channel(unix_target(str(folder / "s"))) as channel:
         call = called(channel, "TelemetryService/Publish")
-        yield Hearing(hub, metrics, call, logged)
+        called(channel, "LiveService/Await")(live_pb2.AwaitRequest(engine_id="one").SerializeToString(), timeout=10)
+        with pytest.raises(LiveError):
+            live.change("one", {}, 0.0)  # nobody takes it: it is number 1, and its undoing number 2
+        yield Hearing(hub, live, metrics, call, called(channel, "LiveService/Await"), logged)
     for logger in loggers:
         logger.removeHandler(logged)
     server.stop(0)
@@ -158,6 +174,31 @@ def test_telemetry(hearing: Hearing, message: bytes) -> None:
     answered("telemetry message", hearing.publish, message)
     for line in hearing.logged.lines:
         assert_clear(line)
+
+
+def of_the_last_change(asked: live_pb2.AwaitRequest) -> bytes:
+    asked.engine_id, asked.engine_index = "one", 0
+    asked.report.epoch, asked.report.change_id = EPOCH, 2
+    # Others wait for as long as they say, within bounds.
+    asked.wait_seconds = 0.0 if asked.wait_seconds > 0 else asked.wait_seconds
+    return asked.SerializeToString()
+
+
+AWAITS = filled(live_pb2.AwaitRequest).map(of_the_last_change)
+
+
+@fuzzed
+@given(st.one_of(AWAITS, AWAITS.flatmap(broken_bytes), st.binary(max_size=60)))
+def test_live_changes(hearing: Hearing, message: bytes) -> None:
+    hearing.logged.lines.clear()
+    answered("live message", hearing.ask, message)
+    for line in hearing.logged.lines:
+        assert_clear(line)
+    # What a core makes up does not trouble those who ask what came of a change.
+    with contextlib.suppress(LiveError):
+        able = hearing.live.capabilities("one", 0.0)
+        assert live_targets({"max_num_seqs": 8}, {"max_num_seqs": 9}, able) in (None, {"max_num_seqs": 9})
+        hearing.live.effects("one")
 
 
 def test_telemetry_is_still_taken_and_shown(hearing: Hearing) -> None:
