@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sidecar.config import Workload
 from sidecar.engine.engine import Cancelled
@@ -72,6 +72,7 @@ class LoadClient:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                errors="replace",
                 start_new_session=True,
                 env=_environment(self._env),
             )
@@ -99,11 +100,12 @@ class LoadClient:
         longest = workload.requests / workload.rate * 2 + workload.request_timeout_s * 2 + _SPARE_S
         answer = self._answer(longest, cancelled)
         if "error" in answer:
-            raise LoadError(f"the benchmark client failed: {answer['error']}")
+            raise LoadError(f"the benchmark client failed: {str(answer['error'])[:1000]}")
         try:
             return _result(answer["result"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise LoadError(f"the benchmark client's result can't be read: {type(error).__name__}: {error}") from None
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            said = f"{type(error).__name__}: {error}"[:200]
+            raise LoadError(f"the benchmark client's result can't be read: {said}") from None
 
     def _await_imports(self, cancelled: Callable[[], bool]) -> None:
         if self._awaiting_ready:
@@ -133,7 +135,14 @@ class LoadClient:
         if line is None:
             self.close()
             raise LoadError(f"the benchmark client has died; see {self._log}")
-        return json.loads(line)
+        try:
+            return _object(json.loads(line))
+        except (ValueError, TypeError, RecursionError) as error:
+            # What comes after it would be taken for the answer to the next load.
+            self.close()
+            raise LoadError(
+                f"the benchmark client's answer can't be read: {str(error)[:200]}; see {self._log}"
+            ) from None
 
     def _poll(self) -> str | None:
         """The next line; empty when there is none yet, None when there will be none."""
@@ -141,6 +150,12 @@ class LoadClient:
             return self._answers.get(timeout=_POLL_S)
         except queue.Empty:
             return ""
+
+
+def _object(answer: Any) -> dict[str, Any]:
+    if not isinstance(answer, dict):
+        raise TypeError(f"an object was expected, not {type(answer).__name__}")
+    return cast("dict[str, Any]", answer)
 
 
 def _drain(process: subprocess.Popen[str], answers: "queue.Queue[str | None]") -> None:

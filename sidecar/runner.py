@@ -319,6 +319,6 @@ def _value(text: str) -> Value | None:
     """A value that came as text."""
     try:
         value = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return value if value is None or isinstance(value, bool | int | float | str) else text

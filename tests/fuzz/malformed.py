@@ -17,6 +17,7 @@ KINDS = (
     "telemetry message",
     "live message",
     "control request",
+    "load client's answer",
     "journal bytes",
     "journal rows",
     "result file",
@@ -24,7 +25,7 @@ KINDS = (
     "learned.json",
     "landscape",
 )
-ASKED = int(os.environ.get("SLOGUARD_FUZZ", "1000"))
+ASKED = int(os.environ.get("SLOGUARD_FUZZ", "1100"))
 # By kind and by what came of the input.
 COUNTS: Counter[tuple[str, str]] = Counter()
 
