@@ -17,6 +17,7 @@ from sidecar.engine.engine import Cancelled
 _START_TIMEOUT_S = 180.0
 _SPARE_S = 60.0
 _POLL_S = 0.2
+_LONGEST_S = 1e9
 
 
 class LoadError(RuntimeError):
@@ -102,7 +103,7 @@ class LoadClient:
         if "error" in answer:
             raise LoadError(f"the benchmark client failed: {str(answer['error'])[:1000]}")
         try:
-            return _result(answer["result"])
+            return _checked(_result(answer["result"]))
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             said = f"{type(error).__name__}: {error}"[:200]
             raise LoadError(f"the benchmark client's result can't be read: {said}") from None
@@ -211,6 +212,18 @@ def _result(result: dict[str, Any]) -> LoadResult:
         )
     )
     return LoadResult(requests, float(result["duration"]))
+
+
+def _checked(load: LoadResult) -> LoadResult:
+    """``load``, if all that it measured are finite numbers. Raises TypeError."""
+    for request in load.requests:
+        for value in (request.ttft_s, request.e2e_s, request.start_s, *request.itls_s, load.duration_s):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and abs(value) < _LONGEST_S):
+                raise TypeError(f"seconds were expected, not {str(value)[:40]!r}")
+        if not isinstance(request.error, str):  # pyright: ignore[reportUnnecessaryIsInstance] - it comes from outside
+            raise TypeError(f"a text was expected, not {str(request.error)[:40]!r}")
+    return load
 
 
 def _latencies(result: dict[str, Any]) -> list[float]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 KINDS = (
@@ -33,6 +33,7 @@ fuzzed = settings(
     max_examples=-(-ASKED // len(KINDS)),
     derandomize=True,
     database=None,
+    phases=(Phase.explicit, Phase.generate),
     deadline=None,
     suppress_health_check=(
         HealthCheck.too_slow,
