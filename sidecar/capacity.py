@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Two rates that are this close cannot be told apart by a load of some hundred requests.
-_TOLERANCE = 1.1
+TOLERANCE = 1.1
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def next_rate(tried: Sequence[Tried], base: float, highest: float) -> float | No
         return None
     if missed is None:
         return None if met >= highest else min(2 * met, highest)
-    return None if missed / met <= _TOLERANCE else math.sqrt(met * missed)
+    return None if missed / met <= TOLERANCE else math.sqrt(met * missed)
 
 
 def capacity(tried: Sequence[Tried]) -> float | None:

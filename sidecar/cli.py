@@ -28,10 +28,11 @@ from sidecar.load import LoadError
 from sidecar.metrics import Metrics
 from sidecar.promotion import Outcome
 from sidecar.runner import Runner
+from sidecar.seconds import spent
 from sidecar.service import Control, Parts, Requests, Say, Service
 from sidecar.telemetry import TelemetryHub
 from sidecar.telemetry import serve as serve_grpc
-from sidecar.terminal import View, line, show
+from sidecar.terminal import View, line, show, spending
 from sidecar.trial import Status, as_json
 from sidecar.tuner import Tuner, incumbent_args, open_run
 from vllm_sloguard import machine
@@ -107,7 +108,7 @@ def tune(config_file: ConfigFile) -> None:
                 parts.runner,
                 parts.guard,
                 notify=notify,
-                fits=lambda _more: True,
+                fits=lambda _search, _validations: True,
                 cancelled=parts.requests.stop_sidecar.is_set,
             ).tune()
         metrics.decided(decision)
@@ -115,6 +116,7 @@ def tune(config_file: ConfigFile) -> None:
         path = promoted.write(config, incumbent_args(config, journal), decision, trials)
         if console.is_terminal:
             show(console, trials, list(config.search.knobs))
+        say(spending(spent(trials, time.time())))
         say(f"{decision.outcome}: {decision.reason}")
         if decision.outcome is Outcome.PROMOTED:
             chosen = next(t for t in trials if t.number == decision.trial)

@@ -37,6 +37,9 @@ _LONGEST_SOCKET_PATH = 107
 SOCKET_NAME = "sidecar.sock"
 # What is wrong may be long; what is said of it is not.
 _LONGEST_LINE = 1000
+# Twice what a load without a single miss needs at the usual confidence; see sidecar.early_stop.
+_MOST_REQUESTS = 500
+_COMPARED_REQUESTS = 200
 
 
 class ConfigError(ValueError):
@@ -122,11 +125,13 @@ class Workload(_Section):
     """The load of a trial: open loop, Poisson arrivals, random prompts; lengths vary by ``spread`` of their mean.
 
     ``highest_rate`` ends the search for the capacity, where that is the objective; 16 times ``rate`` unless given.
+    ``requests`` of None are as many as the verdict needs (sidecar.early_stop), and ``most_requests`` at most.
+    ``warmup_requests`` are sent at least before the load, until step times settle (vllm_sloguard.warmup); 0 for none.
     """
 
     rate: PositiveFloat
     highest_rate: PositiveFloat | None = None
-    requests: Annotated[int, Field(ge=10)] = 200
+    requests: Annotated[int, Field(ge=10)] | None = None
     input_tokens: PositiveInt = 512
     output_tokens: PositiveInt = 128
     spread: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -139,6 +144,16 @@ class Workload(_Section):
         if self.highest_rate is not None and self.highest_rate < self.rate:
             raise ValueError(f"highest_rate: {self.highest_rate:g} is below rate {self.rate:g}")
         return self
+
+    @property
+    def fixed_requests(self) -> int:
+        """How many are measured where loads are compared, which must be of one size."""
+        return self.requests or _COMPARED_REQUESTS
+
+    @property
+    def most_requests(self) -> int:
+        """How many are measured at most."""
+        return self.requests or _MOST_REQUESTS
 
     @property
     def longest_request_tokens(self) -> int:
@@ -224,10 +239,35 @@ def _knob(name: str, limits: KnobRange) -> Knob:
 
 
 class Promotion(_Section):
-    """When a configuration replaces the incumbent: see docs of sidecar.promotion."""
+    """When a configuration replaces the incumbent: see sidecar.promotion for the rule.
+
+    ``pairs`` are the numbers of pairs of starts after which the evidence is looked at. ``min_gain`` is of the
+    objective, relative; ``tolerance`` is how far one start of the candidate may exceed a limit, relative to it.
+    ``noise`` is the least that starts of one configuration are taken to deviate, relative.
+    """
 
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.98
     min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    pairs: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1, strict=False)] = (3, 5, 8)
+    slo_confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.9
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    noise: Annotated[float, Field(gt=0, lt=1)] = 0.01
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "Promotion":
+        if sorted(set(self.pairs)) != list(self.pairs):
+            raise ValueError(f"pairs: each number must be above the one before, got {list(self.pairs)}")
+        return self
+
+    @property
+    def requests_for_p99(self) -> int:
+        """So many requests within a limit show, at ``slo_confidence``, that at most 1 in 100 is beyond it."""
+        return math.ceil(math.log(1 - self.slo_confidence) / math.log(0.99))
+
+    @property
+    def requests_a_start(self) -> int:
+        """The fewest that a start is loaded with, for enough of them by the first look."""
+        return math.ceil(self.requests_for_p99 / self.pairs[0])
 
 
 def seconds(text: str) -> float:

@@ -35,8 +35,8 @@ class Guard:
     def plan(self, incumbent: Args, proposal: Proposal, role: Role) -> Plan:
         """The engine arguments that ``proposal`` comes to, with each change and its reason, or the refusal."""
         args: dict[str, bool | int | float | str | list[str]] = {**incumbent, **proposal.config}
-        if role in (Role.UNGUARDED, Role.BASELINE):
-            # The baseline is what serves: the same arguments, and the same plugin that mends them inside vLLM.
+        if role in (Role.UNGUARDED, Role.BASELINE, Role.REFERENCE):
+            # The incumbent is what serves: the same arguments, and the same plugin that mends them inside vLLM.
             return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason)
         result = self._repairer(incumbent, self._observe(ranks_of(args)))(args)
         changes = tuple(Change(c.name, c.before, c.after, c.reason) for c in result.changes)

@@ -80,7 +80,10 @@ CREATE TABLE rules (                -- limits that crashes taught
     rule TEXT NOT NULL              -- JSON, vllm_sloguard.learned.Rule
 );
 """
-_MIGRATIONS = (_FIRST, _LEARNED)
+_EVIDENCE = """
+ALTER TABLE promotions ADD COLUMN evidence TEXT; -- JSON: what the decision rests on, and where it was measured
+"""
+_MIGRATIONS = (_FIRST, _LEARNED, _EVIDENCE)
 _VERSION = len(_MIGRATIONS)
 _MOST_STARTS = 50
 
@@ -111,6 +114,18 @@ class EngineRecord:
     identity: Identity
     role: str
     launch: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """``args`` became what is served: by a ``run``'s decision, with its evidence, or to undo one, with neither."""
+
+    id: int
+    run: int | None
+    base_digest: str
+    args: dict[str, Any]
+    at: float
+    evidence: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -256,17 +271,28 @@ class Journal:
 
     # Promotions
 
-    def promote(self, run: int | None, base_digest: str, args: dict[str, Any]) -> None:
+    def promote(
+        self, run: int | None, base_digest: str, args: dict[str, Any], evidence: dict[str, Any] | None = None
+    ) -> None:
         """Makes ``args`` what is served from now on, as long as the file's own arguments stay as they are."""
         self._write(
-            "INSERT INTO promotions (run, base_digest, args, at) VALUES (?, ?, ?, ?)",
-            (run, base_digest, json.dumps(args), time.time()),
+            "INSERT INTO promotions (run, base_digest, args, at, evidence) VALUES (?, ?, ?, ?, ?)",
+            (run, base_digest, json.dumps(args), time.time(), json.dumps(evidence) if evidence else None),
         )
 
     def promoted(self, base_digest: str) -> dict[str, Any] | None:
         """The last promotion over the arguments that ``base_digest`` names."""
         rows = self._read("SELECT args FROM promotions WHERE base_digest = ? ORDER BY id DESC LIMIT 1", (base_digest,))
         return _json(rows[0]["args"], "args") if rows else None
+
+    def promotions(self) -> list[Promoted]:
+        """Every change of what is served, oldest first."""
+        # An older file that only a reader has opened lacks the column.
+        rows = [dict(row) for row in self._read("SELECT * FROM promotions ORDER BY id", ())]
+        for row in rows:
+            row["args"] = _json(row["args"], "args")
+            row["evidence"] = _json(row["evidence"], "evidence") if row.get("evidence") else None
+        return [Promoted(**row) for row in rows]
 
     # What was learned, of one model on one host
 
@@ -300,7 +326,7 @@ class Journal:
 
     def _learned(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
         # An older file that only a reader has opened lacks the tables.
-        return self._read(query, values) if self._version() >= _VERSION else []
+        return self._read(query, values) if self._version() > 1 else []
 
     # States
 

@@ -99,6 +99,12 @@ def violation(measurement: Measurement, slo: Slo) -> float:
     return sum(excesses) / len(excesses)
 
 
+def least_violation(bounds: Measurement, slo: Slo) -> float:
+    """The same of lower bounds, of which None says nothing: the violation is at least so large."""
+    found = limits(bounds, slo)
+    return sum(limit.excess for limit in found if limit.measured is not None) / len(found)
+
+
 def value(measurement: Measurement, objective: Objective, tried: Sequence[Tried] = ()) -> float | None:
     """The objective, higher is better: requests a second within the SLO, or minus the mean latency in milliseconds.
 

@@ -7,17 +7,27 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, TypeVar, cast
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked
 
 from sidecar.config import Workload
 from sidecar.engine.engine import Cancelled
+from vllm_sloguard import warmup
 
 _START_TIMEOUT_S = 180.0
 _SPARE_S = 60.0
 _POLL_S = 0.2
-_LONGEST_S = 1e9
+
+_T = TypeVar("_T")
+
+
+# What the client tells is checked as it is read: it comes from outside.
+Seconds = Annotated[float, Field(gt=-1e9, lt=1e9)]
 
 
 class LoadError(RuntimeError):
@@ -28,26 +38,84 @@ class LoadTimeoutError(LoadError):
     """The client did not come back: the engine takes requests and does not answer."""
 
 
-@dataclass(frozen=True)
+@checked(frozen=True)
 class Request:
     """One request as the client saw it: seconds; None for what it did not see; ``error`` is empty when it succeeded.
 
     ``start_s`` is on a clock of the client's own, None where it does not say.
     """
 
-    ttft_s: float | None
-    e2e_s: float | None
-    itls_s: tuple[float, ...]
+    ttft_s: Seconds | None
+    e2e_s: Seconds | None
+    itls_s: tuple[Seconds, ...]
     error: str = ""
-    start_s: float | None = None
+    start_s: Seconds | None = None
+
+
+@checked(frozen=True)
+class InFlight:
+    """A request that has not been answered in full: ``ttft_s`` is None until its first token."""
+
+    start_s: Seconds
+    ttft_s: Seconds | None
+
+
+@checked(frozen=True)
+class Progress:
+    """What a load has shown up to ``now_s``, on the clock of the starts; ``planned`` requests are sent in all."""
+
+    now_s: Seconds
+    planned: int
+    finished: tuple[Request, ...]
+    in_flight: tuple[InFlight, ...]
+
+
+@checked(frozen=True)
+class WarmUp:
+    """The requests before the load: whether the step times settled, or the bound was reached."""
+
+    requests: int = 0
+    seconds: Seconds = 0.0
+    settled: bool = True
+
+
+@checked(frozen=True)
+class LoadResult:
+    """Every request of one load, failed ones included, and how long it took from the first to the last.
+
+    ``ending`` is None where all that were ``planned`` were sent. Those that were cancelled are not among ``requests``.
+    """
+
+    requests: tuple[Request, ...]
+    duration_s: Seconds
+    planned: int = 0
+    cancelled: int = 0
+    warm_up: WarmUp = WarmUp()
+    ending: "Ending | None" = None
+
+
+class End(StrEnum):
+    """How a load ends before its last request was sent."""
+
+    ENOUGH = "enough"  # no more are sent; those in flight are waited for
+    STOP = "stop"  # those in flight are cancelled
 
 
 @dataclass(frozen=True)
-class LoadResult:
-    """Every request of one load, failed ones included, and how long it took from the first to the last."""
+class Ending:
+    """That a load is to end, and why."""
 
-    requests: tuple[Request, ...]
-    duration_s: float
+    how: End
+    why: str
+
+
+# Looks at a load while it runs.
+Watch = Callable[[Progress], Ending | None]
+
+
+def to_the_end(_: Progress) -> Ending | None:
+    """Watches nothing."""
+    return None
 
 
 class LoadClient:
@@ -81,32 +149,62 @@ class LoadClient:
         self._awaiting_ready = True
 
     def run(
-        self, workload: Workload, base_url: str, model: str, tokenizer: str, cancelled: Callable[[], bool]
+        self,
+        workload: Workload,
+        base_url: str,
+        model: str,
+        tokenizer: str,
+        cancelled: Callable[[], bool],
+        *,
+        watch: Watch = to_the_end,
     ) -> LoadResult:
-        """Sends ``workload`` to the engine at ``base_url``. Raises LoadError, LoadTimeoutError, Cancelled."""
+        """Sends ``workload`` to the engine at ``base_url``; ``watch`` may end it early.
+
+        Raises LoadError, LoadTimeoutError, Cancelled.
+        """
         self.start()
         self._await_imports(cancelled)
-        request = {
-            "argv": _argv(workload, base_url, model, tokenizer),
-            "request_timeout_s": workload.request_timeout_s,
-        }
+        self._send(
+            {
+                "argv": _argv(workload, base_url, model, tokenizer),
+                "request_timeout_s": workload.request_timeout_s,
+                "warmup_requests": workload.warmup_requests,
+            }
+        )
+        # Each request has its own deadline: the last warm-up's, then the last one's after the time that sending takes.
+        sending_s = workload.most_requests / workload.rate * 2
+        longest_s = warmup.LONGEST_S + sending_s + workload.request_timeout_s * 2 + _SPARE_S
+        answer, ending = self._watched(longest_s, cancelled, watch)
+        if "error" in answer:
+            raise LoadError(f"the benchmark client failed: {str(answer['error'])[:1000]}")
+        result = self._understood(lambda: _result(answer["result"]))
+        # It may have ended by itself before it could be ended.
+        return replace(result, ending=ending) if len(result.requests) < result.planned else result
+
+    def _watched(
+        self, longest_s: float, cancelled: Callable[[], bool], watch: Watch
+    ) -> tuple[dict[str, Any], Ending | None]:
+        """The load's answer, and how ``watch`` has ended it."""
+        deadline = time.monotonic() + longest_s
+        finished: tuple[Request, ...] = ()
+        ending: Ending | None = None
+        while "progress" in (answer := self._answer(max(deadline - time.monotonic(), _POLL_S), cancelled)):
+            progress = self._understood(lambda: _progress(answer["progress"], finished))  # noqa: B023 - called at once
+            finished = progress.finished
+            if ending is None and progress.planned:
+                ending = watch(progress)
+                if ending is not None:
+                    self._send({"end": str(ending.how)})
+        return answer, ending
+
+    def _send(self, line: Mapping[str, Any]) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.write(json.dumps(line) + "\n")
             self._process.stdin.flush()
         except OSError as error:
             raise LoadError(f"the benchmark client has died: {error}; see {self._log}") from None
-        # Each request has its own deadline: the warm-up's, then the last one's after the time that sending takes.
-        longest = workload.requests / workload.rate * 2 + workload.request_timeout_s * 2 + _SPARE_S
-        answer = self._answer(longest, cancelled)
-        if "error" in answer:
-            raise LoadError(f"the benchmark client failed: {str(answer['error'])[:1000]}")
-        try:
-            return _checked(_result(answer["result"]))
-        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            said = f"{type(error).__name__}: {error}"[:200]
-            raise LoadError(f"the benchmark client's result can't be read: {said}") from None
 
     def _await_imports(self, cancelled: Callable[[], bool]) -> None:
         if self._awaiting_ready:
@@ -136,14 +234,16 @@ class LoadClient:
         if line is None:
             self.close()
             raise LoadError(f"the benchmark client has died; see {self._log}")
+        return self._understood(lambda: _object(json.loads(line)))
+
+    def _understood(self, read: Callable[[], _T]) -> _T:
+        """What ``read`` returns; a client that is not understood is ended, as what it says next may answer this."""
         try:
-            return _object(json.loads(line))
-        except (ValueError, TypeError, RecursionError) as error:
-            # What comes after it would be taken for the answer to the next load.
+            return read()
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             self.close()
-            raise LoadError(
-                f"the benchmark client's answer can't be read: {str(error)[:200]}; see {self._log}"
-            ) from None
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+            raise LoadError(f"the benchmark client's answer can't be read: {said}; see {self._log}") from None
 
     def _poll(self) -> str | None:
         """The next line; empty when there is none yet, None when there will be none."""
@@ -185,8 +285,7 @@ def _argv(workload: Workload, base_url: str, model: str, tokenizer: str) -> list
         "random-input-len": workload.input_tokens,
         "random-output-len": workload.output_tokens,
         "random-range-ratio": workload.spread,
-        "num-prompts": workload.requests,
-        "num-warmups": workload.warmup_requests,
+        "num-prompts": workload.most_requests,
         "request-rate": workload.rate,
         "seed": workload.seed,
         "ready-check-timeout-sec": 0,
@@ -195,10 +294,20 @@ def _argv(workload: Workload, base_url: str, model: str, tokenizer: str) -> list
     return [*argv, "--ignore-eos", "--save-detailed", "--disable-tqdm"]
 
 
+def _progress(told: Mapping[str, Any], before: tuple[Request, ...]) -> Progress:
+    finished = tuple(_request(row) for row in told["finished"])
+    flying = tuple(InFlight(start, ttft) for start, ttft in told["in_flight"])
+    return Progress(told["now"], told["planned"], before + finished, flying)
+
+
+def _request(row: Mapping[str, Any]) -> Request:
+    return Request(row["ttft"], row["e2e"], tuple(row["itls"]), row["error"], row["start"])
+
+
 def _result(result: dict[str, Any]) -> LoadResult:
-    """Reads the client's result; a failed request carries 0 for what was not seen."""
-    latencies: list[float] = result.get("latencies") or _latencies(result)
-    starts: list[float | None] = result.get("start_times") or [None] * len(latencies)
+    """Reads the client's columns; of a failed request nothing but its error counts."""
+    errors: list[str] = result["errors"]
+    starts: list[float | None] = result.get("start_times") or [None] * len(errors)
     requests = tuple(
         Request(
             ttft_s=None if error else ttft,
@@ -208,24 +317,13 @@ def _result(result: dict[str, Any]) -> LoadResult:
             start_s=start,
         )
         for ttft, latency, itls, error, start in zip(
-            result["ttfts"], latencies, result["itls"], result["errors"], starts, strict=True
+            result["ttfts"], result["latencies"], result["itls"], errors, starts, strict=True
         )
     )
-    return LoadResult(requests, float(result["duration"]))
-
-
-def _checked(load: LoadResult) -> LoadResult:
-    """``load``, if all that it measured are finite numbers. Raises TypeError."""
-    for request in load.requests:
-        for value in (request.ttft_s, request.e2e_s, request.start_s, *request.itls_s, load.duration_s):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is not None and not (number and abs(value) < _LONGEST_S):
-                raise TypeError(f"seconds were expected, not {str(value)[:40]!r}")
-        if not isinstance(request.error, str):  # pyright: ignore[reportUnnecessaryIsInstance] - it comes from outside
-            raise TypeError(f"a text was expected, not {str(request.error)[:40]!r}")
-    return load
-
-
-def _latencies(result: dict[str, Any]) -> list[float]:
-    # Older clients leave them out: the first token and the gaps after it add up to the same.
-    return [ttft + sum(itls) for ttft, itls in zip(result["ttfts"], result["itls"], strict=True)]
+    return LoadResult(
+        requests,
+        float(result["duration"]),
+        int(result.get("planned", len(requests))),
+        len(result.get("in_flight", ())),
+        WarmUp(**result.get("warm_up", {})),
+    )

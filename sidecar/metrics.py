@@ -78,7 +78,7 @@ class Metrics:
             self.crashes.labels(str(category), phase, traffic)
         self.repairs = Counter("sloguard_repairs", "Arguments changed by the repair pass.", ["argument"], registry=reg)
         self.trial_seconds = Counter("sloguard_trial_seconds", "Where the trials' time went.", ["part"], registry=reg)
-        for part in ("start", "load", "stop"):
+        for part in ("start", "warmup", "load", "stop"):
             self.trial_seconds.labels(part)
         self.p99 = Gauge(
             "sloguard_trial_p99_seconds", "99th percentile latencies of a trial.", ["latency", "trial"], registry=reg
@@ -213,7 +213,8 @@ class Metrics:
             return
         if result.crash is not None:
             self.crashed(result.crash, "trial")
-        for part, seconds in (("start", result.start_s), ("load", result.load_s), ("stop", result.stop_s)):
+        parts = {"start": result.start_s, "warmup": result.warmup_s, "load": result.load_s, "stop": result.stop_s}
+        for part, seconds in parts.items():
             self.trial_seconds.labels(part).inc(seconds or 0)
         self._compare(trial, trials)
 
@@ -289,4 +290,4 @@ def _value(trial: Trial) -> float:
 
 
 def _word(outcome: Outcome) -> str:
-    return {Outcome.PROMOTED: "promoted", Outcome.KEPT: "kept"}[outcome]
+    return outcome.name.lower()

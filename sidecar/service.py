@@ -21,8 +21,8 @@ from sidecar.promotion import Decision, Outcome
 from sidecar.runner import Runner
 from sidecar.states import State, check
 from sidecar.telemetry import TelemetryHub
-from sidecar.trial import Role, Status, Trial
-from sidecar.tuner import Tuner, incumbent_args, open_run, seconds_a_trial
+from sidecar.trial import VALIDATING, Trial
+from sidecar.tuner import Tuner, incumbent_args, open_run, seconds_of
 from vllm_sloguard.wire import control_pb2
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceServicer
 
@@ -289,17 +289,17 @@ class Service:
         self._enter(State.TUNING, f"run {run.id}")
 
         def notify(trial: Trial) -> None:
-            if trial.plan.role is Role.VALIDATION and trial.status is Status.RUNNING:
+            if trial.plan.role in VALIDATING and self._state is not State.VALIDATING:
                 self._enter(State.VALIDATING, trial.plan.reason)
             self._metrics.trial(trial, self._journal.trials(run.id))
             self._notify(trial)
 
-        def fits(more: int) -> bool:
+        def fits(search: int, validations: int) -> bool:
             trials = self._journal.trials(run.id)
             # A sidecar that took an engine over has not seen a start yet but those of its trials.
             starts = [t.result.start_s for t in trials if t.result is not None and t.result.start_s is not None]
             self._restore_s = max(self._restore_s, *starts, 0.0)
-            return self._time_left() >= self._restore_s + more * seconds_a_trial(trials)
+            return self._time_left() >= self._restore_s + seconds_of(trials, search, validations, self._restore_s)
 
         def cancelled() -> bool:
             return self._requests.stop_sidecar.is_set() or self._time_left() < self._restore_s
@@ -329,7 +329,7 @@ class Service:
         except Cancelled:
             return
         except EngineCrashed as error:
-            # It has run twice in this window, and yet: what served before is the last known good.
+            # It has run in this window again and again, and yet: what served before is the last known good.
             self._journal.promote(None, self._config.base_digest(), dict(before))
             self._restore(before, f"the promoted configuration did not start: {error}")
             return

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sidecar.seconds import Seconds
 from sidecar.trial import Role, Status, Trial
 from sidecar.tuner import seconds_a_trial
 
@@ -88,9 +89,7 @@ def table(trials: Sequence[Trial], knobs: Sequence[str]) -> Table:
             Text(trial.plan.phase),
             Text(configuration(trial, knobs)),
             Text(str(trial.status), style=_STYLES[trial.status]),
-            milliseconds(measured.ttft_p99_ms if measured else None),
-            milliseconds(measured.itl_p99_ms if measured else None),
-            milliseconds(measured.e2e_p99_ms if measured else None),
+            *_p99s(trial).values(),
             milliseconds(measured.e2e_mean_ms if measured else None),
             _took(trial),
             Text(why(trial)),
@@ -107,8 +106,8 @@ def line(trial: Trial, knobs: Sequence[str]) -> str:
     numbers = ""
     if measured is not None:
         numbers = (
-            f" ttft_p99={milliseconds(measured.ttft_p99_ms)} itl_p99={milliseconds(measured.itl_p99_ms)}"
-            f" e2e_p99={milliseconds(measured.e2e_p99_ms)} e2e_mean={milliseconds(measured.e2e_mean_ms)}"
+            "".join(f" {name}={shown}" for name, shown in _p99s(trial).items())
+            + f" e2e_mean={milliseconds(measured.e2e_mean_ms)}"
         )
     return f"{head}: {trial.status}{numbers} in {_took(trial)} {why(trial)}".rstrip()
 
@@ -121,7 +120,7 @@ def configuration(trial: Trial, knobs: Sequence[str]) -> str:
 
 
 def why(trial: Trial) -> str:
-    """What there is to say beyond the numbers: a refusal, a crash's category and evidence, repairs."""
+    """What there is to say beyond the numbers: a refusal, a crash's category and evidence, an early end, repairs."""
     if trial.plan.refusal:
         return trial.plan.refusal
     if trial.result is not None and trial.result.crash is not None:
@@ -129,9 +128,21 @@ def why(trial: Trial) -> str:
         return f"{crash.category} while {crash.phase}: {crash.evidence[:160]}"
     repairs = "; ".join(f"{c.name} {c.before} → {c.after}: {c.reason}" for c in trial.plan.changes)
     notes = [repairs] if repairs else []
+    if trial.result is not None and trial.result.stopped:
+        notes.insert(0, f"stopped: {trial.result.stopped}")
     if trial.plan.role is Role.UNGUARDED:
         notes.append("past the guard")
     return "; ".join(notes)
+
+
+def _p99s(trial: Trial) -> dict[str, str]:
+    """The p99s for people; those of a load that was stopped are lower bounds."""
+    result = trial.result
+    measured = result.measurement if result else None
+    values = (measured.ttft_p99_ms, measured.itl_p99_ms, measured.e2e_p99_ms) if measured else (None,) * 3
+    sign = "≥ " if result is not None and result.stopped else ""
+    shown = (milliseconds(value) if value is None else f"{sign}{milliseconds(value)}" for value in values)
+    return dict(zip(("ttft_p99", "itl_p99", "e2e_p99"), shown, strict=True))
 
 
 def milliseconds(value: float | None) -> str:
@@ -139,6 +150,20 @@ def milliseconds(value: float | None) -> str:
     if value is None:
         return "-"
     return "failed" if math.isinf(value) else f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"
+
+
+def spending(seconds: Seconds) -> str:
+    """Where a run's time went, in one line."""
+    parts = {
+        "starting": seconds.starting,
+        "warm-up": seconds.warming_up,
+        "measuring": seconds.measuring,
+        "stopping": seconds.stopping,
+        "deciding": seconds.deciding,
+    }
+    total = seconds.total or 1.0
+    shares = ", ".join(f"{name} {spent:.0f} s ({spent / total:.0%})" for name, spent in parts.items())
+    return f"{seconds.trials} trials in {seconds.total:.0f} s: {shares}"
 
 
 def _short(value: object) -> str:

@@ -34,7 +34,12 @@ class Role(StrEnum):
     BASELINE = "baseline"  # what is serving, measured in the same run
     SEARCH = "search"
     UNGUARDED = "unguarded"  # asked for by the operator, past the guard
-    VALIDATION = "validation"  # the best one again, on a fresh start
+    REFERENCE = "reference"  # what is serving again, on an ordinary start, beside the best one
+    VALIDATION = "validation"  # the best one again, on an ordinary start
+
+
+# Those that the promotion rests on, each on an ordinary start.
+VALIDATING = (Role.REFERENCE, Role.VALIDATION)
 
 
 class Start(StrEnum):
@@ -75,8 +80,10 @@ class Result:
     """How it ended: with a measurement, a crash, or neither when it was aborted.
 
     ``scores`` are the requests' parts in the objective, lower is better (sidecar.judge.scores). ``tried`` are the
-    rates of the loads, where the capacity is the objective. ``repairs`` are what
-    the plugin changed inside vLLM, where it was let.
+    rates of the loads, where the capacity is the objective. ``repairs`` are what the plugin changed inside vLLM, where
+    it was let; ``vllm_version`` is the engine's own, empty where its plugin did not say. Where the load was stopped
+    because it could not meet the SLO any more, ``stopped`` says why, in words: ``violation`` and the p99s are then
+    lower bounds, and there is no value. ``load_s`` are the seconds of the loads, without their ``warmup_s``.
     """
 
     violation: float = 0.0
@@ -84,11 +91,15 @@ class Result:
     measurement: Measurement | None = None
     scores: tuple[float, ...] = ()
     tried: tuple[Tried, ...] = ()
+    stopped: str = ""
     crash: Crash | None = None
     repairs: tuple[Change, ...] = ()
     kv_cache_tokens: int | None = None
+    vllm_version: str = ""
     start: Start = Start.ORDINARY
     start_s: float | None = None
+    warmup_s: float | None = None
+    warmup_requests: int | None = None
     load_s: float | None = None
     stop_s: float | None = None
 
@@ -135,15 +146,22 @@ class Trial:
         config = {name: v for name, v in ran.items() if name in knobs and not isinstance(v, list)}
         if self.result is None or outcome is Outcome.CRASHED:
             return Observation(config, outcome, float("inf"), None)
-        margins = _margins(self.result.measurement, slo) if slo and self.result.measurement else None
-        return Observation(config, outcome, self.result.violation, self.result.value, margins)
+        measured = self.result.measurement
+        told = margins(measured, slo, bounds=bool(self.result.stopped)) if slo and measured else None
+        return Observation(config, outcome, self.result.violation, self.result.value, told)
 
 
-def _margins(measurement: Measurement, slo: Slo) -> dict[str, float]:
-    """By limit, (measured - limit) / limit; as Limit.excess where it was missed, unmeasured, or is 0."""
+def margins(measurement: Measurement, slo: Slo, *, bounds: bool = False) -> dict[str, float]:
+    """By limit, (measured - limit) / limit; as Limit.excess where it was missed, unmeasured, or is 0.
+
+    Of lower ``bounds`` only those of limits that were missed: the others may yet have been anything.
+    """
+    found = limits(measurement, slo)
+    if bounds:
+        return {limit.name: limit.excess for limit in found if limit.measured is not None and limit.excess}
     return {
         limit.name: limit.excess or (0.0 if not limit.limit else ((limit.measured or 0.0) - limit.limit) / limit.limit)
-        for limit in limits(measurement, slo)
+        for limit in found
     }
 
 

@@ -1,4 +1,4 @@
-"""One tuning run: observe, guard, propose, run, judge, record; then validate the best and decide.
+"""One tuning run: observe, guard, propose, run, judge, record; then validate the best in pairs, and decide.
 
 The journal is the state: ``Tuner`` reads it before each step, so a run that was killed goes on where it was.
 """
@@ -6,7 +6,7 @@ The journal is the state: ``Tuner`` reads it before each step, so a run that was
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from sidecar import promotion
+from sidecar import promotion, provenance
 from sidecar.config import Config
 from sidecar.guard import Args, Guard
 from sidecar.journal import Journal, Run
@@ -15,14 +15,14 @@ from sidecar.runner import Runner
 from sidecar.search.contract import Context, Observation, Proposal
 from sidecar.search.registry import make
 from sidecar.search.space import Space
-from sidecar.trial import Plan, Result, Role, Status, Trial
+from sidecar.trial import VALIDATING, Plan, Result, Role, Status, Trial
 from vllm_sloguard.knobs import Value
 
 # A search that proposes nothing but what the guard refuses has nothing left to find.
 _MOST_REFUSALS_IN_A_ROW = 20
 
 Notify = Callable[[Trial], None]
-Fits = Callable[[int], bool]
+Fits = Callable[[int, int], bool]
 Cancelled = Callable[[], bool]
 
 
@@ -46,8 +46,8 @@ def open_run(config: Config, journal: Journal) -> Run:
 class Tuner:
     """Takes one run from wherever it is to its decision. ``notify`` is told of every trial, as it starts and ends.
 
-    ``fits`` says whether so many more trials can end before the window does, ``cancelled`` whether the one that runs
-    must be given up.
+    ``fits`` says whether so many more trials of the search and so many of the validation can end before the window
+    does, ``cancelled`` whether the one that runs must be given up.
     """
 
     def __init__(
@@ -76,18 +76,19 @@ class Tuner:
 
     def tune(self) -> Decision:
         """Runs what is left of the search and the validation, and decides. Raises Cancelled, LoadError."""
-        # Each trial of the search leaves room for the validation after it.
-        while (plan := self._next()) is not None and self._fits(2):
+        while (plan := self._next()) is not None and self._fits(1, self._reserved()):
             self._attempt(plan)
-        if (plan := self._validation()) is not None and self._fits(1):
+        # Half a pair tells nothing, nor do fewer pairs than the first look needs.
+        while (plan := self._validation()) is not None and self._fits(0, self._missing()):
             self._attempt(plan)
         return self._decided()
 
     def _decided(self) -> Decision:
-        decision = promotion.decide(self._trials(), self._config.promotion)
+        decision = promotion.decide(self._trials(), self._config)
         if decision.outcome is Outcome.PROMOTED:
             args = self._args_of(decision.trial)
-            self._journal.promote(self._run.id, self._config.base_digest(), args)
+            evidence = {**dataclasses.asdict(decision), **provenance.of(self._config, self._trials())}
+            self._journal.promote(self._run.id, self._config.base_digest(), args, evidence)
         self._journal.end_run(self._run.id, {**dataclasses.asdict(decision)})
         return decision
 
@@ -103,13 +104,13 @@ class Tuner:
         baselines = [t for t in trials if t.plan.role is Role.BASELINE]
         # What serves can crash by accident too, and without its record there is nothing to compare with.
         if not baselines or (len(baselines) == 1 and baselines[0].status is Status.CRASHED):
-            return self._baseline()
+            return self._incumbent(Role.BASELINE, "what is serving today")
         tried = [t.plan.proposed for t in trials if t.plan.role is Role.UNGUARDED]
         for args in self._config.search.unguarded[len(tried) :]:
             knobs = {name: value for name, value in args.items() if not isinstance(value, list)}
             proposal = Proposal(knobs, "unguarded", "asked for by the configuration, past the guard")
             return self._guard.plan(self._run.incumbent, proposal, Role.UNGUARDED)
-        if any(t.plan.role is Role.VALIDATION for t in trials):
+        if any(t.plan.role in VALIDATING for t in self._trials()):
             return None
         ran = [t for t in trials if t.status is not Status.REFUSED]
         if len(ran) >= self._config.search.budget or _refused_in_a_row(trials) >= _MOST_REFUSALS_IN_A_ROW:
@@ -135,18 +136,27 @@ class Tuner:
             if name in self._knobs and not isinstance(value, list)
         }
 
-    def _baseline(self) -> Plan:
-        proposal = Proposal(self._incumbent_knobs(), "baseline", "what is serving today")
-        return self._guard.plan(self._run.incumbent, proposal, Role.BASELINE)
+    def _incumbent(self, role: Role, reason: str) -> Plan:
+        return self._guard.plan(self._run.incumbent, Proposal(self._incumbent_knobs(), str(role), reason), role)
 
     def _validation(self) -> Plan | None:
+        """The next measurement of the validation; None when enough is known, or there is nothing to validate."""
         trials = self._trials()
-        best = promotion.candidate(trials)
-        done = any(t.plan.role is Role.VALIDATION and t.status is not Status.ABORTED for t in trials)
-        if best is None or done:
+        role, best = promotion.next_role(trials, self._config), promotion.candidate(trials)
+        if role is None or best is None:
             return None
-        reason = f"trial {best.number} again, on a fresh start"
-        return dataclasses.replace(best.plan, role=Role.VALIDATION, phase="validation", reason=reason)
+        if role is Role.REFERENCE:
+            return self._incumbent(role, f"what is serving, beside trial {best.number}")
+        return dataclasses.replace(best.plan, role=role, phase=str(role), reason=f"trial {best.number} again")
+
+    def _missing(self) -> int:
+        return promotion.missing(self._trials(), self._config)
+
+    def _reserved(self) -> int:
+        """How many measurements a trial of the search leaves room for: the fewest for the first half of them."""
+        ran = sum(t.status not in (Status.REFUSED, Status.ABORTED) for t in self._trials())
+        pairs = self._config.promotion.pairs
+        return 2 * (pairs[0] if 2 * ran < self._config.search.budget else pairs[-1])
 
     def _attempt(self, plan: Plan) -> None:
         trial = self._journal.begin_trial(self._run.id, plan)
@@ -170,7 +180,9 @@ def _earlier(config: Config, run: Run, journal: Journal, knobs: tuple[str, ...])
     }
     fixed = {name: value for name, value in run.incumbent.items() if name not in knobs}
     trials = [t for t in journal.trials() if t.run in alike and _beside(t.plan, knobs) == fixed]
-    told = [o for t in trials if t.status is not Status.REFUSED and (o := t.observation(knobs, config.slo)) is not None]
+    # A validation is one configuration again and again: it would outweigh the others.
+    kept = [t for t in trials if t.status is not Status.REFUSED and t.plan.role not in VALIDATING]
+    told = [o for t in kept if (o := t.observation(knobs, config.slo)) is not None]
     return [dataclasses.replace(o, prior=True) for o in told]
 
 
@@ -192,3 +204,14 @@ def seconds_a_trial(trials: Sequence[Trial]) -> float:
     """The longest of the trials that ran to their end, as the next one's expected length; 0 without any."""
     ended = (t for t in trials if t.status in (Status.FEASIBLE, Status.INFEASIBLE, Status.CRASHED))
     return max((t.ended_at - t.started_at for t in ended if t.ended_at is not None), default=0.0)
+
+
+def seconds_of(trials: Sequence[Trial], search: int, validations: int, start_s: float) -> float:
+    """How long so many more trials may take; ``start_s`` is an ordinary start, which those of a validation have."""
+    searched = [t for t in trials if t.plan.role not in VALIDATING]
+    results = [t.result for t in trials if t.result is not None]
+    validation_s = max(
+        seconds_a_trial([t for t in trials if t.plan.role in VALIDATING]),
+        start_s + max(((r.load_s or 0.0) + (r.stop_s or 0.0) for r in results), default=0.0),
+    )
+    return search * seconds_a_trial(searched) + validations * validation_s

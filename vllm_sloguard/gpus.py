@@ -1,9 +1,11 @@
 """The GPUs that CUDA would show to an engine, by NVML, which opens no context on them."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -21,19 +23,29 @@ class Gpu:
 
 def visible(setting: str | None) -> tuple[Gpu, ...]:
     """The devices that ``CUDA_VISIBLE_DEVICES`` leaves, in its order; none without NVML or without a GPU."""
+    return _asked(lambda nvml: selected(tuple(_devices(nvml)), setting)) or ()
+
+
+def driver() -> str | None:
+    """The version of NVIDIA's driver; None without NVML or without a GPU."""
+    return _asked(lambda nvml: _text(nvml.nvmlSystemGetDriverVersion()))
+
+
+def _asked(question: Callable[[Any], _Answer]) -> _Answer | None:
+    """NVML's answer; None where it has none."""
     try:
         # By name: it has no types, and nothing else needs it.
         nvml: Any = importlib.import_module("pynvml")
     except ImportError:
-        return ()
+        return None
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:
-        return ()
+        return None
     try:
-        return selected(tuple(_devices(nvml)), setting)
+        return question(nvml)
     except nvml.NVMLError:
-        return ()
+        return None
     finally:
         nvml.nvmlShutdown()
 

@@ -1,6 +1,5 @@
 """`sloguard bench`."""
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -9,18 +8,19 @@ from typing import Annotated
 
 import typer
 
-from sidecar.bench import report, restart
+from sidecar.bench import promotion_command, report, restart_command
 from sidecar.bench.landscape import Landscape, load
 from sidecar.bench.parallel import Task, run_all, tasks
 from sidecar.bench.simulate import Run
 from sidecar.bench.summary import Row, best_known, row
 from sidecar.config import ConfigError
-from sidecar.config import load as load_config
 from sidecar.search.registry import ABLATIONS, DEFAULT, NAMES, make
 from sidecar.search.space import Space
 from vllm_sloguard.knobs import Kind, Knob
 
 app = typer.Typer(help="Measures this program's own parts.", no_args_is_help=True)
+app.command()(promotion_command.promotion)
+app.command()(restart_command.restart)
 
 _ANY = Space((Knob("any", Kind.FLOAT, 0, 1),))  # to ask whether an optimizer can be made here
 
@@ -113,25 +113,3 @@ def _rows(
         row(group, known_ms, landscape.fast_ms, groups.get(reference, []) if name != reference else [])
         for name, group in groups.items()
     ]
-
-
-_DEMO = Path("deploy/demo/sloguard.yaml")
-
-
-@app.command("restart")
-def restart_command(
-    config_file: Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="Whose engine starts.")] = _DEMO,
-    starts: Annotated[int, typer.Option(min=1, help="Starts each way.")] = 5,
-    in_a_row: Annotated[int, typer.Option(min=0, help="Forked starts that must leave nothing behind.")] = 100,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-) -> None:
-    """Starts real vLLM the ordinary way and forked, side by side, and times the first token.
-
-    Example: sloguard bench restart -c deploy/demo/sloguard.yaml
-    """
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    measured = restart.measure(load_config(config_file), starts, in_a_row, say)
-    print(json.dumps(restart.as_json(measured)) if as_json else restart.as_text(measured))

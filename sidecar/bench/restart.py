@@ -126,7 +126,7 @@ def _shown(usage: Mapping[str, int]) -> str:
     return f"{usage['descriptors']} descriptors, {usage['resident_bytes'] / 2**20:.0f} MiB in the fork server"
 
 
-def as_json(starts: Starts) -> dict[str, object]:
+def as_dict(starts: Starts) -> dict[str, object]:
     """With the ratio of the medians."""
     return {**dataclasses.asdict(starts), "times_faster": starts.times_faster}
 

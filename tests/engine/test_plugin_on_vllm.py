@@ -76,6 +76,11 @@ def send_load(sidecar: Bench, engine: Engine, workload: Workload | None = None) 
     )
 
 
+def sent(load: LoadResult) -> int:
+    """How many requests the engine was sent."""
+    return len(load.requests) + load.warm_up.requests
+
+
 def heard(sidecar: Bench, engine: Engine, expected: int) -> int:
     """How many requests the telemetry tells of, once it is ``expected`` or some seconds have passed."""
     requests = sidecar.hub.of(engine.launch.engine_id).requests
@@ -150,17 +155,16 @@ def test_latencies_agree_with_what_the_client_measured(sidecar: Bench, engine: E
     # Long prompts, few at once: what the client adds, on a machine of two cores, is some milliseconds of hundreds.
     changes = {"requests": 15, "rate": 1.0, "input_tokens": 700, "spread": 0.0}
     workload = sidecar.config.workload.model_copy(update=changes)
-    a_load = workload.requests + workload.warmup_requests
-    send_load(sidecar, engine, workload)  # the first load warms up what the warm-up requests do not
-    known = heard(sidecar, engine, 1 + a_load)  # the probe of the start came before it
-    assert known == 1 + a_load
+    first = send_load(sidecar, engine, workload)  # it warms up what the warm-up requests do not
+    known = 1 + sent(first)  # the probe of the start came before it
+    assert heard(sidecar, engine, known) == known
 
     apart: list[str] = []
     for seed in range(1, 4):
         load = send_load(sidecar, engine, workload.model_copy(update={"seed": seed}))
-        known += a_load
+        known += sent(load)
         assert heard(sidecar, engine, known) == known
-        requests = list(sidecar.hub.of(engine.launch.engine_id).requests)[-workload.requests :]
+        requests = list(sidecar.hub.of(engine.launch.engine_id).requests)[-len(load.requests) :]
         check_parts(requests)
         client = judge.measure(load, sidecar.config.slo)
         assert client.failed == 0

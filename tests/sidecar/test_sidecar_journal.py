@@ -204,23 +204,38 @@ def test_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path, read_only:
     alter(tmp_path, "PRAGMA user_version = 99")
     before = (tmp_path / FILE_NAME).read_bytes()
 
-    assert complaint(tmp_path, read_only) == "journal of version 99; this sloguard knows version 2"
+    assert complaint(tmp_path, read_only) == "journal of version 99; this sloguard knows version 3"
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
 def test_a_journal_of_the_first_version_is_read_as_it_is_and_taken_further_by_a_writer(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     run = journal.begin_run("digest", "{}", {})
+    journal.promote(run.id, "base", {"max_num_seqs": 8})
     journal.close()
-    alter(tmp_path, "DROP TABLE starts", "DROP TABLE rules", "PRAGMA user_version = 1")
+    alter(
+        tmp_path,
+        "DROP TABLE starts",
+        "DROP TABLE rules",
+        "ALTER TABLE promotions DROP COLUMN evidence",
+        "PRAGMA user_version = 1",
+    )
 
     assert Journal(tmp_path, read_only=True).rules(0.0) == ()
+    assert [p.evidence for p in Journal(tmp_path, read_only=True).promotions()] == [None]
     rule = Rule(RuleKind.HEADROOM_BYTES, 5, {"max_num_seqs": 8}, "seen", 1.0, 2.0)
     later = Journal(tmp_path)
     later.record_rule("host", "model", rule)
 
+    later.promote(run.id, "base", {"max_num_seqs": 9}, {"gain": 0.1})
+
     assert later.last_run() == run
-    assert Journal(tmp_path, read_only=True).rules(1.0) == (rule,)
+    again = Journal(tmp_path, read_only=True)
+    assert again.rules(1.0) == (rule,)
+    assert [(p.run, p.args, p.evidence) for p in again.promotions()] == [
+        (run.id, {"max_num_seqs": 8}, None),
+        (run.id, {"max_num_seqs": 9}, {"gain": 0.1}),
+    ]
 
 
 def test_what_was_learned_is_kept_by_host_and_model(tmp_path: Path) -> None:
@@ -283,6 +298,7 @@ def test_a_damaged_trial_is_one_line(tmp_path: Path, damage: str) -> None:
         "UPDATE runs SET incumbent = '{'",
         "UPDATE engines SET launch = '{'",
         "UPDATE promotions SET args = '{'",
+        "UPDATE promotions SET evidence = '{'",
     ],
 )
 def test_a_damaged_row_of_any_table_is_one_line(tmp_path: Path, damage: str) -> None:
@@ -295,7 +311,7 @@ def test_a_damaged_row_of_any_table_is_one_line(tmp_path: Path, damage: str) -> 
     damaged = Journal(tmp_path, read_only=True)
 
     with pytest.raises(JournalError) as raised:
-        _ = damaged.last_run(), damaged.engines(), damaged.promoted("base")
+        _ = damaged.last_run(), damaged.engines(), damaged.promoted("base"), damaged.promotions()
 
     assert len(str(raised.value).splitlines()) == 1
 

@@ -1,6 +1,7 @@
 """How a trial reads: one line that says what ran, what came of it and why."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -19,6 +20,11 @@ REPAIRED = Plan(
     (Change("max_num_seqs", 64, 8, "the KV cache holds no more"), Change("block_size", None, 16, "CPU")),
 )
 HEAD = "trial 3 anneal: max_num_seqs=8"
+STOPPED = Result(
+    violation=0.7,
+    measurement=replace(measured(340.0, e2e_mean_ms=None), itl_p99_ms=None),
+    stopped="17 of 300 requests were over ttft_p99_ms 200, 3 are allowed",
+)
 FAILED = Result(violation=1, value=-70.0, measurement=measured(float("inf"), 9, None))
 
 
@@ -34,6 +40,11 @@ FAILED = Result(violation=1, value=-70.0, measurement=measured(float("inf"), 9, 
         (
             trial(3, planned(), FAILED),
             f"{HEAD}: infeasible ttft_p99=failed itl_p99=5.0 ms e2e_p99=120 ms e2e_mean=- in 30 s",
+        ),
+        (
+            trial(3, planned(), STOPPED),
+            f"{HEAD}: infeasible ttft_p99=≥ 340 ms itl_p99=- e2e_p99=≥ 120 ms e2e_mean=- in 30 s "
+            "stopped: 17 of 300 requests were over ttft_p99_ms 200, 3 are allowed",
         ),
         (
             trial(3, planned(), Result(crash=oom())),

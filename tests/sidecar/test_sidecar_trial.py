@@ -1,10 +1,13 @@
 """A trial's status follows from its record; an optimizer is told what ran."""
 
 import math
+from dataclasses import replace
 
 import pytest
-from sidecar_cases import oom, planned, served, trial
+from sidecar_cases import measured, oom, planned, served, trial
 
+from sidecar.config import Slo
+from sidecar.judge import least_violation
 from sidecar.search.contract import Outcome
 from sidecar.trial import Change, Plan, Result, Role, Status, Trial
 
@@ -52,6 +55,20 @@ def test_an_optimizer_is_told_how_far_a_limit_was_missed() -> None:
 
     assert told is not None
     assert (told.outcome, told.violation, told.value) == (Outcome.INFEASIBLE, 0.25, -80.0)
+
+
+def test_of_a_load_that_was_stopped_an_optimizer_is_told_bounds_of_what_was_missed() -> None:
+    slo = Slo(ttft_p99_ms=200, itl_p99_ms=50, e2e_p99_ms=2000)
+    bounds = replace(measured(340.0, e2e_mean_ms=None), itl_p99_ms=None)
+    stopped = Result(violation=least_violation(bounds, slo), measurement=bounds, stopped="17 of 300 requests ...")
+
+    told = trial(1, planned(), stopped).observation(KNOBS, slo)
+
+    assert told is not None
+    assert told.outcome is Outcome.INFEASIBLE
+    assert told.value is None
+    assert told.violation == pytest.approx(0.7 / 4)
+    assert told.margins == {"ttft_p99_ms": pytest.approx(0.7)}  # the others may have been anything
 
 
 def test_a_crash_is_infinitely_bad_even_when_a_load_was_measured() -> None:

@@ -1,0 +1,160 @@
+"""What stopping early saves, and whether it ever stops a load that would have met its SLO.
+
+    python benchmarks/early_stop.py [--loads FILE]
+
+Replays recorded loads (benchmarks/recorded_loads.py), as the sidecar would have watched them, under its own rules:
+with the number of requests fixed, as recorded, and with the number left to the sequential test. The judge's verdict on
+the whole load says what is right. Each load that missed its SLO is judged a second time, by limits that are 25 % above
+what it showed: met, but only just, and with whatever growth it had.
+
+The constants of the rules were set before the loads were recorded: those of the arithmetic follow from the SLO, those
+of the sequential test from the error rates that it promises, and those of the trend were chosen on a simulated queue
+(M/M/1, 100 loads at each of 80, 90, 95, 100, 130 and 200 % of what it serves). So all recorded loads are held out.
+"""
+
+import argparse
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from recorded_loads import Recorded, read
+from rich.console import Console
+from rich.table import Table
+
+from sidecar import judge
+from sidecar.config import Slo
+from sidecar.early_stop import Rules
+from sidecar.load import Ending, InFlight, LoadResult, Progress, Request
+from sidecar.so_far import Hopeless
+
+LOADS = Path(__file__).parent / "results" / "early-stop-loads.jsonl"
+CONFIDENCE = 0.98
+_TICK_S = 0.25  # the client's
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One load: whether it met its SLO to the end, how long that took, and when and how it would have been ended."""
+
+    recorded: Recorded
+    met: bool
+    violation: float
+    full_s: float
+    ended_s: float
+    ending: Ending | None
+
+    @property
+    def stopped(self) -> bool:
+        """As hopeless."""
+        return isinstance(self.ending, Hopeless)
+
+    @property
+    def reason(self) -> str:
+        """In a word or two."""
+        why = self.ending.why if self.ending is not None else "to the end"
+        kinds = {
+            "may": "arithmetic",
+            "allowed": "arithmetic",
+            "confidence": "sequential test",
+            "over-saturated": "trend",
+        }
+        return next((kind for word, kind in kinds.items() if word in why), why)
+
+
+def replay(recorded: Recorded, *, fixed: bool) -> Outcome:
+    """``recorded`` under the rules of a trial of the search."""
+    slo, requests = recorded.slo, recorded.requests
+    ends = [_end(r) for r in requests]
+    full_s = max(ends)
+    violation = judge.violation(judge.measure(LoadResult(requests, full_s), slo), slo)
+    workload = recorded.workload.model_copy(update={"requests": len(requests) if fixed else None})
+    rules = Rules(slo, workload, CONFIDENCE)
+    ended_s, ending = full_s, None
+    for tick in range(1, math.ceil(full_s / _TICK_S)):
+        ending = rules(progress_at(requests, tick * _TICK_S))
+        if ending is not None:
+            ended_s = tick * _TICK_S
+            if not isinstance(ending, Hopeless):
+                # Those in flight are waited for.
+                ended_s = max(end for r, end in zip(requests, ends, strict=True) if (r.start_s or 0.0) <= ended_s)
+            break
+    return Outcome(recorded, violation == 0, violation, full_s, ended_s, ending)
+
+
+def eased(recorded: Recorded) -> Recorded:
+    """``recorded`` with limits that it just meets."""
+    measured = judge.measure(LoadResult(recorded.requests, 1.0), recorded.slo)
+    names = ("ttft_p99_ms", "itl_p99_ms", "e2e_p99_ms")
+    limits = {name: 1.25 * shown for name in names if (shown := getattr(measured, name)) is not None}
+    kept = {name: limit for name, limit in limits.items() if getattr(recorded.slo, name) is not None}
+    return replace(recorded, name=f"{recorded.name}, eased", slo=Slo(**kept))
+
+
+def progress_at(requests: Sequence[Request], now_s: float) -> Progress:
+    """What the client would have told of ``requests`` at ``now_s``."""
+    finished = tuple(r for r in requests if _end(r) <= now_s)
+    flying = [r for r in requests if (r.start_s or 0.0) <= now_s < _end(r)]
+    return Progress(now_s, len(requests), finished, tuple(_flying(r, now_s) for r in flying))
+
+
+def _flying(request: Request, now_s: float) -> InFlight:
+    start_s = request.start_s or 0.0
+    begun = request.ttft_s is not None and start_s + request.ttft_s <= now_s
+    return InFlight(start_s, request.ttft_s if begun else None)
+
+
+def _end(request: Request) -> float:
+    return (request.start_s or 0.0) + (request.e2e_s or 0.0)
+
+
+def replays(loads: Sequence[Recorded], *, fixed: bool) -> list[Outcome]:
+    """Each load as it was judged, then each that missed with limits that it just meets."""
+    strict = [replay(recorded, fixed=fixed) for recorded in loads]
+    return strict + [replay(eased(o.recorded), fixed=fixed) for o in strict if not o.met]
+
+
+def report(console: Console, outcomes: Sequence[Outcome], title: str) -> None:
+    """A line for each kind of load, and how the loads ended."""
+    table = Table("loads", "number", "stopped", "full, s", "run, s", "saved", "of a load", title=title, box=None)
+    kinds = [(met, source) for met in (False, True) for source in dict.fromkeys(o.recorded.source for o in outcomes)]
+    for met, source in kinds:
+        mine = [o for o in outcomes if o.met is met and o.recorded.source == source]
+        full, ran = sum(o.full_s for o in mine), sum(o.ended_s for o in mine)
+        saved = sorted(1 - o.ended_s / o.full_s for o in mine)
+        table.add_row(
+            f"{'good' if met else 'hopeless'}, {source}",
+            str(len(mine)),
+            str(sum(o.stopped for o in mine)),
+            f"{full:.0f}",
+            f"{ran:.0f}",
+            f"{1 - ran / full:.0%}",
+            f"{statistics.median(saved):.0%}, {saved[0]:.0%} to {saved[-1]:.0%}",
+        )
+    console.print(table)
+    for met in (False, True):
+        ends = Counter(o.reason for o in outcomes if o.met is met)
+        console.print(f"{'good' if met else 'hopeless'}: " + ", ".join(f"{n} {why}" for why, n in ends.most_common()))
+
+
+def main() -> int:
+    """Prints both tables; 1 where a good load would have been stopped with the number of requests fixed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--loads", type=Path, default=LOADS)
+    loads = read(parser.parse_args().loads)
+    console = Console()
+    wrong = 0
+    for fixed, title in ((True, "as many requests as were recorded"), (False, "as many requests as are needed")):
+        outcomes = replays(loads, fixed=fixed)
+        report(console, outcomes, title)
+        false = [o for o in outcomes if o.met and o.stopped]
+        for o in false:
+            console.print(f"stopped, and would have met its SLO: {o.recorded.name}: {o.ending}")
+        wrong += len(false)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

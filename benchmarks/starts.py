@@ -1,0 +1,60 @@
+"""Starts what a configuration serves again and again, and measures each start as a trial: the noise between starts.
+
+    python benchmarks/starts.py -c deploy/demo/sloguard.yaml [--starts 8] [--arg name=value ...] >> FILE.jsonl
+
+Run by a Python that has vLLM and this project. One line of JSON a start: what was measured, and each request's
+end-to-end latency in seconds, in the order in which they were sent. `sloguard bench promotion` reads such a file.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from sidecar.config import load
+from sidecar.engine.command import Args
+from sidecar.journal import Journal
+from sidecar.learning import Learning
+from sidecar.metrics import Metrics
+from sidecar.runner import Runner
+from sidecar.telemetry import TelemetryHub, serve
+from sidecar.trial import RESULT, Plan, Role
+from vllm_sloguard import machine
+from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-c", "--config", type=Path, required=True)
+    parser.add_argument("--starts", type=int, default=8)
+    parser.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="over the configuration's")
+    given = parser.parse_args()
+    changed = {name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in given.arg)}
+    for number in range(1, given.starts + 1):
+        print(json.dumps({"start": number, **measured(given.config, changed)}), flush=True)
+
+
+def measured(path: Path, changed: Args) -> dict[str, object]:
+    """One start, with a journal of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = load(path).model_copy(update={"state": Path(folder) / "state"})
+        journal, hub = Journal(config.state), TelemetryHub()
+        server = serve(config.socket, lambda server: add_TelemetryServiceServicer_to_server(hub, server))
+        learning = Learning(journal, config.state, config.model, lambda ranks: machine.observe({}, ranks=ranks))
+        runner = Runner(config, learning, hub, Metrics(config), lambda text: print(text, file=sys.stderr))
+        args = {**config.engine.args, **changed}
+        try:
+            result = runner.run(Plan(Role.REFERENCE, {}, args, "start", "the noise between starts"), lambda: False)
+        finally:
+            runner.close()
+            server.stop(grace=0.5).wait(2)
+            journal.close()
+    return {"args": args, **json.loads(RESULT.dump_json(result))}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""The rules on recorded loads, through the study's own replay."""
+
+import pytest
+from early_stop import LOADS, Outcome, replays
+from recorded_loads import read
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> list[Outcome]:
+    return replays(read(LOADS), fixed=True)
+
+
+def test_hopeless_loads_take_less_than_half_of_their_time(outcomes: list[Outcome]) -> None:
+    hopeless = [o for o in outcomes if not o.met]
+
+    assert len(hopeless) >= 30
+    assert sum(o.ended_s for o in hopeless) < 0.5 * sum(o.full_s for o in hopeless)
+    assert {"arithmetic", "trend"} <= {o.reason for o in hopeless}
+
+
+def test_no_good_load_is_stopped(outcomes: list[Outcome]) -> None:
+    good = [o for o in outcomes if o.met]
+
+    assert len([o for o in good if "eased" not in o.recorded.name]) >= 30
+    assert [o.recorded.name for o in good if o.stopped] == []
