@@ -26,11 +26,12 @@ from pydantic import (
     model_validator,
 )
 
+from sidecar.knob_ranges import check_kind, narrowed
 from sidecar.search.registry import DEFAULT as DEFAULT_OPTIMIZER
 from sidecar.search.registry import NAMES as OPTIMIZERS
 from sidecar.search.registry import make
 from sidecar.search.space import Space
-from vllm_sloguard.knobs import KNOBS, Kind, Knob, Value
+from vllm_sloguard.knobs import KNOBS, Knob
 
 # A Unix socket's path is limited by the kernel to 108 bytes, its final zero included.
 _LONGEST_SOCKET_PATH = 107
@@ -189,53 +190,13 @@ class SearchConfig(_Section):
             if bad := sorted(set(args) - set(KNOBS)):
                 raise ValueError(f"unguarded: {bad[0]!r} is not a knob; there are {', '.join(KNOBS)}")
             for name, value in args.items():
-                _check_kind(f"unguarded: {name}", KNOBS[name], value)
+                check_kind(f"unguarded: {name}", KNOBS[name], value)
         return self
 
     def space_knobs(self) -> tuple[Knob, ...]:
         """The knobs of the search, with their ranges."""
-        return tuple(_knob(name, limits or KnobRange()) for name, limits in self.knobs.items())
-
-
-def _check_kind(where: str, knob: Knob, value: object) -> None:
-    """Any value of the knob's own kind: a text where vLLM takes a switch would be read as an argument of its own."""
-    kinds = {
-        Kind.INT: {int},
-        Kind.FLOAT: {int, float},
-        Kind.CATEGORICAL: {type(choice) for choice in knob.choices},
-    }[knob.kind]
-    if type(value) not in kinds or (isinstance(value, str) and value.startswith("-")):
-        wanted = " or ".join(sorted(_KINDS[kind] for kind in kinds))
-        raise ValueError(f"{where}: {wanted} is needed, got {value!r}")
-
-
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text without a leading dash"}
-
-
-def _knob(name: str, limits: KnobRange) -> Knob:
-    if name not in KNOBS:
-        raise ValueError(f"knobs: {name!r} is not a knob; there are {', '.join(KNOBS)}")
-    knob = KNOBS[name]
-    if knob.kind is Kind.CATEGORICAL:
-        if limits.low is not None or limits.high is not None:
-            raise ValueError(f"knobs.{name}: takes choices, not low and high")
-        choices: tuple[Value, ...] = tuple(limits.choices) if limits.choices is not None else knob.choices
-        if not choices:
-            raise ValueError(f"knobs.{name}: choices must not be empty")
-        for choice in choices:
-            _check_kind(f"knobs.{name}", knob, choice)
-        return Knob(name, knob.kind, choices=choices, requires=knob.requires, about=knob.about)
-    if limits.choices is not None:
-        raise ValueError(f"knobs.{name}: takes low and high, not choices")
-    low = knob.low if limits.low is None else limits.low
-    high = knob.high if limits.high is None else limits.high
-    whole = knob.kind is not Kind.INT or (low == math.floor(low) and high == math.floor(high))
-    if not whole:
-        raise ValueError(f"knobs.{name}: low and high must be whole numbers, got {low} and {high}")
-    try:
-        return Knob(name, knob.kind, low, high, log=knob.log and low > 0, requires=knob.requires, about=knob.about)
-    except ValueError as error:
-        raise ValueError(f"knobs.{error}") from None
+        ranges = ((name, limits or KnobRange()) for name, limits in self.knobs.items())
+        return tuple(narrowed(name, limits.low, limits.high, limits.choices) for name, limits in ranges)
 
 
 class Promotion(_Section):

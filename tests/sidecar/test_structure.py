@@ -20,6 +20,7 @@ LAYERS = (
     ("search.gp", "search.tba_tpe"),
     ("search.sloguard",),
     ("search.registry",),
+    ("knob_ranges",),
     ("capacity", "comparison", "config", "files", "lock", "states"),
     ("engine.command", "engine.http", "engine.process_group"),
     ("engine.fork_server",),
