@@ -10,11 +10,12 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from sidecar.engine.process_group import Identity
+from sidecar.rows import JournalError, check, object_of
 from sidecar.trial import PLAN, RESULT, Plan, Result, Status, Trial
 from vllm_sloguard.learned import RULE, START, Rule, Start
 
@@ -86,13 +87,6 @@ ALTER TABLE promotions ADD COLUMN evidence TEXT; -- JSON: what the decision rest
 _MIGRATIONS = (_FIRST, _LEARNED, _EVIDENCE)
 _VERSION = len(_MIGRATIONS)
 _MOST_STARTS = 50
-
-
-class JournalError(RuntimeError):
-    """The journal can't be used; the text says why, in one line."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(" ".join(text.split()))
 
 
 @dataclass(frozen=True)
@@ -198,15 +192,15 @@ class Journal:
         if not rows:
             return None
         row = rows[0]
-        decision = _json(row["decision"], "decision") if row["decision"] else None
+        decision = object_of(row["decision"], "decision") if row["decision"] else None
         if decision is not None and not {"outcome", "reason"} <= set(decision):
             raise JournalError("the journal is damaged: decision: outcome and reason are needed")
-        incumbent = _json(row["incumbent"], "incumbent")
+        incumbent = object_of(row["incumbent"], "incumbent")
         return Run(row["id"], row["digest"], incumbent, row["started_at"], row["ended_at"], decision)
 
     def run_configs(self) -> dict[int, dict[str, Any]]:
         """The configuration of each run, as it was recorded."""
-        return {row["id"]: _json(row["config"], "config") for row in self._read("SELECT id, config FROM runs", ())}
+        return {row["id"]: object_of(row["config"], "config") for row in self._read("SELECT id, config FROM runs", ())}
 
     # Trials
 
@@ -264,7 +258,9 @@ class Journal:
         """The engines that were not seen gone."""
         return [
             EngineRecord(
-                Identity(row["pid"], row["started_at"], row["engine_id"]), row["role"], _json(row["launch"], "launch")
+                Identity(row["pid"], row["started_at"], row["engine_id"]),
+                row["role"],
+                object_of(row["launch"], "launch"),
             )
             for row in self._read("SELECT * FROM engines", ())
         ]
@@ -283,15 +279,15 @@ class Journal:
     def promoted(self, base_digest: str) -> dict[str, Any] | None:
         """The last promotion over the arguments that ``base_digest`` names."""
         rows = self._read("SELECT args FROM promotions WHERE base_digest = ? ORDER BY id DESC LIMIT 1", (base_digest,))
-        return _json(rows[0]["args"], "args") if rows else None
+        return object_of(rows[0]["args"], "args") if rows else None
 
     def promotions(self) -> list[Promoted]:
         """Every change of what is served, oldest first."""
         # An older file that only a reader has opened lacks the column.
         rows = [dict(row) for row in self._read("SELECT * FROM promotions ORDER BY id", ())]
         for row in rows:
-            row["args"] = _json(row["args"], "args")
-            row["evidence"] = _json(row["evidence"], "evidence") if row.get("evidence") else None
+            row["args"] = object_of(row["args"], "args")
+            row["evidence"] = object_of(row["evidence"], "evidence") if row.get("evidence") else None
         return [Promoted(**row) for row in rows]
 
     # What was learned, of one model on one host
@@ -352,7 +348,7 @@ class Journal:
         except sqlite3.Error as error:
             raise JournalError(f"the journal can't be read: {error}") from None
         for row in rows:
-            _check(row)
+            check(row)
         return rows
 
     def _write(self, statement: str, values: tuple[Any, ...]) -> None:
@@ -372,35 +368,6 @@ class Journal:
         finally:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-
-
-# SQLite keeps whatever is put into a column, and a damaged file has put there anything.
-_NUMBERS = frozenset({"id", "run", "number", "pid", "at", "started_at", "ended_at", "until"})
-_MAY_LACK = frozenset({"run", "ended_at", "until", "result", "decision"})
-_MOST_NUMBER = 1e11  # seconds, the year 5138
-
-
-def _check(row: sqlite3.Row) -> None:
-    for name in row.keys():  # noqa: SIM118 - a row iterates over its values
-        value = row[name]
-        if value is None and name in _MAY_LACK:
-            continue
-        if name not in _NUMBERS:
-            good = isinstance(value, str)
-        else:
-            good = isinstance(value, int | float) and 0 <= value < _MOST_NUMBER
-        if not good:
-            raise JournalError(f"the journal is damaged: {name}: {str(value)[:40]!r}")
-
-
-def _json(text: str, name: str) -> dict[str, Any]:
-    try:
-        content: object = json.loads(text)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise JournalError(f"the journal is damaged: {name}: {error}") from None
-    if not isinstance(content, dict):
-        raise JournalError(f"the journal is damaged: {name}: an object is needed, got {text[:40]!r}")
-    return cast("dict[str, Any]", content)
 
 
 def _trial(row: sqlite3.Row) -> Trial:

@@ -21,7 +21,7 @@ LAYERS = (
     ("search.sloguard",),
     ("search.registry",),
     ("knob_ranges",),
-    ("capacity", "comparison", "config", "files", "lock", "states"),
+    ("capacity", "comparison", "config", "files", "lock", "rows", "states"),
     ("engine.command", "engine.http", "engine.process_group"),
     ("engine.fork_server",),
     ("engine.engine",),
