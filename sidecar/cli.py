@@ -24,6 +24,7 @@ from sidecar.engine.process_group import NotGoneError, ProcessGroup
 from sidecar.guard import Guard
 from sidecar.journal import Journal, JournalError
 from sidecar.learning import Learning
+from sidecar.live import LiveHub, next_epoch
 from sidecar.load import LoadError
 from sidecar.metrics import Metrics
 from sidecar.promotion import Outcome
@@ -39,6 +40,7 @@ from vllm_sloguard import machine
 from vllm_sloguard.learned import RULE, Rule
 from vllm_sloguard.wire import control_pb2
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub, add_ControlServiceServicer_to_server
+from vllm_sloguard.wire.live_pb2_grpc import add_LiveServiceServicer_to_server
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -287,27 +289,35 @@ def _sidecar(config: Config, say: Say) -> Generator[Parts]:
     """What `tune` and `serve` both need, for as long as the state folder's lock is held."""
     with lock.held(config.state):
         requests, metrics = Requests(), Metrics(config)
+        live = LiveHub(next_epoch(config.state))
         hub, control = TelemetryHub(metrics.heard), Control(requests)
 
         def register(server: grpc.Server) -> None:
             add_TelemetryServiceServicer_to_server(hub, server)
+            add_LiveServiceServicer_to_server(live, server)
             add_ControlServiceServicer_to_server(control, server)
 
+        seen: dict[int, machine.Machine] = {}
+
         def observe(ranks: int) -> machine.Machine:
-            return machine.observe({**os.environ, **config.engine.env}, ranks=ranks)
+            # What a trial's engine takes is free for the next one.
+            if ranks not in seen or not runner.occupied:
+                seen[ranks] = machine.observe({**os.environ, **config.engine.env}, ranks=ranks)
+            return seen[ranks]
 
         journal = Journal(config.state)
         servers = [serve_grpc(config.socket, register)]
         if config.remote is not None:
             servers.append(remote.serve(config.remote, lambda s: add_ControlServiceServicer_to_server(control, s)))
         learning = Learning(journal, config.state, config.model, observe)
-        runner = Runner(config, learning, hub, metrics, say)
+        runner = Runner(config, learning, hub, live, metrics, say)
         _on_signals(requests)
         try:
             guard = Guard(config, observe, learning.current)
             yield Parts(journal, runner, guard, hub, metrics, requests)
         finally:
             runner.close()
+            live.close()
             for stopped in [server.stop(grace=0.5) for server in servers]:
                 stopped.wait(2)
             journal.close()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtr, stdtrit  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+from scipy.special import fdtri, stdtr, stdtrit  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
 # Batch means: long enough to hold the correlation of neighbouring requests, and enough of them for a variance.
 _BATCHES = 10
@@ -68,18 +68,25 @@ def request_error(incumbent: Sequence[Sequence[float]], candidate: Sequence[Sequ
     """The standard error of the log ratio of the means that comes from which requests the load has.
 
     ``incumbent`` and ``candidate`` have one row a start and one column a request, the same in all; a request that is
-    not finite somewhere is left out. Batch means of the linearized ratio (Cochran, Sampling Techniques, ch. 6): a
-    candidate that is better by the same factor for every request adds nothing. 0 where the rows do not match.
+    not finite somewhere is left out. Each start is cut into batches of neighbours, as shares of its own mean. What
+    varies over batches alike in all starts is due to the requests; what does not is noise, which the starts' means have
+    already. Analysis of variance parts the two; what an F test at 95% does not tell from noise is none. A candidate
+    that is better by the same factor for every request adds nothing. 0 where the rows do not match, or are too few.
     """
-    if len({len(row) for row in (*incumbent, *candidate)}) != 1:
+    if len({len(row) for row in (*incumbent, *candidate)}) != 1 or min(len(incumbent), len(candidate)) < 2:
         return 0.0
-    rows = np.array([np.mean(incumbent, axis=0), np.mean(candidate, axis=0)])
+    rows = np.array([*incumbent, *candidate], dtype=float)
     rows = rows[:, np.isfinite(rows).all(axis=0)]
     if rows.shape[1] < 2 * _BATCHES or not rows.mean(axis=1).all():
         return 0.0
     shares = rows / rows.mean(axis=1, keepdims=True)
-    batches = [float(batch.mean()) for batch in np.array_split(shares[1] - shares[0], _BATCHES)]
-    return float(np.std(batches, ddof=1)) / math.sqrt(_BATCHES)
+    batches = np.stack([batch.mean(axis=1) for batch in np.array_split(shares, _BATCHES, axis=1)], axis=1)
+    ours, theirs = batches[: len(incumbent)], batches[len(incumbent) :]
+    differences = theirs.mean(axis=0) - ours.mean(axis=0)
+    noise = sum(float(np.var(side, axis=0, ddof=1).mean()) / len(side) for side in (ours, theirs))
+    spread = float(np.var(differences, ddof=1))
+    beyond = noise * float(fdtri(_BATCHES - 1, _BATCHES * (len(rows) - 2), 0.95))
+    return math.sqrt((spread - noise) / _BATCHES) if spread > beyond else 0.0
 
 
 def _t(freedom: float, alpha: float) -> float:

@@ -97,6 +97,8 @@ class EngineConfig(_Section):
     start_timeout_s: PositiveFloat = 900.0
     # Whether trials may run on engines that are forked from a process which has imported vLLM.
     forked_trials: bool = True
+    # Whether trials may run on the engine of the trial before, where live changes reach them.
+    live_trials: bool = True
     drain_timeout_s: Annotated[int, Field(ge=0)] = 30
 
     @model_validator(mode="after")

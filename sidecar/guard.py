@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 
+from sidecar.ceilings import ceilings
 from sidecar.config import Config
 from sidecar.learning import shape_of
 from sidecar.search.contract import Projection, Proposal
@@ -29,6 +30,7 @@ class Guard:
         self._observe = observe
         self._learned = learned
         self._workload_max_len = config.workload.longest_request_tokens
+        self._space_knobs = config.search.space_knobs()
         self._knobs = frozenset(config.search.knobs)
         self._shape = shape_of(config.model)
 
@@ -38,14 +40,16 @@ class Guard:
         if role in (Role.UNGUARDED, Role.BASELINE, Role.REFERENCE):
             # The incumbent is what serves: the same arguments, and the same plugin that mends them inside vLLM.
             return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason)
-        result = self._repairer(incumbent, self._observe(ranks_of(args)))(args)
+        repaired = self._repairer(incumbent, self._observe(ranks_of(args)))
+        result = repaired(args)
         changes = tuple(Change(c.name, c.before, c.after, c.reason) for c in result.changes)
         for change in changes:
             if change.after is None:
                 args.pop(change.name, None)
             else:
                 args[change.name] = change.after
-        return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason, changes, result.refusal)
+        higher = {} if result.refusal else ceilings(self._space_knobs, result.args, repaired)
+        return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason, changes, result.refusal, higher)
 
     def projector(self, incumbent: Args) -> Callable[[Knobs], Projection]:
         """What ``plan`` would make of a configuration of the search, on the machine as it is now."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vllm_sloguard.knobs import KNOBS, Kind, Knob, Value
 
@@ -36,7 +37,7 @@ def narrowed(
             raise ValueError(f"knobs.{name}: choices must not be empty")
         for choice in choices:
             check_kind(f"knobs.{name}", knob, choice)
-        return Knob(name, knob.kind, choices=choices, requires=knob.requires, about=knob.about)
+        return replace(knob, choices=choices)
     if choices is not None:
         raise ValueError(f"knobs.{name}: takes low and high, not choices")
     low = knob.low if low is None else low
@@ -45,6 +46,6 @@ def narrowed(
     if not whole:
         raise ValueError(f"knobs.{name}: low and high must be whole numbers, got {low} and {high}")
     try:
-        return Knob(name, knob.kind, low, high, log=knob.log and low > 0, requires=knob.requires, about=knob.about)
+        return replace(knob, low=low, high=high, log=knob.log and low > 0)
     except ValueError as error:
         raise ValueError(f"knobs.{error}") from None

@@ -58,10 +58,10 @@ def comments(config: Config, decision: Decision, trials: Sequence[Trial]) -> lis
     run = trials[-1].run if trials else 0
     lines = [
         f"Written by sloguard {origin['sloguard']}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}.",
-        f"Decision of run {run}: {decision.outcome}: {decision.reason}.",
+        f"Decision: {decision.outcome}: {decision.reason}.",
         *_origin(origin),
-        f"Load: {config.workload.rate:g} requests/s, {config.workload.most_requests} requests of about "
-        f"{config.workload.input_tokens} + {config.workload.output_tokens} tokens; objective {config.objective}.",
+        f"Load: {config.workload.rate:g} requests/s of about {config.workload.input_tokens} + "
+        f"{config.workload.output_tokens} tokens; objective {config.objective}.",
     ]
     numbered = {t.number: t for t in trials}
     for name, numbers in (("incumbent", decision.incumbents), ("candidate", decision.candidates)):
@@ -72,7 +72,7 @@ def comments(config: Config, decision: Decision, trials: Sequence[Trial]) -> lis
     if chosen is not None:
         lines.append(f"Served from now on: the configuration of trial {chosen.number}.")
     ran = len([t for t in trials if not t.plan.refusal])
-    return [*lines, f"{ran} trials ran; `sloguard trials {config.state}` lists them.", ""]
+    return [*lines, f"Run {run}, {ran} trials; `sloguard trials {config.state}` lists them.", ""]
 
 
 def _origin(origin: dict[str, Any]) -> list[str]:
@@ -94,4 +94,5 @@ def _numbers(config: Config, trial: Trial) -> str:
         if limit.measured is not None
     ]
     mean = "" if measurement.e2e_mean_ms is None else f", e2e_mean_ms {measurement.e2e_mean_ms:.4g}"
-    return f"{trial.status}, {', '.join(against)}{mean}, goodput {measurement.goodput_rps:.4g}/s"
+    figures = f"{', '.join(against)}{mean}, goodput {measurement.goodput_rps:.4g}/s"
+    return f"{trial.status}, {measurement.requests} requests, {figures}"

@@ -14,7 +14,9 @@ class JournalError(RuntimeError):
 
 # SQLite keeps whatever is put into a column, and a damaged file has put there anything.
 _NUMBERS = frozenset({"id", "run", "number", "pid", "at", "started_at", "ended_at", "until"})
-_MAY_LACK = frozenset({"run", "ended_at", "until", "result", "decision"})
+_NEEDED = frozenset(
+    {"id", "number", "pid", "at", "started_at", "digest", "role", "engine_id", "state", "reason", "plan"}
+)
 _MOST_NUMBER = 1e11  # seconds, the year 5138
 
 
@@ -22,7 +24,7 @@ def check(row: sqlite3.Row) -> None:
     """Raises JournalError for a value that its column must not have."""
     for name in row.keys():  # noqa: SIM118 - a row iterates over its values
         value = row[name]
-        if value is None and name in _MAY_LACK:
+        if value is None and name not in _NEEDED:
             continue
         if name not in _NUMBERS:
             good = isinstance(value, str)

@@ -1,4 +1,4 @@
-"""Runs one plan: a fresh engine, its load, its end. Every I/O of a trial is here; what it means is sidecar.judge's."""
+"""Runs one plan: an engine, its load, its end. What the load means is sidecar.judge's to say."""
 
 import hashlib
 import json
@@ -16,16 +16,18 @@ from sidecar.capacity import Tried, capacity, next_rate
 from sidecar.config import Config, Objective, Workload
 from sidecar.early_stop import Rules
 from sidecar.engine.engine import Engine, EngineCrashed, Launch, any_free_port
-from sidecar.engine.fork_server import ForkServer, ForkServerError, unforkable
+from sidecar.engine.fork_server import ForkServer, ForkServerError
 from sidecar.engine.http import Unanswered
 from sidecar.engine.process_group import Identity, ProcessGroup
 from sidecar.journal import EngineRecord, JournalError
 from sidecar.learning import Learning
+from sidecar.live import LiveHub
 from sidecar.load import LoadClient, LoadError, LoadResult, LoadTimeoutError, Watch
 from sidecar.metrics import Metrics
 from sidecar.so_far import Hopeless
 from sidecar.telemetry import TelemetryHub
 from sidecar.trial import VALIDATING, Change, Plan, Result, Role, Start
+from sidecar.trial_engine import NotStartedError, TrialEngines
 from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.knobs import Value
 
@@ -41,52 +43,91 @@ _HIGHEST_RATE = 16.0
 class Runner:
     """Starts engines for trials, on a port of their own, and for serving, on the operator's."""
 
-    def __init__(
-        self, config: Config, learning: Learning, hub: TelemetryHub, metrics: Metrics, say: Callable[[str], None]
+    def __init__(  # noqa: PLR0917 - all that a sidecar consists of
+        self,
+        config: Config,
+        learning: Learning,
+        hub: TelemetryHub,
+        live: LiveHub,
+        metrics: Metrics,
+        say: Callable[[str], None],
     ) -> None:
         self._config = config
         self._learning = learning
         self._journal = learning.journal
         self._hub = hub
         self._metrics = metrics
-        self._say = say
+        self._live = live
         logs = config.state / LOGS
         logs.mkdir(parents=True, exist_ok=True, mode=0o700)
         python, env = config.engine.python, config.engine.env
         self.client = LoadClient(python, logs / "load-client.log", env)
-        self._fork_server: ForkServer | None = None
-        if config.engine.forked_trials:
-            self._fork_server = ForkServer(python, {**os.environ, **env}, config.state, logs / "fork-server.log")
+        fork_server = ForkServer(python, {**os.environ, **env}, config.state, logs / "fork-server.log")
+        self._engines = TrialEngines(
+            config,
+            live,
+            fork_server if config.engine.forked_trials else None,
+            lambda launch, server: self.start(launch, "trial", server),
+            # No request is left to wait for, and what is killed leaves less behind than what vLLM shuts down.
+            lambda engine: self.end(engine, drain=False),
+            say,
+        )
 
     def close(self) -> None:
-        """Ends the load client and the fork server."""
+        """Ends the load client, the fork server, and the engine of the last trial."""
         self.client.close()
-        if self._fork_server is not None:
-            self._fork_server.close()
+        self._engines.close()
 
     def warm_up(self) -> None:
         """Brings up what trials need, without waiting for it. Raises LoadError."""
         self.client.start()
-        with suppress(ForkServerError):  # the first trial will say so
-            if self._fork_server is not None:
-                self._fork_server.warm_up()
+        self._engines.warm_up()
+
+    def release(self) -> None:
+        """Ends the engine that was kept for the next trial. Raises NotGoneError."""
+        self._engines.release()
+
+    @property
+    def occupied(self) -> bool:
+        """Whether an engine is kept for the next trial: what the machine has free is less by that."""
+        return self._engines.kept
+
+    def is_cold(self, args: Mapping[str, Any]) -> bool:
+        """Whether a trial with ``args`` needs an engine of its own."""
+        return not self._engines.reaches(args)
 
     def run(self, plan: Plan, cancelled: Callable[[], bool]) -> Result:
         """One trial. A crash is a result. Raises LoadError when the client itself can't measure, Cancelled."""
         self.warm_up()
-        # What the guard has passed runs as it is; the incumbent as it serves.
-        as_it_serves = plan.role in (Role.BASELINE, Role.REFERENCE)
-        launch = self._launch(plan.args, "127.0.0.1", any_free_port(), repair=as_it_serves)
+        result, exact = self._attempt(plan, cancelled, exact=False)
+        if exact or (result.crash is None and result.measurement is not None):
+            return result
+        # It may have been the ceilings, or what the trials before have left: the configuration itself is asked.
+        return self._attempt(plan, cancelled, exact=True)[0]
+
+    def _attempt(self, plan: Plan, cancelled: Callable[[], bool], *, exact: bool) -> tuple[Result, bool]:
+        """The result, and whether it is of an engine with the plan's very arguments; there is no measurement where a
+        live change did not last.
+        """
+
+        def launch(args: Mapping[str, Any]) -> Launch:
+            # What the guard has passed runs as it is; the incumbent as it serves.
+            as_it_serves = plan.role in (Role.BASELINE, Role.REFERENCE)
+            return self._launch(args, "127.0.0.1", any_free_port(), repair=as_it_serves)
+
         try:
-            engine, start = self._trial_engine(launch, plan.role)
-        except EngineCrashed as crashed:
-            return Result(crash=crashed.crash)
-        start_s: float | None = None
+            given = self._engines.get(plan, launch, cancelled, exact=exact)
+        except NotStartedError as failed:
+            if failed.engine is None:
+                return Result(crash=failed.crash), failed.exact
+            crash = self._with_report(failed.engine, failed.crash)
+            self.learn(failed.engine, crash if plan.role is not Role.UNGUARDED else None)
+            return self._told(failed.engine, Result(crash=crash, start=failed.start)), failed.exact
+        engine = given.engine
         loads_s = 0.0
         loads: list[tuple[Tried, LoadResult]] = []
         crash: Crash | None = None
         try:
-            start_s = engine.wait_ready(self._config.engine.start_timeout_s, cancelled)
             began = time.monotonic()
             loads = self._loads(engine, plan.role, cancelled)
             loads_s = time.monotonic() - began
@@ -95,39 +136,22 @@ class Runner:
         except BaseException:
             self.end(engine, drain=False)
             raise
-        # No request is left to wait for, and what is killed as a whole leaves less behind than what vLLM shuts down.
-        stop_s = self.end(engine, drain=False)
+        lasted = crash is None and (given.exact or not self._engines.undone(engine))
+        kept = lasted and self._engines.keep(given, plan)
+        stop_s = None if kept else self.end(engine, drain=False)
         # A crash past the guard is no news.
-        self.learn(engine, crash if plan.role is not Role.UNGUARDED else None)
-        if crash is not None and plan.role is Role.BASELINE and start is Start.FORKED:
-            self._fork_no_more("what is serving crashed on a forked engine")
-        heard = self._hub.of(launch.engine_id)
-        timing = Result(
-            crash=crash,
-            repairs=self.repairs(engine),
-            kv_cache_tokens=heard.kv_cache_tokens,
-            vllm_version=heard.memory.vllm_version if heard.memory is not None else "",
-            start=start,
-            start_s=start_s,
-            stop_s=stop_s,
-        )
-        return self._judged(loads, loads_s, timing) if loads else timing
+        lesson = crash if plan.role is not Role.UNGUARDED else None
+        self.learn(engine, lesson, started=given.start is not Start.LIVE)
+        timing = Result(crash=crash, start=given.start, start_s=given.start_s, stop_s=stop_s)
+        result = self._told(engine, timing)
+        return self._judged(loads, loads_s, result) if loads and lasted else result, given.exact
 
-    def _trial_engine(self, launch: Launch, role: Role) -> tuple[Engine, Start]:
-        """Forked where that can be; what is to be promoted is started as it will serve. Raises EngineCrashed."""
-        if self._fork_server is not None and role not in VALIDATING and not unforkable(launch.args):
-            try:
-                return self.start(launch, "trial", self._fork_server), Start.FORKED
-            except ForkServerError as error:
-                self._fork_no_more(str(error))
-        return self.start(launch, "trial"), Start.ORDINARY
-
-    def _fork_no_more(self, why: str) -> None:
-        """Ordinary starts from now on; said once."""
-        if self._fork_server is not None:
-            self._say(f"engines are started the ordinary way from now on: {why}")
-            self._fork_server.close()
-            self._fork_server = None
+    def _told(self, engine: Engine, result: Result) -> Result:
+        """``result`` with what the plugin said of the start."""
+        heard = self._hub.of(engine.launch.engine_id)
+        version = heard.memory.vllm_version if heard.memory is not None else ""
+        tokens = heard.kv_cache_tokens
+        return replace(result, repairs=self.repairs(engine), kv_cache_tokens=tokens, vllm_version=version)
 
     def learn(self, engine: Engine, crash: Crash | None = None, *, started: bool = True) -> None:
         """Keeps what ``engine`` has shown of its memory, if it can: neither a trial nor the service waits for that."""
@@ -251,8 +275,7 @@ class Runner:
 
     def start(self, launch: Launch, role: str, fork_server: ForkServer | None = None) -> Engine:
         """Starts an engine; the journal knows of it before and after, so that it can always be found again."""
-        self._hub.expect(launch.engine_id)
-        self._metrics.traffic(launch.engine_id, role)
+        self._expect(launch, role)
         self._prune_logs()
         # To serve comes before to record: a full disk stops trials, not the service.
         try:
@@ -273,6 +296,13 @@ class Runner:
                 engine.group.kill()
                 raise
         return engine
+
+    def _expect(self, launch: Launch, role: str) -> None:
+        """Listens to an engine from now on."""
+        cores = launch.args.get("data_parallel_size", 1)
+        self._hub.expect(launch.engine_id)
+        self._live.expect(launch.engine_id, cores if isinstance(cores, int) else 1)
+        self._metrics.traffic(launch.engine_id, role)
 
     def _prune_logs(self) -> None:
         logs = sorted((self._config.state / LOGS).glob("engine-*.log"), key=lambda log: log.stat().st_mtime)
@@ -298,8 +328,7 @@ class Runner:
         own = log.resolve().parent == (self._config.state / LOGS).resolve()
         if record.role != "serving" or record.launch != known(launch) or not own:
             return None
-        self._hub.expect(launch.engine_id)
-        self._metrics.traffic(launch.engine_id, record.role)
+        self._expect(launch, record.role)
         return Engine.adopt(launch, record.identity)
 
     def end_orphans(self, keep: str = "") -> list[str]:

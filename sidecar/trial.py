@@ -1,6 +1,7 @@
 """What is known of one trial. A trial's status follows from its record; it is never stored beside it."""
 
 import json
+from dataclasses import field
 from enum import StrEnum
 from typing import Any
 
@@ -47,6 +48,7 @@ class Start(StrEnum):
 
     ORDINARY = "ordinary"  # by its command line, as an operator starts it
     FORKED = "forked"  # from a process that had imported vLLM
+    LIVE = "live"  # it is that of the trial before, changed while it ran
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -63,7 +65,8 @@ class Change:
 class Plan:
     """What is going to be tried, and why.
 
-    ``proposed`` are the knobs that the search asked for, ``args`` every engine argument that vLLM is started with.
+    ``proposed`` are the knobs that the search asked for, ``args`` every engine argument that the engine is to serve
+    with; ``ceilings`` are those of them with which it may be started higher, and lowered while it runs.
     """
 
     role: Role
@@ -73,6 +76,7 @@ class Plan:
     reason: str
     changes: tuple[Change, ...] = ()
     refusal: str = ""
+    ceilings: dict[str, Value] = field(default_factory=dict[str, Value])
 
 
 @dataclass(frozen=True, config=_FROZEN)

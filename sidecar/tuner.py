@@ -76,8 +76,11 @@ class Tuner:
 
     def tune(self) -> Decision:
         """Runs what is left of the search and the validation, and decides. Raises Cancelled, LoadError."""
-        while (plan := self._next()) is not None and self._fits(1, self._reserved()):
-            self._attempt(plan)
+        try:
+            while (plan := self._next()) is not None and self._fits(1, self._reserved()):
+                self._attempt(plan)
+        finally:
+            self._runner.release()
         # Half a pair tells nothing, nor do fewer pairs than the first look needs.
         while (plan := self._validation()) is not None and self._fits(0, self._missing()):
             self._attempt(plan)

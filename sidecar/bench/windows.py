@@ -1,8 +1,9 @@
 """Tuning windows whose truth is known, decided by the real rule: how often it promotes what it should not.
 
-A simulated load is a recorded one, its requests' latencies as they were relative to their mean, times what the
-configuration is worth, times a factor of the start: lognormal, with the measured deviation between starts. The search
-is there for its luck alone: the candidate is the best of many equal trials.
+A simulated load is put together of pieces of recorded ones, neighbouring requests at their own place in the load, as
+they were relative to the mean of their start; times what the configuration is worth; times a factor of the start,
+lognormal with the measured deviation between starts. The search is there for its luck alone: the candidate is the best
+of many equal trials.
 """
 
 import json
@@ -25,6 +26,7 @@ from sidecar.trial import Plan, Result, Role, Trial
 
 _SEARCHED = 15
 _RATE = 12.0
+_PIECES = 10
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,12 @@ def recorded(path: Path) -> Recording:
     try:
         rows = [json.loads(line)["scores"] for line in path.read_text(encoding="utf-8").splitlines()]
         latencies_s = np.array(rows, dtype=float)
-        means = latencies_s.mean(axis=1)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--starts: {path}: not a recording of starts: {error}") from None
-    if len(rows) < 3 or not (latencies_s > 0).all() or not np.isfinite(latencies_s).all():
-        raise ConfigError(f"--starts: {path}: at least 3 starts without a failed request are needed")
+    good = np.isfinite(latencies_s) & (latencies_s > 0)
+    if latencies_s.ndim != 2 or min(latencies_s.shape) < 3 or not good.all():
+        raise ConfigError(f"--starts: {path}: at least 3 starts are needed, of as many requests each, none failed")
+    means = latencies_s.mean(axis=1)
     noise = float(np.std(np.log(means), ddof=1))
     return Recording(latencies_s / means[:, None], float(means.mean()), noise)
 
@@ -120,8 +123,12 @@ def window(case: Case, recording: Recording, config: Config, rng: np.random.Gene
 
 
 def _load(recording: Recording, noise: float, slo: Slo, rng: np.random.Generator, factor: float) -> Result:
-    shape = recording.shapes[rng.integers(len(recording.shapes))]
-    latencies_s: NDArray[np.float64] = shape * recording.mean_s * factor * math.exp(rng.normal(0.0, noise))
+    count, requests = recording.shapes.shape
+    chosen = np.repeat(rng.integers(count, size=_PIECES), math.ceil(requests / _PIECES))[:requests]
+    shape: NDArray[np.float64] = recording.shapes[chosen, np.arange(requests)]
+    latencies_s: NDArray[np.float64] = (
+        shape / shape.mean() * recording.mean_s * factor * math.exp(rng.normal(0.0, noise))
+    )
     p99_ms, mean_ms = float(np.percentile(latencies_s, 99)) * 1000, float(latencies_s.mean()) * 1000
     measurement = Measurement(
         requests=len(latencies_s),
@@ -134,7 +141,7 @@ def _load(recording: Recording, noise: float, slo: Slo, rng: np.random.Generator
         e2e_mean_ms=mean_ms,
         goodput_rps=_RATE,
     )
-    scores = tuple(float(latency_s) for latency_s in latencies_s)
+    scores = tuple(map(float, latencies_s))
     return Result(violation=violation(measurement, slo), value=-mean_ms, measurement=measurement, scores=scores)
 
 

@@ -32,6 +32,7 @@ LAYERS = (
     ("early_stop",),
     ("journal", "live", "promotion", "provenance", "seconds", "telemetry"),
     ("learning", "metrics", "promoted", "remote"),
+    ("ceilings", "trial_engine"),
     ("guard", "guard_commands", "runner"),
     ("tuner",),
     ("service", "terminal"),

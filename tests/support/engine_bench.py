@@ -13,10 +13,12 @@ from sidecar.config import Config, load
 from sidecar.engine.engine import any_free_port
 from sidecar.journal import Journal
 from sidecar.learning import Learning
+from sidecar.live import LiveHub, next_epoch
 from sidecar.metrics import Metrics
 from sidecar.runner import Runner
 from sidecar.telemetry import TelemetryHub, serve
 from vllm_sloguard import machine
+from vllm_sloguard.wire.live_pb2_grpc import add_LiveServiceServicer_to_server
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
 
 DEMO = Path(__file__).resolve().parents[2] / "deploy" / "demo"
@@ -55,13 +57,20 @@ def bench(config_file: Path) -> Generator[Bench]:
     journal = Journal(config.state)
     metrics = Metrics(config)
     hub = TelemetryHub(metrics.heard)
-    server = serve(config.socket, lambda s: add_TelemetryServiceServicer_to_server(hub, s))
+    live = LiveHub(next_epoch(config.state))
+
+    def register(server: grpc.Server) -> None:
+        add_TelemetryServiceServicer_to_server(hub, server)
+        add_LiveServiceServicer_to_server(live, server)
+
+    server = serve(config.socket, register)
     learning = Learning(journal, config.state, config.model, lambda ranks: machine.observe(ranks=ranks))
-    runner = Runner(config, learning, hub, metrics, print)
+    runner = Runner(config, learning, hub, live, metrics, print)
     try:
         yield Bench(config, journal, hub, server, runner, learning)
     finally:
         runner.end_orphans()
         runner.close()
+        live.close()
         server.stop(0)
         journal.close()
