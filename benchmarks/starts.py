@@ -18,7 +18,7 @@ from sidecar.config import load
 from sidecar.engine.command import Args
 from sidecar.journal import Journal
 from sidecar.learning import Learning
-from sidecar.live import LiveHub, next_epoch
+from sidecar.live import LiveHub
 from sidecar.metrics import Metrics
 from sidecar.runner import Runner
 from sidecar.telemetry import TelemetryHub, serve
@@ -43,7 +43,7 @@ def measured(path: Path, changed: Args) -> dict[str, object]:
     """One start, with a journal of its own."""
     with tempfile.TemporaryDirectory() as folder:
         config = load(path).model_copy(update={"state": Path(folder) / "state"})
-        journal, hub, live = Journal(config.state), TelemetryHub(), LiveHub(next_epoch(config.state))
+        journal, hub, live = Journal(config.state), TelemetryHub(), LiveHub()
         server = serve(config.socket, lambda server: add_TelemetryServiceServicer_to_server(hub, server))
         learning = Learning(journal, config.state, config.model, lambda ranks: machine.observe({}, ranks=ranks))
         runner = Runner(config, learning, hub, live, Metrics(config), _say)

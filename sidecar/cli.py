@@ -15,7 +15,7 @@ import grpc
 import typer
 from rich.console import Console
 
-from sidecar import guard_commands, lock, operator_commands, promoted, study_commands
+from sidecar import guard_commands, lock, operator_commands, promoted, remote, study_commands
 from sidecar.bench import commands as bench
 from sidecar.config import Config, ConfigError, load
 from sidecar.control import Control, Requests
@@ -25,7 +25,7 @@ from sidecar.engine.process_group import NotGoneError, ProcessGroup
 from sidecar.guard import Guard
 from sidecar.journal import Journal, JournalError, Superseded
 from sidecar.learning import Learning
-from sidecar.live import LiveHub, next_epoch
+from sidecar.live import LiveHub
 from sidecar.load import LoadError
 from sidecar.metrics import Metrics
 from sidecar.operations import Operations
@@ -109,7 +109,7 @@ def tune(config_file: ConfigFile) -> None:
         journal, metrics = parts.journal, parts.metrics
         _refuse_while_serving(journal)
         parts.runner.end_orphans()
-        journal.take_over(os.getpid())
+        parts.runner.act_for(journal.take_over(os.getpid()))
         run = open_run(config, journal)
         with View(console, list(config.search.knobs), config.search.budget) as view:
             for trial in journal.trials(run.id):
@@ -200,13 +200,13 @@ def _sidecar(config: Config, say: Say) -> Generator[Parts]:
     """What `tune` and `serve` both need, for as long as the state folder's lock is held."""
     with lock.held(config.state):
         requests, metrics = Requests(), Metrics(config)
-        live = LiveHub(next_epoch(config.state))
-        hub = TelemetryHub(metrics.heard)
+        live, hub = LiveHub(), TelemetryHub(metrics.heard)
+        control = Control(config, requests, hub)
 
         def register(server: grpc.Server) -> None:
             add_TelemetryServiceServicer_to_server(hub, server)
             add_LiveServiceServicer_to_server(live, server)
-            add_ControlServiceServicer_to_server(Control(config, requests, hub), server)
+            add_ControlServiceServicer_to_server(control, server)
 
         seen: dict[int, machine.Machine] = {}
 
@@ -217,7 +217,9 @@ def _sidecar(config: Config, say: Say) -> Generator[Parts]:
             return seen[ranks]
 
         journal = Journal(config.state)
-        server = serve_grpc(config.socket, register)
+        servers = [serve_grpc(config.socket, register)]
+        if config.remote is not None:
+            servers.append(remote.serve(config.remote, lambda s: add_ControlServiceServicer_to_server(control, s)))
         learning = Learning(journal, config.state, config.model, observe)
         runner = Runner(config, learning, hub, live, metrics, say)
         _on_signals(requests)
@@ -228,7 +230,8 @@ def _sidecar(config: Config, say: Say) -> Generator[Parts]:
         finally:
             runner.close()
             live.close()
-            server.stop(grace=0.5).wait(2)
+            for stopped in [server.stop(grace=0.5) for server in servers]:
+                stopped.wait(2)
             journal.close()
 
 

@@ -2,23 +2,18 @@
 
 import hashlib
 import json
-import math
 import os
 import re
 import sys
-from dataclasses import replace
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from cronsim import CronSim, CronSimError
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     FiniteFloat,
     PositiveFloat,
@@ -27,15 +22,19 @@ from pydantic import (
     model_validator,
 )
 
+from sidecar.config_window import Promotion, Section, Window
+from sidecar.knob_ranges import check_kind, narrowed
 from sidecar.search.registry import DEFAULT as DEFAULT_OPTIMIZER
 from sidecar.search.registry import NAMES as OPTIMIZERS
 from sidecar.search.registry import make
 from sidecar.search.space import Space
-from vllm_sloguard.knobs import KNOBS, Kind, Knob, Value
+from vllm_sloguard.knobs import KNOBS, Knob
 
 # A Unix socket's path is limited by the kernel to 108 bytes, its final zero included.
 _LONGEST_SOCKET_PATH = 107
 SOCKET_NAME = "sidecar.sock"
+# What is wrong may be long; what is said of it is not.
+_LONGEST_LINE = 1000
 # Twice what a load without a single miss needs at the usual confidence; see sidecar.early_stop.
 _MOST_REQUESTS = 500
 _COMPARED_REQUESTS = 200
@@ -44,6 +43,10 @@ _COMPARED_REQUESTS = 200
 class ConfigError(ValueError):
     """The file can't be used; the text is one line that names the field, what was given and what is allowed."""
 
+    def __init__(self, text: str) -> None:
+        line = " ".join(text.split())
+        super().__init__(line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 3]}...")
+
 
 class Objective(StrEnum):
     """What is raised among the configurations that meet the SLO."""
@@ -51,10 +54,6 @@ class Objective(StrEnum):
     GOODPUT = "goodput"  # requests a second that meet the SLO; higher is better
     LATENCY = "latency"  # mean end-to-end latency; lower is better
     CAPACITY = "capacity"  # the highest request rate that meets the SLO; higher is better
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def _spelled_like_vllm(args: Any) -> Any:
@@ -80,14 +79,14 @@ _OWN_ARGS = {
 Args = Annotated[dict[str, bool | int | float | str | list[str]], BeforeValidator(_spelled_like_vllm)]
 
 
-class EngineConfig(_Section):
+class EngineConfig(Section):
     """How vLLM is started; ``args`` is the incumbent."""
 
-    args: Args = {}
+    args: Args = Field(default={})
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     python: str = sys.executable
-    env: dict[str, str] = {}
+    env: dict[str, str] = Field(default={})
     start_timeout_s: PositiveFloat = 900.0
     # Whether trials may run on engines that are forked from a process which has imported vLLM.
     forked_trials: bool = True
@@ -105,7 +104,7 @@ class EngineConfig(_Section):
         return self
 
 
-class Slo(_Section):
+class Slo(Section):
     """The latency objectives: limits on the 99th percentiles, milliseconds, and on the share of failed requests."""
 
     ttft_p99_ms: PositiveFloat | None = None
@@ -120,7 +119,7 @@ class Slo(_Section):
         return self
 
 
-class Workload(_Section):
+class Workload(Section):
     """The load of a trial: open loop, Poisson arrivals, random prompts; lengths vary by ``spread`` of their mean.
 
     ``highest_rate`` ends the search for the capacity, where that is the objective; 16 times ``rate`` unless given.
@@ -160,7 +159,7 @@ class Workload(_Section):
         return int((self.input_tokens + self.output_tokens) * (1 + self.spread)) + 1
 
 
-class KnobRange(_Section):
+class KnobRange(Section):
     """What a search may use of a knob; what is not given is as in the knob table."""
 
     low: FiniteFloat | int | None = None
@@ -168,14 +167,14 @@ class KnobRange(_Section):
     choices: list[bool | int | float | str] | None = None
 
 
-class SearchConfig(_Section):
+class SearchConfig(Section):
     """The search: which knobs, how many trials, from which seed; ``unguarded`` trials skip the guard and the repair."""
 
     optimizer: str = DEFAULT_OPTIMIZER
     budget: Annotated[int, Field(ge=1)] = 15
     seed: Annotated[int, Field(ge=0)] = 0
     knobs: dict[str, KnobRange | None]
-    unguarded: list[Args] = []
+    unguarded: list[Args] = Field(default=[])
 
     @model_validator(mode="after")
     def _known(self) -> "SearchConfig":
@@ -187,132 +186,43 @@ class SearchConfig(_Section):
         for args in self.unguarded:
             if bad := sorted(set(args) - set(KNOBS)):
                 raise ValueError(f"unguarded: {bad[0]!r} is not a knob; there are {', '.join(KNOBS)}")
+            for name, value in args.items():
+                check_kind(f"unguarded: {name}", KNOBS[name], value)
         return self
 
     def space_knobs(self) -> tuple[Knob, ...]:
         """The knobs of the search, with their ranges."""
-        return tuple(_knob(name, limits or KnobRange()) for name, limits in self.knobs.items())
+        ranges = ((name, limits or KnobRange()) for name, limits in self.knobs.items())
+        return tuple(narrowed(name, limits.low, limits.high, limits.choices) for name, limits in ranges)
 
 
-def _knob(name: str, limits: KnobRange) -> Knob:
-    if name not in KNOBS:
-        raise ValueError(f"knobs: {name!r} is not a knob; there are {', '.join(KNOBS)}")
-    knob = KNOBS[name]
-    if knob.kind is Kind.CATEGORICAL:
-        if limits.low is not None or limits.high is not None:
-            raise ValueError(f"knobs.{name}: takes choices, not low and high")
-        choices: tuple[Value, ...] = tuple(limits.choices) if limits.choices is not None else knob.choices
-        if not choices:
-            raise ValueError(f"knobs.{name}: choices must not be empty")
-        return replace(knob, choices=choices)
-    if limits.choices is not None:
-        raise ValueError(f"knobs.{name}: takes low and high, not choices")
-    low = knob.low if limits.low is None else limits.low
-    high = knob.high if limits.high is None else limits.high
-    whole = knob.kind is not Kind.INT or (low == math.floor(low) and high == math.floor(high))
-    if not whole:
-        raise ValueError(f"knobs.{name}: low and high must be whole numbers, got {low} and {high}")
-    try:
-        return replace(knob, low=low, high=high, log=knob.log and low > 0)
-    except ValueError as error:
-        raise ValueError(f"knobs.{error}") from None
-
-
-def seconds(text: str) -> float:
-    """Seconds of "90s", "45m" or "2h". Raises ValueError."""
-    units = {"s": 1, "m": 60, "h": 3600}
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh])", text)
-    if match is None:
-        raise ValueError('a duration such as "90s", "45m" or "2h" is needed')
-    return float(match[1]) * units[match[2]]
-
-
-def _seconds(given: Any) -> Any:
-    return seconds(given) if isinstance(given, str) else given
-
-
-class Probation(_Section):
-    """When a promotion is taken back by itself: see docs of sidecar.probation. Durations are seconds."""
-
-    duration: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = 1800.0
-    min_requests: Annotated[int, Field(ge=50)] = 200
-    burn: Annotated[float, Field(ge=1)] = 6.0
-    tolerance: Annotated[float, Field(ge=0)] = 0.25
-    crashes: Annotated[int, Field(ge=2)] = 3
-    crashes_within: Annotated[PositiveFloat, BeforeValidator(_seconds)] = 600.0
-
-
-class Promotion(_Section):
-    """When a configuration replaces the incumbent: see sidecar.promotion for the rule.
-
-    ``pairs`` are the numbers of pairs of starts after which the evidence is looked at. ``min_gain`` is of the
-    objective, relative; ``tolerance`` is how far one start of the candidate may exceed a limit, relative to it.
-    ``noise`` is the least that starts of one configuration are taken to deviate, relative.
-    """
-
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.98
-    min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    pairs: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1, strict=False)] = (3, 5, 8)
-    slo_confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.9
-    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    noise: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    probation: Probation = Probation()
-
-    @model_validator(mode="after")
-    def _ascending(self) -> "Promotion":
-        if sorted(set(self.pairs)) != list(self.pairs):
-            raise ValueError(f"pairs: each number must be above the one before, got {list(self.pairs)}")
-        return self
-
-    @property
-    def requests_for_p99(self) -> int:
-        """So many requests within a limit show, at ``slo_confidence``, that at most 1 in 100 is beyond it."""
-        return math.ceil(math.log(1 - self.slo_confidence) / math.log(0.99))
-
-    @property
-    def requests_a_start(self) -> int:
-        """The fewest that a start is loaded with, for enough of them by the first look."""
-        return math.ceil(self.requests_for_p99 / self.pairs[0])
-
-
-def _cron(text: str) -> str:
-    try:
-        CronSim(text, datetime(2026, 1, 1, tzinfo=UTC))
-    except CronSimError as error:
-        raise ValueError(f'a cron expression such as "0 3 * * 1-5" is needed ({error})') from None
+def _address(text: str) -> str:
+    if not re.fullmatch(r"[^\s:]+:[0-9]{1,5}|\[[0-9a-fA-F:.]+\]:[0-9]{1,5}", text):
+        raise ValueError('a host and a port are needed, such as "10.0.0.5:9465"')
     return text
 
 
-class Hooks(_Section):
-    """Commands, each a list of words and never for a shell, by which others are told of a window."""
-
-    before_drain: list[str] = []
-    after_restore: list[str] = []
-    timeout: Annotated[PositiveFloat, BeforeValidator(_seconds)] = 10.0
-
-
-class Window(_Section):
-    """When `sloguard serve` may take the service down to tune; ``cron`` is in the host's local time."""
-
-    cron: Annotated[str, AfterValidator(_cron)] | None = None
-    duration: Annotated[PositiveFloat, BeforeValidator(_seconds)] = 3600.0
-    # Between /ready turning not-ready and the drain: time for load balancers to see it.
-    notice: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = 5.0
-    # Requests a second of the last minutes; none opens above it.
-    max_rate: PositiveFloat | None = None
-    # How long none opens after one that has failed.
-    after_failure: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = 86400.0
-    hooks: Hooks = Hooks()
-
-
-class MetricsConfig(_Section):
+class MetricsConfig(Section):
     """Where /metrics and /ready are served; port 0 for any free one."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 9464
 
 
-class Config(_Section):
+class Remote(Section):
+    """Where the control service takes calls over TCP too: from holders of a certificate of ``ca`` and of ``token``.
+
+    All but ``address`` ("host:port") are files; a client needs the same, with a certificate of its own.
+    """
+
+    address: Annotated[str, AfterValidator(_address)]
+    certificate: Path = Field(strict=False)
+    key: Path = Field(strict=False)
+    ca: Path = Field(strict=False)
+    token: Path = Field(strict=False)
+
+
+class Config(Section):
     """The whole file."""
 
     model: str
@@ -325,6 +235,7 @@ class Config(_Section):
     window: Window = Window()
     state: Path = Field(default=Path("sloguard-state"), strict=False)
     metrics: MetricsConfig = MetricsConfig()
+    remote: Remote | None = None
 
     @property
     def socket(self) -> Path:
@@ -333,7 +244,7 @@ class Config(_Section):
 
     def digest(self) -> str:
         """Names what a run depends on: a run is resumed only by the configuration that it was started with."""
-        content = self.model_dump(mode="json", exclude={"state", "metrics", "window"})
+        content = self.model_dump(mode="json", exclude={"state", "metrics", "window", "remote"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def base_digest(self) -> str:
@@ -348,6 +259,11 @@ def load(path: Path) -> Config:
         content: object = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        # Its text quotes the line, in which there may be a secret.
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"{path}: not YAML: {where}{error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         # PyYAML's own errors are the first of these; the others escape from it for some texts.
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
@@ -372,7 +288,12 @@ def _placed(config: Config, folder: Path) -> Config:
     model = str(local.resolve()) if local.is_dir() else config.model
     python = folder / config.engine.python
     engine = config.engine.model_copy(update={"python": str(python.absolute())}) if python.is_file() else config.engine
-    return config.model_copy(update={"state": state, "model": model, "engine": engine})
+    remote = config.remote and config.remote.model_copy(
+        update={
+            name: (folder / getattr(config.remote, name)).resolve() for name in ("certificate", "key", "ca", "token")
+        }
+    )
+    return config.model_copy(update={"state": state, "model": model, "engine": engine, "remote": remote})
 
 
 def _first(error: ValidationError) -> str:
@@ -384,7 +305,9 @@ def _first(error: ValidationError) -> str:
         return f"{field}: there is no such field; there are {allowed}"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     given = problem["input"]
-    shown = "" if isinstance(given, dict | list | BaseModel) or problem["type"] == "missing" else f" {given!r}:"
+    # The environment is where secrets belong: its values are never shown.
+    untold = isinstance(given, dict | list | BaseModel) or problem["type"] == "missing" or "env" in problem["loc"]
+    shown = "" if untold else f" {given!r}:"
     more = len(error.errors()) - 1
     return f"{field}:{shown} {message}" + (f" (and {more} more)" if more else "")
 

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 
-from sidecar.config import Hooks
+from sidecar.config_window import Hooks
 from sidecar.journal import JournalError
 from sidecar.operations import Kind, Operations
 

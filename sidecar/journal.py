@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sidecar import schema
 from sidecar.engine.process_group import Identity
+from sidecar.rows import JournalError, check, object_of
 from sidecar.trial import PLAN, RESULT, Plan, Result, Status, Trial
 from vllm_sloguard.learned import RULE, START, Rule, Start
 
@@ -24,10 +25,6 @@ _T = TypeVar("_T")
 FILE_NAME = "journal.sqlite"
 
 _MOST_STARTS = 50
-
-
-class JournalError(RuntimeError):
-    """The journal can't be used; the text says why, in one line."""
 
 
 class Superseded(RuntimeError):  # noqa: N818 - it names what happened
@@ -145,18 +142,20 @@ class Journal:
         if not rows:
             return None
         row = rows[0]
-        decision = content_of(row["decision"], "decision") if row["decision"] else None
-        incumbent = content_of(row["incumbent"], "incumbent")
+        decision = object_of(row["decision"], "decision") if row["decision"] else None
+        if decision is not None and not {"outcome", "reason"} <= set(decision):
+            raise JournalError("the journal is damaged: decision: outcome and reason are needed")
+        incumbent = object_of(row["incumbent"], "incumbent")
         return Run(row["id"], row["digest"], incumbent, row["started_at"], row["ended_at"], decision)
 
     def decisions(self) -> dict[int, dict[str, Any]]:
         """The decision of each run that has one."""
         rows = self.read("SELECT id, decision FROM runs WHERE decision IS NOT NULL", ())
-        return {row["id"]: content_of(row["decision"], "decision") for row in rows}
+        return {row["id"]: object_of(row["decision"], "decision") for row in rows}
 
     def run_configs(self) -> dict[int, dict[str, Any]]:
         """The configuration of each run, as it was recorded."""
-        return {row["id"]: content_of(row["config"], "config") for row in self.read("SELECT id, config FROM runs", ())}
+        return {row["id"]: object_of(row["config"], "config") for row in self.read("SELECT id, config FROM runs", ())}
 
     # Trials
 
@@ -213,7 +212,7 @@ class Journal:
     def engines(self) -> list[EngineRecord]:
         """The engines that were not seen gone."""
         return [
-            EngineRecord(_identity(row), row["role"], content_of(row["launch"], "launch"))
+            EngineRecord(_identity(row), row["role"], object_of(row["launch"], "launch"))
             for row in self.read("SELECT * FROM engines", ())
         ]
 
@@ -235,7 +234,7 @@ class Journal:
             " ORDER BY id DESC LIMIT 1"
         )
         rows = self.read(query, (base_digest,))
-        return content_of(rows[0]["args"], "args") if rows else None
+        return object_of(rows[0]["args"], "args") if rows else None
 
     def promotions(self) -> list[Promoted]:
         """Every change of what is served, oldest first."""
@@ -248,8 +247,8 @@ class Journal:
         query = joined if self.version() >= schema.OPERATIONS else plain
         rows = [dict(row) for row in self.read(query, ())]
         for row in rows:
-            row["args"] = content_of(row["args"], "args")
-            row["evidence"] = content_of(row["evidence"], "evidence") if row.get("evidence") else None
+            row["args"] = object_of(row["args"], "args")
+            row["evidence"] = object_of(row["evidence"], "evidence") if row.get("evidence") else None
         return [Promoted(**row) for row in rows]
 
     # What was learned, of one model on one host
@@ -319,7 +318,7 @@ class Journal:
         """Of the controller in charge; 0 before the first."""
         if self.version() < schema.OPERATIONS:
             return 0
-        return int(self.read("SELECT coalesce(max(epoch), 0) FROM epochs", ())[0][0])
+        return int(self.read("SELECT coalesce(max(epoch), 0) AS epoch FROM epochs", ())[0][0])
 
     def still_mine(self) -> None:
         """Raises Superseded when another sidecar has taken over since, JournalError when that can't be read."""
@@ -329,9 +328,12 @@ class Journal:
     def read(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
         """The rows of a query. Raises JournalError."""
         try:
-            return self._db.execute(query, values).fetchall()
+            rows = self._db.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise JournalError(f"the journal can't be read: {error}") from None
+        for row in rows:
+            check(row)
+        return rows
 
     def write(self, statement: str, values: tuple[Any, ...]) -> None:
         """Writes, unless another sidecar has taken over. Raises JournalError, Superseded."""
@@ -360,14 +362,6 @@ class Journal:
 
 def _identity(row: sqlite3.Row) -> Identity:
     return Identity(row["pid"], row["started_at"], row["engine_id"])
-
-
-def content_of(text: str, name: str) -> dict[str, Any]:
-    """What JSON text of the journal says; ``name`` is for the error. Raises JournalError."""
-    try:
-        return json.loads(text)
-    except (ValueError, TypeError) as error:
-        raise JournalError(f"the journal is damaged: {name}: {error}") from None
 
 
 def _trial(row: sqlite3.Row) -> Trial:

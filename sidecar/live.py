@@ -8,12 +8,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
 
-from sidecar.files import write_whole
 from vllm_sloguard.knobs import KNOBS, Config, Kind, Value
 from vllm_sloguard.live import Range, Targets, Verdict, refusal
 from vllm_sloguard.wire import live_pb2 as pb
@@ -96,16 +94,21 @@ class _Engine:
 class LiveHub(LiveServiceServicer):
     """Brings changes to the engines that were announced by ``expect``.
 
-    ``epoch`` must be higher than that of every sidecar before; see ``next_epoch``.
+    ``epoch`` must be higher than that of every sidecar before: that of the journal (``act_for``).
     """
 
-    def __init__(self, epoch: int, lease_s: float = LEASE_S) -> None:
+    def __init__(self, epoch: int = 0, lease_s: float = LEASE_S) -> None:
         self._epoch = epoch
         self._lease_s = lease_s
         self._number = 0
         self._closed = False
         self._engines: OrderedDict[str, _Engine] = OrderedDict()
         self._moved = threading.Condition()
+
+    def act_for(self, epoch: int) -> None:
+        """Makes changes in the name of the controller of ``epoch`` from now on."""
+        with self._moved:
+            self._epoch = epoch
 
     def expect(self, engine_id: str, cores: int = 1) -> None:
         """Answers ``engine_id``, which has so many data-parallel cores, from now on; the oldest are forgotten."""
@@ -199,7 +202,7 @@ class LiveHub(LiveServiceServicer):
             # A later call of the same core means that nobody waits for this one.
             self._moved.wait_for(
                 lambda: self._closed or core.polls != mine or _news(engine, request),
-                min(max(request.wait_seconds, 0.0), _LONGEST_WAIT_S),
+                min(max(0.0, request.wait_seconds), _LONGEST_WAIT_S),  # in this order 0 is taken for NaN
             )
             return pb.AwaitResponse(epoch=self._epoch, change=engine.change if _news(engine, request) else None)
 
@@ -283,10 +286,15 @@ def _knob_effects(reports: list[pb.LiveReport]) -> dict[str, KnobEffect]:
             found.setdefault(effect.name, []).append(effect)
     effects: dict[str, KnobEffect] = {}
     for name, of_cores in found.items():
-        weakest = min(of_cores, key=lambda effect: effect.verdict)
+        weakest = min(of_cores, key=lambda effect: _verdict(effect.verdict))
         seconds = _slowest(of_cores, "seconds")
-        effects[name] = KnobEffect(weakest.before, weakest.target, Verdict(weakest.verdict), seconds, weakest.seen)
+        effects[name] = KnobEffect(weakest.before, weakest.target, _verdict(weakest.verdict), seconds, weakest.seen)
     return effects
+
+
+def _verdict(number: int) -> Verdict:
+    """One that is not known says nothing yet."""
+    return Verdict(number) if number in set(Verdict) else Verdict.OPEN
 
 
 def _common(asked: list[pb.AwaitRequest]) -> Capabilities:
@@ -326,12 +334,3 @@ def reachable(started: Config, wanted: Config, able: Capabilities) -> bool:
 
 def _same(one: Value, other: Value) -> bool:
     return one == other and isinstance(one, bool) == isinstance(other, bool)
-
-
-def next_epoch(folder: Path) -> int:
-    """One more than the last time, for ``folder``, whose lock the caller holds. Raises OSError."""
-    path = folder / "epoch"
-    text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-    epoch = int(text) + 1 if text.isdecimal() else 1
-    write_whole(path, f"{epoch}\n")
-    return epoch

@@ -10,7 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar, cast
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked
 
 from sidecar.config import Workload
 from sidecar.engine.engine import Cancelled
@@ -19,6 +22,12 @@ from vllm_sloguard import warmup
 _START_TIMEOUT_S = 180.0
 _SPARE_S = 60.0
 _POLL_S = 0.2
+
+_T = TypeVar("_T")
+
+
+# What the client tells is checked as it is read: it comes from outside.
+Seconds = Annotated[float, Field(gt=-1e9, lt=1e9)]
 
 
 class LoadError(RuntimeError):
@@ -29,48 +38,48 @@ class LoadTimeoutError(LoadError):
     """The client did not come back: the engine takes requests and does not answer."""
 
 
-@dataclass(frozen=True)
+@checked(frozen=True)
 class Request:
     """One request as the client saw it: seconds; None for what it did not see; ``error`` is empty when it succeeded.
 
     ``start_s`` is on a clock of the client's own, None where it does not say.
     """
 
-    ttft_s: float | None
-    e2e_s: float | None
-    itls_s: tuple[float, ...]
+    ttft_s: Seconds | None
+    e2e_s: Seconds | None
+    itls_s: tuple[Seconds, ...]
     error: str = ""
-    start_s: float | None = None
+    start_s: Seconds | None = None
 
 
-@dataclass(frozen=True)
+@checked(frozen=True)
 class InFlight:
     """A request that has not been answered in full: ``ttft_s`` is None until its first token."""
 
-    start_s: float
-    ttft_s: float | None
+    start_s: Seconds
+    ttft_s: Seconds | None
 
 
-@dataclass(frozen=True)
+@checked(frozen=True)
 class Progress:
     """What a load has shown up to ``now_s``, on the clock of the starts; ``planned`` requests are sent in all."""
 
-    now_s: float
+    now_s: Seconds
     planned: int
     finished: tuple[Request, ...]
     in_flight: tuple[InFlight, ...]
 
 
-@dataclass(frozen=True)
+@checked(frozen=True)
 class WarmUp:
     """The requests before the load: whether the step times settled, or the bound was reached."""
 
     requests: int = 0
-    seconds: float = 0.0
+    seconds: Seconds = 0.0
     settled: bool = True
 
 
-@dataclass(frozen=True)
+@checked(frozen=True)
 class LoadResult:
     """Every request of one load, failed ones included, and how long it took from the first to the last.
 
@@ -78,7 +87,7 @@ class LoadResult:
     """
 
     requests: tuple[Request, ...]
-    duration_s: float
+    duration_s: Seconds
     planned: int = 0
     cancelled: int = 0
     warm_up: WarmUp = WarmUp()
@@ -132,6 +141,7 @@ class LoadClient:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                errors="replace",
                 start_new_session=True,
                 env=_environment(self._env),
             )
@@ -166,11 +176,8 @@ class LoadClient:
         longest_s = warmup.LONGEST_S + sending_s + workload.request_timeout_s * 2 + _SPARE_S
         answer, ending = self._watched(longest_s, cancelled, watch)
         if "error" in answer:
-            raise LoadError(f"the benchmark client failed: {answer['error']}")
-        try:
-            result = _result(answer["result"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise LoadError(f"the benchmark client's result can't be read: {type(error).__name__}: {error}") from None
+            raise LoadError(f"the benchmark client failed: {str(answer['error'])[:1000]}")
+        result = self._understood(lambda: _result(answer["result"]))
         # It may have ended by itself before it could be ended.
         return replace(result, ending=ending) if len(result.requests) < result.planned else result
 
@@ -179,14 +186,13 @@ class LoadClient:
     ) -> tuple[dict[str, Any], Ending | None]:
         """The load's answer, and how ``watch`` has ended it."""
         deadline = time.monotonic() + longest_s
-        finished: list[Request] = []
+        finished: tuple[Request, ...] = ()
         ending: Ending | None = None
         while "progress" in (answer := self._answer(max(deadline - time.monotonic(), _POLL_S), cancelled)):
-            told = answer["progress"]
-            finished += [_request(row) for row in told["finished"]]
-            flying = tuple(InFlight(start, ttft) for start, ttft in told["in_flight"])
-            if ending is None and told["planned"]:
-                ending = watch(Progress(told["now"], told["planned"], tuple(finished), flying))
+            progress = self._understood(lambda: _progress(answer["progress"], finished))  # noqa: B023 - called at once
+            finished = progress.finished
+            if ending is None and progress.planned:
+                ending = watch(progress)
                 if ending is not None:
                     self._send({"end": str(ending.how)})
         return answer, ending
@@ -228,7 +234,16 @@ class LoadClient:
         if line is None:
             self.close()
             raise LoadError(f"the benchmark client has died; see {self._log}")
-        return json.loads(line)
+        return self._understood(lambda: _object(json.loads(line)))
+
+    def _understood(self, read: Callable[[], _T]) -> _T:
+        """What ``read`` returns; a client that is not understood is ended, as what it says next may answer this."""
+        try:
+            return read()
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+            self.close()
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+            raise LoadError(f"the benchmark client's answer can't be read: {said}; see {self._log}") from None
 
     def _poll(self) -> str | None:
         """The next line; empty when there is none yet, None when there will be none."""
@@ -236,6 +251,12 @@ class LoadClient:
             return self._answers.get(timeout=_POLL_S)
         except queue.Empty:
             return ""
+
+
+def _object(answer: Any) -> dict[str, Any]:
+    if not isinstance(answer, dict):
+        raise TypeError(f"an object was expected, not {type(answer).__name__}")
+    return cast("dict[str, Any]", answer)
 
 
 def _drain(process: subprocess.Popen[str], answers: "queue.Queue[str | None]") -> None:
@@ -271,6 +292,12 @@ def _argv(workload: Workload, base_url: str, model: str, tokenizer: str) -> list
     }
     argv = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
     return [*argv, "--ignore-eos", "--save-detailed", "--disable-tqdm"]
+
+
+def _progress(told: Mapping[str, Any], before: tuple[Request, ...]) -> Progress:
+    finished = tuple(_request(row) for row in told["finished"])
+    flying = tuple(InFlight(start, ttft) for start, ttft in told["in_flight"])
+    return Progress(told["now"], told["planned"], before + finished, flying)
 
 
 def _request(row: Mapping[str, Any]) -> Request:

@@ -1,4 +1,4 @@
-"""One sidecar a state folder."""
+"""One sidecar a state folder, and nobody else in it."""
 
 import fcntl
 import os
@@ -14,13 +14,14 @@ _PATIENCE_S = 0.5
 
 
 class LockedError(RuntimeError):
-    """Another sidecar has the folder; the text names it."""
+    """Another sidecar has the folder, or others can get into it; the text says which."""
 
 
 @contextmanager
 def held(folder: Path) -> Generator[None]:
     """Holds ``folder``'s lock; the system lets go of it when this process ends, however it does. Raises LockedError."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _check_private(folder)
     with (folder / _NAME).open("a+", encoding="utf-8") as file:
         deadline = time.monotonic() + _PATIENCE_S
         while not _taken(file):
@@ -32,6 +33,15 @@ def held(folder: Path) -> Generator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _check_private(folder: Path) -> None:
+    # Whoever may write there may give the sidecar orders, and choose what it serves.
+    facts = folder.stat()
+    if facts.st_uid != os.geteuid():
+        raise LockedError(f"{folder}: belongs to user {facts.st_uid}; a folder of user {os.geteuid()} is needed")
+    if facts.st_mode & 0o077:
+        raise LockedError(f"{folder}: is open to others (mode {facts.st_mode & 0o777:o}); chmod 700 it")
 
 
 def _taken(file: TextIO) -> bool:

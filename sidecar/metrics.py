@@ -29,6 +29,9 @@ _P99S = ("ttft", "itl", "e2e")
 _TRAFFIC = ("serving", "trial")
 # A series that exists before its first event shows that event as a rise.
 _FINISH_REASONS = ("stop", "length", "abort", "error")
+_OTHER_REASON = "other"
+# A client that says nothing does not keep a thread.
+_PATIENCE_S = 10.0
 
 
 class Metrics:
@@ -190,12 +193,18 @@ class Metrics:
             self.kv_tokens.labels("predicted").set(event.repair_report.predicted_kv_cache_tokens)
 
     def _request(self, traffic: str, request: pb.RequestFinished) -> None:
-        self.requests.labels(traffic, request.finish_reason).inc()
+        known = request.finish_reason in _FINISH_REASONS
+        self.requests.labels(traffic, request.finish_reason if known else _OTHER_REASON).inc()
         if request.HasField("ttft_seconds"):
-            self.latency["ttft"].labels(traffic).observe(request.ttft_seconds)
+            self._observe("ttft", traffic, request.ttft_seconds)
         if request.HasField("inter_token_seconds"):
-            self.latency["itl"].labels(traffic).observe(request.inter_token_seconds)
-        self.latency["e2e"].labels(traffic).observe(request.e2e_seconds)
+            self._observe("itl", traffic, request.inter_token_seconds)
+        self._observe("e2e", traffic, request.e2e_seconds)
+
+    def _observe(self, latency: str, traffic: str, seconds: float) -> None:
+        # A sum that is not a number would stay so.
+        if 0 <= seconds < math.inf:
+            self.latency[latency].labels(traffic).observe(seconds)
 
     # From the loop
 
@@ -284,6 +293,8 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _QuietHandler(WSGIRequestHandler):
+    timeout = _PATIENCE_S
+
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing: a scrape is no event."""
 

@@ -9,7 +9,7 @@ It may not while the operator has paused; unless it is forced, it may not either
 
 from datetime import datetime
 
-from sidecar.config import Window
+from sidecar.config_window import Window
 from sidecar.operations import Event, WindowOutcome
 
 

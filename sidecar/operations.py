@@ -11,7 +11,8 @@ from enum import StrEnum
 from typing import Any
 
 from sidecar import schema
-from sidecar.journal import Journal, Promoted, content_of
+from sidecar.journal import Journal, Promoted
+from sidecar.rows import object_of
 
 # A restore may take as long as the longest of so many ordinary starts.
 _STARTS = 10
@@ -78,7 +79,7 @@ class Operations:
         marks = ", ".join("?" for _ in kinds)
         query = f"SELECT * FROM events WHERE kind IN ({marks}) AND at >= ? ORDER BY id DESC LIMIT ?"  # noqa: S608
         rows = self._journal.read(query, (*map(str, kinds), since, most))
-        return [Event(r["at"], Kind(r["kind"]), content_of(r["content"], "event")) for r in reversed(rows)]
+        return [Event(r["at"], Kind(r["kind"]), object_of(r["content"], "event")) for r in reversed(rows)]
 
     def _last(self, *kinds: Kind) -> Event | None:
         return next(iter(self.events(kinds, 1)), None)

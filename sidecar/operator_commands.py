@@ -12,14 +12,14 @@ import grpc
 import typer
 from rich.console import Console
 
-from sidecar import lock
-from sidecar.config import Config, ConfigError, load, seconds
+from sidecar import lock, remote
+from sidecar.config import Config, ConfigError, load
+from sidecar.config_window import seconds
 from sidecar.journal import Journal, JournalError, Promoted
 from sidecar.operations import Event, Kind, Operations
 from sidecar.terminal import View
 from sidecar.trial import Status
 from vllm_sloguard.learned import RULE, Rule
-from vllm_sloguard.link import unix_target
 from vllm_sloguard.wire import control_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
 
@@ -59,8 +59,8 @@ def retune(
     asked_at = time.time()
     _ask(
         config,
-        lambda stub, epoch: stub.Retune(
-            pb.RetuneRequest(duration_seconds=duration_s, epoch=epoch, force=force), timeout=_DEADLINE_S
+        lambda stub, epoch, how: stub.Retune(
+            pb.RetuneRequest(duration_seconds=duration_s, epoch=epoch, force=force), **how
         ),
     )
     if wait:
@@ -76,7 +76,7 @@ def pause(
     """
     _ask(
         load(config_file),
-        lambda stub, epoch: stub.Pause(pb.PauseRequest(epoch=epoch, reason=reason), timeout=_DEADLINE_S),
+        lambda stub, epoch, how: stub.Pause(pb.PauseRequest(epoch=epoch, reason=reason), **how),
     )
 
 
@@ -85,7 +85,7 @@ def resume(config_file: ConfigFile) -> None:
 
     Example: sloguard resume -c sloguard.yaml
     """
-    _ask(load(config_file), lambda stub, epoch: stub.Resume(pb.ResumeRequest(epoch=epoch), timeout=_DEADLINE_S))
+    _ask(load(config_file), lambda stub, epoch, how: stub.Resume(pb.ResumeRequest(epoch=epoch), **how))
 
 
 def abort(
@@ -97,7 +97,7 @@ def abort(
     Example: sloguard abort --wait -c sloguard.yaml
     """
     config, asked_at = load(config_file), time.time()
-    _ask(config, lambda stub, epoch: stub.Abort(pb.AbortRequest(epoch=epoch), timeout=_DEADLINE_S))
+    _ask(config, lambda stub, epoch, how: stub.Abort(pb.AbortRequest(epoch=epoch), **how))
     if wait:
         _wait_serving(config, asked_at, lambda: True)
 
@@ -118,7 +118,7 @@ def rollback(
     number = promotion or _last_promotion(config).id
     _ask(
         config,
-        lambda stub, epoch: stub.Rollback(pb.RollbackRequest(epoch=epoch, promotion=number), timeout=_DEADLINE_S),
+        lambda stub, epoch, how: stub.Rollback(pb.RollbackRequest(epoch=epoch, promotion=number), **how),
     )
     if wait:
         _wait_serving(config, asked_at, lambda: _restored(config, number))
@@ -252,18 +252,19 @@ def _duration(text: str) -> float:
         raise ConfigError(f"--for: {text!r}: {error}") from None
 
 
-def _ask(config: Config, call: Callable[[ControlServiceStub, int], Any]) -> None:
+def _ask(config: Config, call: Callable[[ControlServiceStub, int, dict[str, Any]], Any]) -> None:
     """Asks the controller that the journal names, and prints what it says. Raises Refused."""
     epoch = 0
     with suppress(JournalError):  # then nobody serves, which the call will say
         epoch = Journal(config.state, read_only=True).epoch()
-    with grpc.insecure_channel(unix_target(str(config.socket))) as channel:
+    with remote.channel(config) as (channel, metadata):
         try:
-            answer = call(ControlServiceStub(channel), epoch)
+            answer = call(ControlServiceStub(channel), epoch, {"timeout": _DEADLINE_S, "metadata": metadata})
         except grpc.RpcError as error:
             code = error.code() if isinstance(error, grpc.Call) else None
             if code is grpc.StatusCode.UNAVAILABLE:
-                raise Refused(f"no `sloguard serve` answers on {config.socket}") from None
+                where = f" or on {config.remote.address}" if config.remote else ""
+                raise Refused(f"no `sloguard serve` answers on {config.socket}{where}") from None
             raise Refused(error.details() or str(code) if isinstance(error, grpc.Call) else str(error)) from None
     if summary := getattr(answer, "summary", ""):
         print(summary)

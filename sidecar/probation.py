@@ -19,7 +19,8 @@ from enum import StrEnum
 
 from pydantic import TypeAdapter
 
-from sidecar.config import Probation, Slo
+from sidecar.config import Slo
+from sidecar.config_window import Probation
 
 # The limits are on 99th percentiles.
 _BUDGET = 0.01

@@ -73,6 +73,10 @@ class Runner:
             say,
         )
 
+    def act_for(self, epoch: int) -> None:
+        """Makes live changes in the name of the controller of ``epoch`` from now on."""
+        self._live.act_for(epoch)
+
     def close(self) -> None:
         """Ends the load client, the fork server, and the engine of the last trial."""
         self.client.close()
@@ -325,8 +329,11 @@ class Runner:
 
     def adopt(self, record: EngineRecord, args: Mapping[str, Any]) -> Engine | None:
         """The engine of ``record``, if an earlier sidecar started it just as this one would start ``args`` now."""
-        launch = replace(self.serving_launch(args), engine_id=record.identity.engine_id, log=Path(record.launch["log"]))
-        if record.role != "serving" or record.launch != known(launch):
+        log = Path(record.launch["log"])
+        launch = replace(self.serving_launch(args), engine_id=record.identity.engine_id, log=log)
+        # A log is read and cut: only ever one of the state folder's.
+        own = log.resolve().parent == (self._config.state / LOGS).resolve()
+        if record.role != "serving" or record.launch != known(launch) or not own:
             return None
         self._expect(launch, record.role)
         return Engine.adopt(launch, record.identity)
@@ -388,6 +395,6 @@ def _value(text: str) -> Value | None:
     """A value that came as text."""
     try:
         value = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return value if value is None or isinstance(value, bool | int | float | str) else text

@@ -76,6 +76,7 @@ class Service:
     def _take_over(self) -> None:
         try:
             self._requests.epoch = self._parts.journal.take_over(os.getpid())
+            self._parts.runner.act_for(self._requests.epoch)
             self._parts.metrics.epoch.set(self._requests.epoch)
         except JournalError as error:
             if str(error) != self._trouble:

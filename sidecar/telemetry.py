@@ -3,11 +3,12 @@
 Bounded: each engine keeps its last requests, and only the last few engines are kept.
 """
 
+import logging
 import os
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from vllm_sloguard.wire.telemetry_pb2_grpc import TelemetryServiceServicer
 _MOST_ENGINES = 8
 _MOST_REQUESTS = 10_000
 _MOST_REPORTS = 32
+_MOST_PROCESSES = 4096
 _MOST_MESSAGE_BYTES = 4 * 2**20
 _MOST_CALLS = 64
 
@@ -123,6 +125,8 @@ class TelemetryHub(TelemetryServiceServicer):
                 context.abort(grpc.StatusCode.NOT_FOUND, f"engine_id: {request.engine_id[:80]!r} is not running here")
             assert engine is not None
             pid = request.process.pid
+            if pid not in engine.sequences and len(engine.sequences) >= _MOST_PROCESSES:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"process.pid: more than {_MOST_PROCESSES} speak")
             if request.sequence <= engine.sequences.get(pid, 0):
                 return pb.PublishResponse()
             engine.sequences[pid] = request.sequence
@@ -135,14 +139,34 @@ class TelemetryHub(TelemetryServiceServicer):
         return pb.PublishResponse()
 
 
+class _OneLine(logging.Filter):
+    """gRPC logs whatever it can't read with a traceback; one line says as much."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is not None:
+            error = " ".join(str(record.exc_info[1]).split())
+            record.msg, record.args = "%s: %s", (record.getMessage(), f"{type(record.exc_info[1]).__name__}: {error}")
+            record.exc_info = None
+        return True
+
+
+_ONE_LINE = _OneLine()
+
+
+def bounded_server(*, interceptors: Sequence[grpc.ServerInterceptor] = ()) -> grpc.Server:
+    """A gRPC server that listens nowhere yet; messages, calls at once and what is logged of bad ones are bounded."""
+    for name in ("grpc._common", "grpc._server"):
+        logging.getLogger(name).addFilter(_ONE_LINE)
+    # Two servers that share a port would each get half of the calls.
+    options = [("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
+    # A thread for each call that may run at once: engines that wait for live changes hold theirs.
+    pool = ThreadPoolExecutor(max_workers=_MOST_CALLS, thread_name_prefix="sloguard-grpc")
+    return grpc.server(pool, interceptors=list(interceptors), options=options, maximum_concurrent_rpcs=_MOST_CALLS)
+
+
 def serve(socket: Path, register: Callable[[grpc.Server], Any]) -> grpc.Server:
     """A started gRPC server on ``socket``, readable by nobody else; ``register`` adds its services. Raises OSError."""
-    server = grpc.server(
-        # A thread for each call that may run at once: engines that wait for live changes hold theirs.
-        ThreadPoolExecutor(max_workers=_MOST_CALLS, thread_name_prefix="sloguard-grpc"),
-        options=[("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES)],
-        maximum_concurrent_rpcs=_MOST_CALLS,
-    )
+    server = bounded_server()
     register(server)
     # gRPC removes the path that it was given when it ends; by then another sidecar's socket may lie there.
     own = socket.with_name(f"s.{os.getpid()}")

@@ -31,6 +31,8 @@ from vllm_sloguard.rules.values import refusal
 _PRIOR_WEIGHT = 0.1
 # An error beyond this share of what is fixed, and this much, is another process's memory or an unknown setting.
 _PLAUSIBLE_SHARE, _PLAUSIBLE_BYTES = 0.25, GIB // 2
+# Seconds since the epoch, the year 5138.
+_MOST_TIME = 1e11
 # Arguments that change what is loaded or computed; each that differs halves a start's weight.
 _SAME = ("dtype", "quantization", "tensor_parallel_size", "pipeline_parallel_size", "enforce_eager")
 
@@ -85,8 +87,8 @@ class Rule:
     value: int
     args: Config
     reason: str
-    learned_at: float
-    expires_at: float
+    learned_at: Annotated[float, Field(ge=0, lt=_MOST_TIME)]
+    expires_at: Annotated[float, Field(ge=0, lt=_MOST_TIME)]
     vllm_version: str = ""
 
 

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar import promotion
-from sidecar.config import Config, ConfigError, Promotion, SearchConfig, Slo, Workload
+from sidecar.config import Config, ConfigError, SearchConfig, Slo, Workload
+from sidecar.config_window import Promotion
 from sidecar.judge import Measurement, violation
 from sidecar.promotion import Outcome
 from sidecar.trial import Plan, Result, Role, Trial

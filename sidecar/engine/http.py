@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
+_MOST_ANSWER_BYTES = 4 * 2**20
 # A proxy for the outside world has no part between the sidecar and its engine.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -63,8 +64,11 @@ class EngineHttp:
         request = urllib.request.Request(self.base_url + path, data=data, headers=headers)  # noqa: S310 - http, above
         try:
             with _DIRECT.open(request, timeout=timeout_s) as response:
-                return response.read()
+                answer = response.read(_MOST_ANSWER_BYTES + 1)
         except urllib.error.HTTPError as error:
             raise Unanswered(f"{path}: status {error.code}") from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise Unanswered(f"{path}: {error}") from None
+        if len(answer) > _MOST_ANSWER_BYTES:
+            raise Unanswered(f"{path}: more than {_MOST_ANSWER_BYTES} bytes")
+        return answer

@@ -99,7 +99,7 @@ def test_runs_engines_promotions_and_states(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     assert (journal.last_run(), journal.state(), journal.promoted("base")) == (None, None, None)
     run = journal.begin_run("digest", "{}", {"a": 1})
-    journal.end_run(run.id, {"outcome": "promoted"})
+    journal.end_run(run.id, {"outcome": "promoted", "reason": "better"})
     journal.engine_starting("one", "trial", {"port": 1})
     journal.engine_starting("two", "serving", {"port": 2})
     journal.engine_started(Identity(123, 4.5, "two"))
@@ -114,7 +114,7 @@ def test_runs_engines_promotions_and_states(tmp_path: Path) -> None:
 
     last = again.last_run()
     assert last is not None
-    assert last.decision == {"outcome": "promoted"}
+    assert last.decision == {"outcome": "promoted", "reason": "better"}
     assert last.ended_at is not None
     assert [(e.identity, e.role, e.launch) for e in again.engines()] == [
         (Identity(123, 4.5, "two"), "serving", {"port": 2})

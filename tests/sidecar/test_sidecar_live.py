@@ -11,7 +11,7 @@ import pytest
 from fake_scheduler import FakeScheduler, Request
 from sidecar_cases import until
 
-from sidecar.live import Capabilities, LiveError, LiveHub, live_targets, next_epoch, reachable
+from sidecar.live import Capabilities, LiveError, LiveHub, live_targets, reachable
 from sidecar.telemetry import serve
 from vllm_sloguard.knobs import Config
 from vllm_sloguard.live import LONG_PREFILL, PREFIX_CACHING, RESERVE, SEQS, TOKENS, Range, Verdict
@@ -255,7 +255,3 @@ def test_what_an_engine_reaches_without_a_restart(
 
     assert live_targets(STARTED, wanted, ABLE) == targets
     assert reachable(STARTED, wanted, ABLE) == (targets is not None)
-
-
-def test_each_sidecar_has_a_higher_epoch(tmp_path: Path) -> None:
-    assert [next_epoch(tmp_path) for _ in range(3)] == [1, 2, 3]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sidecar.config import Window
+from sidecar.config_window import Window
 from sidecar.opening import refusal
 from sidecar.operations import Event, Kind, WindowOutcome
 

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from sidecar.config import Probation, Slo
+from sidecar.config import Slo
+from sidecar.config_window import Probation
 from sidecar.probation import (
     Record,
     Request,

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sidecar_cases import GOOD, measured, oom, planned, trial
 
-from sidecar.config import Config, Objective, Promotion, Slo
+from sidecar.config import Config, Objective, Slo
+from sidecar.config_window import Promotion
 from sidecar.promotion import Decision, Outcome, baseline, candidate, decide, missing, next_role
 from sidecar.trial import Result, Role, Status, Trial
 

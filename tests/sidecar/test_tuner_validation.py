@@ -7,7 +7,8 @@ from typing import cast
 import pytest
 from sidecar_cases import configured, measured
 
-from sidecar.config import Config, Promotion, SearchConfig
+from sidecar.config import Config, SearchConfig
+from sidecar.config_window import Promotion
 from sidecar.engine.engine import Cancelled
 from sidecar.guard import Guard
 from sidecar.journal import Journal

@@ -13,7 +13,7 @@ from sidecar.config import Config, load
 from sidecar.engine.engine import any_free_port
 from sidecar.journal import Journal
 from sidecar.learning import Learning
-from sidecar.live import LiveHub, next_epoch
+from sidecar.live import LiveHub
 from sidecar.metrics import Metrics
 from sidecar.runner import Runner
 from sidecar.telemetry import TelemetryHub, serve
@@ -32,7 +32,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
     content["engine"]["port"] = any_free_port()
     content["metrics"] = {"port": any_free_port()}
     for section, values in changes.items():
-        content[section] = {**content[section], **values} if isinstance(values, dict) else values
+        content[section] = {**content.get(section, {}), **values} if isinstance(values, dict) else values
     path = folder / "sloguard.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -57,7 +57,7 @@ def bench(config_file: Path) -> Generator[Bench]:
     journal = Journal(config.state)
     metrics = Metrics(config)
     hub = TelemetryHub(metrics.heard)
-    live = LiveHub(next_epoch(config.state))
+    live = LiveHub()
 
     def register(server: grpc.Server) -> None:
         add_TelemetryServiceServicer_to_server(hub, server)

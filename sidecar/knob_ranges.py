@@ -1,0 +1,51 @@
+"""What a configuration may ask of the knob table: narrower ranges, other choices, values of the right kind."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vllm_sloguard.knobs import KNOBS, Kind, Knob, Value
+
+
+def check_kind(where: str, knob: Knob, value: object) -> None:
+    """Any value of the knob's own kind: a text where vLLM takes a switch would be read as an argument of its own."""
+    kinds = {
+        Kind.INT: {int},
+        Kind.FLOAT: {int, float},
+        Kind.CATEGORICAL: {type(choice) for choice in knob.choices},
+    }[knob.kind]
+    if type(value) not in kinds or (isinstance(value, str) and value.startswith("-")):
+        wanted = " or ".join(sorted(_KINDS[kind] for kind in kinds))
+        raise ValueError(f"{where}: {wanted} is needed, got {value!r}")
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text without a leading dash"}
+
+
+def narrowed(
+    name: str, low: float | None = None, high: float | None = None, choices: Sequence[Value] | None = None
+) -> Knob:
+    """The knob ``name`` of the table with another range, or other choices. Raises ValueError."""
+    if name not in KNOBS:
+        raise ValueError(f"knobs: {name!r} is not a knob; there are {', '.join(KNOBS)}")
+    knob = KNOBS[name]
+    if knob.kind is Kind.CATEGORICAL:
+        if low is not None or high is not None:
+            raise ValueError(f"knobs.{name}: takes choices, not low and high")
+        choices = tuple(choices) if choices is not None else knob.choices
+        if not choices:
+            raise ValueError(f"knobs.{name}: choices must not be empty")
+        for choice in choices:
+            check_kind(f"knobs.{name}", knob, choice)
+        return replace(knob, choices=choices)
+    if choices is not None:
+        raise ValueError(f"knobs.{name}: takes low and high, not choices")
+    low = knob.low if low is None else low
+    high = knob.high if high is None else high
+    whole = knob.kind is not Kind.INT or (low == math.floor(low) and high == math.floor(high))
+    if not whole:
+        raise ValueError(f"knobs.{name}: low and high must be whole numbers, got {low} and {high}")
+    try:
+        return replace(knob, low=low, high=high, log=knob.log and low > 0)
+    except ValueError as error:
+        raise ValueError(f"knobs.{error}") from None

@@ -1,0 +1,47 @@
+"""What the journal's rows may hold, whatever a damaged file holds."""
+
+import json
+import sqlite3
+from typing import Any, cast
+
+
+class JournalError(RuntimeError):
+    """The journal can't be used; the text says why, in one line."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.split()))
+
+
+# SQLite keeps whatever is put into a column, and a damaged file has put there anything.
+_NUMBERS = frozenset(
+    {"id", "run", "number", "pid", "at", "started_at", "ended_at", "until", "epoch", "rolled_back_at", "user_version"}
+)
+_NEEDED = frozenset(
+    {"id", "number", "pid", "at", "started_at", "digest", "role", "engine_id", "state", "reason", "plan", "kind"}
+)
+_MOST_NUMBER = 1e11  # seconds, the year 5138
+
+
+def check(row: sqlite3.Row) -> None:
+    """Raises JournalError for a value that its column must not have."""
+    for name in row.keys():  # noqa: SIM118 - a row iterates over its values
+        value = row[name]
+        if value is None and name not in _NEEDED:
+            continue
+        if name not in _NUMBERS:
+            good = isinstance(value, str)
+        else:
+            good = isinstance(value, int | float) and 0 <= value < _MOST_NUMBER
+        if not good:
+            raise JournalError(f"the journal is damaged: {name}: {str(value)[:40]!r}")
+
+
+def object_of(text: str, name: str) -> dict[str, Any]:
+    """The JSON object in ``text``. Raises JournalError."""
+    try:
+        content: object = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise JournalError(f"the journal is damaged: {name}: {error}") from None
+    if not isinstance(content, dict):
+        raise JournalError(f"the journal is damaged: {name}: an object is needed, got {text[:40]!r}")
+    return cast("dict[str, Any]", content)

@@ -1,0 +1,70 @@
+"""Malformed answers of the load client: each is an error of the load in one line, or a result that can be judged."""
+
+import json
+import sys
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar import judge
+from sidecar.config import Objective, Slo, Workload
+from sidecar.load import LoadClient, LoadError
+
+from .malformed import broken_bytes, broken_values, fuzzed, took
+
+CLIENT = f"""#!{sys.executable}
+import sys
+from pathlib import Path
+print('{{"ready": true}}', flush=True)
+for _ in sys.stdin:
+    sys.stdout.buffer.write(Path(__file__).with_name("answer").read_bytes() + b"\\n")
+    sys.stdout.buffer.flush()
+"""
+TIMES = [0.1, 0.2, 0.3]
+GOOD = {
+    "result": {"ttfts": TIMES, "latencies": TIMES, "itls": [[0.01]] * 3, "errors": ["", "", "late"], "duration": 1.0}
+}
+
+
+@dataclass(frozen=True)
+class Told:
+    """A client that answers what the file ``answer`` holds."""
+
+    client: LoadClient
+    answer: Path
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Generator[Told]:
+    """One for the module; it is started again after an answer that can't be read."""
+    folder = tmp_path_factory.mktemp("client")
+    (folder / "client").write_text(CLIENT)
+    (folder / "client").chmod(0o700)
+    client = LoadClient(str(folder / "client"), folder / "log", {})
+    yield Told(client, folder / "answer")
+    client.close()
+
+
+@fuzzed
+@given(
+    st.one_of(
+        broken_bytes(json.dumps(GOOD).encode()), broken_values(GOOD).map(lambda answer: json.dumps(answer).encode())
+    )
+)
+def test_answers(told: Told, content: bytes) -> None:
+    # One line is one answer; of more, the rest would be another one's.
+    told.answer.write_bytes(b" ".join(content.splitlines()) or b"-")
+
+    def attempt() -> None:
+        load = told.client.run(Workload(rate=4, requests=10), "http://127.0.0.1:1", "m", "m", lambda: False)
+        slo = Slo(e2e_p99_ms=5)
+        measurement = judge.measure(load, slo)
+        judge.violation(measurement, slo)
+        judge.value(measurement, Objective.LATENCY, ())
+        judge.scores(load, slo, Objective.LATENCY)
+
+    took("load client's answer", attempt, LoadError)

@@ -1,0 +1,73 @@
+"""The state folder and its socket are for one user alone."""
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_service import fake_config, serving, sloguard
+
+from sidecar import lock
+from sidecar.config import load
+
+_NOBODY = 65534
+_CONNECT = """
+import os, socket, sys
+os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
+try: socket.socket(socket.AF_UNIX).connect(sys.argv[1])
+except PermissionError: sys.exit(13)
+"""
+
+
+def test_what_a_serving_sidecar_leaves_in_the_folder_is_out_of_reach_for_others(tmp_path: Path) -> None:
+    config_file = fake_config(tmp_path)
+    with serving(config_file):
+        config = load(config_file)
+        assert stat.S_IMODE(config.state.stat().st_mode) == 0o700
+        assert stat.S_ISSOCK(config.socket.stat().st_mode)
+        assert stat.S_IMODE(config.socket.stat().st_mode) == 0o600
+        assert stat.S_IMODE((config.state / "logs").stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user to try it")
+@pytest.mark.parametrize(("uid", "code"), [(0, 0), (_NOBODY, 13)])
+def test_the_kernel_lets_no_other_user_connect(uid: int, code: int) -> None:
+    # In a folder that everybody may enter: the socket's own mode must be enough.
+    with socket.socket(socket.AF_UNIX) as server:
+        name = Path(f"/tmp/sloguard-test-{os.getpid()}.sock")  # noqa: S108 - pytest's own folders are closed to others
+        umask = os.umask(0o177)
+        try:
+            server.bind(str(name))
+            server.listen()
+            tried = subprocess.run([sys.executable, "-c", _CONNECT, name, str(uid)], check=False, timeout=30)
+        finally:
+            os.umask(umask)
+            name.unlink()
+    assert tried.returncode == code
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
+def test_a_folder_that_is_open_to_others_is_refused_before_anything_is_written(tmp_path: Path, mode: int) -> None:
+    config_file = fake_config(tmp_path)
+    state = load(config_file).state
+    state.mkdir()
+    state.chmod(mode)
+
+    for command in ("serve", "tune"):
+        refused = sloguard(command, "-c", config_file)
+        assert refused.returncode == 2
+        assert refused.stderr == f"sloguard: {state}: is open to others (mode {mode:o}); chmod 700 it\n"
+    assert list(state.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, _NOBODY, _NOBODY)
+
+    with pytest.raises(lock.LockedError, match="belongs to user 65534"), lock.held(folder):
+        pass

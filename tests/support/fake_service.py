@@ -1,0 +1,95 @@
+"""`sloguard serve` as a process on the fake engine, for tests that look at it from outside."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engine_bench import write_config
+
+from sidecar.config import load
+from sidecar.engine.process_group import Identity, ProcessGroup
+from sidecar.journal import Journal, JournalError
+
+FAKE = Path(__file__).with_name("fake_vllm.py")
+SLOGUARD = [sys.executable, "-m", "sidecar.cli"]
+_PATIENCE_S = 40.0
+
+
+def fake_config(folder: Path, **sections: Any) -> Path:
+    """A configuration whose engine is the fake one; ``sections`` are laid over it."""
+    engine = {
+        "args": {"max-num-seqs": 2, "max-model-len": 512},
+        "python": str(FAKE),
+        "drain_timeout_s": 5,
+        "start_timeout_s": 5,
+        **sections.pop("engine", {}),
+    }
+    search: dict[str, Any] = {"budget": 3, "knobs": {"max_num_seqs": {"low": 4, "high": 12}}, "unguarded": []}
+    settings: dict[str, Any] = {
+        "workload": {"requests": 50},
+        "search": search,
+        "window": {"duration": "60s", "notice": "0s"},
+        **sections,
+    }
+    return write_config(folder, engine=engine, **settings)
+
+
+@contextmanager
+def serving(config_file: Path, **environment: str) -> Generator["subprocess.Popen[str]"]:
+    """`sloguard serve` once it serves; it and its engines are gone at the end. What it says goes to ``said``."""
+    config = load(config_file)
+    said = said_by(config_file)
+    try:
+        with said.open("ab") as output:
+            process = subprocess.Popen(
+                [*SLOGUARD, "serve", "-c", str(config_file)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env={**os.environ, **environment},
+            )
+        try:
+            await_state(config.state, "serving", process)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+    finally:
+        for log in (config.state / "logs").glob("engine-*.log"):
+            ProcessGroup(Identity(-1, 0.0, log.stem.removeprefix("engine-"))).kill()
+
+
+def said_by(config_file: Path) -> Path:
+    """The file that has what ``serving`` said."""
+    return config_file.with_name("said.txt")
+
+
+def await_state(state: Path, wanted: str, process: "subprocess.Popen[str]") -> None:
+    """Waits until the journal says ``wanted``."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while state_of(state) != wanted:
+        assert process.poll() is None, "it has ended"
+        assert time.monotonic() < deadline, f"{wanted}: not within {_PATIENCE_S:.0f} s"
+        time.sleep(0.05)
+
+
+def state_of(state: Path) -> str:
+    """The last state that the journal tells; empty while there is none."""
+    try:
+        record = Journal(state, read_only=True).state()
+    except JournalError:
+        return ""
+    return record.state if record else ""
+
+
+def sloguard(*args: object, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """One command, to its end."""
+    command = [*SLOGUARD, *map(str, args)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, env={**os.environ, **environment}
+    )
