@@ -15,13 +15,11 @@ from sidecar.operations import Operations
 from sidecar.promotion import Decision, Outcome
 from sidecar.runner import Runner
 from sidecar.search.contract import Context, Observation, Proposal
+from sidecar.search.failures import MOST_REFUSALS_IN_A_ROW
 from sidecar.search.registry import make
 from sidecar.search.space import Space
 from sidecar.trial import VALIDATING, Plan, Result, Role, Status, Trial
 from vllm_sloguard.knobs import Value
-
-# A search that proposes nothing but what the guard refuses has nothing left to find.
-_MOST_REFUSALS_IN_A_ROW = 20
 
 Notify = Callable[[Trial], None]
 Fits = Callable[[int, int], bool]
@@ -124,7 +122,7 @@ class Tuner:
         if any(t.plan.role in VALIDATING for t in self._trials()):
             return None
         ran = [t for t in trials if t.status is not Status.REFUSED]
-        if len(ran) >= self._config.search.budget or _refused_in_a_row(trials) >= _MOST_REFUSALS_IN_A_ROW:
+        if len(ran) >= self._config.search.budget or _refused_in_a_row(trials) >= MOST_REFUSALS_IN_A_ROW:
             return None
         told = (t.observation(self._knobs, self._config.slo) for t in trials)
         plan = self._guard.plan(self._run.incumbent, self._asked([o for o in told if o is not None]), Role.SEARCH)

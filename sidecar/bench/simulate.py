@@ -10,6 +10,7 @@ import numpy as np
 
 from sidecar.bench.landscape import Host, Landscape, Verdict
 from sidecar.search.contract import Context, Observation, Outcome, Projection
+from sidecar.search.failures import MOST_REFUSALS_IN_A_ROW
 from sidecar.search.registry import make
 from vllm_sloguard import model_shape
 from vllm_sloguard.knobs import Config, Value
@@ -18,8 +19,6 @@ from vllm_sloguard.memory import GIB
 from vllm_sloguard.model_shape import ModelShape
 from vllm_sloguard.repair import repair
 
-# As in sidecar.tuner: who proposes nothing but what the guard refuses has nothing left to find.
-_MOST_REFUSALS_IN_A_ROW = 20
 _NOISE, _AGAIN = 0, 1  # the streams of random numbers: of the run, and of serving what it chose
 # How often the configuration that a run chose is evaluated again, to tell merit from luck.
 _EVALUATIONS_AGAIN = 8
@@ -125,7 +124,7 @@ def simulate(landscape: Landscape, optimizer: str, seed: int, budget: int, *, gu
     history: list[Observation] = []
     trials: list[Trial] = []
     refused = in_a_row = 0
-    while len(trials) < budget and in_a_row < _MOST_REFUSALS_IN_A_ROW:
+    while len(trials) < budget and in_a_row < MOST_REFUSALS_IN_A_ROW:
         proposal = searcher.ask(history)
         args, refusal, _ = guard.plan(proposal.config)
         if refusal:

@@ -13,6 +13,8 @@ from vllm_sloguard.knobs import Config, Kind, Value
 
 Setting: TypeAlias = tuple[str, Value]
 ATTEMPTS = 32
+# A search that proposes nothing but what the guard refuses has nothing left to find.
+MOST_REFUSALS_IN_A_ROW = 20
 
 
 def failed(observation: Observation) -> bool:

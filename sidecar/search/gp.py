@@ -12,11 +12,10 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, create_trial
 
-from sidecar.search.contract import Observation, Outcome, Proposal
-from sidecar.search.failures import Failures, ran
-from sidecar.search.published import PUBLISHED
+from sidecar.search.contract import Observation, Proposal
+from sidecar.search.failures import Failures
 from sidecar.search.space import Space
-from sidecar.search.tpe import OPTUNA_STARTUP_TRIALS, distribution, value_of
+from sidecar.search.tpe import OPTUNA_STARTUP_TRIALS, distribution, drawn, random_start, unless_failed, value_of
 from sidecar.search.values import centre, nearest
 from vllm_sloguard.knobs import Config, Value
 
@@ -45,19 +44,11 @@ class Gp:
         """The point of the highest constrained expected improvement, or a neighbour where that very point failed."""
         rng = np.random.default_rng([self.seed, len(history)])
         failures = Failures.of(self.space, history)
-        served = any(o.outcome in (Outcome.FEASIBLE, Outcome.INFEASIBLE) for o in history)
-        if ran(history) < self.startup or not served:
-            why = f"random start, {ran(history) + 1} of {self.startup}" if served else "random, nothing has served yet"
-            config, why = failures.avoiding(lambda: (self.space.sample(rng), why))
-            return Proposal(config, PHASE, why)
+        if why := random_start(history, self.startup):
+            return drawn(self.space, failures, rng, PHASE, why)
         best = self._best(history, int(rng.integers(2**31)))
-        if best not in failures:
-            return Proposal(best, PHASE, f"constrained expected improvement over {len(history)} trials")
-        spread = PUBLISHED.step * PUBLISHED.temperature_start
-        config, changed = failures.avoiding(
-            lambda: self.space.neighbour(best, rng, PUBLISHED.structural_start, spread),
-        )
-        return Proposal(config, PHASE, f"changed {changed or 'nothing'}, the point of expected improvement has failed")
+        why = f"constrained expected improvement over {len(history)} trials"
+        return unless_failed(self.space, failures, rng, Proposal(best, PHASE, why))
 
     def _best(self, history: Sequence[Observation], seed: int) -> dict[str, Value]:
         """What GPSampler proposes. Every knob is in every trial, as it takes no conditional ones."""

@@ -79,23 +79,12 @@ class Tpe:
         """The point of the highest expected improvement, or a neighbour of it where that very point has failed."""
         rng = np.random.default_rng([self.seed, len(history)])
         failures = Failures.of(self.space, history)
-        if ran(history) < self.startup:
-            return self._random(rng, failures, f"random start, {ran(history) + 1} of {self.startup}")
-        if all(failed(observation) for observation in history):
-            # TPE would take the least bad failure for a good point and stay near it.
-            return self._random(rng, failures, "random, nothing has served yet")
+        if why := random_start(history, self.startup):
+            return drawn(self.space, failures, rng, PHASE, why)
         best = self._best(history, int(rng.integers(2**31)))
-        if best not in failures:
-            return Proposal(best, PHASE, f"expected improvement over {len(history)} trials")
-        spread = PUBLISHED.step * PUBLISHED.temperature_start
-        config, changed = failures.avoiding(
-            lambda: self.space.neighbour(best, rng, PUBLISHED.structural_start, spread),
+        return unless_failed(
+            self.space, failures, rng, Proposal(best, PHASE, f"expected improvement over {len(history)} trials")
         )
-        return Proposal(config, PHASE, f"changed {changed or 'nothing'}, the point of expected improvement has failed")
-
-    def _random(self, rng: np.random.Generator, failures: Failures, why: str) -> Proposal:
-        config, why = failures.avoiding(lambda: (self.space.sample(rng), why))
-        return Proposal(config, PHASE, why)
 
     def _best(self, history: Sequence[Observation], seed: int) -> dict[str, Value]:
         """What TPE proposes. Knobs that always matter may be modelled jointly, the others one by one."""
@@ -109,6 +98,33 @@ class Tpe:
         study.add_trials(_replayed(self.space.project(o.config), o, distributions) for o in history)
         suggested = study.ask(distributions).params
         return self.space.active({name: value_of(self.space.by_name[name], suggested[name]) for name in suggested})
+
+
+def random_start(history: Sequence[Observation], startup: int) -> str:
+    """Why to draw at random, empty where the model has something to go by.
+
+    Where all failed a model would take the least bad failure for a good point and stay near it.
+    """
+    if ran(history) < startup:
+        return f"random start, {ran(history) + 1} of {startup}"
+    return "random, nothing has served yet" if all(failed(observation) for observation in history) else ""
+
+
+def drawn(space: Space, failures: Failures, rng: np.random.Generator, phase: str, why: str) -> Proposal:
+    """A random configuration that has not failed."""
+    config, why = failures.avoiding(lambda: (space.sample(rng), why))
+    return Proposal(config, phase, why)
+
+
+def unless_failed(space: Space, failures: Failures, rng: np.random.Generator, best: Proposal) -> Proposal:
+    """``best``, or a neighbour of it where that very point has failed."""
+    if best.config not in failures:
+        return best
+    spread = PUBLISHED.step * PUBLISHED.temperature_start
+    config, changed = failures.avoiding(
+        lambda: space.neighbour(best.config, rng, PUBLISHED.structural_start, spread),
+    )
+    return Proposal(config, best.phase, f"changed {changed or 'nothing'}, the point of expected improvement has failed")
 
 
 def distribution(knob: Knob) -> BaseDistribution:
