@@ -14,17 +14,10 @@ from pathlib import Path
 
 import yaml
 
+from sidecar.assembly import assembled
 from sidecar.config import load
 from sidecar.engine.command import Args
-from sidecar.journal import Journal
-from sidecar.learning import Learning
-from sidecar.live import LiveHub
-from sidecar.metrics import Metrics
-from sidecar.runner import Runner
-from sidecar.telemetry import TelemetryHub, serve
 from sidecar.trial import RESULT, Plan, Role
-from vllm_sloguard import machine
-from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
 
 
 def main() -> None:
@@ -43,17 +36,10 @@ def measured(path: Path, changed: Args) -> dict[str, object]:
     """One start, with a journal of its own."""
     with tempfile.TemporaryDirectory() as folder:
         config = load(path).model_copy(update={"state": Path(folder) / "state"})
-        journal, hub, live = Journal(config.state), TelemetryHub(), LiveHub()
-        server = serve(config.socket, lambda server: add_TelemetryServiceServicer_to_server(hub, server))
-        learning = Learning(journal, config.state, config.model, lambda ranks: machine.observe({}, ranks=ranks))
-        runner = Runner(config, learning, hub, live, Metrics(config), _say)
         args = {**config.engine.args, **changed}
-        try:
-            result = runner.run(Plan(Role.REFERENCE, {}, args, "start", "the noise between starts"), lambda: False)
-        finally:
-            runner.close()
-            server.stop(grace=0.5).wait(2)
-            journal.close()
+        plan = Plan(Role.REFERENCE, {}, args, "start", "the noise between starts")
+        with assembled(config, _say) as parts:
+            result = parts.runner.run(plan, lambda: False)
     return {"args": args, **json.loads(RESULT.dump_json(result))}
 
 

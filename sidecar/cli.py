@@ -5,46 +5,30 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import grpc
 import typer
 from rich.console import Console
 
-from sidecar import guard_commands, lock, operator_commands, promoted, remote, study_commands
+from sidecar import guard_commands, lock, operator_commands, promoted, study_commands
+from sidecar.assembly import assembled
 from sidecar.bench import commands as bench
-from sidecar.config import Config, ConfigError, load
-from sidecar.control import Control, Requests
+from sidecar.config import ConfigError, load
+from sidecar.control import Requests
 from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.engine.fork_server import ForkServerError
 from sidecar.engine.process_group import NotGoneError, ProcessGroup
-from sidecar.guard import Guard
 from sidecar.journal import Journal, JournalError, Superseded
-from sidecar.learning import Learning
-from sidecar.live import LiveHub
 from sidecar.load import LoadError
-from sidecar.metrics import Metrics
-from sidecar.operations import Operations
 from sidecar.operator_commands import Refused
-from sidecar.progress import Say
 from sidecar.promotion import Outcome
-from sidecar.runner import Runner
 from sidecar.seconds import spent
 from sidecar.service import Service
-from sidecar.serving import Parts
-from sidecar.telemetry import TelemetryHub
-from sidecar.telemetry import serve as serve_grpc
 from sidecar.terminal import View, line, show, spending, unfailing_console
 from sidecar.trial import as_json
 from sidecar.tuner import Tuner, incumbent_args, open_run
-from vllm_sloguard import machine
-from vllm_sloguard.wire.control_pb2_grpc import add_ControlServiceServicer_to_server
-from vllm_sloguard.wire.live_pb2_grpc import add_LiveServiceServicer_to_server
-from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -105,7 +89,8 @@ def tune(config_file: ConfigFile) -> None:
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    with _sidecar(config, say) as parts:
+    with assembled(config, say) as parts:
+        _on_signals(parts.requests)
         journal, metrics = parts.journal, parts.metrics
         _refuse_while_serving(journal)
         parts.runner.end_orphans()
@@ -169,7 +154,7 @@ def serve(config_file: ConfigFile) -> None:
         console.print(f"{when:%Y-%m-%d %H:%M:%S} {text}", markup=False, highlight=False, soft_wrap=True)
 
     with (
-        _sidecar(config, say) as parts,
+        assembled(config, say) as parts,
         View(console, list(config.search.knobs), config.search.budget) as view,
     ):
         server = parts.metrics.serve()
@@ -193,46 +178,6 @@ def trials(state: StateFolder, as_json_: AsJson = False) -> None:
         return
     knobs = list(dict.fromkeys(name for t in rows for name in t.plan.proposed))
     show(Console(), rows, knobs)
-
-
-@contextmanager
-def _sidecar(config: Config, say: Say) -> Generator[Parts]:
-    """What `tune` and `serve` both need, for as long as the state folder's lock is held."""
-    with lock.held(config.state):
-        requests, metrics = Requests(), Metrics(config)
-        live, hub = LiveHub(), TelemetryHub(metrics.heard)
-        control = Control(config, requests, hub)
-
-        def register(server: grpc.Server) -> None:
-            add_TelemetryServiceServicer_to_server(hub, server)
-            add_LiveServiceServicer_to_server(live, server)
-            add_ControlServiceServicer_to_server(control, server)
-
-        seen: dict[int, machine.Machine] = {}
-
-        def observe(ranks: int) -> machine.Machine:
-            # What a trial's engine takes is free for the next one.
-            if ranks not in seen or not runner.occupied:
-                seen[ranks] = machine.observe({**os.environ, **config.engine.env}, ranks=ranks)
-            return seen[ranks]
-
-        journal = Journal(config.state)
-        servers = [serve_grpc(config.socket, register)]
-        if config.remote is not None:
-            servers.append(remote.serve(config.remote, lambda s: add_ControlServiceServicer_to_server(control, s)))
-        learning = Learning(journal, config.state, config.model, observe)
-        runner = Runner(config, learning, hub, live, metrics, say)
-        _on_signals(requests)
-        try:
-            guard = Guard(config, observe, learning.current)
-            operations = Operations(journal, config.base_digest())
-            yield Parts(journal, operations, runner, guard, hub, metrics, requests)
-        finally:
-            runner.close()
-            live.close()
-            for stopped in [server.stop(grace=0.5) for server in servers]:
-                stopped.wait(2)
-            journal.close()
 
 
 def _on_signals(requests: Requests) -> None:

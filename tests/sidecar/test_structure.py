@@ -38,7 +38,7 @@ LAYERS = (
     ("progress", "tuner"),
     ("serving", "terminal"),
     ("operator_commands", "watch", "window"),
-    ("service",),
+    ("assembly", "service"),
     ("bench.landscape", "bench.restart", "bench.windows", "study"),
     ("bench.promotion_command", "bench.restart_command", "bench.simulate"),
     ("bench.parallel", "bench.summary"),
