@@ -142,6 +142,7 @@ class Tuner:
             longest_request_tokens=self._config.workload.longest_request_tokens,
             project=self._guard.projector(self._run.incumbent),
             limits=self._config.slo.model_dump(exclude_none=True),
+            is_cold=lambda config: self._runner.is_cold({**self._run.incumbent, **config}),
         )
         return make(search.optimizer, self._space, search.seed, search.budget, context).ask([*self._prior, *history])
 

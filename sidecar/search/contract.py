@@ -71,12 +71,14 @@ class Context:
 
     ``incumbent`` is what serves, over the knobs of the space. ``project`` asks the guard, without side effects;
     ``None`` where there is none. ``limits`` are those of the SLO, by the names of the margins; latencies in ms.
+    ``is_cold`` says whether a configuration needs a restart, where some do not.
     """
 
     incumbent: Config | None = None
     longest_request_tokens: int | None = None
     project: Callable[[Config], Projection] | None = None
     limits: Mapping[str, float] | None = None
+    is_cold: Callable[[Config], bool] | None = None
 
 
 @dataclass(frozen=True)

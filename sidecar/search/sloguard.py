@@ -30,6 +30,8 @@ _ADMITTED = 24  # candidates that are put to the guard, best first
 _CRASH_WEIGHT = 4.0  # a crash tells less than a trial that served, and costs more
 _PER_CHANGE = 0.01  # what does not matter stays as it is
 _BARRED = 50.0
+# A restart has to promise a third more: about what it costs beside the load, on a forked engine.
+_COLD = math.log(4 / 3)
 _OUTSIDE = 20.0  # for each range of a knob beyond the trust region
 _TRUST_GUARDED, _TRUST_ALONE = 1.0, 0.25  # see CrashRisk
 # The trust region, in ranges of a knob. A step in one knob alone may go twice as far.
@@ -87,7 +89,7 @@ class SloGuard:
         )
         if not configs:
             return self._annealed(history, failures)
-        scores = self._scores(view, self.encoding.encode(configs))
+        scores = self._scores(view, self.encoding.encode(configs)) - self._cold(configs)
         return self._explained(view, configs[int(np.argmax(scores))])
 
     @cached_property
@@ -150,6 +152,11 @@ class SloGuard:
         reach = radius(view.history) * np.where(changes <= 1, 2.0, 1.0)
         longest = steps[~self.encoding.categorical].max(axis=0, initial=0.0)
         return scores - _PER_CHANGE * changes - _OUTSIDE * np.maximum(0.0, longest - reach)
+
+    def _cold(self, configs: Sequence[Config]) -> Array:
+        """What counts against those that need a restart. Shape (configs,)."""
+        is_cold = self.context.is_cold
+        return _COLD * np.array([is_cold is not None and is_cold(config) for config in configs])
 
     def _admitted(
         self, view: _View, places: Array, failures: Failures, barred: frozenset[frozenset[tuple[str, Value]]]

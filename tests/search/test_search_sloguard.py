@@ -11,7 +11,7 @@ from search_cases import ONE_SWITCH, SPACE, crashed, feasible, infeasible
 from sidecar.search.contract import Context, Observation, Optimizer, Outcome, Projection
 from sidecar.search.registry import make
 from sidecar.search.space import Space
-from vllm_sloguard.knobs import KNOBS, Config, Value
+from vllm_sloguard.knobs import KNOBS, Config, Kind, Knob, Value
 
 INCUMBENT: Config = {
     "max_num_seqs": 32,
@@ -194,3 +194,17 @@ def test_the_outcomes_of_the_crash_threshold() -> None:
     assert threshold([crashed({})] * 9) == pytest.approx(0.75)
     assert threshold([feasible({}, 1.0)] * 9) == pytest.approx(0.25)
     assert threshold([Observation({}, Outcome.INFEASIBLE, math.inf, None)]) == 0.5
+
+
+def test_of_two_that_promise_alike_the_one_without_a_restart_is_tried() -> None:
+    space = Space((Knob("live", Kind.INT, 1, 64, log=True), Knob("cold", Kind.INT, 1, 64, log=True)))
+    incumbent: Config = {"live": 8, "cold": 8}
+    history = [Observation(incumbent, Outcome.FEASIBLE, 0.0, -100.0, {"ttft_p99_ms": -0.5})]
+
+    def warm(cold: str) -> int:
+        context = Context(incumbent, is_cold=lambda config: config[cold] != 8)
+        asked = (make("sloguard", space, seed, 15, context).ask(history).config for seed in range(10))
+        return sum(config["cold"] == 8 for config in asked)
+
+    # The knobs are alike, so only the restart tells them apart.
+    assert warm("cold") > warm("live")
