@@ -157,6 +157,7 @@ def serve(config_file: ConfigFile) -> None:
         assembled(config, say) as parts,
         View(console, list(config.search.knobs), config.search.budget) as view,
     ):
+        _on_signals(parts.requests)
         server = parts.metrics.serve()
         try:
             where = server.server_address

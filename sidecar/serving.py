@@ -141,7 +141,7 @@ class Serving:
     def bring_up(self, state: State, cause: Cause, why: str, *, give_up: bool = False) -> None:
         """Starts what is to serve, again and again with growing pauses; a stop ends that after one more try.
 
-        With ``give_up``, raises the EngineCrashed of the first try.
+        With ``give_up``, raises the EngineCrashed of the first try, unless it was killed from outside.
         """
         self._metrics.engine_up.set(0)
         backoff_s = 1.0
@@ -154,7 +154,7 @@ class Serving:
             except Cancelled:
                 return
             except EngineCrashed as error:
-                if give_up:
+                if give_up and (error.crash.exit_code or 0) >= 0:
                     raise
                 problem, undone = error, self._did_not_start(promotion, error.crash)
             except (NotGoneError, JournalError, OSError) as error:

@@ -18,6 +18,8 @@ from vllm_sloguard.crash import Crash
 from vllm_sloguard.knobs import Value
 
 _CHANGE_TIMEOUT_S = 10.0
+# An engine core asks for changes before its first token.
+_CAPABLE_S = 3.0
 
 Args = Mapping[str, bool | int | float | str | list[str]]
 Launcher = Callable[[Args], Launch]
@@ -151,7 +153,7 @@ class TrialEngines:
         if lists != {n: v for n, v in args.items() if n not in wanted}:
             return None
         try:
-            able = self._live.capabilities(engine.launch.engine_id, _CHANGE_TIMEOUT_S)
+            able = self._live.capabilities(engine.launch.engine_id, _CAPABLE_S)
         except LiveError:
             return None
         return live_targets(started, wanted, able)

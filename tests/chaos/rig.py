@@ -111,6 +111,7 @@ class Rig:
                 "drain_timeout_s": 1,
                 "start_timeout_s": 5,
                 "forked_trials": False,
+                "live_trials": False,
             },
             "slo": {"ttft_p99_ms": 500, "itl_p99_ms": 60, "e2e_p99_ms": 3000, "error_rate": 0.01},
             "workload": {

@@ -260,7 +260,7 @@ def test_a_probation_ends(config_file: Path) -> None:
 
 
 def passed(config: Config) -> bool:
-    rows = Journal(config.state, read_only=True).read("SELECT 1 FROM events WHERE kind = 'probation'", ())
+    rows = Journal(config.state, read_only=True).read("SELECT id FROM events WHERE kind = 'probation'", ())
     return bool(rows)
 
 
