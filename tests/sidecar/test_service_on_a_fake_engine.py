@@ -47,6 +47,7 @@ def configured(folder: Path, *, incumbent: int = 2, unguarded: tuple[int, ...] =
             "python": str(FAKE),
             "drain_timeout_s": 5,
             "start_timeout_s": 5,
+            "live_trials": False,  # the fake engine knows none
         },
         slo=SLO,
         workload={"requests": 50},

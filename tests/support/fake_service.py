@@ -27,6 +27,7 @@ def fake_config(folder: Path, **sections: Any) -> Path:
         "python": str(FAKE),
         "drain_timeout_s": 5,
         "start_timeout_s": 5,
+        "live_trials": False,
         **sections.pop("engine", {}),
     }
     search: dict[str, Any] = {"budget": 3, "knobs": {"max_num_seqs": {"low": 4, "high": 12}}, "unguarded": []}
