@@ -80,7 +80,7 @@ class Runner:
     def close(self) -> None:
         """Ends the load client, the fork server, and the engine of the last trial."""
         self.client.close()
-        self._engines.close()
+        self._engines.release()
 
     def warm_up(self) -> None:
         """Brings up what trials need, without waiting for it. Raises LoadError."""
@@ -88,7 +88,7 @@ class Runner:
         self._engines.warm_up()
 
     def release(self) -> None:
-        """Ends the engine that was kept for the next trial. Raises NotGoneError."""
+        """Ends what was kept for the next trial: its engine, and the fork server. Raises NotGoneError."""
         self._engines.release()
 
     @property

@@ -80,14 +80,13 @@ class TrialEngines:
             except ForkServerError as error:
                 self.fork_no_more(str(error))
 
-    def close(self) -> None:
-        """Ends the engine that is kept, and the fork server."""
-        self.release()
+    def release(self) -> None:
+        """Ends the engine that is kept, and the fork server until it is needed again. Raises NotGoneError."""
+        self._end_kept()
         if self._fork_server is not None:
             self._fork_server.close()
 
-    def release(self) -> None:
-        """Ends the engine that is kept. Raises NotGoneError."""
+    def _end_kept(self) -> None:
         if self._kept is not None:
             engine, self._kept = self._kept, None
             self._end(engine)
@@ -106,7 +105,7 @@ class TrialEngines:
         live = plan.role is Role.SEARCH and not exact and self._changes
         if live and (given := self._changed(plan)) is not None:
             return given
-        self.release()
+        self._end_kept()
         if live and plan.ceilings:
             given = self._started(launch({**plan.args, **plan.ceilings}), plan.role, cancelled, exact=False)
             if self._lowered(given.engine, plan.args):
@@ -118,12 +117,15 @@ class TrialEngines:
     def undone(self, engine: Engine) -> bool:
         """Whether a live change of ``engine`` did not last: what was measured there is of no configuration."""
         try:
-            self._live.effects(engine.launch.engine_id)
+            effects = self._live.effects(engine.launch.engine_id)
+            taken = effects.applied_s is not None and effects.settled_s is not None
+            why = "" if taken else "the engine has not shown that it took one"
         except LiveError as error:
-            self._say(f"live changes are not used any more: {error}")
+            why = str(error)
+        if why:
+            self._say(f"live changes are not used any more: {why}")
             self._changes = False
-            return True
-        return False
+        return bool(why)
 
     def fork_no_more(self, why: str) -> None:
         """Ordinary starts from now on; said once."""
