@@ -118,29 +118,31 @@ def report(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _clock(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["| way | trials | starts | wall clock, s | starting | warm-up | measuring | a start, median s |"]
+    lines = ["| way | trials | starts | wall clock a trial, s | starting | warm-up | measuring | a start, median s |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    totals: dict[str, float] = {}
     for way in (RESTART, FAST):
         mine = [r for r in rows if r["way"] == way]
         if not mine:
             continue
-        repeats = len({r["repeat"] for r in mine})
-        sums = {
-            name: sum(r["result"][name] or 0.0 for r in mine) / repeats for name in ("start_s", "warmup_s", "load_s")
-        }
-        totals[way] = sum(r["seconds"] for r in mine) / repeats
-        starts = [r for r in mine if r["result"]["start"] != Start.LIVE]
-        median = statistics.median(r["result"]["start_s"] for r in starts)
-        live = [r["result"]["start_s"] for r in mine if r["result"]["start"] == Start.LIVE]
-        also = f"; live {statistics.median(live):.3f}" if live else ""
+        names = ("start_s", "warmup_s", "load_s")
+        each = {name: sum(r["result"][name] or 0.0 for r in mine) / len(mine) for name in names}
+        starts = {kind: [r["result"]["start_s"] for r in mine if r["result"]["start"] == kind] for kind in Start}
+        medians = "; ".join(f"{kind} {statistics.median(found):.3g}" for kind, found in starts.items() if found)
+        counts = ", ".join(f"{len(found)} {kind}" for kind, found in starts.items() if found)
+        wall_s = sum(r["seconds"] for r in mine) / len(mine)
         lines.append(
-            f"| {way} | {len(mine)} in {repeats} | {len(starts)} | {totals[way]:.1f} | {sums['start_s']:.1f} |"
-            f" {sums['warmup_s']:.1f} | {sums['load_s']:.1f} | {median:.2f}{also} |"
+            f"| {way} | {len(mine)} | {counts} | {wall_s:.1f} | {each['start_s']:.1f} | {each['warmup_s']:.1f} |"
+            f" {each['load_s']:.1f} | {medians} |"
         )
-    if len(totals) == 2:
+    seconds = {(r["way"], r["repeat"], r["number"]): r["seconds"] for r in rows}
+    both = {key[1:] for key in seconds if all((way, *key[1:]) in seconds for way in (RESTART, FAST))}
+    if both:
+        restart_s, fast_s = (sum(seconds[way, *key] for key in both) for way in (RESTART, FAST))
         lines.append("")
-        lines.append(f"{totals[RESTART] / totals[FAST]:.1f} times less wall clock.")
+        lines.append(
+            f"Over the {len(both)} trials that ran both ways: {restart_s:.0f} s against {fast_s:.0f} s, with the start"
+            f" of the fork server: {restart_s / fast_s:.1f} times less wall clock."
+        )
     return "\n".join(lines)
 
 
@@ -176,11 +178,13 @@ def _agreement(rows: Sequence[Mapping[str, Any]]) -> str:
     if logs:
         p_value = float(wilcoxon(logs).pvalue) if len(logs) > 5 else math.nan  # pyright: ignore
         middle, low, high = (math.exp(of) for of in (statistics.median(logs), min(logs), max(logs)))
-        noise, most = (math.expm1(of) for of in ((statistics.median(within), max(within)) if within else (0.0, 0.0)))
+        said = "an unknown amount: there were none"
+        if within:
+            said = f"{math.expm1(statistics.median(within)):.1%} (median), {math.expm1(max(within)):.1%} at most"
         lines.append(
             f"Mean end-to-end latency, live or forked against restarted: median ratio {middle:.3f}, from {low:.3f} to"
             f" {high:.3f} over {len(logs)} configurations (Wilcoxon signed-rank, two-sided, p = {p_value:.2g}). Repeats"
-            f" of one way differ by {noise:.1%} (median), {most:.1%} at most. The same verdicts: {same} of {compared}."
+            f" of one way differ by {said}. The same verdicts: {same} of {compared}."
         )
     return "\n".join(lines)
 
