@@ -9,8 +9,9 @@ line. It says once ``{"ready": {...}}`` or ``{"unusable": "why"}``, and then ans
 and says ``{"exited": 123, "code": 0}`` when that engine's first process has ended. At the end of its input it kills
 the engines that are left and ends. FOLDER has the names of the modules that engines were seen to import
 (vllm_sloguard.imported), by version of vLLM; they are read again before each fork, so the second engine is forked with
-what the first one taught. What must not be forked is refused: a process with more than one thread, one that has touched
-a GPU, or a version of vLLM with which this was not tried.
+what the first one taught. What must not be forked is refused: a process with more than one thread (but for the one that
+NVIDIA's NVML leaves, which vLLM initialises with its import), one that has initialised CUDA, or a version of vLLM with
+which this was not tried.
 """
 
 import ctypes
@@ -50,6 +51,10 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 # First and last version of vLLM with which forked engines were run: elsewhere a failure might be the fork's own.
 _VERSIONS = ((0, 26), (0, 32))
+# A driver's poll thread, which stays after nvmlShutdown. CUDA works in what is forked then, as long as it was not
+# initialised before.
+_NVML_THREAD = re.compile(r"cuda[0-9a-f]{11}")
+_CUDA_ERROR_NOT_INITIALIZED = 3
 _attempted: set[str] = set()
 
 
@@ -62,6 +67,8 @@ def main() -> int:
     folder = Path(sys.argv[1])
     # numpy's library of linear algebra would start its threads with the import; engines do no such work in numpy.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    # Nor the thread in which pyarrow's allocator returns memory; pandas imports pyarrow where it is installed.
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
     with socket.socket(fileno=os.dup(0)) as channel:
         try:
             began = time.monotonic()
@@ -161,7 +168,7 @@ def _import(folder: Path) -> str:
             imported.forbid(imported.file(folder, version), name)
             raise UnusableError(f"importing {name} left a thread running")
     torch: Any = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
+    if (torch is not None and torch.cuda.is_initialized()) or _driver_is_initialised():
         raise UnusableError("an import has initialised CUDA")
     if len(_attempted) > before:
         _fork_engines()
@@ -176,7 +183,25 @@ def _attempt(name: str) -> bool:
     _attempted.add(name)
     with suppress(Exception):  # one that fails here fails in the engine too, which then says so
         importlib.import_module(name)
-    return usage()["threads"] == 1
+    return _threads_of_imports() == 1
+
+
+def _threads_of_imports() -> int:
+    """This process's threads without NVML's."""
+    names: list[str] = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it has ended meanwhile
+            names.append((task / "comm").read_text().rstrip("\n"))
+    return sum(1 for name in names if not _NVML_THREAD.fullmatch(name))
+
+
+def _driver_is_initialised() -> bool:
+    """Whether something called cuInit, of which torch need not know."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    except OSError:  # nothing has loaded it
+        return False
+    return driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _CUDA_ERROR_NOT_INITIALIZED
 
 
 def _fork_engines() -> None:

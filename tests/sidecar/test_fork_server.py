@@ -51,6 +51,11 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "late.py": "",
         "threaded.py": "import threading, time\n"
         "threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n",
+        "managed.py": "import threaded\n"
+        "from pathlib import Path\n"
+        "for task in Path('/proc/self/task').iterdir():\n"
+        "    if task.name != str(threaded.threading.main_thread().native_id):\n"
+        "        (task / 'comm').write_text('cuda00001800007')\n",
     }
     for name, text in files.items():
         path = tmp_path / "site" / name
@@ -146,6 +151,13 @@ def test_a_module_that_leaves_a_thread_is_left_out_by_the_next_server(
     with pytest.raises(ForkServerError, match="importing threaded left a thread running"):
         fork(server, tmp_path, "0")
     assert fork(server, tmp_path, "0").wait(20) == 0
+
+
+def test_the_thread_that_nvml_leaves_is_no_hindrance(server: ForkServer, tmp_path: Path) -> None:
+    imported.file(tmp_path, "0.32.0").write_text("managed\n")
+
+    assert fork(server, tmp_path, "0").wait(20) == 0
+    assert server.usage["threads"] == 2
 
 
 @pytest.mark.parametrize("version", ["0.25.1", "0.33.0", "1.0", "nightly"])
