@@ -98,11 +98,8 @@ def test_an_engine_core_killed_under_load_is_a_crash_with_evidence(sidecar: Benc
             for record in journal.engines():
                 steps = sidecar.hub.of(record.identity.engine_id)
                 if record.role == "trial" and len(steps.requests) > 20:
-                    core = next(
-                        child
-                        for child in psutil.Process(record.identity.pid).children(recursive=True)
-                        if "EngineCore" in child.name() or any("EngineCor" in part for part in child.cmdline())
-                    )
+                    children = psutil.Process(record.identity.pid).children()
+                    core = next(c for c in children if "resource_tracker" not in " ".join(c.cmdline()))
                     core.kill()
                     return
             time.sleep(0.05)
