@@ -38,7 +38,6 @@ from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_t
 
 DEMO = Path(__file__).resolve().parents[1] / "deploy" / "demo"
 WITHIN_S = 2.0
-LEASE_S = 3.0
 _CLIENTS = 24
 _SEQS = 16
 _TOKENS = 1024
@@ -129,7 +128,7 @@ class LiveEngine:
 def live_engine(folder: Path) -> Generator[LiveEngine]:
     """The demo's engine with room for live changes; its socket is ``folder``/s."""
     demo = yaml.safe_load((DEMO / "sloguard.yaml").read_text())["engine"]
-    hub = LiveHub(epoch=1, lease_s=LEASE_S)
+    hub = LiveHub(epoch=1)
     server = serve_live(hub, folder / "s")
     args = {**demo["args"], "max-num-seqs": _SEQS, "max-num-batched-tokens": _TOKENS}
     env = {**demo["env"], "SLOGUARD_SOCKET": str(folder / "s"), "SLOGUARD_ENGINE_ID": "live"}

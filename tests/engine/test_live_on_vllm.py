@@ -6,10 +6,10 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from live_changes import LEASE_S, LiveEngine, Load, change_at_random, complete, live_engine, report, serve_live
+from live_changes import LiveEngine, Load, change_at_random, complete, live_engine, report, serve_live
 
 from sidecar.engine.engine import Engine
-from sidecar.live import LiveError, LiveHub
+from sidecar.live import LEASE_S, LiveError, LiveHub
 from vllm_sloguard.live import LONG_PREFILL, PREFIX_CACHING, RESERVE, SEQS, TOKENS, Verdict
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(500)]
@@ -142,7 +142,7 @@ def test_without_its_sidecar_the_engine_goes_back_after_the_lease(live: LiveEngi
         time.sleep(LEASE_S + 3)
     assert load.failures == []
 
-    later = LiveHub(epoch=2, lease_s=LEASE_S)
+    later = LiveHub(epoch=2)
     server = serve_live(later, folder / "s")
     try:
         able = later.capabilities("live", 20)
