@@ -175,9 +175,10 @@ class TrialEngines:
     def _started(self, launch: Launch, role: Role, cancelled: Callable[[], bool], *, exact: bool) -> Given:
         engine: Engine | None = None
         start = Start.ORDINARY
+        began = time.monotonic()
         try:
             engine, start = self._begun(launch, role)
-            start_s = engine.wait_ready(self._config.engine.start_timeout_s, cancelled)
+            engine.wait_ready(self._config.engine.start_timeout_s, cancelled)
         except EngineCrashed as crashed:
             if engine is not None:
                 self._end(engine)
@@ -188,7 +189,7 @@ class TrialEngines:
             if engine is not None:
                 self._end(engine)
             raise
-        return Given(engine, start, start_s, exact)
+        return Given(engine, start, time.monotonic() - began, exact)
 
     def _begun(self, launch: Launch, role: Role) -> tuple[Engine, Start]:
         if self._fork_server is not None and role not in VALIDATING and not unforkable(launch.args):

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,9 +88,11 @@ def _start(config: Config, folder: Path, server: ForkServer | None) -> _Ended:
     host, log = "127.0.0.1", folder / f"{engine_id}.log"
     args = dict(config.engine.args)
     launch = Launch(engine_id, config.engine.python, config.model, args, host, any_free_port(), env, log)
+    began = time.monotonic()
     engine = Engine.start(launch, server)
     try:
-        seconds = engine.wait_ready(config.engine.start_timeout_s, lambda: False)
+        engine.wait_ready(config.engine.start_timeout_s, lambda: False)
+        seconds = time.monotonic() - began
         mapped = frozenset(path for member in engine.group.members() for path in _mapped(member))
     finally:
         engine.group.kill()
