@@ -53,7 +53,7 @@ def test_another_configuration_gives_the_run_up(tmp_path: Path, journal: Journal
 def test_a_decided_run_is_not_opened_again(tmp_path: Path, journal: Journal) -> None:
     config = configured(tmp_path)
     first = open_run(config, journal)
-    journal.end_run(first.id, {"outcome": "kept"})
+    journal.end_run(first.id, {"outcome": "kept", "reason": "no better one"})
 
     assert open_run(config, journal).id != first.id
     assert decisions(tmp_path / "state") == [{"outcome": "kept"}, None]

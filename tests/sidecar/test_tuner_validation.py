@@ -29,6 +29,13 @@ class Starts:
         self.left = ends
         self.count = 0
 
+    def release(self) -> None:
+        """Keeps nothing."""
+
+    def is_cold(self, args: object) -> bool:
+        """Every trial has an engine of its own."""
+        return True
+
     def run(self, plan: Plan, cancelled: Callable[[], bool]) -> Result:
         """One load."""
         assert not cancelled()
