@@ -56,7 +56,7 @@ def test_a_decided_run_is_not_opened_again(tmp_path: Path, journal: Journal) -> 
     journal.end_run(first.id, {"outcome": "kept", "reason": "no better one"})
 
     assert open_run(config, journal).id != first.id
-    assert decisions(tmp_path / "state") == [{"outcome": "kept"}, None]
+    assert decisions(tmp_path / "state") == [{"outcome": "kept", "reason": "no better one"}, None]
 
 
 def test_the_incumbent_is_the_promotion_as_long_as_the_file_s_arguments_stay(tmp_path: Path, journal: Journal) -> None:
