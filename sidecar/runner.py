@@ -27,15 +27,14 @@ from sidecar.metrics import Metrics
 from sidecar.so_far import Hopeless
 from sidecar.telemetry import TelemetryHub
 from sidecar.trial import VALIDATING, Change, Plan, Result, Role, Start
-from sidecar.trial_engine import NotStartedError, TrialEngines
+from sidecar.trial_engine import Given, NotStartedError, TrialEngines
 from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.knobs import Value
 
 LOGS = "logs"
 _MOST_LOGS = 100
 _PROBE_TIMEOUT_S = 10.0
-_LAST_WORDS_S = 0.5
-_GOING_DOWN_S = 5.0
+_LAST_WORDS_S, _GOING_DOWN_S = 0.5, 5.0
 # Of the configured rate, where the capacity is the objective and no highest rate is given.
 _HIGHEST_RATE = 16.0
 
@@ -80,7 +79,7 @@ class Runner:
     def close(self) -> None:
         """Ends the load client, the fork server, and the engine of the last trial."""
         self.client.close()
-        self._engines.release()
+        self.release()
 
     def warm_up(self) -> None:
         """Brings up what trials need, without waiting for it. Raises LoadError."""
@@ -133,7 +132,7 @@ class Runner:
         crash: Crash | None = None
         try:
             began = time.monotonic()
-            loads = self._loads(engine, plan.role, cancelled)
+            loads = self._loads(given, plan.role, cancelled)
             loads_s = time.monotonic() - began
         except EngineCrashed as crashed:
             crash = self._with_report(engine, crashed.crash)
@@ -204,7 +203,7 @@ class Runner:
             tried=tried if objective is Objective.CAPACITY else (),
         )
 
-    def _loads(self, engine: Engine, role: Role, cancelled: Callable[[], bool]) -> list[tuple[Tried, LoadResult]]:
+    def _loads(self, given: Given, role: Role, cancelled: Callable[[], bool]) -> list[tuple[Tried, LoadResult]]:
         """One load, or for the capacity as many as it takes to find it; those of a validation are long enough."""
         workload, slo = self._config.workload, self._config.slo
         if role in VALIDATING:
@@ -216,9 +215,10 @@ class Runner:
         done: list[tuple[Tried, LoadResult]] = []
         while (rate := next_rate([tried for tried, _ in done], workload.rate, highest)) is not None:
             # Prompts that are new to the engine: those of the load before are in its prefix cache.
-            changes = {"rate": rate, "seed": workload.seed + len(done)}
-            changes |= {"warmup_requests": 0} if done else {}
-            load = self._load(engine, workload.model_copy(update=changes), watch, cancelled)
+            changes: dict[str, float] = {"rate": rate, "seed": workload.seed + len(done)}
+            if done or given.start is Start.LIVE:  # the load before has warmed the engine
+                changes["warmup_requests"] = 0
+            load = self._load(given.engine, workload.model_copy(update=changes), watch, cancelled)
             met = not isinstance(load.ending, Hopeless) and judge.violation(judge.measure(load, slo), slo) == 0
             done.append((Tried(rate, met), load))
             if self._config.objective is not Objective.CAPACITY:
