@@ -212,7 +212,7 @@ def _agreement(rows: Sequence[Mapping[str, Any]], first: str, second: str) -> st
         return "\n".join(lines)
     of_all = np.array([log for log, _, _ in logs.values()])
     draws = np.random.default_rng(0).choice(of_all, (_RESAMPLES, len(of_all)))
-    low, high = np.exp(np.quantile(np.median(draws, axis=1), (0.025, 0.975)))
+    low, high = np.exp(np.quantile(np.median(draws, axis=1), (0.025, 0.975)))  # pyright: ignore
     middle = math.exp(statistics.median(log for log, _, _ in logs.values()))
     p_value = float(wilcoxon(of_all).pvalue) if len(of_all) > 5 else math.nan  # pyright: ignore
     lines.append(

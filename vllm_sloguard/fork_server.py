@@ -18,7 +18,6 @@ import ctypes
 import gc
 import importlib
 import json
-import multiprocessing
 import os
 import re
 import runpy
@@ -30,6 +29,7 @@ import time
 import traceback
 import warnings
 from contextlib import suppress
+from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,30 @@ def _fork_engines() -> None:
 
 
 def _forking() -> Any:
-    return multiprocessing.get_context("fork")
+    return _Forking()
+
+
+class _Process(ForkProcess):
+    """A process of an engine, with the OpenMP threads that it would have if it had been started afresh."""
+
+    def run(self) -> None:
+        _bind_threads()
+        super().run()
+
+
+class _Forking(ForkContext):
+    Process = _Process
+
+
+def _bind_threads() -> None:
+    """Does what OpenMP reads of the environment when it is loaded: vLLM sets that for each process that it starts."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not (count := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
+        return
+    torch.set_num_threads(int(count))
+    places = os.environ.get("GOMP_CPU_AFFINITY") or os.environ.get("OMP_PLACES", "")
+    if re.fullmatch(r"[\d ,{}]+", places):  # a list of cores, as vLLM writes it
+        os.sched_setaffinity(0, {int(core) for core in re.findall(r"\d+", places)})
 
 
 def _run(request: dict[str, Any]) -> int:
