@@ -6,8 +6,11 @@ line. It says once ``{"ready": {...}}`` or ``{"unusable": "why"}``, and then ans
     {"module": "vllm.entrypoints.cli.main", "argv": ["serve", ...], "env": {...}, "log": "...", "folder": "..."}
         →   {"pid": 123, "usage": {...}} or {"unusable": "why"}
 
-and says ``{"exited": 123, "code": 0}`` when that engine's first process has ended. At the end of its input it kills
-the engines that are left and ends. FOLDER has the names of the modules that engines were seen to import
+    {"let_go": 123}
+        →   {"let_go": 123}
+
+and says ``{"exited": 123, "code": 0}`` when an engine's first process has ended. At the end of its input it kills the
+engines that it has not let go, and ends. FOLDER has the names of the modules that engines were seen to import
 (vllm_sloguard.imported), by version of vLLM; they are read again before each fork, so the second engine is forked with
 what the first one taught. What must not be forked is refused: a process with more than one thread (but for the one that
 NVIDIA's NVML leaves, which vLLM initialises with its import), one that has initialised CUDA, or a version of vLLM with
@@ -102,6 +105,11 @@ def _serve(channel: socket.socket, folder: Path) -> dict[str, Any] | None:
                 if not (line := lines.readline(_LONGEST_LINE)):
                     _kill(engines)
                     return None
+                request = json.loads(line)
+                if "let_go" in request:
+                    engines.discard(request["let_go"])
+                    _say(channel, request)
+                    continue
                 try:
                     _import(folder)
                 except UnusableError as error:
@@ -110,7 +118,7 @@ def _serve(channel: socket.socket, folder: Path) -> dict[str, Any] | None:
                 if (pid := os.fork()) == 0:
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    return json.loads(line)
+                    return request
                 engines.add(pid)
                 _say(channel, {"pid": pid, "usage": usage()})
 
