@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Response
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
@@ -65,6 +66,12 @@ def application(config: Config, feed: Feed, static: Files) -> FastAPI:
 
     for path, name in _NAMES.items():
         add(path, name)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: RequestValidationError) -> Response:  # pyright: ignore[reportUnusedFunction]
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"][1:]) or "the order"
+        return JSONResponse({"detail": f"{place}: {problem['msg']}"}, 422)
 
     @app.get("/api/story")
     async def story() -> Response:  # pyright: ignore[reportUnusedFunction]

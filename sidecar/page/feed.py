@@ -157,6 +157,7 @@ def _facts(config: Config, journal: Journal, standing: Standing, epoch: int) -> 
         run=run,
         trials=tuple(journal.trials(run.id)) if run else (),
         paused=operations.paused(),
+        window=operations.open_window(),
         last_window=windows[-1] if windows else None,
         promotion=current,
         rolled_back=newest if newest and newest.rolled_back_at is not None else None,

@@ -40,7 +40,8 @@ def _listener(where: PageConfig) -> socket.socket:
     try:
         return socket.create_server((where.host, where.port), family=family)
     except OSError as error:
-        raise OSError(f"page: {where.host}:{where.port}: {error.strerror}{port_owner(where.port)}") from None
+        why = str(error.strerror).partition(" (")[0]  # then it names the address again
+        raise OSError(f"page: {where.host}:{where.port}: {why}{port_owner(where.port)}") from None
 
 
 class _Page:

@@ -52,6 +52,7 @@ class Facts:
     run: Run | None = None
     trials: tuple[Trial, ...] = ()
     paused: Event | None = None
+    window: Event | None = None
     last_window: Event | None = None
     promotion: Promoted | None = None
     rolled_back: Promoted | None = None
@@ -64,6 +65,15 @@ class Note:
 
     at: float
     text: str
+
+
+@dataclass(frozen=True)
+class WindowShown:
+    """How a window ended, and when, seconds since the epoch."""
+
+    at: float
+    outcome: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -147,7 +157,8 @@ class Story:
     state: StateShown
     serves: Serves
     paused: Note | None
-    last_window: Note | None
+    window: Note | None
+    last_window: WindowShown | None
     run: RunShown | None
     problem: str = ""
 
@@ -170,20 +181,21 @@ def story(config: Config, facts: Facts, *, version: str, orders: str) -> Story:
         ),
         serves=_serves(config, facts),
         paused=facts.paused and Note(facts.paused.at, facts.paused.reason),
-        last_window=facts.last_window and Note(facts.last_window.at, _window(facts.last_window)),
+        window=facts.window and Note(facts.window.at, facts.window.reason),
+        last_window=facts.last_window and _ended(facts.last_window),
         run=facts.run and _run(config, facts.run, facts.trials),
     )
 
 
-def _window(event: Event) -> str:
-    return f"{str(event.content['outcome']).replace('_', ' ')}: {event.reason}"
+def _ended(event: Event) -> WindowShown:
+    return WindowShown(event.at, str(event.content["outcome"]).replace("_", " "), event.reason)
 
 
 def _serves(config: Config, facts: Facts) -> Serves:
     promotion, undone = facts.promotion, facts.rolled_back
     return Serves(
         promotion=promotion.id if promotion else None,
-        what=f"promotion {promotion.id}" if promotion else "the arguments of the configuration file",
+        what=f"promotion {promotion.id}" if promotion else "the configuration file's arguments",
         since=promotion.at if promotion else None,
         changes=_changes(config.engine.args, promotion.args) if promotion else (),
         probation_until=facts.probation_until,
@@ -243,7 +255,7 @@ def _what(trial: Trial) -> str:
     """Why it was tried: the search has a phase, the others a role."""
     if trial.plan.role is Role.VALIDATION:
         return f"validation: {trial.plan.reason}"
-    return _ROLES.get(trial.plan.role) or trial.plan.phase
+    return _ROLES.get(trial.plan.role) or f"search: {trial.plan.phase}"
 
 
 def _decision(decision: dict[str, Any], at: float | None) -> DecisionShown:

@@ -58,7 +58,7 @@ function clock(seconds) {
 function lasting(seconds) {
   const whole = Math.max(Math.round(seconds), 0);
   if (whole < 100) return `${whole} s`;
-  if (whole < 6000) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  if (whole < 6000) return `${Math.floor(whole / 60)} min${whole % 60 ? ` ${whole % 60} s` : ""}`;
   if (whole < 172800) return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
   return `${Math.floor(whole / 86400)} days`;
 }
@@ -85,16 +85,17 @@ function showState() {
   write("word", state.word);
   write("about", state.about);
   write("why", state.why && `Why: ${state.why}`);
+  write("window", open && story.window ? `Window since ${clock(story.window.at)}: ${story.window.text}` : "");
   document.title = `${state.word} · sloguard`;
   at("facts").replaceChildren();
   if (open) fact("Left in the window", () => lasting(beat.window_left_s - (now() - beat.at)), true);
   fact(`${state.word} for`, () => lasting(now() - state.since), true);
   if (open && run && run.decision === null) {
     fact("Trials of the search", `${run.searched} of ${run.budget}`);
-    if (run.validated) fact("Validation starts", `${run.validated}`);
+    if (run.validated) fact("Starts of the validation", `${run.validated}`);
   }
   if (!open && beat.next_window_at !== null && !paused) fact("Next window", clock(beat.next_window_at));
-  if (!open && story.last_window) fact("Last window ended", clock(story.last_window.at));
+  if (!open && story.last_window) fact("Last window", `${clock(story.last_window.at)}, ${story.last_window.outcome}`);
   show("paused", paused !== null);
   if (paused) write("paused", `Paused since ${clock(paused.at)}${paused.text && `: ${paused.text}`}. No window opens.`);
 }
@@ -106,8 +107,8 @@ function showButtons() {
   show("resume", story.paused !== null);
   show("rollback", story.serves.promotion !== null);
   write("rollback", `Roll back promotion ${story.serves.promotion} …`);
-  for (const id of ["pause", "resume", "rollback"]) at(id).disabled = !able;
-  at("abort").disabled = !able || !story.state.abortable;
+  show("abort", story.state.abortable);
+  for (const id of Object.keys(ORDERS)) at(id).disabled = !able;
 }
 
 function showDecision() {
@@ -118,7 +119,7 @@ function showDecision() {
   at("outcome").className = `tag ${OUTCOMES[decision.outcome] ?? "quiet"}`;
   write("outcome", decision.outcome);
   write("headline", decision.headline);
-  write("reason", decision.reason);
+  write("reason", story.state.why.includes(decision.reason) ? "" : decision.reason); // it stands above then
   at("gain").replaceChildren(...gain(decision));
 }
 
@@ -127,34 +128,34 @@ function gain({ gain: middle, low, high }) {
   if (middle === null || low === null || high === null) return [];
   const wide = Math.max(at("decided").clientWidth - 34, 200);
   const [from, to] = [Math.min(low, 0), Math.max(high, 0)];
-  const x = (value) => 30 + ((value - from) / (to - from || 1)) * (wide - 60);
+  const x = (value) => 70 + ((value - from) / (to - from || 1)) * (wide - 140);
   const percent = (value) => `${value > 0 ? "+" : ""}${(100 * value).toFixed(1)} %`;
-  const label = (value, text, y) => drawn("text", { x: x(value), y, "text-anchor": "middle" }, text);
+  const label = (value, text, y, anchor = "middle") => drawn("text", { x: value, y, "text-anchor": anchor }, text);
   const tone = low > 0 ? "good" : high < 0 ? "bad" : "warn";
-  const said = `Gain ${percent(middle)}, surely between ${percent(low)} and ${percent(high)}.`;
+  const said = `Gain ${percent(middle)}, between ${percent(low)} and ${percent(high)}.`;
   return [
     drawn(
-      "svg", { width: wide, height: 58, role: "img", "aria-label": said },
-      drawn("line", { class: "zero", x1: x(0), x2: x(0), y1: 16, y2: 44 }), label(0, "no change", 56),
+      "svg", { width: wide, height: 60, role: "img", "aria-label": said },
+      drawn("line", { class: "zero", x1: x(0), x2: x(0), y1: 16, y2: 46 }), label(x(0), "no change", 58),
       drawn("g", { class: tone },
-        drawn("line", { class: "mark", x1: x(low), x2: x(high), y1: 30, y2: 30 }),
-        drawn("circle", { class: "mark full", cx: x(middle), cy: 30, r: 4 })),
-      label(middle, `gain ${percent(middle)}`, 12),
+        drawn("line", { class: "mark", x1: x(low), x2: x(high), y1: 31, y2: 31 }),
+        drawn("circle", { class: "mark full", cx: x(middle), cy: 31, r: 4 })),
+      label(x(middle), `gain ${percent(middle)}`, 14),
+      label(x(low) - 8, percent(low), 35, "end"), label(x(high) + 8, percent(high), 35, "start"),
     ),
   ];
 }
 
 function showServing() {
   const { serves, state } = story;
-  const now_ = state.word === "serving";
+  const heads = { serving: "What serves", halted: "What served" };
+  const coming = state.abortable ? "What served, and serves again unless a better one is found" : "What is going to serve";
+  write("serving-head", heads[state.word] ?? coming);
   const since = serves.since === null ? "" : `, promoted ${clock(serves.since)}`;
-  write("serving-head", now_ ? "What serves" : "What serves outside of windows");
-  const text = now_ ? "" : "No engine serves at the moment. ";
-  const found = at("serves");
-  const trialling = serves.probation_until !== null && serves.probation_until > now();
-  ticking(found, () => {
-    const left = trialling ? `; on probation for ${lasting(serves.probation_until - now())} more` : "";
-    return `${text}${serves.what}${since}${left}.`.replace(/^[a-z]/, (letter) => letter.toUpperCase());
+  const what = serves.what.replace(/^[a-z]/, (letter) => letter.toUpperCase());
+  ticking(at("serves"), () => {
+    const left_s = (serves.probation_until ?? 0) - now();
+    return `${what}${since}${left_s > 0 ? `; on probation for ${lasting(left_s)} more` : ""}.`;
   });
   at("changes").replaceChildren(...serves.changes.map((change) => node("li", "", change)));
   write("rolled-back", serves.rolled_back);
@@ -199,15 +200,15 @@ function showRun() {
   const limits = run.trials[0]?.figures ?? [];
   at("columns").replaceChildren(
     ...["#", "tried", "verdict"].map((name, n) => column(name, n === 0)),
-    ...limits.map(({ name, limit }) => column(limit ? `${name} ≤ ${limit}` : name, true)),
+    ...limits.map(({ name, limit }) => column(name, true, limit && `≤ ${limit}`)),
     column(story.goal.name, true), column("took", true),
   );
   at("trials").replaceChildren(...run.trials.toReversed().map(row));
   at("chart").replaceChildren(...chart(run.trials, goal));
 }
 
-function column(name, number) {
-  const made = node("th", number ? "number" : "", name);
+function column(name, number, limit = "") {
+  const made = node("th", number ? "number" : "", name, ...(limit ? [node("br"), limit] : []));
   made.setAttribute("role", "columnheader");
   made.setAttribute("scope", "col");
   return made;
@@ -217,6 +218,7 @@ function cell(className, label, ...content) {
   const made = node("td", className, ...content);
   made.setAttribute("role", "cell");
   if (label) made.dataset.label = label;
+  if (made.textContent === "-") made.classList.add("nothing");
   return made;
 }
 
@@ -229,7 +231,7 @@ function row(trial) {
   else took.textContent = lasting(trial.took_s);
   const made = node(
     "tr", "",
-    cell("number", "", `${trial.number}`),
+    cell("number which", "", `${trial.number}`),
     cell("what", "", node("div", "", trial.what), node("div", "configuration", trial.configuration),
       ...(trial.note ? [node("div", "note", trial.note)] : [])),
     cell("verdict", "", ...tags),
@@ -249,13 +251,14 @@ function figure({ name, shown, met }) {
 function chart(trials, goal) {
   const values = trials.map((trial) => trial.value).filter((value) => value !== null);
   if (!values.length) return [];
-  const [wide, high, left, low] = [Math.max(at("run").clientWidth - 34, 200), 170, 46, 34];
-  const most = Math.max(...values) * 1.1 || 1;
+  const [wide, high, left, low] = [Math.max(at("run").clientWidth - 34, 200), 180, 46, 34];
+  const step = 10 ** Math.floor(Math.log10(Math.max(...values))) || 1;
+  const most = Math.ceil(Math.max(...values) / step) * step || 1;
   const x = (n) => left + ((n + 0.5) / trials.length) * (wide - left - 8);
-  const y = (value) => 22 + (1 - value / most) * (high - low - 22);
+  const y = (value) => 30 + (1 - value / most) * (high - low - 30);
   const parts = [0, most / 2, most].flatMap((value) => [
     drawn("line", { class: "grid", x1: left, x2: wide, y1: y(value), y2: y(value) }),
-    drawn("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, value >= 100 ? value.toFixed(0) : value.toPrecision(2)),
+    drawn("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, `${Number(value.toPrecision(3))}`),
   ]);
   const before = trials.find((trial) => trial.incumbent && trial.value !== null);
   if (before) parts.push(drawn("line", { class: "zero", x1: left, x2: wide, y1: y(before.value), y2: y(before.value) }));
@@ -265,7 +268,7 @@ function chart(trials, goal) {
     parts.push(mark(trial, x(n), trial.value === null ? high - 22 : y(trial.value)));
   });
   const better = story.goal.lower_is_better ? "lower is better" : "higher is better";
-  parts.push(drawn("text", { x: 0, y: 12 }, `${goal}; ${better}`));
+  parts.push(drawn("text", { x: 0, y: 12 }, `Objective: ${goal}; ${better}`));
   const best = story.goal.lower_is_better ? Math.min(...values) : Math.max(...values);
   const said = `${goal} of ${values.length} trials, ${better}; the best has ${best.toPrecision(3)}.`;
   const legend = node("p", "legend", ...["● meets the SLO", "○ misses it", "◆ what served before", "✕ crashed", "– no figure"]
@@ -306,9 +309,10 @@ const connected = () => at("lost").hidden;
 
 function heard() {
   heardAt = Date.now();
-  write("link", "live");
+  write("link", "● live");
   if (connected()) return;
   show("lost", false);
+  document.body.classList.remove("stale");
   if (story) showButtons();
 }
 
@@ -318,6 +322,7 @@ function lost() {
   const since = heardAt ? ` since ${clock(heardAt / 1000)}` : "";
   write("lost", `Connection lost${since}. ${story ? "What you see is from then. " : ""}Trying again …`);
   show("lost", true);
+  document.body.classList.add("stale");
   if (story) showButtons();
 }
 
@@ -424,7 +429,9 @@ async function send(event) {
 for (const name of Object.keys(ORDERS)) at(name).addEventListener("click", () => ask(name));
 at("ask-no").addEventListener("click", () => at("ask").close());
 at("ask-form").addEventListener("submit", send);
-setInterval(() => clocks.forEach(([found, text]) => { found.textContent = text(); }), 1000);
+setInterval(() => {
+  if (connected()) clocks.forEach(([found, text]) => { found.textContent = text(); });
+}, 1000);
 let wide = innerWidth;
 addEventListener("resize", () => {
   if (innerWidth !== wide) showAll();
