@@ -164,7 +164,7 @@ def serve(config_file: ConfigFile) -> None:
             where = server.server_address
             say(f"metrics: http://{where[0]}:{where[1]}/metrics")
             service = Service(config, parts, say=say, notify=view.notify)
-            with page.served(config, parts, service.progress, say):
+            with page.served(page.Sources(config, parts.hub, parts.requests, service.progress), say):
                 service.run()
         finally:
             server.shutdown()

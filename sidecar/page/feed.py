@@ -11,13 +11,14 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from sidecar.config import Config
+from sidecar.control import Requests
 from sidecar.journal import Journal, JournalError
 from sidecar.operations import Kind, Operations
 from sidecar.page.beat import Beat, live, next_opening
 from sidecar.page.story import Facts, Story, story
 from sidecar.progress import Progress, Say, Standing
-from sidecar.serving import Parts
 from sidecar.states import State
+from sidecar.telemetry import TelemetryHub
 
 # What is measured meanwhile runs on this machine too.
 _EVERY_S = 2.0
@@ -28,10 +29,11 @@ _BEAT = TypeAdapter(Beat)
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a story comes from: the loop's own progress, and the journal."""
+    """Where a story comes from, beside the journal: the loop's own threads change these."""
 
     config: Config
-    parts: Parts
+    hub: TelemetryHub
+    requests: Requests
     progress: Progress
 
 
@@ -92,9 +94,9 @@ class Feed:
         self._announce()
 
     def _read(self) -> None:
-        config, parts, progress = self._sources.config, self._sources.parts, self._sources.progress
+        config, requests, progress = self._sources.config, self._sources.requests, self._sources.progress
         standing, left_s = progress.standing, progress.time_left()
-        told = live(parts.hub.traffic(parts.requests.engine_id), time.monotonic(), config.slo)
+        told = live(self._sources.hub.traffic(requests.engine_id), time.monotonic(), config.slo)
         self.beat = _BEAT.dump_json(
             Beat(
                 at=time.time(),
@@ -105,10 +107,10 @@ class Feed:
         )
         if self._journal is None:
             self._journal = Journal(config.state, read_only=True)
-        seen = (standing, parts.requests.epoch, self._journal.changes())
+        seen = (standing, requests.epoch, self._journal.changes())
         if seen == self._seen and not self._trouble:
             return
-        self._facts = _facts(config, self._journal, standing, parts.requests.epoch)
+        self._facts = _facts(config, self._journal, standing, requests.epoch)
         self.story = _STORY.dump_json(self._tell(self._facts))
         self._seen, self._trouble = seen, ""
 
@@ -117,7 +119,7 @@ class Feed:
             self._say(text)
         self._trouble = text
         # The loop's own standing is known without the journal.
-        standing, epoch = self._sources.progress.standing, self._sources.parts.requests.epoch
+        standing, epoch = self._sources.progress.standing, self._sources.requests.epoch
         facts = replace(self._facts, standing=standing) if self._facts else Facts(standing, epoch)
         self.story = _STORY.dump_json(replace(self._tell(facts), problem=text))
 

@@ -6,26 +6,26 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 
-from sidecar.config import Config, PageConfig
+from sidecar.config import PageConfig
 from sidecar.engine.engine import port_owner
 from sidecar.page.feed import Feed, Sources
 from sidecar.page.token import path_of, token_of
-from sidecar.progress import Progress, Say
-from sidecar.serving import Parts
+from sidecar.progress import Say
 
 _GRACE_S = 1
 _PATIENCE_S = 3.0
 
 
 @contextmanager
-def served(config: Config, parts: Parts, progress: Progress, say: Say) -> Generator[None]:
+def served(sources: Sources, say: Say) -> Generator[None]:
     """The page, where the configuration has it. Raises OSError for a port that is taken, ConfigError for a token."""
+    config = sources.config
     if not config.page.enabled:
         yield
         return
     token = token_of(config, say) if config.page.takes_orders else None
     listener = _listener(config.page)
-    page = _Page(Sources(config, parts, progress), listener, token, say)
+    page = _Page(sources, listener, token, say)
     host, port = listener.getsockname()[:2]
     say(f"page: http://{f'[{host}]' if ':' in host else host}:{port}/")
     page.start()

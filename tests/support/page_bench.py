@@ -16,15 +16,12 @@ from engine_bench import write_config
 from sidecar.config import Config, load
 from sidecar.control import Control, Requests
 from sidecar.engine.engine import any_free_port
-from sidecar.guard import Guard
 from sidecar.journal import Journal, Run
 from sidecar.judge import Measurement
 from sidecar.metrics import Metrics
 from sidecar.operations import Kind, Operations
-from sidecar.page.server import served
+from sidecar.page.server import Sources, served
 from sidecar.progress import Progress
-from sidecar.runner import Runner
-from sidecar.serving import Parts
 from sidecar.states import Cause, State
 from sidecar.telemetry import TelemetryHub, serve
 from sidecar.trial import Plan, Result, Role, Trial
@@ -155,10 +152,8 @@ def page_bench(config_file: Path, url: str | None = None) -> Generator[PageBench
     operations = Operations(journal, config.base_digest())
     control = Control(config, requests, hub)
     server = serve(config.socket, lambda s: add_ControlServiceServicer_to_server(control, s))
-    # No trial runs here.
-    parts = Parts(journal, operations, cast(Runner, None), cast(Guard, None), hub, metrics, requests)
     try:
-        with served(config, parts, progress, said.append):
+        with served(Sources(config, hub, requests, progress), said.append):
             if url is None:
                 url = next(line for line in said if line.startswith("page: ")).removeprefix("page: ").rstrip("/")
             yield PageBench(config, journal, hub, requests, progress, operations, url, said)
