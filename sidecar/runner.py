@@ -172,7 +172,7 @@ class Runner:
         """What the plugin has changed inside ``engine``; values as text where they are no numbers."""
         report = self._hub.of(engine.launch.engine_id).repair
         changes = report.changes if report is not None else ()
-        return tuple(Change(c.name, _value(c.from_value), _value(c.to_value), c.reason) for c in changes)
+        return tuple(Change(c.name, _value(c.from_value), _value(c.to_value), c.reason, (*c.rules,)) for c in changes)
 
     def _judged(self, loads: list[tuple[Tried, LoadResult]], loads_s: float, timing: Result) -> Result:
         """The first load, at the rate of the configuration, gives the verdict; the best of them the scores."""
