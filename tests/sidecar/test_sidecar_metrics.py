@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,7 +14,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sidecar_cases import configured, measured, oom, planned, served, trial
 
+from sidecar.control import Requests
+from sidecar.journal import Journal
 from sidecar.metrics import Metrics
+from sidecar.progress import Progress
 from sidecar.promotion import Decision, Outcome
 from sidecar.states import Cause, State
 from sidecar.telemetry import EngineTelemetry
@@ -233,6 +237,19 @@ def test_where_a_window_went(page: Page) -> None:
     assert page.value("sloguard_restore_duration_seconds_bucket", le="10.0") == 1
     assert page.value("sloguard_engine_restarts_total", reason="engine_crashed") == 1
     assert page.value("sloguard_engine_restarts_total", reason="engine_hangs") == 0
+
+
+def test_a_window_that_is_overrun(page: Page, tmp_path: Path) -> None:
+    progress = Progress(Journal(tmp_path / "state"), page.metrics, Requests(), print)
+    assert page.value("sloguard_window_overrun_seconds") == 0
+
+    progress.window_end = time.monotonic() + 60
+    assert page.value("sloguard_window_overrun_seconds") == 0
+    assert 50 < (page.value("sloguard_window_remaining_seconds") or 0) <= 60
+
+    progress.window_end = time.monotonic() - 60
+    assert 60 <= (page.value("sloguard_window_overrun_seconds") or 0) < 70
+    assert page.value("sloguard_window_remaining_seconds") == 0
 
 
 def test_a_window_that_was_refused_took_no_time(page: Page) -> None:
