@@ -10,17 +10,19 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fake_service import fake_config, serving, sloguard, state_of
+from fake_service import fake_config, said_by, serving, sloguard, state_of
 from prometheus_server import PrometheusServer
 
 from sidecar.config import Config, load
 from sidecar.journal import Journal
+from sidecar.operations import Operations, WindowOutcome
 
 RULES = Path(__file__).resolve().parents[2] / "deploy" / "prometheus" / "alerts.yml"
 OUT_OF_MEMORY, DIES = 13, 19
@@ -57,11 +59,14 @@ def lived(folder: Path, *, users_s: float = 3.0, load_s: float = 0.1, budget: in
     ):
         prometheus.wait_until_up()
         time.sleep(users_s)
-        window = sloguard("retune", "--now", "--wait", "-c", config_file)
-        assert "promoting: validated on fresh starts" in window.stdout, window.stdout + window.stderr
+        asked = sloguard("retune", "--now", "-c", config_file)
+        assert asked.returncode == 0, asked.stderr
+        ended = partial(_ended, config)
+        _until(ended, "the window's end", within_s=_PATIENCE_S + 20 * budget * load_s)
+        assert ended() == WindowOutcome.PROMOTED, said_by(config_file).read_text()
         time.sleep(users_s)
-        for crashes in (1, 2):
-            _crash(config.state, crashes)
+        for _ in range(2):
+            _crash(config.state)
         time.sleep(users_s)
         prometheus.wait_until_up()
         yield Lived(prometheus, config, began)
@@ -86,15 +91,26 @@ def _config(folder: Path, budget: int) -> Path:
     )
 
 
-def _crash(state: Path, crashes: int) -> None:
-    """Kills the core of the engine that serves, and waits until the sidecar has brought one up again."""
+def _ended(config: Config) -> str:
+    """How the window has ended; empty while it has not."""
+    operations = Operations(Journal(config.state, read_only=True), config.base_digest())
+    last = operations.last_window()
+    return last.content["outcome"] if last is not None and state_of(config.state) == "serving" else ""
+
+
+def _crash(state: Path) -> None:
+    """Kills the engine that serves, and waits until the sidecar has brought one up again."""
     journal = Journal(state, read_only=True)
     (engine,) = journal.engines()
     os.kill(engine.identity.pid, signal.SIGKILL)
-    deadline = time.monotonic() + _PATIENCE_S
-    while journal.engines() in ([], [engine]) or state_of(state) != "serving":
-        assert time.monotonic() < deadline, f"not back after crash {crashes}"
-        time.sleep(0.05)
+    _until(lambda: journal.engines() not in ([], [engine]) and state_of(state) == "serving", "serving after a crash")
+
+
+def _until(holds: Callable[[], object], what: str, within_s: float = _PATIENCE_S) -> None:
+    deadline = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {what}"
+        time.sleep(0.1)
 
 
 @contextmanager
