@@ -31,6 +31,10 @@ _LONGEST_VALUE = 200
 # The promotion that serves, where that is the file's own arguments.
 _NONE = "none"
 
+_TRYING = (State.TUNING, State.VALIDATING)
+# No engine serves in them, or not yet.
+_WITHOUT_SERVING = (*_TRYING, State.PROMOTING, State.RESTORING)
+
 Args = Mapping[str, object]
 
 
@@ -94,6 +98,10 @@ class Metrics:
     def entered(self, state: State, *, ready: bool, cause: Cause | None = None) -> None:
         """Takes a change of state."""
         self._window.entered(state, cause)
+        if state in _WITHOUT_SERVING:
+            self._engine.ended("serving")
+        if state not in _TRYING:
+            self._engine.ended("trial")
         self._ready = ready
 
     def serving(self, args: Args, promotion: int | None = None) -> None:

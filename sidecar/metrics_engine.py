@@ -167,6 +167,11 @@ class EngineMetrics:
             histogram.remove("serving")
             histogram.labels("serving")
 
+    def ended(self, traffic: str) -> None:
+        """There is no engine for ``traffic`` any more: its last levels must not stay."""
+        for level in (self._running, self._waiting, self._kv_usage):
+            level.labels(traffic).set(0)
+
     def repaired(self, rules: tuple[str, ...]) -> None:
         """Takes one repair, which mended what broke ``rules``."""
         for rule in dict.fromkeys(name if name in _RULES else _OTHER for name in rules or (_OTHER,)):

@@ -29,6 +29,7 @@ class Variables:
         """``expr`` as Prometheus can read it."""
         values = {
             "$__rate_interval": self.rate_interval,
+            "$__interval_ms": str(round(seconds(self.interval) * 1000)),
             "$__interval": self.interval,
             "$__range": self.range,
             "${instance:regex}": self.instance,
@@ -38,6 +39,12 @@ class Variables:
         for name, value in values.items():
             expr = expr.replace(name, value)
         return expr
+
+
+def seconds(interval: str) -> float:
+    """Of "15s", "100ms", "1m" or "1h"."""
+    number = interval.rstrip("msh")
+    return float(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[interval[len(number) :]]
 
 
 def panels(path: Path) -> list[dict[str, Any]]:
@@ -60,7 +67,7 @@ def marks(path: Path, variables: Variables) -> Iterator[tuple[str, str, str]]:
 
 @dataclass(frozen=True)
 class Series:
-    """One line: times in seconds since the epoch, and values; those that are not numbers are left out."""
+    """One line: times in seconds since the epoch, and values; those that are not finite numbers are left out."""
 
     labels: Mapping[str, str]
     times: tuple[float, ...]
@@ -78,8 +85,14 @@ def ask(url: str, api: str, parameters: Mapping[str, object]) -> Any:
 
 
 def series(url: str, expr: str, start: float, end: float, step_s: float) -> list[Series]:
-    """What a panel shows from ``start`` to ``end``."""
-    found = ask(url, "query_range", {"query": expr, "start": start, "end": end, "step": step_s})["result"]
+    """What a panel shows from ``start`` to ``end``; where these are one, in the order that the query gives."""
+    if start == end:
+        found = ask(url, "query", {"query": expr, "time": end})["result"]
+        return _lines([{**each, "values": [each["value"]]} for each in found])
+    return _lines(ask(url, "query_range", {"query": expr, "start": start, "end": end, "step": step_s})["result"])
+
+
+def _lines(found: list[dict[str, Any]]) -> list[Series]:
     lines: list[Series] = []
     for each in found:
         points = [(at, float(text)) for at, text in each["values"] if math.isfinite(float(text))]

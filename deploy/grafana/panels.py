@@ -21,6 +21,7 @@ from grafana_foundation_sdk.models.common import (
     GraphDrawStyle,
     LegendDisplayMode,
     LegendPlacement,
+    LineInterpolation,
     StackingMode,
     TimelineValueAlignment,
     VisibilityMode,
@@ -94,7 +95,7 @@ def query(expr: str, legend: str = "__auto", *, instant: bool = False) -> promet
 
 def counted(metric: str, label: str, **labels: str) -> prometheus.Dataquery:
     """How often in the time range, by ``label``; what never happened is left out."""
-    expr = f"round(sum by ({label}) (increase({series(metric, **labels)}[$__range]))) > 0"
+    expr = f"sort_desc(round(sum by ({label}) (increase({series(metric, **labels)}[$__range])))) > 0"
     return query(expr, f"{{{{{label}}}}}", instant=True)
 
 
@@ -106,7 +107,9 @@ def limit(latency: str) -> prometheus.Dataquery:
 def empty_board(title: str, uid: str, about: str, since: str) -> dashboard.Dashboard:
     """A dashboard with the variables and the marks that both have."""
     windows = f"{series('sloguard_window_remaining_seconds')} > 0"
-    changed = f"changes({series('sloguard_serving_configuration_timestamp_seconds')}[2m]) > 0"
+    # One step wide, however long the range is.
+    age = f"time() - {series('sloguard_serving_configuration_timestamp_seconds')}"
+    changed = f"({age}) < $__interval_ms / 1000"
     return (
         dashboard.Dashboard(title)
         .uid(uid)
@@ -162,7 +165,7 @@ def state_panel() -> statetimeline.Panel:
     """What the sidecar was doing; the states are coded from 1."""
     coded = [series("sloguard_state", sloguard_state=s) + f" * {i}" for i, s in enumerate(State, 1)]
     names = {str(i): (str(s), STATE_COLORS[s]) for i, s in enumerate(State, 1)}
-    state = query(f"sum ({' or '.join(coded)})", "state")
+    state = query(f"max ({' or '.join(coded)})", "state")
     return timeline("State of the sidecar", "What it was doing.", state).mappings([mapping(names)])
 
 
@@ -242,6 +245,14 @@ def configuration(title: str, about: str, metric: str) -> table.Panel:
         .with_target(query(info, instant=True).format(PromQueryFormat.TIME_SERIES))
         .with_transformation(DataTransformerConfig("labelsToFields", options={"mode": "rows"}))
     )
+
+
+def by_trial(panel: timeseries.Panel) -> timeseries.Panel:
+    """A value holds until the next trial; the incumbent and the best have their colors."""
+    panel = panel.line_interpolation(LineInterpolation.STEP_AFTER)
+    for name, color in {"incumbent": "orange", "best": "green", "last": "light-blue"}.items():
+        panel = panel.override_by_name(name, [DynamicConfigValue("color", {"mode": "fixed", "fixedColor": color})])
+    return panel
 
 
 def steps(colors: Mapping[float, str], base: str = "blue") -> dashboard.ThresholdsConfig:

@@ -36,7 +36,8 @@ h1{font-size:20px} h2{font-size:15px;margin:6px 0 0}
 .grid{display:grid;grid-template-columns:repeat(24,1fr);gap:6px}
 .panel{background:#fff;border:1px solid #ddd;padding:4px 6px;overflow:hidden}
 .title{font-weight:600}.about{color:#666;font-size:11px}.none{color:#b00}
-.stat{font-size:30px;text-align:center;margin-top:18px}.stat small{display:block;font-size:12px;color:#666}
+.stat{font-size:30px;text-align:center;margin-top:18px}.stat span{padding:4px 14px;display:inline-block}
+.stat small{display:block;font-size:12px;color:#666}
 table{border-collapse:collapse;font-size:12px}td{border-bottom:1px solid #eee;padding:1px 8px 1px 0}"""
 
 
@@ -118,13 +119,20 @@ def _regions(path: Path, shown: Shown) -> Iterator[tuple[float, float, str]]:
 
 
 def _stat(panel: dict[str, Any], lines: list[Line], *_: object) -> str:
-    named = panel["options"].get("textMode") == "value_and_name"
-    cells = (
-        f"<span style='margin:0 14px;display:inline-block'>{html.escape(_text(panel, line.data.values[-1]))}"
-        f"<small>{html.escape(line.name) if named else ''}</small></span>"
-        for line in lines
-    )
+    mode, behind = panel["options"].get("textMode"), panel["options"].get("colorMode") == "background"
+    cells: list[str] = []
+    for line in lines:
+        name, value = html.escape(line.name), html.escape(_text(panel, line.data.values[-1]))
+        below = f"<small>{name}</small>" if mode == "value_and_name" else ""
+        color = _behind(panel, line) if behind else ""
+        cells.append(f"<span style='{color}'>{name if mode == 'name' else value}{below}</span>")
     return f"<div class=stat>{''.join(cells)}</div>"
+
+
+def _behind(panel: dict[str, Any], line: Line) -> str:
+    value = line.data.values[-1]
+    mapped = _mapped(panel, value)
+    return f"color:#fff;background:{_COLORS[mapped[1]] if mapped else _threshold(panel, value)}"
 
 
 def _table(_panel: dict[str, Any], lines: list[Line], *_: object) -> str:
@@ -138,11 +146,13 @@ def _bars(panel: dict[str, Any], lines: list[Line], _shown: Shown, px: int, *_: 
         "type": "bar",
         "orientation": "h",
         "x": values,
-        "y": [line.name for line in lines],
-        "text": [_text(panel, value) for value in values],
+        "y": [f"{line.name}  <b>{_text(panel, line.data.values[-1])}</b>" for line in lines],
         "marker": {"color": [_threshold(panel, value) for value in values]},
     }
-    return _drawn([bars], {"yaxis": {"autorange": "reversed"}, "xaxis": {"visible": False}}, px)
+    defaults = panel["fieldConfig"]["defaults"]
+    span = [defaults.get("min", 0), defaults.get("max", max(values) or 1)]
+    layout = {"yaxis": {"autorange": "reversed"}, "xaxis": {"visible": False, "range": span}}
+    return _drawn([bars], layout, min(px, 34 * len(lines) + 30))
 
 
 def _timeline(panel: dict[str, Any], lines: list[Line], shown: Shown, px: int, *_: object) -> str:
@@ -166,8 +176,9 @@ def _graph(
     drawn: list[dict[str, Any]] = []
     for line in lines:
         color, dashed = _override(panel, line.name)
-        trace = {"x": [_moment(at) for at in line.data.times], "y": line.data.values, "name": line.name}
-        style = {"dash": "dash" if dashed else "solid", "color": color}
+        trace = {**_with_gaps(line.data, shown.step_s), "name": line.name}
+        shape = "hv" if defaults.get("custom", {}).get("lineInterpolation") == "stepAfter" else "linear"
+        style = {"dash": "dash" if dashed else "solid", "color": color, "shape": shape}
         look = {"type": "bar", "marker": {"color": color}} if as_bars else {"mode": "lines", "line": style}
         drawn.append({**trace, **look})
     unit = defaults.get("unit", "")
@@ -189,6 +200,21 @@ def _graph(
         "legend": {"orientation": "h", "y": -0.18},
     }
     return _drawn(drawn, layout, px)
+
+
+def _with_gaps(data: Series, step_s: float) -> dict[str, list[Any]]:
+    """Nothing where there was nothing, so that no line goes across."""
+    x: list[Any] = []
+    y: list[Any] = []
+    before = data.times[0]
+    for at, value in zip(data.times, data.values, strict=True):
+        if at - before > 1.5 * step_s:
+            x.append(_moment(before + step_s))
+            y.append(None)
+        x.append(_moment(at))
+        y.append(value)
+        before = at
+    return {"x": x, "y": y}
 
 
 _numbers = count()

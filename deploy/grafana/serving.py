@@ -45,7 +45,7 @@ def _now(to: dashboard.Dashboard) -> dashboard.Dashboard:
     engine = filled(value("Engine", "Runs and answers.", units.NoUnit, query(series("sloguard_engine_up"))))
     kept = value(
         "SLO kept since promotion",
-        "Share of users' requests that met every objective since what serves now was first served.",
+        "Share of users' requests that met every objective.",
         units.PercentUnit,
         query(f"1 - {series(MISSED, objective='any')} / ({series(JUDGED, objective='any')} > 0)"),
     )
@@ -81,8 +81,8 @@ def _slo(to: dashboard.Dashboard) -> dashboard.Dashboard:
     missed, judged = (f"increase({series(m)}[$__range])" for m in (MISSED, JUDGED))
     left = f"1 - {missed} / (({judged} > 0) * on (job, instance, objective) {series(BUDGET)})"
     burning = graph(
-        "SLO burn, over an hour",
-        "1 uses the error budget up just in time. Alerts: 14.4 pages, 6 writes a ticket.",
+        "SLO burn over the last hour",
+        "1 misses as many requests as the SLO allows, 2 twice as many. Alerts: 14.4 pages, 6 writes a ticket.",
         units.NoUnit,
         query(burn("1h"), "{{objective}}"),
         query("vector(14.4)", "page"),
@@ -105,10 +105,11 @@ def _slo(to: dashboard.Dashboard) -> dashboard.Dashboard:
         .with_panel(
             bars(
                 "Error budget left",
-                "Of the requests in the time range; below 0 the objective was missed.",
+                "Over the time range. 100 %: no request missed; below 0 more missed than the SLO allows.",
                 units.PercentUnit,
                 query(left, "{{objective}}", instant=True),
             )
+            .min(-1)
             .max(1)
             .thresholds(steps({0.0: "green"}, base="red"))
             .span(6)
@@ -173,7 +174,7 @@ def _trouble(to: dashboard.Dashboard) -> dashboard.Dashboard:
     rollbacks = counted("sloguard_rollbacks_total", "verdict")
     ended = query(rate(series("sloguard_requests_total", traffic="serving"), "finish_reason"), "{{finish_reason}}")
     return (
-        to.with_row(dashboard.Row("What went wrong; none is good"))
+        to.with_row(dashboard.Row("What went wrong"))
         .with_panel(bars("Restarts of the engine", "That nobody planned, in the range.", units.Short, restarts).span(5))
         .with_panel(bars("Crashes of the engine", "In the time range.", units.Short, crashes).span(5))
         .with_panel(bars("Rollbacks by themselves", "In the time range.", units.Short, rollbacks).span(5))

@@ -2,13 +2,16 @@
 
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.models import units
+from grafana_foundation_sdk.models.common import BigValueTextMode
 from panels import (
     LATENCIES,
     against_limit,
     bars,
+    by_trial,
     counted,
     empty_board,
     graph,
+    mapping,
     named,
     query,
     series,
@@ -37,15 +40,15 @@ def board() -> dashboard.Dashboard:
 def _now(to: dashboard.Dashboard) -> dashboard.Dashboard:
     left = query(series("sloguard_window_remaining_seconds"))
     budget = query(series("sloguard_budget_remaining_trials"))
-    number = query(series("sloguard_trial_number"))
+    number = value("Trial under way", "Its number in the run.", units.Short, query(series("sloguard_trial_number")))
     return (
         to.with_row(dashboard.Row("Now"))
         .with_panel(state_panel().span(12))
         .with_panel(value("Window time left", "0 outside of a window.", units.DurationSeconds, left).span(4))
         .with_panel(
-            value("Trials left", "Of the run's budget; validations are beside it.", units.Short, budget).span(4)
+            value("Trials left", "Of the run's budget; the validation takes none of it.", units.Short, budget).span(4)
         )
-        .with_panel(value("Trial under way", "Its number in the run; 0 between trials.", units.Short, number).span(4))
+        .with_panel(number.mappings([mapping({"0": ("none", "blue")})]).span(4))
     )
 
 
@@ -54,13 +57,12 @@ def _trials(to: dashboard.Dashboard) -> dashboard.Dashboard:
     earlier = f"sum by (status) ({series('sloguard_trials_total')} offset $__interval)"
     verdicts = graph(
         "Trials as they ended, by verdict",
-        "A bar is one trial. Feasible meets the SLO, infeasible does not; refused was never started, by the guard.",
+        "At their ends. Feasible meets the SLO, infeasible does not; refused was never started: the guard knew better.",
         units.Short,
         query(f"clamp_min({ended} - {earlier}, 0) > 0", "{{status}}"),
     )
-    numbers = timeline(
-        "Trial under way, by number", "0 between trials.", query(series("sloguard_trial_number"), "trial")
-    )
+    number = query(f"{series('sloguard_trial_number')} > 0", "trial")
+    numbers = timeline("Trial under way, by number", "In its run; nothing where none ran.", number)
     return (
         to.with_row(dashboard.Row("Trials over time"))
         .with_panel(stacked(verdicts, VERDICTS).decimals(0).span(24).height(6))
@@ -73,25 +75,23 @@ def _latencies(to: dashboard.Dashboard) -> dashboard.Dashboard:
     about = "As the load client measured it. No line: a crash, or more failed requests than a p99 can have."
     for latency, name in LATENCIES.items():
         p99 = query(series("sloguard_trial_p99_seconds", latency=latency), "{{trial}}")
-        to = to.with_panel(against_limit(graph(f"{name} p99 of trials", about, units.Seconds, p99), latency).span(8))
+        to = to.with_panel(
+            against_limit(by_trial(graph(f"{name} p99 of trials", about, units.Seconds, p99)), latency).span(8)
+        )
     mean = query(series("sloguard_trial_e2e_mean_seconds"), "{{trial}}")
     goodput = query(series("sloguard_trial_goodput_requests_per_second"), "{{trial}}")
-    return to.with_panel(
-        graph("Mean latency of trials", "Lower is better; what `objective: latency` lowers.", units.Seconds, mean).span(
-            12
-        )
-    ).with_panel(
-        graph(
-            "Requests within the SLO, of trials",
-            "Higher is better; what `objective: goodput` raises. With `objective: capacity`, the highest rate.",
-            units.RequestsPerSecond,
-            goodput,
-        ).span(12)
+    latency = graph("Mean latency of trials", "Lower is better; `objective: latency` lowers it.", units.Seconds, mean)
+    rate = graph(
+        "Requests within the SLO, of trials",
+        "Higher is better; `objective: goodput` raises it. With `objective: capacity`, the highest such rate.",
+        units.RequestsPerSecond,
+        goodput,
     )
+    return to.with_panel(by_trial(latency).span(12)).with_panel(by_trial(rate).span(12))
 
 
 def _seconds(to: dashboard.Dashboard) -> dashboard.Dashboard:
-    spent = f"sum by (activity) (increase({series('sloguard_window_spent_seconds_total')}[$__range]))"
+    spent = f"sort_desc(sum by (activity) (increase({series('sloguard_window_spent_seconds_total')}[$__range])))"
     durations = "sloguard_trial_duration_seconds"
     mean = f"sum by (status) ({series(f'{durations}_sum')}) / (sum by (status) ({series(f'{durations}_count')}) > 0)"
     crashes = counted("sloguard_crashes_total", "category", traffic="trial")
@@ -120,7 +120,18 @@ def _seconds(to: dashboard.Dashboard) -> dashboard.Dashboard:
 def _decisions(to: dashboard.Dashboard) -> dashboard.Dashboard:
     windows = counted("sloguard_windows_total", "outcome")
     decisions = counted("sloguard_decisions_total", "outcome")
-    gain = query(series("sloguard_decision_gain_ratio"), "{{bound}}")
+    low, estimate, high = (
+        query(series("sloguard_decision_gain_ratio", bound=b), b) for b in ("low", "estimate", "high")
+    )
+    gain = value(
+        "Gain of the last candidate over the incumbent",
+        "Of the objective, with the bounds of its confidence interval; none where nothing was compared.",
+        units.PercentUnit,
+        low,
+    )
+    optimized = query(series("sloguard_model_info"), "{{objective}}")
+    objective = value("Objective", "What is optimized.", units.NoUnit, optimized).text_mode(BigValueTextMode.NAME)
+    gain = named(gain.with_target(estimate).with_target(high))
     took = [
         query(
             f"{series(f'sloguard_{step}_duration_seconds_sum')} / {series(f'sloguard_{step}_duration_seconds_count')}",
@@ -131,19 +142,11 @@ def _decisions(to: dashboard.Dashboard) -> dashboard.Dashboard:
     durations = value("Mean drain and restore", "Since the sidecar started.", units.DurationSeconds, took[0])
     return (
         to.with_row(dashboard.Row("Decisions"))
-        .with_panel(
-            named(
-                value(
-                    "Gain of the last candidate over the incumbent",
-                    "Of the objective, with the bounds of its confidence interval; none where nothing was compared.",
-                    units.PercentUnit,
-                    gain,
-                )
-            ).span(8)
-        )
-        .with_panel(bars("Decisions", "In the time range.", units.Short, decisions).height(5).span(5))
+        .with_panel(gain.span(7))
+        .with_panel(objective.span(3))
+        .with_panel(bars("Decisions", "In the time range.", units.Short, decisions).height(5).span(4))
         .with_panel(bars("Windows, by how they ended", "In the time range.", units.Short, windows).height(5).span(5))
-        .with_panel(named(durations.with_target(took[1])).span(6))
+        .with_panel(named(durations.with_target(took[1])).span(5))
     )
 
 

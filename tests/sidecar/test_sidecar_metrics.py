@@ -177,6 +177,21 @@ def test_levels_are_the_last_ones_and_counters_are_summed(page: Page) -> None:
     assert page.value("sloguard_plugin_hook_errors_total", traffic="serving") == 1
 
 
+def test_an_engine_that_has_ended_leaves_no_level(page: Page) -> None:
+    for engine_id, traffic in (("one", "serving"), ("two", "trial")):
+        page.metrics.traffic(engine_id, traffic)
+        stats = pb.StepStats(running_requests=5, waiting_requests=1, kv_cache_usage=0.5)
+        heard(page.metrics, pb.Event(step_stats=stats), engine_id=engine_id)
+
+    page.metrics.entered(State.VALIDATING, ready=False)
+    assert page.value("sloguard_engine_running_requests", traffic="serving") == 0
+    assert page.value("sloguard_engine_running_requests", traffic="trial") == 5
+
+    page.metrics.entered(State.SERVING, ready=True)
+    assert page.value("sloguard_engine_running_requests", traffic="trial") == 0
+    assert page.value("sloguard_engine_kv_cache_usage_ratio", traffic="trial") == 0
+
+
 def test_estimate_and_report_of_the_kv_cache(page: Page) -> None:
     page.metrics.traffic("one", "trial")
     engine = EngineTelemetry()
