@@ -192,7 +192,7 @@ def _graph(
         "xaxis": {"type": "date", "range": _span(shown)},
         "shapes": [
             {"type": "rect", "yref": "paper", "x0": _moment(start), "x1": _moment(end), "y0": 0, "y1": 1}
-            | {"fillcolor": color, "opacity": 0.12, "line": {"width": 0}}
+            | {"fillcolor": color, "opacity": 0.15, "line": {"width": 1, "color": color}}
             for start, end, color in regions
         ],
         "barmode": "stack",

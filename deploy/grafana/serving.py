@@ -118,7 +118,9 @@ def _slo(to: dashboard.Dashboard) -> dashboard.Dashboard:
 
 
 def _latencies(to: dashboard.Dashboard) -> dashboard.Dashboard:
-    to = to.with_row(dashboard.Row("Latencies against their limits; green marks: another configuration serves"))
+    to = to.with_row(
+        dashboard.Row("Latencies against their limits (purple: a tuning window, green: another configuration serves)")
+    )
     about = "Estimated from the histogram's buckets. The trial's is what the load client measured of the incumbent."
     for latency, name in LATENCIES.items():
         bucket = series(f"sloguard_request_{latency}_seconds_bucket", traffic="serving")

@@ -159,7 +159,7 @@ def _guard(to: dashboard.Dashboard) -> dashboard.Dashboard:
         to.with_row(dashboard.Row("Guard"))
         .with_panel(
             graph(
-                "KV cache of the engine under trial",
+                "KV cache of the last engine",
                 "Tokens: the guard's prediction before the start, and what vLLM reported then.",
                 units.Short,
                 tokens,
