@@ -8,12 +8,12 @@ import os
 import signal
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def _users(url: str) -> Generator[None]:
         number = first
         while not ended.wait(0.2):
             number += 1
-            with suppress(OSError, urllib.error.URLError, ValueError):
+            with suppress(OSError, HTTPException, ValueError):
                 with urllib.request.urlopen(f"{url}/load", timeout=5) as answer:
                     seconds = 0.6 / json.loads(answer.read())["max_num_seqs"]
                 body: dict[str, Any] = {"prompt": "a question" * 10, "max_tokens": 16}
