@@ -107,9 +107,9 @@ def limit(latency: str) -> prometheus.Dataquery:
 def empty_board(title: str, uid: str, about: str, since: str) -> dashboard.Dashboard:
     """A dashboard with the variables and the marks that both have."""
     windows = f"{series('sloguard_window_remaining_seconds')} > 0"
-    # One step wide, however long the range is.
+    # Two steps wide, however long the range is: a scrape and a step may each come so late.
     age = f"time() - {series('sloguard_serving_configuration_timestamp_seconds')}"
-    changed = f"({age}) < $__interval_ms / 1000"
+    changed = f"({age}) < 2 * $__interval_ms / 1000"
     return (
         dashboard.Dashboard(title)
         .uid(uid)
