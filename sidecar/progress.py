@@ -35,6 +35,7 @@ class Progress:
         self.standing = Standing(State.HALTED, "", time.time())
         self.window_end: float | None = None
         metrics.window_remaining.set_function(self.time_left)
+        metrics.window_overrun.set_function(self.overrun_s)
 
     @property
     def state(self) -> State:
@@ -49,6 +50,11 @@ class Progress:
         """Seconds until the window's end, 0 outside of one; also called by scrapes, on their threads."""
         end = self.window_end
         return 0.0 if end is None else max(end - time.monotonic(), 0.0)
+
+    def overrun_s(self) -> float:
+        """Seconds since the end of a window that has not come back, 0 otherwise; also called by scrapes."""
+        end = self.window_end
+        return 0.0 if end is None else max(time.monotonic() - end, 0.0)
 
     def record_again(self) -> None:
         """Writes down the present state, which could not be when it was entered. Raises JournalError, Superseded."""

@@ -69,6 +69,7 @@ class Serving:
         self._probe_timeout_s = config.engine.hang_timeout_s / _PROBES_TO_HANG
         self.promotion: int | None = None
         self.restore_s = 0.0
+        parts.metrics.restore_expected.set_function(lambda: self.restore_s or config.engine.start_timeout_s)
 
     # What is to serve
 
@@ -81,6 +82,7 @@ class Serving:
             self._progress.say(str(error))
             return self._wanted
         self._wanted = (current.id, current.args) if current else (None, self._config.engine.args)
+        self._metrics.promoted(self._wanted[1], self._wanted[0])
         return self._wanted
 
     def outdated(self) -> bool:
@@ -191,7 +193,6 @@ class Serving:
         self._engines.learn(self._engine)
         took_s = time.monotonic() - began
         self.restore_s = max(self.restore_s, took_s)
-        self._metrics.seconds.labels("restore").set(took_s)
         self._record(Kind.START, base=self._config.base_digest(), promotion=promotion, seconds=took_s)
 
     def _began(self, engine: Engine) -> None:
@@ -218,7 +219,7 @@ class Serving:
             self._progress.say(
                 f"the plugin changed {change.name} from {change.before} to {change.after}: {change.reason}"
             )
-        self._metrics.serving({**args, **{change.name: change.after for change in repairs}})
+        self._metrics.serving({**args, **{change.name: change.after for change in repairs}}, promotion)
         self._metrics.engine_up.set(1)
         self._progress.enter(State.SERVING, cause, why)
         try:

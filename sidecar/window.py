@@ -97,7 +97,6 @@ class Window:
             raise Cancelled
         self._parts.metrics.engine_up.set(0)
         self._serving.end(drain=True)
-        self._parts.metrics.seconds.labels("drain").set(time.monotonic() - began)
 
     def _stopped(self) -> bool:
         return self._parts.requests.stop_sidecar.is_set() or self._parts.requests.abort.is_set()
