@@ -6,8 +6,7 @@ import signal
 import sys
 import time
 from datetime import datetime
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -22,7 +21,7 @@ from sidecar.engine.fork_server import ForkServerError
 from sidecar.engine.process_group import NotGoneError, ProcessGroup
 from sidecar.journal import Journal, JournalError, Superseded
 from sidecar.load import LoadError
-from sidecar.operator_commands import Refused
+from sidecar.operator_commands import AsJson, ConfigFile, Refused, StateFolder
 from sidecar.promotion import Outcome
 from sidecar.seconds import spent
 from sidecar.service import Service
@@ -44,10 +43,6 @@ guard_commands.register(app)
 operator_commands.register(app)
 app.add_typer(bench.app, name="bench")
 app.add_typer(study_commands.app, name="study")
-
-ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The YAML file.", metavar="FILE")]
-StateFolder = Annotated[Path, typer.Argument(help="The state folder, or the YAML file that names it.", metavar="STATE")]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
 def main() -> None:
