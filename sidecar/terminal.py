@@ -3,8 +3,8 @@
 import math
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import IO, Any, Self, cast
 
@@ -53,6 +53,17 @@ class _Undisturbed:
 def unfailing_console(*, stderr: bool = False) -> Console:
     """A console on which nothing that is said raises."""
     return Console(file=cast(IO[str], _Undisturbed(sys.stderr if stderr else sys.stdout)))
+
+
+@contextmanager
+def busy(what: str) -> Generator[Callable[[str], None]]:
+    """Shows that something goes on, where errors go to a terminal; what is yielded says what else does."""
+    console = unfailing_console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status(what) as status:
+        yield status.update
 
 
 class View:
