@@ -31,7 +31,7 @@ from sidecar.search.space import Space
 from vllm_sloguard.knobs import KNOBS, Knob
 
 # A Unix socket's path is limited by the kernel to 108 bytes, its final zero included.
-_LONGEST_SOCKET_PATH = 107
+LONGEST_SOCKET_PATH = 107
 SOCKET_NAME = "sidecar.sock"
 # What is wrong may be long; what is said of it is not.
 _LONGEST_LINE = 1000
@@ -282,7 +282,7 @@ def _placed(config: Config, folder: Path) -> Config:
         length = len(os.fsencode(state / SOCKET_NAME))
     except (ValueError, RuntimeError, OSError) as error:
         raise ConfigError(f"state: {str(config.state)!r} is not a path: {error}") from None
-    if length > _LONGEST_SOCKET_PATH:
+    if length > LONGEST_SOCKET_PATH:
         raise ConfigError(f"state: {state} is too long a path for a Unix socket in it; choose a shorter one")
     local = folder / config.model
     model = str(local.resolve()) if local.is_dir() else config.model

