@@ -15,9 +15,9 @@ from rich.console import Console
 from sidecar import lock, remote
 from sidecar.config import Config, ConfigError, load
 from sidecar.config_window import seconds
-from sidecar.journal import Journal, JournalError, Promoted, StateRecord
+from sidecar.journal import FILE_NAME, Journal, JournalError, Promoted, StateRecord
 from sidecar.operations import Event, Kind, Operations, when
-from sidecar.terminal import View
+from sidecar.terminal import View, busy
 from sidecar.trial import Status
 from vllm_sloguard.learned import RULE, Rule
 from vllm_sloguard.wire import control_pb2 as pb
@@ -28,7 +28,27 @@ _WAIT_EVERY_S = 0.5
 _FOLLOW_EVERY_S = 2.0  # what is measured meanwhile runs on this machine too
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The YAML file.", metavar="FILE")]
-StateFolder = Annotated[Path, typer.Argument(help="The state folder, or the YAML file that names it.", metavar="STATE")]
+
+
+def state_folders(incomplete: str) -> list[str]:
+    """What a shell may complete to a STATE: state folders, configurations, and folders that may hold some."""
+    typed = Path(incomplete)
+    folder = typed if incomplete.endswith("/") else typed.parent
+    start = "" if incomplete.endswith("/") else typed.name
+    with suppress(OSError):
+        found = sorted(path for path in folder.iterdir() if path.name.startswith(start) and path.name[0] != ".")
+        states = [str(path) for path in found if (path / FILE_NAME).is_file()]
+        files = [str(path) for path in found if path.suffix in (".yaml", ".yml") and path.is_file()]
+        return [*states, *files, *(f"{path}/" for path in found if path.is_dir() and str(path) not in states)]
+    return []
+
+
+StateFolder = Annotated[
+    Path,
+    typer.Argument(
+        help="The state folder, or the YAML file that names it.", metavar="STATE", autocompletion=state_folders
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
@@ -283,10 +303,11 @@ def _entered(config: Config, journal: Journal, since: float, every_s: float) -> 
 def _wait_serving(config: Config, since: float, holds: Callable[[], bool]) -> None:
     """Prints the states that are entered after ``since`` until it serves and ``holds``."""
     journal = Journal(config.state, read_only=True)
-    for _ in _entered(config, journal, since, _WAIT_EVERY_S):
-        last = journal.state()
-        if last is not None and last.state == "serving" and holds():
-            return
+    with busy("waiting until it serves"):
+        for _ in _entered(config, journal, since, _WAIT_EVERY_S):
+            last = journal.state()
+            if last is not None and last.state == "serving" and holds():
+                return
 
 
 def _follow(config: Config, since: float) -> None:

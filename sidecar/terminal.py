@@ -10,6 +10,7 @@ from typing import IO, Any, Self, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -62,8 +63,10 @@ def busy(what: str) -> Generator[Callable[[str], None]]:
     if not console.is_terminal:
         yield lambda _: None
         return
-    with console.status(what) as status:
-        yield status.update
+    spinner = Spinner("dots", what)
+    # What is printed meanwhile goes where it is to go, a pipe perhaps; on the same terminal, above the spinner.
+    with Live(spinner, console=console, transient=True, redirect_stdout=sys.stdout.isatty()):
+        yield lambda text: spinner.update(text=text)
 
 
 class View:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -146,7 +146,7 @@ def test_a_limit_on_the_size_of_files(config_file: Path) -> None:
 
 
 @contextmanager
-def tmpfs(folder: Path, size: str) -> Iterator[None]:
+def tmpfs(folder: Path, size: str) -> Generator[None]:
     folder.mkdir(mode=0o700)
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "none", folder],

@@ -46,6 +46,7 @@ LAYERS = (
     ("bench.report",),
     ("bench.commands", "study_commands"),
     ("cli",),
+    ("__main__",),
 )
 LAYER = {f"sidecar.{name}": number for number, names in enumerate(LAYERS) for name in names}
 PURE = (
