@@ -147,7 +147,7 @@ def _imports(vllm: Vllm) -> Iterable[Finding]:
         else:
             yield _ok("load client", f"vLLM and its benchmark client import, in {imports.seconds:.0f} s")
     if vllm.fork_error:
-        fix = "trials use ordinary starts, which take longer; engine.forked_trials: false says so without a warning"
+        fix = "starts are ordinary ones then, which take longer; engine.forked_trials: false says so without a warning"
         yield _warning("fork server", vllm.fork_error, fix)
     elif vllm.fork_error is not None:
         yield _ok("fork server", "engines can be forked")

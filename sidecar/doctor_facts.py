@@ -59,11 +59,12 @@ def gather(config: Config | None, prometheus: str, say: Say, *, quick: bool) -> 
         vllm = _vllm(sys.executable, dict(os.environ), say, quick=quick, forks=False)
         return Facts(None, vllm, _devices(dict(os.environ), Own()), _shm(1))
     environment = {**os.environ, **config.engine.env}
+    forks = config.engine.forked_trials or config.engine.forked_serving
     journal, error = _journal(config)
     own = _own(journal)
     return Facts(
         config_error="",
-        vllm=_vllm(config.engine.python, environment, say, quick=quick, forks=config.engine.forked_trials),
+        vllm=_vllm(config.engine.python, environment, say, quick=quick, forks=forks),
         devices=_devices(environment, own),
         shm=_shm(ranks_of(config.engine.args)),
         ports=_ports(config, own),
