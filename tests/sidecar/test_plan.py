@@ -126,7 +126,14 @@ def test_a_promotion_is_what_is_planned_from(config_file: Path) -> None:
 def test_repairs_of_the_incumbent_and_values_that_the_guard_rules_out(tmp_path: Path) -> None:
     path = write_config(
         tmp_path,
-        engine={"args": {"max-num-seqs": 64, "max-num-batched-tokens": 16, "max-model-len": 1024}},
+        engine={
+            "args": {
+                "max-num-seqs": 64,
+                "max-num-batched-tokens": 16,
+                "max-model-len": 1024,
+                "kv-cache-memory-bytes": 67108864,  # however little is free here
+            }
+        },
         search={
             "knobs": {
                 "block_size": {"choices": [16, 32]},
