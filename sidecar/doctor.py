@@ -180,7 +180,10 @@ def _devices(found: Devices, vllm: Vllm) -> Iterable[Finding]:
         fix = "end them, or lower gpu_memory_utilization; what they take later is missing in a trial"
         yield _warning("memory", f"{room}; other processes are on the card: {who}", fix)
     else:
-        yield _ok("memory", f"{room}; no other process is on the card")
+        alone = (
+            "no other process is on the card" if found.tenants is not None else "NVML does not say who uses the card"
+        )
+        yield _ok("memory", f"{room}; {alone}")
 
 
 def _tenant(pid: int, used_bytes: int | None) -> str:

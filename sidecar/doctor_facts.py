@@ -131,7 +131,8 @@ def _devices(environment: dict[str, str], own: Own) -> Devices:
     except OSError as error:
         return Devices("", (), False, 0, 0, driver_files, (), str(error))
     cards = gpus.visible(environment.get("CUDA_VISIBLE_DEVICES"))
-    others = tuple((t.pid, t.used_bytes) for t in gpus.tenants(cards) if t.pid not in own.pids)
+    tenants = gpus.tenants(cards)
+    others = None if tenants is None else tuple((t.pid, t.used_bytes) for t in tenants if t.pid not in own.pids)
     mig = any(card.uuid.startswith("MIG-") for card in cards)
     names = tuple(card.name for card in cards)
     return Devices(here.kind, names, mig, here.total_bytes, here.free_bytes, driver_files, others)

@@ -31,7 +31,10 @@ class Vllm:
 
 @dataclass(frozen=True)
 class Devices:
-    """``driver_files`` says whether the kernel has NVIDIA's driver; tenants are processes that are none of ours."""
+    """``driver_files`` says whether the kernel has NVIDIA's driver; ``tenants`` are processes that are none of ours.
+
+    They are None where NVML does not tell of any.
+    """
 
     kind: str
     names: tuple[str, ...]
@@ -39,7 +42,7 @@ class Devices:
     total_bytes: int
     free_bytes: int
     driver_files: bool
-    tenants: tuple[tuple[int, int | None], ...]  # process id, bytes
+    tenants: tuple[tuple[int, int | None], ...] | None  # process id, bytes
     error: str = ""
 
 

@@ -39,7 +39,7 @@ def machine_without(own: Own, config: Config, args: dict[str, object]) -> tuple[
 def _held_on_gpus(pids: Collection[int], setting: str | None) -> int:
     """The least that they hold of one device that they are on."""
     used: dict[str, int] = {}
-    for tenant in gpus.tenants(gpus.visible(setting)):
+    for tenant in gpus.tenants(gpus.visible(setting)) or ():
         if tenant.pid in pids:
             used[tenant.uuid] = used.get(tenant.uuid, 0) + (tenant.used_bytes or 0)
     return min(used.values(), default=0)

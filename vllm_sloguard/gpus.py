@@ -35,9 +35,9 @@ def visible(setting: str | None) -> tuple[Gpu, ...]:
     return _asked(lambda nvml: selected(tuple(_devices(nvml)), setting)) or ()
 
 
-def tenants(devices: Iterable[Gpu]) -> tuple[Tenant, ...]:
-    """The processes on ``devices``, as far as NVML tells of them."""
-    return _asked(lambda nvml: tuple(t for gpu in devices for t in _tenants(nvml, gpu.uuid))) or ()
+def tenants(devices: Iterable[Gpu]) -> tuple[Tenant, ...] | None:
+    """The processes on ``devices``; None where NVML does not tell."""
+    return _asked(lambda nvml: tuple(t for gpu in devices for t in _tenants(nvml, gpu.uuid)))
 
 
 def _tenants(nvml: Any, uuid: str) -> Iterator[Tenant]:

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from engine_bench import DEMO, write_config
 from prometheus_server import BINARY, PrometheusServer
-from test_service_on_a_fake_engine import configured, ended, started
+from test_service_on_a_fake_engine import configured, ended, sloguard, started
 
 from sidecar import lock
 from sidecar.config import load
@@ -293,11 +293,15 @@ def test_a_service_that_runs_and_a_prometheus_that_scrapes_it(tmp_path: Path) ->
             scraped_within(prometheus.url, 20)
             listed = found(path, "--quick", "--prometheus", prometheus.url)
             missing = found(path, "--quick", "--prometheus", another.url)
+        plan = sloguard("plan", "--json", "-c", path)
         gone = found(path, "--quick", "--prometheus", "http://127.0.0.1:1")
     finally:
         ended(serve, signal.SIGINT)
         for record in Journal(config.state, read_only=True).engines():
             ProcessGroup(record.identity).kill()
+    # The engine that serves is ended first: what it holds counts as free.
+    assert json.loads(plan.stdout)["held_bytes"] > 0
+    assert json.loads(plan.stdout)["opening"]["refusals"] == []
     assert listed["engine.port"]["text"].startswith(f"127.0.0.1:{config.engine.port} is ours")
     assert listed["metrics.port"]["text"].startswith(f"{target} is ours")
     assert listed["sidecar"]["text"] == f"process {serve.pid} answers, epoch 1"
@@ -342,6 +346,8 @@ def only(facts: Facts, check: str) -> Finding:
             Level.WARNING,
             "process 7 with 1.00 GiB, process 8",
         ),
+        (replace(GOOD, vllm=CUDA_VLLM, devices=CARD), "memory", Level.OK, "no other process"),
+        (replace(GOOD, vllm=CUDA_VLLM, devices=replace(CARD, tenants=None)), "memory", Level.OK, "does not say"),
         (replace(GOOD, devices=replace(CPU, error="no /proc")), "memory", Level.PROBLEM, "no /proc"),
         (replace(GOOD, shm=Shm(2**26, 2**26, 1)), "shared memory", Level.OK, "0.06 of 0.06 GiB"),
         (replace(GOOD, shm=Shm(2**26, 2**25, 1)), "shared memory", Level.WARNING, "0.03 of 0.06 GiB"),
