@@ -22,6 +22,7 @@ from sidecar.engine.process_group import NotGoneError, ProcessGroup
 from sidecar.journal import Journal, JournalError, Superseded
 from sidecar.load import LoadError
 from sidecar.operator_commands import AsJson, ConfigFile, Refused, StateFolder
+from sidecar.page import server as page
 from sidecar.promotion import Outcome
 from sidecar.seconds import spent
 from sidecar.service import Service
@@ -159,7 +160,9 @@ def serve(config_file: ConfigFile) -> None:
         try:
             where = server.server_address
             say(f"metrics: http://{where[0]}:{where[1]}/metrics")
-            Service(config, parts, say=say, notify=view.notify).run()
+            service = Service(config, parts, say=say, notify=view.notify)
+            with page.served(page.Sources(config, parts.hub, parts.requests, service.progress), say):
+                service.run()
         finally:
             server.shutdown()
 

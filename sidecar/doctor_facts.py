@@ -164,6 +164,8 @@ def _ports(config: Config, own: Own) -> tuple[Port, ...]:
         ("engine.port", config.engine.host, config.engine.port),
         ("metrics.port", config.metrics.host, config.metrics.port),
     ]
+    if config.page.enabled:
+        places.append(("page.port", config.page.host, config.page.port))
     if config.remote is not None:
         host, _, port = config.remote.address.rpartition(":")
         places.append(("remote.address", host.strip("[]"), int(port)))

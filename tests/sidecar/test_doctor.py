@@ -304,6 +304,8 @@ def test_a_service_that_runs_and_a_prometheus_that_scrapes_it(tmp_path: Path) ->
     assert json.loads(plan.stdout)["opening"]["refusals"] == []
     assert listed["engine.port"]["text"].startswith(f"127.0.0.1:{config.engine.port} is ours")
     assert listed["metrics.port"]["text"].startswith(f"{target} is ours")
+    assert "page.port" in listed
+    assert listed["page.port"]["level"] == "ok"
     assert listed["sidecar"]["text"] == f"process {serve.pid} answers, epoch 1"
     assert listed["metrics"]["level"] == "ok"
     assert listed["Prometheus"] == {

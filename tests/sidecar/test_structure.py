@@ -22,7 +22,7 @@ LAYERS = (
     ("search.registry",),
     ("config_window", "knob_ranges"),
     ("capacity", "comparison", "config", "environment", "files", "lock", "rows", "schema", "states"),
-    ("engine.command", "engine.http", "engine.process_group", "observed", "probation"),
+    ("engine.command", "engine.http", "engine.process_group", "observed", "probation", "secret_files"),
     ("engine.fork_server",),
     ("engine.engine",),
     ("load",),
@@ -39,6 +39,11 @@ LAYERS = (
     ("own_engines", "progress", "tuner"),
     ("forecast", "serving", "terminal"),
     ("operator_commands", "plan", "watch", "window"),
+    ("page.figures", "page.gate", "page.orders", "page.token"),
+    ("page.beat", "page.story"),
+    ("page.feed",),
+    ("page.app", "page.connections"),
+    ("page.server",),
     ("assembly", "doctor_facts", "plan_command", "service"),
     ("doctor_command",),
     ("bench.landscape", "bench.restart", "bench.windows", "study"),
@@ -89,7 +94,8 @@ def sources(package: str) -> dict[str, Path]:
 
 SIDECAR, PLUGIN = sources("sidecar"), sources("vllm_sloguard")
 ALL = {**SIDECAR, **PLUGIN}
-MODULES = [name for name in SIDECAR if name not in ("sidecar", "sidecar.bench", "sidecar.engine", "sidecar.search")]
+PACKAGES = ("sidecar", "sidecar.bench", "sidecar.engine", "sidecar.page", "sidecar.search")
+MODULES = [name for name in SIDECAR if name not in PACKAGES]
 
 
 def imports(path: Path) -> set[str]:
