@@ -117,6 +117,13 @@ def test_an_occupied_port(config_file: Path) -> None:
     assert "set engine.port to another port" in said
 
 
+def test_an_occupied_port_of_the_page(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        path = write_config(tmp_path, page={"enabled": True, "port": port})
+        assert f"127.0.0.1:{port} can't be listened on" in problem(path, "page.port")
+
+
 def test_a_state_folder_that_others_may_open(config_file: Path) -> None:
     state = load(config_file).state
     state.mkdir(mode=0o755)
@@ -304,8 +311,6 @@ def test_a_service_that_runs_and_a_prometheus_that_scrapes_it(tmp_path: Path) ->
     assert json.loads(plan.stdout)["opening"]["refusals"] == []
     assert listed["engine.port"]["text"].startswith(f"127.0.0.1:{config.engine.port} is ours")
     assert listed["metrics.port"]["text"].startswith(f"{target} is ours")
-    assert "page.port" in listed
-    assert listed["page.port"]["level"] == "ok"
     assert listed["sidecar"]["text"] == f"process {serve.pid} answers, epoch 1"
     assert listed["metrics"]["level"] == "ok"
     assert listed["Prometheus"] == {
