@@ -6,13 +6,12 @@ import signal
 import sys
 import time
 from datetime import datetime
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 
-from sidecar import guard_commands, lock, operator_commands, promoted, study_commands
+from sidecar import doctor_command, guard_commands, lock, operator_commands, plan_command, promoted, study_commands
 from sidecar.assembly import assembled
 from sidecar.bench import commands as bench
 from sidecar.config import ConfigError, load
@@ -22,7 +21,7 @@ from sidecar.engine.fork_server import ForkServerError
 from sidecar.engine.process_group import NotGoneError, ProcessGroup
 from sidecar.journal import Journal, JournalError, Superseded
 from sidecar.load import LoadError
-from sidecar.operator_commands import Refused
+from sidecar.operator_commands import AsJson, ConfigFile, Refused, StateFolder
 from sidecar.page import server as page
 from sidecar.promotion import Outcome
 from sidecar.seconds import spent
@@ -43,12 +42,10 @@ app = typer.Typer(
 
 guard_commands.register(app)
 operator_commands.register(app)
+plan_command.register(app)
+doctor_command.register(app)
 app.add_typer(bench.app, name="bench")
 app.add_typer(study_commands.app, name="study")
-
-ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The YAML file.", metavar="FILE")]
-StateFolder = Annotated[Path, typer.Argument(help="The state folder, or the YAML file that names it.", metavar="STATE")]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from sidecar.search.space import Space
 from vllm_sloguard.knobs import KNOBS, Knob
 
 # A Unix socket's path is limited by the kernel to 108 bytes, its final zero included.
-_LONGEST_SOCKET_PATH = 107
+LONGEST_SOCKET_PATH = 107
 SOCKET_NAME = "sidecar.sock"
 # What is wrong may be long; what is said of it is not.
 _LONGEST_LINE = 1000
@@ -304,7 +304,7 @@ def load(path: Path) -> Config:
 
 def _placed(config: Config, folder: Path) -> Config:
     state = _resolved("state", folder, config.state)
-    if len(os.fsencode(state / SOCKET_NAME)) > _LONGEST_SOCKET_PATH:
+    if len(os.fsencode(state / SOCKET_NAME)) > LONGEST_SOCKET_PATH:
         raise ConfigError(f"state: {state} is too long a path for a Unix socket in it; choose a shorter one")
     local = folder / config.model
     model = str(local.resolve()) if local.is_dir() else config.model

@@ -173,8 +173,7 @@ class Tuner:
     def _reserved(self) -> int:
         """How many measurements a trial of the search leaves room for: the fewest for the first half of them."""
         ran = sum(t.status not in (Status.REFUSED, Status.ABORTED) for t in self._trials())
-        pairs = self._config.promotion.pairs
-        return 2 * (pairs[0] if 2 * ran < self._config.search.budget else pairs[-1])
+        return 2 * reserved_pairs(ran, self._config)
 
     def _attempt(self, plan: Plan) -> None:
         trial = self._journal.begin_trial(self._run.id, plan)
@@ -228,6 +227,12 @@ def _refused_in_a_row(trials: Sequence[Trial]) -> int:
             break
         count += 1
     return count
+
+
+def reserved_pairs(ran: int, config: Config) -> int:
+    """For how many pairs of starts a trial of the search leaves room, after so many that ``ran``."""
+    pairs = config.promotion.pairs
+    return pairs[0] if 2 * ran < config.search.budget else pairs[-1]
 
 
 def seconds_a_trial(trials: Sequence[Trial]) -> float:
