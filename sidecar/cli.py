@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from sidecar import guard_commands, lock, operator_commands, promoted, study_commands
+from sidecar import guard_commands, lock, operator_commands, promoted, report_commands, study_commands
 from sidecar.assembly import assembled
 from sidecar.bench import commands as bench
 from sidecar.config import ConfigError, load
@@ -42,6 +42,7 @@ app = typer.Typer(
 
 guard_commands.register(app)
 operator_commands.register(app)
+report_commands.register(app)
 app.add_typer(bench.app, name="bench")
 app.add_typer(study_commands.app, name="study")
 

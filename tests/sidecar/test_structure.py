@@ -36,8 +36,16 @@ LAYERS = (
     ("ceilings", "trial_engine"),
     ("control", "guard", "guard_commands", "runner"),
     ("progress", "tuner"),
-    ("serving", "terminal"),
-    ("operator_commands", "watch", "window"),
+    ("recorded", "serving", "terminal"),
+    ("export.study", "operator_commands", "watch", "window"),
+    ("report.words",),
+    ("report.crashes", "report.handover", "report.importance", "report.repairs", "report.verdict"),
+    ("report.story",),
+    ("report.drawing",),
+    ("report.knob_figures",),
+    ("report.figures",),
+    ("report.page",),
+    ("report_commands",),
     ("assembly", "service"),
     ("bench.landscape", "bench.restart", "bench.windows", "study"),
     ("bench.promotion_command", "bench.restart_command", "bench.simulate"),
@@ -86,7 +94,8 @@ def sources(package: str) -> dict[str, Path]:
 
 SIDECAR, PLUGIN = sources("sidecar"), sources("vllm_sloguard")
 ALL = {**SIDECAR, **PLUGIN}
-MODULES = [name for name in SIDECAR if name not in ("sidecar", "sidecar.bench", "sidecar.engine", "sidecar.search")]
+PACKAGES = ("sidecar", *(f"sidecar.{name}" for name in ("bench", "engine", "export", "report", "search")))
+MODULES = [name for name in SIDECAR if name not in PACKAGES]
 
 
 def imports(path: Path) -> set[str]:
@@ -141,6 +150,10 @@ def loaded_by(modules: list[str], unwanted: tuple[str, ...]) -> set[str]:
 
 def test_the_running_sidecar_loads_nothing_of_vllm() -> None:
     assert loaded_by([*MODULES], ("vllm", "torch", "transformers")) == set()
+
+
+def test_no_command_waits_for_what_only_reports_and_exports_need() -> None:
+    assert loaded_by(["sidecar.cli"], ("plotly", "jinja2", "sqlalchemy")) == set()
 
 
 def test_pure_modules_load_nothing_heavy() -> None:

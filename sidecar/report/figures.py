@@ -1,0 +1,192 @@
+"""The report's plots. Pure, but for the import of plotly."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sidecar.config import Objective
+from sidecar.report import knob_figures, words
+from sidecar.report.drawing import CANDIDATE, INCUMBENT, PLAIN, Figure, axis, log_axis, looks, markers, new, trial_axis
+from sidecar.report.story import Starts, Story
+from sidecar.report.verdict import Gain
+from sidecar.trial import Role, Status
+
+_ANSWER_POINTS = 200
+# Of the largest to the smallest value, from which on an axis is logarithmic.
+_FAR = 4
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with its place in the page; ``height`` in pixels."""
+
+    name: str
+    figure: Figure
+    height: int
+
+
+def plots(story: Story) -> dict[str, Plot]:
+    """Those that there is something to show in, by name."""
+    makers: dict[str, Callable[[Story], tuple[Figure, int] | None]] = {
+        "gain": lambda s: _gain(s.verdict.gain) if s.verdict.gain else None,
+        "objective": _objective,
+        "answers": _answers,
+        "percentiles": _percentiles,
+        "limits": knob_figures.limits,
+        "knobs": knob_figures.knobs,
+        "importance": knob_figures.importance,
+        "crashes": knob_figures.crashes,
+        "time": knob_figures.seconds,
+    }
+    made = {name: maker(story) for name, maker in makers.items()}
+    return {name: Plot(name, found[0], found[1]) for name, found in made.items() if found is not None}
+
+
+def _gain(gain: Gain) -> tuple[Figure, int]:
+    figure, height = new(150, showlegend=False)
+    figure.add_scatter(
+        x=[gain.estimate],
+        y=[""],
+        mode="markers",
+        marker={"size": 13, "color": CANDIDATE if gain.low > 0 else PLAIN},
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [gain.high - gain.estimate],
+            "arrayminus": [gain.estimate - gain.low],
+            "thickness": 3,
+            "width": 8,
+        },
+        hovertemplate=f"{gain.estimate:+.1%}, from {gain.low:+.1%} to {gain.high:+.1%}<extra></extra>",
+    )
+    for at, text, place in (
+        (0.0, "no difference", "bottom left"),
+        (gain.least, "the least that is asked for", "top right"),
+    ):
+        dash = "solid" if not at else "dot"
+        figure.add_vline(
+            x=at, line={"dash": dash, "color": PLAIN}, annotation={"text": text}, annotation_position=place
+        )
+    low, high = min(gain.low, 0.0), max(gain.high, gain.least)
+    margin = 0.15 * (high - low)
+    figure.update_xaxes(axis("gain over what was serving", tickformat="+.0%", range=[low - margin, high + margin]))
+    figure.update_yaxes({"visible": False, "fixedrange": True})
+    return figure, height
+
+
+def _objective(story: Story) -> tuple[Figure, int] | None:
+    if not story.entries:
+        return None
+    figure, height = new(400)
+    shown = [e for e in story.entries if e.value is not None]
+    values = [e.value for e in shown if e.value]
+    log = bool(values) and len(values) == len(shown) and max(values) > _FAR * min(values)
+    floor = min(values) / 1.4 if log else 0.0
+    for look, entries in looks(story, shown).items():
+        markers(figure, look, entries, [e.value for e in entries])
+    for look, entries in looks(story, [e for e in story.entries if e.value is None]).items():
+        known = {trace.name for trace in figure.data}
+        more = {"legendgroup": look.name, "showlegend": look.name not in known}
+        markers(figure, look, entries, [floor] * len(entries), **more)
+    incumbents = [e.value for e in shown if e.role in (Role.BASELINE, Role.REFERENCE) and e.value is not None]
+    if incumbents:
+        figure.add_hline(y=sum(incumbents) / len(incumbents), line={"color": INCUMBENT, "dash": "dash", "width": 1.5})
+    best = _best_so_far(story)
+    if best:
+        figure.add_scatter(
+            x=[n for n, _ in best],
+            y=[v for _, v in best],
+            mode="lines",
+            line={"shape": "hv", "color": CANDIDATE, "width": 1.5},
+            name="best so far",
+            hoverinfo="skip",
+        )
+    figure.update_xaxes(axis("trial", **trial_axis(story)))
+    scale = log_axis(floor, max(values) * 1.2) if log else {"rangemode": "tozero"}
+    figure.update_yaxes(axis(words.AXES[story.objective], **scale))
+    return figure, height
+
+
+def _best_so_far(story: Story) -> list[tuple[int, float]]:
+    """Of the search: at each trial, the best that had met every limit."""
+    lower, best, line = story.objective is Objective.LATENCY, None, list[tuple[int, float]]()
+    for entry in story.entries:
+        value = entry.value
+        if entry.role is Role.SEARCH and entry.status is Status.FEASIBLE and value is not None:
+            best = value if best is None else min(best, value) if lower else max(best, value)
+        if best is not None and entry.role is Role.SEARCH:
+            line.append((entry.number, best))
+    return line
+
+
+def _answers(story: Story) -> tuple[Figure, int] | None:
+    """The share of requests that were answered within so long, a line a start."""
+    if not any(answers for starts in story.starts for answers in starts.answers_ms):
+        return None
+    figure, height = new(360)
+    for starts, colour in zip(story.starts, _sides(story.starts), strict=True):
+        for number, (entry, answers) in enumerate(zip(starts.entries, starts.answers_ms, strict=True)):
+            # What failed was never answered: such a line ends below 100 %.
+            shares = [i / _ANSWER_POINTS for i in range(1, _ANSWER_POINTS + 1)] if answers else []
+            figure.add_scatter(
+                x=[_finite(answers[max(0, round(share * len(answers)) - 1)]) for share in shares],
+                y=shares,
+                mode="lines",
+                line={"color": colour, "width": 1.8},
+                name=starts.name,
+                legendgroup=starts.name,
+                showlegend=not number,
+                hovertemplate=f"trial {entry.number}: %{{y:.0%}} within %{{x:,.0f}} ms<extra></extra>",
+            )
+    known = sorted(ms for starts in story.starts for answers in starts.answers_ms for ms in answers if _finite(ms))
+    far = known and known[-1] > 10 * known[len(known) // 2] and known[0] > 0
+    scale = log_axis(known[0] / 1.1, known[-1] * 1.1) if far else {"rangemode": "tozero"}
+    figure.update_xaxes(axis("time to the whole answer, ms", **scale))
+    figure.update_yaxes(axis("share of requests", tickformat=".0%", range=[0, 1.01]))
+    return figure, height
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _sides(starts: Sequence[Starts]) -> list[str]:
+    return [INCUMBENT if s.name.startswith("what") else CANDIDATE for s in starts]
+
+
+def _percentiles(story: Story) -> tuple[Figure, int] | None:
+    """Each limit's figure, a dot a start, as a share of the limit."""
+    names = [n for n in story.limits if any(e.measured.get(n) is not None for s in story.starts for e in s.entries)]
+    if not names:
+        return None
+    figure, height = new(120 + 52 * len(names))
+    for starts, colour in zip(story.starts, _sides(story.starts), strict=True):
+        symbol = "square" if colour == INCUMBENT else "star"
+        rows = [
+            (name, e, measured)
+            for name in names
+            for e in starts.entries
+            if (measured := e.measured.get(name)) is not None and measured != float("inf") and story.limits[name]
+        ]
+        figure.add_scatter(
+            x=[measured / story.limits[name] for name, _, measured in rows],
+            y=[_short(name) for name, _, _ in rows],
+            mode="markers",
+            name=starts.name,
+            marker={"color": colour, "symbol": symbol, "size": 10, "opacity": 0.85},
+            text=[f"trial {e.number}: {words.measured(name, m)}" for name, e, m in rows],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    figure.add_vline(x=1, line={"color": "#dd4132", "dash": "dash"})
+    figure.update_xaxes(axis("share of the limit that was used", tickformat=".0%", rangemode="tozero"))
+    figure.update_yaxes(axis("", autorange="reversed", categoryorder="array", categoryarray=[_short(n) for n in names]))
+    return figure, height
+
+
+def _short(name: str) -> str:
+    return {
+        "ttft_p99_ms": "first token<br>p99",
+        "itl_p99_ms": "between tokens<br>p99",
+        "e2e_p99_ms": "whole answer<br>p99",
+        "error_rate": "failed<br>requests",
+    }[name]
