@@ -20,6 +20,7 @@ from sidecar.control import Requests
 from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.engine.fork_server import ForkServerError
 from sidecar.engine.process_group import NotGoneError, ProcessGroup
+from sidecar.export.study import ExportError
 from sidecar.journal import Journal, JournalError, Superseded
 from sidecar.load import LoadError
 from sidecar.operator_commands import Refused
@@ -61,6 +62,7 @@ def main() -> None:
         JournalError,
         LoadError,
         EngineCrashed,
+        ExportError,
         ForkServerError,
         NotGoneError,
         OSError,

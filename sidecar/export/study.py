@@ -1,18 +1,24 @@
-"""The trials of a run as Optuna's. Pure, but for the import of Optuna."""
+"""The trials of a run as Optuna's; only ``add`` writes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sidecar.config import Objective
-from sidecar.recorded import Setup, ran
+from sidecar.recorded import Recorded, Setup, ran
 from sidecar.trial import Status, Trial, as_json, margins
 from vllm_sloguard.knobs import Kind, Knob, Value
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution, CategoricalChoiceType
+    from optuna.study import Study
     from optuna.trial import FrozenTrial
+
+
+class ExportError(RuntimeError):
+    """It can't be written there; the text says why, in one line."""
+
 
 METRICS = {Objective.LATENCY: "e2e_mean_ms", Objective.GOODPUT: "goodput_rps", Objective.CAPACITY: "capacity_rps"}
 
@@ -88,3 +94,43 @@ def _attributes(trial: Trial) -> dict[str, Any]:
         "stopped": result.get("stopped"),
     }
     return {name: value for name, value in kept.items() if value not in (None, "")}
+
+
+def add(recorded: Recorded, storage: str, name: str, shown_as: Callable[[list[Trial]], Iterable[Trial]]) -> int:
+    """Adds the trials that have ended to the study ``name``, made where it is missing, and returns how many.
+
+    Those that are there already are left alone, so that a run can be exported again as it grows. ``shown_as`` goes
+    through them, and may show how far it is. Raises ExportError.
+    """
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    setup = recorded.setup
+    ended = [t for t in recorded.trials if t.status is not Status.RUNNING]
+    rows = [ran(t, [knob.name for knob in setup.knobs]) for t in ended]
+    spaces = distributions(setup.knobs, rows)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    direction = "minimize" if setup.objective is Objective.LATENCY else "maximize"
+    try:
+        study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+        _check_origin(study, recorded)
+        known = {t.user_attrs.get("trial") for t in study.get_trials(deepcopy=False)}
+        new = [t for t in ended if t.number not in known]
+        for trial in shown_as(new):
+            study.add_trial(frozen(trial, setup, spaces))
+    except (SQLAlchemyError, ImportError, ValueError, optuna.exceptions.OptunaError) as error:
+        # The first line: SQLAlchemy goes on with the whole statement.
+        raise ExportError(f"--optuna: {str(error).splitlines()[0]}") from None
+    return len(new)
+
+
+def _check_origin(study: "Study", recorded: Recorded) -> None:
+    """A new study is given its origin; one of the same name from elsewhere is not added to."""
+    setup, run = recorded.setup, recorded.run
+    origin: dict[str, Any] = {"digest": run.digest, "started_at": run.started_at}
+    if not study.user_attrs:
+        about = {"model": setup.model, "slo": setup.slo.model_dump(), "objective": METRICS[setup.objective]}
+        for key, value in {**origin, **about}.items():
+            study.set_user_attr(key, value)
+    elif {key: study.user_attrs.get(key) for key in origin} != origin:
+        raise ExportError(f"the study {study.study_name!r} there is of another run: export to another storage")

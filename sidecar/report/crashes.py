@@ -60,7 +60,7 @@ def _group(recorded: Recorded, trials: Sequence[Trial], measured: Sequence[Trial
     known = dict.fromkeys([*names, *(name for t in trials for name in t.plan.proposed)])
     told = (_alone(name, trials, measured) for name in known)
     return CrashGroup(
-        category=str(crash.category).replace("_", " "),
+        category=words.category(crash),
         about=_ABOUT[crash.category],
         phase=crash.phase,
         evidence=crash.evidence,
@@ -77,12 +77,16 @@ def _alone(name: str, crashed: Sequence[Trial], measured: Sequence[Trial]) -> st
         return ""
     numbers, others = _numbers(ours), _numbers(theirs)
     if len(numbers) < len(ours) or len(others) < len(theirs):
-        values = words.listed(sorted({words.value(v) for v in ours}))
+        values = words.listed(sorted({words.value(v, name) for v in ours}))
         return f"{name} = {values}, which no measured trial had"
+
+    def shown(value: float) -> str:
+        return words.value(value, name)
+
     if min(numbers) > max(others):
-        return f"{name} {words.value(min(numbers))} or more; measured trials had {words.value(max(others))} at most"
+        return f"{name} {shown(min(numbers))} or more; measured trials had {shown(max(others))} at most"
     if max(numbers) < min(others):
-        return f"{name} {words.value(max(numbers))} or less; measured trials had {words.value(min(others))} at least"
+        return f"{name} {shown(max(numbers))} or less; measured trials had {shown(min(others))} at least"
     return ""
 
 

@@ -85,7 +85,9 @@ def looks(story: Story, entries: Iterable[Entry]) -> dict[Look, list[Entry]]:
     return found
 
 
-def markers(figure: Figure, look: Look, entries: Sequence[Entry], y: Sequence[Any], **more: Any) -> None:
+def markers(
+    figure: Figure, look: Look, entries: Sequence[Entry], y: Sequence[Any], text: Sequence[str] = (), **more: Any
+) -> None:
     """Adds trials that look alike, at the heights ``y``; open marks are of loads that were stopped early."""
     symbols = [f"{look.symbol}-open" if e.bound and not look.symbol.endswith("open") else look.symbol for e in entries]
     figure.add_scatter(
@@ -94,7 +96,7 @@ def markers(figure: Figure, look: Look, entries: Sequence[Entry], y: Sequence[An
         mode="markers",
         name=look.name,
         marker={"color": look.colour, "symbol": symbols, "size": 11 if look.symbol == "star" else 9},
-        text=[hover(e) for e in entries],
+        text=text or [hover(e) for e in entries],
         hovertemplate="%{text}<extra></extra>",
         cliponaxis=False,
         **more,

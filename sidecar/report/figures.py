@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sidecar.config import Objective
 from sidecar.report import knob_figures, words
@@ -75,7 +76,7 @@ def _gain(gain: Gain) -> tuple[Figure, int]:
 
 
 def _objective(story: Story) -> tuple[Figure, int] | None:
-    if not story.entries:
+    if not any(e.value is not None for e in story.entries):
         return None
     figure, height = new(400)
     shown = [e for e in story.entries if e.value is not None]
@@ -86,7 +87,7 @@ def _objective(story: Story) -> tuple[Figure, int] | None:
         markers(figure, look, entries, [e.value for e in entries])
     for look, entries in looks(story, [e for e in story.entries if e.value is None]).items():
         known = {trace.name for trace in figure.data}
-        more = {"legendgroup": look.name, "showlegend": look.name not in known}
+        more: dict[str, Any] = {"legendgroup": look.name, "showlegend": look.name not in known}
         markers(figure, look, entries, [floor] * len(entries), **more)
     incumbents = [e.value for e in shown if e.role in (Role.BASELINE, Role.REFERENCE) and e.value is not None]
     if incumbents:
@@ -102,7 +103,9 @@ def _objective(story: Story) -> tuple[Figure, int] | None:
             hoverinfo="skip",
         )
     figure.update_xaxes(axis("trial", **trial_axis(story)))
-    scale = log_axis(floor, max(values) * 1.2) if log else {"rangemode": "tozero"}
+    top = max(values, default=1.0)
+    # What has no figure stands between the values and the axis.
+    scale = log_axis(floor / 1.1, top * 1.2) if log else {"range": [-0.06 * top, 1.08 * top]}
     figure.update_yaxes(axis(words.AXES[story.objective], **scale))
     return figure, height
 

@@ -69,7 +69,7 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
     names = dict.fromkeys((*before, *after))
     return (
         ", ".join(
-            f"{name} {words.value(before.get(name))} → {words.value(after.get(name))}"
+            f"{name} {words.value(before.get(name), name)} → {words.value(after.get(name), name)}"
             for name in names
             if before.get(name) != after.get(name)
         )

@@ -24,6 +24,7 @@ from vllm_sloguard.knobs import Kind, Knob, Value
 
 _ROW_PX = 64
 _BEST_SHARE = 0.25
+_GOLDEN = 0.618034  # whose multiples, less their whole part, lie evenly
 _CRASHES = ("#dd4132", "#b5179e", "#e6a100", "#6d4c41", "#1d8a99")
 _PARTS = {
     "starting": ("starting engines", "#3b82c4"),
@@ -39,7 +40,7 @@ def limits(story: Story) -> tuple[Figure, int] | None:
     names = [n for n in story.limits if any(e.measured.get(n) is not None for e in story.entries)]
     if not names:
         return None
-    figure, height = new(90 + 165 * len(names))
+    figure, height = new(110 + 165 * len(names), margin={"l": 64, "r": 18, "t": 34, "b": 48})
     gap = 0.075
     share = (1 - gap * (len(names) - 1)) / len(names)
     for row, name in enumerate(names):
@@ -63,7 +64,8 @@ def _limit_row(figure: Figure, story: Story, name: str, row: int, domain: tuple[
         shown = [min(max(v, low / 1.5), top) for v in y] if log else y
         more: dict[str, Any] = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "legendgroup": look.name}
         known = {trace.name for trace in figure.data}
-        markers(figure, look, entries, shown, showlegend=look.name not in known, **more)
+        text = [f"trial {e.number}: {words.measured(name, e.measured[name])}" for e in entries]
+        markers(figure, look, entries, shown, text, showlegend=look.name not in known, **more)
     figure.add_shape(
         type="line", xref=f"x{suffix} domain", yref=f"y{suffix}", x0=0, x1=1, y0=limit, y1=limit,
         line={"color": "#dd4132", "dash": "dash", "width": 1.5},
@@ -72,7 +74,7 @@ def _limit_row(figure: Figure, story: Story, name: str, row: int, domain: tuple[
         text=f"{words.LIMITS[name]}: limit {words.measured(name, limit)}", xref=f"x{suffix} domain",
         yref=f"y{suffix} domain", x=0, y=1.0, xanchor="left", yanchor="bottom", showarrow=False,
     )  # fmt: skip
-    scale: dict[str, Any] = {"rangemode": "tozero", "range": [0, top or 0.01]}
+    scale: dict[str, Any] = {"range": [-0.08 * (top or 0.01), top or 0.01]}
     if log:
         scale = log_axis(low / 1.6, top * 1.2)
     title = "" if rate else "ms"
@@ -96,7 +98,7 @@ def knobs(story: Story) -> tuple[Figure, int] | None:
         for entry in alike:
             for row, knob_axis in enumerate(axes):
                 given = entry.knobs.get(knob_axis.knob.name)
-                x.append(None if given is None else knob_axis.place(given))
+                x.append(None if given is None else knob_axis.place(given, entry.number))
                 y.append(-row)
                 text.append(f"trial {entry.number}: {words.STATUSES[entry.status]}, {_figure(story, entry)}")
             x.append(None)
@@ -104,7 +106,8 @@ def knobs(story: Story) -> tuple[Figure, int] | None:
             text.append("")
         figure.add_scatter(
             x=x, y=y, text=text, name=name, mode="lines+markers", marker={"size": 6 if width < 3 else 9},
-            line={"color": colour, "width": width}, opacity=0.95 if width >= 3 else 0.55,
+            line={"color": colour, "width": width},
+            opacity=0.95 if width >= 3 else min(0.55, max(25 / len(alike), 0.15)),
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     _name_rows(figure, axes, 11)
@@ -145,10 +148,11 @@ class _Axis:
         self._high = max([knob.high, *self._numbers]) if not self._choices else 1.0
         self._log = knob.log and self._low > 0
 
-    def place(self, given: Value) -> float:
-        """Where a value lies."""
+    def place(self, given: Value, number: int | None = None) -> float:
+        """Where a value lies; that of trial ``number`` beside its choice, so that many do not hide each other."""
         if self._choices:
-            return (self._choices.index(words.value(given)) + 0.5) / len(self._choices)
+            beside = 0.0 if number is None else 0.4 * (number * _GOLDEN % 1 - 0.5)
+            return (self._choices.index(words.value(given)) + 0.5 + beside) / len(self._choices)
         low, high, value = self._low, self._high, float(given)
         if self._log:
             low, high, value = math.log(low), math.log(high), math.log(value)
@@ -160,15 +164,17 @@ class _Axis:
             return [(self.place(choice), choice) for choice in self._choices]
         middle = math.sqrt(self._low * self._high) if self._log else (self._low + self._high) / 2
         middle = round(middle) if self.knob.kind is Kind.INT else middle
-        return [(self.place(v), _compact(v)) for v in (self._low, middle, self._high)]
+        return [(self.place(v), _compact(self.knob, v)) for v in (self._low, middle, self._high)]
 
 
 def _figure(story: Story, entry: Entry) -> str:
     return "no figure" if entry.value is None else words.with_unit(entry.value, story.objective)
 
 
-def _compact(value: float) -> str:
-    return f"{value / 2**30:.3g} Gi" if value >= 2**28 else f"{value:,.4g}" if value < 10000 else f"{value:,.0f}"
+def _compact(knob: Knob, value: float) -> str:
+    if knob.name.endswith("_bytes"):
+        return words.value(value, knob.name)
+    return f"{value:,.4g}" if value < 10000 else f"{value:,.0f}"
 
 
 def _bundles(story: Story, entries: Sequence[Entry]) -> list[tuple[str, str, float, list[Entry]]]:
@@ -224,7 +230,7 @@ def crashes(story: Story) -> tuple[Figure, int] | None:
     for order, (name, colour, symbol, alike) in enumerate(sorts):
         spots = [(e, row, a) for e in alike for row, a in enumerate(axes) if a.knob.name in e.knobs]
         figure.add_scatter(
-            x=[a.place(e.knobs[a.knob.name]) for e, _, a in spots],
+            x=[a.place(e.knobs[a.knob.name], e.number) for e, _, a in spots],
             # The crashes stand above the line, what was measured on it: neither hides the other.
             y=[-row + (0.16 + 0.05 * (e.number % 3) if order else 0.0) for e, row, _ in spots],
             mode="markers", name=name, marker={"color": colour, "symbol": symbol, "size": 8},

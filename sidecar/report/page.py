@@ -19,7 +19,7 @@ def page(story: Story) -> str:
     from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"trials": words.trials, "duration": words.duration}
+    environment.filters["trials"] = words.trials
     template = environment.from_string(files("sidecar.report").joinpath("page.html").read_text(encoding="utf-8"))
     drawn = plots(story)
     return template.render(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.report import words
-from sidecar.trial import Trial
+from sidecar.trial import Change, Trial
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,12 @@ def interventions(trials: Sequence[Trial]) -> tuple[Intervention, ...]:
 
 
 def _of(trial: Trial) -> list[tuple[str, str, str]]:
-    rows = [
-        (f"changed {change.name}{where}", f"{words.value(change.before)} → {words.value(change.after)}", change.reason)
-        for where, changes in (
-            ("", trial.plan.changes),
-            (" (inside vLLM)", trial.result.repairs if trial.result else ()),
-        )
-        for change in changes
-    ]
+    sides = (("", trial.plan.changes), (" (inside vLLM)", trial.result.repairs if trial.result else ()))
+    rows = [(f"changed {c.name}{where}", _example(c), c.reason) for where, changes in sides for c in changes]
     if trial.plan.refusal:
         rows.append(("refused to start it", words.arguments(trial.plan.proposed), trial.plan.refusal))
     return rows
+
+
+def _example(change: Change) -> str:
+    return f"{words.value(change.before, change.name)} → {words.value(change.after, change.name)}"

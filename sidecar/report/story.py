@@ -18,6 +18,9 @@ from sidecar.terminal import why
 from sidecar.trial import VALIDATING, Role, Status, Trial
 from vllm_sloguard.knobs import Knob, Value
 
+# Of a crash, in the table of trials; the table of crashes has it whole.
+_EVIDENCE = 200
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -73,7 +76,7 @@ class Story:
     starts: tuple[Starts, ...]
     importance: Importance
     crashes: tuple[CrashGroup, ...]
-    seconds: Seconds
+    spending: str
     interventions: tuple[Intervention, ...]
     versions: tuple[Fact, ...]
     commands: tuple[Command, ...]
@@ -109,7 +112,7 @@ def story(recorded: Recorded) -> Story:
         ),
         importance=importance.importance(recorded),
         crashes=crashes.groups(recorded),
-        seconds=spent(recorded.trials, ended),
+        spending=_spending(spent(recorded.trials, ended)),
         interventions=repairs.interventions(recorded.trials),
         versions=versions(recorded),
         commands=asked,
@@ -119,6 +122,20 @@ def story(recorded: Recorded) -> Story:
 
 def _last_end(recorded: Recorded) -> float:
     return max((t.ended_at or t.started_at for t in recorded.trials), default=recorded.run.started_at)
+
+
+def _spending(seconds: Seconds) -> str:
+    parts = (
+        f"{what} {words.duration(part)} ({part / (seconds.total or 1):.0%})"
+        for what, part in (
+            ("starting engines", seconds.starting),
+            ("warming up", seconds.warming_up),
+            ("measuring", seconds.measuring),
+            ("stopping", seconds.stopping),
+            ("deciding and the rest", seconds.deciding),
+        )
+    )
+    return f"{words.duration(seconds.total)} in all: {', '.join(parts)}."
 
 
 def _entry(recorded: Recorded, trial: Trial) -> Entry:
@@ -135,11 +152,16 @@ def _entry(recorded: Recorded, trial: Trial) -> Entry:
         bound=bool(trial.result and trial.result.stopped),
         knobs=ran(trial, [knob.name for knob in recorded.setup.knobs]),
         configuration=_configuration(recorded, trial),
-        category=str(crash.category).replace("_", " ") if crash else "",
+        category=words.category(crash) if crash else "",
         seconds=spent((trial,), end),
         took=words.duration(end - trial.started_at) if trial.ended_at or recorded.alive else "-",
-        note=why(trial),
+        note=_note(trial),
     )
+
+
+def _note(trial: Trial) -> str:
+    crash = trial.result.crash if trial.result else None
+    return why(trial) if crash is None else f"{words.category(crash)} while {crash.phase}: {crash.evidence[:_EVIDENCE]}"
 
 
 def _configuration(recorded: Recorded, trial: Trial) -> str:

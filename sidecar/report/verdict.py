@@ -84,7 +84,7 @@ def verdict(recorded: Recorded) -> Verdict:
         outcome=str(decision.get("outcome", "not decided")),
         tone=tone,
         headline=headline,
-        sentences=tuple(filter(None, (_tried(recorded), _best(recorded), _compared(recorded), _reason(decision)))),
+        sentences=tuple(text for said in (_tried, _left, _best, _compared, _reason) if (text := said(recorded))),
         checks=_checks(recorded, decision, incumbents, candidates),
         gain=_gain(recorded, decision),
         pairs=tuple(_pair(recorded, *pair) for pair in zip(incumbents, candidates, strict=False)),
@@ -104,14 +104,15 @@ def _side(recorded: Recorded, decision: dict[str, Any], side: str) -> tuple[Tria
 def _headline(recorded: Recorded) -> tuple[Tone, str]:
     decision = recorded.run.decision
     if decision is None and not recorded.alive:
-        return Tone.OPEN, "This run has not ended, and no sidecar is working on it: the same command goes on with it"
+        return Tone.OPEN, "This run has not ended, and nothing works on it now"
     if decision is None:
         return Tone.OPEN, "This run is still going: what follows is what is known so far"
     outcome = decision["outcome"]
     if outcome == Outcome.PROMOTED:
         return Tone.GOOD, f"A better configuration was found and promoted: that of trial {decision.get('trial')}"
+    none = "no other configuration met every limit" if not _searched(recorded, Status.FEASIBLE) else ""
     stays = {
-        Outcome.KEPT: "What was serving stays: nothing was better by enough",
+        Outcome.KEPT: f"What was serving stays: {none or 'nothing was better by enough'}",
         Outcome.WORSE: "What was serving stays: the best candidate did not hold up when it was measured again",
         Outcome.INCONCLUSIVE: "What was serving stays: the measurements could not tell whether the candidate is better",
         "interrupted": "The run was cut off before a decision: what was serving stays",
@@ -128,14 +129,25 @@ def _tried(recorded: Recorded) -> str:
         Status.CRASHED: "crashed",
         Status.REFUSED: "were refused by the memory guard before they cost anything",
         Status.ABORTED: "were given up",
-        Status.RUNNING: "still going",
+        Status.RUNNING: "did not end yet",
     }
     counts = words.listed([f"{by_status[status]} {what}" for status, what in said.items() if by_status[status]])
     if not recorded.trials:
         return "No trial was started yet."
-    ended = recorded.run.ended_at or max(t.ended_at or recorded.now for t in recorded.trials)
+    last = max(t.ended_at or (recorded.now if recorded.alive else t.started_at) for t in recorded.trials)
+    ended = recorded.run.ended_at or last
     took = words.duration(ended - recorded.run.started_at)
-    return f"{words.plural(len(recorded.trials), 'trial')} of {recorded.setup.model} in {took}: {counts}."
+    return f"{words.plural(len(recorded.trials), 'trial')} in {took}: {counts}."
+
+
+def _searched(recorded: Recorded, status: Status) -> bool:
+    return any(t.plan.role is Role.SEARCH and t.status is status for t in recorded.trials)
+
+
+def _left(recorded: Recorded) -> str:
+    if recorded.run.decision is not None or recorded.alive:
+        return ""
+    return "`sloguard tune` would go on with it; `sloguard serve` would end it, and serve what served before."
 
 
 def _best(recorded: Recorded) -> str:
@@ -149,12 +161,14 @@ def _best(recorded: Recorded) -> str:
         incumbent = shown if value_of(first) is not None else f"no figure ({words.STATUSES[first.status]})"
     if chosen is None:
         serving = f"what was serving had {incumbent}" if incumbent else "what was serving was not measured"
+        if not _searched(recorded, Status.FEASIBLE):
+            return f"No trial of the search met every limit; {serving}."
         return f"No trial of the search that met every limit had a better {words.OBJECTIVES[objective]}: {serving}."
     against = f", against {incumbent} of what was serving" if incumbent else ""
     return (
         f"The best of the search, the candidate, is trial {chosen.number}: {words.OBJECTIVES[objective]} "
         f"{words.with_unit(value_of(chosen), objective)}{against}. The luckiest of many looks better than it is, so"
-        " this is no evidence: both are measured anew, in pairs of fresh starts."
+        " this is no evidence yet: both have to be measured anew, in pairs of fresh starts."
     )
 
 
@@ -174,7 +188,8 @@ def _compared(recorded: Recorded) -> str:
     )
 
 
-def _reason(decision: dict[str, Any]) -> str:
+def _reason(recorded: Recorded) -> str:
+    decision = recorded.run.decision or {}
     return f"As the journal has it: {words.sentence(str(decision['reason']))}" if decision.get("reason") else ""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sidecar.config import Objective
 from sidecar.trial import Role, Status
+from vllm_sloguard.crash import Crash
 
 OBJECTIVES = {
     Objective.LATENCY: "mean time to a whole answer",
@@ -33,7 +34,7 @@ ROLES = {
     Role.VALIDATION: "the candidate, again",
 }
 STATUSES = {
-    Status.RUNNING: "running",
+    Status.RUNNING: "not ended",
     Status.FEASIBLE: "met the limits",
     Status.INFEASIBLE: "missed a limit",
     Status.CRASHED: "crashed",
@@ -41,6 +42,11 @@ STATUSES = {
     Status.ABORTED: "given up",
 }
 _ENUMERATED = 12
+
+
+def category(crash: Crash) -> str:
+    """ "out of memory"."""
+    return str(crash.category).replace("_", " ")
 
 
 def figure(value: float) -> str:
@@ -96,18 +102,26 @@ def trials(numbers: Iterable[int]) -> str:
     return f"trial{'s' if len(found) > 1 else ''} {listed(shown)}"
 
 
-def value(given: object) -> str:
-    """Of a knob."""
+def value(given: object, name: str = "") -> str:
+    """Of the argument ``name``."""
     if isinstance(given, bool):
         return "on" if given else "off"
+    if name.endswith("_bytes") and isinstance(given, int | float) and given >= 2**20:
+        return binary(given)
     if isinstance(given, float):
         return f"{given:.4g}"
     return "not set" if given is None else str(given)
 
 
+def binary(count: float) -> str:
+    """Bytes: "512 MiB"."""
+    power = min(int(math.log2(count)) // 10, 4)
+    return f"{count / 2 ** (10 * power):.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
 def arguments(args: Mapping[str, Any]) -> str:
     """ "max_num_seqs = 8, block_size = 32"."""
-    return ", ".join(f"{name} = {value(given)}" for name, given in args.items())
+    return ", ".join(f"{name} = {value(given, name)}" for name, given in args.items())
 
 
 def sentence(text: str) -> str:
