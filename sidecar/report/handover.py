@@ -82,8 +82,6 @@ def versions(recorded: Recorded) -> tuple[Fact, ...]:
     setup, load = recorded.setup, recorded.setup.workload
     evidence = next((p.evidence for p in recorded.promotions if p.run == recorded.run.id), None) or {}
     heard = dict.fromkeys(t.result.vllm_version for t in recorded.trials if t.result and t.result.vllm_version)
-    dataset = getattr(load, "dataset_name", None) or "random"
-    lengths = "" if dataset != "random" else f" of about {load.input_tokens} + {load.output_tokens} tokens"
     limits = ", ".join(
         f"{words.LIMITS[name]} {words.measured(name, limit)}"
         for name, limit in setup.slo.model_dump().items()
@@ -98,7 +96,7 @@ def versions(recorded: Recorded) -> tuple[Fact, ...]:
         "driver": evidence.get("driver"),
         "limits (SLO)": limits,
         "objective": words.OBJECTIVES[setup.objective],
-        "load": f"{load.rate:g} requests/s, {dataset} prompts{lengths}, seed {load.seed}",
+        "load": f"{load.rate:g} requests/s of {load.prompts}, seed {load.seed}",
         "search": f"{setup.optimizer}, a budget of {setup.budget} trials, seed {setup.seed}",
         "configuration digest": recorded.run.digest,
         "state folder": str(recorded.folder),
