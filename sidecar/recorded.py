@@ -14,7 +14,7 @@ from sidecar.config import Config, EngineConfig, KnobRange, Objective, Slo, Work
 from sidecar.config_window import Promotion
 from sidecar.journal import Journal, Promoted, Run, StateRecord
 from sidecar.knob_ranges import narrowed
-from sidecar.operations import Event, Kind, Operations
+from sidecar.operations import Operations
 from sidecar.rows import JournalError
 from sidecar.trial import Trial
 from vllm_sloguard.knobs import Knob, Value
@@ -49,7 +49,7 @@ class Setup:
 class Recorded:
     """One run of ``runs``, and what became of it, at ``now`` in seconds since the epoch.
 
-    ``promotions`` are those over the same arguments of the file; ``windows`` the ends of windows since the run began.
+    ``promotions`` are those over the same arguments of the file.
     ``state`` is the last that the sidecar entered, None where only `sloguard tune` ever ran; ``alive`` whether it runs.
     """
 
@@ -59,7 +59,6 @@ class Recorded:
     setup: Setup
     trials: tuple[Trial, ...]
     promotions: tuple[Promoted, ...]
-    windows: tuple[Event, ...]
     state: StateRecord | None
     alive: bool
     now: float
@@ -82,15 +81,13 @@ def _read(folder: Path, journal: Journal, number: int | None) -> Recorded:
     if run is None:
         raise JournalError(f"{folder}: there is no run {number}; there are {', '.join(map(str, configs))}")
     setup = setup_of(configs[run.id], run.id)
-    operations = Operations(journal, setup.base_digest)
     return Recorded(
         folder=folder,
         runs=tuple(configs),
         run=run,
         setup=setup,
         trials=tuple(journal.trials(run.id)),
-        promotions=tuple(operations.promotions()),
-        windows=tuple(operations.events([Kind.WINDOW_ENDED], since=run.started_at)),
+        promotions=tuple(Operations(journal, setup.base_digest).promotions()),
         state=journal.state(),
         alive=lock.holder(folder) is not None,
         now=time.time(),

@@ -60,16 +60,12 @@ def _gain(gain: Gain) -> tuple[Figure, int]:
         },
         hovertemplate=f"{gain.estimate:+.1%}, from {gain.low:+.1%} to {gain.high:+.1%}<extra></extra>",
     )
-    for at, text, place in (
-        (0.0, "no difference", "bottom left"),
-        (gain.least, "the least that is asked for", "top right"),
-    ):
-        dash = "solid" if not at else "dot"
-        figure.add_vline(
-            x=at, line={"dash": dash, "color": PLAIN}, annotation={"text": text}, annotation_position=place
-        )
     low, high = min(gain.low, 0.0), max(gain.high, gain.least)
     margin = 0.15 * (high - low)
+    side = "right" if gain.least < (low + high) / 2 else "left"
+    for at, text, place in ((0.0, "no difference", "bottom left"), (gain.least, "asked for", f"top {side}")):
+        line = {"dash": "dot" if at else "solid", "color": PLAIN}
+        figure.add_vline(x=at, line=line, annotation={"text": text}, annotation_position=place)
     figure.update_xaxes(axis("gain over what was serving", tickformat="+.0%", range=[low - margin, high + margin]))
     figure.update_yaxes({"visible": False, "fixedrange": True})
     return figure, height
@@ -164,25 +160,28 @@ def _percentiles(story: Story) -> tuple[Figure, int] | None:
         return None
     figure, height = new(120 + 52 * len(names))
     for starts, colour in zip(story.starts, _sides(story.starts), strict=True):
-        symbol = "square" if colour == INCUMBENT else "star"
+        ours = colour == INCUMBENT
         rows = [
-            (name, e, measured)
-            for name in names
-            for e in starts.entries
-            if (measured := e.measured.get(name)) is not None and measured != float("inf") and story.limits[name]
+            (row, entry, name, measured)
+            for row, name in enumerate(names)
+            for entry in starts.entries
+            if (measured := entry.measured.get(name)) is not None and math.isfinite(measured) and story.limits[name]
         ]
         figure.add_scatter(
-            x=[measured / story.limits[name] for name, _, measured in rows],
-            y=[_short(name) for name, _, _ in rows],
+            x=[measured / story.limits[name] for _, _, name, measured in rows],
+            # What was serving above the line, the candidate below it: neither hides the other.
+            y=[row + (-0.13 if ours else 0.13) for row, _, _, _ in rows],
             mode="markers",
             name=starts.name,
-            marker={"color": colour, "symbol": symbol, "size": 10, "opacity": 0.85},
-            text=[f"trial {e.number}: {words.measured(name, m)}" for name, e, m in rows],
+            marker={"color": colour, "symbol": "square" if ours else "star", "size": 10, "opacity": 0.85},
+            text=[f"trial {entry.number}: {words.measured(name, measured)}" for _, entry, name, measured in rows],
             hovertemplate="%{text}<extra></extra>",
+            cliponaxis=False,
         )
     figure.add_vline(x=1, line={"color": "#dd4132", "dash": "dash"})
     figure.update_xaxes(axis("share of the limit that was used", tickformat=".0%", rangemode="tozero"))
-    figure.update_yaxes(axis("", autorange="reversed", categoryorder="array", categoryarray=[_short(n) for n in names]))
+    ticks = {"tickvals": list(range(len(names))), "ticktext": [_short(name) for name in names]}
+    figure.update_yaxes(axis("", range=[len(names) - 0.5, -0.5], **ticks))
     return figure, height
 
 

@@ -165,10 +165,11 @@ def _best(recorded: Recorded) -> str:
             return f"No trial of the search met every limit; {serving}."
         return f"No trial of the search that met every limit had a better {words.OBJECTIVES[objective]}: {serving}."
     against = f", against {incumbent} of what was serving" if incumbent else ""
+    again = any(t.plan.role is Role.VALIDATION for t in recorded.trials)
     return (
         f"The best of the search, the candidate, is trial {chosen.number}: {words.OBJECTIVES[objective]} "
         f"{words.with_unit(value_of(chosen), objective)}{against}. The luckiest of many looks better than it is, so"
-        " this is no evidence yet: both have to be measured anew, in pairs of fresh starts."
+        f" this is no evidence yet: both {'were' if again else 'have to be'} measured anew, in pairs of fresh starts."
     )
 
 

@@ -123,7 +123,7 @@ def test_a_run_without_a_trial_has_a_page(tmp_path: Path) -> None:
 
 def test_a_rollback_is_told_with_its_reason(tmp_path: Path) -> None:
     made = Made(tmp_path)
-    made.search(30)
+    made.search(40)
     made.validate()
     made.decide()
     made.journal.write("INSERT INTO rollbacks VALUES (1, ?, 'it burned the error budget')", (made.now,))
