@@ -1,14 +1,15 @@
-"""Fifteen trials both ways: each on an ordinary start of its own, and as the sidecar runs them.
+"""Fifteen trials, each on an ordinary start, each on a forked one, and as the sidecar runs them.
 
-    python benchmarks/trials.py run -c CONFIG --results FILE [--repeats 2] [--ways restart,fast] [--seconds N]
+    python benchmarks/trials.py run -c CONFIG --results FILE [--repeats 2] [--ways restart,forked,fast] [--seconds N]
     python benchmarks/trials.py report FILE
 
 Run by a Python that has vLLM and this project. CONFIG's knobs must have max_num_seqs, max_num_batched_tokens,
 enable_prefix_caching (live) and block_size (cold): the fifteen are three block sizes with five live settings each. The
-same load is sent every time, to its end, by the client that stays alive, so that only starts and stops differ. A JSON
+same load is sent every time. ``restart`` is what a tool does that runs ``vllm serve`` and ``vllm bench serve`` for each
+trial: an ordinary engine and a new benchmark client, one after the other. ``forked`` starts an engine for each trial
+too, but forks it, and keeps the client. ``fast`` is the sidecar: forked where a cold knob changes, else live. A JSON
 object a trial is appended to FILE; a later call goes on where the last one ended. The report gives the wall clock of
-each way, whether verdicts agree, and for each configuration the objective both ways: the ratio of live or forked to
-restarted, against the ratio of repeats of one way.
+each way, whether verdicts agree, and whether configurations measure the same, against the repeats of one way.
 """
 
 import argparse
@@ -25,10 +26,12 @@ from typing import Any
 
 from sidecar.assembly import assembled
 from sidecar.config import Config, load
+from sidecar.load import LoadClient
 from sidecar.search.contract import Proposal
 from sidecar.trial import RESULT, Role, Start
 
-RESTART, FAST = "restart", "fast"
+RESTART, FORKED, FAST = WAYS = "restart", "forked", "fast"
+_RESAMPLES = 10_000
 
 
 def configurations(config: Config) -> list[dict[str, Any]]:
@@ -57,7 +60,8 @@ def run(path: Path, results: Path, repeats: int, ways: Sequence[str], seconds: f
     results.touch()
     done = {(r["way"], r["repeat"], r["number"]) for r in read(results)}
     for repeat in range(repeats):
-        for way in ways:
+        # To and fro, so that a host that drifts is not taken for a difference between ways.
+        for way in ways if repeat % 2 == 0 else reversed(ways):
             with tempfile.TemporaryDirectory(prefix="sloguard-trials-") as folder:
                 _run_way(load(path), way, repeat, Path(folder), done, results, deadline)
 
@@ -71,7 +75,7 @@ def _run_way(  # noqa: PLR0917 - one call
     results: Path,
     deadline: float,
 ) -> None:
-    switches = {"forked_trials": way == FAST, "live_trials": way == FAST}
+    switches = {"forked_trials": way != RESTART, "live_trials": way == FAST}
     engine = given.engine.model_copy(update=switches)
     config = given.model_copy(update={"state": folder / "state", "engine": engine})
     todo = [(n, c) for n, c in enumerate(configurations(config)) if (way, repeat, n) not in done]
@@ -83,6 +87,7 @@ def _run_way(  # noqa: PLR0917 - one call
             if time.monotonic() > deadline:
                 return
             began = time.monotonic()
+            client_s = _new_client(parts.runner.client) if way == RESTART else 0.0
             proposal = Proposal(knobs, "benchmark", way)
             plan = parts.guard.plan(config.engine.args, proposal, Role.SEARCH)
             result = parts.runner.run(plan, lambda: False)
@@ -96,6 +101,7 @@ def _run_way(  # noqa: PLR0917 - one call
                 "args": dict(plan.args),
                 "refusal": plan.refusal,
                 "seconds": time.monotonic() - began,
+                "client_s": client_s,
                 "result": told,
             }
             file.write(json.dumps(row) + "\n")
@@ -107,6 +113,14 @@ def _run_way(  # noqa: PLR0917 - one call
         _say(f"{way} {repeat}: released in {time.monotonic() - began:.2f} s")
 
 
+def _new_client(client: LoadClient) -> float:
+    began = time.monotonic()
+    client.close()
+    client.start()
+    client.await_ready(lambda: False)
+    return time.monotonic() - began
+
+
 def read(results: Path) -> list[dict[str, Any]]:
     """The trials of FILE."""
     return [json.loads(line) for line in results.read_text().splitlines()]
@@ -114,77 +128,103 @@ def read(results: Path) -> list[dict[str, Any]]:
 
 def report(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown."""
-    return "\n\n".join((_clock(rows), _agreement(rows)))
+    ways = [way for way in WAYS if any(r["way"] == way for r in rows)]
+    return "\n\n".join((_clock(rows, ways), *(_agreement(rows, *pair) for pair in combinations(ways, 2))))
 
 
-def _clock(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["| way | trials | starts | wall clock a trial, s | starting | warm-up | measuring | a start, median s |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for way in (RESTART, FAST):
+def _clock(rows: Sequence[Mapping[str, Any]], ways: Sequence[str]) -> str:
+    lines = [
+        "| way | trials | starts | wall clock a trial, s | client | starting | warm-up | measuring | median start, s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for way in ways:
         mine = [r for r in rows if r["way"] == way]
-        if not mine:
-            continue
+        client_s = sum(r.get("client_s", 0.0) for r in mine) / len(mine)
         names = ("start_s", "warmup_s", "load_s")
-        each = {name: sum(r["result"][name] or 0.0 for r in mine) / len(mine) for name in names}
+        each = " | ".join(f"{sum(r['result'][name] or 0.0 for r in mine) / len(mine):.1f}" for name in names)
         starts = {kind: [r["result"]["start_s"] for r in mine if r["result"]["start"] == kind] for kind in Start}
         medians = "; ".join(f"{kind} {statistics.median(found):.3g}" for kind, found in starts.items() if found)
         counts = ", ".join(f"{len(found)} {kind}" for kind, found in starts.items() if found)
         wall_s = sum(r["seconds"] for r in mine) / len(mine)
-        lines.append(
-            f"| {way} | {len(mine)} | {counts} | {wall_s:.1f} | {each['start_s']:.1f} | {each['warmup_s']:.1f} |"
-            f" {each['load_s']:.1f} | {medians} |"
-        )
-    seconds = {(r["way"], r["repeat"], r["number"]): r["seconds"] for r in rows}
-    both = {key[1:] for key in seconds if all((way, *key[1:]) in seconds for way in (RESTART, FAST))}
-    if both:
-        restart_s, fast_s = (sum(seconds[way, *key] for key in both) for way in (RESTART, FAST))
-        lines.append("")
-        lines.append(
-            f"Over the {len(both)} trials that ran both ways: {restart_s:.0f} s against {fast_s:.0f} s, with the start"
-            f" of the fork server: {restart_s / fast_s:.1f} times less wall clock."
-        )
+        lines.append(f"| {way} | {len(mine)} | {counts} | {wall_s:.1f} | {client_s:.1f} | {each} | {medians} |")
+    lines.append("")
+    for way in ways:
+        if way != RESTART and RESTART in ways:
+            lines.append(_ratio(rows, way))
     return "\n".join(lines)
 
 
-def _agreement(rows: Sequence[Mapping[str, Any]]) -> str:
+def _ratio(rows: Sequence[Mapping[str, Any]], way: str) -> str:
+    """Means of repeats, so that a way that was repeated more often counts no more."""
+    seconds = {
+        of: {number: statistics.mean(r["seconds"] for r in found) for number, found in _by_number(rows, of).items()}
+        for of in (RESTART, way)
+    }
+    both = seconds[RESTART].keys() & seconds[way].keys()
+    restart_s, way_s = (sum(seconds[of][number] for number in both) for of in (RESTART, way))
+    return (
+        f"{len(both)} trials: {restart_s:.0f} s {RESTART}, {way_s:.0f} s {way}, the start of the fork server included:"
+        f" {restart_s / way_s:.1f} times less wall clock."
+    )
+
+
+def _by_number(rows: Sequence[Mapping[str, Any]], way: str) -> dict[int, list[Mapping[str, Any]]]:
+    mine = [r for r in rows if r["way"] == way]
+    return {number: [r for r in mine if r["number"] == number] for number in sorted({r["number"] for r in mine})}
+
+
+def _agreement(rows: Sequence[Mapping[str, Any]], first: str, second: str) -> str:
+    """Mean end-to-end latencies: medians of repeats, their ratio, its interval over configurations, and the test."""
+    import numpy as np
     from scipy.stats import wilcoxon  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
+    ways = {way: _by_number(rows, way) for way in (first, second)}
     lines = [
-        "| configuration | restarted, ms | live or forked, ms | ratio | verdicts |",
+        f"| configuration | {first}, ms | {second}, ms | ratio | verdicts |",
         "| --- | --- | --- | --- | --- |",
     ]
-    logs: list[float] = []
-    within: list[float] = []
-    same = 0
-    numbers = sorted({r["number"] for r in rows})
-    compared = 0
-    for number in numbers:
-        by_way = {way: [r for r in rows if r["way"] == way and r["number"] == number] for way in (RESTART, FAST)}
-        values = {way: [ms for r in of if (ms := _mean_ms(r)) is not None] for way, of in by_way.items()}
-        for repeated in values.values():
-            within += [abs(math.log(a / b)) for a, b in combinations(repeated, 2)]
-        if not all(values.values()):
-            continue
+    logs: dict[int, tuple[float, int, int]] = {}
+    deviations: list[float] = []
+    freedom = same = compared = 0
+    for number in sorted(ways[first].keys() & ways[second].keys()):
+        of = {way: found[number] for way, found in ways.items()}
+        verdicts = {way: "/".join(sorted({_verdict(r) for r in found})) for way, found in of.items()}
         compared += 1
-        medians = {way: statistics.median(found) for way, found in values.items()}
-        logs.append(math.log(medians[FAST] / medians[RESTART]))
-        verdicts = {way: sorted({_verdict(r) for r in of}) for way, of in by_way.items()}
-        same += verdicts[FAST] == verdicts[RESTART]
-        knobs = ", ".join(f"{name} {value}" for name, value in by_way[FAST][0]["knobs"].items())
-        shown = {way: ", ".join(f"{value:.1f}" for value in found) for way, found in values.items()}
-        said = "; ".join(f"{way} {'/'.join(found)}" for way, found in verdicts.items())
-        lines.append(f"| {knobs} | {shown[RESTART]} | {shown[FAST]} | {math.exp(logs[-1]):.3f} | {said} |")
-    lines.append("")
-    if logs:
-        p_value = float(wilcoxon(logs).pvalue) if len(logs) > 5 else math.nan  # pyright: ignore
-        middle, low, high = (math.exp(of) for of in (statistics.median(logs), min(logs), max(logs)))
-        said = "an unknown amount: there were none"
-        if within:
-            said = f"{math.expm1(statistics.median(within)):.1%} (median), {math.expm1(max(within)):.1%} at most"
+        same += verdicts[first] == verdicts[second]
+        values = {way: [ms for r in found if (ms := _mean_ms(r)) is not None] for way, found in of.items()}
+        for repeated in values.values():
+            if len(repeated) > 1:
+                centre = statistics.mean(map(math.log, repeated))
+                deviations += [math.log(ms) - centre for ms in repeated]
+                freedom += len(repeated) - 1
+        knobs = ", ".join(f"{name} {value}" for name, value in of[first][0]["knobs"].items())
+        shown = {way: ", ".join(f"{value:.1f}" for value in found) or "-" for way, found in values.items()}
+        ratio = "-"
+        if all(values.values()):
+            medians = {way: statistics.median(found) for way, found in values.items()}
+            log = math.log(medians[second] / medians[first])
+            logs[number] = (log, len(values[first]), len(values[second]))
+            ratio = f"{math.exp(log):.3f}"
+        said = verdicts[first] if verdicts[first] == verdicts[second] else f"{verdicts[first]}, {verdicts[second]}"
+        lines.append(f"| {knobs} | {shown[first]} | {shown[second]} | {ratio} | {said} |")
+    lines += ["", f"The same verdicts: {same} of {compared}."]
+    if not logs:
+        return "\n".join(lines)
+    of_all = np.array([log for log, _, _ in logs.values()])
+    draws = np.random.default_rng(0).choice(of_all, (_RESAMPLES, len(of_all)))
+    low, high = np.exp(np.quantile(np.median(draws, axis=1), (0.025, 0.975)))  # pyright: ignore
+    middle = math.exp(statistics.median(log for log, _, _ in logs.values()))
+    p_value = float(wilcoxon(of_all).pvalue) if len(of_all) > 5 else math.nan  # pyright: ignore
+    lines.append(
+        f"{second} against {first}: median ratio {middle:.3f} over {len(of_all)}"
+        f" configurations, 95% interval {low:.3f} to {high:.3f} (bootstrap), Wilcoxon signed-rank p = {p_value:.2g}."
+    )
+    if freedom:
+        noise = math.sqrt(sum(d * d for d in deviations) / freedom)
+        outside = sum(abs(log) > 1.96 * noise * math.sqrt(1 / n + 1 / m) for log, n, m in logs.values())
         lines.append(
-            f"Mean end-to-end latency, live or forked against restarted: median ratio {middle:.3f}, from {low:.3f} to"
-            f" {high:.3f} over {len(logs)} configurations (Wilcoxon signed-rank, two-sided, p = {p_value:.2g}). Repeats"
-            f" of one way differ by {said}. The same verdicts: {same} of {compared}."
+            f"Repeats of one way differ by {math.expm1(noise):.1%} (standard deviation, {freedom} degrees of freedom);"
+            f" {outside} of {len(logs)} configurations differ between the ways by more than that explains (95%)."
         )
     return "\n".join(lines)
 
@@ -214,7 +254,7 @@ def main() -> None:
     runs.add_argument("-c", "--config", type=Path, required=True)
     runs.add_argument("--results", type=Path, required=True)
     runs.add_argument("--repeats", type=int, default=1)
-    runs.add_argument("--ways", default=f"{RESTART},{FAST}")
+    runs.add_argument("--ways", default=f"{RESTART},{FAST}", help=",".join(WAYS))
     runs.add_argument("--seconds", type=float, default=math.inf, help="no trial is begun after so many")
     reports = commands.add_parser("report")
     reports.add_argument("results", type=Path)

@@ -9,6 +9,7 @@ import grpc
 from sidecar import lock, remote
 from sidecar.config import Config
 from sidecar.control import Control, Requests
+from sidecar.engines import Engines
 from sidecar.guard import Guard
 from sidecar.journal import Journal
 from sidecar.learning import Learning
@@ -54,13 +55,15 @@ def assembled(config: Config, say: Say) -> Generator[Parts]:
         if config.remote is not None:
             servers.append(remote.serve(config.remote, lambda s: add_ControlServiceServicer_to_server(control, s)))
         learning = Learning(journal, config.state, config.model, observe)
-        runner = Runner(config, learning, hub, live, metrics, say)
+        engines = Engines(config, learning, hub, live, metrics, say)
+        runner = Runner(config, engines, hub, live, say)
         try:
             guard = Guard(config, observe, learning.current)
             operations = Operations(journal, config.base_digest())
-            yield Parts(journal, operations, runner, guard, hub, metrics, requests)
+            yield Parts(journal, operations, engines, runner, guard, hub, metrics, requests)
         finally:
             runner.close()
+            engines.end_forks()
             live.close()
             for stopped in [server.stop(grace=0.5) for server in servers]:
                 stopped.wait(2)

@@ -96,7 +96,7 @@ def tune(config_file: ConfigFile) -> None:
         _on_signals(parts.requests)
         journal, metrics = parts.journal, parts.metrics
         _refuse_while_serving(journal)
-        parts.runner.end_orphans()
+        parts.engines.end_orphans()
         parts.runner.act_for(journal.take_over(os.getpid()))
         run = open_run(config, journal)
         with View(console, list(config.search.knobs), config.search.budget) as view:

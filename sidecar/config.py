@@ -92,6 +92,8 @@ class EngineConfig(Section):
     forked_trials: bool = True
     # Whether trials may run on the engine of the trial before, where live changes reach them.
     live_trials: bool = True
+    # Whether what serves is forked, too: back in seconds after a window, a crash or a kill.
+    forked_serving: bool = False
     drain_timeout_s: Annotated[int, Field(ge=0)] = 30
     # An engine that makes no token and no step for so long hangs, and is started again.
     hang_timeout_s: Annotated[float, Field(ge=2)] = 15.0

@@ -163,7 +163,7 @@ class LoadClient:
         Raises LoadError, LoadTimeoutError, Cancelled.
         """
         self.start()
-        self._await_imports(cancelled)
+        self.await_ready(cancelled)
         self._send(
             {
                 "argv": _argv(workload, base_url, model, tokenizer),
@@ -206,7 +206,8 @@ class LoadClient:
         except OSError as error:
             raise LoadError(f"the benchmark client has died: {error}; see {self._log}") from None
 
-    def _await_imports(self, cancelled: Callable[[], bool]) -> None:
+    def await_ready(self, cancelled: Callable[[], bool]) -> None:
+        """Waits until a client that was started has its imports. Raises LoadError, Cancelled."""
         if self._awaiting_ready:
             try:
                 self._answer(_START_TIMEOUT_S, cancelled)

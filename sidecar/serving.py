@@ -9,6 +9,7 @@ from sidecar.control import Requests, serving_rate
 from sidecar.engine.engine import Cancelled, Engine, EngineCrashed
 from sidecar.engine.http import Unanswered
 from sidecar.engine.process_group import NotGoneError
+from sidecar.engines import Engines
 from sidecar.guard import Args, Guard
 from sidecar.hooks import HookRunner
 from sidecar.journal import Journal, JournalError
@@ -35,6 +36,7 @@ class Parts:
 
     journal: Journal
     operations: Operations
+    engines: Engines
     runner: Runner
     guard: Guard
     hub: TelemetryHub
@@ -53,7 +55,7 @@ class Serving:
         self._config = config
         self._journal = parts.journal
         self._operations = parts.operations
-        self._runner = parts.runner
+        self._engines = parts.engines
         self._hub = parts.hub
         self._metrics = parts.metrics
         self._requests = parts.requests
@@ -109,7 +111,7 @@ class Serving:
         self.restore_s = self._operations.longest_start_s() or 0.0
         self._engine = self._adoptable(args, coming_up=last is not None and last.state in _COMING_UP)
         try:
-            self._runner.end_orphans(keep=self._engine.launch.engine_id if self._engine is not None else "")
+            self._engines.end_orphans(keep=self._engine.launch.engine_id if self._engine is not None else "")
         except (NotGoneError, OSError) as error:
             self._progress.say(str(error))
         if self._engine is not None:
@@ -125,7 +127,7 @@ class Serving:
 
     def _adoptable(self, args: Args, *, coming_up: bool) -> Engine | None:
         for left in self._journal.engines():
-            engine = self._runner.adopt(left, args)
+            engine = self._engines.adopt(left, args)
             if engine is None or not engine.alive():
                 continue
             try:
@@ -176,22 +178,24 @@ class Serving:
         began = time.monotonic()
         self.end(drain=False)
         try:
-            self._engine = self._runner.start(self._runner.serving_launch(args), "serving")
-            self._engine.wait_ready(self._config.engine.start_timeout_s, self._requests.stop_engine.is_set)
+            self._engine = self._engines.serve(args, self._began, self._requests.stop_engine.is_set)
         except Cancelled:
             self.end(drain=False)
             raise
         except EngineCrashed as error:
             self._metrics.crashed(error.crash, "serving")
             if self._engine is not None:
-                self._runner.learn(self._engine, error.crash)
+                self._engines.learn(self._engine, error.crash)
             self.end(drain=False)
             raise
-        self._runner.learn(self._engine)
+        self._engines.learn(self._engine)
         took_s = time.monotonic() - began
         self.restore_s = max(self.restore_s, took_s)
         self._metrics.seconds.labels("restore").set(took_s)
         self._record(Kind.START, base=self._config.base_digest(), promotion=promotion, seconds=took_s)
+
+    def _began(self, engine: Engine) -> None:
+        self._engine = engine
 
     def _did_not_start(self, promotion: int | None, crash: Crash) -> bool:
         """Whether there is something else to start at once: a promotion that does not start is no good."""
@@ -209,7 +213,7 @@ class Serving:
         self._misses = self._steps = 0
         self._requests.engine_id = self._engine.launch.engine_id
         args = self._engine.launch.args
-        repairs = self._runner.repairs(self._engine)
+        repairs = self._engines.repairs(self._engine)
         for change in repairs:
             self._progress.say(
                 f"the plugin changed {change.name} from {change.before} to {change.after}: {change.reason}"
@@ -241,7 +245,7 @@ class Serving:
 
     def record_again(self) -> None:
         """Makes the journal say that the engine that serves runs, and no other. Raises JournalError, Superseded."""
-        self._runner.record_alone(self._engine)
+        self._engines.record_alone(self._engine)
 
     def probe(self) -> bool:
         """One real token, or steps since the last probe, show that the engine works; False when it hangs."""
@@ -274,7 +278,7 @@ class Serving:
     def _crashed(self, engine: Engine, crash: Crash) -> None:
         self._metrics.crashed(crash, "serving")
         self._progress.say(f"the serving engine crashed: {crash.category}: {crash.evidence}")
-        self._runner.learn(engine, crash, started=False)
+        self._engines.learn(engine, crash, started=False)
         self._crashes = [*self._crashes[-99:], (self.promotion, time.monotonic())]
         self._record(Kind.CRASH, promotion=self.promotion, reason=f"{crash.category}: {crash.evidence}")
         times = [at for promotion, at in self._crashes if promotion == self.promotion]
@@ -300,7 +304,7 @@ class Serving:
     def end(self, *, drain: bool) -> None:
         """Ends the engine. Raises NotGoneError."""
         if self._engine is not None:
-            self._runner.end(self._engine, drain=drain)
+            self._engines.end(self._engine, drain=drain)
             self._engine = None
 
     # Its requests

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sidecar.config import Config
 from sidecar.engine.engine import Engine, EngineCrashed, Launch
-from sidecar.engine.fork_server import ForkServer, ForkServerError, unforkable
+from sidecar.engines import Engines
 from sidecar.live import LiveError, LiveHub, live_targets
 from sidecar.trial import VALIDATING, Plan, Role, Start
 from vllm_sloguard.crash import Crash
@@ -47,22 +47,12 @@ class NotStartedError(RuntimeError):
 
 
 class TrialEngines:
-    """Keeps one engine at most. ``begin`` and ``end`` start and end engines on the record."""
+    """Keeps one engine at most."""
 
-    def __init__(  # noqa: PLR0917 - what it needs of the rest
-        self,
-        config: Config,
-        live: LiveHub,
-        fork_server: ForkServer | None,
-        begin: Callable[[Launch, ForkServer | None], Engine],
-        end: Callable[[Engine], float],
-        say: Callable[[str], None],
-    ) -> None:
+    def __init__(self, config: Config, live: LiveHub, engines: Engines, say: Callable[[str], None]) -> None:
         self._config = config
         self._live = live
-        self._fork_server = fork_server
-        self._begin = begin
-        self._end = end
+        self._engines = engines
         self._say = say
         self._changes = config.engine.live_trials
         self._kept: Engine | None = None
@@ -74,22 +64,23 @@ class TrialEngines:
 
     def warm_up(self) -> None:
         """Brings up the fork server, without waiting for it."""
-        if self._fork_server is not None:
-            try:
-                self._fork_server.warm_up()
-            except ForkServerError as error:
-                self.fork_no_more(str(error))
+        if self._config.engine.forked_trials:
+            self._engines.warm_up_forks()
 
     def release(self) -> None:
-        """Ends the engine that is kept, and the fork server until it is needed again. Raises NotGoneError."""
+        """Ends the engine that is kept, and the fork server unless it is to start what serves. Raises NotGoneError."""
         self._end_kept()
-        if self._fork_server is not None:
-            self._fork_server.close()
+        if not self._config.engine.forked_serving:
+            self._engines.end_forks()
 
     def _end_kept(self) -> None:
         if self._kept is not None:
             engine, self._kept = self._kept, None
             self._end(engine)
+
+    def _end(self, engine: Engine) -> None:
+        # No request is left to wait for, and what is killed leaves less behind than what vLLM shuts down.
+        self._engines.end(engine, drain=False)
 
     def keep(self, given: Given, plan: Plan) -> bool:
         """Whether the engine of ``plan`` was kept for the next trial; else it is the caller's to end."""
@@ -127,20 +118,13 @@ class TrialEngines:
             self._changes = False
         return bool(why)
 
-    def fork_no_more(self, why: str) -> None:
-        """Ordinary starts from now on; said once."""
-        if self._fork_server is not None:
-            self._say(f"engines are started the ordinary way from now on: {why}")
-            self._fork_server.close()
-            self._fork_server = None
-
     def _changed(self, plan: Plan) -> Given | None:
         """The engine of the trial before, as ``plan`` wants it; None where it can't be that without a restart."""
         engine, self._kept = self._kept, None
         if engine is None:
             return None
         began = time.monotonic()
-        if engine.alive() and self._reach(engine, plan.args) is not None and self._lowered(engine, plan.args):
+        if engine.alive() and self._lowered(engine, plan.args):
             return Given(engine, Start.LIVE, time.monotonic() - began, exact=False)
         self._end(engine)
         return None
@@ -177,27 +161,20 @@ class TrialEngines:
         start = Start.ORDINARY
         began = time.monotonic()
         try:
-            engine, start = self._begun(launch, role)
+            fork = self._config.engine.forked_trials and role not in VALIDATING
+            engine, start = self._engines.begin(launch, "trial", fork=fork)
             engine.wait_ready(self._config.engine.start_timeout_s, cancelled)
         except EngineCrashed as crashed:
             if engine is not None:
                 self._end(engine)
             if role is Role.BASELINE and start is Start.FORKED:
-                self.fork_no_more("what is serving crashed on a forked engine")
+                self._engines.fork_no_more("what is serving crashed on a forked engine")
             raise NotStartedError(crashed.crash, engine, start, exact=exact) from None
         except BaseException:
             if engine is not None:
                 self._end(engine)
             raise
         return Given(engine, start, time.monotonic() - began, exact)
-
-    def _begun(self, launch: Launch, role: Role) -> tuple[Engine, Start]:
-        if self._fork_server is not None and role not in VALIDATING and not unforkable(launch.args):
-            try:
-                return self._begin(launch, self._fork_server), Start.FORKED
-            except ForkServerError as error:
-                self.fork_no_more(str(error))
-        return self._begin(launch, None), Start.ORDINARY
 
 
 def _scalars(args: Args) -> dict[str, Value]:

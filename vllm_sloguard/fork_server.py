@@ -6,8 +6,11 @@ line. It says once ``{"ready": {...}}`` or ``{"unusable": "why"}``, and then ans
     {"module": "vllm.entrypoints.cli.main", "argv": ["serve", ...], "env": {...}, "log": "...", "folder": "..."}
         →   {"pid": 123, "usage": {...}} or {"unusable": "why"}
 
-and says ``{"exited": 123, "code": 0}`` when that engine's first process has ended. At the end of its input it kills
-the engines that are left and ends. FOLDER has the names of the modules that engines were seen to import
+    {"let_go": 123}
+        →   {"let_go": 123}
+
+and says ``{"exited": 123, "code": 0}`` when an engine's first process has ended. At the end of its input it kills the
+engines that it has not let go, and ends. FOLDER has the names of the modules that engines were seen to import
 (vllm_sloguard.imported), by version of vLLM; they are read again before each fork, so the second engine is forked with
 what the first one taught. What must not be forked is refused: a process with more than one thread (but for the one that
 NVIDIA's NVML leaves, which vLLM initialises with its import), one that has initialised CUDA, or a version of vLLM with
@@ -18,7 +21,6 @@ import ctypes
 import gc
 import importlib
 import json
-import multiprocessing
 import os
 import re
 import runpy
@@ -30,6 +32,7 @@ import time
 import traceback
 import warnings
 from contextlib import suppress
+from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +105,11 @@ def _serve(channel: socket.socket, folder: Path) -> dict[str, Any] | None:
                 if not (line := lines.readline(_LONGEST_LINE)):
                     _kill(engines)
                     return None
+                request = json.loads(line)
+                if "let_go" in request:
+                    engines.discard(request["let_go"])
+                    _say(channel, request)
+                    continue
                 try:
                     _import(folder)
                 except UnusableError as error:
@@ -110,7 +118,7 @@ def _serve(channel: socket.socket, folder: Path) -> dict[str, Any] | None:
                 if (pid := os.fork()) == 0:
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    return json.loads(line)
+                    return request
                 engines.add(pid)
                 _say(channel, {"pid": pid, "usage": usage()})
 
@@ -214,7 +222,30 @@ def _fork_engines() -> None:
 
 
 def _forking() -> Any:
-    return multiprocessing.get_context("fork")
+    return _Forking()
+
+
+class _Process(ForkProcess):
+    """A process of an engine, with the OpenMP threads that it would have if it had been started afresh."""
+
+    def run(self) -> None:
+        _bind_threads()
+        super().run()
+
+
+class _Forking(ForkContext):
+    Process = _Process
+
+
+def _bind_threads() -> None:
+    """Does what OpenMP reads of the environment when it is loaded: vLLM sets that for each process that it starts."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not (count := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
+        return
+    torch.set_num_threads(int(count))
+    places = os.environ.get("GOMP_CPU_AFFINITY") or os.environ.get("OMP_PLACES", "")
+    if re.fullmatch(r"[\d ,{}]+", places):  # a list of cores, as vLLM writes it
+        os.sched_setaffinity(0, {int(core) for core in re.findall(r"\d+", places)})
 
 
 def _run(request: dict[str, Any]) -> int:

@@ -135,8 +135,19 @@ class ForkServer:
         running.worn = _has_grown(running.usage, self.usage)
         return forked
 
+    def let_go(self, pid: int) -> None:
+        """Lets the engine of ``pid`` outlive the server. Raises ForkServerError."""
+        if self._running is None:
+            raise ForkServerError("the fork server has ended")
+        try:
+            self._running.channel.sendall(json.dumps({"let_go": pid}).encode() + b"\n")
+            _expect(self._running, "let_go", _FORK_TIMEOUT_S)
+        except (ForkServerError, OSError) as error:
+            self.close()
+            raise ForkServerError(f"{error}; see {self._log}") from None
+
     def close(self) -> None:
-        """Ends the server, and with it every engine that it has forked and that still runs."""
+        """Ends the server, and with it every engine that it has forked and not let go and that still runs."""
         if self._running is None:
             return
         with suppress(OSError):

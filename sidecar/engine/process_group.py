@@ -109,10 +109,16 @@ class ProcessGroup:
             return None
         try:
             process = psutil.Process(self.identity.pid)
-            same = abs(_started_s(process.pid) - self.identity.started_at) < _TICK_S
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+            return process if self._has_its_id() and process.status() != psutil.STATUS_ZOMBIE else None
         except (psutil.NoSuchProcess, OSError):
             return None
+
+    def _has_its_id(self) -> bool:
+        """Whether the first process, alive or not waited for yet, has the id that is known of it."""
+        try:
+            return abs(_started_s(self.identity.pid) - self.identity.started_at) < _TICK_S
+        except OSError:
+            return False
 
     def exit_code(self) -> int | None:
         """Of the first process; negative for a signal; None while it runs, or when another sidecar started it."""
@@ -129,7 +135,7 @@ class ProcessGroup:
         A process that now has the first one's id and is not it leads a session that is none of ours.
         """
         pid = self.identity.pid
-        session = pid if pid > 0 and (self._leader() is not None or not psutil.pid_exists(pid) or self._child) else None
+        session = pid if pid > 0 and (self._has_its_id() or not psutil.pid_exists(pid) or self._child) else None
         return [process for process in psutil.process_iter() if self._is_member(process, session)]
 
     def _is_member(self, process: psutil.Process, session: int | None) -> bool:

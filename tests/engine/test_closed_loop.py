@@ -142,7 +142,7 @@ def every_panel_has_data(prometheus: PrometheusServer) -> None:
 
 def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> None:
     # Cron knows whole minutes, and the first start must come before the window.
-    opening = datetime.now().astimezone() + timedelta(minutes=3)
+    opening = datetime.now().astimezone() + timedelta(minutes=2)
     config_file = write_config(
         tmp_path,
         # Blocks of 16 tokens are for GPUs: each trial of the search has something to repair.
@@ -150,6 +150,7 @@ def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> 
         workload={"requests": 40},
         window={"cron": f"{opening.minute} {opening.hour} * * *", "duration": "20m", "notice": "0s"},
         promotion={"pairs": [2]},
+        engine={"forked_serving": True},
     )
     config = load(config_file)
     client = Client(f"http://127.0.0.1:{config.engine.port}", max_tokens=300)

@@ -60,11 +60,11 @@ def slower_model(folder: Path) -> str:
 def engine(sidecar: Bench) -> Generator[Engine]:
     """An engine whose arguments vLLM would refuse: fewer batched tokens than sequences."""
     args = {**INCUMBENT, "max-num-seqs": 128, "max-num-batched-tokens": 8}
-    launch = sidecar.runner.serving_launch({name.replace("-", "_"): value for name, value in args.items()})
-    started = sidecar.runner.start(launch, "serving")
+    launch = sidecar.engines.serving_launch({name.replace("-", "_"): value for name, value in args.items()})
+    started = sidecar.engines.begin(launch, "serving", fork=False)[0]
     started.wait_ready(START_TIMEOUT_S, lambda: False)
     yield started
-    sidecar.runner.end(started, drain=True)
+    sidecar.engines.end(started, drain=True)
     assert started.group.members() == []
 
 
@@ -142,7 +142,7 @@ def test_what_vllm_reports_of_its_memory_is_kept_for_the_next_start(sidecar: Ben
     memory = sidecar.hub.of(engine.launch.engine_id).memory
     assert memory is not None
     assert memory.vllm_version.startswith("0.32")
-    sidecar.runner.learn(engine)
+    sidecar.engines.learn(engine)
     start = read(sidecar.learning.path, sidecar.config.model).starts[-1]
     assert start.kv_bytes == memory.kv_cache_bytes == engine.launch.args["kv_cache_memory_bytes"]
     assert start.kv_tokens == sidecar.hub.of(engine.launch.engine_id).kv_cache_tokens

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from engine_bench import write_config
 
 from sidecar.config import Config, load
@@ -28,22 +29,27 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 SLOGUARD = [sys.executable, "-m", "sidecar.cli"]
 SEARCH: dict[str, Any] = {"unguarded": [], "budget": 2, "knobs": {"max_num_seqs": {"low": 4, "high": 64}}}
-# The service is back within so many seconds of a kill where its engine lives, as done-when 3 has it.
-TAKEN_OVER_S = 30.0
+# The service is back within so many seconds of a kill.
+BACK_S = 30.0
 
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Iterator[Path]:
-    """Crashes twice are a loop here, so that fewer starts are needed."""
+    """Crashes twice are a loop here, so that fewer starts are needed; two slots are too few for the load."""
     path = write_config(
         tmp_path,
         search=SEARCH,
-        workload={"requests": 40},
+        workload={"rate": 30, "requests": 150},
+        slo={"ttft_p99_ms": 2500, "itl_p99_ms": 500, "e2e_p99_ms": 5000},
         window={"duration": "20m", "notice": "5s"},
-        promotion={"probation": {"crashes": 2}},
+        promotion={"probation": {"crashes": 2}, "pairs": [2]},
     )
     yield path
-    for log in (load(path).state / "logs").glob("engine-*.log"):
+    config = load(path)
+    found = journal(config)
+    for left in found.engines() if found is not None else []:
+        ProcessGroup(left.identity).kill()
+    for log in (config.state / "logs").glob("engine-*.log"):
         ProcessGroup(Identity(-1, 0.0, log.stem.removeprefix("engine-"))).kill()
 
 
@@ -91,11 +97,12 @@ def ready(config: Config) -> bool:
         return False
 
 
-def served_seqs(config: Config) -> str:
-    """max_num_seqs of the serving engine, from its command line."""
-    [identity] = engines(config, "serving")
-    words = psutil.Process(identity.pid).cmdline()
-    return words[words.index("--max-num-seqs") + 1]
+def served_seqs(config: Config) -> int:
+    """max_num_seqs of the serving engine, as it was started."""
+    found = journal(config)
+    assert found is not None
+    [record] = [engine for engine in found.engines() if engine.role == "serving"]
+    return record.launch["args"]["max_num_seqs"]
 
 
 def serve(config_file: Path) -> "subprocess.Popen[bytes]":
@@ -130,41 +137,48 @@ def back_after_kill(config_file: Path, process: "subprocess.Popen[bytes]") -> "t
 
 
 def test_a_sidecar_that_is_killed_in_any_state_comes_back_with_the_service(config_file: Path) -> None:
+    content = yaml.safe_load(config_file.read_text())
+    content["engine"]["forked_serving"] = True
+    config_file.write_text(yaml.safe_dump(content))
     config = load(config_file)
+    incumbent = config.engine.args["max_num_seqs"]
     seconds: dict[str, float] = {}
-    began = time.monotonic()
     process = serve(config_file)
     try:
         wait_for(lambda: engines(config, "serving"), "an engine that starts")
-        [starting] = engines(config, "serving")
         process, seconds["starting"] = back_after_kill(config_file, process)
-        start_s = time.monotonic() - began
-        assert engines(config, "serving") == [starting]  # its start went on
-
+        [serving] = engines(config, "serving")
         process, seconds["serving"] = back_after_kill(config_file, process)
         asked(config_file, "retune", "--now")
         wait_for(lambda: in_state(config, "draining"), "the drain")
         process, seconds["draining"] = back_after_kill(config_file, process)
-        assert engines(config, "serving") == [starting]
+        assert engines(config, "serving") == [serving]
 
         asked(config_file, "retune", "--now")
         wait_for(lambda: engines(config, "trial"), "a trial")
         process, seconds["tuning"] = back_after_kill(config_file, process)
-        assert served_seqs(config) == str(config.engine.args["max_num_seqs"])
 
         asked(config_file, "retune", "--now")
         wait_for(lambda: engines(config, "trial"), "another trial")
         asked(config_file, "abort")
         wait_for(lambda: in_state(config, "restoring") and engines(config, "serving"), "the restore")
         process, seconds["restoring"] = back_after_kill(config_file, process)
+
+        asked(config_file, "retune", "--now")
+        wait_for(lambda: in_state(config, "validating") and engines(config, "trial"), "a validation")
+        process, seconds["validating"] = back_after_kill(config_file, process)
+        assert served_seqs(config) == incumbent
+
+        asked(config_file, "retune", "--now")
+        wait_for(lambda: in_state(config, "promoting"), "a promotion", 600)
+        process, seconds["promoting"] = back_after_kill(config_file, process)
+        assert served_seqs(config) != incumbent
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
     shown = ", ".join(f"{state} {s:.1f} s" for state, s in seconds.items())
-    print(f"back after a kill -9 in: {shown}; an ordinary start with one kill in it took {start_s:.1f} s")
-    # Where the engine lives it is taken over; where there was none, a start is all that is waited for.
-    assert max(seconds["serving"], seconds["draining"]) < TAKEN_OVER_S, shown
-    assert max(seconds["starting"], seconds["tuning"], seconds["restoring"]) < 2 * start_s + TAKEN_OVER_S, shown
+    print(f"back after a kill -9 in: {shown}")
+    assert max(seconds.values()) < BACK_S, shown
 
 
 def test_a_promotion_that_crash_loops_is_rolled_back_without_a_person(config_file: Path) -> None:
@@ -175,8 +189,11 @@ def test_a_promotion_that_crash_loops_is_rolled_back_without_a_person(config_fil
     own.close()
     process = serve(config_file)
     try:
-        wait_for(lambda: in_state(config, "serving"), "serving")
-        assert served_seqs(config) == "7"
+        wait_for(lambda: engines(config, "serving"), "an engine that starts")
+        starting = engines(config, "serving")
+        process, _ = back_after_kill(config_file, process)
+        assert engines(config, "serving") == starting  # its start went on
+        assert served_seqs(config) == 7
         for crash in (1, 2):
             [identity] = engines(config, "serving")
             children = psutil.Process(identity.pid).children()
@@ -185,7 +202,7 @@ def test_a_promotion_that_crash_loops_is_rolled_back_without_a_person(config_fil
             os.kill(core.pid, signal.SIGKILL)
             wait_for(lambda killed=killed: in_state(config, "serving", killed) and answers(config), "serving again")
             print(f"crash {crash}: served again after {time.monotonic() - began:.1f} s, seqs {served_seqs(config)}")
-        assert served_seqs(config) == str(config.engine.args["max_num_seqs"])
+        assert served_seqs(config) == config.engine.args["max_num_seqs"]
         assert ready(config)
     finally:
         process.send_signal(signal.SIGINT)

@@ -11,8 +11,8 @@ from fake_service import fake_config, serving, sloguard
 from sidecar.config import load
 from sidecar.engine.engine import Launch
 from sidecar.engine.process_group import Identity
+from sidecar.engines import known
 from sidecar.journal import EngineRecord
-from sidecar.runner import known
 
 
 def files(folder: Path) -> dict[str, float]:
@@ -38,12 +38,12 @@ def test_an_engine_whose_log_lies_elsewhere_is_not_taken_over(tmp_path: Path, lo
     with bench(fake_config(tmp_path)) as parts:
         (tmp_path / "passwd").write_text("root")
         (parts.config.state / "logs" / "link.log").symlink_to(tmp_path / "passwd")
-        own = parts.runner.serving_launch({})
+        own = parts.engines.serving_launch({})
         me = psutil.Process()
         identity = Identity(me.pid, me.create_time(), own.engine_id)
 
         def taken(launch: Launch) -> bool:
-            return parts.runner.adopt(EngineRecord(identity, "serving", known(launch)), {}) is not None
+            return parts.engines.adopt(EngineRecord(identity, "serving", known(launch)), {}) is not None
 
         assert taken(own)
         assert not taken(replace(own, log=Path(log.format(tmp=tmp_path, state=parts.config.state))))

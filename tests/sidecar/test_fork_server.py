@@ -198,3 +198,33 @@ def test_what_is_not_forked() -> None:
     assert unforkable({"max_num_seqs": 4, "distributed_executor_backend": "mp"}) == ""
     assert unforkable({"numa_bind": True}) == "numa_bind True"
     assert unforkable({"distributed_executor_backend": "ray"}) == "distributed_executor_backend ray"
+
+
+def test_an_engine_that_was_let_go_outlives_the_server_and_is_still_found_whole(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    forked = fork(server, tmp_path, "serve")
+    core = int(lines(tmp_path / "log", 2)[1][1])
+    group = ProcessGroup(ProcessGroup.of_child(forked, "let-go").identity)
+    server.let_go(forked.pid)
+    server.close()
+
+    assert group.leader_alive()
+    assert {process.pid for process in group.members()} == {forked.pid, core}
+    os.kill(forked.pid, signal.SIGKILL)  # nobody need have waited for it
+    deadline = time.monotonic() + 20
+    while group.leader_alive() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert core in {process.pid for process in group.members()}
+    group.kill()
+    assert not group.members()
+
+
+def test_what_was_not_let_go_ends_with_the_server(server: ForkServer, tmp_path: Path) -> None:
+    forked = fork(server, tmp_path, "serve")
+    lines(tmp_path / "log", 2)
+    server.close()
+
+    assert gone(forked.pid)
+    with pytest.raises(ForkServerError, match="has ended"):
+        server.let_go(forked.pid)

@@ -11,6 +11,7 @@ import yaml
 
 from sidecar.config import Config, load
 from sidecar.engine.engine import any_free_port
+from sidecar.engines import Engines
 from sidecar.journal import Journal
 from sidecar.learning import Learning
 from sidecar.live import LiveHub
@@ -46,6 +47,7 @@ class Bench:
     journal: Journal
     hub: TelemetryHub
     server: grpc.Server
+    engines: Engines
     runner: Runner
     learning: Learning
 
@@ -65,12 +67,14 @@ def bench(config_file: Path) -> Generator[Bench]:
 
     server = serve(config.socket, register)
     learning = Learning(journal, config.state, config.model, lambda ranks: machine.observe(ranks=ranks))
-    runner = Runner(config, learning, hub, live, metrics, print)
+    engines = Engines(config, learning, hub, live, metrics, print)
+    runner = Runner(config, engines, hub, live, print)
     try:
-        yield Bench(config, journal, hub, server, runner, learning)
+        yield Bench(config, journal, hub, server, engines, runner, learning)
     finally:
-        runner.end_orphans()
+        engines.end_orphans()
         runner.close()
+        engines.end_forks()
         live.close()
         server.stop(0)
         journal.close()
