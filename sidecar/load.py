@@ -289,10 +289,9 @@ def _argv(workload: Workload, base_url: str, model: str, tokenizer: str) -> list
         "seed": workload.seed,
         "ready-check-timeout-sec": 0,
     }
-    argv = (
-        ["--skip-chat-template"] if workload.dataset_path is not None else []
-    )  # the endpoint takes prompts as they are
-    argv += [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    argv = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    if workload.dataset_path is not None:
+        argv.append("--skip-chat-template")  # the endpoint takes prompts as they are
     return [*argv, "--ignore-eos", "--save-detailed", "--disable-tqdm"]
 
 

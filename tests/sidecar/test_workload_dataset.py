@@ -1,13 +1,16 @@
 """Prompts from a file, as vLLM's benchmark reads them: what the operator's file must say, and what vLLM is told."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sidecar_cases import GOOD, write
 
+from sidecar import provenance
 from sidecar.config import Config, ConfigError, Workload, load
 from sidecar.load import _argv  # pyright: ignore[reportPrivateUsage]
+from sidecar.recorded import setup_of
 
 LENGTHS = {"input_tokens": 300, "output_tokens": 80}
 
@@ -64,6 +67,17 @@ def test_what_does_not_go_together_is_one_line(tmp_path: Path, fields: dict[str,
 
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_decision_with_a_file_can_be_recorded(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text("")
+    config = workload(tmp_path, dataset_name="custom", dataset_path="prompts.jsonl", **LENGTHS)
+    origin = json.loads(json.dumps(provenance.of(config, [])))
+
+    assert origin["workload"]["dataset_path"] == str(tmp_path / "prompts.jsonl")
+    recorded = setup_of(json.loads(config.model_dump_json()), 1)
+    assert recorded.workload == config.workload
+    assert "custom" in recorded.workload.prompts
 
 
 def test_another_file_is_another_run(tmp_path: Path) -> None:
