@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
 
 from sidecar import lock
 from sidecar.config import Config, EngineConfig, KnobRange, Objective, Slo, Workload
@@ -17,9 +18,28 @@ from sidecar.knob_ranges import narrowed
 from sidecar.operations import Operations
 from sidecar.rows import JournalError
 from sidecar.trial import Trial
-from vllm_sloguard.knobs import Knob, Value
+from vllm_sloguard.knobs import KNOBS, Knob, Value
 
 _Section = TypeVar("_Section", bound=BaseModel)
+
+
+@checked(frozen=True)
+class Decided:
+    """The decision of a run as the journal has it: sidecar.promotion's, or that of a run which was cut off."""
+
+    outcome: str
+    reason: str
+    trial: int = 0
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
+    noise: float | None = None
+    pairs: int = 0
+    incumbents: tuple[int, ...] = ()
+    candidates: tuple[int, ...] = ()
+
+
+_DECIDED = TypeAdapter(Decided)
 
 
 @dataclass(frozen=True)
@@ -56,6 +76,7 @@ class Recorded:
     folder: Path
     runs: tuple[int, ...]
     run: Run
+    decision: Decided | None
     setup: Setup
     trials: tuple[Trial, ...]
     promotions: tuple[Promoted, ...]
@@ -85,6 +106,7 @@ def _read(folder: Path, journal: Journal, number: int | None) -> Recorded:
         folder=folder,
         runs=tuple(configs),
         run=run,
+        decision=_decided(run),
         setup=setup,
         trials=tuple(journal.trials(run.id)),
         promotions=tuple(Operations(journal, setup.base_digest).promotions()),
@@ -92,6 +114,13 @@ def _read(folder: Path, journal: Journal, number: int | None) -> Recorded:
         alive=lock.holder(folder) is not None,
         now=time.time(),
     )
+
+
+def _decided(run: Run) -> Decided | None:
+    try:
+        return None if run.decision is None else _DECIDED.validate_python(run.decision)
+    except ValidationError as error:
+        raise JournalError(f"run {run.id}: its decision can't be read: {_problem(error)}") from None
 
 
 def ran(trial: Trial, names: Sequence[str]) -> dict[str, Value]:
@@ -112,18 +141,22 @@ def setup_of(content: dict[str, Any], run: int) -> Setup:
             objective=Objective(content["objective"]),
             workload=_section(Workload, content),
             promotion=_section(Promotion, content),
-            knobs=tuple(_knob(name, given) for name, given in _part(search, "knobs").items()),
+            # Another version's table may have other knobs.
+            knobs=tuple(_knob(name, given) for name, given in _part(search, "knobs").items() if name in KNOBS),
             budget=int(search["budget"]),
             optimizer=str(search["optimizer"]),
             seed=int(search.get("seed", 0)),
             content=content,
         )
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise JournalError(f"run {run}: its configuration can't be read: {where}: {problem['msg']}") from None
+        raise JournalError(f"run {run}: its configuration can't be read: {_problem(error)}") from None
     except (LookupError, TypeError, ValueError) as error:
         raise JournalError(f"run {run}: its configuration can't be read: {type(error).__name__}: {error}") from None
+
+
+def _problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
 
 
 def _section(section: type[_Section], content: dict[str, Any]) -> _Section:

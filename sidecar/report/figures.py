@@ -19,9 +19,8 @@ _FAR = 4
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with its place in the page; ``height`` in pixels."""
+    """A figure; ``height`` in pixels."""
 
-    name: str
     figure: Figure
     height: int
 
@@ -40,7 +39,7 @@ def plots(story: Story) -> dict[str, Plot]:
         "time": knob_figures.seconds,
     }
     made = {name: maker(story) for name, maker in makers.items()}
-    return {name: Plot(name, found[0], found[1]) for name, found in made.items() if found is not None}
+    return {name: Plot(*found) for name, found in made.items() if found is not None}
 
 
 def _gain(gain: Gain) -> tuple[Figure, int]:

@@ -106,7 +106,7 @@ def versions(recorded: Recorded) -> tuple[Fact, ...]:
 
 def commands(recorded: Recorded) -> tuple[tuple[Command, ...], str]:
     """What to type, and the configuration file to type it for, as YAML."""
-    setup, decision = recorded.setup, recorded.run.decision or {}
+    setup, decision = recorded.setup, recorded.decision
     promotion = next((p for p in recorded.promotions if p.run == recorded.run.id), None)
     rows = [
         Command(
@@ -115,7 +115,7 @@ def commands(recorded: Recorded) -> tuple[tuple[Command, ...], str]:
         )
     ]
     file = shlex.quote(str(recorded.folder / PROMOTED_FILE))
-    if decision.get("outcome") == Outcome.PROMOTED and promotion is not None:
+    if decision is not None and decision.outcome == Outcome.PROMOTED and promotion is not None:
         rows.append(Command("Serve the winner by hand", _serve(setup.model, promotion.args)))
     rows.append(Command("Serve what is in force, by its file", f"vllm serve --config {file}"))
     if promotion is not None and promotion.rolled_back_at is None:

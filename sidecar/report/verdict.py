@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeGuard
 
 from sidecar.comparison import bounds
 from sidecar.config import Objective
@@ -12,9 +11,7 @@ from sidecar.judge import Measurement, limits
 from sidecar.promotion import Outcome, baseline, candidate
 from sidecar.recorded import Recorded
 from sidecar.report import words
-from sidecar.trial import Role, Status, Trial, margins
-
-_PER_SIDE = {"incumbents": Role.REFERENCE, "candidates": Role.VALIDATION}
+from sidecar.trial import VALIDATING, Role, Status, Trial, margins
 
 
 class Tone(StrEnum):
@@ -57,12 +54,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``incumbents`` and ``candidates`` are the trials that are compared: those of the pairs, else their first ones.
+    """``incumbents`` and ``candidates`` are the trials that are compared: those of the pairs, else their first ones."""
 
-    ``outcome`` is the journal's word.
-    """
-
-    outcome: str
     tone: Tone
     headline: str
     sentences: tuple[str, ...]
@@ -75,41 +68,40 @@ class Verdict:
 
 def verdict(recorded: Recorded) -> Verdict:
     """What there is to say of the decision; of a run that goes on, of what is known so far."""
-    decision: dict[str, Any] = recorded.run.decision or {}
-    incumbents, candidates = (_side(recorded, decision, side) for side in _PER_SIDE)
+    incumbents, candidates = (_side(recorded, role) for role in VALIDATING)
     tone, headline = _headline(recorded)
     chosen = candidate(recorded.trials)
     first = baseline(recorded.trials)
     return Verdict(
-        outcome=str(decision.get("outcome", "not decided")),
         tone=tone,
         headline=headline,
         sentences=tuple(text for said in (_tried, _left, _best, _compared, _reason) if (text := said(recorded))),
-        checks=_checks(recorded, decision, incumbents, candidates),
-        gain=_gain(recorded, decision),
+        checks=_checks(recorded, incumbents, candidates),
+        gain=_gain(recorded),
         pairs=tuple(_pair(recorded, *pair) for pair in zip(incumbents, candidates, strict=False)),
         incumbents=incumbents or ((first,) if first else ()),
         candidates=candidates or ((chosen,) if chosen else ()),
     )
 
 
-def _side(recorded: Recorded, decision: dict[str, Any], side: str) -> tuple[Trial, ...]:
+def _side(recorded: Recorded, role: Role) -> tuple[Trial, ...]:
     """The trials that were compared; while the run goes on, those that were measured for it so far."""
-    if recorded.run.decision is None:
-        return tuple(t for t in recorded.trials if t.plan.role is _PER_SIDE[side] and measurement_of(t))
-    numbers: set[int] = set(decision.get(side) or ())
+    decision = recorded.decision
+    if decision is None:
+        return tuple(t for t in recorded.trials if t.plan.role is role and measurement_of(t))
+    numbers = decision.incumbents if role is Role.REFERENCE else decision.candidates
     return tuple(t for t in recorded.trials if t.number in numbers)
 
 
 def _headline(recorded: Recorded) -> tuple[Tone, str]:
-    decision = recorded.run.decision
+    decision = recorded.decision
     if decision is None and not recorded.alive:
         return Tone.OPEN, "This run has not ended, and nothing works on it now"
     if decision is None:
         return Tone.OPEN, "This run is still going: what follows is what is known so far"
-    outcome = decision["outcome"]
+    outcome = decision.outcome
     if outcome == Outcome.PROMOTED:
-        return Tone.GOOD, f"A better configuration was found and promoted: that of trial {decision.get('trial')}"
+        return Tone.GOOD, f"A better configuration was found and promoted: that of trial {decision.trial}"
     none = "no other configuration met every limit" if not _searched(recorded, Status.FEASIBLE) else ""
     stays = {
         Outcome.KEPT: f"What was serving stays: {none or 'nothing was better by enough'}",
@@ -145,7 +137,7 @@ def _searched(recorded: Recorded, status: Status) -> bool:
 
 
 def _left(recorded: Recorded) -> str:
-    if recorded.run.decision is not None or recorded.alive:
+    if recorded.decision is not None or recorded.alive:
         return ""
     return "`sloguard tune` would go on with it; `sloguard serve` would end it, and serve what served before."
 
@@ -174,46 +166,40 @@ def _best(recorded: Recorded) -> str:
 
 
 def _compared(recorded: Recorded) -> str:
-    decision = recorded.run.decision or {}
-    gain = _gain(recorded, decision)
-    if gain is None:
+    decision, gain = recorded.decision, _gain(recorded)
+    if decision is None or gain is None:
         return ""
-    better = "shorter" if recorded.setup.objective is Objective.LATENCY else "higher"
-    worse = "longer" if recorded.setup.objective is Objective.LATENCY else "lower"
-    what, noise = words.OBJECTIVES[recorded.setup.objective], decision.get("noise")
-    spread = f" Starts of one and the same configuration differed by {noise:.1%}." if _number(noise) else ""
+    latency = recorded.setup.objective is Objective.LATENCY
+    better, worse = ("shorter", "longer") if latency else ("higher", "lower")
+    noise = decision.noise
+    spread = "" if noise is None else f" Starts of one and the same configuration differed by {noise:.1%}."
+    what, change = words.OBJECTIVES[recorded.setup.objective], better if gain.estimate >= 0 else worse
     return (
-        f"In {words.plural(int(decision.get('pairs') or 0), 'pair')} of starts the candidate's {what} was"
-        f" {abs(gain.estimate):.1%} {better if gain.estimate >= 0 else worse}; at {gain.confidence:.0%} confidence the"
-        f" truth lies between {gain.low:+.1%} and {gain.high:+.1%} (above 0 is better).{spread}"
+        f"In {words.plural(decision.pairs, 'pair')} of starts the candidate's {what} was {abs(gain.estimate):.1%}"
+        f" {change}; at {gain.confidence:.0%} confidence the truth lies between {gain.low:+.1%} and {gain.high:+.1%}"
+        f" (above 0 is better).{spread}"
     )
 
 
 def _reason(recorded: Recorded) -> str:
-    decision = recorded.run.decision or {}
-    return f"As the journal has it: {words.sentence(str(decision['reason']))}" if decision.get("reason") else ""
+    decision = recorded.decision
+    return f"As the journal has it: {words.sentence(decision.reason)}" if decision and decision.reason else ""
 
 
-def _gain(recorded: Recorded, decision: dict[str, Any]) -> Gain | None:
-    found = [decision.get(name) for name in ("gain", "low", "high")]
-    estimate, low, high = (float(value) if _number(value) else math.nan for value in found)
-    if math.isnan(estimate + low + high):
+def _gain(recorded: Recorded) -> Gain | None:
+    decision, rule = recorded.decision, recorded.setup.promotion
+    if decision is None or decision.gain is None or decision.low is None or decision.high is None:
         return None
-    rule = recorded.setup.promotion
-    return Gain(estimate, low, high, rule.min_gain, rule.confidence)
+    if not math.isfinite(decision.gain + decision.low + decision.high):
+        return None
+    return Gain(decision.gain, decision.low, decision.high, rule.min_gain, rule.confidence)
 
 
-def _number(given: Any) -> TypeGuard[int | float]:
-    return isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
-
-
-def _checks(
-    recorded: Recorded, decision: dict[str, Any], incumbents: Sequence[Trial], candidates: Sequence[Trial]
-) -> tuple[Check, ...]:
+def _checks(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequence[Trial]) -> tuple[Check, ...]:
     if not candidates:
         return ()
     rule, found = recorded.setup.promotion, list[Check]()
-    gain = _gain(recorded, decision)
+    gain = _gain(recorded)
     if gain is not None:
         found += [
             Check(

@@ -188,6 +188,15 @@ def test_what_an_older_journal_lacks_is_left_open(tmp_path: Path) -> None:
     assert found.verdict.headline == "A better configuration was found and promoted: that of trial 4"
 
 
+@pytest.mark.parametrize("part", ['"pairs": "many"', '"candidates": 7', '"gain": {}'])
+def test_a_decision_that_is_damaged_is_one_line(tmp_path: Path, part: str) -> None:
+    made = Made(tmp_path)
+    made.journal.write("UPDATE runs SET decision = ?", ('{"outcome": "promoted", "reason": "x", ' + part + "}",))
+
+    with pytest.raises(JournalError, match="run 1: its decision can't be read: "):
+        told(made.close())
+
+
 def test_a_configuration_that_is_damaged_is_one_line(tmp_path: Path) -> None:
     made = Made(tmp_path)
     made.journal.write("UPDATE runs SET config = json_set(config, '$.slo.ttft_p99_ms', 'soon')", ())
