@@ -24,6 +24,7 @@ from sidecar.export.study import ExportError
 from sidecar.journal import Journal, JournalError, Superseded
 from sidecar.load import LoadError
 from sidecar.operator_commands import Refused
+from sidecar.page import server as page
 from sidecar.promotion import Outcome
 from sidecar.seconds import spent
 from sidecar.service import Service
@@ -165,7 +166,9 @@ def serve(config_file: ConfigFile) -> None:
         try:
             where = server.server_address
             say(f"metrics: http://{where[0]}:{where[1]}/metrics")
-            Service(config, parts, say=say, notify=view.notify).run()
+            service = Service(config, parts, say=say, notify=view.notify)
+            with page.served(page.Sources(config, parts.hub, parts.requests, service.progress), say):
+                service.run()
         finally:
             server.shutdown()
 

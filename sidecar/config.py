@@ -1,6 +1,7 @@
 """The operator's one YAML file, checked as a whole before anything starts."""
 
 import hashlib
+import ipaddress
 import json
 import os
 import re
@@ -240,6 +241,28 @@ class MetricsConfig(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 9464
 
 
+class PageConfig(Section):
+    """Where the live page is served, to this machine unless ``host`` says otherwise; port 0 for any free one.
+
+    ``hosts`` are further names under which browsers reach it, through a proxy say. Orders need the token in the file
+    ``token``, by default STATE/page.token, which is made where it is missing.
+    """
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 9465
+    hosts: list[str] = Field(default=[])
+    token: Path | None = Field(default=None, strict=False)
+
+    @property
+    def takes_orders(self) -> bool:
+        """Only from this machine: it has no TLS, and further away there is ``remote``."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
 class Remote(Section):
     """Where the control service takes calls over TCP too: from holders of a certificate of ``ca`` and of ``token``.
 
@@ -266,6 +289,7 @@ class Config(Section):
     window: Window = Window()
     state: Path = Field(default=Path("sloguard-state"), strict=False)
     metrics: MetricsConfig = MetricsConfig()
+    page: PageConfig = PageConfig()
     remote: Remote | None = None
 
     @property
@@ -275,7 +299,7 @@ class Config(Section):
 
     def digest(self) -> str:
         """Names what a run depends on: a run is resumed only by the configuration that it was started with."""
-        content = self.model_dump(mode="json", exclude={"state", "metrics", "window", "remote"})
+        content = self.model_dump(mode="json", exclude={"state", "metrics", "page", "window", "remote"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def base_digest(self) -> str:
@@ -308,30 +332,36 @@ def load(path: Path) -> Config:
 
 
 def _placed(config: Config, folder: Path) -> Config:
-    try:
-        state = (folder / config.state.expanduser()).resolve()
-        length = len(os.fsencode(state / SOCKET_NAME))
-    except (ValueError, RuntimeError, OSError) as error:
-        raise ConfigError(f"state: {str(config.state)!r} is not a path: {error}") from None
-    if length > _LONGEST_SOCKET_PATH:
+    state = _resolved("state", folder, config.state)
+    if len(os.fsencode(state / SOCKET_NAME)) > _LONGEST_SOCKET_PATH:
         raise ConfigError(f"state: {state} is too long a path for a Unix socket in it; choose a shorter one")
     local = folder / config.model
     model = str(local.resolve()) if local.is_dir() else config.model
     python = folder / config.engine.python
     engine = config.engine.model_copy(update={"python": str(python.absolute())}) if python.is_file() else config.engine
+    files = ("certificate", "key", "ca", "token")
     remote = config.remote and config.remote.model_copy(
-        update={
-            name: (folder / getattr(config.remote, name)).resolve() for name in ("certificate", "key", "ca", "token")
-        }
+        update={name: _resolved(f"remote.{name}", folder, getattr(config.remote, name)) for name in files}
     )
+    token = config.page.token and _resolved("page.token", folder, config.page.token)
+    page = config.page.model_copy(update={"token": token})
     workload = config.workload
     if workload.dataset_path is not None:
-        dataset = (folder / workload.dataset_path.expanduser()).resolve()
+        dataset = _resolved("workload.dataset_path", folder, workload.dataset_path)
         if not dataset.is_file():
             raise ConfigError(f"workload.dataset_path: {dataset}: there is no such file")
         workload = workload.model_copy(update={"dataset_path": dataset})
-    placed = {"state": state, "model": model, "engine": engine, "remote": remote, "workload": workload}
+    placed = {"state": state, "model": model, "engine": engine, "remote": remote, "page": page, "workload": workload}
     return config.model_copy(update=placed)
+
+
+def _resolved(field: str, folder: Path, path: Path) -> Path:
+    try:
+        resolved = (folder / path.expanduser()).resolve()
+        os.fsencode(resolved)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ConfigError(f"{field}: {str(path)!r} is not a path: {error}") from None
+    return resolved
 
 
 def _first(error: ValidationError) -> str:

@@ -116,6 +116,10 @@ class Journal:
         """Of the file; an older one that only a reader has opened lacks the newer tables."""
         return int(self.read("PRAGMA user_version", ())[0][0])
 
+    def changes(self) -> int:
+        """A number that differs from the last one when somebody else has written since."""
+        return int(self.read("SELECT data_version AS number FROM pragma_data_version", ())[0][0])
+
     def close(self) -> None:
         """Closes the file."""
         self._db.close()

@@ -37,7 +37,7 @@ class Service:
         self._config = config
         self._parts = parts
         self._requests = parts.requests
-        self._progress = Progress(parts.journal, parts.metrics, parts.requests, say)
+        self.progress = self._progress = Progress(parts.journal, parts.metrics, parts.requests, say)
         self._hooks = HookRunner(config.window.hooks, parts.operations, say)
         self._serving = Serving(config, parts, self._progress, self._hooks)
         self._watch = Watch(config, parts.operations, self._serving, self._progress, parts.metrics)

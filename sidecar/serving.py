@@ -21,7 +21,7 @@ from sidecar.runner import Runner
 from sidecar.states import Cause, State
 from sidecar.telemetry import TelemetryHub
 from sidecar.traffic import real_requests
-from vllm_sloguard.crash import Crash
+from vllm_sloguard.crash import Category, Crash
 
 _PROBES_TO_HANG = 2
 _LONGEST_BACKOFF_S = 60.0
@@ -143,7 +143,7 @@ class Serving:
     def bring_up(self, state: State, cause: Cause, why: str, *, give_up: bool = False) -> None:
         """Starts what is to serve, again and again with growing pauses; a stop ends that after one more try.
 
-        With ``give_up``, raises the EngineCrashed of the first try, unless it was killed from outside.
+        With ``give_up``, raises the EngineCrashed of the first try, unless that came from outside.
         """
         self._metrics.engine_up.set(0)
         backoff_s = 1.0
@@ -156,7 +156,7 @@ class Serving:
             except Cancelled:
                 return
             except EngineCrashed as error:
-                if give_up and (error.crash.exit_code or 0) >= 0:
+                if give_up and _says_no(error.crash):
                     raise
                 problem, undone = error, self._did_not_start(promotion, error.crash)
             except (NotGoneError, JournalError, OSError) as error:
@@ -320,3 +320,8 @@ class Serving:
     def record(self) -> Record:
         """What its requests come to."""
         return record(self.requests(), self._config.slo, self.rate())
+
+
+def _says_no(crash: Crash) -> bool:
+    """Whether vLLM itself has ended over what it was given, and would again: it was not killed, and did not hang."""
+    return (crash.exit_code or 0) >= 0 and crash.category is not Category.TIMEOUT

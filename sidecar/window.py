@@ -105,7 +105,7 @@ class Window:
     def _tune(self) -> Decision:
         config, journal, metrics = self._config, self._parts.journal, self._parts.metrics
         run = open_run(config, journal)
-        self._progress.enter(State.TUNING, Cause.DRAINED, f"run {run.id}")
+        self._progress.enter(State.TUNING, Cause.DRAINED, f"the service is drained for run {run.id}")
 
         def notify(trial: Trial) -> None:
             if trial.plan.role in VALIDATING and self._progress.state is not State.VALIDATING:

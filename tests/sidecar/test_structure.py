@@ -22,7 +22,7 @@ LAYERS = (
     ("search.registry",),
     ("config_window", "knob_ranges"),
     ("capacity", "comparison", "config", "files", "lock", "rows", "schema", "states"),
-    ("engine.command", "engine.http", "engine.process_group", "probation"),
+    ("engine.command", "engine.http", "engine.process_group", "probation", "secret_files"),
     ("engine.fork_server",),
     ("engine.engine",),
     ("load",),
@@ -47,6 +47,11 @@ LAYERS = (
     ("report.figures",),
     ("report.page",),
     ("report_commands",),
+    ("page.figures", "page.gate", "page.orders", "page.token"),
+    ("page.beat", "page.story"),
+    ("page.feed",),
+    ("page.app", "page.connections"),
+    ("page.server",),
     ("assembly", "service"),
     ("bench.landscape", "bench.restart", "bench.windows", "study"),
     ("bench.promotion_command", "bench.restart_command", "bench.simulate"),
@@ -95,7 +100,7 @@ def sources(package: str) -> dict[str, Path]:
 
 SIDECAR, PLUGIN = sources("sidecar"), sources("vllm_sloguard")
 ALL = {**SIDECAR, **PLUGIN}
-PACKAGES = ("sidecar", *(f"sidecar.{name}" for name in ("bench", "engine", "export", "report", "search")))
+PACKAGES = ("sidecar", *(f"sidecar.{name}" for name in ("bench", "engine", "export", "page", "report", "search")))
 MODULES = [name for name in SIDECAR if name not in PACKAGES]
 
 
