@@ -11,7 +11,16 @@ from typing import Any, NoReturn
 import typer
 from rich.console import Console
 
-from sidecar import doctor_command, guard_commands, lock, operator_commands, plan_command, promoted, study_commands
+from sidecar import (
+    doctor_command,
+    guard_commands,
+    lock,
+    operator_commands,
+    plan_command,
+    promoted,
+    report_commands,
+    study_commands,
+)
 from sidecar.assembly import assembled
 from sidecar.bench import commands as bench
 from sidecar.config import ConfigError, load
@@ -19,6 +28,7 @@ from sidecar.control import Requests
 from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.engine.fork_server import ForkServerError
 from sidecar.engine.process_group import NotGoneError, ProcessGroup
+from sidecar.export.study import ExportError
 from sidecar.journal import Journal, JournalError, Superseded
 from sidecar.load import LoadError
 from sidecar.operator_commands import AsJson, ConfigFile, Refused, StateFolder
@@ -44,6 +54,7 @@ guard_commands.register(app)
 operator_commands.register(app)
 plan_command.register(app)
 doctor_command.register(app)
+report_commands.register(app)
 app.add_typer(bench.app, name="bench")
 app.add_typer(study_commands.app, name="study")
 
@@ -58,6 +69,7 @@ def main() -> None:
         JournalError,
         LoadError,
         EngineCrashed,
+        ExportError,
         ForkServerError,
         NotGoneError,
         OSError,

@@ -122,9 +122,19 @@ class Slo(Section):
         return self
 
 
+class Dataset(StrEnum):
+    """Where the prompts come from: vLLM's own readers, by the names that `vllm bench` has for them."""
+
+    RANDOM = "random"
+    SHAREGPT = "sharegpt"  # a JSON file of conversations
+    CUSTOM = "custom"  # a file of JSON lines, each with prompt and output_tokens
+
+
 class Workload(Section):
     """The load of a trial: open loop, Poisson arrivals, random prompts; lengths vary by ``spread`` of their mean.
 
+    With another ``dataset_name`` the prompts, and the lengths of the answers, are those of ``dataset_path``;
+    ``input_tokens`` and ``output_tokens`` are then the longest of them, for which every trial leaves room.
     ``highest_rate`` ends the search for the capacity, where that is the objective; 16 times ``rate`` unless given.
     ``requests`` of None are as many as the verdict needs (sidecar.early_stop), and ``most_requests`` at most.
     ``warmup_requests`` are sent at least before the load, until step times settle (vllm_sloguard.warmup); 0 for none.
@@ -139,12 +149,31 @@ class Workload(Section):
     warmup_requests: Annotated[int, Field(ge=0)] = 8
     request_timeout_s: PositiveFloat = 60.0
     seed: Annotated[int, Field(ge=0)] = 0
+    dataset_name: Dataset = Field(default=Dataset.RANDOM, strict=False)
+    dataset_path: Path | None = Field(default=None, strict=False)
+
+    @model_validator(mode="after")
+    def _whole_dataset(self) -> "Workload":
+        random = self.dataset_name is Dataset.RANDOM
+        if random != (self.dataset_path is None):
+            needed = "is needed for any" if self.dataset_path is None else "is for every"
+            raise ValueError(f"dataset_path: a file {needed} dataset_name but random, which is {self.dataset_name}")
+        if not random and not {"input_tokens", "output_tokens"} <= self.model_fields_set:
+            raise ValueError("input_tokens and output_tokens: those of the longest request are needed with a dataset")
+        return self
 
     @model_validator(mode="after")
     def _rates_in_order(self) -> "Workload":
         if self.highest_rate is not None and self.highest_rate < self.rate:
             raise ValueError(f"highest_rate: {self.highest_rate:g} is below rate {self.rate:g}")
         return self
+
+    @property
+    def prompts(self) -> str:
+        """What is sent, in words."""
+        if self.dataset_path is None:
+            return f"about {self.input_tokens} + {self.output_tokens} tokens"
+        return f"{self.dataset_name} {self.dataset_path}, {self.input_tokens} + {self.output_tokens} tokens at most"
 
     @property
     def fixed_requests(self) -> int:
@@ -316,7 +345,13 @@ def _placed(config: Config, folder: Path) -> Config:
     )
     token = config.page.token and _resolved("page.token", folder, config.page.token)
     page = config.page.model_copy(update={"token": token})
-    placed = {"state": state, "model": model, "engine": engine, "remote": remote, "page": page}
+    workload = config.workload
+    if workload.dataset_path is not None:
+        dataset = _resolved("workload.dataset_path", folder, workload.dataset_path)
+        if not dataset.is_file():
+            raise ConfigError(f"workload.dataset_path: {dataset}: there is no such file")
+        workload = workload.model_copy(update={"dataset_path": dataset})
+    placed = {"state": state, "model": model, "engine": engine, "remote": remote, "page": page, "workload": workload}
     return config.model_copy(update=placed)
 
 

@@ -39,8 +39,16 @@ LAYERS = (
     ("trial_engine",),
     ("control", "guard", "guard_commands", "runner"),
     ("own_engines", "progress", "tuner"),
-    ("forecast", "serving", "terminal"),
-    ("operator_commands", "plan", "watch", "window"),
+    ("forecast", "recorded", "serving", "terminal"),
+    ("export.study", "export.tables", "operator_commands", "plan", "watch", "window"),
+    ("export.bench", "report.words"),
+    ("report.crashes", "report.handover", "report.importance", "report.repairs", "report.verdict"),
+    ("report.story",),
+    ("report.drawing",),
+    ("report.knob_figures",),
+    ("report.figures",),
+    ("report.page",),
+    ("report_commands",),
     ("page.figures", "page.gate", "page.orders", "page.token"),
     ("page.beat", "page.story"),
     ("page.feed",),
@@ -96,7 +104,7 @@ def sources(package: str) -> dict[str, Path]:
 
 SIDECAR, PLUGIN = sources("sidecar"), sources("vllm_sloguard")
 ALL = {**SIDECAR, **PLUGIN}
-PACKAGES = ("sidecar", "sidecar.bench", "sidecar.engine", "sidecar.page", "sidecar.search")
+PACKAGES = ("sidecar", *(f"sidecar.{name}" for name in ("bench", "engine", "export", "page", "report", "search")))
 MODULES = [name for name in SIDECAR if name not in PACKAGES]
 
 
@@ -152,6 +160,10 @@ def loaded_by(modules: list[str], unwanted: tuple[str, ...]) -> set[str]:
 
 def test_the_running_sidecar_loads_nothing_of_vllm() -> None:
     assert loaded_by([*MODULES], ("vllm", "torch", "transformers")) == set()
+
+
+def test_no_command_waits_for_what_only_reports_and_exports_need() -> None:
+    assert loaded_by(["sidecar.cli"], ("plotly", "jinja2", "sqlalchemy")) == set()
 
 
 def test_pure_modules_load_nothing_heavy() -> None:
