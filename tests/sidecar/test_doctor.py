@@ -296,7 +296,10 @@ def test_a_service_that_runs_and_a_prometheus_that_scrapes_it(tmp_path: Path) ->
     serve = started(path)
     try:
         target = f"127.0.0.1:{config.metrics.port}"
-        with PrometheusServer(target) as prometheus, PrometheusServer("127.0.0.1:1") as another:
+        with (
+            PrometheusServer({"sloguard": target}) as prometheus,
+            PrometheusServer({"sloguard": "127.0.0.1:1"}) as another,
+        ):
             scraped_within(prometheus.url, 20)
             listed = found(path, "--quick", "--prometheus", prometheus.url)
             missing = found(path, "--quick", "--prometheus", another.url)
