@@ -5,7 +5,7 @@ import numpy as np
 from sidecar.search.encoding import Array, Encoding
 
 _STOPS = 11  # along each number, when it alone is moved
-_DRAWS = 400
+_DRAWS = 200
 _SPREADS = (0.05, 0.15, 0.4)  # of a step, in shares of the range
 _MOVED = (0.4, 0.8)  # share of the knobs that a step moves; or one or two of them
 _FLIPPED = 0.3  # share of the choices that a step reaches and changes
@@ -13,10 +13,11 @@ _FLIPPED = 0.3  # share of the choices that a step reaches and changes
 
 def around(encoding: Encoding, centre: Array, rng: np.random.Generator) -> Array:
     """Places to consider: each knob alone over its range, and random steps. Shape (places, knobs)."""
-    return np.concatenate([_one_by_one(encoding, centre), _together(encoding, centre, rng)])
+    return np.concatenate([one_by_one(encoding, centre), _together(encoding, centre, rng)])
 
 
-def _one_by_one(encoding: Encoding, centre: Array) -> Array:
+def one_by_one(encoding: Encoding, centre: Array) -> Array:
+    """Each knob alone over its range, and each of its choices. Shape (places, knobs)."""
     rows: list[Array] = []
     for column, choices in enumerate(encoding.choices):
         for value in range(choices) if choices else np.linspace(0.0, 1.0, _STOPS):
