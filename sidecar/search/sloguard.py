@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from sidecar.search.admission import Admission
-from sidecar.search.candidates import around, one_by_one
+from sidecar.search.candidates import around, by_choice
 from sidecar.search.contract import Context, Observation, Outcome, Proposal
 from sidecar.search.crash_risk import CrashRisk, threshold
 from sidecar.search.encoding import Array, Encoding
@@ -27,7 +27,7 @@ from sidecar.search.tba import Annealing
 from vllm_sloguard.knobs import Config, Value
 
 _ADMITTED = 24  # candidates that are put to the guard, best first
-_ROUNDS, _ORIGINS = 2, 3  # of steps from the best candidates
+_ROUNDS, _ORIGINS = 2, 3  # of other choices with the best candidates
 _CRASH_WEIGHT = 4.0  # a crash tells less than a trial that served, and costs more
 _PER_CHANGE = 0.01  # what does not matter stays as it is
 _BARRED = 50.0
@@ -144,13 +144,13 @@ class SloGuard:
         return places[max(worth)[-1]]
 
     def _candidates(self, view: _View, rng: np.random.Generator) -> Array:
-        """Places, best first: around the centre, then steps from the best of these, so that what is good together
-        is found as well. Shape (places, knobs)."""
+        """Places, best first: around the centre, then the other choices with the best of these, as the draws meet
+        few of the choices that are good together. Shape (places, knobs)."""
         places = around(self.encoding, view.centre, rng)
         scores = self._scores(view, places)
         for _ in range(_ROUNDS):
             best = np.argsort(-scores, kind="stable")[:_ORIGINS]
-            steps = np.concatenate([one_by_one(self.encoding, place) for place in places[best]])
+            steps = np.concatenate([by_choice(self.encoding, place) for place in places[best]])
             places, scores = np.concatenate([places, steps]), np.concatenate([scores, self._scores(view, steps)])
         return places[np.argsort(-scores, kind="stable")]
 
