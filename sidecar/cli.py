@@ -6,13 +6,21 @@ import signal
 import sys
 import time
 from datetime import datetime
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
 
-from sidecar import guard_commands, lock, operator_commands, promoted, study_commands
+from sidecar import (
+    doctor_command,
+    guard_commands,
+    lock,
+    operator_commands,
+    plan_command,
+    promoted,
+    report_commands,
+    study_commands,
+)
 from sidecar.assembly import assembled
 from sidecar.bench import commands as bench
 from sidecar.config import ConfigError, load
@@ -20,9 +28,11 @@ from sidecar.control import Requests
 from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.engine.fork_server import ForkServerError
 from sidecar.engine.process_group import NotGoneError, ProcessGroup
+from sidecar.export.study import ExportError
 from sidecar.journal import Journal, JournalError, Superseded
 from sidecar.load import LoadError
-from sidecar.operator_commands import Refused
+from sidecar.operator_commands import AsJson, ConfigFile, Refused, StateFolder
+from sidecar.page import server as page
 from sidecar.promotion import Outcome
 from sidecar.seconds import spent
 from sidecar.service import Service
@@ -42,12 +52,11 @@ app = typer.Typer(
 
 guard_commands.register(app)
 operator_commands.register(app)
+plan_command.register(app)
+doctor_command.register(app)
+report_commands.register(app)
 app.add_typer(bench.app, name="bench")
 app.add_typer(study_commands.app, name="study")
-
-ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The YAML file.", metavar="FILE")]
-StateFolder = Annotated[Path, typer.Argument(help="The state folder, or the YAML file that names it.", metavar="STATE")]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
 def main() -> None:
@@ -60,6 +69,7 @@ def main() -> None:
         JournalError,
         LoadError,
         EngineCrashed,
+        ExportError,
         ForkServerError,
         NotGoneError,
         OSError,
@@ -162,7 +172,9 @@ def serve(config_file: ConfigFile) -> None:
         try:
             where = server.server_address
             say(f"metrics: http://{where[0]}:{where[1]}/metrics")
-            Service(config, parts, say=say, notify=view.notify).run()
+            service = Service(config, parts, say=say, notify=view.notify)
+            with page.served(page.Sources(config, parts.hub, parts.requests, service.progress), say):
+                service.run()
         finally:
             server.shutdown()
 

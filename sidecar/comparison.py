@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import fdtri, stdtr, stdtrit  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
+# scipy is imported where it is needed: it takes longer than most of what a command imports.
 
 # Batch means: long enough to hold the correlation of neighbouring requests, and enough of them for a variance.
 _BATCHES = 10
@@ -38,6 +39,8 @@ def compare(
     A deviation between starts below ``floor`` is luck and counts as ``floor``. ``request_error`` is the standard error
     that the choice of requests adds, which all starts share (see request_error). Needs two starts of each.
     """
+    from scipy.special import stdtr  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
     incumbents, candidates = np.asarray(incumbent), np.asarray(candidate)
     variances = [max(float(np.var(logs, ddof=1)), floor**2) for logs in (incumbents, candidates)]
     parts = [
@@ -73,6 +76,8 @@ def request_error(incumbent: Sequence[Sequence[float]], candidate: Sequence[Sequ
     already. Analysis of variance parts the two; what an F test at 95% does not tell from noise is none. A candidate
     that is better by the same factor for every request adds nothing. 0 where the rows do not match, or are too few.
     """
+    from scipy.special import fdtri  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
     if len({len(row) for row in (*incumbent, *candidate)}) != 1 or min(len(incumbent), len(candidate)) < 2:
         return 0.0
     rows = np.array([*incumbent, *candidate], dtype=float)
@@ -90,4 +95,6 @@ def request_error(incumbent: Sequence[Sequence[float]], candidate: Sequence[Sequ
 
 
 def _t(freedom: float, alpha: float) -> float:
+    from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
     return float(stdtrit(freedom, 1 - alpha))

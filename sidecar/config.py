@@ -1,6 +1,7 @@
 """The operator's one YAML file, checked as a whole before anything starts."""
 
 import hashlib
+import ipaddress
 import json
 import os
 import re
@@ -31,7 +32,7 @@ from sidecar.search.space import Space
 from vllm_sloguard.knobs import KNOBS, Knob
 
 # A Unix socket's path is limited by the kernel to 108 bytes, its final zero included.
-_LONGEST_SOCKET_PATH = 107
+LONGEST_SOCKET_PATH = 107
 SOCKET_NAME = "sidecar.sock"
 # What is wrong may be long; what is said of it is not.
 _LONGEST_LINE = 1000
@@ -121,9 +122,19 @@ class Slo(Section):
         return self
 
 
+class Dataset(StrEnum):
+    """Where the prompts come from: vLLM's own readers, by the names that `vllm bench` has for them."""
+
+    RANDOM = "random"
+    SHAREGPT = "sharegpt"  # a JSON file of conversations
+    CUSTOM = "custom"  # a file of JSON lines, each with prompt and output_tokens
+
+
 class Workload(Section):
     """The load of a trial: open loop, Poisson arrivals, random prompts; lengths vary by ``spread`` of their mean.
 
+    With another ``dataset_name`` the prompts, and the lengths of the answers, are those of ``dataset_path``;
+    ``input_tokens`` and ``output_tokens`` are then the longest of them, for which every trial leaves room.
     ``highest_rate`` ends the search for the capacity, where that is the objective; 16 times ``rate`` unless given.
     ``requests`` of None are as many as the verdict needs (sidecar.early_stop), and ``most_requests`` at most.
     ``warmup_requests`` are sent at least before the load, until step times settle (vllm_sloguard.warmup); 0 for none.
@@ -138,12 +149,31 @@ class Workload(Section):
     warmup_requests: Annotated[int, Field(ge=0)] = 8
     request_timeout_s: PositiveFloat = 60.0
     seed: Annotated[int, Field(ge=0)] = 0
+    dataset_name: Dataset = Field(default=Dataset.RANDOM, strict=False)
+    dataset_path: Path | None = Field(default=None, strict=False)
+
+    @model_validator(mode="after")
+    def _whole_dataset(self) -> "Workload":
+        random = self.dataset_name is Dataset.RANDOM
+        if random != (self.dataset_path is None):
+            needed = "is needed for any" if self.dataset_path is None else "is for every"
+            raise ValueError(f"dataset_path: a file {needed} dataset_name but random, which is {self.dataset_name}")
+        if not random and not {"input_tokens", "output_tokens"} <= self.model_fields_set:
+            raise ValueError("input_tokens and output_tokens: those of the longest request are needed with a dataset")
+        return self
 
     @model_validator(mode="after")
     def _rates_in_order(self) -> "Workload":
         if self.highest_rate is not None and self.highest_rate < self.rate:
             raise ValueError(f"highest_rate: {self.highest_rate:g} is below rate {self.rate:g}")
         return self
+
+    @property
+    def prompts(self) -> str:
+        """What is sent, in words."""
+        if self.dataset_path is None:
+            return f"about {self.input_tokens} + {self.output_tokens} tokens"
+        return f"{self.dataset_name} {self.dataset_path}, {self.input_tokens} + {self.output_tokens} tokens at most"
 
     @property
     def fixed_requests(self) -> int:
@@ -211,6 +241,28 @@ class MetricsConfig(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 9464
 
 
+class PageConfig(Section):
+    """Where the live page is served, to this machine unless ``host`` says otherwise; port 0 for any free one.
+
+    ``hosts`` are further names under which browsers reach it, through a proxy say. Orders need the token in the file
+    ``token``, by default STATE/page.token, which is made where it is missing.
+    """
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 9465
+    hosts: list[str] = Field(default=[])
+    token: Path | None = Field(default=None, strict=False)
+
+    @property
+    def takes_orders(self) -> bool:
+        """Only from this machine: it has no TLS, and further away there is ``remote``."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
 class Remote(Section):
     """Where the control service takes calls over TCP too: from holders of a certificate of ``ca`` and of ``token``.
 
@@ -237,6 +289,7 @@ class Config(Section):
     window: Window = Window()
     state: Path = Field(default=Path("sloguard-state"), strict=False)
     metrics: MetricsConfig = MetricsConfig()
+    page: PageConfig = PageConfig()
     remote: Remote | None = None
 
     @property
@@ -246,7 +299,7 @@ class Config(Section):
 
     def digest(self) -> str:
         """Names what a run depends on: a run is resumed only by the configuration that it was started with."""
-        content = self.model_dump(mode="json", exclude={"state", "metrics", "window", "remote"})
+        content = self.model_dump(mode="json", exclude={"state", "metrics", "page", "window", "remote"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def base_digest(self) -> str:
@@ -279,23 +332,36 @@ def load(path: Path) -> Config:
 
 
 def _placed(config: Config, folder: Path) -> Config:
-    try:
-        state = (folder / config.state.expanduser()).resolve()
-        length = len(os.fsencode(state / SOCKET_NAME))
-    except (ValueError, RuntimeError, OSError) as error:
-        raise ConfigError(f"state: {str(config.state)!r} is not a path: {error}") from None
-    if length > _LONGEST_SOCKET_PATH:
+    state = _resolved("state", folder, config.state)
+    if len(os.fsencode(state / SOCKET_NAME)) > LONGEST_SOCKET_PATH:
         raise ConfigError(f"state: {state} is too long a path for a Unix socket in it; choose a shorter one")
     local = folder / config.model
     model = str(local.resolve()) if local.is_dir() else config.model
     python = folder / config.engine.python
     engine = config.engine.model_copy(update={"python": str(python.absolute())}) if python.is_file() else config.engine
+    files = ("certificate", "key", "ca", "token")
     remote = config.remote and config.remote.model_copy(
-        update={
-            name: (folder / getattr(config.remote, name)).resolve() for name in ("certificate", "key", "ca", "token")
-        }
+        update={name: _resolved(f"remote.{name}", folder, getattr(config.remote, name)) for name in files}
     )
-    return config.model_copy(update={"state": state, "model": model, "engine": engine, "remote": remote})
+    token = config.page.token and _resolved("page.token", folder, config.page.token)
+    page = config.page.model_copy(update={"token": token})
+    workload = config.workload
+    if workload.dataset_path is not None:
+        dataset = _resolved("workload.dataset_path", folder, workload.dataset_path)
+        if not dataset.is_file():
+            raise ConfigError(f"workload.dataset_path: {dataset}: there is no such file")
+        workload = workload.model_copy(update={"dataset_path": dataset})
+    placed = {"state": state, "model": model, "engine": engine, "remote": remote, "page": page, "workload": workload}
+    return config.model_copy(update=placed)
+
+
+def _resolved(field: str, folder: Path, path: Path) -> Path:
+    try:
+        resolved = (folder / path.expanduser()).resolve()
+        os.fsencode(resolved)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ConfigError(f"{field}: {str(path)!r} is not a path: {error}") from None
+    return resolved
 
 
 def _first(error: ValidationError) -> str:

@@ -14,13 +14,12 @@ from sidecar.journal import Journal, JournalError, Superseded
 from sidecar.opening import refusal
 from sidecar.operations import Kind, Operations
 from sidecar.probation import rate
-from sidecar.states import State
+from sidecar.states import IN_A_WINDOW, State
 from sidecar.telemetry import TelemetryHub
 from sidecar.traffic import RATE_OVER_S, real_requests
 from vllm_sloguard.wire import control_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceServicer
 
-_IN_A_WINDOW = (State.DRAINING, State.TUNING, State.VALIDATING)
 _LONGEST_REASON = 200
 
 
@@ -83,7 +82,7 @@ class Control(ControlServiceServicer):
             if operations.paused() is not None:
                 return pb.PauseResponse(summary="it was paused already")
             operations.record(Kind.PAUSED, reason=" ".join(request.reason.split())[:_LONGEST_REASON])
-        goes_on = "; the one that is open goes on" if self._requests.state in _IN_A_WINDOW else ""
+        goes_on = "; the one that is open goes on" if self._requests.state in IN_A_WINDOW else ""
         return pb.PauseResponse(summary=f"paused: no window opens{goes_on}")
 
     def Resume(self, request: pb.ResumeRequest, context: grpc.ServicerContext) -> pb.ResumeResponse:  # noqa: N802
@@ -97,7 +96,7 @@ class Control(ControlServiceServicer):
     def Abort(self, request: pb.AbortRequest, context: grpc.ServicerContext) -> pb.AbortResponse:  # noqa: N802
         """Leaves the loop a request to give the window up."""
         with self._operations(request.epoch, context):
-            if self._requests.state in _IN_A_WINDOW or self._requests.retune.is_set():
+            if self._requests.state in IN_A_WINDOW or self._requests.retune.is_set():
                 self._requests.abort.set()
                 return pb.AbortResponse(summary="the window is given up, and what served before it is restored")
         return pb.AbortResponse(summary=f"no window is open: the sidecar is {self._requests.state}")
@@ -116,7 +115,7 @@ class Control(ControlServiceServicer):
                 _refuse(context, f"promotion: {promotion.id} is not what is promoted now")
             operations.roll_back(promotion.id, "the operator has asked for it")
             after = operations.current()
-        if self._requests.state in _IN_A_WINDOW:
+        if self._requests.state in IN_A_WINDOW:
             self._requests.abort.set()
         then = f"promotion {after.id} serves" if after is not None else "the file's own arguments serve"
         return pb.RollbackResponse(summary=f"promotion {promotion.id} is rolled back and quarantined: {then} next")

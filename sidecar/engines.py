@@ -256,7 +256,7 @@ class Engines:
         """What the plugin has changed inside ``engine``; values as text where they are no numbers."""
         report = self._hub.of(engine.launch.engine_id).repair
         changes = report.changes if report is not None else ()
-        return tuple(Change(c.name, _value(c.from_value), _value(c.to_value), c.reason) for c in changes)
+        return tuple(Change(c.name, _value(c.from_value), _value(c.to_value), c.reason, (*c.rules,)) for c in changes)
 
 
 def known(launch: Launch) -> dict[str, Any]:

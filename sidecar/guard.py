@@ -42,7 +42,7 @@ class Guard:
             return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason)
         repaired = self._repairer(incumbent, self._observe(ranks_of(args)))
         result = repaired(args)
-        changes = tuple(Change(c.name, c.before, c.after, c.reason) for c in result.changes)
+        changes = tuple(Change(c.name, c.before, c.after, c.reason, c.rules) for c in result.changes)
         for change in changes:
             if change.after is None:
                 args.pop(change.name, None)

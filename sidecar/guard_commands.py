@@ -83,9 +83,9 @@ def budget(
         raise ConfigError(f"--arg: {wrong}")
     result = learned.estimate(shape, values(args), here)
     if as_json:
-        print(_json({**asdict(result), "machine": asdict(here)}))
+        print(strict_json({**asdict(result), "machine": asdict(here)}))
         return
-    _show_budget(result, here)
+    show_budget(result, here)
 
 
 def mend(
@@ -114,7 +114,7 @@ def mend(
     pinned = frozenset(_name("--pin", name) for name in pin or [])
     result = learned.repairer(shape, here, time.time(), pinned=pinned, workload_max_len=workload_max_len)(args)
     if as_json:
-        print(_json(_as_dict(result, here)))
+        print(strict_json(_as_dict(result, here)))
     else:
         _show_repair(result, here)
     if result.status is Status.REFUSED:
@@ -226,7 +226,8 @@ def _as_dict(result: Repair, here: Machine) -> dict[str, Any]:
     }
 
 
-def _json(facts: Mapping[str, Any]) -> str:
+def strict_json(facts: Mapping[str, Any]) -> str:
+    """JSON that every reader takes: infinite numbers are texts in it."""
     return json.dumps(_finite(facts))
 
 
@@ -237,7 +238,7 @@ def _finite(value: Any) -> Any:
             return str(value)
         case dict():
             return {key: _finite(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
-        case list():
+        case list() | tuple():
             return [_finite(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
         case _:
             return value
@@ -247,7 +248,8 @@ def _console() -> Console:
     return Console(highlight=False, markup=False, soft_wrap=True)
 
 
-def _show_budget(result: Budget, here: Machine) -> None:
+def show_budget(result: Budget, here: Machine) -> None:
+    """Prints where the memory goes, and whether vLLM would start."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
@@ -270,14 +272,14 @@ def _show_budget(result: Budget, here: Machine) -> None:
         table.add_row("up to utilization", f"{result.highest_utilization:.3f}")
     table.add_row("the estimate may be off by", f"{gib(result.margin_bytes)} GiB")
     console = _console()
-    console.print(_machine_line(here))
+    console.print(machine_line(here))
     console.print(table)
     console.print(f"{'starts' if result.starts else 'does not start'}: {result.reason}")
 
 
 def _show_repair(result: Repair, here: Machine) -> None:
     console = _console()
-    console.print(_machine_line(here))
+    console.print(machine_line(here))
     console.print(f"{result.status}: {result.refusal}" if result.refusal else str(result.status))
     for change in result.changes:
         before, after = (_or_default(value) for value in (change.before, change.after))
@@ -288,5 +290,6 @@ def _or_default(value: object) -> str:
     return "default" if value is None else shown(value)
 
 
-def _machine_line(here: Machine) -> str:
+def machine_line(here: Machine) -> str:
+    """The machine in one line."""
     return f"machine: {here.kind}, {gib(here.free_bytes)} of {gib(here.total_bytes)} GiB free ({here.source})"

@@ -116,6 +116,10 @@ class Journal:
         """Of the file; an older one that only a reader has opened lacks the newer tables."""
         return int(self.read("PRAGMA user_version", ())[0][0])
 
+    def changes(self) -> int:
+        """A number that differs from the last one when somebody else has written since."""
+        return int(self.read("SELECT data_version AS number FROM pragma_data_version", ())[0][0])
+
     def close(self) -> None:
         """Closes the file."""
         self._db.close()
@@ -139,14 +143,12 @@ class Journal:
     def last_run(self) -> Run | None:
         """The newest run."""
         rows = self.read("SELECT * FROM runs ORDER BY id DESC LIMIT 1", ())
-        if not rows:
-            return None
-        row = rows[0]
-        decision = object_of(row["decision"], "decision") if row["decision"] else None
-        if decision is not None and not {"outcome", "reason"} <= set(decision):
-            raise JournalError("the journal is damaged: decision: outcome and reason are needed")
-        incumbent = object_of(row["incumbent"], "incumbent")
-        return Run(row["id"], row["digest"], incumbent, row["started_at"], row["ended_at"], decision)
+        return _run(rows[0]) if rows else None
+
+    def run(self, number: int) -> Run | None:
+        """The run of that number."""
+        rows = self.read("SELECT * FROM runs WHERE id = ?", (number,))
+        return _run(rows[0]) if rows else None
 
     def decisions(self) -> dict[int, dict[str, Any]]:
         """The decision of each run that has one."""
@@ -358,6 +360,14 @@ class Journal:
         """Whether every write has succeeded since this was last asked."""
         missed, self._missed = self._missed, False
         return not missed
+
+
+def _run(row: sqlite3.Row) -> Run:
+    decision = object_of(row["decision"], "decision") if row["decision"] else None
+    if decision is not None and not {"outcome", "reason"} <= set(decision):
+        raise JournalError("the journal is damaged: decision: outcome and reason are needed")
+    incumbent = object_of(row["incumbent"], "incumbent")
+    return Run(row["id"], row["digest"], incumbent, row["started_at"], row["ended_at"], decision)
 
 
 def _identity(row: sqlite3.Row) -> Identity:

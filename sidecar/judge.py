@@ -46,9 +46,9 @@ def measure(load: LoadResult, slo: Slo) -> Measurement:
         requests=len(load.requests),
         failed=len(load.requests) - len(good),
         duration_s=load.duration_s,
-        ttft_p99_ms=_p99_ms([_or_forever(r.ttft_s) for r in load.requests]),
+        ttft_p99_ms=_p99_ms([or_forever(r.ttft_s) for r in load.requests]),
         itl_p99_ms=_p99_ms([itl for r in good for itl in r.itls_s]),
-        e2e_p99_ms=_p99_ms([_or_forever(r.e2e_s) for r in load.requests]),
+        e2e_p99_ms=_p99_ms([or_forever(r.e2e_s) for r in load.requests]),
         ttft_mean_ms=_mean_ms([r.ttft_s for r in good if r.ttft_s is not None]),
         e2e_mean_ms=_mean_ms([r.e2e_s for r in good if r.e2e_s is not None]),
         goodput_rps=met / load.duration_s if load.duration_s > 0 else 0.0,
@@ -127,7 +127,7 @@ def scores(load: LoadResult, slo: Slo, objective: Objective) -> tuple[float, ...
         return _gaps(load, slo)
     if objective is Objective.GOODPUT:
         return tuple(0.0 if meets(request, slo) else 1.0 for request in load.requests)
-    return tuple(_or_forever(request.e2e_s) for request in load.requests)
+    return tuple(or_forever(request.e2e_s) for request in load.requests)
 
 
 def _gaps(load: LoadResult, slo: Slo) -> tuple[float, ...]:
@@ -136,7 +136,8 @@ def _gaps(load: LoadResult, slo: Slo) -> tuple[float, ...]:
     return tuple(later - earlier for earlier, later in pairwise(ends))
 
 
-def _or_forever(seconds: float | None) -> float:
+def or_forever(seconds: float | None) -> float:
+    """A time in seconds; what never came took for ever."""
     return math.inf if seconds is None else seconds
 
 

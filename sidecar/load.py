@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar, cast
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
-from sidecar.config import Workload
+from sidecar.config import Dataset, Workload
 from sidecar.engine.engine import Cancelled
 from vllm_sloguard import warmup
 
@@ -282,17 +282,29 @@ def _argv(workload: Workload, base_url: str, model: str, tokenizer: str) -> list
         "endpoint": "/v1/completions",
         "model": model,
         "tokenizer": tokenizer,
-        "dataset-name": "random",
-        "random-input-len": workload.input_tokens,
-        "random-output-len": workload.output_tokens,
-        "random-range-ratio": workload.spread,
+        "dataset-name": workload.dataset_name,
+        **_dataset(workload),
         "num-prompts": workload.most_requests,
         "request-rate": workload.rate,
         "seed": workload.seed,
         "ready-check-timeout-sec": 0,
     }
     argv = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    if workload.dataset_path is not None:
+        argv.append("--skip-chat-template")  # the endpoint takes prompts as they are
     return [*argv, "--ignore-eos", "--save-detailed", "--disable-tqdm"]
+
+
+def _dataset(workload: Workload) -> dict[str, object]:
+    """The options of vLLM's reader."""
+    if workload.dataset_path is None:
+        return {
+            "random-input-len": workload.input_tokens,
+            "random-output-len": workload.output_tokens,
+            "random-range-ratio": workload.spread,
+        }
+    lengths = {"custom-output-len": -1} if workload.dataset_name is Dataset.CUSTOM else {}  # each line's own
+    return {"dataset-path": workload.dataset_path, **lengths}
 
 
 def _progress(told: Mapping[str, Any], before: tuple[Request, ...]) -> Progress:

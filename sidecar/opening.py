@@ -7,10 +7,8 @@ It may not while the operator has paused; unless it is forced, it may not either
 2. above ``window.max_rate`` requests/s over the last five minutes, or where that is not known.
 """
 
-from datetime import datetime
-
 from sidecar.config_window import Window
-from sidecar.operations import Event, WindowOutcome
+from sidecar.operations import Event, WindowOutcome, when
 
 
 def refusal(  # noqa: PLR0917 - all that the rule looks at
@@ -18,13 +16,13 @@ def refusal(  # noqa: PLR0917 - all that the rule looks at
 ) -> str:
     """Why no window may open at ``now``, seconds since the epoch, in one sentence; empty when one may."""
     if paused is not None:
-        return f"paused since {_when(paused.at)}{f' ({paused.reason})' if paused.reason else ''}: `sloguard resume`"
+        return f"paused since {when(paused.at)}{f' ({paused.reason})' if paused.reason else ''}: `sloguard resume`"
     if force:
         return ""
     if last is not None and last.content["outcome"] == WindowOutcome.FAILED:
         until = last.at + window.after_failure
         if now < until:
-            return f"the window that ended {_when(last.at)} failed ({last.reason}): none before {_when(until)}"
+            return f"the window that ended {when(last.at)} failed ({last.reason}): none before {when(until)}"
     return "" if window.max_rate is None else _too_much(rate, window.max_rate)
 
 
@@ -32,7 +30,3 @@ def _too_much(rate: float | None, most: float) -> str:
     if rate is None:
         return "the traffic was not watched for a minute yet, and window.max_rate is set"
     return f"{rate:.3g} requests/s are more than window.max_rate {most:g}" if rate > most else ""
-
-
-def _when(at: float) -> str:
-    return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -57,6 +58,11 @@ class Event:
     def reason(self) -> str:
         """The sentence that was recorded with it."""
         return str(self.content.get("reason", ""))
+
+
+def when(at: float) -> str:
+    """Seconds since the epoch as a local date and time, for people."""
+    return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"
 
 
 class Operations:

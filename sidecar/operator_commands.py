@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -15,19 +15,40 @@ from rich.console import Console
 from sidecar import lock, remote
 from sidecar.config import Config, ConfigError, load
 from sidecar.config_window import seconds
-from sidecar.journal import Journal, JournalError, Promoted
-from sidecar.operations import Event, Kind, Operations
-from sidecar.terminal import View
+from sidecar.journal import FILE_NAME, Journal, JournalError, Promoted, StateRecord
+from sidecar.operations import Event, Kind, Operations, when
+from sidecar.terminal import View, busy
 from sidecar.trial import Status
 from vllm_sloguard.learned import RULE, Rule
 from vllm_sloguard.wire import control_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
 
 _DEADLINE_S = 10.0
+_WAIT_EVERY_S = 0.5
 _FOLLOW_EVERY_S = 2.0  # what is measured meanwhile runs on this machine too
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The YAML file.", metavar="FILE")]
-StateFolder = Annotated[Path, typer.Argument(help="The state folder, or the YAML file that names it.", metavar="STATE")]
+
+
+def state_folders(incomplete: str) -> list[str]:
+    """What a shell may complete to a STATE: state folders, configurations, and folders that may hold some."""
+    typed = Path(incomplete)
+    folder = typed if incomplete.endswith("/") else typed.parent
+    start = "" if incomplete.endswith("/") else typed.name
+    with suppress(OSError):
+        found = sorted(path for path in folder.iterdir() if path.name.startswith(start) and path.name[0] != ".")
+        states = [str(path) for path in found if (path / FILE_NAME).is_file()]
+        files = [str(path) for path in found if path.suffix in (".yaml", ".yml") and path.is_file()]
+        return [*states, *files, *(f"{path}/" for path in found if path.is_dir() and str(path) not in states)]
+    return []
+
+
+StateFolder = Annotated[
+    Path,
+    typer.Argument(
+        help="The state folder, or the YAML file that names it.", metavar="STATE", autocompletion=state_folders
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
@@ -156,12 +177,12 @@ def history(config_file: ConfigFile, as_json_: AsJson = False) -> None:
         return
     for p in promotions:
         evidence = f": {p['evidence']['reason']}" if p["evidence"] else ""
-        print(f"promotion {p['promotion']} of {_when(p['at'])}{' (serves)' if p['current'] else ''}{evidence}")
+        print(f"promotion {p['promotion']} of {when(p['at'])}{' (serves)' if p['current'] else ''}{evidence}")
         print(f"  {' '.join(f'{name}={value}' for name, value in p['args'].items())}")
         if p["rolled_back_at"]:
-            print(f"  rolled back {_when(p['rolled_back_at'])}, quarantined: {p['rollback_reason']}")
+            print(f"  rolled back {when(p['rolled_back_at'])}, quarantined: {p['rollback_reason']}")
     for w in windows:
-        print(f"window of {_when(w['at'])}: {w['outcome']}: {w['reason']}")
+        print(f"window of {when(w['at'])}: {w['outcome']}: {w['reason']}")
     if not promotions and not windows:
         print("nothing was promoted, and no window has ended")
 
@@ -213,11 +234,11 @@ def status(state: StateFolder, as_json_: AsJson = False) -> None:
         return
     print(f"sidecar: {f'process {pid}' if pid else 'not running'}")
     if record:
-        print(f"state: {record.state} since {_when(record.at)}: {record.reason}")
+        print(f"state: {record.state} since {when(record.at)}: {record.reason}")
     if paused:
-        print(f"paused: since {_when(paused.at)}{f': {paused.reason}' if paused.reason else ''}")
+        print(f"paused: since {when(paused.at)}{f': {paused.reason}' if paused.reason else ''}")
     if windows:
-        print(f"last window: {_when(windows[-1].at)}: {windows[-1].content['outcome']}: {windows[-1].reason}")
+        print(f"last window: {when(windows[-1].at)}: {windows[-1].content['outcome']}: {windows[-1].reason}")
     if run:
         decision = f"{run.decision['outcome']}: {run.decision['reason']}" if run.decision else "not decided"
         print(f"last run: {run.id}, {facts['trials']} trials, {decision}")
@@ -228,10 +249,6 @@ def status(state: StateFolder, as_json_: AsJson = False) -> None:
 
 def _rule(rule: Rule) -> dict[str, Any]:
     return json.loads(RULE.dump_json(rule))
-
-
-def _when(at: float) -> str:
-    return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"
 
 
 def state_folder(path: Path) -> Path:
@@ -270,33 +287,35 @@ def _ask(config: Config, call: Callable[[ControlServiceStub, int, dict[str, Any]
         print(summary)
 
 
-def _wait_serving(config: Config, since: float, holds: Callable[[], bool]) -> None:
-    """Prints the states that are entered after ``since`` until it serves and ``holds``."""
-    journal = Journal(config.state, read_only=True)
+def _entered(config: Config, journal: Journal, since: float, every_s: float) -> Generator[list[StateRecord]]:
+    """The states since ``since``, asked for every ``every_s``; prints each. Raises Refused when the sidecar ends."""
     seen = 0
     while lock.holder(config.state) is not None:
         states = journal.states(since)
         for state in states[seen:]:
             print(f"{state.state}: {state.reason}", flush=True)
         seen = len(states)
-        last = journal.state()
-        if last is not None and last.state == "serving" and holds():
-            return
-        time.sleep(0.5)
+        yield states
+        time.sleep(every_s)
     raise Refused("the sidecar has ended")
+
+
+def _wait_serving(config: Config, since: float, holds: Callable[[], bool]) -> None:
+    """Prints the states that are entered after ``since`` until it serves and ``holds``."""
+    journal = Journal(config.state, read_only=True)
+    with busy("waiting until it serves"):
+        for _ in _entered(config, journal, since, _WAIT_EVERY_S):
+            last = journal.state()
+            if last is not None and last.state == "serving" and holds():
+                return
 
 
 def _follow(config: Config, since: float) -> None:
     """Shows what the running sidecar writes to its journal until it serves again."""
     journal = Journal(config.state, read_only=True)
     shown: dict[tuple[int, int], Status] = {}
-    seen = 0
     with View(Console(), list(config.search.knobs), config.search.budget) as view:
-        while lock.holder(config.state) is not None:
-            states = journal.states(since)
-            for state in states[seen:]:
-                print(f"{state.state}: {state.reason}", flush=True)
-            seen = len(states)
+        for states in _entered(config, journal, since, _FOLLOW_EVERY_S):
             run = journal.last_run()
             for trial in journal.trials(run.id) if run is not None and run.started_at >= since else []:
                 key = trial.run, trial.number
@@ -305,5 +324,3 @@ def _follow(config: Config, since: float) -> None:
                     view.notify(trial)
             if states and states[-1].state == "serving":
                 return
-            time.sleep(_FOLLOW_EVERY_S)
-    raise Refused("the sidecar has ended")

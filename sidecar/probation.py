@@ -99,8 +99,8 @@ def record(requests: Sequence[Request], slo: Slo, requests_per_s: float | None) 
         requests_per_s,
         sum(r.prompt_tokens for r in requests) / count if count else 0.0,
         sum(r.output_tokens for r in requests) / count if count else 0.0,
-        _p99([r.ttft_ms for r in requests if r.ttft_ms is not None]),
-        _p99([r.itl_ms for r in requests if r.itl_ms is not None]),
+        p99([r.ttft_ms for r in requests if r.ttft_ms is not None]),
+        p99([r.itl_ms for r in requests if r.itl_ms is not None]),
     )
 
 
@@ -192,7 +192,7 @@ def at_least(count: int, of: int, chance: float) -> float:
     return max(1.0 - sum(math.exp(log_p(k)) for k in range(count)), 0.0)
 
 
-def _p99(values: Sequence[float]) -> float | None:
+def p99(values: Sequence[float]) -> float | None:
     """The smallest value that 99% do not exceed."""
     return sorted(values)[math.ceil(0.99 * len(values)) - 1] if values else None
 

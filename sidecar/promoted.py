@@ -73,8 +73,7 @@ def comments(config: Config, decision: Decision, trials: Sequence[Trial]) -> lis
         f"Written by sloguard {origin['sloguard']}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}.",
         f"Decision: {decision.outcome}: {decision.reason}.",
         *_origin(origin),
-        f"Load: {config.workload.rate:g} requests/s of about {config.workload.input_tokens} + "
-        f"{config.workload.output_tokens} tokens; objective {config.objective}.",
+        f"Load: {config.workload.rate:g} requests/s of {config.workload.prompts}; objective {config.objective}.",
     ]
     numbered = {t.number: t for t in trials}
     for name, numbers in (("incumbent", decision.incumbents), ("candidate", decision.candidates)):

@@ -25,7 +25,7 @@ def of(config: Config, trials: Sequence[Trial], *, proc_root: Path = Path("/proc
         "model_config_sha256": _digest(Path(config.model) / "config.json"),
         "objective": str(config.objective),
         "slo": config.slo.model_dump(exclude_none=True),
-        "workload": config.workload.model_dump(exclude_none=True),
+        "workload": config.workload.model_dump(mode="json", exclude_none=True),
         "promotion": config.promotion.model_dump(mode="json"),
     }
 

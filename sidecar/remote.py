@@ -4,15 +4,14 @@ On the Unix socket there is neither: who may open it, its owner alone, may do ev
 """
 
 import hmac
-import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
 
-from sidecar.config import Config, ConfigError, Remote
+from sidecar.config import Config, Remote
+from sidecar.secret_files import read, secret, token
 from sidecar.telemetry import bounded_server
 from vllm_sloguard.link import unix_target
 
@@ -25,11 +24,11 @@ def serve(remote: Remote, register: Callable[[grpc.Server], Any]) -> grpc.Server
     Raises ConfigError for files that can't be used, OSError for an address that is taken.
     """
     credentials = grpc.ssl_server_credentials(
-        [(_secret("key", remote.key), _read("certificate", remote.certificate))],
-        root_certificates=_read("ca", remote.ca),
+        [(secret("remote.key", remote.key), read("remote.certificate", remote.certificate))],
+        root_certificates=read("remote.ca", remote.ca),
         require_client_auth=True,
     )
-    server = bounded_server(interceptors=[_TokenNeeded(_token(remote))])
+    server = bounded_server(interceptors=[_TokenNeeded(token("remote.token", remote.token))])
     register(server)
     try:
         server.add_secure_port(remote.address, credentials)
@@ -51,9 +50,9 @@ def channel(config: Config) -> Generator[tuple[grpc.Channel, tuple[tuple[str, st
             yield opened, ()
         return
     credentials = grpc.ssl_channel_credentials(
-        _read("ca", remote.ca), _secret("key", remote.key), _read("certificate", remote.certificate)
+        read("remote.ca", remote.ca), secret("remote.key", remote.key), read("remote.certificate", remote.certificate)
     )
-    metadata = (("authorization", _SCHEME + _token(remote)),)
+    metadata = (("authorization", _SCHEME + token("remote.token", remote.token)),)
     with grpc.secure_channel(remote.address, credentials) as opened:
         yield opened, metadata
 
@@ -73,30 +72,3 @@ class _TokenNeeded(grpc.ServerInterceptor):
 
 def _refuse(_request: Any, context: grpc.ServicerContext) -> Any:
     context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is needed")
-
-
-def _token(remote: Remote) -> str:
-    token = _secret("token", remote.token).decode("ascii", errors="replace").strip()
-    if len(token) < _SHORTEST_TOKEN or not token.isprintable() or not token.isascii():
-        raise ConfigError(f"remote.token: {remote.token}: {_SHORTEST_TOKEN} printable characters or more are needed")
-    return token
-
-
-# `openssl rand -hex 16` gives as many.
-_SHORTEST_TOKEN = 32
-
-
-def _secret(field: str, path: Path) -> bytes:
-    content = _read(field, path)
-    facts = path.stat()
-    # Kubernetes gives a secret to the pod's group.
-    if facts.st_uid not in (os.geteuid(), 0) or facts.st_mode & 0o037:
-        raise ConfigError(f"remote.{field}: {path} is open to others; chmod 600 it")
-    return content
-
-
-def _read(field: str, path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"remote.{field}: {path}: {error.strerror}") from None

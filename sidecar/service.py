@@ -37,7 +37,7 @@ class Service:
         self._config = config
         self._parts = parts
         self._requests = parts.requests
-        self._progress = Progress(parts.journal, parts.metrics, parts.requests, say)
+        self.progress = self._progress = Progress(parts.journal, parts.metrics, parts.requests, say)
         self._hooks = HookRunner(config.window.hooks, parts.operations, say)
         self._serving = Serving(config, parts, self._progress, self._hooks)
         self._watch = Watch(config, parts.operations, self._serving, self._progress, parts.metrics)
@@ -68,9 +68,7 @@ class Service:
                 self._cycle()
             except (JournalError, NotGoneError, OSError) as error:
                 # A disk may be full and a process may not die; the service is looked after all the same.
-                if str(error) != self._trouble:
-                    self._progress.say(str(error))
-                self._trouble = str(error)
+                self._say_once(str(error))
         self._halt()
 
     def _take_over(self) -> None:
@@ -79,9 +77,13 @@ class Service:
             self._parts.runner.act_for(self._requests.epoch)
             self._parts.metrics.epoch.set(self._requests.epoch)
         except JournalError as error:
-            if str(error) != self._trouble:
-                self._progress.say(str(error))
-            self._trouble = str(error)
+            self._say_once(str(error))
+
+    def _say_once(self, trouble: str) -> None:
+        """What goes wrong in each cycle anew is said when it is another thing than last time."""
+        if trouble != self._trouble:
+            self._progress.say(trouble)
+        self._trouble = trouble
 
     def _end_window(self) -> None:
         """Ends the window that an earlier sidecar did not live to end."""

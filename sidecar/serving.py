@@ -21,7 +21,7 @@ from sidecar.runner import Runner
 from sidecar.states import Cause, State
 from sidecar.telemetry import TelemetryHub
 from sidecar.traffic import real_requests
-from vllm_sloguard.crash import Crash
+from vllm_sloguard.crash import Category, Crash
 
 _PROBES_TO_HANG = 2
 _LONGEST_BACKOFF_S = 60.0
@@ -69,6 +69,7 @@ class Serving:
         self._probe_timeout_s = config.engine.hang_timeout_s / _PROBES_TO_HANG
         self.promotion: int | None = None
         self.restore_s = 0.0
+        parts.metrics.restore_expected.set_function(lambda: self.restore_s or config.engine.start_timeout_s)
 
     # What is to serve
 
@@ -81,6 +82,7 @@ class Serving:
             self._progress.say(str(error))
             return self._wanted
         self._wanted = (current.id, current.args) if current else (None, self._config.engine.args)
+        self._metrics.promoted(self._wanted[1], self._wanted[0])
         return self._wanted
 
     def outdated(self) -> bool:
@@ -143,7 +145,7 @@ class Serving:
     def bring_up(self, state: State, cause: Cause, why: str, *, give_up: bool = False) -> None:
         """Starts what is to serve, again and again with growing pauses; a stop ends that after one more try.
 
-        With ``give_up``, raises the EngineCrashed of the first try, unless it was killed from outside.
+        With ``give_up``, raises the EngineCrashed of the first try, unless that came from outside.
         """
         self._metrics.engine_up.set(0)
         backoff_s = 1.0
@@ -156,7 +158,7 @@ class Serving:
             except Cancelled:
                 return
             except EngineCrashed as error:
-                if give_up and (error.crash.exit_code or 0) >= 0:
+                if give_up and _says_no(error.crash):
                     raise
                 problem, undone = error, self._did_not_start(promotion, error.crash)
             except (NotGoneError, JournalError, OSError) as error:
@@ -191,7 +193,6 @@ class Serving:
         self._engines.learn(self._engine)
         took_s = time.monotonic() - began
         self.restore_s = max(self.restore_s, took_s)
-        self._metrics.seconds.labels("restore").set(took_s)
         self._record(Kind.START, base=self._config.base_digest(), promotion=promotion, seconds=took_s)
 
     def _began(self, engine: Engine) -> None:
@@ -218,7 +219,7 @@ class Serving:
             self._progress.say(
                 f"the plugin changed {change.name} from {change.before} to {change.after}: {change.reason}"
             )
-        self._metrics.serving({**args, **{change.name: change.after for change in repairs}})
+        self._metrics.serving({**args, **{change.name: change.after for change in repairs}}, promotion)
         self._metrics.engine_up.set(1)
         self._progress.enter(State.SERVING, cause, why)
         try:
@@ -320,3 +321,8 @@ class Serving:
     def record(self) -> Record:
         """What its requests come to."""
         return record(self.requests(), self._config.slo, self.rate())
+
+
+def _says_no(crash: Crash) -> bool:
+    """Whether vLLM itself has ended over what it was given, and would again: it was not killed, and did not hang."""
+    return (crash.exit_code or 0) >= 0 and crash.category is not Category.TIMEOUT

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sidecar.judge import Measurement
+from sidecar.judge import Measurement, or_forever
 from sidecar.load import Ending, Progress
 
 
@@ -36,7 +36,7 @@ class Arrival:
 def arrivals(progress: Progress) -> list[Arrival]:
     """The requests that were sent, in that order."""
     found = [
-        Arrival(r.start_s or 0.0, _or_forever(r.ttft_s), _or_forever(r.e2e_s), r.itls_s, True, True, bool(r.error))
+        Arrival(r.start_s or 0.0, or_forever(r.ttft_s), or_forever(r.e2e_s), r.itls_s, True, True, bool(r.error))
         for r in progress.finished
     ]
     for r in progress.in_flight:
@@ -80,7 +80,3 @@ def at_least(
         e2e_mean_ms=None,
         goodput_rps=0.0,
     )
-
-
-def _or_forever(seconds: float | None) -> float:
-    return math.inf if seconds is None else seconds

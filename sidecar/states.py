@@ -17,6 +17,10 @@ class State(StrEnum):
     HALTED = "halted"
 
 
+# A window is open, and can be given up.
+IN_A_WINDOW = (State.DRAINING, State.TUNING, State.VALIDATING)
+
+
 class Cause(StrEnum):
     """Why a state was entered, in one word for metrics; the journal and the log have the sentence."""
 

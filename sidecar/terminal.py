@@ -3,13 +3,14 @@
 import math
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import IO, Any, Self, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -53,6 +54,19 @@ class _Undisturbed:
 def unfailing_console(*, stderr: bool = False) -> Console:
     """A console on which nothing that is said raises."""
     return Console(file=cast(IO[str], _Undisturbed(sys.stderr if stderr else sys.stdout)))
+
+
+@contextmanager
+def busy(what: str) -> Generator[Callable[[str], None]]:
+    """Shows that something goes on, where errors go to a terminal; what is yielded says what else does."""
+    console = unfailing_console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    spinner = Spinner("dots", what)
+    # What is printed meanwhile goes where it is to go, a pipe perhaps; on the same terminal, above the spinner.
+    with Live(spinner, console=console, transient=True, redirect_stdout=sys.stdout.isatty()):
+        yield lambda text: spinner.update(text=text)
 
 
 class View:

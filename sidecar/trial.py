@@ -53,12 +53,16 @@ class Start(StrEnum):
 
 @dataclass(frozen=True, config=_FROZEN)
 class Change:
-    """One argument that the repair changed; ``before`` is None where it was not given."""
+    """One argument that the repair changed; ``before`` is None where it was not given.
+
+    ``rules`` are the names of the repair rules that it broke.
+    """
 
     name: str
     before: Value | None
     after: Value | None
     reason: str
+    rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, config=_FROZEN)

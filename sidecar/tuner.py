@@ -4,7 +4,7 @@ The journal is the state: ``Tuner`` reads it before each step, so a run that was
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sidecar import promotion, provenance
@@ -72,7 +72,8 @@ class Tuner:
         self._cancelled = cancelled
         self._knobs = tuple(config.search.knobs)
         self._space = Space(config.search.space_knobs())
-        self._quarantined = [p.args for p in Operations(journal, config.base_digest()).quarantined()]
+        rolled_back = Operations(journal, config.base_digest()).quarantined()
+        self._quarantined = [_values(p.args, self._knobs) for p in rolled_back]
         self._prior = _earlier(config, run, journal, self._knobs, self._quarantined)
 
     def tune(self) -> Decision:
@@ -91,7 +92,7 @@ class Tuner:
         decision = promotion.decide(self._trials(), self._config)
         if decision.outcome is Outcome.PROMOTED:
             args = self._args_of(decision.trial)
-            if args in self._quarantined:  # rolled back after it was tried
+            if _values(args, self._knobs) in self._quarantined:  # rolled back after it was tried
                 reason = f"trial {decision.trial} is quarantined: it was promoted once, and rolled back"
                 decision = dataclasses.replace(decision, outcome=Outcome.KEPT, reason=reason)
         if decision.outcome is Outcome.PROMOTED:
@@ -130,7 +131,7 @@ class Tuner:
 
     def _unless_quarantined(self, plan: Plan) -> Plan:
         """What was rolled back once is refused."""
-        if plan.refusal or plan.args not in self._quarantined:
+        if plan.refusal or _values(plan.args, self._knobs) not in self._quarantined:
             return plan
         return dataclasses.replace(plan, refusal="quarantined: it was promoted once, and rolled back")
 
@@ -172,8 +173,7 @@ class Tuner:
     def _reserved(self) -> int:
         """How many measurements a trial of the search leaves room for: the fewest for the first half of them."""
         ran = sum(t.status not in (Status.REFUSED, Status.ABORTED) for t in self._trials())
-        pairs = self._config.promotion.pairs
-        return 2 * (pairs[0] if 2 * ran < self._config.search.budget else pairs[-1])
+        return 2 * reserved_pairs(ran, self._config)
 
     def _attempt(self, plan: Plan) -> None:
         trial = self._journal.begin_trial(self._run.id, plan)
@@ -202,16 +202,22 @@ def _earlier(
     }
     fixed = {name: value for name, value in run.incumbent.items() if name not in knobs}
     trials = [t for t in journal.trials() if t.run in alike and _beside(t.plan, knobs) == fixed]
-    trials = [t for t in trials if t.plan.args not in quarantined]
+    trials = [t for t in trials if _values(t.plan.args, knobs) not in quarantined]
     # A validation is one configuration again and again: it would outweigh the others.
     kept = [t for t in trials if t.status is not Status.REFUSED and t.plan.role not in VALIDATING]
     told = [o for t in kept if (o := t.observation(knobs, config.slo)) is not None]
     return [dataclasses.replace(o, prior=True) for o in told]
 
 
-def _beside(plan: Plan, knobs: tuple[str, ...]) -> dict[str, bool | int | float | str | list[str]]:
-    """The arguments of ``plan`` that are no knobs."""
-    return {name: value for name, value in plan.args.items() if name not in knobs}
+def _values(args: Mapping[str, Any], knobs: tuple[str, ...]) -> dict[str, Any]:
+    """What ``args`` are to the search: what else the guard mends changes with the memory that is free."""
+    return {name: args.get(name) for name in knobs}
+
+
+def _beside(plan: Plan, knobs: tuple[str, ...]) -> dict[str, Any]:
+    """The arguments of ``plan`` that are no knobs, as they were before the guard mended them."""
+    args = {**plan.args, **{change.name: change.before for change in plan.changes}}
+    return {name: value for name, value in args.items() if name not in knobs and value is not None}
 
 
 def _refused_in_a_row(trials: Sequence[Trial]) -> int:
@@ -221,6 +227,12 @@ def _refused_in_a_row(trials: Sequence[Trial]) -> int:
             break
         count += 1
     return count
+
+
+def reserved_pairs(ran: int, config: Config) -> int:
+    """For how many pairs of starts a trial of the search leaves room, after so many that ``ran``."""
+    pairs = config.promotion.pairs
+    return pairs[0] if 2 * ran < config.search.budget else pairs[-1]
 
 
 def seconds_a_trial(trials: Sequence[Trial]) -> float:

@@ -97,7 +97,6 @@ class Window:
             raise Cancelled
         self._parts.metrics.engine_up.set(0)
         self._serving.end(drain=True)
-        self._parts.metrics.seconds.labels("drain").set(time.monotonic() - began)
 
     def _stopped(self) -> bool:
         return self._parts.requests.stop_sidecar.is_set() or self._parts.requests.abort.is_set()
@@ -105,7 +104,7 @@ class Window:
     def _tune(self) -> Decision:
         config, journal, metrics = self._config, self._parts.journal, self._parts.metrics
         run = open_run(config, journal)
-        self._progress.enter(State.TUNING, Cause.DRAINED, f"run {run.id}")
+        self._progress.enter(State.TUNING, Cause.DRAINED, f"the service is drained for run {run.id}")
 
         def notify(trial: Trial) -> None:
             if trial.plan.role in VALIDATING and self._progress.state is not State.VALIDATING:

@@ -65,7 +65,7 @@ class _Cause:
 
 
 # Causes with a text of their own. The order matters: "CUDA error: out of memory" is a memory failure first.
-_KNOWN: tuple[tuple[Category, re.Pattern[str]], ...] = (
+KNOWN: tuple[tuple[Category, re.Pattern[str]], ...] = (
     (
         Category.OUT_OF_MEMORY,
         re.compile(
@@ -104,12 +104,14 @@ _KNOWN: tuple[tuple[Category, re.Pattern[str]], ...] = (
     (Category.STARTUP_FAILURE, re.compile(r"^[\w./ -]{1,80}: error: ")),
     (Category.STARTUP_FAILURE, re.compile(r"\d+ validation errors? for \w+$")),
 )
-_TIMEOUT = re.compile(
+# What vLLM's processes say when they wait for each other in vain.
+TIMEOUTS = re.compile(
     r"Timed out waiting for engine core processes"
     r"|RPC call to .{0,80} timed out"
     r"|Did not receive response from front-end"
 )
-_DEATH = re.compile(
+# Its word for an engine that is dead, whatever of.
+DEATHS = re.compile(
     r"EngineDeadError"
     r"|EngineCore encountered an issue"
     r"|engine core exited unexpectedly"
@@ -180,7 +182,7 @@ def _parse(raw: str) -> _Line:
 
 def _causes(lines: list[_Line], phase: str) -> Iterator[_Cause]:
     for index, line in enumerate(lines):
-        if _DEATH.search(line.text) and line.level != "INFO" and not line.text.startswith("    "):
+        if DEATHS.search(line.text) and line.level != "INFO" and not line.text.startswith("    "):
             yield _Cause(_Rank.DEATH, None, line.text, line.process)
         elif line.level not in ("DEBUG", "INFO", "WARNING") and not _is_source(line.text):
             cause = _cause_of(line, phase)
@@ -203,7 +205,7 @@ def _cause_of(line: _Line, phase: str) -> _Cause | None:
         return None
     if category := _known(text):
         return _Cause(_Rank.KNOWN, category, text, process)
-    if _TIMEOUT.search(text):
+    if TIMEOUTS.search(text):
         return _Cause(_Rank.TIMEOUT, Category.TIMEOUT, text, process)
     # An API server that serves also prints the exceptions of bad requests, and lives on.
     if _EXCEPTION.match(text) and (phase == "starting" or process.startswith(("EngineCore", "Worker"))):
@@ -212,7 +214,7 @@ def _cause_of(line: _Line, phase: str) -> _Cause | None:
 
 
 def _known(text: str) -> Category | None:
-    return next((category for category, pattern in _KNOWN if pattern.search(text)), None)
+    return next((category for category, pattern in KNOWN if pattern.search(text)), None)
 
 
 def _validation(lines: list[_Line], index: int) -> str:

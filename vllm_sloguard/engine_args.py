@@ -89,7 +89,7 @@ def _shape(engine_args: Any) -> model_shape.ModelShape | None:
 
 def _report(result: Repair, applied: bool) -> pb.RepairReport:
     changes = [
-        pb.Change(name=c.name, from_value=str(c.before), to_value=str(c.after), reason=c.reason)
+        pb.Change(name=c.name, from_value=str(c.before), to_value=str(c.after), reason=c.reason, rules=c.rules)
         for c in (result.changes if applied else ())
     ]
     tokens = result.budget.kv_tokens if result.budget else None

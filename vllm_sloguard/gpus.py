@@ -1,7 +1,7 @@
 """The GPUs that CUDA would show to an engine, by NVML, which opens no context on them."""
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,9 +21,29 @@ class Gpu:
     free_bytes: int
 
 
+@dataclass(frozen=True)
+class Tenant:
+    """A process that computes on a device; ``used_bytes`` is None where NVML does not tell, as in some containers."""
+
+    uuid: str
+    pid: int
+    used_bytes: int | None
+
+
 def visible(setting: str | None) -> tuple[Gpu, ...]:
     """The devices that ``CUDA_VISIBLE_DEVICES`` leaves, in its order; none without NVML or without a GPU."""
     return _asked(lambda nvml: selected(tuple(_devices(nvml)), setting)) or ()
+
+
+def tenants(devices: Iterable[Gpu]) -> tuple[Tenant, ...] | None:
+    """The processes on ``devices``; None where NVML does not tell."""
+    return _asked(lambda nvml: tuple(t for gpu in devices for t in _tenants(nvml, gpu.uuid)))
+
+
+def _tenants(nvml: Any, uuid: str) -> Iterator[Tenant]:
+    for process in nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByUUID(uuid)):
+        used = process.usedGpuMemory
+        yield Tenant(uuid, int(process.pid), None if used is None else int(used))
 
 
 def driver() -> str | None:

@@ -35,7 +35,6 @@ from typing import Any, TextIO
 from vllm_sloguard.warmup import LONGEST_S, Batch, batch_size, most, settled
 
 RequestFunction = Callable[..., Awaitable[Any]]
-Tell = Callable[[dict[str, Any]], None]
 
 _PROGRESS_S = 0.25
 _ENOUGH, _STOP = "enough", "stop"

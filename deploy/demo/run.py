@@ -35,6 +35,7 @@ def main() -> int:
         wait_serving(serve, state)
         base = f"http://127.0.0.1:{settings['engine']['port']}"
         print(f"it answers: {complete(base)!r}")
+        print(f"watch it: http://127.0.0.1:{settings['page']['port']}/")
 
         step("a tuning window: the service drains, and real configurations are tried; one goes past the guard")
         subprocess.run([SLOGUARD, "retune", "--now", "--wait", "-c", str(CONFIG)], check=True)

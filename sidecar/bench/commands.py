@@ -22,6 +22,14 @@ app = typer.Typer(help="Measures this program's own parts.", no_args_is_help=Tru
 app.command()(promotion_command.promotion)
 app.command()(restart_command.restart)
 
+
+def optimizer_names(incomplete: str) -> list[str]:
+    """What a shell may complete to a list of optimizers."""
+    before, comma, last = incomplete.rpartition(",")
+    given = before.split(",")
+    return [f"{before}{comma}{n}" for n in (*NAMES, *ABLATIONS) if n.startswith(last) and n not in given]
+
+
 _ANY = Space((Knob("any", Kind.FLOAT, 0, 1),))  # to ask whether an optimizer can be made here
 
 
@@ -35,12 +43,17 @@ def optimizers(
     *,
     files: Annotated[list[Path], typer.Option("--landscape", metavar="FILE", help="Landscapes; may be repeated.")],
     only: Annotated[str, typer.Option(metavar="NAME", help="This landscape of the file alone.")] = "",
-    names: Annotated[str, typer.Option("--optimizers", metavar="A,B", help="All by default.")] = "",
+    names: Annotated[
+        str,
+        typer.Option("--optimizers", metavar="A,B", help="All by default.", autocompletion=optimizer_names),
+    ] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each optimizer on each landscape.")] = 20,
     budget: Annotated[int, typer.Option(min=1, help="Trials of a run.")] = 15,
     no_guard: Annotated[bool, typer.Option("--no-guard", help="Nothing is repaired or refused.")] = False,
     ablation: Annotated[bool, typer.Option("--ablation", help="The default, and it without each part.")] = False,
-    against: Annotated[str, typer.Option(metavar="NAME", help="With which all are compared.")] = "",
+    against: Annotated[
+        str, typer.Option(metavar="NAME", help="With which all are compared.", autocompletion=optimizer_names)
+    ] = "",
     jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     into: Annotated[Path | None, typer.Option(metavar="FILE", help="Puts the table between the marks there.")] = None,

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from sidecar.bench.windows import Case, Recording, Tally, as_row, power_table, recorded, table, tally
+from sidecar.terminal import busy
 
 _RECORDED = Path(__file__).parents[2] / "benchmarks/results/starts-cpu-0.32.jsonl"
 # The standard deviation of the logarithm of avg_latency_ms, pooled over the 16 configurations that the published
@@ -38,16 +39,22 @@ def promotion(
     """
     recording = recorded(starts)
     sources = {"A100": _PUBLISHED_NOISE, "H200, one pair": _H200_NOISE, "recorded starts": recording.noise}
-    results = [
-        tally(Case(f"{name}: {truth}", factor, noise), recording, windows, seed)
-        for (name, noise), (truth, factor) in product(sources.items(), _FACTORS.items())
+    cases = [
+        *(
+            Case(f"{name}: {truth}", factor, noise)
+            for (name, noise), (truth, factor) in product(sources.items(), _FACTORS.items())
+        ),
+        Case("A100: equal, p99 at the limit", 1.0, _PUBLISHED_NOISE, limit=1.0),
     ]
-    at_limit = Case("A100: equal, p99 at the limit", 1.0, _PUBLISHED_NOISE, limit=1.0)
-    results.append(tally(at_limit, recording, windows, seed))
-    power = [
-        tally(Case("power", factor, noise, pairs), recording, windows, seed)
-        for noise, pairs, factor in product((0.02, 0.05, 0.1), _LOOKS, (1.0, 0.9))
+    powers = [
+        Case("power", factor, noise, pairs) for noise, pairs, factor in product((0.02, 0.05, 0.1), _LOOKS, (1.0, 0.9))
     ]
+    tallies: list[Tally] = []
+    with busy("simulating windows") as say:
+        for case in (*cases, *powers):
+            say(f"simulating windows: {len(tallies)} of {len(cases) + len(powers)} cases done")
+            tallies.append(tally(case, recording, windows, seed))
+    results, power = tallies[: len(cases)], tallies[len(cases) :]
     if as_json:
         print(json.dumps([{**as_row(result), "holds": _holds(result)} for result in (*results, *power)]))
     else:

@@ -116,6 +116,12 @@ class ForkServer:
         self._running = _Running(process, ours, queue.Queue())
         threading.Thread(target=self._listen, args=(self._running,), daemon=True).start()
 
+    def ready(self) -> None:
+        """Returns once engines can be forked. Raises ForkServerError."""
+        self.warm_up()
+        assert self._running is not None
+        _await_ready(self._running)
+
     def fork(self, module: str, argv: list[str], env: Mapping[str, str], log: Path, folder: Path) -> Forked:
         """An engine that runs ``python -m module argv``, its output appended to ``log``. Raises ForkServerError."""
         self.warm_up()
@@ -123,8 +129,7 @@ class ForkServer:
         running = self._running
         request = {"module": module, "argv": argv, "env": dict(env), "log": str(log), "folder": str(folder)}
         try:
-            if not running.usage:
-                running.usage = _expect(running, "ready", _IMPORT_TIMEOUT_S)["ready"]["usage"]
+            _await_ready(running)
             running.channel.sendall(json.dumps(request).encode() + b"\n")
             answer = _expect(running, "pid", _FORK_TIMEOUT_S)
         except (ForkServerError, OSError) as error:
@@ -171,6 +176,12 @@ class ForkServer:
                 else:
                     running.answers.put(said)
         running.answers.put(None)
+
+
+def _await_ready(running: _Running) -> None:
+    """Waits for its imports. Raises ForkServerError."""
+    if not running.usage:
+        running.usage = _expect(running, "ready", _IMPORT_TIMEOUT_S)["ready"]["usage"]
 
 
 def _expect(running: _Running, name: str, timeout_s: float) -> dict[str, Any]:

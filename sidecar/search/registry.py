@@ -4,20 +4,37 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sidecar.search.contract import Context, Observation, Optimizer, Proposal
-from sidecar.search.gp import Gp
 from sidecar.search.sloguard import Parts, SloGuard
 from sidecar.search.space import Space
 from sidecar.search.tba import Annealing
-from sidecar.search.tba_tpe import TbaTpe
-from sidecar.search.tpe import Tpe
 from sidecar.search.uniform import Uniform
 
+
+def _tpe(space: Space, seed: int, _budget: int) -> Optimizer:
+    from sidecar.search.tpe import Tpe
+
+    return Tpe(space, seed)
+
+
+def _gp(space: Space, seed: int, _budget: int) -> Optimizer:
+    from sidecar.search.gp import Gp
+
+    return Gp(space, seed)
+
+
+def _tba_tpe(space: Space, seed: int, budget: int) -> Optimizer:
+    from sidecar.search.tba_tpe import TbaTpe
+
+    return TbaTpe(space, seed, budget)
+
+
+# Those that need Optuna are imported when they are made: it takes long, and most commands make none.
 _COLD: Mapping[str, Callable[[Space, int, int], Optimizer]] = {
     "random": lambda space, seed, _budget: Uniform(space, seed),
-    "tpe": lambda space, seed, _budget: Tpe(space, seed),
-    "gp": lambda space, seed, _budget: Gp(space, seed),
+    "tpe": _tpe,
+    "gp": _gp,
     "tba": Annealing,
-    "tba-tpe": TbaTpe,
+    "tba-tpe": _tba_tpe,
 }
 _PARTS: Mapping[str, Parts] = {
     "sloguard": Parts(),

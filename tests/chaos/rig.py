@@ -130,6 +130,7 @@ class Rig:
             "window": {"duration": self.settings.duration_s, "notice": "0s"},
             "state": str(self.state),
             "metrics": {"port": self.metrics_port},
+            "page": {"port": 0},
         }
         path = self.folder / "sloguard.yaml"
         path.write_text(yaml.safe_dump(content))

@@ -39,7 +39,8 @@ def config_file(tmp_path: Path) -> Iterator[Path]:
     path = write_config(
         tmp_path,
         search=SEARCH,
-        workload={"rate": 30, "requests": 40},
+        workload={"rate": 30, "requests": 150},
+        slo={"ttft_p99_ms": 2500, "itl_p99_ms": 500, "e2e_p99_ms": 5000},
         window={"duration": "20m", "notice": "5s"},
         promotion={"probation": {"crashes": 2}, "pairs": [2]},
     )

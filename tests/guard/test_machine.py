@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 
-from vllm_sloguard.gpus import Gpu, selected
+from vllm_sloguard.gpus import Gpu, Tenant, selected, tenants
 from vllm_sloguard.machine import observe
 from vllm_sloguard.memory import GIB
 
@@ -134,6 +134,15 @@ class Nvml:
     def nvmlDeviceGetUUID(self, handle: object) -> str:  # noqa: N802
         return f"MIG-{handle}" if handle == "slice" else f"GPU-{handle}"
 
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        if uuid == "GPU-1":
+            raise RuntimeError("not found")
+        return uuid
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[SimpleNamespace]:  # noqa: N802
+        used = {"GPU-0": 2 * GIB, "MIG-slice": None}
+        return [SimpleNamespace(pid=7, usedGpuMemory=used[handle])]
+
     def nvmlDeviceGetMemoryInfo(self, handle: int | str, version: int = 1) -> SimpleNamespace:  # noqa: N802
         total, free, reserved = (size * GIB for size in self.memory[handle])
         if version == 1:
@@ -175,3 +184,11 @@ def test_the_smallest_gpu_in_use_counts(
     assert (seen.kind, seen.total_bytes / GIB, seen.gpus, seen.source) == ("cuda", expected[0], expected[2], SOURCE)
     # The engine's own CUDA context is not there yet.
     assert seen.free_bytes / GIB == pytest.approx(expected[1] - 0.52)
+
+
+def test_who_is_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml())
+    assert tenants([gpu("GPU-0"), gpu("MIG-slice")]) == (Tenant("GPU-0", 7, 2 * GIB), Tenant("MIG-slice", 7, None))
+    assert tenants([gpu("GPU-1")]) is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert tenants([gpu("GPU-0")]) is None

@@ -272,3 +272,18 @@ def test_what_can_not_start_is_one_line(tmp_path: Path) -> None:
     assert failed.returncode == 1
     assert len(failed.stderr.splitlines()) == 1
     assert "/nowhere/python" in failed.stderr
+
+
+def test_a_first_start_that_hangs_is_tried_again(config_file: Path) -> None:
+    config = load(config_file)
+    with subprocess.Popen([*SLOGUARD, "serve", "-c", str(config_file)], stdout=subprocess.PIPE, text=True) as serve:
+        try:
+            log = wait_for(lambda: next((config.state / "logs").glob("engine-*.log"), None), "an engine")
+            engine = ProcessGroup(Identity(-1, 0.0, log.stem.removeprefix("engine-")))
+            for process in wait_for(engine.members, "its process"):
+                process.suspend()
+            wait_for(lambda: serve.poll() is not None or state_of(config) == "serving", "serving")
+            assert serving_seqs(config) == 2
+        finally:
+            serve.send_signal(signal.SIGINT)
+    assert serve.returncode == 0

@@ -61,9 +61,9 @@ def test_both_spellings_of_an_argument_are_one(tmp_path: Path) -> None:
     assert dashes.digest() == underscores.digest()
 
 
-@pytest.mark.parametrize("place", ["state", "metrics.port", "window.cron"])
+@pytest.mark.parametrize("place", ["state", "metrics.port", "page.port", "window.cron"])
 def test_digest_does_not_depend_on_what_no_trial_depends_on(tmp_path: Path, place: str) -> None:
-    value = {"state": "other", "metrics.port": 1234, "window.cron": "0 3 * * *"}[place]
+    value = {"state": "other", "metrics.port": 1234, "page.port": 1235, "window.cron": "0 3 * * *"}[place]
 
     assert configured(tmp_path, place, value).digest() == configured(tmp_path).digest()
 
@@ -253,7 +253,8 @@ JUNK = st.recursive(
 PLACES = [
     "model", "engine", "engine.args", "engine.env", "engine.python", "engine.host", "slo", "slo.itl_p99_ms",
     "workload", "workload.spread", "search", "search.knobs", "search.knobs.block_size", "search.unguarded",
-    "promotion", "window", "window.cron", "window.duration", "state", "metrics", "metrics.port", "objective", "more",
+    "promotion", "window", "window.cron", "window.duration", "state", "metrics", "metrics.port", "page", "page.hosts",
+    "page.token", "objective", "more",
 ]  # fmt: skip
 
 

@@ -21,8 +21,8 @@ LAYERS = (
     ("search.sloguard",),
     ("search.registry",),
     ("config_window", "knob_ranges"),
-    ("capacity", "comparison", "config", "files", "lock", "rows", "schema", "states"),
-    ("engine.command", "engine.http", "engine.process_group", "probation"),
+    ("capacity", "comparison", "config", "environment", "files", "lock", "rows", "schema", "states"),
+    ("engine.command", "engine.http", "engine.process_group", "observed", "probation", "secret_files"),
     ("engine.fork_server",),
     ("engine.engine",),
     ("load",),
@@ -32,20 +32,37 @@ LAYERS = (
     ("early_stop",),
     ("journal", "live", "promotion", "provenance", "seconds", "telemetry"),
     ("learning", "operations", "promoted", "remote", "traffic"),
-    ("hooks", "metrics", "opening"),
-    ("ceilings", "engines"),
+    ("doctor", "hooks", "metrics_engine", "metrics_window", "opening"),
+    ("metrics_trials",),
+    ("metrics",),
+    ("ceilings", "engines", "metrics_table"),
     ("trial_engine",),
     ("control", "guard", "guard_commands", "runner"),
-    ("progress", "tuner"),
-    ("serving", "terminal"),
-    ("operator_commands", "watch", "window"),
-    ("assembly", "service"),
+    ("own_engines", "progress", "tuner"),
+    ("forecast", "recorded", "serving", "terminal"),
+    ("export.study", "export.tables", "operator_commands", "plan", "watch", "window"),
+    ("export.bench", "report.words"),
+    ("report.crashes", "report.handover", "report.importance", "report.repairs", "report.verdict"),
+    ("report.story",),
+    ("report.drawing",),
+    ("report.knob_figures",),
+    ("report.figures",),
+    ("report.page",),
+    ("report_commands",),
+    ("page.figures", "page.gate", "page.orders", "page.token"),
+    ("page.beat", "page.story"),
+    ("page.feed",),
+    ("page.app", "page.connections"),
+    ("page.server",),
+    ("assembly", "doctor_facts", "plan_command", "service"),
+    ("doctor_command",),
     ("bench.landscape", "bench.restart", "bench.windows", "study"),
     ("bench.promotion_command", "bench.restart_command", "bench.simulate"),
     ("bench.parallel", "bench.summary"),
     ("bench.report",),
     ("bench.commands", "study_commands"),
     ("cli",),
+    ("__main__",),
 )
 LAYER = {f"sidecar.{name}": number for number, names in enumerate(LAYERS) for name in names}
 PURE = (
@@ -87,7 +104,8 @@ def sources(package: str) -> dict[str, Path]:
 
 SIDECAR, PLUGIN = sources("sidecar"), sources("vllm_sloguard")
 ALL = {**SIDECAR, **PLUGIN}
-MODULES = [name for name in SIDECAR if name not in ("sidecar", "sidecar.bench", "sidecar.engine", "sidecar.search")]
+PACKAGES = ("sidecar", *(f"sidecar.{name}" for name in ("bench", "engine", "export", "page", "report", "search")))
+MODULES = [name for name in SIDECAR if name not in PACKAGES]
 
 
 def imports(path: Path) -> set[str]:
@@ -142,6 +160,10 @@ def loaded_by(modules: list[str], unwanted: tuple[str, ...]) -> set[str]:
 
 def test_the_running_sidecar_loads_nothing_of_vllm() -> None:
     assert loaded_by([*MODULES], ("vllm", "torch", "transformers")) == set()
+
+
+def test_no_command_waits_for_what_only_reports_and_exports_need() -> None:
+    assert loaded_by(["sidecar.cli"], ("plotly", "jinja2", "sqlalchemy")) == set()
 
 
 def test_pure_modules_load_nothing_heavy() -> None:

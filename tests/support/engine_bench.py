@@ -32,6 +32,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
     content |= {"model": str(DEMO / "model"), "state": str(folder / "state")}
     content["engine"]["port"] = any_free_port()
     content["metrics"] = {"port": any_free_port()}
+    content["page"] = {"enabled": False}
     for section, values in changes.items():
         content[section] = {**content.get(section, {}), **values} if isinstance(values, dict) else values
     path = folder / "sloguard.yaml"

@@ -3,9 +3,9 @@
 
 ``engine.python`` names this file. Started as the API server it answers vLLM's HTTP, with a core of its own process
 through which every token goes, and speaks the plugin's telemetry over the plugin's own link where FAKE_TELEMETRY is
-set. Started as the load client it answers the client's protocol, with latencies that follow from the engine's
-max_num_seqs. Numbers of sequences that mean more: 13 runs out of memory at its start, 17 hangs once it is up, 19 dies
-under its first load with code 0.
+set, of requests and the KV cache too where that is "whole". Started as the load client it answers the client's
+protocol, with latencies that follow from the engine's max_num_seqs. Numbers of sequences that mean more: 13 runs out of
+memory at its start, 17 hangs once it is up, 19 dies under its first load with code 0.
 
 FAKE_FOLDER names a folder from which faults are taken, each file in it being one: ``ROLE.start.oom.*``,
 ``ROLE.start.fail.*`` and ``ROLE.start.hang.*`` fail one start each, ``ROLE.load.oom.*`` and ``ROLE.load.die.*`` one
@@ -125,12 +125,15 @@ class Engine(BaseHTTPRequestHandler):
     max_num_seqs = 0
     script: Script
     core: Core
+    telemetry: Any = None
     in_flight = 0
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         """Health, the model's name, and what the load client asks."""
-        if self.path == "/load":
+        if self.path == "/metrics" and self.telemetry is not None:
+            self._send(self.telemetry.metrics.page())
+        elif self.path == "/load":
             self._answer({"max_num_seqs": self.max_num_seqs})
         elif self.path == "/v1/models":
             self._answer({"data": [{"id": "fake"}]})
@@ -145,10 +148,11 @@ class Engine(BaseHTTPRequestHandler):
         if self.max_num_seqs == HANGS:
             time.sleep(600)
         Engine.in_flight += 1
+        began = time.monotonic()
         try:
             time.sleep(body.get("seconds", 0))
             if self.core.step():
-                _stepped()
+                self._tell_of(body, time.monotonic() - began)
                 self._answer({"choices": [{"text": "b" * body["max_tokens"], "finish_reason": "length"}]})
             else:
                 self.send_error(500, "EngineDeadError")
@@ -162,8 +166,16 @@ class Engine(BaseHTTPRequestHandler):
             say(OOM_TEXT.splitlines()[0])
             self.core.end()
 
+    def _tell_of(self, body: dict[str, Any], took_s: float) -> None:
+        if self.telemetry is not None:
+            self.telemetry.stepped(min(self.in_flight, self.max_num_seqs), max(self.in_flight - self.max_num_seqs, 0))
+            # "a", the sidecar's probe, is two tokens.
+            self.telemetry.finished(took_s, len(body.get("prompt", "")) + 1, body["max_tokens"])
+
     def _answer(self, content: dict[str, Any]) -> None:
-        text = json.dumps(content).encode()
+        self._send(json.dumps(content).encode())
+
+    def _send(self, text: bytes) -> None:
         if self.script.holds("cut_answers"):
             self.close_connection = True
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + text)
@@ -211,7 +223,7 @@ def serve(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda _number, _frame: _stop(server, timeout_s))
     threading.Thread(target=_end_with_core, daemon=True).start()
     if os.environ.get("FAKE_TELEMETRY"):
-        threading.Thread(target=_tell, daemon=True).start()
+        threading.Thread(target=_tell, args=(flags.get("--model", "fake"),), daemon=True).start()
     say(f"serving with {Engine.max_num_seqs}")
     server.serve_forever(poll_interval=0.05)
     return 0
@@ -246,27 +258,12 @@ def _end_with_core() -> None:
     os._exit(0)
 
 
-_emit: Any = None
-
-
-def _tell() -> None:
-    """The plugin's telemetry, over its own link."""
-    global _emit  # noqa: PLW0603 - the requests' threads find it there once it is up
+def _tell(model: str) -> None:
+    """Engine.telemetry is there once the link is up: its imports must not make the start slower."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from vllm_sloguard.link import Link
-    from vllm_sloguard.settings import Settings
-    from vllm_sloguard.wire import telemetry_pb2 as pb
+    from fake_telemetry import Telemetry
 
-    link = Link(Settings.from_environ(os.environ))
-    link.open()
-    link.emit(pb.Event(memory_profiled=pb.MemoryProfiled(kv_cache_bytes=2**26, vllm_version="0.32.0")))
-    link.emit(pb.Event(phase_reached=pb.PhaseReached(phase=pb.PHASE_ENGINE_READY)))
-    _emit = lambda: link.emit(pb.Event(step_stats=pb.StepStats(steps=1, generated_tokens=1)))  # noqa: E731
-
-
-def _stepped() -> None:
-    if _emit is not None:
-        _emit()
+    Engine.telemetry = Telemetry(model, whole=os.environ["FAKE_TELEMETRY"] == "whole")
 
 
 def send_loads() -> int:

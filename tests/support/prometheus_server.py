@@ -1,4 +1,4 @@
-"""A real Prometheus for tests, and the queries of a dashboard to ask it."""
+"""A real Prometheus for tests."""
 
 import json
 import shutil
@@ -6,12 +6,12 @@ import socket
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
+
+from dashboard_queries import ask
 
 BINARY = shutil.which("prometheus")
 _READY_S = 30.0
@@ -20,14 +20,15 @@ _REQUEST_S = 10.0
 
 
 class PrometheusServer:
-    """Debian's ``prometheus`` on a free loopback port, which scrapes ``target`` (host:port) each second as ``job``.
+    """Debian's ``prometheus`` on a free loopback port, which scrapes ``targets`` (host:port by job) each second.
 
-    Its storage is a temporary folder; it is killed and removed at the end.
+    ``rules`` is a file of rules that it evaluates each second too. Its storage is a temporary folder; it is killed and
+    removed at the end.
     """
 
-    def __init__(self, target: str, *, job: str = "sloguard") -> None:
-        self._target = target
-        self._job = job
+    def __init__(self, targets: Mapping[str, str], rules: Path | None = None) -> None:
+        self._targets = dict(targets)
+        self._rules = rules
         self._folder = Path()
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
@@ -57,8 +58,13 @@ class PrometheusServer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, binary: str) -> None:
-        scrape = {"job_name": self._job, "static_configs": [{"targets": [self._target]}]}
-        content = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": [scrape]}
+        content = {
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+            "rule_files": [] if self._rules is None else [str(self._rules.resolve())],
+            "scrape_configs": [
+                {"job_name": job, "static_configs": [{"targets": [target]}]} for job, target in self._targets.items()
+            ],
+        }
         config = self._folder / "prometheus.yml"
         config.write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
         address = f"127.0.0.1:{_free_port()}"
@@ -89,48 +95,24 @@ class PrometheusServer:
         raise RuntimeError(f"prometheus is not ready: {self._log.read_text(errors='replace')[-2000:]}")
 
     def wait_until_up(self, timeout_s: float = _READY_S) -> None:
-        """Waits until a scrape of the target has succeeded. Raises RuntimeError."""
+        """Waits until a scrape of each target has succeeded. Raises RuntimeError."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if self.query(f'up{{job="{self._job}"}} == 1'):
+            if len(self.query("up == 1")) == len(self._targets):
                 return
             time.sleep(_POLL_S)
-        raise RuntimeError(f"{self._target} could not be scraped")
+        raise RuntimeError(f"not all of {self._targets} could be scraped")
 
     def query(self, promql: str) -> list[dict[str, Any]]:
         """The instant vector of ``promql``: each with "metric" (labels) and "value" ([time, text]).
 
         Raises ValueError with Prometheus's own words when the query is wrong.
         """
-        body = urllib.parse.urlencode({"query": promql}).encode()
-        try:
-            with urllib.request.urlopen(f"{self.url}/api/v1/query", body, _REQUEST_S) as answer:
-                return json.load(answer)["data"]["result"]
-        except urllib.error.HTTPError as error:
-            raise ValueError(f"{promql}: {json.load(error).get('error')}") from None
+        return ask(self.url, "query", {"query": promql})["result"]
 
-
-def panel_queries(
-    path: Path, *, job: str = ".+", instance: str = ".+", rate: str = "10s", span: str = "5m"
-) -> list[str]:
-    """Every PromQL of the dashboard at ``path``, its variables replaced; ``rate`` and ``span`` are Grafana's intervals.
-
-    With one scrape a second, ``rate`` holds ten; a rate needs two.
-    """
-    values = {"$__rate_interval": rate, "$__range": span, "$instance": instance, "$job": job}
-    queries: list[str] = []
-    for expr in _exprs(json.loads(path.read_text(encoding="utf-8"))["panels"]):
-        replaced = expr
-        for variable, value in values.items():
-            replaced = replaced.replace(variable, value)
-        queries.append(replaced)
-    return queries
-
-
-def _exprs(panels: list[dict[str, Any]]) -> Iterator[str]:
-    for panel in panels:
-        yield from (target["expr"] for target in panel.get("targets", []))
-        yield from _exprs(panel.get("panels", []))
+    def rules(self) -> list[dict[str, Any]]:
+        """What Prometheus says of each of the rules: its "name", "query", "type", "health"."""
+        return [rule for group in ask(self.url, "rules", {})["groups"] for rule in group["rules"]]
 
 
 def _free_port() -> int:

@@ -163,13 +163,15 @@ class RepairReport(_message.Message):
     def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., refusal: _Optional[str] = ..., predicted_kv_cache_tokens: _Optional[int] = ...) -> None: ...
 
 class Change(_message.Message):
-    __slots__ = ("name", "from_value", "to_value", "reason")
+    __slots__ = ("name", "from_value", "to_value", "reason", "rules")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FROM_VALUE_FIELD_NUMBER: _ClassVar[int]
     TO_VALUE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
     name: str
     from_value: str
     to_value: str
     reason: str
-    def __init__(self, name: _Optional[str] = ..., from_value: _Optional[str] = ..., to_value: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    rules: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., from_value: _Optional[str] = ..., to_value: _Optional[str] = ..., reason: _Optional[str] = ..., rules: _Optional[_Iterable[str]] = ...) -> None: ...

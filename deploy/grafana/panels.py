@@ -1,0 +1,261 @@
+"""What both dashboards are made of: queries that follow the variables, and panels of one look."""
+
+from collections.abc import Mapping
+
+from grafana_foundation_sdk.builders import (
+    bargauge,
+    common,
+    dashboard,
+    prometheus,
+    stat,
+    statetimeline,
+    table,
+    timeseries,
+)
+from grafana_foundation_sdk.models import units
+from grafana_foundation_sdk.models.common import (
+    BarGaugeDisplayMode,
+    BigValueColorMode,
+    BigValueGraphMode,
+    BigValueTextMode,
+    GraphDrawStyle,
+    LegendDisplayMode,
+    LegendPlacement,
+    LineInterpolation,
+    StackingMode,
+    TimelineValueAlignment,
+    VisibilityMode,
+    VizOrientation,
+)
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DashboardLinkType,
+    DataSourceRef,
+    DataTransformerConfig,
+    DynamicConfigValue,
+    Threshold,
+    ThresholdsMode,
+    ValueMap,
+    ValueMapping,
+    ValueMappingResult,
+    VariableOption,
+    VariableRefresh,
+)
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+from sidecar.states import State
+
+SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+# By what the limits and the trials' percentiles are labelled.
+LATENCIES = {"ttft": "TTFT", "itl": "ITL", "e2e": "E2E"}
+STATE_COLORS = {
+    State.STARTING: "light-blue",
+    State.SERVING: "green",
+    State.DRAINING: "yellow",
+    State.TUNING: "purple",
+    State.VALIDATING: "super-light-purple",
+    State.PROMOTING: "dark-green",
+    State.RESTORING: "orange",
+    State.HALTED: "red",
+}
+# The variable is a host, or a name that both scrape jobs share: the sidecar and vLLM differ in their ports.
+INSTANCE = 'instance=~"${instance:regex}(:[0-9]+)?"'
+SLO_LINE = [
+    DynamicConfigValue("color", {"mode": "fixed", "fixedColor": "red"}),
+    DynamicConfigValue("custom.lineStyle", {"fill": "dash", "dash": [10, 10]}),
+    DynamicConfigValue("custom.fillOpacity", 0),
+]
+
+
+def series(metric: str, **labels: str) -> str:
+    """The chosen sidecar's ``metric``."""
+    return _selector(metric, labels)
+
+
+def vllm(metric: str) -> str:
+    """``metric`` of the engine that serves beside the chosen sidecar, by vLLM's own name."""
+    return f'vllm:{metric}{{model_name=~"$model", {INSTANCE}}}'
+
+
+def _selector(metric: str, labels: Mapping[str, str]) -> str:
+    own = ['job=~"$job"', INSTANCE, *(f'{name}="{value}"' for name, value in labels.items())]
+    return f"{metric}{{{', '.join(own)}}}"
+
+
+def rate(selector: str, by: str = "") -> str:
+    """The sum of the rates over what Grafana takes for an interval."""
+    return f"sum{f' by ({by})' if by else ''} (rate({selector}[$__rate_interval]))"
+
+
+def query(expr: str, legend: str = "__auto", *, instant: bool = False) -> prometheus.Dataquery:
+    """One query; ``instant`` for panels that show only the present."""
+    target = prometheus.Dataquery().expr(expr).legend_format(legend).datasource(SOURCE)
+    return target.instant() if instant else target.range()
+
+
+def counted(metric: str, label: str, **labels: str) -> prometheus.Dataquery:
+    """How often in the time range, by ``label``; what never happened is left out."""
+    expr = f"sort_desc(round(sum by ({label}) (increase({series(metric, **labels)}[$__range])))) > 0"
+    return query(expr, f"{{{{{label}}}}}", instant=True)
+
+
+def limit(latency: str) -> prometheus.Dataquery:
+    """The SLO's line."""
+    return query(f"min({series('sloguard_slo_limit_seconds', latency=latency)})", "SLO")
+
+
+def empty_board(title: str, uid: str, about: str, since: str) -> dashboard.Dashboard:
+    """A dashboard with the variables and the marks that both have."""
+    windows = f"{series('sloguard_window_remaining_seconds')} > 0"
+    # Two steps wide, however long the range is: a scrape and a step may each come so late.
+    age = f"time() - {series('sloguard_serving_configuration_timestamp_seconds')}"
+    changed = f"({age}) < 2 * $__interval_ms / 1000"
+    return (
+        dashboard.Dashboard(title)
+        .uid(uid)
+        .description(about)
+        .tags(["vllm", "sloguard"])
+        .time(since, "now")
+        .refresh("30s")
+        .timezone("browser")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+        .with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+        .with_variable(_choice("job", "label_values(sloguard_model_info, job)"))
+        .with_variable(_choice("model", 'label_values(sloguard_model_info{job=~"$job"}, model)'))
+        .with_variable(_instance())
+        .annotation(_mark("Tuning window", windows, "purple"))
+        .annotation(_mark("Another configuration serves", changed, "green"))
+        .link(_link())
+    )
+
+
+def _choice(name: str, values: str) -> dashboard.QueryVariable:
+    variable = dashboard.QueryVariable(name).label(name.title()).datasource(SOURCE).query(values)
+    variable = variable.multi(True).include_all(True).all_value(".+").refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+    return variable.current(VariableOption(selected=True, text="All", value="$__all"))
+
+
+def _instance() -> dashboard.QueryVariable:
+    """One at a time: what is shown is one sidecar's story."""
+    values = 'label_values(sloguard_model_info{job=~"$job", model=~"$model"}, instance)'
+    variable = dashboard.QueryVariable("instance").label("Instance").datasource(SOURCE).query(values)
+    return variable.regex("/^(.*?)(:[0-9]+)?$/").refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+
+
+def _mark(name: str, expr: str, color: str) -> dashboard.AnnotationQuery:
+    return dashboard.AnnotationQuery().name(name).datasource(SOURCE).expr(expr).enable(True).icon_color(color)
+
+
+def _link() -> dashboard.DashboardLink:
+    """The other dashboard, of the same sidecar and time."""
+    link = dashboard.DashboardLink("sloguard").type(DashboardLinkType.DASHBOARDS).tags(["sloguard"])
+    return link.include_vars(True).keep_time(True)
+
+
+def mapping(results: Mapping[str, tuple[str, str]]) -> ValueMapping:
+    """Values that are shown as (text, color)."""
+    shown = {
+        value: ValueMappingResult(text=text, color=color, index=index)
+        for index, (value, (text, color)) in enumerate(results.items())
+    }
+    return ValueMap(options=shown)
+
+
+def state_panel() -> statetimeline.Panel:
+    """What the sidecar was doing; the states are coded from 1."""
+    coded = [series("sloguard_state", sloguard_state=s) + f" * {i}" for i, s in enumerate(State, 1)]
+    names = {str(i): (str(s), STATE_COLORS[s]) for i, s in enumerate(State, 1)}
+    state = query(f"max ({' or '.join(coded)})", "state")
+    return timeline("State of the sidecar", "What it was doing.", state).mappings([mapping(names)])
+
+
+def timeline(title: str, about: str, *targets: prometheus.Dataquery) -> statetimeline.Panel:
+    """Values that hold for a while, as blocks."""
+    panel = statetimeline.Panel().title(title).description(about).datasource(SOURCE).unit(units.NoUnit).height(5)
+    panel = panel.show_value(VisibilityMode.AUTO).align_value(TimelineValueAlignment.CENTER)
+    for target in targets:
+        panel = panel.with_target(target)
+    return panel
+
+
+def value(title: str, about: str, unit: str, target: prometheus.Dataquery) -> stat.Panel:
+    """The present, as a number."""
+    panel = stat.Panel().title(title).description(about).datasource(SOURCE).unit(unit).thresholds(steps({}))
+    last = common.ReduceDataOptions().calcs(["lastNotNull"])
+    panel = panel.graph_mode(BigValueGraphMode.NONE).reduce_options(last).height(5).no_value("none")
+    return panel.with_target(target)
+
+
+def named(panel: stat.Panel) -> stat.Panel:
+    """Shows the legend with the number."""
+    return panel.text_mode(BigValueTextMode.VALUE_AND_NAME)
+
+
+def filled(panel: stat.Panel) -> stat.Panel:
+    """Shows the color behind the number."""
+    return panel.color_mode(BigValueColorMode.BACKGROUND)
+
+
+def bars(title: str, about: str, unit: str, *targets: prometheus.Dataquery) -> bargauge.Panel:
+    """Numbers to compare."""
+    panel = bargauge.Panel().title(title).description(about).datasource(SOURCE).unit(unit).min(0).height(8)
+    last = common.ReduceDataOptions().calcs(["lastNotNull"])
+    panel = panel.orientation(VizOrientation.HORIZONTAL).display_mode(BarGaugeDisplayMode.BASIC).no_value("none")
+    panel = panel.thresholds(steps({})).reduce_options(last)
+    for target in targets:
+        panel = panel.with_target(target)
+    return panel
+
+
+def graph(title: str, about: str, unit: str, *targets: prometheus.Dataquery) -> timeseries.Panel:
+    """Lines over time."""
+    legend = common.VizLegendOptions().show_legend(True)
+    legend = legend.display_mode(LegendDisplayMode.LIST).placement(LegendPlacement.BOTTOM)
+    panel = timeseries.Panel().title(title).description(about).datasource(SOURCE).unit(unit).height(8).min(0)
+    panel = panel.legend(legend).fill_opacity(5).show_points(VisibilityMode.AUTO)
+    for target in targets:
+        panel = panel.with_target(target)
+    return panel
+
+
+def stacked(panel: timeseries.Panel, colors: Mapping[str, str]) -> timeseries.Panel:
+    """As bars on each other, each with its color."""
+    panel = panel.draw_style(GraphDrawStyle.BARS).fill_opacity(100).line_width(0)
+    panel = panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL).group("A"))
+    for name, color in colors.items():
+        panel = panel.override_by_name(name, [DynamicConfigValue("color", {"mode": "fixed", "fixedColor": color})])
+    return panel
+
+
+def against_limit(panel: timeseries.Panel, latency: str) -> timeseries.Panel:
+    """With the SLO's limit as a dashed line."""
+    return panel.with_target(limit(latency)).override_by_name("SLO", SLO_LINE)
+
+
+def configuration(title: str, about: str, metric: str) -> table.Panel:
+    """The labels of an info metric, one a row."""
+    info = f"sum without (job, instance) ({series(metric)})"
+    return (
+        table.Panel()
+        .title(title)
+        .description(about)
+        .datasource(SOURCE)
+        .unit(units.NoUnit)
+        .height(8)
+        .with_target(query(info, instant=True).format(PromQueryFormat.TIME_SERIES))
+        .with_transformation(DataTransformerConfig("labelsToFields", options={"mode": "rows"}))
+    )
+
+
+def by_trial(panel: timeseries.Panel) -> timeseries.Panel:
+    """A value holds until the next trial; the incumbent and the best have their colors."""
+    panel = panel.line_interpolation(LineInterpolation.STEP_AFTER)
+    for name, color in {"incumbent": "orange", "best": "green", "last": "light-blue"}.items():
+        panel = panel.override_by_name(name, [DynamicConfigValue("color", {"mode": "fixed", "fixedColor": color})])
+    return panel
+
+
+def steps(colors: Mapping[float, str], base: str = "blue") -> dashboard.ThresholdsConfig:
+    """Colors from a value on; ``base`` below the first."""
+    found = [Threshold(None, base), *(Threshold(value, color) for value, color in colors.items())]
+    return dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(found)

@@ -1,0 +1,1 @@
+"""The trials in the formats of other tools: Optuna, `vllm bench serve`, CSV, JSON lines."""

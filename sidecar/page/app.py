@@ -1,0 +1,95 @@
+"""The page's HTTP: its files, the story as JSON and as server-sent events, and the orders."""
+
+import hashlib
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
+
+from sidecar.config import Config
+from sidecar.page.feed import Feed
+from sidecar.page.orders import Name, Order, Refused, give
+
+MOST_STREAMS = 16
+_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+_NAMES = {"/": "page.html", "/page.js": "page.js", "/page.css": "page.css", "/icon.svg": "icon.svg"}
+
+Files = Mapping[str, bytes]
+
+
+def static_files() -> Files:
+    """The page's files by their names, read once: what runs and what is shown are of one version."""
+    folder = files("sidecar.page").joinpath("static")
+    return {name: folder.joinpath(name).read_bytes() for name in _NAMES.values()}
+
+
+def version_of(static: Files) -> str:
+    """Differs when a file does."""
+    return hashlib.sha256(b"\0".join(static[name] for name in sorted(static))).hexdigest()[:12]
+
+
+class _Stream(StreamingResponse):
+    """A viewer, for as long as it looks; one too many is told to come back."""
+
+    def __init__(self, feed: Feed) -> None:
+        super().__init__(feed.events(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        self._feed = feed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._feed.viewers >= MOST_STREAMS:
+            busy = JSONResponse({"detail": f"{MOST_STREAMS} look already"}, 503, headers={"Retry-After": "10"})
+            await busy(scope, receive, send)
+            return
+        self._feed.viewers += 1
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._feed.viewers -= 1
+
+
+def application(config: Config, feed: Feed, static: Files) -> FastAPI:
+    """The application; a Gate belongs before it."""
+    app = FastAPI(openapi_url=None)
+
+    def add(path: str, name: str) -> None:
+        media_type = _TYPES[name.rpartition(".")[2]]
+
+        async def send() -> Response:
+            return Response(static[name], media_type=media_type)
+
+        app.get(path)(send)
+
+    for path, name in _NAMES.items():
+        add(path, name)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: RequestValidationError) -> Response:  # pyright: ignore[reportUnusedFunction]
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"][1:]) or "the order"
+        return JSONResponse({"detail": f"{place}: {problem['msg']}"}, 422)
+
+    @app.get("/api/story")
+    async def story() -> Response:  # pyright: ignore[reportUnusedFunction]
+        feed.look()
+        body = b'{"story": %s, "beat": %s}' % (feed.story, feed.beat)
+        return Response(body, media_type="application/json")
+
+    @app.get("/api/events")
+    async def events() -> Response:  # pyright: ignore[reportUnusedFunction]
+        return _Stream(feed)
+
+    @app.post("/api/{name}")
+    async def order(name: Name, order: Order) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        try:
+            said = await run_in_threadpool(give, config, name, order)
+        except Refused as error:
+            raise HTTPException(409, str(error)) from None
+        feed.look_soon()
+        return {"said": said}
+
+    return app

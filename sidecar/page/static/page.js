@@ -1,0 +1,440 @@
+// Shows what the sidecar tells. All text goes in as text, never as markup.
+"use strict";
+
+const SILENT_MS = 10_000; // it says something every two seconds
+const AGAIN_MS = 3_000;
+const TONES = {
+  serving: "good", tuning: "busy", validating: "busy", promoting: "warn", restoring: "warn", draining: "warn",
+  starting: "warn", halted: "quiet",
+};
+const VERDICTS = {
+  feasible: ["good", "✓"], infeasible: ["bad", "✗"], crashed: ["bad", "✕"], refused: ["warn", "⊘"],
+  aborted: ["quiet", "–"], running: ["busy", "▸"],
+};
+const OUTCOMES = { promoted: "good", inconclusive: "warn" };
+
+const at = (id) => document.getElementById(id);
+let story = null;
+let beat = null;
+let heardAt = 0; // of the browser's clock, milliseconds
+let ahead = 0; // how far the sidecar's clock is ahead of the browser's, seconds
+let clocks = []; // [node, text of now]: what changes every second
+
+function node(tag, className = "", ...content) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  made.append(...content);
+  return made;
+}
+
+function drawn(tag, attributes, ...content) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...content);
+  return made;
+}
+
+// What did not change is not written again: a screen reader would read it again.
+function write(id, text) {
+  const found = at(id);
+  if (found.textContent !== text) found.textContent = text;
+}
+
+function show(id, shown) {
+  at(id).hidden = !shown;
+}
+
+// Times
+
+const now = () => Date.now() / 1000 + ahead;
+
+function clock(seconds) {
+  const when = new Date(seconds * 1000);
+  const time = when.toLocaleTimeString("en-GB");
+  const day = when.toDateString() === new Date().toDateString() ? "" : `${when.toLocaleDateString("en-CA")} `;
+  return day + time;
+}
+
+function lasting(seconds) {
+  const whole = Math.max(Math.round(seconds), 0);
+  if (whole < 100) return `${whole} s`;
+  if (whole < 6000) return `${Math.floor(whole / 60)} min${whole % 60 ? ` ${whole % 60} s` : ""}`;
+  if (whole < 172800) return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+  return `${Math.floor(whole / 86400)} days`;
+}
+
+function ticking(found, text) {
+  clocks.push([found, text]);
+  found.textContent = text();
+  return found;
+}
+
+// Sections
+
+function fact(name, text, live) {
+  const value = node("dd");
+  if (live) ticking(value, text);
+  else value.textContent = text;
+  at("facts").append(node("div", "", node("dt", "", name), value));
+}
+
+function showState() {
+  const { state, run, paused } = story;
+  const open = beat.window_left_s !== null;
+  at("state").className = TONES[state.word] ?? "";
+  write("word", state.word);
+  write("about", state.about);
+  write("why", state.why && `Why: ${state.why}`);
+  write("window", open && story.window ? `Window since ${clock(story.window.at)}: ${story.window.text}` : "");
+  document.title = `${state.word} · sloguard`;
+  at("facts").replaceChildren();
+  if (open) fact("Left in the window", () => lasting(beat.window_left_s - (now() - beat.at)), true);
+  fact(`${state.word} for`, () => lasting(now() - state.since), true);
+  if (open && run && run.decision === null) {
+    fact("Trials of the search", `${run.searched} of ${run.budget}`);
+    if (run.validated) fact("Starts of the validation", `${run.validated}`);
+  }
+  if (!open && beat.next_window_at !== null && !paused) fact("Next window", clock(beat.next_window_at));
+  if (!open && story.last_window) fact("Last window", `${clock(story.last_window.at)}, ${story.last_window.outcome}`);
+  show("paused", paused !== null);
+  if (paused) write("paused", `Paused since ${clock(paused.at)}${paused.text && `: ${paused.text}`}. No window opens.`);
+}
+
+function showButtons() {
+  const able = connected() && story.epoch > 0;
+  show("buttons", story.orders !== "");
+  show("pause", story.paused === null);
+  show("resume", story.paused !== null);
+  show("rollback", story.serves.promotion !== null);
+  write("rollback", `Roll back promotion ${story.serves.promotion} …`);
+  show("abort", story.state.abortable);
+  for (const id of Object.keys(ORDERS)) at(id).disabled = !able;
+}
+
+function showDecision() {
+  const decision = story.run?.decision ?? null;
+  show("decided", decision !== null);
+  if (decision === null) return;
+  write("decided-head", `Decision of run ${story.run.id}${decision.at === null ? "" : `, ${clock(decision.at)}`}`);
+  at("outcome").className = `tag ${OUTCOMES[decision.outcome] ?? "quiet"}`;
+  write("outcome", decision.outcome);
+  write("headline", decision.headline);
+  write("reason", story.state.why.includes(decision.reason) ? "" : decision.reason); // it stands above then
+  at("gain").replaceChildren(...gain(decision));
+}
+
+// The estimate with its bounds, on an axis around no change.
+function gain({ gain: middle, low, high }) {
+  if (middle === null || low === null || high === null) return [];
+  const wide = Math.max(at("decided").clientWidth - 34, 200);
+  const [from, to] = [Math.min(low, 0), Math.max(high, 0)];
+  const x = (value) => 70 + ((value - from) / (to - from || 1)) * (wide - 140);
+  const percent = (value) => `${value > 0 ? "+" : ""}${(100 * value).toFixed(1)} %`;
+  const label = (value, text, y, anchor = "middle") => drawn("text", { x: value, y, "text-anchor": anchor }, text);
+  const tone = low > 0 ? "good" : high < 0 ? "bad" : "warn";
+  const said = `Gain ${percent(middle)}, between ${percent(low)} and ${percent(high)}.`;
+  return [
+    drawn(
+      "svg", { width: wide, height: 60, role: "img", "aria-label": said },
+      drawn("line", { class: "zero", x1: x(0), x2: x(0), y1: 16, y2: 46 }), label(x(0), "no change", 58),
+      drawn("g", { class: tone },
+        drawn("line", { class: "mark", x1: x(low), x2: x(high), y1: 31, y2: 31 }),
+        drawn("circle", { class: "mark full", cx: x(middle), cy: 31, r: 4 })),
+      label(x(middle), `gain ${percent(middle)}`, 14),
+      label(x(low) - 8, percent(low), 35, "end"), label(x(high) + 8, percent(high), 35, "start"),
+    ),
+  ];
+}
+
+function showServing() {
+  const { serves, state } = story;
+  const heads = { serving: "What serves", halted: "What served" };
+  const coming = state.abortable ? "What served, and serves again unless a better one is found" : "What is going to serve";
+  write("serving-head", heads[state.word] ?? coming);
+  const since = serves.since === null ? "" : `, promoted ${clock(serves.since)}`;
+  const what = serves.what.replace(/^[a-z]/, (letter) => letter.toUpperCase());
+  ticking(at("serves"), () => {
+    const left_s = (serves.probation_until ?? 0) - now();
+    return `${what}${since}${left_s > 0 ? `; on probation for ${lasting(left_s)} more` : ""}.`;
+  });
+  at("changes").replaceChildren(...serves.changes.map((change) => node("li", "", change)));
+  write("rolled-back", serves.rolled_back);
+}
+
+function showLive() {
+  const live = beat.live;
+  at("live").replaceChildren(...(live && live.requests ? live.figures.map(meter) : []));
+  if (story.state.word !== "serving") write("traffic", "");
+  else if (live === null) write("traffic", "Its plugin has not told of any request yet.");
+  else if (!live.requests) write("traffic", `No requests in the last ${lasting(live.over_s)}.`);
+  else {
+    const share = ((100 * live.missed) / live.requests).toFixed(1);
+    const rate = live.rate === null ? "" : ` (${live.rate.toPrecision(3)}/s)`;
+    const few = live.few ? " Of so few, a p99 is about the slowest." : "";
+    write("traffic", `${live.requests} requests in the last ${lasting(live.over_s)}${rate}; `
+      + `${live.missed} (${share} %) failed or were above a limit.${few}`);
+  }
+}
+
+function meter({ name, about, shown, limit, share, met }) {
+  const tone = met === null ? "quiet" : met ? "good" : "bad";
+  const verdict = met === null ? "" : met ? "✓ " : "✗ ";
+  const bar = node("div", `bar ${tone}`, node("div"));
+  bar.firstChild.style.width = `${Math.min(share ?? 0, 1) * 100}%`;
+  return node(
+    "div", "meter",
+    node("div", "", `${name} `, node("small", "", about)),
+    node("div", "", node("b", tone, `${verdict}${shown}`), node("small", "", limit ? ` of ${limit} allowed` : " no limit")),
+    ...(limit ? [bar] : []),
+  );
+}
+
+function showRun() {
+  const run = story.run;
+  show("run", run !== null);
+  if (run === null) return;
+  const left = run.left_out ? ` The first ${run.left_out} are not shown.` : "";
+  write("run-head", `Trials of run ${run.id}`);
+  write("run-about", `Started ${clock(run.started_at)}. Newest first.${left}`);
+  const goal = `${story.goal.name}, ${story.goal.unit}`;
+  const limits = run.trials[0]?.figures ?? [];
+  at("columns").replaceChildren(
+    ...["#", "tried", "verdict"].map((name, n) => column(name, n === 0)),
+    ...limits.map(({ name, limit }) => column(name, true, limit && `≤ ${limit}`)),
+    column(story.goal.name, true), column("took", true),
+  );
+  at("trials").replaceChildren(...run.trials.toReversed().map(row));
+  at("chart").replaceChildren(...chart(run.trials, goal));
+}
+
+function column(name, number, limit = "") {
+  const made = node("th", number ? "number" : "", name, ...(limit ? [node("br"), limit] : []));
+  made.setAttribute("role", "columnheader");
+  made.setAttribute("scope", "col");
+  return made;
+}
+
+function cell(className, label, ...content) {
+  const made = node("td", className, ...content);
+  made.setAttribute("role", "cell");
+  if (label) made.dataset.label = label;
+  if (made.textContent === "-") made.classList.add("nothing");
+  return made;
+}
+
+function row(trial) {
+  const [tone, sign] = VERDICTS[trial.status];
+  const tags = [node("span", `tag ${tone}`, `${sign} ${trial.verdict}`)];
+  if (trial.crash) tags.push(" ", node("span", "tag bad", trial.crash));
+  const took = node("span");
+  if (trial.took_s === null) ticking(took, () => lasting(now() - trial.started_at));
+  else took.textContent = lasting(trial.took_s);
+  const made = node(
+    "tr", "",
+    cell("number which", "", `${trial.number}`),
+    cell("what", "", node("div", "", trial.what), node("div", "configuration", trial.configuration),
+      ...(trial.note ? [node("div", "note", trial.note)] : [])),
+    cell("verdict", "", ...tags),
+    ...trial.figures.map(figure),
+    cell("number", story.goal.name, trial.objective), cell("number", "took", took),
+  );
+  made.setAttribute("role", "row");
+  made.dataset.status = trial.status;
+  return made;
+}
+
+function figure({ name, shown, met }) {
+  return cell(`number ${met === false ? "bad" : ""}`, name, met === false ? `✗ ${shown}` : shown);
+}
+
+// The objective of each trial; those without one stand in a row at the bottom.
+function chart(trials, goal) {
+  const values = trials.map((trial) => trial.value).filter((value) => value !== null);
+  if (!values.length) return [];
+  const [wide, high, left, low] = [Math.max(at("run").clientWidth - 34, 200), 180, 46, 34];
+  const step = 10 ** Math.floor(Math.log10(Math.max(...values))) || 1;
+  const most = Math.ceil(Math.max(...values) / step) * step || 1;
+  const x = (n) => left + ((n + 0.5) / trials.length) * (wide - left - 8);
+  const y = (value) => 30 + (1 - value / most) * (high - low - 30);
+  const parts = [0, most / 2, most].flatMap((value) => [
+    drawn("line", { class: "grid", x1: left, x2: wide, y1: y(value), y2: y(value) }),
+    drawn("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, `${Number(value.toPrecision(3))}`),
+  ]);
+  const before = trials.find((trial) => trial.incumbent && trial.value !== null);
+  if (before) parts.push(drawn("line", { class: "zero", x1: left, x2: wide, y1: y(before.value), y2: y(before.value) }));
+  const every = Math.ceil(trials.length / Math.max(Math.floor(wide / 40), 1));
+  trials.forEach((trial, n) => {
+    if (n % every === 0) parts.push(drawn("text", { x: x(n), y: high - 2, "text-anchor": "middle" }, `${trial.number}`));
+    parts.push(mark(trial, x(n), trial.value === null ? high - 22 : y(trial.value)));
+  });
+  const better = story.goal.lower_is_better ? "lower is better" : "higher is better";
+  parts.push(drawn("text", { x: 0, y: 12 }, `Objective: ${goal}; ${better}`));
+  const best = story.goal.lower_is_better ? Math.min(...values) : Math.max(...values);
+  const said = `${goal} of ${values.length} trials, ${better}; the best has ${best.toPrecision(3)}.`;
+  const legend = node("p", "legend", ...["● meets the SLO", "○ misses it", "◆ what served before", "✕ crashed", "– no figure"]
+    .map((text) => node("span", "", text)));
+  return [drawn("svg", { width: wide, height: high, role: "img", "aria-label": said }, ...parts), legend];
+}
+
+function mark(trial, x, y) {
+  const [tone] = VERDICTS[trial.status];
+  const title = drawn("title", {}, `trial ${trial.number}: ${trial.verdict}, ${trial.objective}`);
+  const made = drawn("g", { class: tone, transform: `translate(${x} ${y})` }, title);
+  const full = trial.status === "feasible" ? " full" : "";
+  if (trial.value !== null && trial.incumbent) made.append(drawn("path", { class: `mark${full}`, d: "M0-6 6 0 0 6-6 0z" }));
+  else if (trial.value !== null) made.append(drawn("circle", { class: `mark${full}`, r: 4.5 }));
+  else if (trial.crash) made.append(drawn("path", { class: "mark", d: "M-4-4 4 4M-4 4 4-4" }));
+  else made.append(drawn("path", { class: "mark", d: "M-4 0H4" }));
+  return made;
+}
+
+function showAll() {
+  if (story === null || beat === null) return;
+  clocks = [];
+  for (const id of ["state", "serving"]) show(id, true);
+  write("model", story.model);
+  show("problem", story.problem !== "");
+  write("problem", story.problem && `This may be out of date: ${story.problem}`);
+  showState();
+  showButtons();
+  showDecision();
+  showServing();
+  showLive();
+  showRun();
+}
+
+// The stream
+
+const connected = () => at("lost").hidden;
+
+function heard() {
+  heardAt = Date.now();
+  write("link", "● live");
+  if (connected()) return;
+  show("lost", false);
+  document.body.classList.remove("stale");
+  if (story) showButtons();
+}
+
+function lost() {
+  if (!connected()) return;
+  write("link", "");
+  const since = heardAt ? ` since ${clock(heardAt / 1000)}` : "";
+  write("lost", `Connection lost${since}. ${story ? "What you see is from then. " : ""}Trying again …`);
+  show("lost", true);
+  document.body.classList.add("stale");
+  if (story) showButtons();
+}
+
+function connect() {
+  const source = new EventSource("/api/events");
+  let over = false;
+  const again = () => {
+    if (over) return;
+    over = true;
+    clearInterval(watch);
+    source.close();
+    setTimeout(connect, AGAIN_MS);
+  };
+  const opened = Date.now();
+  const watch = setInterval(() => {
+    if (Date.now() - Math.max(heardAt, opened) < SILENT_MS) return;
+    lost();
+    again();
+  }, 1000);
+  source.addEventListener("story", ({ data }) => {
+    const told = JSON.parse(data);
+    if (story && story.version !== told.version) location.reload(); // another sidecar has another page
+    story = told;
+    heard();
+    showAll();
+  });
+  source.addEventListener("beat", ({ data }) => {
+    const first = beat === null;
+    const opening = beat?.next_window_at;
+    const open = beat?.window_left_s === null;
+    beat = JSON.parse(data);
+    ahead = beat.at - Date.now() / 1000;
+    heard();
+    if (first || opening !== beat.next_window_at || open !== (beat.window_left_s === null)) showAll();
+    else showLive();
+  });
+  source.addEventListener("error", () => {
+    lost();
+    again();
+  });
+}
+
+// Orders
+
+const TOKEN = "sloguard-token"; // of this tab alone, until it is closed
+const ORDERS = {
+  pause: ["Pause windows?", "No window opens until you resume. One that is open goes on.", "Pause windows"],
+  resume: ["Resume windows?", "Windows open again.", "Resume windows"],
+  abort: ["Abort this window?", "The trial that runs is given up, and what served before is started again.", "Abort this window"],
+  rollback: ["", "What was promoted before it, or the configuration file's arguments, serve again. "
+    + "It is not tried again.", "Roll back"],
+};
+let asked = "";
+
+function ask(name) {
+  asked = name;
+  const [head, text, yes] = ORDERS[name];
+  write("ask-head", head || `Roll back promotion ${story.serves.promotion}?`);
+  write("ask-text", text);
+  write("ask-yes", yes);
+  write("ask-problem", "");
+  write("token-path", story.orders);
+  show("reason-field", name === "pause");
+  show("token-field", !sessionStorage.getItem(TOKEN));
+  at("ask-reason").value = "";
+  at("ask").showModal();
+}
+
+async function send(event) {
+  event.preventDefault();
+  const token = sessionStorage.getItem(TOKEN) ?? at("ask-token").value.trim();
+  const order = { epoch: story.epoch };
+  if (asked === "pause") order.reason = at("ask-reason").value;
+  if (asked === "rollback") order.promotion = story.serves.promotion;
+  at("ask-yes").disabled = true;
+  try {
+    const answer = await fetch(`/api/${asked}`, {
+      method: "POST",
+      headers: { Authorization: `Bearer ${token}`, "Content-Type": "application/json" },
+      body: JSON.stringify(order),
+    });
+    const { said, detail } = await answer.json();
+    if (answer.status === 401) {
+      sessionStorage.removeItem(TOKEN);
+      show("token-field", true);
+      at("ask-token").focus();
+    } else {
+      sessionStorage.setItem(TOKEN, token);
+    }
+    if (answer.ok) {
+      at("ask").close();
+      write("said", said);
+    } else {
+      write("ask-problem", typeof detail === "string" ? detail : "it was not understood");
+    }
+  } catch {
+    write("ask-problem", "the sidecar did not answer");
+  } finally {
+    at("ask-token").value = "";
+    at("ask-yes").disabled = false;
+  }
+}
+
+for (const name of Object.keys(ORDERS)) at(name).addEventListener("click", () => ask(name));
+at("ask-no").addEventListener("click", () => at("ask").close());
+at("ask-form").addEventListener("submit", send);
+setInterval(() => {
+  if (connected()) clocks.forEach(([found, text]) => { found.textContent = text(); });
+}, 1000);
+let wide = innerWidth;
+addEventListener("resize", () => {
+  if (innerWidth !== wide) showAll();
+  wide = innerWidth;
+});
+connect();

@@ -1,0 +1,44 @@
+"""The token of the page: made once, and kept, so that a browser that has it goes on after a restart."""
+
+import os
+import secrets
+from pathlib import Path
+
+from sidecar.config import Config, ConfigError
+from sidecar.progress import Say
+from sidecar.secret_files import token
+
+FILE_NAME = "page.token"
+
+
+def path_of(config: Config) -> Path:
+    """Where the token lies."""
+    return config.page.token or config.state / FILE_NAME
+
+
+def token_of(config: Config, say: Say) -> str:
+    """The token of the file that the configuration names, or of the state folder's, which is made where it is missing.
+
+    Raises ConfigError for a file of the operator's that can't be used. Where it is the sidecar's own, nobody knows the
+    token then, and no order is taken: to serve comes first.
+    """
+    if config.page.token is not None:
+        return token("page.token", config.page.token)
+    path = path_of(config)
+    try:
+        if not path.exists():
+            _write(path, secrets.token_hex(16))
+        return token("page.token", path)
+    except (OSError, ConfigError) as error:
+        say(f"{error}: the page takes no orders")
+        return secrets.token_hex(16)
+
+
+def _write(path: Path, text: str) -> None:
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(f"{text}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)

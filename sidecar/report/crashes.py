@@ -1,0 +1,94 @@
+"""Crashes by cause, and what the configurations that crashed had alone. Pure."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sidecar.recorded import Recorded, ran
+from sidecar.report import words
+from sidecar.trial import Status, Trial
+from vllm_sloguard.crash import Category
+from vllm_sloguard.knobs import Value
+
+_ABOUT = {
+    Category.OUT_OF_MEMORY: "vLLM asked for more memory than there was",
+    Category.CUDA_ERROR: "the GPU or its driver reported an error",
+    Category.STARTUP_FAILURE: "vLLM refused to start, or failed on the way",
+    Category.TIMEOUT: "it did not start, or did not answer, in time",
+    Category.ENGINE_DEATH: "the engine ended without saying why",
+}
+
+
+@dataclass(frozen=True)
+class CrashGroup:
+    """Trials that ended for the same cause, numbers in its text aside; ``evidence`` is that of the first.
+
+    ``alone`` says which knobs had values that no trial which was measured had.
+    """
+
+    category: str
+    about: str
+    phase: str
+    evidence: str
+    numbers: tuple[int, ...]
+    configuration: str
+    alone: str
+
+
+def groups(recorded: Recorded) -> tuple[CrashGroup, ...]:
+    """The largest first."""
+    found: dict[tuple[str, str, str], list[Trial]] = {}
+    for trial in recorded.trials:
+        crash = trial.result.crash if trial.result else None
+        if crash is not None:
+            cause = str(crash.category), crash.phase, re.sub(r"[0-9.]+", "#", crash.evidence)
+            found.setdefault(cause, []).append(trial)
+    measured = [t for t in recorded.trials if t.status in (Status.FEASIBLE, Status.INFEASIBLE)]
+    names = [knob.name for knob in recorded.setup.knobs]
+    made = (_group(recorded, trials, measured, names) for trials in found.values())
+    return tuple(sorted(made, key=lambda group: -len(group.numbers)))
+
+
+def _group(recorded: Recorded, trials: Sequence[Trial], measured: Sequence[Trial], names: Sequence[str]) -> CrashGroup:
+    first = trials[0]
+    assert first.result is not None
+    assert first.result.crash is not None
+    crash = first.result.crash
+    incumbent = recorded.run.incumbent
+    different = {name: given for name, given in first.plan.args.items() if incumbent.get(name) != given}
+    # A knob that the search does not have can have crashed a trial that went past the guard.
+    known = dict.fromkeys([*names, *(name for t in trials for name in t.plan.proposed)])
+    told = (_alone(name, trials, measured) for name in known)
+    return CrashGroup(
+        category=words.category(crash),
+        about=_ABOUT[crash.category],
+        phase=crash.phase,
+        evidence=crash.evidence,
+        numbers=tuple(t.number for t in trials),
+        configuration=words.arguments(different) or "as it was serving",
+        alone="; ".join(text for text in told if text),
+    )
+
+
+def _alone(name: str, crashed: Sequence[Trial], measured: Sequence[Trial]) -> str:
+    """How the values of a knob in ``crashed`` lie apart from those in ``measured``; empty where they do not."""
+    ours, theirs = ([ran(t, [name]).get(name) for t in side] for side in (crashed, measured))
+    if not theirs or set(map(repr, ours)) & set(map(repr, theirs)):
+        return ""
+    numbers, others = _numbers(ours), _numbers(theirs)
+    if len(numbers) < len(ours) or len(others) < len(theirs):
+        values = words.listed(sorted({words.value(v, name) for v in ours}))
+        return f"{name} = {values}, which no measured trial had"
+
+    def shown(value: float) -> str:
+        return words.value(value, name)
+
+    if min(numbers) > max(others):
+        return f"{name} {shown(min(numbers))} or more; measured trials had {shown(max(others))} at most"
+    if max(numbers) < min(others):
+        return f"{name} {shown(max(numbers))} or less; measured trials had {shown(min(others))} at least"
+    return ""
+
+
+def _numbers(values: Sequence[Value | None]) -> list[int | float]:
+    return [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]

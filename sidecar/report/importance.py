@@ -1,0 +1,77 @@
+"""Which knobs set the best trials apart, by PED-ANOVA (Watanabe et al., IJCAI 2023, arXiv 2304.10255), of Optuna.
+
+Of its evaluators it is the one that needs nothing else (fANOVA takes scikit-learn). It compares how a knob is
+distributed among the best trials with how it is among all: so what missed a limit, or crashed, counts as well.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sidecar.export.study import distributions
+from sidecar.recorded import Recorded, ran
+from sidecar.trial import VALIDATING, Role, Status, Trial
+
+# Optuna advises five trials or more among the best; a quarter of all is called the best here.
+FEWEST = 20
+_BEST_SHARE = 0.25
+_RAN = (Status.FEASIBLE, Status.INFEASIBLE, Status.CRASHED)
+
+
+@dataclass(frozen=True)
+class Importance:
+    """By knob, its share of the whole, the largest first; empty where ``note`` says why there is none."""
+
+    shares: dict[str, float]
+    note: str
+
+
+def importance(recorded: Recorded) -> Importance:
+    """Over the trials of the search, what serves included once."""
+    wanted = [t for t in recorded.trials if t.plan.role not in (*VALIDATING, Role.UNGUARDED) and t.status in _RAN]
+    if len(wanted) < FEWEST:
+        return Importance({}, f"{len(wanted)} trials are too few to tell: {FEWEST} or more are needed.")
+    if sum(t.status is Status.FEASIBLE for t in wanted) < _BEST_SHARE * FEWEST:
+        return Importance({}, "Too few trials met every limit to say what they have in common.")
+    return _evaluated(recorded, wanted)
+
+
+def _evaluated(recorded: Recorded, wanted: Sequence[Trial]) -> Importance:
+    import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    names = [knob.name for knob in recorded.setup.knobs]
+    rows = [ran(t, names) for t in wanted]
+    spaces = distributions(recorded.setup.knobs, rows)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="minimize")
+    for row, rank in zip(rows, _ranks(wanted), strict=True):
+        known = {name: spaces[name] for name in row}
+        study.add_trial(optuna.trial.create_trial(value=rank, params=row, distributions=known))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is experimental, and that a knob was rarely set
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=_BEST_SHARE)
+        found = get_param_importances(study, evaluator=evaluator)
+    total = sum(found.values())
+    if not total:
+        return Importance({}, "No knob sets the best trials apart.")
+    shares = {name: share / total for name, share in sorted(found.items(), key=lambda item: -item[1])}
+    note = (
+        f"How differently each knob is set in the best quarter of {len(wanted)} trials than in all of them (PED-ANOVA,"
+        " shares of the sum). It tells what goes together, not what causes what; with few trials it is rough."
+    )
+    return Importance(shares, note)
+
+
+def _ranks(trials: Sequence[Trial]) -> list[float]:
+    """Lower is better: first those that met every limit, then those that missed one by how far, then the crashes."""
+    keys = [_key(t) for t in trials]
+    order = {key: float(rank) for rank, key in enumerate(sorted(set(keys)))}
+    return [order[key] for key in keys]
+
+
+def _key(trial: Trial) -> tuple[int, float]:
+    result = trial.result
+    if result is None or trial.status is Status.CRASHED:
+        return 2, 0.0
+    return (0, -(result.value or 0.0)) if trial.status is Status.FEASIBLE else (1, result.violation)

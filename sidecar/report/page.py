@@ -1,0 +1,62 @@
+"""The story as one HTML page that needs nothing else: no network, no other file."""
+
+import json
+from importlib.resources import files
+from typing import Any
+
+from sidecar.report import words
+from sidecar.report.figures import plots
+from sidecar.report.story import Entry, Story
+from sidecar.trial import Role
+
+# A longer table scrolls in a box of its own; in print it is whole.
+_ROWS_IN_VIEW = 30
+
+
+def page(story: Story) -> str:
+    """The page. Every text in it that came from outside is escaped."""
+    from jinja2 import Environment, StrictUndefined
+    from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["trials"] = words.trials
+    template = environment.from_string(files("sidecar.report").joinpath("page.html").read_text(encoding="utf-8"))
+    drawn = plots(story)
+    return template.render(
+        story=story,
+        words=words,
+        objective=words.OBJECTIVES[story.objective],
+        unit=words.UNITS[story.objective],
+        rows=[_row(story, entry) for entry in story.entries],
+        limits=[(name, words.LIMITS[name], words.measured(name, limit)) for name, limit in story.limits.items()],
+        scrolls=len(story.entries) > _ROWS_IN_VIEW,
+        plots={name: plot.height for name, plot in drawn.items()},
+        figures=_script({name: json.loads(plot.figure.to_json() or "{}") for name, plot in drawn.items()}),
+        plotly=get_plotlyjs(),
+    )
+
+
+def _script(content: Any) -> str:
+    """JSON that can stand in a script: nothing in it ends the element, or begins a comment."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _row(story: Story, entry: Entry) -> dict[str, Any]:
+    sign = "≥ " if entry.bound else ""
+    kind = "incumbent" if entry.role in (Role.BASELINE, Role.REFERENCE) else ""
+    if entry.role is Role.VALIDATION or entry.number == story.best:
+        kind = "candidate"
+    cells: list[dict[str, Any]] = []
+    for name, limit in story.limits.items():
+        measured = entry.measured.get(name)
+        shown = "-" if measured is None else f"{sign if measured else ''}{words.measured(name, measured)}"
+        cells.append({"title": words.LIMITS[name], "text": shown, "missed": measured is not None and measured > limit})
+    return {
+        "entry": entry,
+        "kind": kind,
+        "role": words.ROLES[entry.role],
+        "status": words.STATUSES[entry.status],
+        "value": "-" if entry.value is None else words.with_unit(entry.value, story.objective),
+        "cells": cells,
+    }

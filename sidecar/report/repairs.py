@@ -1,0 +1,43 @@
+"""What the guard did: arguments that it changed, proposals that it refused, and why. Pure."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sidecar.report import words
+from sidecar.trial import Change, Trial
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What was done alike in some trials, with the first of them as the example."""
+
+    what: str
+    example: str
+    reason: str
+    numbers: tuple[int, ...]
+
+
+def interventions(trials: Sequence[Trial]) -> tuple[Intervention, ...]:
+    """The most frequent first."""
+    found: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
+    for trial in trials:
+        for what, example, reason in _of(trial):
+            found.setdefault((what, re.sub(r"[0-9.,]+", "#", reason)), []).append((trial.number, example, reason))
+    made = (
+        Intervention(what, rows[0][1], rows[0][2], tuple(number for number, _, _ in rows))
+        for (what, _), rows in found.items()
+    )
+    return tuple(sorted(made, key=lambda one: -len(one.numbers)))
+
+
+def _of(trial: Trial) -> list[tuple[str, str, str]]:
+    sides = (("", trial.plan.changes), (" (inside vLLM)", trial.result.repairs if trial.result else ()))
+    rows = [(f"changed {c.name}{where}", _example(c), c.reason) for where, changes in sides for c in changes]
+    if trial.plan.refusal:
+        rows.append(("refused to start it", words.arguments(trial.plan.proposed), trial.plan.refusal))
+    return rows
+
+
+def _example(change: Change) -> str:
+    return f"{words.value(change.before, change.name)} → {words.value(change.after, change.name)}"

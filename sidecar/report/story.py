@@ -1,0 +1,187 @@
+"""Everything that the report tells of one run, ready to be shown. Pure."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sidecar.config import Objective
+from sidecar.judge import limits
+from sidecar.recorded import Recorded, ran
+from sidecar.report import crashes, importance, repairs, verdict, words
+from sidecar.report.crashes import CrashGroup
+from sidecar.report.handover import Command, Fact, commands, serving, versions
+from sidecar.report.importance import Importance
+from sidecar.report.repairs import Intervention
+from sidecar.report.verdict import Verdict, measurement_of, value_of
+from sidecar.seconds import Seconds, spent
+from sidecar.terminal import why
+from sidecar.trial import VALIDATING, Role, Status, Trial
+from vllm_sloguard.knobs import Knob, Value
+
+# Of a crash, in the table of trials; the table of crashes has it whole.
+_EVIDENCE = 200
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One trial. ``value`` is the objective in its unit, positive; ``measured`` by limit, in the limit's unit.
+
+    ``bound`` says that a load was stopped early: what was measured is then at least so large. ``configuration`` is what
+    differs from what was serving.
+    """
+
+    number: int
+    role: Role
+    status: Status
+    value: float | None
+    measured: dict[str, float | None]
+    bound: bool
+    knobs: dict[str, Value]
+    configuration: str
+    category: str
+    seconds: Seconds
+    took: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Starts:
+    """The starts that are compared: by trial, the latencies of its requests, ms, ascending, where they were kept.
+
+    Those that failed are infinite.
+    """
+
+    name: str
+    entries: tuple[Entry, ...]
+    answers_ms: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Story:
+    """All of it. ``limits`` are by name, in their units; ``best`` the candidate's trial of the search."""
+
+    title: str
+    model: str
+    run: int
+    other_runs: tuple[int, ...]
+    written: str
+    began: str
+    objective: Objective
+    verdict: Verdict
+    serving: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    best: int | None
+    knobs: tuple[Knob, ...]
+    limits: dict[str, float]
+    starts: tuple[Starts, ...]
+    importance: Importance
+    crashes: tuple[CrashGroup, ...]
+    spending: str
+    interventions: tuple[Intervention, ...]
+    versions: tuple[Fact, ...]
+    commands: tuple[Command, ...]
+    configuration: str
+
+
+def story(recorded: Recorded) -> Story:
+    """The whole story of ``recorded``."""
+    setup, told = recorded.setup, verdict.verdict(recorded)
+    entries = tuple(_entry(recorded, trial) for trial in recorded.trials)
+    by_number = {entry.number: entry for entry in entries}
+    chosen = verdict.candidate(recorded.trials)
+    ended = recorded.run.ended_at or (recorded.now if recorded.alive else _last_end(recorded))
+    asked, yaml = commands(recorded)
+    return Story(
+        title=f"Tuning report: {setup.model.rstrip('/').rpartition('/')[2]}, run {recorded.run.id}",
+        model=setup.model,
+        run=recorded.run.id,
+        other_runs=tuple(n for n in recorded.runs if n != recorded.run.id),
+        written=words.when(recorded.now),
+        began=words.when(recorded.run.started_at),
+        objective=setup.objective,
+        verdict=told,
+        serving=serving(recorded),
+        entries=entries,
+        best=chosen.number if chosen else None,
+        knobs=setup.knobs,
+        limits={name: limit for name, limit in setup.slo.model_dump().items() if limit is not None},
+        starts=tuple(
+            _starts(name, trials, by_number, setup.objective)
+            for name, trials in (("what was serving", told.incumbents), ("the candidate", told.candidates))
+            if trials
+        ),
+        importance=importance.importance(recorded),
+        crashes=crashes.groups(recorded),
+        spending=_spending(spent(recorded.trials, ended)),
+        interventions=repairs.interventions(recorded.trials),
+        versions=versions(recorded),
+        commands=asked,
+        configuration=yaml,
+    )
+
+
+def _last_end(recorded: Recorded) -> float:
+    return max((t.ended_at or t.started_at for t in recorded.trials), default=recorded.run.started_at)
+
+
+def _spending(seconds: Seconds) -> str:
+    parts = (
+        f"{what} {words.duration(part)} ({part / (seconds.total or 1):.0%})"
+        for what, part in (
+            ("starting engines", seconds.starting),
+            ("warming up", seconds.warming_up),
+            ("measuring", seconds.measuring),
+            ("stopping", seconds.stopping),
+            ("deciding and the rest", seconds.deciding),
+        )
+    )
+    return f"{words.duration(seconds.total)} in all: {', '.join(parts)}."
+
+
+def _entry(recorded: Recorded, trial: Trial) -> Entry:
+    measurement, value = measurement_of(trial), value_of(trial)
+    found = limits(measurement, recorded.setup.slo) if measurement else ()
+    end = trial.ended_at or (recorded.now if recorded.alive else trial.started_at)
+    crash = trial.result.crash if trial.result else None
+    return Entry(
+        number=trial.number,
+        role=trial.plan.role,
+        status=trial.status,
+        value=abs(value) if value is not None and math.isfinite(value) else None,
+        measured={limit.name: limit.measured for limit in found},
+        bound=bool(trial.result and trial.result.stopped),
+        knobs=ran(trial, [knob.name for knob in recorded.setup.knobs]),
+        configuration=_configuration(recorded, trial),
+        category=words.category(crash) if crash else "",
+        seconds=spent((trial,), end),
+        took=words.duration(end - trial.started_at) if trial.ended_at or recorded.alive else "-",
+        note=_note(trial),
+    )
+
+
+def _note(trial: Trial) -> str:
+    crash = trial.result.crash if trial.result else None
+    return why(trial) if crash is None else f"{words.category(crash)} while {crash.phase}: {crash.evidence[:_EVIDENCE]}"
+
+
+def _configuration(recorded: Recorded, trial: Trial) -> str:
+    if trial.plan.role in (Role.BASELINE, Role.REFERENCE):
+        return "as it was serving"
+    ran = dict(trial.plan.proposed if trial.plan.refusal else trial.plan.args)
+    ran |= {c.name: c.after for c in (trial.result.repairs if trial.result else ()) if c.after is not None}
+    incumbent = recorded.run.incumbent
+    names = dict.fromkeys((*(knob.name for knob in recorded.setup.knobs), *ran))
+    different = {name: ran[name] for name in names if name in ran and incumbent.get(name) != ran[name]}
+    return words.arguments(different) or "as it was serving"
+
+
+def _starts(name: str, trials: Sequence[Trial], entries: dict[int, Entry], objective: Objective) -> Starts:
+    answers = [
+        tuple(sorted(s * 1000 for s in t.result.scores))
+        if t.result is not None and objective is Objective.LATENCY
+        else ()
+        for t in trials
+    ]
+    validated = all(t.plan.role in VALIDATING for t in trials)
+    title = name if validated else f"{name} (first trial only)"
+    return Starts(title, tuple(entries[t.number] for t in trials), tuple(answers))

@@ -1,0 +1,280 @@
+"""The decision of a run and what it rests on, in sentences that need no knowledge of this program. Pure."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sidecar.comparison import bounds
+from sidecar.config import Objective
+from sidecar.judge import Measurement, limits
+from sidecar.promotion import Outcome, baseline, candidate
+from sidecar.recorded import Recorded
+from sidecar.report import words
+from sidecar.trial import VALIDATING, Role, Status, Trial, margins
+
+
+class Tone(StrEnum):
+    """How a verdict is coloured."""
+
+    GOOD = "good"
+    STAYS = "stays"
+    OPEN = "open"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition of the rule: what it asks, what was found, and whether that suffices; None where it is unknown."""
+
+    what: str
+    asked: str
+    found: str
+    met: bool | None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Relative, of the objective: the estimate between its bounds, and the least that the rule asks for."""
+
+    estimate: float
+    low: float
+    high: float
+    least: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two starts that were measured side by side, in words; ``ratio`` is the gain of this pair alone."""
+
+    incumbent: str
+    candidate: str
+    ratio: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``incumbents`` and ``candidates`` are the trials that are compared: those of the pairs, else their first ones."""
+
+    tone: Tone
+    headline: str
+    sentences: tuple[str, ...]
+    checks: tuple[Check, ...]
+    gain: Gain | None
+    pairs: tuple[Pair, ...]
+    incumbents: tuple[Trial, ...]
+    candidates: tuple[Trial, ...]
+
+
+def verdict(recorded: Recorded) -> Verdict:
+    """What there is to say of the decision; of a run that goes on, of what is known so far."""
+    incumbents, candidates = (_side(recorded, role) for role in VALIDATING)
+    tone, headline = _headline(recorded)
+    chosen = candidate(recorded.trials)
+    first = baseline(recorded.trials)
+    return Verdict(
+        tone=tone,
+        headline=headline,
+        sentences=tuple(text for said in (_tried, _left, _best, _compared, _reason) if (text := said(recorded))),
+        checks=_checks(recorded, incumbents, candidates),
+        gain=_gain(recorded),
+        pairs=tuple(_pair(recorded, *pair) for pair in zip(incumbents, candidates, strict=False)),
+        incumbents=incumbents or ((first,) if first else ()),
+        candidates=candidates or ((chosen,) if chosen else ()),
+    )
+
+
+def _side(recorded: Recorded, role: Role) -> tuple[Trial, ...]:
+    """The trials that were compared; while the run goes on, those that were measured for it so far."""
+    decision = recorded.decision
+    if decision is None:
+        return tuple(t for t in recorded.trials if t.plan.role is role and measurement_of(t))
+    numbers = decision.incumbents if role is Role.REFERENCE else decision.candidates
+    return tuple(t for t in recorded.trials if t.number in numbers)
+
+
+def _headline(recorded: Recorded) -> tuple[Tone, str]:
+    decision = recorded.decision
+    if decision is None and not recorded.alive:
+        return Tone.OPEN, "This run has not ended, and nothing works on it now"
+    if decision is None:
+        return Tone.OPEN, "This run is still going: what follows is what is known so far"
+    outcome = decision.outcome
+    if outcome == Outcome.PROMOTED:
+        return Tone.GOOD, f"A better configuration was found and promoted: that of trial {decision.trial}"
+    none = "no other configuration met every limit" if not _searched(recorded, Status.FEASIBLE) else ""
+    stays = {
+        Outcome.KEPT: f"What was serving stays: {none or 'nothing was better by enough'}",
+        Outcome.WORSE: "What was serving stays: the best candidate did not hold up when it was measured again",
+        Outcome.INCONCLUSIVE: "What was serving stays: the measurements could not tell whether the candidate is better",
+        "interrupted": "The run was cut off before a decision: what was serving stays",
+        "abandoned": "The run was given up before a decision: what was serving stays",
+    }
+    return Tone.STAYS, stays.get(outcome, f"What was serving stays: {outcome}")
+
+
+def _tried(recorded: Recorded) -> str:
+    by_status = {status: sum(t.status is status for t in recorded.trials) for status in Status}
+    said = {
+        Status.FEASIBLE: "met every limit",
+        Status.INFEASIBLE: "missed one",
+        Status.CRASHED: "crashed",
+        Status.REFUSED: "were refused by the memory guard before they cost anything",
+        Status.ABORTED: "were given up",
+        Status.RUNNING: "did not end yet",
+    }
+    counts = words.listed([f"{by_status[status]} {what}" for status, what in said.items() if by_status[status]])
+    if not recorded.trials:
+        return "No trial was started yet."
+    last = max(t.ended_at or (recorded.now if recorded.alive else t.started_at) for t in recorded.trials)
+    ended = recorded.run.ended_at or last
+    took = words.duration(ended - recorded.run.started_at)
+    return f"{words.plural(len(recorded.trials), 'trial')} in {took}: {counts}."
+
+
+def _searched(recorded: Recorded, status: Status) -> bool:
+    return any(t.plan.role is Role.SEARCH and t.status is status for t in recorded.trials)
+
+
+def _left(recorded: Recorded) -> str:
+    if recorded.decision is not None or recorded.alive:
+        return ""
+    return "`sloguard tune` would go on with it; `sloguard serve` would end it, and serve what served before."
+
+
+def _best(recorded: Recorded) -> str:
+    if not any(t.plan.role is Role.SEARCH for t in recorded.trials):
+        return ""
+    chosen, first = candidate(recorded.trials), baseline(recorded.trials)
+    objective = recorded.setup.objective
+    incumbent = ""
+    if first is not None:
+        shown = words.with_unit(value_of(first), objective)
+        incumbent = shown if value_of(first) is not None else f"no figure ({words.STATUSES[first.status]})"
+    if chosen is None:
+        serving = f"what was serving had {incumbent}" if incumbent else "what was serving was not measured"
+        if not _searched(recorded, Status.FEASIBLE):
+            return f"No trial of the search met every limit; {serving}."
+        return f"No trial of the search that met every limit had a better {words.OBJECTIVES[objective]}: {serving}."
+    against = f", against {incumbent} of what was serving" if incumbent else ""
+    again = any(t.plan.role is Role.VALIDATION for t in recorded.trials)
+    return (
+        f"The best of the search, the candidate, is trial {chosen.number}: {words.OBJECTIVES[objective]} "
+        f"{words.with_unit(value_of(chosen), objective)}{against}. The luckiest of many looks better than it is, so"
+        f" this is no evidence yet: both {'were' if again else 'have to be'} measured anew, in pairs of fresh starts."
+    )
+
+
+def _compared(recorded: Recorded) -> str:
+    decision, gain = recorded.decision, _gain(recorded)
+    if decision is None or gain is None:
+        return ""
+    latency = recorded.setup.objective is Objective.LATENCY
+    better, worse = ("shorter", "longer") if latency else ("higher", "lower")
+    noise = decision.noise
+    spread = "" if noise is None else f" Starts of one and the same configuration differed by {noise:.1%}."
+    what, change = words.OBJECTIVES[recorded.setup.objective], better if gain.estimate >= 0 else worse
+    return (
+        f"In {words.plural(decision.pairs, 'pair')} of starts the candidate's {what} was {abs(gain.estimate):.1%}"
+        f" {change}; at {gain.confidence:.0%} confidence the truth lies between {gain.low:+.1%} and {gain.high:+.1%}"
+        f" (above 0 is better).{spread}"
+    )
+
+
+def _reason(recorded: Recorded) -> str:
+    decision = recorded.decision
+    return f"As the journal has it: {words.sentence(decision.reason)}" if decision and decision.reason else ""
+
+
+def _gain(recorded: Recorded) -> Gain | None:
+    decision, rule = recorded.decision, recorded.setup.promotion
+    if decision is None or decision.gain is None or decision.low is None or decision.high is None:
+        return None
+    if not math.isfinite(decision.gain + decision.low + decision.high):
+        return None
+    return Gain(decision.gain, decision.low, decision.high, rule.min_gain, rule.confidence)
+
+
+def _checks(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequence[Trial]) -> tuple[Check, ...]:
+    if not candidates:
+        return ()
+    rule, found = recorded.setup.promotion, list[Check]()
+    gain = _gain(recorded)
+    if gain is not None:
+        found += [
+            Check(
+                "The candidate is better, beyond doubt",
+                f"the gain's lower bound above 0, at {rule.confidence:.0%} confidence",
+                f"{gain.low:+.1%}",
+                gain.low > 0,
+            ),
+            Check("Better by enough", f"an estimated gain of {rule.min_gain:.0%} or more", f"{gain.estimate:+.1%}",
+                  gain.estimate >= rule.min_gain),
+        ]  # fmt: skip
+    pairs = min(len(incumbents), len(candidates))
+    looks = words.listed([str(n) for n in rule.pairs])
+    found.append(
+        Check("Enough pairs of starts", f"looked at after {looks}", words.plural(pairs, "pair"), pairs >= rule.pairs[0])
+    )
+    found += _limit_checks(recorded, candidates)
+    requests = sum(m.requests for t in candidates if (m := measurement_of(t)))
+    found.append(
+        Check(
+            "Enough requests for a 99th percentile",
+            f"{rule.requests_for_p99} of the candidate",
+            str(requests),
+            requests >= rule.requests_for_p99,
+        )
+    )
+    return tuple(found)
+
+
+def _limit_checks(recorded: Recorded, candidates: Sequence[Trial]) -> list[Check]:
+    """For each limit, the upper bound over the starts; as sidecar.promotion has it."""
+    rule, slo = recorded.setup.promotion, recorded.setup.slo
+    alpha = (1 - rule.slo_confidence) / len(rule.pairs)
+    starts = [m for t in candidates if (m := measurement_of(t))]
+    checks: list[Check] = []
+    for limit in limits(starts[0], slo) if starts else ():
+        rows = [margins(m, slo)[limit.name] for m in starts]
+        high = bounds(rows, alpha)[1]
+        worst = max(_measured(m, limit.name) for m in starts)
+        bound = "unknown from a single start" if math.isinf(high) else _bounded(limit.name, limit.limit, high)
+        checks.append(
+            Check(
+                f"Meets its limit: {words.LIMITS[limit.name]}",
+                f"at most {words.measured(limit.name, limit.limit)}, at {rule.slo_confidence:.0%} confidence",
+                f"{bound}; worst start {words.measured(limit.name, worst)}",
+                None if math.isinf(high) else high <= 0 and max(rows) <= rule.tolerance,
+            )
+        )
+    return checks
+
+
+def _bounded(name: str, limit: float, high: float) -> str:
+    return f"at most {words.measured(name, max(limit * (1 + high), 0.0))}"
+
+
+def _measured(measurement: Measurement, name: str) -> float:
+    found = getattr(measurement, name)
+    return math.inf if found is None else float(found)
+
+
+def _pair(recorded: Recorded, incumbent: Trial, chosen: Trial) -> Pair:
+    objective = recorded.setup.objective
+    ours, theirs = value_of(incumbent), value_of(chosen)
+    ratio = "-"
+    if ours and theirs and math.isfinite(ours) and math.isfinite(theirs):
+        ratio = f"{(1 - theirs / ours) if objective is Objective.LATENCY else (theirs / ours - 1):+.1%}"
+    left, right = (f"trial {t.number}: {words.with_unit(value_of(t), objective)}" for t in (incumbent, chosen))
+    return Pair(left, right, ratio)
+
+
+def measurement_of(trial: Trial) -> Measurement | None:
+    """What its load showed."""
+    return trial.result.measurement if trial.result is not None else None
+
+
+def value_of(trial: Trial) -> float | None:
+    """The objective, higher is better; None where it was not measured."""
+    return trial.result.value if trial.result is not None else None
