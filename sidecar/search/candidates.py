@@ -1,5 +1,7 @@
 """Where the search looks for its next trial: steps from one place, in one knob and in several."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sidecar.search.encoding import Array, Encoding
@@ -16,13 +18,23 @@ def around(encoding: Encoding, centre: Array, rng: np.random.Generator) -> Array
     return np.concatenate([_one_by_one(encoding, centre), _together(encoding, centre, rng)])
 
 
+def by_choice(encoding: Encoding, centre: Array) -> Array:
+    """Each choice of each knob alone. Shape (places, knobs)."""
+    return _alone(centre, [(column, value) for column, n in enumerate(encoding.choices) for value in range(n)])
+
+
 def _one_by_one(encoding: Encoding, centre: Array) -> Array:
-    rows: list[Array] = []
-    for column, choices in enumerate(encoding.choices):
-        for value in range(choices) if choices else np.linspace(0.0, 1.0, _STOPS):
-            rows.append(centre.copy())
-            rows[-1][column] = value
-    return np.array(rows)
+    stops = np.linspace(0.0, 1.0, _STOPS)
+    values = [range(choices) if choices else stops for choices in encoding.choices]
+    return _alone(centre, [(column, value) for column, row in enumerate(values) for value in row])
+
+
+def _alone(centre: Array, changes: Sequence[tuple[int, float]]) -> Array:
+    """``centre`` with each of the changes, a column and its value. Shape (changes, knobs)."""
+    places = np.repeat(centre[None], len(changes), axis=0)
+    for row, (column, value) in enumerate(changes):
+        places[row, column] = value
+    return places
 
 
 def _together(encoding: Encoding, centre: Array, rng: np.random.Generator) -> Array:

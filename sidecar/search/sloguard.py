@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from sidecar.search.admission import Admission
-from sidecar.search.candidates import around
+from sidecar.search.candidates import around, by_choice
 from sidecar.search.contract import Context, Observation, Outcome, Proposal
 from sidecar.search.crash_risk import CrashRisk, threshold
 from sidecar.search.encoding import Array, Encoding
@@ -27,6 +27,7 @@ from sidecar.search.tba import Annealing
 from vllm_sloguard.knobs import Config, Value
 
 _ADMITTED = 24  # candidates that are put to the guard, best first
+_ROUNDS, _ORIGINS = 2, 3  # of other choices with the best candidates
 _CRASH_WEIGHT = 4.0  # a crash tells less than a trial that served, and costs more
 _PER_CHANGE = 0.01  # what does not matter stays as it is
 _BARRED = 50.0
@@ -82,7 +83,7 @@ class SloGuard:
             return self._annealed(history, failures)
         rng = np.random.default_rng([self.seed, len(history)])
         view = self._view(history)
-        places = around(self.encoding, view.centre, rng)
+        places = self._candidates(view, rng)
         # Once more only where nothing else is left: repeats were tried, and brought nothing.
         configs = self._admitted(view, places, failures, frozenset(keys)) or self._admitted(
             view, places, failures, frozenset()
@@ -142,6 +143,17 @@ class SloGuard:
         ]
         return places[max(worth)[-1]]
 
+    def _candidates(self, view: _View, rng: np.random.Generator) -> Array:
+        """Places, best first: around the centre, then the other choices with the best of these, as the draws meet
+        few of the choices that are good together. Shape (places, knobs)."""
+        places = around(self.encoding, view.centre, rng)
+        scores = self._scores(view, places)
+        for _ in range(_ROUNDS):
+            best = np.argsort(-scores, kind="stable")[:_ORIGINS]
+            steps = np.concatenate([by_choice(self.encoding, place) for place in places[best]])
+            places, scores = np.concatenate([places, steps]), np.concatenate([scores, self._scores(view, steps)])
+        return places[np.argsort(-scores, kind="stable")]
+
     def _scores(self, view: _View, places: Array) -> Array:
         """Logarithm of the weighted improvement, less what keeps the steps small and safe. Shape (places,)."""
         serves = view.model.log_serves(places)
@@ -161,10 +173,10 @@ class SloGuard:
     def _admitted(
         self, view: _View, places: Array, failures: Failures, barred: frozenset[frozenset[tuple[str, Value]]]
     ) -> list[dict[str, Value]]:
-        """The best of ``places`` as they would run: admitted, not failed, not barred, each once."""
+        """The first of ``places`` as they would run: admitted, not failed, not barred, each once."""
         found: dict[frozenset[tuple[str, Value]], dict[str, Value]] = {}
-        for index in np.argsort(-self._scores(view, places), kind="stable"):
-            config = view.admission.admitted(self.encoding.decode(places[index]))
+        for place in places:
+            config = view.admission.admitted(self.encoding.decode(place))
             if config is not None and config not in failures and _key(config) not in barred:
                 found.setdefault(_key(config), config)
                 if len(found) == _ADMITTED:

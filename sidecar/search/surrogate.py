@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sidecar.search.contract import Observation, Outcome
 from sidecar.search.crash_risk import CrashRisk
@@ -88,11 +89,10 @@ class Surrogate:
         What crashed is left to the crash model, and each crash lowers the doubts: what was never tried may crash too.
         """
         encoding = loss.process.encoding
-        new = np.abs(encoding.differences(places, self.served)).min(axis=2).T > 0
-        new[:, ~encoding.categorical] = False
+        new = _absent(encoding, places, self.served)
         around = loss.process.predict(np.where(new, self.near, places))
         crashed = self.risk.crashed if self.risk is not None else places[:0]
-        untried = new & (np.abs(encoding.differences(places, crashed)).min(axis=2, initial=1.0).T > 0)
+        untried = new & _absent(encoding, places, crashed)
         doubt = np.sqrt(untried @ np.square(doubts(encoding))) / (1 + len(crashed))
         return Prediction(around.mean + loss.prior(places), np.hypot(around.sd, doubt))
 
@@ -134,6 +134,14 @@ def learn(
     if not feasible.any():
         return Surrogate(loss, margins, risk, None, places, near)
     return Surrogate(loss, margins, risk, float(loss.predict(places[rows][feasible]).mean.min()), places[rows], near)
+
+
+def _absent(encoding: Encoding, places: Array, seen: Array) -> NDArray[np.bool_]:
+    """Which choices of ``places`` none of ``seen`` has; False for numbers. Shape (places, knobs)."""
+    absent = np.zeros(places.shape, dtype=bool)
+    for column in np.flatnonzero(encoding.categorical):
+        absent[:, column] = ~np.isin(places[:, column], seen[:, column])
+    return absent
 
 
 def losses_of(values: Sequence[float]) -> Array:
