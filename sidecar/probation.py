@@ -184,12 +184,9 @@ def _slower(before: Record, requests: Sequence[Request], rule: Probation) -> str
 
 def at_least(count: int, of: int, chance: float) -> float:
     """The probability of ``count`` or more successes in ``of`` trials, each of the probability ``chance``."""
+    from scipy.special import bdtrc  # pyright: ignore
 
-    def log_p(k: int) -> float:
-        ways = math.lgamma(of + 1) - math.lgamma(k + 1) - math.lgamma(of - k + 1)
-        return ways + k * math.log(chance) + (of - k) * math.log1p(-chance)
-
-    return max(1.0 - sum(math.exp(log_p(k)) for k in range(count)), 0.0)
+    return float(bdtrc(count - 1, of, chance)) if count > 0 else 1.0  # pyright: ignore[reportUnknownArgumentType]
 
 
 def p99(values: Sequence[float]) -> float | None:
