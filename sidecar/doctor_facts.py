@@ -97,7 +97,7 @@ def _vllm(python: str, environment: dict[str, str], say: Say, *, quick: bool, fo
 def _imports(python: str, environment: dict[str, str]) -> Imports:
     try:
         done = subprocess.run(
-            [python, "-c", _IMPORT],
+            [python, "-P", "-c", _IMPORT],
             check=False,
             capture_output=True,
             text=True,

@@ -46,7 +46,9 @@ class Packages:
 def packages(python: str) -> Packages:
     """What ``python`` has. Raises UnusablePythonError."""
     try:
-        done = subprocess.run([python, "-c", _SCRIPT], check=False, capture_output=True, text=True, timeout=_TIMEOUT_S)
+        # What lies in the current folder is not there for an engine, which has another.
+        command = [python, "-P", "-c", _SCRIPT]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnusablePythonError(f"{python}: {error}") from None
     try:
