@@ -144,7 +144,8 @@ def commands(recorded: Recorded) -> tuple[tuple[Command, ...], str]:
     kept = {name: part for name, part in setup.content.items() if name not in _NOT_OF_THE_RUN and part is not None}
     bare = _bare(kept)
     # A knob without a range is searched nevertheless.
-    bare["search"]["knobs"] = {name: _bare(given) for name, given in (kept["search"].get("knobs") or {}).items()}
+    knobs: dict[str, Any] = kept["search"].get("knobs") or {}
+    bare["search"]["knobs"] = {name: _bare(given) for name, given in knobs.items()}
     return tuple(rows), yaml.safe_dump(bare, sort_keys=False, width=100)
 
 
