@@ -29,7 +29,7 @@ from sidecar.config import Config, Objective, Slo
 from sidecar.trial import Role, Status, Trial, margins
 
 # One crash of what serves may be an accident.
-_CRASHES_THAT_COUNT = 2
+CRASHES_THAT_COUNT = 2
 _MOST_LOG = 700.0  # whose exponential is still a number
 # The standard deviation of a value that is known up to a factor: that of a uniform distribution.
 _CAPACITY_NOISE = math.log(TOLERANCE) / math.sqrt(12)
@@ -146,7 +146,7 @@ class _Evidence:
             kept=first.number if first else 0,
             incumbents=_measured(trials, Role.REFERENCE),
             candidates=_measured(trials, Role.VALIDATION),
-            incumbent_crashed=sum(t.plan.role is Role.REFERENCE for t in crashed) >= _CRASHES_THAT_COUNT,
+            incumbent_crashed=sum(t.plan.role is Role.REFERENCE for t in crashed) >= CRASHES_THAT_COUNT,
             candidate_crashed=next((t for t in crashed if t.plan.role is Role.VALIDATION), None),
         )
 
@@ -191,7 +191,7 @@ class _Evidence:
     def _failed(self, look: "_Look") -> str:
         """What the incumbent did so badly that the candidate need not be better; empty when it did not."""
         if self.incumbent_crashed:
-            return f"crashed {_CRASHES_THAT_COUNT} times"
+            return f"crashed {CRASHES_THAT_COUNT} times"
         missed = [name for name, (low, _) in look.limits(look.incumbents).items() if low > 0]
         return f"missed {missed[0]}" if missed else ""
 
