@@ -110,13 +110,20 @@ def decide(trials: Sequence[Trial], config: Config) -> Decision:
     """The decision with what there is: after the search and, where there was a candidate, its validation."""
     chosen = candidate(trials)
     if chosen is None:
-        ran = sum(t.status is Status.FEASIBLE for t in trials if t.plan.role is Role.SEARCH)
-        reason = f"none of {ran} feasible configurations was better in its first trial"
         incumbent = baseline(trials)
-        return Decision(Outcome.KEPT, reason, incumbent.number if incumbent else 0)
+        return Decision(Outcome.KEPT, _no_candidate(trials, incumbent), incumbent.number if incumbent else 0)
     decision = _Evidence.of(trials, chosen).decision(config, last=True)
     assert decision is not None
     return decision
+
+
+def _no_candidate(trials: Sequence[Trial], incumbent: Trial | None) -> str:
+    """Why the search has brought nothing to validate."""
+    met = sum(t.status is Status.FEASIBLE for t in trials if t.plan.role is Role.SEARCH)
+    if met:
+        return f"none of the {met} configurations that met every limit was better than what serves"
+    missed = incumbent is not None and incumbent.status is Status.INFEASIBLE
+    return f"no configuration met every limit{', nor did what serves' if missed else ''}"
 
 
 @dataclass(frozen=True)
