@@ -172,6 +172,8 @@ def serve(config_file: ConfigFile) -> None:
         try:
             where = server.server_address
             say(f"metrics: http://{where[0]}:{where[1]}/metrics")
+            host = config.engine.host
+            say(f"vLLM: http://{f'[{host}]' if ':' in host else host}:{config.engine.port}, once it serves")
             service = Service(config, parts, say=say, notify=view.notify)
             with page.served(page.Sources(config, parts.hub, parts.requests, service.progress), say):
                 service.run()

@@ -57,8 +57,9 @@ class Control(ControlServiceServicer):
         """Asks the loop for a window."""
         asked = self._requests
         with self._operations(request.epoch, context) as operations:
-            if asked.state is not State.SERVING or asked.retune.is_set():
-                _refuse(context, "only a serving sidecar without a window can retune")
+            if why_not := busy(asked):
+                paused = operations.paused() is not None
+                _refuse(context, f"{why_not}{'; it is paused, too: `sloguard resume`' if paused else ''}")
             if not 0 <= request.duration_seconds <= 7 * 86400:
                 text = "duration_seconds: from 0 to 604800 are allowed"
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
@@ -133,6 +134,17 @@ class Control(ControlServiceServicer):
                 yield Operations(journal, self._config.base_digest())
         except (JournalError, Superseded) as error:
             _refuse(context, str(error))
+
+
+def busy(asked: Requests) -> str:
+    """Why what the sidecar does now leaves no room for a window; empty where it serves."""
+    if asked.state in (*IN_A_WINDOW, State.PROMOTING):
+        return f"a window is open already: the sidecar is {asked.state}"
+    if asked.state is State.HALTED:
+        return "the sidecar is not up yet, or has ended"
+    if asked.state is not State.SERVING:
+        return f"vLLM does not serve yet: the sidecar is {asked.state}; ask again when it serves"
+    return "a window has been asked for already" if asked.retune.is_set() else ""
 
 
 def _refuse(context: grpc.ServicerContext, text: str) -> NoReturn:

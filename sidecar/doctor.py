@@ -50,6 +50,7 @@ def findings(facts: Facts) -> list[Finding]:
     """Every finding, in the order in which one would mend them."""
     parts: Iterable[Iterable[Finding]] = (
         _configuration(facts),
+        _arguments(facts),
         _vllm(facts.vllm),
         _plugin(facts.vllm),
         _imports(facts.vllm),
@@ -89,6 +90,12 @@ def _configuration(facts: Facts) -> Iterable[Finding]:
         yield _problem("configuration", facts.config_error, "mend that field; the line names it and what is allowed")
     else:
         yield _ok("configuration", "the file is read without a mistake")
+
+
+def _arguments(facts: Facts) -> Iterable[Finding]:
+    for name, meant in facts.misspelt:
+        fix = f"write {meant} if that is meant: vLLM starts with no argument that it does not know"
+        yield _warning("engine.args", f"{name} is no argument that the guard knows; did you mean {meant}?", fix)
 
 
 def _vllm(vllm: Vllm) -> Iterable[Finding]:
@@ -207,6 +214,11 @@ def _model(model: Model) -> Iterable[Finding]:
             yield _problem(
                 "model", f"{model.name}: there is no such folder", "set model to the folder, or to a hub name"
             )
+        elif model.offline:
+            text = (
+                f"{model.name} is neither a folder here nor in the hub's cache, and {model.offline} forbids to fetch it"
+            )
+            yield _problem("model", text, f"set model to the folder, fetch it before, or unset {model.offline}")
         else:
             fix = "fine if vLLM may fetch it; a local folder lets the guard compute the memory"
             yield _warning(
@@ -292,6 +304,10 @@ def _scrape(scrape: Scrape) -> Iterable[Finding]:
     if scrape.prometheus_error:
         fix = "check the address: that of Prometheus itself, http://HOST:9090"
         yield _problem("Prometheus", f"{scrape.prometheus}: {scrape.prometheus_error}", fix)
+    elif not scrape.url:
+        yield _ok(
+            "Prometheus", f"{scrape.prometheus} answers; whether it scrapes us is known with -c FILE, for the port"
+        )
     elif not scrape.target:
         fix = f"add {scrape.url} to scrape_configs, as deploy/prometheus/prometheus.yml does"
         yield _problem("Prometheus", f"{scrape.prometheus} has no target with our port", fix)

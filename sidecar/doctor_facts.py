@@ -30,6 +30,7 @@ from sidecar.observed import SHM, Devices, Facts, Imports, Link, Model, Port, Sc
 from sidecar.own_engines import Own, running
 from vllm_sloguard import __version__, gpus, machine, model_shape
 from vllm_sloguard.learned import ranks_of
+from vllm_sloguard.rules.arguments import misspelt
 from vllm_sloguard.wire import control_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
 
@@ -40,6 +41,7 @@ _MOST_ANSWER_BYTES = 2**24
 _NO_EPOCH = 2**63
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
+_OFFLINE, _TRUE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), ("1", "ON", "YES", "TRUE")
 _IMPORT = """
 import json, time
 began, errors = time.monotonic(), {}
@@ -57,7 +59,8 @@ def gather(config: Config | None, prometheus: str, say: Say, *, quick: bool) -> 
     say("looking at the machine")
     if config is None:
         vllm = _vllm(sys.executable, dict(os.environ), say, quick=quick, forks=False)
-        return Facts(None, vllm, _devices(dict(os.environ), Own()), _shm(1))
+        scrape = Scrape("", False, "", prometheus, _targets(prometheus)[1]) if prometheus else None
+        return Facts(None, vllm, _devices(dict(os.environ), Own()), _shm(1), scrape=scrape)
     environment = {**os.environ, **config.engine.env}
     forks = config.engine.forked_trials or config.engine.forked_serving
     journal, error = _journal(config)
@@ -71,9 +74,10 @@ def gather(config: Config | None, prometheus: str, say: Say, *, quick: bool) -> 
         state=_state(config.state, error),
         link=_link(config, journal),
         scrape=_scrape(config, prometheus),
-        model=_model(config),
+        model=_model(config, environment),
         hooks=_hooks(config),
         next_window=_next_window(config),
+        misspelt=tuple(misspelt(config.engine.args).items()),
     )
 
 
@@ -256,20 +260,31 @@ def _scrape(config: Config, prometheus: str) -> Scrape:
         _, error = _fetched(url)
     if not prometheus:
         return Scrape(url, expected, error)
-    text, why = _fetched(f"{prometheus.rstrip('/')}/api/v1/targets?state=active")
+    targets, why = _targets(prometheus)
     if why:
         return Scrape(url, expected, error, prometheus, why)
-    try:
-        targets: list[dict[str, str]] = json.loads(text)["data"]["activeTargets"]
-        ours = [t for t in targets if urllib.parse.urlsplit(t["scrapeUrl"]).port == config.metrics.port]
-        healths = [f"{t['health']} ({t['lastError']})" if t.get("lastError") else t["health"] for t in ours]
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return Scrape(url, expected, error, prometheus, "that is not Prometheus's answer")
+    ours = [(at, health) for at, port, health in targets if port == config.metrics.port]
     if not ours:
         return Scrape(url, expected, error, prometheus)
     # Another host's sidecar may have the same port: one that is scraped is enough.
-    best = healths.index("up") if "up" in healths else 0
-    return Scrape(url, expected, error, prometheus, "", ours[best]["scrapeUrl"], healths[best])
+    at, health = next((target for target in ours if target[1] == "up"), ours[0])
+    return Scrape(url, expected, error, prometheus, "", at, health)
+
+
+def _targets(prometheus: str) -> tuple[list[tuple[str, int | None, str]], str]:
+    """What the Prometheus there scrapes: address, port and health of each; or why that is not known."""
+    text, why = _fetched(f"{prometheus.rstrip('/')}/api/v1/targets?state=active")
+    if why:
+        return [], why
+    try:
+        targets: list[dict[str, str]] = json.loads(text)["data"]["activeTargets"]
+        return [(t["scrapeUrl"], urllib.parse.urlsplit(t["scrapeUrl"]).port, _health(t)) for t in targets], ""
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return [], "that is not Prometheus's answer"
+
+
+def _health(target: dict[str, str]) -> str:
+    return f"{target['health']} ({target['lastError']})" if target.get("lastError") else target["health"]
 
 
 def _fetched(url: str) -> tuple[str, str]:
@@ -284,7 +299,7 @@ def _fetched(url: str) -> tuple[str, str]:
         return "", str(reason)
 
 
-def _model(config: Config) -> Model:
+def _model(config: Config, environment: dict[str, str]) -> Model:
     folder = Path(config.model)
     local = folder.is_dir()
     error = ""
@@ -299,7 +314,21 @@ def _model(config: Config) -> Model:
     )
     weights = args.get("load_format") == "dummy" or any(next(folder.glob(p), None) for p in _WEIGHTS)
     path = config.model.startswith((".", "/", "~")) or config.model.count("/") > 1
-    return Model(config.model, local, path, error, tokenizer, weights)
+    offline = "" if local or _cached(config, environment) else _offline(environment)
+    return Model(config.model, local, path, error, tokenizer, weights, offline)
+
+
+def _offline(environment: dict[str, str]) -> str:
+    """The variable that keeps the hub's library from fetching, as huggingface_hub/constants.py reads it."""
+    return next((name for name in _OFFLINE if environment.get(name, "").upper() in _TRUE), "")
+
+
+def _cached(config: Config, environment: dict[str, str]) -> bool:
+    """Whether the hub's cache has a snapshot of the model."""
+    base = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    hub = environment.get("HF_HUB_CACHE") or f"{environment.get('HF_HOME') or f'{base}/huggingface'}/hub"
+    folder = Path(str(config.engine.args.get("download_dir") or hub)).expanduser()
+    return (folder / f"models--{config.model.replace('/', '--')}" / "snapshots").is_dir()
 
 
 def _hooks(config: Config) -> tuple[tuple[str, str, bool], ...]:

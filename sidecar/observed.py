@@ -96,7 +96,10 @@ class Link:
 
 @dataclass(frozen=True)
 class Scrape:
-    """The metrics page, as it answers; and where its address was given, Prometheus's target of us with its health."""
+    """The metrics page, as it answers; and where its address was given, Prometheus's target of us with its health.
+
+    ``url`` is empty where there is no file that says it.
+    """
 
     url: str
     expected: bool
@@ -109,7 +112,10 @@ class Scrape:
 
 @dataclass(frozen=True)
 class Model:
-    """``local`` is whether the field names a folder here, ``path`` whether it looks as if it meant one."""
+    """``local`` is whether the field names a folder here, ``path`` whether it looks as if it meant one.
+
+    ``offline`` is the variable that forbids to fetch it, where one does and the hub's cache has it not.
+    """
 
     name: str
     local: bool
@@ -117,6 +123,7 @@ class Model:
     config_error: str
     tokenizer: bool
     weights: bool
+    offline: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,4 +141,5 @@ class Facts:
     model: Model | None = None
     hooks: tuple[tuple[str, str, bool], ...] = ()  # field, command, whether it is there
     next_window: str | None = None
+    misspelt: tuple[tuple[str, str], ...] = ()  # what engine.args has, and what it looks like
     plan_problem: str | None = None

@@ -15,6 +15,7 @@ from rich.console import Console
 from sidecar import lock, remote
 from sidecar.config import Config, ConfigError, load
 from sidecar.config_window import seconds
+from sidecar.engine.process_group import ProcessGroup
 from sidecar.journal import FILE_NAME, Journal, JournalError, Promoted, StateRecord
 from sidecar.operations import Event, Kind, Operations, when
 from sidecar.terminal import View, busy
@@ -224,6 +225,7 @@ def status(state: StateFolder, as_json_: AsJson = False) -> None:
         "until": record.until if record else None,
         "paused": {"since": paused.at, "reason": paused.reason} if paused else None,
         "last_window": _window(windows[-1]) if windows else None,
+        **_serves(journal, operations, record),
         "run": run.id if run else None,
         "decision": run.decision if run else None,
         "trials": len(journal.trials(run.id)) if run else 0,
@@ -235,6 +237,8 @@ def status(state: StateFolder, as_json_: AsJson = False) -> None:
     print(f"sidecar: {f'process {pid}' if pid else 'not running'}")
     if record:
         print(f"state: {record.state} since {when(record.at)}: {record.reason}")
+    if facts["serves"]:
+        print(f"serves: {facts['serves']} at {facts['engine_address']}")
     if paused:
         print(f"paused: since {when(paused.at)}{f': {paused.reason}' if paused.reason else ''}")
     if windows:
@@ -245,6 +249,21 @@ def status(state: StateFolder, as_json_: AsJson = False) -> None:
     for rule in facts["rules"]:
         until = datetime.fromtimestamp(rule["expires_at"])
         print(f"learned: {rule['kind']} {rule['value']} until {until:%Y-%m-%d %H:%M}: {rule['reason']}")
+
+
+def _serves(journal: Journal, operations: Operations, record: StateRecord | None) -> dict[str, str | None]:
+    """What the engine on the operator's port was started with, and where it is; None where none serves."""
+    engines = [e for e in journal.engines() if e.role == "serving" and ProcessGroup(e.identity).leader_alive()]
+    starts = operations.events([Kind.START], 1)
+    # An engine that is still starting is not yet the last that has started.
+    if not engines or not starts or record is None or record.state in ("starting", "promoting", "restoring"):
+        return {"serves": None, "engine_address": None}
+    number = starts[-1].content["promotion"]
+    host, port = engines[-1].launch["host"], engines[-1].launch["port"]
+    return {
+        "serves": "the file's arguments" if number is None else f"promotion {number}",
+        "engine_address": f"http://{f'[{host}]' if ':' in host else host}:{port}",
+    }
 
 
 def _rule(rule: Rule) -> dict[str, Any]:

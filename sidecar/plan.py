@@ -66,7 +66,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """The whole answer; ``vllm_version`` is empty where it is not known."""
+    """The whole answer; ``vllm_version`` is empty where it is not known. ``warnings`` keep nothing from running."""
 
     vllm_version: str
     machine: str
@@ -77,6 +77,7 @@ class WindowPlan:
     takes: Durations
     forecast: Forecast
     opening: Opening
+    warnings: tuple[str, ...] = ()
 
     @property
     def problem(self) -> str:

@@ -33,7 +33,7 @@ from vllm_sloguard.memory import gib
 from vllm_sloguard.memory import max_model_len as longest_request
 from vllm_sloguard.model_shape import beyond_arithmetic
 from vllm_sloguard.repair import Repair
-from vllm_sloguard.rules.arguments import values
+from vllm_sloguard.rules.arguments import misspelt, values
 from vllm_sloguard.rules.sizes import as_number
 from vllm_sloguard.settings import Settings, SettingsError
 
@@ -86,6 +86,10 @@ def planned(config: Config) -> tuple[WindowPlan, Machine, int]:
         takes=takes,
         forecast=forecast(config, takes),
         opening=_opening(config, operations),
+        warnings=tuple(
+            f"engine.args: {name} is no argument that the guard knows; did you mean {meant}?"
+            for name, meant in misspelt(config.engine.args).items()
+        ),
     )
     return found, here, held
 
@@ -195,6 +199,8 @@ def _show(found: WindowPlan, here: Machine, held: int) -> None:
         say(f"  the plugin changes {change.name}: {word(change.before)} → {word(change.after)}: {change.reason}")
     if serves.refusal:
         say(f"  it could not start: {serves.refusal}")
+    for warning in found.warnings:
+        say(f"  warning: {warning}")
     _show_knobs(say, found.knobs)
     _show_time(say, found)
     _show_opening(say, found.opening)

@@ -63,6 +63,8 @@ def export(  # noqa: PLR0917 - the options of a command
     """
     if not (optuna or csv or jsonl or bench):
         raise ConfigError("export: one of --optuna, --csv, --jsonl, --bench is needed")
+    if optuna and "://" not in optuna:
+        raise ConfigError(f"--optuna {optuna!r}: an SQLAlchemy URL such as sqlite:///trials.db is needed")
     folder = _folder(state)
     first = recorded.read(folder, run)
     runs = [first] if run is not None else [recorded.read(folder, number) for number in first.runs]

@@ -130,12 +130,28 @@ def test_a_study_of_another_run_is_not_added_to(run: Path, tmp_path: Path) -> No
     assert len(study_of(tmp_path / "trials.db").trials) == len(trials_of(run))
 
 
-@pytest.mark.parametrize("url", ["nonsense", "nothing:///a.db", "sqlite:////nowhere/at/all.db"])
+@pytest.mark.parametrize("url", ["nothing:///a.db", "sqlite:////nowhere/at/all.db"])
 def test_a_storage_that_is_none_is_one_line(run: Path, url: str) -> None:
     done = sloguard("export", run, "--optuna", url)
 
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "--optuna: " in done.stderr
+
+
+def test_a_file_in_place_of_a_storage_is_a_mistake(run: Path, tmp_path: Path) -> None:
+    done = sloguard("export", run, "--csv", tmp_path / "trials.csv", "--optuna", "trials.db")
+
+    assert done.returncode == 2
+    said = "--optuna 'trials.db': an SQLAlchemy URL such as sqlite:///trials.db is needed"
+    assert done.stderr == f"sloguard: {said}\n"
+    assert not (tmp_path / "trials.csv").exists()
+
+
+def test_a_folder_that_is_not_there_is_told_by_the_file_that_was_asked_for(run: Path, tmp_path: Path) -> None:
+    done = sloguard("export", run, "--csv", tmp_path / "missing" / "trials.csv")
+
+    assert done.returncode == 1
+    assert done.stderr == f"sloguard: [Errno 2] No such file or directory: '{tmp_path}/missing/trials.csv'\n"
 
 
 def test_nothing_to_write_is_a_mistake(run: Path) -> None:

@@ -277,6 +277,34 @@ def test_a_model_folder_that_is_not_there(tmp_path: Path) -> None:
     assert "there is no such folder" in problem(write_config(tmp_path, model="./no/such/model"), "model")
 
 
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_a_model_that_may_not_be_fetched(tmp_path: Path, variable: str) -> None:
+    path = write_config(tmp_path, model="model")
+    assert found(path, HF_HOME=str(tmp_path), **{variable: "0"})["model"]["level"] == "warning"
+    content = yaml.safe_load(path.read_text())
+    content["engine"]["env"] = {variable: "true", "HF_HOME": str(tmp_path)}
+    path.write_text(yaml.safe_dump(content))
+    assert f"{variable} forbids to fetch it" in problem(path, "model")
+    (tmp_path / "hub" / "models--model" / "snapshots").mkdir(parents=True)
+    assert found(path)["model"]["level"] == "warning"
+
+
+def test_an_argument_that_is_misspelt(config_file: Path) -> None:
+    content = yaml.safe_load(config_file.read_text())
+    content["engine"]["args"]["max-num-sequences"] = 1
+    config_file.write_text(yaml.safe_dump(content))
+    said = found(config_file)["engine.args"]
+    assert said["level"] == "warning"
+    assert said["text"] == "max_num_sequences is no argument that the guard knows; did you mean max_num_seqs?"
+
+
+def test_a_prometheus_that_does_not_answer_is_a_problem_without_a_file_too() -> None:
+    done = doctor("--quick", "--json", "--prometheus", "http://127.0.0.1:1")
+    [said] = [f for f in json.loads(done.stdout)["findings"] if f["check"] == "Prometheus"]
+    assert (done.returncode, said["level"]) == (1, "problem")
+    assert "refused" in said["text"]
+
+
 def test_a_window_that_could_not_run(tmp_path: Path) -> None:
     assert "too short" in problem(write_config(tmp_path, window={"duration": "1m"}), "window")
 
@@ -395,6 +423,7 @@ def only(facts: Facts, check: str) -> Finding:
             Level.PROBLEM,
             "t is down (refused)",
         ),
+        (replace(GOOD, scrape=Scrape("", False, "", "p")), "Prometheus", Level.OK, "p answers; whether it scrapes us"),
         (
             replace(GOOD, state=State("/s", True, True, 5, 6, 0o700, "", 2**40, "", 9, 107)),
             "state folder",

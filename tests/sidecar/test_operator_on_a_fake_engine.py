@@ -127,7 +127,9 @@ def test_a_pause_lets_no_window_open_and_outlives_the_sidecar(config_file: Path)
 
     serve = started(config_file)
     assert "release week" in refused(config_file, "retune", "--now")
-    assert "paused: since" in sloguard("status", config.state).stdout
+    words = sloguard("status", config.state).stdout
+    assert "paused: since" in words
+    assert f"serves: the file's arguments at http://127.0.0.1:{config.engine.port}\n" in words
     assert "sloguard resume" in refused(config_file, "retune", "--now", "--force")
     assert asked(config_file, "resume") == "resumed: windows open again\n"
     assert asked(config_file, "resume") == "it was not paused\n"
@@ -141,6 +143,9 @@ def test_an_abort_ends_the_window_and_the_incumbent_serves(config_file: Path) ->
     assert asked(config_file, "abort") == "no window is open: the sidecar is serving\n"
     asked(config_file, "retune", "--now")
     wait_for(lambda: state_of(config) == "tuning", "tuning")
+    assert "a window is open already: the sidecar is tuning" in refused(config_file, "retune", "--now")
+    told = json.loads(sloguard("status", config.state, "--json").stdout)
+    assert (told["serves"], told["engine_address"]) == (None, None)
     began = time.monotonic()
     assert "restoring: the window was aborted" in asked(config_file, "abort", "--wait")
     assert time.monotonic() - began < 10
@@ -161,6 +166,7 @@ def test_a_rollback_returns_to_what_served_before_and_quarantines(config_file: P
     asked(config_file, "retune", "--now", "--wait")
     winner = serving_seqs(config)
     assert winner > 2
+    assert "serves: promotion 1 at http://" in sloguard("status", config.state).stdout
 
     told = asked(config_file, "rollback", "--wait")
     assert "promotion 1 is rolled back and quarantined: the file's own arguments serve next" in told

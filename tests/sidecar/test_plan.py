@@ -75,6 +75,15 @@ def test_words_say_the_same(config_file: Path) -> None:
         assert said in done.stdout
 
 
+def test_an_argument_that_is_misspelt_is_told(config_file: Path) -> None:
+    content = yaml.safe_load(config_file.read_text())
+    content["engine"]["args"]["max-num-sequences"] = 1
+    config_file.write_text(yaml.safe_dump(content))
+    said = "engine.args: max_num_sequences is no argument that the guard knows; did you mean max_num_seqs?"
+    assert answer(config_file)["warnings"] == [said]
+    assert f"warning: {said}" in sloguard("plan", "-c", config_file).stdout
+
+
 def test_what_the_journal_has_measured_is_used(config_file: Path) -> None:
     config = load(config_file)
     journal = Journal(config.state)

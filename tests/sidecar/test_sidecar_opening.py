@@ -3,8 +3,10 @@
 import pytest
 
 from sidecar.config_window import Window
+from sidecar.control import Requests, busy
 from sidecar.opening import refusal
 from sidecar.operations import Event, Kind, WindowOutcome
+from sidecar.states import State
 
 NOW = 1_000_000.0
 PAUSED = Event(NOW - 5, Kind.PAUSED, {"reason": "release week"})
@@ -52,3 +54,25 @@ def test_not_above_the_rate_nor_without_knowing_it_but_by_force() -> None:
     assert "not watched for a minute" in why_not(rate=None, max_rate=2.0)
     assert why_not(rate=2.5, max_rate=2.0, force=True) == ""
     assert why_not(rate=2.5) == ""
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (State.SERVING, ""),
+        (State.STARTING, "vLLM does not serve yet: the sidecar is starting"),
+        (State.RESTORING, "vLLM does not serve yet: the sidecar is restoring"),
+        (State.DRAINING, "a window is open already: the sidecar is draining"),
+        (State.PROMOTING, "a window is open already: the sidecar is promoting"),
+        (State.HALTED, "the sidecar is not up yet"),
+    ],
+)
+def test_what_leaves_no_room_for_a_window_is_named(state: State, said: str) -> None:
+    assert busy(Requests(state=state)).startswith(said)
+    assert bool(busy(Requests(state=state))) == bool(said)
+
+
+def test_a_window_that_was_asked_for_leaves_no_room_for_another() -> None:
+    requests = Requests(state=State.SERVING)
+    requests.retune.set()
+    assert busy(requests) == "a window has been asked for already"

@@ -4,9 +4,10 @@ vLLM's configuration classes are pydantic's in its lax mode (vllm/config/utils.p
 as whole numbers there. What it reads is judged as it reads it and left as it is.
 """
 
+import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -51,11 +52,35 @@ ARGUMENTS: Mapping[str, Argument] = {
     "quantization": Argument(Kind.TEXT),
 }
 
+# vLLM has these besides, and they are spelt much like one of the above.
+_SPELT_ALIKE = frozenset(
+    {
+        "dbo_prefill_token_threshold",
+        "device_memory_utilization",
+        "long_prefill_token_threshold_adaptive",
+        "max_num_scheduled_tokens",
+    }
+)
+_ALIKE = 0.8
 _WHOLE = re.compile(r"[+-]?\d+(_\d+)*(\.0+)?", re.ASCII)
 # Python and pydantic read no longer text as a whole number.
 _MOST_DIGITS = 4300
 _TRUE = frozenset({"1", "on", "t", "true", "y", "yes"})
 _FALSE = frozenset({"0", "off", "f", "false", "n", "no"})
+
+
+def misspelt(names: Iterable[str]) -> dict[str, str]:
+    """The names that look like one of ARGUMENTS written wrong, each with that one.
+
+    ARGUMENTS has not all of vLLM's, so this is a guess: a newer vLLM may know the name.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        if name not in ARGUMENTS and name not in _SPELT_ALIKE:
+            near = difflib.get_close_matches(name[:80], ARGUMENTS, n=1, cutoff=_ALIKE)
+            if near:
+                found[name] = near[0]
+    return found
 
 
 def values(args: Config) -> dict[str, Value]:
