@@ -29,7 +29,7 @@ from sidecar.config import Config, Objective, Slo
 from sidecar.trial import Role, Status, Trial, margins
 
 # One crash of what serves may be an accident.
-_CRASHES_THAT_COUNT = 2
+CRASHES_THAT_COUNT = 2
 _MOST_LOG = 700.0  # whose exponential is still a number
 # The standard deviation of a value that is known up to a factor: that of a uniform distribution.
 _CAPACITY_NOISE = math.log(TOLERANCE) / math.sqrt(12)
@@ -110,13 +110,20 @@ def decide(trials: Sequence[Trial], config: Config) -> Decision:
     """The decision with what there is: after the search and, where there was a candidate, its validation."""
     chosen = candidate(trials)
     if chosen is None:
-        ran = sum(t.status is Status.FEASIBLE for t in trials if t.plan.role is Role.SEARCH)
-        reason = f"none of {ran} feasible configurations was better in its first trial"
         incumbent = baseline(trials)
-        return Decision(Outcome.KEPT, reason, incumbent.number if incumbent else 0)
+        return Decision(Outcome.KEPT, _no_candidate(trials, incumbent), incumbent.number if incumbent else 0)
     decision = _Evidence.of(trials, chosen).decision(config, last=True)
     assert decision is not None
     return decision
+
+
+def _no_candidate(trials: Sequence[Trial], incumbent: Trial | None) -> str:
+    """Why the search has brought nothing to validate."""
+    met = sum(t.status is Status.FEASIBLE for t in trials if t.plan.role is Role.SEARCH)
+    if met:
+        return f"none of the {met} configurations that met every limit was better than what serves"
+    missed = incumbent is not None and incumbent.status is Status.INFEASIBLE
+    return f"no configuration met every limit{', nor did what serves' if missed else ''}"
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ class _Evidence:
             kept=first.number if first else 0,
             incumbents=_measured(trials, Role.REFERENCE),
             candidates=_measured(trials, Role.VALIDATION),
-            incumbent_crashed=sum(t.plan.role is Role.REFERENCE for t in crashed) >= _CRASHES_THAT_COUNT,
+            incumbent_crashed=sum(t.plan.role is Role.REFERENCE for t in crashed) >= CRASHES_THAT_COUNT,
             candidate_crashed=next((t for t in crashed if t.plan.role is Role.VALIDATION), None),
         )
 
@@ -184,7 +191,7 @@ class _Evidence:
     def _failed(self, look: "_Look") -> str:
         """What the incumbent did so badly that the candidate need not be better; empty when it did not."""
         if self.incumbent_crashed:
-            return f"crashed {_CRASHES_THAT_COUNT} times"
+            return f"crashed {CRASHES_THAT_COUNT} times"
         missed = [name for name, (low, _) in look.limits(look.incumbents).items() if low > 0]
         return f"missed {missed[0]}" if missed else ""
 

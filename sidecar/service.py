@@ -21,7 +21,7 @@ from sidecar.opening import refusal
 from sidecar.operations import Kind, WindowOutcome
 from sidecar.progress import Progress, Say
 from sidecar.serving import Parts, Serving
-from sidecar.states import Cause, State
+from sidecar.states import ENGINE_ENDED, ENGINE_SERVES_ON, Cause, State
 from sidecar.trial import Trial
 from sidecar.watch import Watch
 from sidecar.window import Window, end_interrupted
@@ -160,7 +160,7 @@ class Service:
 
     def _halt(self) -> None:
         if self._requests.stop_engine.is_set() or not self._serving.alive():
-            self._progress.enter(State.HALTED, Cause.STOPPED, "stopped, with its engine")
+            self._progress.enter(State.HALTED, Cause.STOPPED, ENGINE_ENDED)
             self._serving.end(drain=True)
         else:
-            self._progress.enter(State.HALTED, Cause.STOPPED, "stopped; the engine serves on")
+            self._progress.enter(State.HALTED, Cause.STOPPED, ENGINE_SERVES_ON)

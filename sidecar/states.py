@@ -17,6 +17,9 @@ class State(StrEnum):
     HALTED = "halted"
 
 
+# Why it was halted, in the journal's words.
+ENGINE_ENDED = "stopped, with its engine"
+ENGINE_SERVES_ON = "stopped; the engine serves on"
 # A window is open, and can be given up.
 IN_A_WINDOW = (State.DRAINING, State.TUNING, State.VALIDATING)
 

@@ -27,6 +27,7 @@ _STYLES = {
     Status.RUNNING: "bold cyan",
 }
 
+_MOST_EVIDENCE = 160  # characters
 
 # Below this width a table's cells break into pieces of words.
 _TABLE_COLUMNS = 150
@@ -159,13 +160,17 @@ def configuration(trial: Trial, knobs: Sequence[str]) -> str:
     return " ".join(f"{name}={_short(ran[name])}" for name in names if name in ran)
 
 
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_EVIDENCE else f"{text[: _MOST_EVIDENCE - 1].rstrip()}…"
+
+
 def why(trial: Trial) -> str:
     """What there is to say beyond the numbers: a refusal, a crash's category and evidence, an early end, repairs."""
     if trial.plan.refusal:
         return trial.plan.refusal
     if trial.result is not None and trial.result.crash is not None:
         crash = trial.result.crash
-        return f"{crash.category} while {crash.phase}: {crash.evidence[:160]}"
+        return f"{crash.category} while {crash.phase}: {_cut(crash.evidence)}"
     repairs = "; ".join(f"{c.name} {c.before} → {c.after}: {c.reason}" for c in trial.plan.changes)
     notes = [repairs] if repairs else []
     if trial.result is not None and trial.result.stopped:

@@ -102,13 +102,16 @@ class Window:
         return self._parts.requests.stop_sidecar.is_set() or self._parts.requests.abort.is_set()
 
     def _tune(self) -> Decision:
+        if self._stopped():  # while it drained
+            raise Cancelled
         config, journal, metrics = self._config, self._parts.journal, self._parts.metrics
         run = open_run(config, journal)
         self._progress.enter(State.TUNING, Cause.DRAINED, f"the service is drained for run {run.id}")
 
         def notify(trial: Trial) -> None:
             if trial.plan.role in VALIDATING and self._progress.state is not State.VALIDATING:
-                self._progress.enter(State.VALIDATING, Cause.BEST_FOUND, trial.plan.reason)
+                why = f"the best of the search and what served are measured anew, in turn: {trial.plan.reason}"
+                self._progress.enter(State.VALIDATING, Cause.BEST_FOUND, why)
             metrics.trial(trial, journal.trials(run.id))
             self._notify(trial)
 

@@ -65,6 +65,7 @@ def main() -> int:
 
     ran = [t for t in trials if t["status"] in ("feasible", "infeasible", "crashed")]
     print(f"\n{len(ran)} trials, {len(crashes)} crashed, {(time.monotonic() - began) / 60:.1f} minutes")
+    print(f"the same on one page: {SLOGUARD} report {state} -o report.html")
     return 0 if len(ran) >= 10 and crashes and code == 0 else 1
 
 

@@ -17,6 +17,7 @@ from sidecar.operations import Kind, Operations
 from sidecar.page.beat import Beat, live, next_opening
 from sidecar.page.story import Facts, Story, story
 from sidecar.progress import Progress, Say, Standing
+from sidecar.recorded import Setup, setup_of
 from sidecar.states import State
 from sidecar.telemetry import TelemetryHub
 
@@ -153,10 +154,12 @@ def _facts(config: Config, journal: Journal, standing: Standing, epoch: int) -> 
     current = next((p for p in reversed(promotions) if p.rolled_back_at is None), None)
     newest = promotions[-1] if promotions else None
     windows = operations.events([Kind.WINDOW_ENDED], 1)
+    setup, problem = _setup(journal, run.id) if run else (None, "")
     return Facts(
         standing=standing,
         epoch=epoch,
         run=run,
+        setup=setup,
         trials=tuple(journal.trials(run.id)) if run else (),
         paused=operations.paused(),
         window=operations.open_window(),
@@ -164,7 +167,16 @@ def _facts(config: Config, journal: Journal, standing: Standing, epoch: int) -> 
         promotion=current,
         rolled_back=newest if newest and newest.rolled_back_at is not None else None,
         probation_until=_probation_until(config, operations, current.id) if current else None,
+        problem=problem,
     )
+
+
+def _setup(journal: Journal, run: int) -> tuple[Setup | None, str]:
+    """What the run was started with, or why nobody knows: the rest of the page goes on without it."""
+    try:
+        return setup_of(journal.run_configs()[run], run), ""
+    except JournalError as error:
+        return None, str(error)
 
 
 def _probation_until(config: Config, operations: Operations, promotion: int) -> float | None:

@@ -15,6 +15,7 @@ from sidecar.operations import Event
 from sidecar.page.figures import GOALS, Figure, Goal, figures, in_words, of_objective
 from sidecar.progress import Standing
 from sidecar.promotion import Outcome
+from sidecar.recorded import Setup
 from sidecar.states import IN_A_WINDOW, TABLE
 from sidecar.terminal import configuration, why
 from sidecar.trial import VALIDATING, Role, Status, Trial
@@ -45,11 +46,16 @@ _HEADLINES = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What was read for one story. ``probation_until`` is in seconds since the epoch, None where there is none."""
+    """What was read for one story. ``probation_until`` is in seconds since the epoch, None where there is none.
+
+    ``setup`` is what ``run`` was started with, which the file may no longer say; without it the run is not shown,
+    and ``problem`` is why.
+    """
 
     standing: Standing
     epoch: int
     run: Run | None = None
+    setup: Setup | None = None
     trials: tuple[Trial, ...] = ()
     paused: Event | None = None
     window: Event | None = None
@@ -57,6 +63,7 @@ class Facts:
     promotion: Promoted | None = None
     rolled_back: Promoted | None = None
     probation_until: float | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class StateShown:
 
 @dataclass(frozen=True)
 class Serves:
-    """What serves outside of windows; ``changes`` are against the file's arguments."""
+    """What serves outside of windows; ``changes`` are against the file's arguments, or are those where they serve."""
 
     promotion: int | None
     what: str
@@ -133,13 +140,18 @@ class DecisionShown:
 
 @dataclass(frozen=True)
 class RunShown:
-    """The last run; ``searched`` of ``budget`` trials of the search have ended, and ``validated`` measurements."""
+    """The last run; ``searched`` of ``budget`` trials of the search have ended, and ``validated`` measurements.
+
+    ``next_look`` is how many measurements it takes to the next look at them, None where nobody knows.
+    """
 
     id: int
     started_at: float
+    goal: Goal
     searched: int
     budget: int
     validated: int
+    next_look: int | None
     trials: tuple[TrialShown, ...]
     left_out: int
     decision: DecisionShown | None
@@ -153,7 +165,6 @@ class Story:
     orders: str
     epoch: int
     model: str
-    goal: Goal
     state: StateShown
     serves: Serves
     paused: Note | None
@@ -171,7 +182,6 @@ def story(config: Config, facts: Facts, *, version: str, orders: str) -> Story:
         orders=orders,
         epoch=facts.epoch,
         model=config.model,
-        goal=GOALS[config.objective],
         state=StateShown(
             str(standing.state),
             TABLE[standing.state].about,
@@ -183,7 +193,8 @@ def story(config: Config, facts: Facts, *, version: str, orders: str) -> Story:
         paused=facts.paused and Note(facts.paused.at, facts.paused.reason),
         window=facts.window and Note(facts.window.at, facts.window.reason),
         last_window=facts.last_window and _ended(facts.last_window),
-        run=facts.run and _run(config, facts.run, facts.trials),
+        run=_run(facts.setup, facts.run, facts.trials) if facts.run and facts.setup else None,
+        problem=facts.problem,
     )
 
 
@@ -197,10 +208,14 @@ def _serves(config: Config, facts: Facts) -> Serves:
         promotion=promotion.id if promotion else None,
         what=f"promotion {promotion.id}" if promotion else "the configuration file's arguments",
         since=promotion.at if promotion else None,
-        changes=_changes(config.engine.args, promotion.args) if promotion else (),
+        changes=_changes(config.engine.args, promotion.args) if promotion else _listed(config.engine.args),
         probation_until=facts.probation_until,
         rolled_back=f"promotion {undone.id} was rolled back: {undone.rollback_reason or ''}" if undone else "",
     )
+
+
+def _listed(args: Args) -> tuple[str, ...]:
+    return tuple(f"{name} {value}" for name, value in args.items())
 
 
 def _changes(before: Args, after: Args) -> tuple[str, ...]:
@@ -208,23 +223,32 @@ def _changes(before: Args, after: Args) -> tuple[str, ...]:
     return tuple(f"{name} {before.get(name, 'default')} → {after.get(name, 'default')}" for name in names)
 
 
-def _run(config: Config, run: Run, trials: Sequence[Trial]) -> RunShown:
+def _run(setup: Setup, run: Run, trials: Sequence[Trial]) -> RunShown:
     ran = [t for t in trials if t.status not in (Status.REFUSED, Status.ABORTED, Status.RUNNING)]
     validated = sum(t.plan.role in VALIDATING for t in ran)
     shown = trials[-_MOST_TRIALS:]
     return RunShown(
         id=run.id,
         started_at=run.started_at,
+        goal=GOALS[setup.objective],
         searched=len(ran) - validated,
-        budget=config.search.budget,
+        budget=setup.budget,
         validated=validated,
-        trials=tuple(_trial(config, trial) for trial in shown),
+        next_look=_next_look(setup, [t for t in ran if t.plan.role in VALIDATING]),
+        trials=tuple(_trial(setup, trial) for trial in shown),
         left_out=len(trials) - len(shown),
         decision=_decision(run.decision, run.ended_at) if run.decision else None,
     )
 
 
-def _trial(config: Config, trial: Trial) -> TrialShown:
+def _next_look(setup: Setup, measured: Sequence[Trial]) -> int | None:
+    """Pairs have two measurements, unless one of them crashed: then others count."""
+    if any(t.status is Status.CRASHED for t in measured):
+        return None
+    return next((2 * pairs for pairs in setup.promotion.pairs if 2 * pairs > len(measured)), None)
+
+
+def _trial(setup: Setup, trial: Trial) -> TrialShown:
     result = trial.result
     measured = result.measurement if result else None
     p99s = (
@@ -232,19 +256,19 @@ def _trial(config: Config, trial: Trial) -> TrialShown:
         if measured
         else {}
     )
-    value = of_objective(result.value if result else None, config.objective)
+    value = of_objective(result.value if result else None, setup.objective)
     failed = f"{measured.failed} of {measured.requests} requests failed" if measured and measured.failed else ""
     return TrialShown(
         number=trial.number,
         what=_what(trial),
         incumbent=trial.plan.role in (Role.BASELINE, Role.REFERENCE),
-        configuration=configuration(trial, list(config.search.knobs)),
+        configuration=configuration(trial, [knob.name for knob in setup.knobs]),
         status=trial.status,
         verdict=_VERDICTS[trial.status],
         crash=str(result.crash.category).replace("_", " ") if result and result.crash else "",
-        figures=figures(p99s, config.slo, lower_bounds=bool(result and result.stopped)),
+        figures=figures(p99s, setup.slo, lower_bounds=bool(result and result.stopped)),
         value=value,
-        objective=in_words(value, config.objective),
+        objective=in_words(value, setup.objective),
         started_at=trial.started_at,
         took_s=None if trial.ended_at is None else max(trial.ended_at - trial.started_at, 0.0),
         note="; ".join(text for text in (failed, why(trial)) if text),

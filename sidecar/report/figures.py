@@ -61,11 +61,11 @@ def _gain(gain: Gain) -> tuple[Figure, int]:
     )
     low, high = min(gain.low, 0.0), max(gain.high, gain.least)
     margin = 0.15 * (high - low)
-    side = "right" if gain.least < (low + high) / 2 else "left"
-    for at, text, place in ((0.0, "no difference", "bottom left"), (gain.least, "asked for", f"top {side}")):
+    # Each is written on its line's far side, so that neither line, however close, crosses the other's text.
+    for at, text, place in ((0.0, "no difference", "bottom left"), (gain.least, "asked for", "top right")):
         line = {"dash": "dot" if at else "solid", "color": PLAIN}
         figure.add_vline(x=at, line=line, annotation={"text": text}, annotation_position=place)
-    figure.update_xaxes(axis("gain over what was serving", tickformat="+.0%", range=[low - margin, high + margin]))
+    figure.update_xaxes(axis("gain over what was serving", tickformat="+.0%", range=[low - margin, high + 2 * margin]))
     figure.update_yaxes({"visible": False, "fixedrange": True})
     return figure, height
 

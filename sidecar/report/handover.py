@@ -11,6 +11,7 @@ from sidecar.promoted import FILE_NAME as PROMOTED_FILE
 from sidecar.promotion import Outcome
 from sidecar.recorded import Recorded
 from sidecar.report import words
+from sidecar.states import ENGINE_ENDED, ENGINE_SERVES_ON, State
 from vllm_sloguard import __version__
 
 # What a run does not depend on, and what may name the host's other business.
@@ -37,32 +38,46 @@ def serving(recorded: Recorded) -> tuple[str, ...]:
     """What serves from this state folder now, in sentences."""
     current = next((p for p in reversed(recorded.promotions) if p.rolled_back_at is None), None)
     ours = next((p for p in recorded.promotions if p.run == recorded.run.id), None)
-    said: list[str] = []
+    said = [_service(recorded)]
     if ours is not None and ours.rolled_back_at is not None:
         at, why = words.when(ours.rolled_back_at), words.sentence(ours.rollback_reason or "no reason was recorded")
         said.append(f"This run's promotion was rolled back at {at} and is not tried again: {why}")
     if current is None:
-        said.append("In force are the arguments of the configuration file: nothing that was promoted holds.")
+        said.append(f"{_in_force(recorded)} the arguments of the configuration file: nothing that was promoted holds.")
     elif ours is not None and current.id == ours.id:
         changed = _changes(recorded.run.incumbent, current.args)
         said.append(
-            f"In force since {words.when(current.at)} is this run's winner (promotion {current.id}): {changed}."
+            f"{_in_force(recorded)} this run's winner (promotion {current.id}), since {words.when(current.at)}:"
+            f" {changed}."
         )
     else:
         of = f"of run {current.run}" if current.run is not None else "that undid an earlier one"
-        said.append(f"In force is promotion {current.id} {of}, since {words.when(current.at)}.")
-    return (*said, _service(recorded))
+        said.append(f"{_in_force(recorded)} promotion {current.id} {of}, since {words.when(current.at)}.")
+    return tuple(said)
+
+
+def _in_force(recorded: Recorded) -> str:
+    return "In force:" if recorded.alive else "What a sidecar that is started now would serve:"
 
 
 def _service(recorded: Recorded) -> str:
     state = recorded.state
     if state is None:
         return (
-            "No sidecar has served from this state folder, so nothing was started with it: see the commands at the end."
+            "Nothing is known to serve: no sidecar has served from this state folder, so nothing was started with it;"
+            " see the commands at the end."
         )
-    if not recorded.alive:
-        return f"The sidecar does not run; its last word, {words.when(state.at)}, was {state.state}: {state.reason}."
-    return f"The sidecar runs; since {words.when(state.at)} it is {state.state}: {state.reason}."
+    at = words.when(state.at)
+    if recorded.alive:
+        return f"The sidecar runs; since {at} it is {state.state}: {state.reason}."
+    if state.state == State.HALTED and state.reason == ENGINE_ENDED:
+        return f"Nothing serves: the sidecar ended at {at}, and its engine with it."
+    if state.state == State.HALTED and state.reason == ENGINE_SERVES_ON:
+        return f"The sidecar ended at {at}, and left its engine serving; nothing has watched that engine since."
+    return (
+        "Nothing is known to serve: the sidecar does not run, and did not say that it ended; its last word,"
+        f" {at}, was {state.state}: {state.reason}."
+    )
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
@@ -127,7 +142,11 @@ def commands(recorded: Recorded) -> tuple[tuple[Command, ...], str]:
         Command("Every trial, as a machine reads it", f"sloguard trials {shlex.quote(str(recorded.folder))} --json"),
     ]
     kept = {name: part for name, part in setup.content.items() if name not in _NOT_OF_THE_RUN and part is not None}
-    return tuple(rows), yaml.safe_dump(_bare(kept), sort_keys=False, width=100)
+    bare = _bare(kept)
+    # A knob without a range is searched nevertheless.
+    knobs: dict[str, Any] = kept["search"].get("knobs") or {}
+    bare["search"]["knobs"] = {name: _bare(given) for name, given in knobs.items()}
+    return tuple(rows), yaml.safe_dump(bare, sort_keys=False, width=100)
 
 
 def _serve(model: str, args: dict[str, Any]) -> str:

@@ -161,7 +161,10 @@ def _entry(recorded: Recorded, trial: Trial) -> Entry:
 
 def _note(trial: Trial) -> str:
     crash = trial.result.crash if trial.result else None
-    return why(trial) if crash is None else f"{words.category(crash)} while {crash.phase}: {crash.evidence[:_EVIDENCE]}"
+    if crash is None:
+        return why(trial)
+    evidence = crash.evidence if len(crash.evidence) <= _EVIDENCE else f"{crash.evidence[: _EVIDENCE - 1]}…"
+    return f"{words.category(crash)} while {crash.phase}: {evidence}"
 
 
 def _configuration(recorded: Recorded, trial: Trial) -> str:

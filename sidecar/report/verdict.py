@@ -8,7 +8,7 @@ from enum import StrEnum
 from sidecar.comparison import bounds
 from sidecar.config import Objective
 from sidecar.judge import Measurement, limits
-from sidecar.promotion import Outcome, baseline, candidate
+from sidecar.promotion import CRASHES_THAT_COUNT, Outcome, baseline, candidate
 from sidecar.recorded import Recorded
 from sidecar.report import words
 from sidecar.trial import VALIDATING, Role, Status, Trial, margins
@@ -102,7 +102,10 @@ def _headline(recorded: Recorded) -> tuple[Tone, str]:
     outcome = decision.outcome
     if outcome == Outcome.PROMOTED:
         return Tone.GOOD, f"A better configuration was found and promoted: that of trial {decision.trial}"
+    first = baseline(recorded.trials)
     none = "no other configuration met every limit" if not _searched(recorded, Status.FEASIBLE) else ""
+    if none and first is not None and first.status in (Status.INFEASIBLE, Status.CRASHED):
+        none = "nothing met every limit, nor did what was serving"
     stays = {
         Outcome.KEPT: f"What was serving stays: {none or 'nothing was better by enough'}",
         Outcome.WORSE: "What was serving stays: the best candidate did not hold up when it was measured again",
@@ -147,21 +150,42 @@ def _best(recorded: Recorded) -> str:
         return ""
     chosen, first = candidate(recorded.trials), baseline(recorded.trials)
     objective = recorded.setup.objective
-    incumbent = ""
-    if first is not None:
-        shown = words.with_unit(value_of(first), objective)
-        incumbent = shown if value_of(first) is not None else f"no figure ({words.STATUSES[first.status]})"
+    if first is None:
+        serving = "what was serving was not measured"
+    elif value_of(first) is None:
+        failed = first.status in (Status.INFEASIBLE, Status.CRASHED)
+        had = f"{words.STATUSES[first.status]} in its first trial" if failed else "has no figure"
+        serving = f"what was serving {had}"
+    else:
+        missed = ", and missed a limit" if first.status is Status.INFEASIBLE else ""
+        serving = f"what was serving had {words.with_unit(value_of(first), objective)}{missed}"
     if chosen is None:
-        serving = f"what was serving had {incumbent}" if incumbent else "what was serving was not measured"
         if not _searched(recorded, Status.FEASIBLE):
-            return f"No trial of the search met every limit; {serving}."
+            return f"No trial of the search met every limit; {serving}.{_nearest(recorded)}"
         return f"No trial of the search that met every limit had a better {words.OBJECTIVES[objective]}: {serving}."
-    against = f", against {incumbent} of what was serving" if incumbent else ""
     again = any(t.plan.role is Role.VALIDATION for t in recorded.trials)
     return (
         f"The best of the search, the candidate, is trial {chosen.number}: {words.OBJECTIVES[objective]} "
-        f"{words.with_unit(value_of(chosen), objective)}{against}. The luckiest of many looks better than it is, so"
+        f"{words.with_unit(value_of(chosen), objective)}; {serving}. The luckiest of many looks better than it is, so"
         f" this is no evidence yet: both {'were' if again else 'have to be'} measured anew, in pairs of fresh starts."
+    )
+
+
+def _nearest(recorded: Recorded) -> str:
+    """The trial of the search that missed its limits by the least; of a load that was stopped it is not known."""
+    slo = recorded.setup.slo
+    missed = [
+        (max(margins(m, slo).items(), key=lambda item: item[1]), t, m)
+        for t in recorded.trials
+        if t.plan.role is Role.SEARCH and (m := measurement_of(t)) and not (t.result and t.result.stopped)
+    ]
+    if not missed:
+        return ""
+    (name, _), trial, measurement = min(missed, key=lambda found: found[0][1])
+    limit = next(limit.limit for limit in limits(measurement, slo) if limit.name == name)
+    return (
+        f" The nearest, of those whose load ran to its end, is trial {trial.number}: {words.LIMITS[name]}"
+        f" {words.measured(name, _measured(measurement, name))}, where {words.measured(name, limit)} is the limit."
     )
 
 
@@ -211,6 +235,7 @@ def _checks(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequenc
             Check("Better by enough", f"an estimated gain of {rule.min_gain:.0%} or more", f"{gain.estimate:+.1%}",
                   gain.estimate >= rule.min_gain),
         ]  # fmt: skip
+    found += _failed_check(recorded, incumbents)
     pairs = min(len(incumbents), len(candidates))
     looks = words.listed([str(n) for n in rule.pairs])
     found.append(
@@ -227,6 +252,25 @@ def _checks(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequenc
         )
     )
     return tuple(found)
+
+
+def _failed_check(recorded: Recorded, incumbents: Sequence[Trial]) -> list[Check]:
+    """Whether what was serving fails, so that no gain is needed; as sidecar.promotion has it."""
+    rule, slo = recorded.setup.promotion, recorded.setup.slo
+    again = [t for t in recorded.trials if t.plan.role is Role.REFERENCE]
+    crashed = sum(t.status is Status.CRASHED for t in again)
+    rows = [margins(m, slo) for t in incumbents if (m := measurement_of(t))]
+    if not rows and not crashed:
+        return []
+    alpha = (1 - rule.slo_confidence) / len(rule.pairs)
+    surely = any(bounds([row[name] for row in rows], alpha)[0] > 0 for name in (rows[0] if rows else ()))
+    missed = sum(max(row.values(), default=0.0) > 0 for row in rows)
+    parts = [f"{missed} of {words.plural(len(rows), 'start')} missed a limit"] if rows else []
+    parts += [f"{words.plural(crashed, 'start')} crashed"] if crashed else []
+    asked = f"it surely misses a limit, at {rule.slo_confidence:.0%} confidence, or crashes twice"
+    what = "What was serving fails (then no gain is needed)"
+    fails = surely or crashed >= CRASHES_THAT_COUNT
+    return [Check(what, asked, words.listed(parts), fails if fails or len(rows) > 1 else None)]
 
 
 def _limit_checks(recorded: Recorded, candidates: Sequence[Trial]) -> list[Check]:
@@ -252,7 +296,7 @@ def _limit_checks(recorded: Recorded, candidates: Sequence[Trial]) -> list[Check
 
 
 def _bounded(name: str, limit: float, high: float) -> str:
-    return f"at most {words.measured(name, max(limit * (1 + high), 0.0))}"
+    return f"mean of its starts at most {words.measured(name, max(limit * (1 + high), 0.0))}"
 
 
 def _measured(measurement: Measurement, name: str) -> float:

@@ -124,6 +124,17 @@ def test_a_damaged_journal_is_said_once_and_the_page_goes_on(bench: PageBench) -
     assert told(bench.url)["story"]["problem"] == ""
 
 
+def test_a_run_whose_configuration_cannot_be_read_is_left_out(bench: PageBench) -> None:
+    promote(bench)
+    run = bench.tune(600)
+    with sqlite3.connect(bench.config.state / "journal.sqlite") as db:
+        db.execute("UPDATE runs SET config = '{}' WHERE id = ?", (run.id,))
+    story = told(bench.url)["story"]
+
+    assert f"run {run.id}: its configuration can't be read" in story["problem"]
+    assert (story["run"], story["serves"]["promotion"]) == (None, 1)
+
+
 def test_a_failure_of_the_page_is_said_once(bench: PageBench, monkeypatch: pytest.MonkeyPatch) -> None:
     said = len(bench.said)
 

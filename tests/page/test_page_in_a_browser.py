@@ -54,6 +54,7 @@ def test_trials_come_as_they_are_recorded(bench: PageBench, tab: "Page") -> None
     bench.begin(run, Role.SEARCH, "anneal", max_num_seqs=23)
     waits(tab, "#word", "tuning")
     waits(tab, "#facts", "2 of 10")
+    assert "╌ the level of what served before" in tab.inner_text("#chart .legend")
     rows = tab.locator("#trials tr").all_inner_texts()
     verdicts = ("running", "crashed", "misses the SLO")
     assert [next(word for word in verdicts if word in row) for row in rows] == list(verdicts)
@@ -90,6 +91,15 @@ def test_what_others_wrote_is_text(bench: PageBench, tab: "Page") -> None:
     assert tab.title() == "restoring · sloguard"
     assert bad in tab.inner_text("#trials")
     assert bad in tab.inner_text("#outcome")
+
+
+def test_a_focused_field_does_not_cut_its_label(bench: PageBench, tab: "Page") -> None:
+    opened(tab, bench.url)
+    tab.click("#pause")
+    for name in ("ask-reason", "ask-token"):
+        tab.focus(f"#{name}")
+        gap = "label.getBoundingClientRect().bottom - label.nextElementSibling.getBoundingClientRect().top"
+        assert tab.eval_on_selector(f"[for={name}]", f"label => -({gap})") >= 5  # the ring and its offset
 
 
 def test_the_connection_is_lost_and_found(tmp_path: Path, tab: "Page") -> None:

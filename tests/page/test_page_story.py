@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sidecar.page.figures import figures
 from sidecar.page.gate import known_host
 from sidecar.page.story import Facts, Story, TrialShown, story
 from sidecar.progress import Standing
+from sidecar.recorded import setup_of
 from sidecar.states import State
 from sidecar.telemetry import Traffic
 from sidecar.trial import Plan, Result, Role, Trial
@@ -34,7 +36,8 @@ def config(tmp_path: Path) -> Config:
 
 
 def told(config: Config, state: State = State.TUNING, **facts: Any) -> Story:
-    return story(config, Facts(Standing(state, "because", 100.0), 7, **facts), version="v", orders="")
+    given: dict[str, Any] = {"setup": setup_of(config.model_dump(mode="json"), RUN.id), **facts}
+    return story(config, Facts(Standing(state, "because", 100.0), 7, **given), version="v", orders="")
 
 
 def trial(role: Role, ended: Result | None, *, number: int = 1, refusal: str = "") -> Trial:
@@ -55,6 +58,44 @@ def test_a_trial_that_meets_the_slo(config: Config) -> None:
     assert (row.value, row.objective, row.took_s) == (300, "300 ms", 30)
     ttft = row.figures[0]
     assert (ttft.shown, ttft.limit, ttft.share, ttft.met) == ("300 ms", "500 ms", 0.6, True)
+
+
+def test_a_run_is_judged_by_what_it_was_started_with(config: Config) -> None:
+    recorded = config.model_dump(mode="json")
+    recorded |= {"slo": {"ttft_p99_ms": 200}, "objective": "goodput"}
+    recorded["search"]["budget"] = 3
+    ended = trial(Role.SEARCH, Result(violation=0.5, value=10.0, measurement=measured(ttft_ms=300)))
+    run = told(config, run=RUN, trials=(ended,), setup=setup_of(recorded, RUN.id)).run
+
+    assert run is not None
+    assert (run.goal.name, run.budget) == ("goodput", 3)
+    ttft = run.trials[0].figures[0]
+    assert (ttft.limit, ttft.met, run.trials[0].verdict) == ("200 ms", False, "misses the SLO")
+
+
+def test_a_long_crash_is_cut_visibly(config: Config) -> None:
+    crash = replace(OOM, evidence="word " * 100)
+    assert shown(config, trial(Role.SEARCH, Result(crash=crash))).note.endswith("word…")
+
+
+@pytest.mark.parametrize(("validated", "look"), [(0, 6), (1, 6), (5, 6), (6, 10), (15, 16), (16, None)])
+def test_the_validation_goes_to_the_next_look(config: Config, validated: int, look: int | None) -> None:
+    recorded = config.model_dump(mode="json")
+    recorded["promotion"]["pairs"] = [3, 5, 8]
+    setup = setup_of(recorded, RUN.id)
+    trials = [trial(Role.VALIDATION, result(measured()), number=n) for n in range(validated)]
+    run = told(config, run=RUN, trials=tuple(trials), setup=setup).run
+    assert run is not None
+    assert (run.validated, run.next_look) == (validated, look)
+
+    crashed = trial(Role.REFERENCE, Result(crash=OOM), number=99)
+    run = told(config, run=RUN, trials=(*trials, crashed), setup=setup).run
+    assert run is not None
+    assert run.next_look is None
+
+
+def test_the_files_arguments_are_listed(config: Config) -> None:
+    assert told(config).serves.changes == ("max_num_seqs 2",)
 
 
 def test_a_crash_has_its_category_and_its_text(config: Config) -> None:

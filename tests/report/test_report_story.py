@@ -7,11 +7,13 @@ import pytest
 from report_cases import INCUMBENT, OOM, Made, only_crashes, whole
 
 from sidecar import recorded
+from sidecar.config import load
 from sidecar.report.figures import plots
 from sidecar.report.importance import FEWEST
 from sidecar.report.story import Story, story
-from sidecar.report.verdict import Tone
+from sidecar.report.verdict import Gain, Tone
 from sidecar.rows import JournalError
+from sidecar.states import ENGINE_ENDED, ENGINE_SERVES_ON, State
 from sidecar.trial import Result, Role, Status
 from vllm_sloguard.crash import Category
 
@@ -32,10 +34,13 @@ def test_a_promotion_comes_with_its_evidence(forty: Story) -> None:
     assert verdict.headline.startswith("A better configuration was found and promoted")
     assert verdict.gain is not None
     assert 0 < verdict.gain.low < verdict.gain.estimate < verdict.gain.high
-    assert all(check.met for check in verdict.checks)
+    unmet = [(check.what, check.found) for check in verdict.checks if not check.met]
+    starts = len(verdict.incumbents)
+    assert unmet == [("What was serving fails (then no gain is needed)", f"0 of {starts} starts missed a limit")]
     assert len(verdict.pairs) in (3, 5, 8)
     assert any(f"{verdict.gain.estimate:.1%} shorter" in said for said in verdict.sentences)
-    assert "this run's winner (promotion 1): " in forty.serving[0]
+    assert forty.serving[0].startswith("Nothing is known to serve: no sidecar has served")
+    assert "this run's winner (promotion 1), since " in forty.serving[1]
     assert any("rollback --promotion 1" in command.line for command in forty.commands)
 
 
@@ -83,7 +88,7 @@ def test_crashes_are_told_apart_by_their_cause(tmp_path: Path) -> None:
 def test_only_crashes_leave_a_story(tmp_path: Path) -> None:
     found = told(only_crashes(tmp_path))
 
-    assert found.verdict.headline == "What was serving stays: no other configuration met every limit"
+    assert found.verdict.headline == "What was serving stays: nothing met every limit, nor did what was serving"
     assert {entry.status for entry in found.entries} == {Status.CRASHED}
     assert sum(len(group.numbers) for group in found.crashes) == 8
     assert {"crashes", "time"} <= set(plots(found))
@@ -130,10 +135,108 @@ def test_a_rollback_is_told_with_its_reason(tmp_path: Path) -> None:
 
     found = told(made.close())
 
-    assert "was rolled back" in found.serving[0]
-    assert "it burned the error budget" in found.serving[0].lower()
-    assert found.serving[1].startswith("In force are the arguments of the configuration file")
+    assert "was rolled back" in found.serving[1]
+    assert "it burned the error budget" in found.serving[1].lower()
+    assert "would serve: the arguments of the configuration file" in found.serving[2]
     assert not any("rollback --promotion" in command.line for command in found.commands)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "first"),
+    [
+        (State.HALTED, ENGINE_ENDED, "Nothing serves: the sidecar ended at "),
+        (State.HALTED, ENGINE_SERVES_ON, "The sidecar ended at "),
+        (State.SERVING, "the engine is up", "Nothing is known to serve: the sidecar does not run"),
+    ],
+)
+def test_what_serves_after_the_sidecar_is_said_first(tmp_path: Path, state: State, reason: str, first: str) -> None:
+    made = Made(tmp_path)
+    made.search(1)
+    made.journal.enter(state, reason)
+
+    found = told(made.close()).serving
+
+    assert found[0].startswith(first)
+    assert ("left its engine serving" in found[0]) is (reason == ENGINE_SERVES_ON)
+    assert found[1].startswith("What a sidecar that is started now would serve: the arguments of the configuration")
+
+
+def test_the_configuration_on_the_page_is_that_of_the_run(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.search(1)
+    made.close()
+    again = tmp_path / "again.yaml"
+    again.write_text(told(made.state).configuration)
+    read = load(again)
+
+    assert list(read.search.knobs) == list(made.config.search.knobs)
+    # The environment is never recorded.
+    assert read.model_copy(update={"engine": made.config.engine}).digest() == made.config.digest()
+
+
+def over(made: Made, value: float | None = -900.0, ttft_p99_ms: float = 1000.0) -> Result:
+    """Twice the limit of 500 ms, or as given."""
+    good = made.measured(INCUMBENT)
+    assert good.measurement is not None
+    measurement = dataclasses.replace(good.measurement, ttft_p99_ms=ttft_p99_ms)
+    return dataclasses.replace(good, violation=ttft_p99_ms / 500 - 1, value=value, measurement=measurement, stopped="")
+
+
+def test_where_nothing_met_every_limit_the_nearest_is_named(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.add(made.plan(Role.BASELINE), over(made, None))
+    for ttft in (900.0, 612.0, 700.0):
+        made.add(made.plan(), over(made, ttft_p99_ms=ttft))
+    made.decide()
+
+    verdict = told(made.close()).verdict
+
+    assert verdict.headline == "What was serving stays: nothing met every limit, nor did what was serving"
+    assert "what was serving missed a limit in its first trial." in verdict.sentences[1]
+    assert "is trial 3: first token, p99 612 ms, where 500 ms is the limit." in verdict.sentences[1]
+
+
+@pytest.mark.parametrize(("misses", "met"), [(1, False), (3, True)])
+def test_whether_what_was_serving_surely_misses_is_in_the_rule(tmp_path: Path, misses: int, met: bool) -> None:
+    made = Made(tmp_path)
+    made.add(made.plan(Role.BASELINE), over(made, None))
+    chosen = {**INCUMBENT, "max_num_seqs": 64}
+    good = made.measured(chosen)
+    made.add(made.plan(knobs=chosen), good)
+    for pair in range(3):
+        # Starts differ a little, as they do.
+        missed = over(made, ttft_p99_ms=1000.0 + pair)
+        made.add(made.plan(Role.REFERENCE), missed if pair < misses else made.measured(INCUMBENT))
+        made.add(made.plan(Role.VALIDATION, chosen), made.measured(chosen))
+    made.decide()
+
+    verdict = told(made.close()).verdict
+
+    row = next(check for check in verdict.checks if check.what.startswith("What was serving fails"))
+    assert (row.found, row.met) == (f"{misses} of 3 starts missed a limit", met)
+    assert "; what was serving missed a limit in its first trial. The luckiest" in verdict.sentences[1]
+    assert any(check.found.startswith("mean of its starts at most ") for check in verdict.checks)
+
+
+def test_no_line_of_the_gain_crosses_the_text_of_another(forty: Story) -> None:
+    close = Gain(estimate=-0.1, low=-0.2, high=-0.05, least=0.02, confidence=0.95)
+    drawn = plots(dataclasses.replace(forty, verdict=dataclasses.replace(forty.verdict, gain=close)))["gain"].figure
+    texts = {note.text: note for note in drawn.layout.annotations}
+
+    # Anchored at its line, each lies on the side away from the other line.
+    assert (texts["no difference"].x, texts["no difference"].xanchor) == (0, "right")
+    assert (texts["asked for"].x, texts["asked for"].xanchor) == (0.02, "left")
+    assert drawn.layout.xaxis.range[1] > 0.05
+
+
+def test_a_crash_that_is_cut_ends_in_an_ellipsis(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.crash(dict(INCUMBENT), Category.STARTUP_FAILURE, "ValueError: " + "x" * 400)
+
+    found = told(made.close())
+
+    assert found.entries[0].note.endswith("xxx…")
+    assert found.crashes[0].evidence.endswith("xxx")
 
 
 def test_failed_requests_are_no_number(tmp_path: Path) -> None:

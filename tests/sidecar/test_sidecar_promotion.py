@@ -84,7 +84,14 @@ def test_nothing_that_ran_was_better() -> None:
     decision = decide(trials, CONFIG)
 
     assert (decision.outcome, decision.trial, next_role(trials, CONFIG)) == (Outcome.KEPT, 1, None)
-    assert "none of 1 feasible" in decision.reason
+    assert decision.reason == "none of the 1 configurations that met every limit was better than what serves"
+
+
+@pytest.mark.parametrize(("incumbent_ms", "said"), [(400, ""), (501, ", nor did what serves")])
+def test_nothing_met_every_limit(incumbent_ms: float, said: str) -> None:
+    trials = searched(load(10, ttft_p99_ms=501), incumbent=load(1000, ttft_p99_ms=incumbent_ms))
+
+    assert decide(trials, CONFIG).reason == f"no configuration met every limit{said}"
 
 
 def test_as_good_as_the_incumbent_is_no_candidate() -> None:

@@ -83,7 +83,9 @@ class PageBench:
 
     def run(self) -> Run:
         """A new tuning run."""
-        return self.journal.begin_run(self.config.digest(), "{}", dict(self.config.engine.args))
+        return self.journal.begin_run(
+            self.config.digest(), self.config.model_dump_json(), dict(self.config.engine.args)
+        )
 
     def begin(self, run: Run, role: Role, phase: str, reason: str = "because", **args: Any) -> Trial:
         """A trial that has started."""

@@ -92,7 +92,7 @@ function showState() {
   fact(`${state.word} for`, () => lasting(now() - state.since), true);
   if (open && run && run.decision === null) {
     fact("Trials of the search", `${run.searched} of ${run.budget}`);
-    if (run.validated) fact("Starts of the validation", `${run.validated}`);
+    if (run.validated) fact("Starts of the validation", `${run.validated}${run.next_look ? ` of ${run.next_look}` : ""}`);
   }
   if (!open && beat.next_window_at !== null && !paused) fact("Next window", clock(beat.next_window_at));
   if (!open && story.last_window) fact("Last window", `${clock(story.last_window.at)}, ${story.last_window.outcome}`);
@@ -196,14 +196,14 @@ function showRun() {
   const left = run.left_out ? ` The first ${run.left_out} are not shown.` : "";
   write("run-head", `Trials of run ${run.id}`);
   write("run-about", `Started ${clock(run.started_at)}. Newest first.${left}`);
-  const goal = `${story.goal.name}, ${story.goal.unit}`;
+  const { goal } = run;
   const limits = run.trials[0]?.figures ?? [];
   at("columns").replaceChildren(
     ...["#", "tried", "verdict"].map((name, n) => column(name, n === 0)),
     ...limits.map(({ name, limit }) => column(name, true, limit && `≤ ${limit}`)),
-    column(story.goal.name, true), column("took", true),
+    column(goal.name, true), column("took", true),
   );
-  at("trials").replaceChildren(...run.trials.toReversed().map(row));
+  at("trials").replaceChildren(...run.trials.toReversed().map((trial) => row(trial, goal)));
   at("chart").replaceChildren(...chart(run.trials, goal));
 }
 
@@ -222,7 +222,7 @@ function cell(className, label, ...content) {
   return made;
 }
 
-function row(trial) {
+function row(trial, goal) {
   const [tone, sign] = VERDICTS[trial.status];
   const tags = [node("span", `tag ${tone}`, `${sign} ${trial.verdict}`)];
   if (trial.crash) tags.push(" ", node("span", "tag bad", trial.crash));
@@ -236,7 +236,7 @@ function row(trial) {
       ...(trial.note ? [node("div", "note", trial.note)] : [])),
     cell("verdict", "", ...tags),
     ...trial.figures.map(figure),
-    cell("number", story.goal.name, trial.objective), cell("number", "took", took),
+    cell("number", goal.name, trial.objective), cell("number", "took", took),
   );
   made.setAttribute("role", "row");
   made.dataset.status = trial.status;
@@ -267,11 +267,13 @@ function chart(trials, goal) {
     if (n % every === 0) parts.push(drawn("text", { x: x(n), y: high - 2, "text-anchor": "middle" }, `${trial.number}`));
     parts.push(mark(trial, x(n), trial.value === null ? high - 22 : y(trial.value)));
   });
-  const better = story.goal.lower_is_better ? "lower is better" : "higher is better";
-  parts.push(drawn("text", { x: 0, y: 12 }, `Objective: ${goal}; ${better}`));
-  const best = story.goal.lower_is_better ? Math.min(...values) : Math.max(...values);
-  const said = `${goal} of ${values.length} trials, ${better}; the best has ${best.toPrecision(3)}.`;
-  const legend = node("p", "legend", ...["● meets the SLO", "○ misses it", "◆ what served before", "✕ crashed", "– no figure"]
+  const named = `${goal.name}, ${goal.unit}`;
+  const better = goal.lower_is_better ? "lower is better" : "higher is better";
+  parts.push(drawn("text", { x: 0, y: 12 }, `Objective: ${named}; ${better}`));
+  const best = goal.lower_is_better ? Math.min(...values) : Math.max(...values);
+  const said = `${named} of ${values.length} trials, ${better}; the best has ${best.toPrecision(3)}.`;
+  const legend = node("p", "legend", ...["● meets the SLO", "○ misses it", "◆ what served before", "✕ crashed", "– no figure",
+    ...(before ? ["╌ the level of what served before"] : [])]
     .map((text) => node("span", "", text)));
   return [drawn("svg", { width: wide, height: high, role: "img", "aria-label": said }, ...parts), legend];
 }
