@@ -280,9 +280,12 @@ def test_a_model_folder_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
 def test_a_model_that_may_not_be_fetched(tmp_path: Path, variable: str) -> None:
     path = write_config(tmp_path, model="model")
-    assert found(path, HF_HOME=str(tmp_path), **{variable: "0"})["model"]["level"] == "warning"
     content = yaml.safe_load(path.read_text())
-    content["engine"]["env"] = {variable: "true", "HF_HOME": str(tmp_path)}
+    allowed = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_HUB_CACHE": ""}
+    content["engine"]["env"] = allowed
+    path.write_text(yaml.safe_dump(content))
+    assert found(path)["model"]["level"] == "warning"
+    content["engine"]["env"] = {**allowed, variable: "true"}
     path.write_text(yaml.safe_dump(content))
     assert f"{variable} forbids to fetch it" in problem(path, "model")
     (tmp_path / "hub" / "models--model" / "snapshots").mkdir(parents=True)
