@@ -1,11 +1,15 @@
 """What all tests share."""
 
 import importlib.util
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# The fake engine's python3 is the one with the packages, also where its environment is not active.
+os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
