@@ -4,16 +4,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.search.space import Space
-from sidecar.search.values import bounds, centre, from_unit, nearest, to_unit
+from sidecar.search.values import Array, bounds, centre, from_unit, nearest, to_unit
 from vllm_sloguard.knobs import Config, Kind, Knob, Value
 
-Array: TypeAlias = NDArray[np.floating[Any]]
 Indices: TypeAlias = NDArray[np.int64]
 
 
@@ -38,8 +37,8 @@ class Encoding:
 
     def encode(self, configs: Sequence[Config]) -> Array:
         """Shape (configs, knobs)."""
-        rows = [[_encoded(knob, config) for knob in self.space.knobs] for config in configs]
-        return np.array(rows, dtype=float).reshape(len(rows), len(self.space.knobs))
+        columns = [_encoded(knob, configs) for knob in self.space.knobs]
+        return np.stack(columns, axis=1)
 
     def decode(self, row: Array) -> dict[str, Value]:
         """The configuration of the space at ``row``."""
@@ -59,12 +58,12 @@ class Encoding:
         return np.sort(np.argsort(distances, kind="stable")[:most])
 
 
-def _encoded(knob: Knob, config: Config) -> float:
-    value = nearest(knob, config[knob.name]) if knob.name in config else centre(knob)
+def _encoded(knob: Knob, configs: Sequence[Config]) -> Array:
+    """One column. Shape (configs,)."""
+    values = [nearest(knob, config[knob.name]) if knob.name in config else centre(knob) for config in configs]
     if knob.kind is Kind.CATEGORICAL:
-        return float(knob.choices.index(value))
-    assert not isinstance(value, str)
-    return to_unit(knob, value)
+        return np.array([knob.choices.index(value) for value in values], dtype=float)
+    return to_unit(knob, np.array(values, dtype=float))
 
 
 def _decoded(knob: Knob, place: float) -> Value:

@@ -175,8 +175,13 @@ class SloGuard:
     ) -> list[dict[str, Value]]:
         """The first of ``places`` as they would run: admitted, not failed, not barred, each once."""
         found: dict[frozenset[tuple[str, Value]], dict[str, Value]] = {}
+        asked: set[frozenset[tuple[str, Value]]] = set()
         for place in places:
-            config = view.admission.admitted(self.encoding.decode(place))
+            decoded = self.encoding.decode(place)
+            if (key := _key(decoded)) in asked:
+                continue
+            asked.add(key)
+            config = view.admission.admitted(decoded)
             if config is not None and config not in failures and _key(config) not in barred:
                 found.setdefault(_key(config), config)
                 if len(found) == _ADMITTED:

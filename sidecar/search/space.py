@@ -59,8 +59,13 @@ class Space:
 
     def matters(self, knob: Knob, config: Config) -> bool:
         """Whether what ``knob`` requires holds in ``config``, which must have no knob that does not matter itself."""
-        required = {name: value for name, value in knob.requires.items() if name in self.by_name}
-        return all(name in config and config[name] == value for name, value in required.items())
+        required = self._required[knob.name]
+        return not required or all(name in config and config[name] == value for name, value in required)
+
+    @cached_property
+    def _required(self) -> Mapping[str, tuple[tuple[str, Value], ...]]:
+        """What each knob requires of the others in the space."""
+        return {k.name: tuple((n, v) for n, v in k.requires.items() if n in self.by_name) for k in self.knobs}
 
     def contains(self, config: Config) -> bool:
         """Whether ``config`` holds exactly the knobs that matter in it, each with a value that it may take."""

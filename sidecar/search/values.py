@@ -1,10 +1,14 @@
 """The values of one knob: drawn, moved, and brought into range."""
 
 import math
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vllm_sloguard.knobs import Kind, Knob, Value
+
+Array: TypeAlias = NDArray[np.floating[Any]]
 
 
 def draw(knob: Knob, rng: np.random.Generator) -> Value:
@@ -49,12 +53,12 @@ def _nearest_choice(knob: Knob, value: float) -> Value:
     return min(numbers, key=lambda choice: abs(choice - clipped))
 
 
-def to_unit(knob: Knob, value: float) -> float:
-    """Where a numeric value lies in the range, 0 to 1, on the knob's scale."""
+def to_unit(knob: Knob, values: Array) -> Array:
+    """Where numeric values lie in the range, 0 to 1, on the knob's scale. Shape as ``values``."""
     low, high = bounds(knob)
     if knob.log:
-        return math.log(value / low) / math.log(high / low)
-    return (value - low) / (high - low)
+        return np.log(values / low) / math.log(high / low)
+    return (values - low) / (high - low)
 
 
 def from_unit(knob: Knob, share: float) -> Value:
@@ -72,7 +76,7 @@ def moved(knob: Knob, value: Value, spread: float, rng: np.random.Generator) -> 
     """A numeric value moved by N(0, ``spread`` of the range). It differs from ``value`` wherever that is possible."""
     if isinstance(value, str):
         raise TypeError(f"{knob.name}: only a number can be moved, got {value!r}")
-    here = to_unit(knob, value)
+    here = float(to_unit(knob, np.array(value, dtype=float)))
     move = float(rng.normal(0.0, spread))
     # At an end of the range half of the moves lead outside: they are turned round.
     candidates = [from_unit(knob, min(max(here + delta, 0.0), 1.0)) for delta in (move, -move)]
