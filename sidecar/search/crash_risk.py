@@ -16,7 +16,7 @@ from vllm_sloguard.knobs import Kind, Knob
 
 # How far from what served a step upward leads: a share of 1, or a factor of e. The knobs that take memory.
 _UPWARD: Mapping[str, float] = {
-    "gpu_memory_utilization": 8.0,
+    "gpu_memory_utilization": 10.0,
     "kv_cache_memory_bytes": 2.0,
     "max_num_seqs": 0.08,
     "max_num_batched_tokens": 0.12,

@@ -42,6 +42,7 @@ _STRETCH: Mapping[str, float] = {
 # Of eager mode where the time between tokens is not known.
 EAGER = 0.7
 _LAUNCHES_MS = 18.0  # what the host takes to launch a step without CUDA graphs, partly while the GPU works
+_UNSURE = 3.0  # standard deviation of an expected slope, over the slope
 # Standard deviation of what a choice never tried may change, whatever the other knobs have shown.
 _DOUBT, _DOUBTS = 0.12, {"enforce_eager": 0.2, "kv_cache_dtype": 0.05}
 
@@ -84,11 +85,11 @@ def doubts(encoding: Encoding) -> Array:
 
 
 def slopes(encoding: Encoding, target: str) -> Array:
-    """Standard deviation of each expected slope over its range: as large as the slope itself. Shape (knobs,)."""
+    """Standard deviation of each expected slope over its range: not even the sign is sure. Shape (knobs,)."""
     known = _SLOPES.get(target, {})
     return np.array(
         [
-            0.0 if encoding.categorical[column] else abs(known.get(knob.name, 0.0)) * span(knob)
+            0.0 if encoding.categorical[column] else _UNSURE * abs(known.get(knob.name, 0.0)) * span(knob)
             for column, knob in enumerate(encoding.space.knobs)
         ]
     )
