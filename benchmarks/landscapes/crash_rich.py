@@ -139,7 +139,7 @@ LANDSCAPES: dict[str, object] = {
         knobs={**BASE, "gpu_memory_utilization": share(0.2, 0.95)},
         defaults={**DEFAULTS, "gpu_memory_utilization": 0.45, "max_num_batched_tokens": 2048},
         needed_len=8000,
-        best_ms=4459.0,
+        best_ms=4697.0,
         start_s=12.0,
     ),
     "saturated-8b": Saturated(
@@ -159,7 +159,7 @@ LANDSCAPES: dict[str, object] = {
             "long_prefill_token_threshold": 0,
         },
         needed_len=4000,
-        best_ms=4109.0,
+        best_ms=4340.0,
         start_s=12.0,
     ),
     "long-context-24gb": LongContext(
@@ -208,7 +208,7 @@ LANDSCAPES: dict[str, object] = {
             "async_scheduling": False,
         },
         needed_len=3000,
-        best_ms=386.4,
+        best_ms=396.4,
     ),
     "noisy": Noisy(
         card=replace(H200, tenant_gib=71.0, jitter_gib=1.5),
@@ -218,7 +218,7 @@ LANDSCAPES: dict[str, object] = {
         knobs=BASE,
         defaults={**DEFAULTS, "gpu_memory_utilization": 0.4},
         needed_len=3000,
-        best_ms=460.5,
+        best_ms=497.1,
         noise=Noise(0.08, 0.1, (1.3, 2.0)),
     ),
 }
