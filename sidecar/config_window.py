@@ -6,7 +6,16 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationInfo,
+    model_validator,
+)
 
 
 class Section(BaseModel):
@@ -24,8 +33,13 @@ def seconds(text: str) -> float:
     return float(match[1]) * units[match[2]]
 
 
-def _seconds(given: Any) -> Any:
-    return seconds(given) if isinstance(given, str) else given
+def _seconds(given: Any, info: ValidationInfo) -> Any:
+    if isinstance(given, str):
+        return seconds(given)
+    # A bare number may have been meant as minutes. The journal, which is JSON, has seconds.
+    if info.mode == "python" and isinstance(given, int | float) and given:
+        return seconds(str(given))
+    return given
 
 
 class Probation(Section):

@@ -28,6 +28,7 @@ from sidecar.environment import UnusablePythonError, packages
 from sidecar.journal import FILE_NAME, Journal, JournalError
 from sidecar.observed import SHM, Devices, Facts, Imports, Link, Model, Port, Scrape, Shm, State, Vllm
 from sidecar.own_engines import Own, running
+from sidecar.shown import when
 from vllm_sloguard import __version__, gpus, machine, model_shape
 from vllm_sloguard.learned import ranks_of
 from vllm_sloguard.rules.arguments import misspelt
@@ -341,4 +342,4 @@ def _next_window(config: Config) -> str | None:
     if config.window.cron is None:
         return None
     at = next(CronSim(config.window.cron, datetime.now().astimezone()))
-    return f'"{config.window.cron}": the next window opens {at:%Y-%m-%d %H:%M}'
+    return f'"{config.window.cron}": the next window opens {when(at.timestamp())}'

@@ -3,11 +3,11 @@
 Kept in the journal as events, oldest first; what holds now follows from them.
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -26,7 +26,7 @@ class Kind(StrEnum):
     PAUSED = "paused"  # reason
     RESUMED = "resumed"
     WINDOW_OPENED = "window_opened"  # reason, record (of the requests before it)
-    WINDOW_ENDED = "window_ended"  # outcome, reason
+    WINDOW_ENDED = "window_ended"  # outcome, reason, decision (of its run, where the window ended by it)
     START = "start"  # base, promotion, seconds
     CRASH = "crash"  # promotion, reason
     PROBATION = "probation"  # promotion, reason: it has ended well
@@ -59,10 +59,17 @@ class Event:
         """The sentence that was recorded with it."""
         return str(self.content.get("reason", ""))
 
+    @property
+    def outcome(self) -> str:
+        """Of a window's end, for people."""
+        return ending(str(self.content["outcome"]), str(self.content.get("decision", "")))
 
-def when(at: float) -> str:
-    """Seconds since the epoch as a local date and time, for people."""
-    return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"
+
+def ending(outcome: str, decision: str) -> str:
+    """How a window ended, for people, with the ``decision`` of its run where that says more: "kept (inconclusive)"."""
+    if decision.startswith(outcome):
+        return decision
+    return f"{outcome} ({decision})" if decision else outcome.replace("_", " ")
 
 
 class Operations:
@@ -93,9 +100,13 @@ class Operations:
     # Windows
 
     def paused(self) -> Event | None:
-        """The pause that holds."""
-        last = self._last(Kind.PAUSED, Kind.RESUMED)
-        return last if last is not None and last.kind is Kind.PAUSED else None
+        """The pause that holds, since it began, with the reason that was given last."""
+        first: Event | None = None
+        for event in reversed(self.events([Kind.PAUSED, Kind.RESUMED])):
+            if event.kind is Kind.RESUMED:
+                break
+            first = event if first is None else dataclasses.replace(first, at=event.at)
+        return first
 
     def open_window(self) -> Event | None:
         """The window that has been opened and has not ended."""

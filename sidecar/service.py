@@ -13,15 +13,15 @@ from datetime import datetime
 from cronsim import CronSim
 
 from sidecar.config import Config
-from sidecar.engine.engine import Cancelled
+from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.engine.process_group import NotGoneError
 from sidecar.hooks import HookRunner
-from sidecar.journal import JournalError
+from sidecar.journal import JournalError, Superseded
 from sidecar.opening import refusal
 from sidecar.operations import Kind, WindowOutcome
 from sidecar.progress import Progress, Say
 from sidecar.serving import Parts, Serving
-from sidecar.states import ENGINE_ENDED, ENGINE_SERVES_ON, Cause, State
+from sidecar.states import ENGINE_ENDED, ENGINE_SERVES_ON, FAILED, Cause, State
 from sidecar.trial import Trial
 from sidecar.watch import Watch
 from sidecar.window import Window, end_interrupted
@@ -53,6 +53,15 @@ class Service:
         Raises EngineCrashed when the file's arguments do not start and never have, Superseded when another sidecar has
         taken the state folder over: then the engine is that one's.
         """
+        try:
+            self._run()
+        except Superseded:
+            raise
+        except Exception as error:
+            self._failed(error)
+            raise
+
+    def _run(self) -> None:
         self._take_over()
         end_interrupted(self._parts.journal, "the sidecar ended during the run", self._progress.say)
         try:
@@ -157,6 +166,14 @@ class Service:
     def _next_opening(self) -> datetime | None:
         cron = self._config.window.cron
         return next(CronSim(cron, datetime.now().astimezone())) if cron else None
+
+    def _failed(self, error: Exception) -> None:
+        """What `sloguard status` tells from now on."""
+        if self._progress.state is State.HALTED:
+            return
+        what = "the engine did not start" if isinstance(error, EngineCrashed) else type(error).__name__
+        serves_on = "; the engine serves on" if self._serving.alive() else ""
+        self._progress.enter(State.HALTED, Cause.FAILED, f"{FAILED}: {what}: {' '.join(str(error).split())}{serves_on}")
 
     def _halt(self) -> None:
         if self._requests.stop_engine.is_set() or not self._serving.alive():

@@ -14,6 +14,7 @@ from sidecar.report.importance import Importance
 from sidecar.report.repairs import Intervention
 from sidecar.report.verdict import Verdict, measurement_of, value_of
 from sidecar.seconds import Seconds, spent
+from sidecar.shown import when
 from sidecar.terminal import why
 from sidecar.trial import VALIDATING, Role, Status, Trial
 from vllm_sloguard.knobs import Knob, Value
@@ -96,8 +97,8 @@ def story(recorded: Recorded) -> Story:
         model=setup.model,
         run=recorded.run.id,
         other_runs=tuple(n for n in recorded.runs if n != recorded.run.id),
-        written=words.when(recorded.now),
-        began=words.when(recorded.run.started_at),
+        written=when(recorded.now),
+        began=when(recorded.run.started_at),
         objective=setup.objective,
         verdict=told,
         serving=serving(recorded),
