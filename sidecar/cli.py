@@ -72,11 +72,12 @@ def main() -> None:
         ExportError,
         ForkServerError,
         NotGoneError,
-        OSError,
         Refused,
         Superseded,
     ) as error:
         _fail(str(error), FAILED)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename is not None else str(error), FAILED)
     except Cancelled:
         _fail("interrupted; the same command goes on where this one ended", INTERRUPTED)
 

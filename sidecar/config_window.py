@@ -106,7 +106,7 @@ class Window(Section):
     """When `sloguard serve` may take the service down to tune; ``cron`` is in the host's local time."""
 
     cron: Annotated[str, AfterValidator(_cron)] | None = None
-    duration: Annotated[PositiveFloat, BeforeValidator(_seconds)] = 3600.0
+    duration: Annotated[float, Field(gt=0, le=7 * 86400), BeforeValidator(_seconds)] = 3600.0
     # Between /ready turning not-ready and the drain: time for load balancers to see it.
     notice: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = 5.0
     # Requests a second of the last minutes; none opens above it.

@@ -87,7 +87,7 @@ class Journal:
         self._epoch = 0
         self._missed = False
         if read_only and not path.is_file():
-            raise JournalError(f"{folder}: no {FILE_NAME} in it")
+            raise JournalError(f"{folder}: no {FILE_NAME} in it; `sloguard serve` and `sloguard tune` make one")
         try:
             if not read_only:
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)

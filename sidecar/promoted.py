@@ -102,10 +102,15 @@ def _numbers(config: Config, trial: Trial) -> str:
     if measurement is None:
         return str(trial.status)
     against = [
-        f"{limit.name} {limit.measured:.4g} of {limit.limit:g}"
+        f"{limit.name} {_figure(limit.measured)} of {limit.limit:g}"
         for limit in limits(measurement, config.slo)
         if limit.measured is not None
     ]
-    mean = "" if measurement.e2e_mean_ms is None else f", e2e_mean_ms {measurement.e2e_mean_ms:.4g}"
+    mean = "" if measurement.e2e_mean_ms is None else f", e2e_mean_ms {_figure(measurement.e2e_mean_ms)}"
     figures = f"{', '.join(against)}{mean}, goodput {measurement.goodput_rps:.4g}/s"
     return f"{trial.status}, {measurement.requests} requests, {figures}"
+
+
+def _figure(value: float) -> str:
+    """Without an exponent, which few read at a glance."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"

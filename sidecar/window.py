@@ -10,7 +10,7 @@ from sidecar.engine.engine import Cancelled
 from sidecar.journal import Journal, JournalError, Superseded
 from sidecar.operations import Kind, WindowOutcome, ending
 from sidecar.progress import Progress
-from sidecar.promotion import Decision, Outcome
+from sidecar.promotion import Decision, Outcome, candidate
 from sidecar.serving import Parts, Serving
 from sidecar.states import Cause, State
 from sidecar.trial import VALIDATING, Plan, Trial
@@ -111,7 +111,9 @@ class Window:
 
         def begin(plan: Plan) -> None:
             if plan.role in VALIDATING and self._progress.state is not State.VALIDATING:
-                why = f"the best of the search and what served are measured anew, in turn: {plan.reason}"
+                best = candidate(journal.trials(run.id))
+                which = "the best of the search" if best is None else f"trial {best.number}, the best of the search,"
+                why = f"{which} and what served are measured anew, in turn"
                 self._progress.enter(State.VALIDATING, Cause.BEST_FOUND, why)
 
         def notify(trial: Trial) -> None:

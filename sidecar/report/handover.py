@@ -97,8 +97,8 @@ def versions(recorded: Recorded) -> tuple[Fact, ...]:
     setup, load = recorded.setup, recorded.setup.workload
     evidence = next((p.evidence for p in recorded.promotions if p.run == recorded.run.id), None) or {}
     heard = dict.fromkeys(t.result.vllm_version for t in recorded.trials if t.result and t.result.vllm_version)
-    limits = ", ".join(
-        f"{words.LIMITS[name]} {words.measured(name, limit)}"
+    limits = "; ".join(
+        f"{words.LIMITS[name]} at most {words.measured(name, limit)}"
         for name, limit in setup.slo.model_dump().items()
         if limit is not None
     )

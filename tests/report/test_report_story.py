@@ -13,7 +13,7 @@ from sidecar.report.importance import FEWEST
 from sidecar.report.story import Story, story
 from sidecar.report.verdict import Gain, Tone
 from sidecar.rows import JournalError
-from sidecar.states import ENGINE_ENDED, ENGINE_SERVES_ON, State
+from sidecar.states import ENGINE_ENDED, ENGINE_SERVES_ON, FAILED, State
 from sidecar.trial import Result, Role, Status
 from vllm_sloguard.crash import Category
 
@@ -146,6 +146,7 @@ def test_a_rollback_is_told_with_its_reason(tmp_path: Path) -> None:
     [
         (State.HALTED, ENGINE_ENDED, "Nothing serves: the sidecar ended at "),
         (State.HALTED, ENGINE_SERVES_ON, "The sidecar ended at "),
+        (State.HALTED, f"{FAILED}: the port is taken", "The sidecar does not run; it ended at "),
         (State.SERVING, "the engine is up", "Nothing is known to serve: the sidecar does not run"),
     ],
 )
