@@ -103,7 +103,7 @@ def _read(folder: Path, journal: Journal, number: int | None) -> Recorded:
         raise JournalError(f"{folder}: there is no run {number}; there are {', '.join(map(str, configs))}")
     setup = setup_of(configs[run.id], run.id)
     return Recorded(
-        folder=folder,
+        folder=folder.absolute(),
         runs=tuple(configs),
         run=run,
         decision=_decided(run),
