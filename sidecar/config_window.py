@@ -47,6 +47,12 @@ def _text(given: float) -> str:
     return f"{given:.9f}".rstrip("0").rstrip(".") + "s"
 
 
+def _a_week(given: float) -> float:
+    if given > 7 * 86400:
+        raise ValueError('"168h" at most, which is a week')
+    return given
+
+
 _FROM_TEXT = BeforeValidator(_seconds)
 _AS_TEXT = PlainSerializer(_text, return_type=str, when_used="json")
 
@@ -115,7 +121,7 @@ class Window(Section):
     """When `sloguard serve` may take the service down to tune; ``cron`` is in the host's local time."""
 
     cron: Annotated[str, AfterValidator(_cron)] | None = None
-    duration: Annotated[float, Field(gt=0, le=7 * 86400), _FROM_TEXT, _AS_TEXT] = 3600.0
+    duration: Annotated[PositiveFloat, _FROM_TEXT, AfterValidator(_a_week), _AS_TEXT] = 3600.0
     # Between /ready turning not-ready and the drain: time for load balancers to see it.
     notice: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT] = 5.0
     # Requests a second of the last minutes; none opens above it.

@@ -27,7 +27,7 @@ def setting(given: object, name: str = "") -> str:
         return "on" if given else "off"
     if isinstance(given, list):
         return ",".join(setting(one) for one in cast("list[object]", given))
-    if name.endswith("_bytes") and isinstance(given, int | float) and given >= 2**20:
+    if name.endswith("_bytes") and isinstance(given, int | float) and 2**20 <= given < 2**63:
         return size(given)
     return f"{given:.4g}" if isinstance(given, float) else str(given)
 

@@ -170,7 +170,7 @@ def test_a_promotion_is_told_as_its_changes(config: Config) -> None:
     ).serves
 
     assert (serves.promotion, serves.what, serves.since, serves.probation_until) == (4, "promotion 4", 50.0, 900.0)
-    assert serves.changes == ("max_num_seqs 2 → 23", "block_size default → 32")
+    assert serves.changes == ("max_num_seqs 2 → 23", "block_size not set → 32")
     assert serves.rolled_back == "promotion 5 was rolled back: it crashed 3 times"
 
 

@@ -136,7 +136,7 @@ BAD: list[tuple[str, Any, tuple[str, ...]]] = [
     ("window.duration", 30, ("window.duration", "30:", '"45m"')),
     ("promotion.probation.duration", 0.5, ("promotion.probation.duration", "0.5:", '"45m"')),
     ("window.duration", "", ("window.duration", "''", '"45m"')),
-    ("window.duration", "999999999h", ("window.duration", "'999999999h'", "604800")),
+    ("window.duration", "999999999h", ("window.duration", "'999999999h'", '"168h" at most')),
     ("window.notice", "-1s", ("window.notice", "'-1s'", '"45m"')),
     ("metrics.port", -1, ("metrics.port", "-1", "0")),
 ]
