@@ -255,8 +255,9 @@ def status(state: StateFolder, as_json_: AsJson = False) -> None:
     if windows:
         print(f"last window: {when(windows[-1].at)}: {windows[-1].outcome}: {windows[-1].reason}")
     if run:
-        decision = f"{run.decision['outcome']}: {run.decision['reason']}" if run.decision else "not decided"
-        print(f"last run: {run.id}, {facts['trials']} trials, {decision}")
+        decision = f"{run.decision['outcome']}: {run.decision['reason']}" if run.decision else "not decided yet"
+        count = facts["trials"]
+        print(f"last run: {run.id}, {count} trial{'' if count == 1 else 's'}, {decision}")
     for rule in facts["rules"]:
         limit = setting(rule["value"], rule["kind"])
         print(f"learned: {rule['kind']} {limit} until {when(rule['expires_at'])}: {rule['reason']}")
@@ -270,7 +271,8 @@ def _standing(record: StateRecord | None, run: Run | None, pid: int | None) -> l
         tunes = run is not None and run.ended_at is None
         return [f"sidecar: process {pid}, {'`sloguard tune`' if tunes else 'which has only begun'}: it does not serve"]
     if pid is not None:
-        return [f"sidecar: process {pid}", f"state: {last}"]
+        ends = f"; the window ends at {when(record.until)}" if record is not None and record.until else ""
+        return [f"sidecar: process {pid}", f"state: {last}{ends}"]
     if record is None:
         return ["sidecar: not running; `sloguard serve` never ran on this state folder"]
     if halted:

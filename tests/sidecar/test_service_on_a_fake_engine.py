@@ -278,7 +278,7 @@ def test_what_can_not_start_is_one_line(tmp_path: Path) -> None:
     told = sloguard("status", load(config_file).state).stdout
     assert told.startswith("sidecar: not running; it ended 20")
     assert "failed: the engine did not start: out_of_memory: torch.OutOfMemoryError: CUDA out of memory" in told
-    assert "starting" not in told
+    assert "state:" not in told
 
     missing = write_config(tmp_path, engine={"python": "/nowhere/python"})
     failed = sloguard("tune", "-c", missing)
