@@ -186,7 +186,10 @@ def test_a_sidecar_that_was_taken_over_takes_no_orders(bench: PageBench) -> None
 def test_pause_and_resume_may_be_asked_twice(bench: PageBench) -> None:
     assert order(bench, "pause", reason="release  week") == (200, {"said": "paused: no window opens"})
     assert told(bench.url)["story"]["paused"]["text"] == "release week"
-    assert order(bench, "pause", reason="again") == (200, {"said": "it was paused already"})
+    assert order(bench, "pause", reason="release week") == (200, {"said": "it was paused already"})
+    said = 'it was paused already; its reason is now "audit", which was "release week"'
+    assert order(bench, "pause", reason="audit") == (200, {"said": said})
+    assert told(bench.url)["story"]["paused"]["text"] == "audit"
     assert order(bench, "resume") == (200, {"said": "resumed: windows open again"})
     assert order(bench, "resume") == (200, {"said": "it was not paused"})
     assert told(bench.url)["story"]["paused"] is None

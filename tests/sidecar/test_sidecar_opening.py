@@ -22,7 +22,7 @@ def why_not(
     rate: float | None = None,
     *,
     force: bool = False,
-    **window: float,
+    **window: float | str,
 ) -> str:
     return refusal(Window.model_validate(window), NOW, paused, last, rate, force)
 
@@ -39,7 +39,7 @@ def test_not_while_paused_even_by_force(force: bool) -> None:
 def test_not_soon_after_a_failed_one_but_by_force() -> None:
     assert "failed (no disk): none before" in why_not(last=ended(WindowOutcome.FAILED))
     assert why_not(last=ended(WindowOutcome.FAILED), force=True) == ""
-    assert why_not(last=ended(WindowOutcome.FAILED), after_failure=3600.0) == ""
+    assert why_not(last=ended(WindowOutcome.FAILED), after_failure="1h") == ""
     assert why_not(last=ended(WindowOutcome.FAILED, 86401)) == ""
 
 

@@ -237,7 +237,7 @@ function row(trial, goal) {
       ...(trial.note ? [node("div", "note", trial.note)] : [])),
     cell("verdict", "", ...tags),
     ...trial.figures.map(figure),
-    cell("number", goal.name, trial.objective), cell("number", "took", took),
+    cell("number", goal.name, trial.objective), cell("number", trial.took_s === null ? "so far" : "took", took),
   );
   made.setAttribute("role", "row");
   made.dataset.status = trial.status;
