@@ -271,7 +271,9 @@ def _standing(record: StateRecord | None, run: Run | None, pid: int | None) -> l
         tunes = run is not None and run.ended_at is None
         return [f"sidecar: process {pid}, {'`sloguard tune`' if tunes else 'which has only begun'}: it does not serve"]
     if pid is not None:
-        ends = f"; the window ends at {when(record.until)}" if record is not None and record.until else ""
+        # The return to the service is still within the window's time, but the window is over.
+        until = record.until if record is not None and record.state != State.SERVING else None
+        ends = f"; the window ends at {when(until)}" if until else ""
         return [f"sidecar: process {pid}", f"state: {last}{ends}"]
     if record is None:
         return ["sidecar: not running; `sloguard serve` never ran on this state folder"]

@@ -101,7 +101,10 @@ def _headline(recorded: Recorded) -> tuple[Tone, str]:
         return Tone.OPEN, "This run is still going: what follows is what is known so far"
     outcome = decision.outcome
     if outcome == Outcome.PROMOTED:
-        return Tone.GOOD, f"A better configuration was found and promoted: that of trial {decision.trial}"
+        # The decision names the last of its measurements; it is known by its first one.
+        chosen = candidate(recorded.trials)
+        number = decision.trial if chosen is None else chosen.number
+        return Tone.GOOD, f"A better configuration was found and promoted: that of trial {number}"
     first = baseline(recorded.trials)
     none = "no other configuration met every limit" if not _searched(recorded, Status.FEASIBLE) else ""
     if none and first is not None and first.status in (Status.INFEASIBLE, Status.CRASHED):

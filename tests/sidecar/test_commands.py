@@ -208,8 +208,10 @@ def test_status_says_that_no_sidecar_runs_and_how_the_last_one_ended(config_file
     assert re.fullmatch("sidecar: not running; it ended 20.{17} [A-Z]+: stopped, with its engine", told())
     with lock.held(state):
         assert told() == f"sidecar: process {os.getpid()}, `sloguard tune`: it does not serve"
-        Journal(state).enter("starting", "for the tests")
-        assert told() == f"sidecar: process {os.getpid()}"
+        for name, until in (("starting", None), ("tuning", 3e9), ("serving", 3e9)):
+            Journal(state).enter(name, "for the tests", until)
+            assert told() == f"sidecar: process {os.getpid()}"
+            assert ("the window ends at 2065" in sloguard("status", state).stdout) is (name == "tuning")
 
 
 @pytest.mark.parametrize("name", ["plan", "history", "tune"])
