@@ -181,7 +181,7 @@ def history(config_file: ConfigFile, as_json_: AsJson = False) -> None:
         return
     for p in promotions:
         evidence = f": {p['evidence']['reason']}" if p["evidence"] else ""
-        print(f"promotion {p['promotion']} of {when(p['at'])}{' (serves)' if p['current'] else ''}{evidence}")
+        print(f"promotion {p['promotion']} of {when(p['at'])}{' (in force)' if p['current'] else ''}{evidence}")
         print(f"  {assignments(p['args'])}")
         if p["rolled_back_at"]:
             print(f"  rolled back {when(p['rolled_back_at'])}, quarantined: {p['rollback_reason']}")

@@ -136,7 +136,7 @@ function gain({ gain: middle, low, high }) {
   const said = `Gain ${percent(middle)}, between ${percent(low)} and ${percent(high)}.`;
   return [
     drawn(
-      "svg", { width: wide, height: 60, role: "img", "aria-label": said },
+      "svg", { width: wide, height: 64, role: "img", "aria-label": said },
       drawn("line", { class: "zero", x1: x(0), x2: x(0), y1: 16, y2: 46 }), label(x(0), "no change", 58),
       drawn("g", { class: tone },
         drawn("line", { class: "mark", x1: x(low), x2: x(high), y1: 31, y2: 31 }),
