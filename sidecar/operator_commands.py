@@ -269,7 +269,7 @@ def _standing(record: StateRecord | None, run: Run | None, pid: int | None) -> l
     halted = record is None or record.state == State.HALTED
     if pid is not None and halted:
         tunes = run is not None and run.ended_at is None
-        return [f"sidecar: process {pid}, {'`sloguard tune`' if tunes else 'which has only begun'}: it does not serve"]
+        return [f"sidecar: process {pid}, {'`sloguard tune`' if tunes else 'which begins or ends'}: it does not serve"]
     if pid is not None:
         # The return to the service is still within the window's time, but the window is over.
         until = record.until if record is not None and record.state != State.SERVING else None

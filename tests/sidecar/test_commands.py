@@ -208,6 +208,8 @@ def test_status_says_that_no_sidecar_runs_and_how_the_last_one_ended(config_file
     assert re.fullmatch("sidecar: not running; it ended 20.{17} [A-Z]+: stopped, with its engine", told())
     with lock.held(state):
         assert told() == f"sidecar: process {os.getpid()}, `sloguard tune`: it does not serve"
+        Journal(state).end_run(1, {"outcome": "kept", "reason": "for the tests"})
+        assert told() == f"sidecar: process {os.getpid()}, which begins or ends: it does not serve"
         for name, until in (("starting", None), ("tuning", 3e9), ("serving", 3e9)):
             Journal(state).enter(name, "for the tests", until)
             assert told() == f"sidecar: process {os.getpid()}"
