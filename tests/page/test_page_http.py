@@ -308,7 +308,7 @@ def test_a_token_that_others_can_read_is_not_used(tmp_path: Path) -> None:
 
 def test_where_no_token_can_be_written_the_page_is_still_served(tmp_path: Path) -> None:
     config_file = page_config(tmp_path)
-    (load(config_file).state / "page.new").mkdir(parents=True)  # where the token would be written
+    (load(config_file).state / ".page.token.new").mkdir(parents=True)  # where the token would be written
     load(config_file).state.chmod(0o700)
     with page_bench(config_file) as bench:
         assert told(bench.url)["story"]["state"]["word"] == "halted"
