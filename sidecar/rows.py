@@ -28,12 +28,13 @@ def check(row: sqlite3.Row) -> None:
         value = row[name]
         if value is None and name not in _NEEDED:
             continue
-        if name not in _NUMBERS:
-            good = isinstance(value, str)
-        else:
-            good = isinstance(value, int | float) and 0 <= value < _MOST_NUMBER
-        if not good:
+        if not (is_number(value) if name in _NUMBERS else isinstance(value, str)):
             raise JournalError(f"the journal is damaged: {name}: {str(value)[:40]!r}")
+
+
+def is_number(value: object) -> bool:
+    """Whether it may stand where a number, a time or a duration is kept."""
+    return isinstance(value, int | float) and 0 <= value < _MOST_NUMBER
 
 
 def object_of(text: str, name: str) -> dict[str, Any]:
