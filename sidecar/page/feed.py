@@ -111,9 +111,10 @@ class Feed:
         seen = (standing, requests.epoch, self._journal.changes())
         if seen == self._seen and not self._trouble:
             return
-        self._facts = _facts(config, self._journal, standing, requests.epoch)
-        self.story = _STORY.dump_json(self._tell(self._facts))
-        self._seen, self._trouble = seen, ""
+        facts = _facts(config, self._journal, standing, requests.epoch)
+        self.story = _STORY.dump_json(self._tell(facts))
+        # Only what could be told is told again, when there is trouble.
+        self._facts, self._seen, self._trouble = facts, seen, ""
 
     def _troubled(self, text: str) -> None:
         if text != self._trouble:
