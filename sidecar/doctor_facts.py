@@ -4,7 +4,6 @@ import http.client
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import urllib.error
@@ -14,7 +13,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import grpc
 import psutil
@@ -24,7 +22,7 @@ from sidecar import lock, remote
 from sidecar.config import LONGEST_SOCKET_PATH, Config, ConfigError
 from sidecar.engine.engine import port_free, port_owner
 from sidecar.engine.fork_server import ForkServer, ForkServerError
-from sidecar.environment import UnusablePythonError, packages
+from sidecar.environment import UnusablePythonError, answer, packages
 from sidecar.journal import FILE_NAME, Journal, JournalError
 from sidecar.observed import SHM, Devices, Facts, Imports, Link, Model, Port, Scrape, Shm, State, Vllm
 from sidecar.own_engines import Own, running
@@ -100,17 +98,9 @@ def _vllm(python: str, environment: dict[str, str], say: Say, *, quick: bool, fo
 
 def _imports(python: str, environment: dict[str, str]) -> Imports:
     try:
-        done = subprocess.run(
-            [python, "-P", "-c", _IMPORT],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=_IMPORT_TIMEOUT_S,
-            env=environment,
-        )
-        told: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        return Imports(_IMPORT_TIMEOUT_S, f"{type(error).__name__}: {error}", "")
+        told = answer(python, _IMPORT, _IMPORT_TIMEOUT_S, environment)
+    except UnusablePythonError as error:
+        return Imports(_IMPORT_TIMEOUT_S, str(error), "")
     errors = {name: " ".join(text.split())[:300] for name, text in told["errors"].items()}
     return Imports(told["seconds"], errors.get("vllm", ""), errors.get("vllm.benchmarks.serve", ""))
 

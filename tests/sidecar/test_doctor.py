@@ -227,6 +227,15 @@ def test_a_vllm_whose_import_fails(config_file: Path, tmp_path: Path) -> None:
     assert "import vllm fails: ModuleNotFoundError: No module named 'vllm'" in said
 
 
+def test_a_vllm_whose_import_ends_the_process(config_file: Path, tmp_path: Path) -> None:
+    python = environment_of(tmp_path / "broken", vllm="0.32.0", vllm_sloguard=__version__)
+    [site] = (tmp_path / "broken").glob("lib/python*/site-packages")
+    # As a build does that has instructions which this processor lacks.
+    (site / "vllm.py").write_text("import os, sys\nprint('AVX-512', file=sys.stderr)\nos.kill(os.getpid(), 4)\n")
+    said = problem(with_python(config_file, python), "import", "--json")
+    assert "import vllm fails: it ended with code -4: AVX-512" in said
+
+
 def test_a_plugin_that_is_turned_off(config_file: Path) -> None:
     assert "turns it off" in problem(config_file, "plugin", "--quick", VLLM_PLUGINS="another")
     assert found(config_file, VLLM_PLUGINS="another,sloguard")["plugin"]["level"] == "ok"
