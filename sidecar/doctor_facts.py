@@ -40,6 +40,8 @@ _NO_EPOCH = 2**63
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 _OFFLINE, _TRUE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), ("1", "ON", "YES", "TRUE")
+# No proxy stands between a sidecar and its own machine.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _IMPORT = """
 import json, time
 began, errors = time.monotonic(), {}
@@ -190,13 +192,14 @@ def _holder(config: Config) -> int | None:
 
 
 def _state(folder: Path, journal_error: str) -> State:
+    # What this user may not see is not there: a Path's own exists() raises then.
     nearest = folder
-    while not nearest.exists() and nearest != nearest.parent:
+    while not os.path.exists(nearest) and nearest != nearest.parent:  # noqa: PTH110 - as above
         nearest = nearest.parent
     facts = nearest.stat()
     return State(
         path=str(folder),
-        exists=folder.exists(),
+        exists=nearest == folder,
         folder=nearest.is_dir(),
         owner=facts.st_uid,
         user=os.geteuid(),
@@ -247,7 +250,7 @@ def _scrape(config: Config, prometheus: str) -> Scrape:
     expected = _holder(config) is not None and config.metrics.port != 0
     error = ""
     if expected:
-        _, error = _fetched(url)
+        _, error = _fetched(url, _DIRECT)
     if not prometheus:
         return Scrape(url, expected, error)
     targets, why = _targets(prometheus)
@@ -277,12 +280,13 @@ def _health(target: dict[str, str]) -> str:
     return f"{target['health']} ({target['lastError']})" if target.get("lastError") else target["health"]
 
 
-def _fetched(url: str) -> tuple[str, str]:
-    """What ``url`` answers, or why it does not."""
+def _fetched(url: str, by: urllib.request.OpenerDirector | None = None) -> tuple[str, str]:
+    """What ``url`` answers, or why it does not; ``by`` the environment's proxies unless given."""
     if not url.startswith(("http://", "https://")):
         return "", "an address that begins with http:// or https:// is needed"
     try:
-        with urllib.request.urlopen(url, timeout=_ANSWER_TIMEOUT_S) as response:  # noqa: S310 - checked above
+        opener = by or urllib.request.build_opener()
+        with opener.open(url, timeout=_ANSWER_TIMEOUT_S) as response:
             return response.read(_MOST_ANSWER_BYTES).decode(errors="replace"), ""
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
