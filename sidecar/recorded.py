@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -87,20 +88,31 @@ class Recorded:
 
 def read(folder: Path, number: int | None = None) -> Recorded:
     """The run of that ``number``, or the newest. Raises JournalError: also for a journal without one."""
-    journal = Journal(folder, read_only=True)
-    try:
-        return _read(folder, journal, number)
-    finally:
-        journal.close()
+    with closing(Journal(folder, read_only=True)) as journal:
+        # A run that begins meanwhile is among the configurations, which are read last.
+        run = journal.last_run() if number is None else journal.run(number)
+        configs = _configs(folder, journal)
+        if run is None:
+            raise JournalError(f"{folder}: there is no run {number}; there are {', '.join(map(str, configs))}")
+        return _recorded(folder, journal, configs, run)
 
 
-def _read(folder: Path, journal: Journal, number: int | None) -> Recorded:
+def read_all(folder: Path) -> list[Recorded]:
+    """Every run, oldest first. Raises JournalError: also for a journal without one."""
+    with closing(Journal(folder, read_only=True)) as journal:
+        configs = _configs(folder, journal)
+        runs = [run for number in configs if (run := journal.run(number)) is not None]
+        return [_recorded(folder, journal, configs, run) for run in runs]
+
+
+def _configs(folder: Path, journal: Journal) -> dict[int, dict[str, Any]]:
     configs = journal.run_configs()
     if not configs:
         raise JournalError(f"{folder}: no tuning run was recorded yet; `sloguard tune` and `sloguard serve` make them")
-    run = journal.last_run() if number is None else journal.run(number)
-    if run is None:
-        raise JournalError(f"{folder}: there is no run {number}; there are {', '.join(map(str, configs))}")
+    return configs
+
+
+def _recorded(folder: Path, journal: Journal, configs: dict[int, dict[str, Any]], run: Run) -> Recorded:
     setup = setup_of(configs[run.id], run.id)
     return Recorded(
         folder=folder,
