@@ -17,7 +17,7 @@ from sidecar.config_window import Promotion
 from sidecar.journal import Journal, Promoted, Run, StateRecord
 from sidecar.knob_ranges import narrowed
 from sidecar.operations import Operations
-from sidecar.rows import JournalError
+from sidecar.rows import JournalError, problem
 from sidecar.trial import Trial
 from vllm_sloguard.knobs import KNOBS, Knob, Value
 
@@ -85,6 +85,17 @@ class Recorded:
     alive: bool
     now: float
 
+    @property
+    def until(self) -> float:
+        """When the run ended; of one that goes on, now; of one that was cut off, the last that is known of it."""
+        if self.run.ended_at is not None:
+            return self.run.ended_at
+        return self.now if self.alive else max(map(self.end_of, self.trials), default=self.run.started_at)
+
+    def end_of(self, trial: Trial) -> float:
+        """The same of a trial of it."""
+        return trial.ended_at or (self.now if self.alive else trial.started_at)
+
 
 def read(folder: Path, number: int | None = None) -> Recorded:
     """The run of that ``number``, or the newest. Raises JournalError: also for a journal without one."""
@@ -132,7 +143,7 @@ def _decided(run: Run) -> Decided | None:
     try:
         return None if run.decision is None else _DECIDED.validate_python(run.decision)
     except ValidationError as error:
-        raise JournalError(f"run {run.id}: its decision can't be read: {_problem(error)}") from None
+        raise JournalError(f"run {run.id}: its decision can't be read: {problem(error)}") from None
 
 
 def ran(trial: Trial, names: Sequence[str]) -> dict[str, Value]:
@@ -161,14 +172,9 @@ def setup_of(content: dict[str, Any], run: int) -> Setup:
             content=content,
         )
     except ValidationError as error:
-        raise JournalError(f"run {run}: its configuration can't be read: {_problem(error)}") from None
+        raise JournalError(f"run {run}: its configuration can't be read: {problem(error)}") from None
     except (LookupError, TypeError, ValueError) as error:
         raise JournalError(f"run {run}: its configuration can't be read: {type(error).__name__}: {error}") from None
-
-
-def _problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
 
 
 def _section(section: type[_Section], content: dict[str, Any]) -> _Section:

@@ -4,6 +4,8 @@ import json
 import sqlite3
 from typing import Any, cast
 
+from pydantic import ValidationError
+
 
 class JournalError(RuntimeError):
     """The journal can't be used; the text says why, in one line."""
@@ -30,6 +32,12 @@ def check(row: sqlite3.Row) -> None:
             continue
         if not (is_number(value) if name in _NUMBERS else isinstance(value, str)):
             raise JournalError(f"the journal is damaged: {name}: {str(value)[:40]!r}")
+
+
+def problem(error: ValidationError) -> str:
+    """The first that is wrong, and where."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def is_number(value: object) -> bool:
