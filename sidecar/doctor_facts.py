@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import grpc
 import psutil
-from cronsim import CronSim
 
 from sidecar import lock, remote
 from sidecar.config import LONGEST_SOCKET_PATH, Config, ConfigError
@@ -332,7 +332,7 @@ def _hooks(config: Config) -> tuple[tuple[str, str, bool], ...]:
 
 
 def _next_window(config: Config) -> str | None:
-    if config.window.cron is None:
+    at = config.window.next_opening(time.time())
+    if at is None:
         return None
-    at = next(CronSim(config.window.cron, datetime.now().astimezone()))
-    return f'"{config.window.cron}": the next window opens {at:%Y-%m-%d %H:%M}'
+    return f'"{config.window.cron}": the next window opens {datetime.fromtimestamp(at):%Y-%m-%d %H:%M}'
