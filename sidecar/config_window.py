@@ -129,3 +129,11 @@ class Window(Section):
     # How long none opens after one that has failed.
     after_failure: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT] = 86400.0
     hooks: Hooks = Hooks()
+
+    def next_opening(self, now: float) -> float | None:
+        """When the next one is due after ``now``, both seconds since the epoch; None without ``cron``."""
+        if self.cron is None:
+            return None
+        # By the clock on the wall, which may change before then. The hour that it shows twice counts once.
+        walls = CronSim(self.cron, datetime.fromtimestamp(now))
+        return next(at for wall in walls if (at := wall.timestamp()) > now)

@@ -4,11 +4,9 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
 import typer
-from cronsim import CronSim
 from rich.console import Console
 
 from sidecar import lock, own_engines
@@ -171,7 +169,6 @@ def _durations(config: Config, journal: Journal | None, operations: Operations |
 
 def _opening(config: Config, operations: Operations | None) -> Opening:
     window, now = config.window, time.time()
-    next_at = next(CronSim(window.cron, datetime.now().astimezone())).timestamp() if window.cron else None
     refusals: list[str] = []
     if lock.holder(config.state) is None:
         refusals.append("no `sloguard serve` runs on this state folder, and only that opens windows")
@@ -183,7 +180,7 @@ def _opening(config: Config, operations: Operations | None) -> Opening:
         if why := refusal(blind, now, operations.paused(), operations.last_window(), None, force=False):
             refusals.append(why)
     notes = (f"it is refused above {window.max_rate:g} requests/s (window.max_rate)",) if window.max_rate else ()
-    return Opening(next_at, window.cron, tuple(refusals), notes)
+    return Opening(window.next_opening(now), window.cron, tuple(refusals), notes)
 
 
 def _show(found: WindowPlan, here: Machine, held: int) -> None:

@@ -8,9 +8,6 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
-
-from cronsim import CronSim
 
 from sidecar.config import Config
 from sidecar.engine.engine import Cancelled, EngineCrashed
@@ -42,7 +39,7 @@ class Service:
         self._serving = Serving(config, parts, self._progress, self._hooks)
         self._watch = Watch(config, parts.operations, self._serving, self._progress, parts.metrics)
         self._window = Window(config, parts, self._progress, self._serving, notify)
-        self._opening = self._next_opening()
+        self._opening = config.window.next_opening(time.time())
         self._probed_at = 0.0
         self._trouble = ""
         self._behind = False
@@ -115,7 +112,7 @@ class Service:
         elif self._requests.retune.is_set():
             duration_s = self._requests.retune_duration_s or self._config.window.duration
             self._window.open(duration_s, Cause.WINDOW_ASKED, "a window was asked for")
-        elif self._opening is not None and datetime.now().astimezone() >= self._opening:
+        elif self._opening is not None and time.time() >= self._opening:
             self._scheduled()
         elif serving.doubtful() or time.monotonic() - self._probed_at >= _PROBE_EVERY_S:
             self._look()
@@ -123,7 +120,7 @@ class Service:
         else:
             self._parts.journal.still_mine()
             return
-        self._opening, self._probed_at = self._next_opening(), time.monotonic()
+        self._opening, self._probed_at = self._config.window.next_opening(time.time()), time.monotonic()
         self._hooks.after_restore()
 
     def _catch_up(self) -> None:
@@ -162,10 +159,6 @@ class Service:
         self._parts.metrics.paused.set(self._parts.operations.paused() is not None)
         self._watch.look()
         self._hooks.after_restore()
-
-    def _next_opening(self) -> datetime | None:
-        cron = self._config.window.cron
-        return next(CronSim(cron, datetime.now().astimezone())) if cron else None
 
     def _failed(self, error: Exception) -> None:
         """What `sloguard status` tells from now on."""

@@ -11,8 +11,9 @@ from typing import Any
 from sidecar.config import Config
 from sidecar.engine.command import Args
 from sidecar.journal import Promoted, Run
+from sidecar.judge import in_its_unit
 from sidecar.operations import Event
-from sidecar.page.figures import GOALS, Figure, Goal, figures, in_words, of_objective
+from sidecar.page.figures import GOALS, Figure, Goal, figures, in_words
 from sidecar.progress import Standing
 from sidecar.promotion import Outcome
 from sidecar.recorded import Setup
@@ -257,7 +258,7 @@ def _trial(setup: Setup, trial: Trial) -> TrialShown:
         if measured
         else {}
     )
-    value = of_objective(result.value if result else None, setup.objective)
+    value = in_its_unit(result.value if result else None, setup.objective)
     failed = f"{measured.failed} of {measured.requests} requests failed" if measured and measured.failed else ""
     return TrialShown(
         number=trial.number,

@@ -102,12 +102,13 @@ def versions(recorded: Recorded) -> tuple[Fact, ...]:
         for name, limit in setup.slo.model_dump().items()
         if limit is not None
     )
+    unknown = "recorded with promotions only"
     facts = {
         "model": setup.model,
         "SHA-256 of its config.json": evidence.get("model_config_sha256"),
         "vLLM": ", ".join(heard) or evidence.get("vllm") or "its plugin did not say",
-        "sloguard": f"{evidence.get('sloguard') or __version__}; this page: {__version__}",
-        "device": evidence.get("device") or "recorded with promotions only",
+        "sloguard": f"{evidence.get('sloguard') or unknown}; this page: {__version__}",
+        "device": evidence.get("device") or unknown,
         "driver": evidence.get("driver"),
         "limits (SLO)": limits,
         "objective": words.OBJECTIVES[setup.objective],

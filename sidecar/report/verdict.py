@@ -132,9 +132,7 @@ def _tried(recorded: Recorded) -> str:
     counts = words.listed([f"{by_status[status]} {what}" for status, what in said.items() if by_status[status]])
     if not recorded.trials:
         return "No trial was started yet."
-    last = max(t.ended_at or (recorded.now if recorded.alive else t.started_at) for t in recorded.trials)
-    ended = recorded.run.ended_at or last
-    took = words.duration(ended - recorded.run.started_at)
+    took = words.duration(recorded.until - recorded.run.started_at)
     return f"{words.plural(len(recorded.trials), 'trial')} in {took}: {counts}."
 
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from sidecar.config import Config, Slo, load
 from sidecar.journal import Promoted, Run
 from sidecar.operations import Event, Kind
-from sidecar.page.beat import live, next_opening
+from sidecar.page.beat import live
 from sidecar.page.figures import figures
 from sidecar.page.gate import known_host
 from sidecar.page.story import Facts, Story, TrialShown, story
@@ -242,14 +242,6 @@ def test_few_requests_and_none_are_said_to_be() -> None:
     assert (few.few, few.rate, few.figures[0].met) == (True, None, False)
     assert (none.few, none.requests) == (False, 0)
     assert live(None, now, SLO) is None
-
-
-def test_the_next_window() -> None:
-    from datetime import UTC, datetime
-
-    now = datetime(2026, 11, 22, 12, tzinfo=UTC)
-    assert next_opening("0 3 * * *", now) == datetime(2026, 11, 23, 3, tzinfo=UTC).timestamp()
-    assert next_opening(None, now) is None
 
 
 # Who is let in

@@ -15,6 +15,7 @@ from sidecar.report.verdict import Gain, Tone
 from sidecar.rows import JournalError
 from sidecar.states import ENGINE_ENDED, ENGINE_SERVES_ON, FAILED, State
 from sidecar.trial import Result, Role, Status
+from vllm_sloguard import __version__
 from vllm_sloguard.crash import Category
 
 
@@ -93,6 +94,15 @@ def test_only_crashes_leave_a_story(tmp_path: Path) -> None:
     assert sum(len(group.numbers) for group in found.crashes) == 8
     assert {"crashes", "time"} <= set(plots(found))
     assert not {"objective", "answers", "limits"} & set(plots(found))
+
+
+def test_the_sloguard_of_a_run_is_told_where_it_was_recorded(forty: Story, tmp_path: Path) -> None:
+    recorded_, unknown = (
+        next(fact.value for fact in one.versions if fact.name == "sloguard")
+        for one in (forty, told(only_crashes(tmp_path / "run")))
+    )
+    assert recorded_.startswith("0.1.0; this page: ")
+    assert unknown == f"recorded with promotions only; this page: {__version__}"
 
 
 def test_one_trial_is_enough(tmp_path: Path) -> None:

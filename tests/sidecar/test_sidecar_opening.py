@@ -1,5 +1,9 @@
 """When a window may open."""
 
+import time
+from collections.abc import Iterator
+from datetime import datetime
+
 import pytest
 
 from sidecar.config_window import Window
@@ -76,3 +80,34 @@ def test_a_window_that_was_asked_for_leaves_no_room_for_another() -> None:
     requests = Requests(state=State.SERVING)
     requests.retune.set()
     assert busy(requests) == "a window has been asked for already"
+
+
+@pytest.fixture
+def in_berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_berlin")
+@pytest.mark.parametrize(
+    ("cron", "now", "opens"),
+    [
+        ("0 3 * * *", "2026-11-22 12:00+01:00", "2026-11-23 03:00+01:00"),
+        # The clocks go forward from 2 to 3 at night, and back from 3 to 2.
+        ("0 3 * * *", "2026-03-28 12:00+01:00", "2026-03-29 03:00+02:00"),
+        ("0 3 * * *", "2026-10-24 12:00+02:00", "2026-10-25 03:00+01:00"),
+        ("30 2 * * *", "2026-10-25 00:00+02:00", "2026-10-25 02:30+02:00"),
+        ("30 2 * * *", "2026-10-25 02:10+01:00", "2026-10-26 02:30+01:00"),
+    ],
+)
+def test_a_window_opens_by_the_clock_on_the_wall(cron: str, now: str, opens: str) -> None:
+    found = Window(cron=cron).next_opening(datetime.fromisoformat(now).timestamp())
+
+    assert found == datetime.fromisoformat(opens).timestamp()
+
+
+def test_no_window_opens_by_itself_without_cron() -> None:
+    assert Window().next_opening(NOW) is None

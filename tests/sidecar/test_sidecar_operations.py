@@ -83,6 +83,25 @@ def test_a_restore_takes_as_long_as_the_longest_of_the_last_starts_of_these_argu
     assert operations.longest_start_s() == 20.0
 
 
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (Kind.WINDOW_ENDED, {"reason": "no disk"}),
+        (Kind.WINDOW_ENDED, {"outcome": 5}),
+        (Kind.START, {"base": "base", "promotion": 1}),
+        (Kind.START, {"base": "base", "promotion": 1, "seconds": "long"}),
+        (Kind.START, {"base": "base", "promotion": 1, "seconds": 10**400}),
+        (Kind.PROBATION, {"reason": "it has passed"}),
+    ],
+)
+def test_a_damaged_event_is_one_line(operations: Operations, kind: Kind, content: dict[str, object]) -> None:
+    operations.record(kind, **content)
+    with pytest.raises(JournalError, match=f"the journal is damaged: {kind}: ") as caught:
+        operations.events([kind])
+
+    assert "\n" not in str(caught.value)
+
+
 def test_each_rollback_goes_one_promotion_further_back(journal: Journal, operations: Operations) -> None:
     for seqs in (4, 8):
         journal.promote(None, "base", {"max_num_seqs": seqs})
