@@ -11,10 +11,11 @@ PINS := deploy/requirements
 setup: $(SETUP)
 
 $(SETUP): $(PINS)/engine-$(ENGINE).txt $(PINS)/sloguard.txt $(PINS)/dev.txt $(PINS)/install.sh pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv --clear .venv
-	sh $(PINS)/install.sh $(ENGINE)
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	@echo "setup, once: everything goes into .venv, for ENGINE=$(ENGINE)"
+	@$(PYTHON) -m venv --clear .venv
+	@sh $(PINS)/install.sh $(ENGINE)
+	@touch $@
 
 demo: setup
 	$(BIN)/python deploy/demo/run.py

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import time
-from datetime import datetime
 from typing import Any, NoReturn
 
 import typer
@@ -36,6 +35,7 @@ from sidecar.page import server as page
 from sidecar.promotion import Outcome
 from sidecar.seconds import spent
 from sidecar.service import Service
+from sidecar.shown import when
 from sidecar.terminal import View, line, show, spending, unfailing_console
 from sidecar.trial import as_json
 from sidecar.tuner import Tuner, incumbent_args, open_run
@@ -72,11 +72,12 @@ def main() -> None:
         ExportError,
         ForkServerError,
         NotGoneError,
-        OSError,
         Refused,
         Superseded,
     ) as error:
         _fail(str(error), FAILED)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename is not None else str(error), FAILED)
     except Cancelled:
         _fail("interrupted; the same command goes on where this one ended", INTERRUPTED)
 
@@ -160,8 +161,7 @@ def serve(config_file: ConfigFile) -> None:
     console = unfailing_console()
 
     def say(text: str) -> None:
-        when = datetime.now().astimezone()
-        console.print(f"{when:%Y-%m-%d %H:%M:%S} {text}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{when(time.time())} {text}", markup=False, highlight=False, soft_wrap=True)
 
     with (
         assembled(config, say) as parts,

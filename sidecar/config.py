@@ -323,7 +323,8 @@ def load(path: Path) -> Config:
         # PyYAML's own errors are the first of these; the others escape from it for some texts.
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a mapping of fields is needed, got {type(content).__name__}")
+        given = "an empty file" if content is None else type(content).__name__
+        raise ConfigError(f"{path}: a mapping of fields is needed, got {given}")
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
@@ -371,6 +372,8 @@ def _first(error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         allowed = ", ".join(_fields_at(problem["loc"][:-1]))
         return f"{field}: there is no such field; there are {allowed}"
+    if problem["type"] == "model_type":
+        return f"{field}: a mapping of fields is needed, got {problem['input']!r}"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     given = problem["input"]
     # The environment is where secrets belong: its values are never shown.

@@ -6,7 +6,17 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PositiveFloat,
+    ValidationInfo,
+    model_validator,
+)
 
 
 class Section(BaseModel):
@@ -24,19 +34,38 @@ def seconds(text: str) -> float:
     return float(match[1]) * units[match[2]]
 
 
-def _seconds(given: Any) -> Any:
-    return seconds(given) if isinstance(given, str) else given
+def _seconds(given: Any, info: ValidationInfo) -> Any:
+    if isinstance(given, str):
+        return seconds(given)
+    # A bare number may have been meant as minutes. In journals of earlier versions, which are JSON, it is seconds.
+    if info.mode == "python" and isinstance(given, int | float) and given:
+        return seconds(str(given))
+    return given
+
+
+def _text(given: float) -> str:
+    return f"{given:.9f}".rstrip("0").rstrip(".") + "s"
+
+
+def _a_week(given: float) -> float:
+    if given > 7 * 86400:
+        raise ValueError('"168h" at most, which is a week')
+    return given
+
+
+_FROM_TEXT = BeforeValidator(_seconds)
+_AS_TEXT = PlainSerializer(_text, return_type=str, when_used="json")
 
 
 class Probation(Section):
     """When a promotion is taken back by itself: see docs of sidecar.probation. Durations are seconds."""
 
-    duration: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = 1800.0
+    duration: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT] = 1800.0
     min_requests: Annotated[int, Field(ge=50)] = 200
     burn: Annotated[float, Field(ge=1)] = 6.0
     tolerance: Annotated[float, Field(ge=0)] = 0.25
     crashes: Annotated[int, Field(ge=2)] = 3
-    crashes_within: Annotated[PositiveFloat, BeforeValidator(_seconds)] = 600.0
+    crashes_within: Annotated[PositiveFloat, _FROM_TEXT, _AS_TEXT] = 600.0
 
 
 class Promotion(Section):
@@ -85,18 +114,26 @@ class Hooks(Section):
 
     before_drain: list[str] = []
     after_restore: list[str] = []
-    timeout: Annotated[PositiveFloat, BeforeValidator(_seconds)] = 10.0
+    timeout: Annotated[PositiveFloat, _FROM_TEXT, _AS_TEXT] = 10.0
 
 
 class Window(Section):
     """When `sloguard serve` may take the service down to tune; ``cron`` is in the host's local time."""
 
     cron: Annotated[str, AfterValidator(_cron)] | None = None
-    duration: Annotated[PositiveFloat, BeforeValidator(_seconds)] = 3600.0
+    duration: Annotated[PositiveFloat, _FROM_TEXT, AfterValidator(_a_week), _AS_TEXT] = 3600.0
     # Between /ready turning not-ready and the drain: time for load balancers to see it.
-    notice: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = 5.0
+    notice: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT] = 5.0
     # Requests a second of the last minutes; none opens above it.
     max_rate: PositiveFloat | None = None
     # How long none opens after one that has failed.
-    after_failure: Annotated[float, Field(ge=0), BeforeValidator(_seconds)] = 86400.0
+    after_failure: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT] = 86400.0
     hooks: Hooks = Hooks()
+
+    def next_opening(self, now: float) -> float | None:
+        """When the next one is due after ``now``, both seconds since the epoch; None without ``cron``."""
+        if self.cron is None:
+            return None
+        # By the clock on the wall, which may change before then. The hour that it shows twice counts once.
+        walls = CronSim(self.cron, datetime.fromtimestamp(now))
+        return next(at for wall in walls if (at := wall.timestamp()) > now)

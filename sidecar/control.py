@@ -80,9 +80,13 @@ class Control(ControlServiceServicer):
     def Pause(self, request: pb.PauseRequest, context: grpc.ServicerContext) -> pb.PauseResponse:  # noqa: N802
         """Writes it down; the loop reads it before each window."""
         with self._operations(request.epoch, context) as operations:
-            if operations.paused() is not None:
+            reason, paused = " ".join(request.reason.split())[:_LONGEST_REASON], operations.paused()
+            if paused is not None and reason in ("", paused.reason):
                 return pb.PauseResponse(summary="it was paused already")
-            operations.record(Kind.PAUSED, reason=" ".join(request.reason.split())[:_LONGEST_REASON])
+            operations.record(Kind.PAUSED, reason=reason)
+            if paused is not None:
+                before = f', which was "{paused.reason}"' if paused.reason else ""
+                return pb.PauseResponse(summary=f'it was paused already; its reason is now "{reason}"{before}')
         goes_on = "; the one that is open goes on" if self._requests.state in IN_A_WINDOW else ""
         return pb.PauseResponse(summary=f"paused: no window opens{goes_on}")
 

@@ -4,30 +4,28 @@ import http.client
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import grpc
 import psutil
-from cronsim import CronSim
 
 from sidecar import lock, remote
 from sidecar.config import LONGEST_SOCKET_PATH, Config, ConfigError
 from sidecar.engine.engine import port_free, port_owner
 from sidecar.engine.fork_server import ForkServer, ForkServerError
-from sidecar.environment import UnusablePythonError, packages
+from sidecar.environment import UnusablePythonError, answer, packages
 from sidecar.journal import FILE_NAME, Journal, JournalError
 from sidecar.observed import SHM, Devices, Facts, Imports, Link, Model, Port, Scrape, Shm, State, Vllm
 from sidecar.own_engines import Own, running
+from sidecar.shown import when
 from vllm_sloguard import __version__, gpus, machine, model_shape
 from vllm_sloguard.learned import ranks_of
 from vllm_sloguard.rules.arguments import misspelt
@@ -42,6 +40,8 @@ _NO_EPOCH = 2**63
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 _OFFLINE, _TRUE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), ("1", "ON", "YES", "TRUE")
+# No proxy stands between a sidecar and its own machine.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _IMPORT = """
 import json, time
 began, errors = time.monotonic(), {}
@@ -100,17 +100,9 @@ def _vllm(python: str, environment: dict[str, str], say: Say, *, quick: bool, fo
 
 def _imports(python: str, environment: dict[str, str]) -> Imports:
     try:
-        done = subprocess.run(
-            [python, "-P", "-c", _IMPORT],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=_IMPORT_TIMEOUT_S,
-            env=environment,
-        )
-        told: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        return Imports(_IMPORT_TIMEOUT_S, f"{type(error).__name__}: {error}", "")
+        told = answer(python, _IMPORT, _IMPORT_TIMEOUT_S, environment)
+    except UnusablePythonError as error:
+        return Imports(_IMPORT_TIMEOUT_S, str(error), "")
     errors = {name: " ".join(text.split())[:300] for name, text in told["errors"].items()}
     return Imports(told["seconds"], errors.get("vllm", ""), errors.get("vllm.benchmarks.serve", ""))
 
@@ -200,13 +192,14 @@ def _holder(config: Config) -> int | None:
 
 
 def _state(folder: Path, journal_error: str) -> State:
+    # What this user may not see is not there: a Path's own exists() raises then.
     nearest = folder
-    while not nearest.exists() and nearest != nearest.parent:
+    while not os.path.exists(nearest) and nearest != nearest.parent:  # noqa: PTH110 - as above
         nearest = nearest.parent
     facts = nearest.stat()
     return State(
         path=str(folder),
-        exists=folder.exists(),
+        exists=nearest == folder,
         folder=nearest.is_dir(),
         owner=facts.st_uid,
         user=os.geteuid(),
@@ -257,7 +250,7 @@ def _scrape(config: Config, prometheus: str) -> Scrape:
     expected = _holder(config) is not None and config.metrics.port != 0
     error = ""
     if expected:
-        _, error = _fetched(url)
+        _, error = _fetched(url, _DIRECT)
     if not prometheus:
         return Scrape(url, expected, error)
     targets, why = _targets(prometheus)
@@ -287,12 +280,13 @@ def _health(target: dict[str, str]) -> str:
     return f"{target['health']} ({target['lastError']})" if target.get("lastError") else target["health"]
 
 
-def _fetched(url: str) -> tuple[str, str]:
-    """What ``url`` answers, or why it does not."""
+def _fetched(url: str, by: urllib.request.OpenerDirector | None = None) -> tuple[str, str]:
+    """What ``url`` answers, or why it does not; ``by`` the environment's proxies unless given."""
     if not url.startswith(("http://", "https://")):
         return "", "an address that begins with http:// or https:// is needed"
     try:
-        with urllib.request.urlopen(url, timeout=_ANSWER_TIMEOUT_S) as response:  # noqa: S310 - checked above
+        opener = by or urllib.request.build_opener()
+        with opener.open(url, timeout=_ANSWER_TIMEOUT_S) as response:
             return response.read(_MOST_ANSWER_BYTES).decode(errors="replace"), ""
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
@@ -338,7 +332,7 @@ def _hooks(config: Config) -> tuple[tuple[str, str, bool], ...]:
 
 
 def _next_window(config: Config) -> str | None:
-    if config.window.cron is None:
+    at = config.window.next_opening(time.time())
+    if at is None:
         return None
-    at = next(CronSim(config.window.cron, datetime.now().astimezone()))
-    return f'"{config.window.cron}": the next window opens {at:%Y-%m-%d %H:%M}'
+    return f'"{config.window.cron}": the next window opens {when(at)}'

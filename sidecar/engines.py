@@ -14,7 +14,7 @@ from typing import Any
 from sidecar.config import Config
 from sidecar.engine.engine import Engine, EngineCrashed, Launch, any_free_port
 from sidecar.engine.fork_server import ForkServer, ForkServerError, unforkable
-from sidecar.engine.process_group import Identity, ProcessGroup, marked
+from sidecar.engine.process_group import Identity, ProcessGroup, log_of, writing_to
 from sidecar.journal import EngineRecord, JournalError, Superseded
 from sidecar.learning import Learning
 from sidecar.live import LiveHub
@@ -146,7 +146,7 @@ class Engines:
             "SLOGUARD_IMPORTS": str(self._config.state),
             "SLOGUARD_WORKLOAD_MAX_LEN": str(self._config.workload.longest_request_tokens),
         }
-        log = self._config.state / LOGS / f"engine-{engine_id}.log"
+        log = log_of(self._config.state / LOGS, engine_id)
         return Launch(engine_id, engine.python, self._config.model, dict(args), host, port, env, log)
 
     def _start(self, launch: Launch, role: str, fork_server: ForkServer | None) -> Engine:
@@ -234,7 +234,7 @@ class Engines:
                 self._journal.engine_gone(identity.engine_id)
             ended.append(identity.engine_id)
         # On a full disk one may have been started that the journal never heard of.
-        for engine_id in marked("SLOGUARD_SOCKET", str(self._config.socket)) - {keep, *ended}:
+        for engine_id in writing_to(self._config.state / LOGS) - {keep, *ended}:
             ProcessGroup(Identity(-1, 0.0, engine_id)).kill()
             ended.append(engine_id)
         return ended

@@ -3,9 +3,12 @@
 import json
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any, cast
 
-_TIMEOUT_S = 60
+_TIMEOUT_S = 60.0
+_MOST_SAID = 300
 _SCRIPT = """
 import importlib.metadata as m, json, platform
 def found(*names):
@@ -46,13 +49,26 @@ class Packages:
 def packages(python: str) -> Packages:
     """What ``python`` has. Raises UnusablePythonError."""
     try:
-        # What lies in the current folder is not there for an engine, which has another.
-        command = [python, "-P", "-c", _SCRIPT]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UnusablePythonError(f"{python}: {error}") from None
+        return Packages(**answer(python, _SCRIPT, _TIMEOUT_S))
+    except (UnusablePythonError, TypeError) as error:
+        raise UnusablePythonError(f"{python}: not a Python that works: {error}") from None
+
+
+def answer(python: str, script: str, timeout_s: float, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The JSON object that ``script`` prints as its last line. Raises UnusablePythonError, with how it ended."""
+    # What lies in the current folder is not there for an engine, which has another.
+    command = [python, "-P", "-c", script]
     try:
-        return Packages(**json.loads(done.stdout))
-    except (ValueError, TypeError):
-        said = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-        raise UnusablePythonError(f"{python}: not a Python that works: {said}") from None
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, errors="replace", timeout=timeout_s, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        raise UnusablePythonError(f"no answer within {timeout_s:.0f} s") from None
+    except OSError as error:
+        raise UnusablePythonError(str(error)) from None
+    with suppress(ValueError):
+        told: object = json.loads(done.stdout.strip().rpartition("\n")[2])
+        if isinstance(told, dict):
+            return cast("dict[str, Any]", told)
+    said = "".join(f": {line}" for line in done.stderr.strip().splitlines()[-1:])
+    raise UnusablePythonError(f"it ended with code {done.returncode}{said[:_MOST_SAID]}")

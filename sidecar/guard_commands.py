@@ -19,6 +19,7 @@ from rich.table import Table
 
 from sidecar.config import ConfigError
 from sidecar.learning import FILE_NAME as LEARNED
+from sidecar.shown import setting
 from vllm_sloguard import machine, model_shape
 from vllm_sloguard.learned import Learned, ranks_of, read
 from vllm_sloguard.machine import Machine
@@ -282,11 +283,13 @@ def _show_repair(result: Repair, here: Machine) -> None:
     console.print(machine_line(here))
     console.print(f"{result.status}: {result.refusal}" if result.refusal else str(result.status))
     for change in result.changes:
-        before, after = (_or_default(value) for value in (change.before, change.after))
+        before, after = (_or_default(value, change.name) for value in (change.before, change.after))
         console.print(f"{change.name}: {before} → {after}: {change.reason}")
 
 
-def _or_default(value: object) -> str:
+def _or_default(value: object, name: str) -> str:
+    if name.endswith("_bytes") and isinstance(value, int) and value < 2**63:
+        return setting(value, name)
     return "default" if value is None else shown(value)
 
 

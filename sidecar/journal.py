@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sidecar import schema
 from sidecar.engine.process_group import Identity
-from sidecar.rows import JournalError, check, object_of
+from sidecar.rows import JournalError, check, object_of, problem
 from sidecar.trial import PLAN, RESULT, Plan, Result, Status, Trial
 from vllm_sloguard.learned import RULE, START, Rule, Start
 
@@ -87,7 +87,7 @@ class Journal:
         self._epoch = 0
         self._missed = False
         if read_only and not path.is_file():
-            raise JournalError(f"{folder}: no {FILE_NAME} in it")
+            raise JournalError(f"{folder}: no {FILE_NAME} in it; `sloguard serve` and `sloguard tune` make one")
         try:
             if not read_only:
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -379,7 +379,7 @@ def _trial(row: sqlite3.Row) -> Trial:
         plan = PLAN.validate_json(row["plan"])
         result = RESULT.validate_json(row["result"]) if row["result"] else None
     except ValidationError as error:
-        raise JournalError(f"trial {row['run']}/{row['number']}: damaged at {_problem(error)}") from None
+        raise JournalError(f"trial {row['run']}/{row['number']}: damaged at {problem(error)}") from None
     return Trial(row["run"], row["number"], plan, row["started_at"], row["ended_at"], result)
 
 
@@ -389,8 +389,3 @@ def _readable(adapter: TypeAdapter[_T], texts: Sequence[str]) -> tuple[_T, ...]:
         with suppress(ValidationError):
             found.append(adapter.validate_json(text))
     return tuple(found)
-
-
-def _problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
-    return f"{'.'.join(str(p) for p in problem['loc'])}: {problem['msg']}"

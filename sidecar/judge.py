@@ -117,6 +117,13 @@ def value(measurement: Measurement, objective: Objective, tried: Sequence[Tried]
     return None if measurement.e2e_mean_ms is None else -measurement.e2e_mean_ms
 
 
+def in_its_unit(value: float | None, objective: Objective) -> float | None:
+    """What ``value`` gave, as people count it: a latency is positive, and lower is better. None where it is unknown."""
+    if value is None or not math.isfinite(value):
+        return None
+    return -value if objective is Objective.LATENCY else value
+
+
 def scores(load: LoadResult, slo: Slo, objective: Objective) -> tuple[float, ...]:
     """Each request's part in the objective, lower is better: its latency in seconds, or 0 if it met the SLO, else 1.
 

@@ -42,6 +42,8 @@ def narrowed(
         raise ValueError(f"knobs.{name}: takes low and high, not choices")
     low = knob.low if low is None else low
     high = knob.high if high is None else high
+    if low < 0:
+        raise ValueError(f"knobs.{name}: low must not be negative, got {low:g}")
     whole = knob.kind is not Kind.INT or (low == math.floor(low) and high == math.floor(high))
     if not whole:
         raise ValueError(f"knobs.{name}: low and high must be whole numbers, got {low} and {high}")

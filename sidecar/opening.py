@@ -8,7 +8,8 @@ It may not while the operator has paused; unless it is forced, it may not either
 """
 
 from sidecar.config_window import Window
-from sidecar.operations import Event, WindowOutcome, when
+from sidecar.operations import Event, WindowOutcome
+from sidecar.shown import when
 
 
 def refusal(  # noqa: PLR0917 - all that the rule looks at

@@ -3,21 +3,30 @@
 Kept in the journal as events, oldest first; what holds now follows from them.
 """
 
+import dataclasses
 import json
+import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
 from sidecar import schema
 from sidecar.journal import Journal, Promoted
-from sidecar.rows import object_of
+from sidecar.rows import JournalError, is_number, object_of
 
 # A restore may take as long as the longest of so many ordinary starts.
 _STARTS = 10
 _MOST_SHOWN = 1000
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_promotion(value: object) -> bool:
+    return value is None or is_number(value)
 
 
 class Kind(StrEnum):
@@ -26,12 +35,21 @@ class Kind(StrEnum):
     PAUSED = "paused"  # reason
     RESUMED = "resumed"
     WINDOW_OPENED = "window_opened"  # reason, record (of the requests before it)
-    WINDOW_ENDED = "window_ended"  # outcome, reason
+    WINDOW_ENDED = "window_ended"  # outcome, reason, decision (of its run, where the window ended by it)
     START = "start"  # base, promotion, seconds
     CRASH = "crash"  # promotion, reason
     PROBATION = "probation"  # promotion, reason: it has ended well
     HOOK_BEFORE = "hook_before"  # others were told of a drain, and are owed word of its end
     HOOK_AFTER = "hook_after"
+
+
+# What is read of each kind, by whoever asks for it.
+_READ: dict[Kind, dict[str, Callable[[object], bool]]] = {
+    Kind.WINDOW_ENDED: {"outcome": _is_text},
+    Kind.START: {"base": _is_text, "promotion": _is_promotion, "seconds": is_number},
+    Kind.CRASH: {"promotion": _is_promotion},
+    Kind.PROBATION: {"promotion": _is_promotion},
+}
 
 
 class WindowOutcome(StrEnum):
@@ -59,10 +77,17 @@ class Event:
         """The sentence that was recorded with it."""
         return str(self.content.get("reason", ""))
 
+    @property
+    def outcome(self) -> str:
+        """Of a window's end, for people."""
+        return ending(str(self.content["outcome"]), str(self.content.get("decision", "")))
 
-def when(at: float) -> str:
-    """Seconds since the epoch as a local date and time, for people."""
-    return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"
+
+def ending(outcome: str, decision: str) -> str:
+    """How a window ended, for people, with the ``decision`` of its run where that says more: "kept (inconclusive)"."""
+    if decision.startswith(outcome):
+        return decision
+    return f"{outcome} ({decision})" if decision else outcome.replace("_", " ")
 
 
 class Operations:
@@ -85,7 +110,7 @@ class Operations:
         marks = ", ".join("?" for _ in kinds)
         query = f"SELECT * FROM events WHERE kind IN ({marks}) AND at >= ? ORDER BY id DESC LIMIT ?"  # noqa: S608
         rows = self._journal.read(query, (*map(str, kinds), since, most))
-        return [Event(r["at"], Kind(r["kind"]), object_of(r["content"], "event")) for r in reversed(rows)]
+        return [_event(row) for row in reversed(rows)]
 
     def _last(self, *kinds: Kind) -> Event | None:
         return next(iter(self.events(kinds, 1)), None)
@@ -93,9 +118,13 @@ class Operations:
     # Windows
 
     def paused(self) -> Event | None:
-        """The pause that holds."""
-        last = self._last(Kind.PAUSED, Kind.RESUMED)
-        return last if last is not None and last.kind is Kind.PAUSED else None
+        """The pause that holds, since it began, with the reason that was given last."""
+        first: Event | None = None
+        for event in reversed(self.events([Kind.PAUSED, Kind.RESUMED])):
+            if event.kind is Kind.RESUMED:
+                break
+            first = event if first is None else dataclasses.replace(first, at=event.at)
+        return first
 
     def open_window(self) -> Event | None:
         """The window that has been opened and has not ended."""
@@ -151,3 +180,11 @@ class Operations:
         """The requests before the last window that opened before ``at``, as sidecar.probation recorded them."""
         opened = [e for e in self.events([Kind.WINDOW_OPENED]) if e.at <= at]
         return opened[-1].content.get("record") if opened else None
+
+
+def _event(row: sqlite3.Row) -> Event:
+    kind, content = Kind(row["kind"]), object_of(row["content"], "event")
+    for name, holds in _READ.get(kind, {}).items():
+        if name not in content or not holds(content[name]):
+            raise JournalError(f"the journal is damaged: {kind}: {name}: {str(content.get(name))[:40]!r}")
+    return Event(row["at"], kind, content)

@@ -4,7 +4,8 @@ import json
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from datetime import datetime
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +17,10 @@ from sidecar import lock, remote
 from sidecar.config import Config, ConfigError, load
 from sidecar.config_window import seconds
 from sidecar.engine.process_group import ProcessGroup
-from sidecar.journal import FILE_NAME, Journal, JournalError, Promoted, StateRecord
-from sidecar.operations import Event, Kind, Operations, when
+from sidecar.journal import FILE_NAME, Journal, JournalError, Promoted, Run, StateRecord
+from sidecar.operations import Event, Kind, Operations
+from sidecar.shown import assignments, setting, when
+from sidecar.states import State
 from sidecar.terminal import View, busy
 from sidecar.trial import Status
 from vllm_sloguard.learned import RULE, Rule
@@ -178,12 +181,12 @@ def history(config_file: ConfigFile, as_json_: AsJson = False) -> None:
         return
     for p in promotions:
         evidence = f": {p['evidence']['reason']}" if p["evidence"] else ""
-        print(f"promotion {p['promotion']} of {when(p['at'])}{' (serves)' if p['current'] else ''}{evidence}")
-        print(f"  {' '.join(f'{name}={value}' for name, value in p['args'].items())}")
+        print(f"promotion {p['promotion']} of {when(p['at'])}{' (in force)' if p['current'] else ''}{evidence}")
+        print(f"  {assignments(p['args'])}")
         if p["rolled_back_at"]:
             print(f"  rolled back {when(p['rolled_back_at'])}, quarantined: {p['rollback_reason']}")
     for w in windows:
-        print(f"window of {when(w['at'])}: {w['outcome']}: {w['reason']}")
+        print(f"window of {when(w['at'])}: {w['shown']}: {w['reason']}")
     if not promotions and not windows:
         print("nothing was promoted, and no window has ended")
 
@@ -202,7 +205,14 @@ def _promotion(p: Promoted, current: Promoted | None, decisions: dict[int, dict[
 
 
 def _window(event: Event) -> dict[str, Any]:
-    return {"at": event.at, "outcome": event.content["outcome"], "reason": event.reason}
+    content = event.content
+    return {
+        "at": event.at,
+        "outcome": content["outcome"],
+        "decision": content.get("decision"),
+        "shown": event.outcome,
+        "reason": event.reason,
+    }
 
 
 def status(state: StateFolder, as_json_: AsJson = False) -> None:
@@ -214,10 +224,12 @@ def status(state: StateFolder, as_json_: AsJson = False) -> None:
     journal = Journal(folder, read_only=True)
     operations = Operations(journal, "")
     record, run, pid = journal.state(), journal.last_run(), lock.holder(folder)
+    standing = _standing(record, run, pid)
     paused, windows = operations.paused(), operations.events([Kind.WINDOW_ENDED], 1)
     facts: dict[str, Any] = {
         "running": pid is not None,
         "pid": pid,
+        "standing": standing,
         "epoch": journal.epoch(),
         "state": record.state if record else None,
         "reason": record.reason if record else None,
@@ -234,21 +246,40 @@ def status(state: StateFolder, as_json_: AsJson = False) -> None:
     if as_json_:
         print(json.dumps(facts))
         return
-    print(f"sidecar: {f'process {pid}' if pid else 'not running'}")
-    if record:
-        print(f"state: {record.state} since {when(record.at)}: {record.reason}")
+    for text in standing:
+        print(text)
     if facts["serves"]:
         print(f"serves: {facts['serves']} at {facts['engine_address']}")
     if paused:
         print(f"paused: since {when(paused.at)}{f': {paused.reason}' if paused.reason else ''}")
     if windows:
-        print(f"last window: {when(windows[-1].at)}: {windows[-1].content['outcome']}: {windows[-1].reason}")
+        print(f"last window: {when(windows[-1].at)}: {windows[-1].outcome}: {windows[-1].reason}")
     if run:
-        decision = f"{run.decision['outcome']}: {run.decision['reason']}" if run.decision else "not decided"
-        print(f"last run: {run.id}, {facts['trials']} trials, {decision}")
+        decision = f"{run.decision['outcome']}: {run.decision['reason']}" if run.decision else "not decided yet"
+        count = facts["trials"]
+        print(f"last run: {run.id}, {count} trial{'' if count == 1 else 's'}, {decision}")
     for rule in facts["rules"]:
-        until = datetime.fromtimestamp(rule["expires_at"])
-        print(f"learned: {rule['kind']} {rule['value']} until {until:%Y-%m-%d %H:%M}: {rule['reason']}")
+        limit = setting(rule["value"], rule["kind"])
+        print(f"learned: {rule['kind']} {limit} until {when(rule['expires_at'])}: {rule['reason']}")
+
+
+def _standing(record: StateRecord | None, run: Run | None, pid: int | None) -> list[str]:
+    """Whether a sidecar runs, and what it does; without one, how the last one ended."""
+    last = f"{record.state} since {when(record.at)}: {record.reason}" if record else ""
+    halted = record is None or record.state == State.HALTED
+    if pid is not None and halted:
+        tunes = run is not None and run.ended_at is None
+        return [f"sidecar: process {pid}, {'`sloguard tune`' if tunes else 'which begins or ends'}: it does not serve"]
+    if pid is not None:
+        # The return to the service is still within the window's time, but the window is over.
+        until = record.until if record is not None and record.state != State.SERVING else None
+        ends = f"; the window ends at {when(until)}" if until else ""
+        return [f"sidecar: process {pid}", f"state: {last}{ends}"]
+    if record is None:
+        return ["sidecar: not running; `sloguard serve` never ran on this state folder"]
+    if halted:
+        return [f"sidecar: not running; it ended {when(record.at)}: {record.reason}"]
+    return ["sidecar: not running; it was killed, or its machine went down", f"last state: {last}"]
 
 
 def _serves(journal: Journal, operations: Operations, record: StateRecord | None) -> dict[str, str | None]:
@@ -306,40 +337,51 @@ def _ask(config: Config, call: Callable[[ControlServiceStub, int, dict[str, Any]
         print(summary)
 
 
-def _entered(config: Config, journal: Journal, since: float, every_s: float) -> Generator[list[StateRecord]]:
-    """The states since ``since``, asked for every ``every_s``; prints each. Raises Refused when the sidecar ends."""
-    seen = 0
+def _looks(config: Config, every_s: float) -> Generator[float]:
+    """The time, every ``every_s``, seconds since the epoch. Raises Refused when the sidecar ends."""
     while lock.holder(config.state) is not None:
-        states = journal.states(since)
-        for state in states[seen:]:
-            print(f"{state.state}: {state.reason}", flush=True)
-        seen = len(states)
-        yield states
+        yield time.time()
         time.sleep(every_s)
-    raise Refused("the sidecar has ended")
+    raise Refused("the sidecar has ended: `sloguard status` says why, where that is known")
+
+
+def _say(state: StateRecord) -> None:
+    print(f"{state.state}: {state.reason}", flush=True)
 
 
 def _wait_serving(config: Config, since: float, holds: Callable[[], bool]) -> None:
     """Prints the states that are entered after ``since`` until it serves and ``holds``."""
     journal = Journal(config.state, read_only=True)
+    seen = 0
     with busy("waiting until it serves"):
-        for _ in _entered(config, journal, since, _WAIT_EVERY_S):
+        for _ in _looks(config, _WAIT_EVERY_S):
+            states = journal.states(since)
+            for state in states[seen:]:
+                _say(state)
+            seen = len(states)
             last = journal.state()
-            if last is not None and last.state == "serving" and holds():
+            if last is not None and last.state == State.SERVING and holds():
                 return
 
 
 def _follow(config: Config, since: float) -> None:
-    """Shows what the running sidecar writes to its journal until it serves again."""
+    """Shows what the running sidecar writes to its journal until it serves again, in the order in which it happened."""
     journal = Journal(config.state, read_only=True)
     shown: dict[tuple[int, int], Status] = {}
+    seen = 0
     with View(Console(), list(config.search.knobs), config.search.budget) as view:
-        for states in _entered(config, journal, since, _FOLLOW_EVERY_S):
+        for until in _looks(config, _FOLLOW_EVERY_S):
+            # What is written between the reads of the two tables is for the next look.
+            states = [state for state in journal.states(since) if state.at <= until]
+            news: list[tuple[float, Callable[[], None]]] = [(s.at, partial(_say, s)) for s in states[seen:]]
+            seen = len(states)
             run = journal.last_run()
             for trial in journal.trials(run.id) if run is not None and run.started_at >= since else []:
-                key = trial.run, trial.number
-                if trial.started_at >= since and shown.get(key) is not trial.status:
+                key, at = (trial.run, trial.number), trial.ended_at or trial.started_at
+                if at <= until and shown.get(key) is not trial.status:
                     shown[key] = trial.status
-                    view.notify(trial)
-            if states and states[-1].state == "serving":
+                    news.append((at, partial(view.notify, trial)))
+            for _, tell in sorted(news, key=itemgetter(0)):
+                tell()
+            if states and states[-1].state == State.SERVING:
                 return

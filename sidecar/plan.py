@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sidecar.forecast import Durations, Forecast
 from sidecar.search.contract import Projection
+from sidecar.shown import setting
 from sidecar.trial import Change
 from vllm_sloguard.knobs import Config, Kind, Knob, Value
 from vllm_sloguard.memory import Budget
@@ -66,13 +67,19 @@ class Opening:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """The whole answer; ``vllm_version`` is empty where it is not known. ``warnings`` keep nothing from running."""
+    """The whole answer; ``vllm_version`` is empty where it is not known. ``warnings`` keep nothing from running.
+
+    ``slo`` has the limits by name, in their units; ``load`` is in words; ``unguarded`` is what is tried past the guard.
+    """
 
     vllm_version: str
     machine: str
     incumbent: Incumbent
     optimizer: str
     objective: str
+    slo: dict[str, float]
+    load: str
+    unguarded: tuple[dict[str, bool | int | float | str | list[str]], ...]
     knobs: tuple[KnobPlan, ...]
     takes: Durations
     forecast: Forecast
@@ -113,10 +120,12 @@ def knob_plan(
         return why({knob.name: value})
 
     if knob.kind is Kind.CATEGORICAL:
-        out = [RuledOut(word(choice), reason(choice)) for choice in knob.choices if not passes(choice)]
+        out = [RuledOut(setting(choice, knob.name), reason(choice)) for choice in knob.choices if not passes(choice)]
         usable = any(passes(choice) and choice != now for choice in knob.choices)
-        return KnobPlan(knob.name, ", ".join(map(word, knob.choices)), now, cold, tuple(out), usable)
-    values = f"{word(_tidy(knob, knob.low))} to {word(_tidy(knob, knob.high))}"
+        return KnobPlan(
+            knob.name, ", ".join(setting(choice, knob.name) for choice in knob.choices), now, cold, tuple(out), usable
+        )
+    values = f"{setting(_tidy(knob, knob.low), knob.name)} to {setting(_tidy(knob, knob.high), knob.name)}"
     asked = _spread(knob)
     good = [value for value in asked if passes(value)]
     if not good:
@@ -124,10 +133,10 @@ def knob_plan(
     out: list[RuledOut] = []
     if good[0] != asked[0]:
         low = _edge(knob, asked[asked.index(good[0]) - 1], good[0], passes)
-        out.append(RuledOut(f"below {word(low)}", reason(asked[0])))
+        out.append(RuledOut(f"below {setting(low, knob.name)}", reason(asked[0])))
     if good[-1] != asked[-1]:
         high = _edge(knob, asked[asked.index(good[-1]) + 1], good[-1], passes)
-        out.append(RuledOut(f"above {word(high)}", reason(asked[-1])))
+        out.append(RuledOut(f"above {setting(high, knob.name)}", reason(asked[-1])))
     return KnobPlan(knob.name, values, now, cold, tuple(out), usable=True)
 
 
@@ -140,13 +149,6 @@ def cold(knob: Knob, version: tuple[int, int] | None, *, live_trials: bool) -> s
     if version is not None and not knob.live.in_version(version):
         return f"not tried with vLLM {version[0]}.{version[1]}"
     return ""
-
-
-def word(value: Value | None) -> str:
-    """A value for people."""
-    if value is None:
-        return "vLLM's default"
-    return str(value).lower() if isinstance(value, bool) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _spread(knob: Knob) -> Sequence[Value]:

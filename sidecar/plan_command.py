@@ -4,11 +4,9 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
 import typer
-from cronsim import CronSim
 from rich.console import Console
 
 from sidecar import lock, own_engines
@@ -20,10 +18,12 @@ from sidecar.guard_commands import machine_line, show_budget, strict_json
 from sidecar.journal import FILE_NAME, Journal
 from sidecar.learning import Learning, shape_of
 from sidecar.opening import refusal
-from sidecar.operations import Operations, when
+from sidecar.operations import Operations
 from sidecar.operator_commands import AsJson, ConfigFile, Refused
-from sidecar.plan import Incumbent, KnobPlan, Opening, RuledOut, WindowPlan, cold, knob_plan, word
+from sidecar.plan import Incumbent, KnobPlan, Opening, RuledOut, WindowPlan, cold, knob_plan
+from sidecar.report import words
 from sidecar.search.contract import Proposal
+from sidecar.shown import assignments, change, setting, when
 from sidecar.terminal import busy
 from sidecar.trial import Change, Role
 from vllm_sloguard.knobs import Config as Knobs
@@ -82,6 +82,9 @@ def planned(config: Config) -> tuple[WindowPlan, Machine, int]:
         incumbent=serves,
         optimizer=config.search.optimizer,
         objective=str(config.objective),
+        slo=config.slo.model_dump(exclude_none=True),
+        load=f"{config.workload.rate:g} requests/s of {config.workload.prompts}",
+        unguarded=tuple(config.search.unguarded),
         knobs=_knobs(config, args, learned, here, vllm),
         takes=takes,
         forecast=forecast(config, takes),
@@ -166,7 +169,6 @@ def _durations(config: Config, journal: Journal | None, operations: Operations |
 
 def _opening(config: Config, operations: Operations | None) -> Opening:
     window, now = config.window, time.time()
-    next_at = next(CronSim(window.cron, datetime.now().astimezone())).timestamp() if window.cron else None
     refusals: list[str] = []
     if lock.holder(config.state) is None:
         refusals.append("no `sloguard serve` runs on this state folder, and only that opens windows")
@@ -178,13 +180,16 @@ def _opening(config: Config, operations: Operations | None) -> Opening:
         if why := refusal(blind, now, operations.paused(), operations.last_window(), None, force=False):
             refusals.append(why)
     notes = (f"it is refused above {window.max_rate:g} requests/s (window.max_rate)",) if window.max_rate else ()
-    return Opening(next_at, window.cron, tuple(refusals), notes)
+    return Opening(window.next_opening(now), window.cron, tuple(refusals), notes)
 
 
 def _show(found: WindowPlan, here: Machine, held: int) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     say: Callable[[str], None] = console.print
     say(f"vLLM {found.vllm_version or 'of unknown version'}, optimizer {found.optimizer}, objective {found.objective}")
+    limits = (f"{name.removesuffix('_ms')} ≤ {words.measured(name, limit)}" for name, limit in found.slo.items())
+    say(f"SLO: {', '.join(limits)}")
+    say(f"load: {found.load}")
     if held:
         say(f"the engine that serves holds {gib(held)} GiB, which count as free: a window ends it first")
     serves = found.incumbent
@@ -194,21 +199,20 @@ def _show(found: WindowPlan, here: Machine, held: int) -> None:
         say(machine_line(here))
         say("memory: not computed, the model's config.json is not here; the rules are checked all the same")
     origin = "the file's arguments" if serves.promotion is None else f"promotion {serves.promotion}"
-    say(f"\nserves today: {origin}: {' '.join(f'{name}={word_of(value)}' for name, value in serves.args.items())}")
-    for change in serves.changes:
-        say(f"  the plugin changes {change.name}: {word(change.before)} → {word(change.after)}: {change.reason}")
+    say(f"\nserves today: {origin}: {assignments(serves.args)}")
+    for made in serves.changes:
+        say(f"  the plugin changes {change(made.name, made.before, made.after)}: {made.reason}")
     if serves.refusal:
         say(f"  it could not start: {serves.refusal}")
     for warning in found.warnings:
         say(f"  warning: {warning}")
     _show_knobs(say, found.knobs)
+    if found.unguarded:
+        say("\ntried past the guard, as search.unguarded has it, each a trial of the budget:")
+    for args in found.unguarded:
+        say(f"  {assignments(args)}")
     _show_time(say, found)
     _show_opening(say, found.opening)
-
-
-def word_of(value: object) -> str:
-    """An argument's value for people."""
-    return ",".join(map(str, value)) if isinstance(value, list) else word(value)  # pyright: ignore
 
 
 def _show_knobs(say: Callable[[str], None], knobs: tuple[KnobPlan, ...]) -> None:
@@ -219,9 +223,13 @@ def _show_knobs(say: Callable[[str], None], knobs: tuple[KnobPlan, ...]) -> None
         if chosen:
             say(f"\n{title}")
         for knob in chosen:
-            say(f"  {knob.name}: {knob.values}; now {word(knob.now)}")
+            say(f"  {knob.name}: {knob.values}; now {_now(knob)}")
             for out in knob.ruled_out:
                 say(f"    ruled out {_out(out)}")
+
+
+def _now(knob: KnobPlan) -> str:
+    return "vLLM's default" if knob.now is None else setting(knob.now, knob.name)
 
 
 def _out(out: RuledOut) -> str:

@@ -3,9 +3,9 @@
 Beside it ``promoted/`` keeps one numbered file for each time that the arguments changed, as it was first written.
 """
 
+import time
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from sidecar.engine.command import Args, config_yaml
 from sidecar.files import write_whole
 from sidecar.judge import limits
 from sidecar.promotion import Decision, baseline
+from sidecar.shown import when
 from sidecar.trial import Trial
 from vllm_sloguard import __version__
 
@@ -39,7 +40,7 @@ def keep_true(config: Config, args: Args, why: str) -> None:
     path = config.state / FILE_NAME
     if not path.is_file():
         return
-    written = f"Written by sloguard {__version__}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}."
+    written = f"Written by sloguard {__version__}, {when(time.time())}."
     text = config_yaml(config.model, args, [written, f"Served again: {' '.join(why.split())}.", ""])
     if _arguments(path.read_text(encoding="utf-8", errors="replace")) != _arguments(text):
         _keep(config.state / VERSIONS, text)
@@ -70,7 +71,7 @@ def comments(config: Config, decision: Decision, trials: Sequence[Trial]) -> lis
     origin = provenance.of(config, trials)
     run = trials[-1].run if trials else 0
     lines = [
-        f"Written by sloguard {origin['sloguard']}, {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}.",
+        f"Written by sloguard {origin['sloguard']}, {when(time.time())}.",
         f"Decision: {decision.outcome}: {decision.reason}.",
         *_origin(origin),
         f"Load: {config.workload.rate:g} requests/s of {config.workload.prompts}; objective {config.objective}.",
@@ -101,10 +102,15 @@ def _numbers(config: Config, trial: Trial) -> str:
     if measurement is None:
         return str(trial.status)
     against = [
-        f"{limit.name} {limit.measured:.4g} of {limit.limit:g}"
+        f"{limit.name} {_figure(limit.measured)} of {limit.limit:g}"
         for limit in limits(measurement, config.slo)
         if limit.measured is not None
     ]
-    mean = "" if measurement.e2e_mean_ms is None else f", e2e_mean_ms {measurement.e2e_mean_ms:.4g}"
+    mean = "" if measurement.e2e_mean_ms is None else f", e2e_mean_ms {_figure(measurement.e2e_mean_ms)}"
     figures = f"{', '.join(against)}{mean}, goodput {measurement.goodput_rps:.4g}/s"
     return f"{trial.status}, {measurement.requests} requests, {figures}"
+
+
+def _figure(value: float) -> str:
+    """Without an exponent, which few read at a glance."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -16,7 +17,7 @@ from sidecar.config_window import Promotion
 from sidecar.journal import Journal, Promoted, Run, StateRecord
 from sidecar.knob_ranges import narrowed
 from sidecar.operations import Operations
-from sidecar.rows import JournalError
+from sidecar.rows import JournalError, problem
 from sidecar.trial import Trial
 from vllm_sloguard.knobs import KNOBS, Knob, Value
 
@@ -84,26 +85,48 @@ class Recorded:
     alive: bool
     now: float
 
+    @property
+    def until(self) -> float:
+        """When the run ended; of one that goes on, now; of one that was cut off, the last that is known of it."""
+        if self.run.ended_at is not None:
+            return self.run.ended_at
+        return self.now if self.alive else max(map(self.end_of, self.trials), default=self.run.started_at)
+
+    def end_of(self, trial: Trial) -> float:
+        """The same of a trial of it."""
+        return trial.ended_at or (self.now if self.alive else trial.started_at)
+
 
 def read(folder: Path, number: int | None = None) -> Recorded:
     """The run of that ``number``, or the newest. Raises JournalError: also for a journal without one."""
-    journal = Journal(folder, read_only=True)
-    try:
-        return _read(folder, journal, number)
-    finally:
-        journal.close()
+    with closing(Journal(folder, read_only=True)) as journal:
+        # A run that begins meanwhile is among the configurations, which are read last.
+        run = journal.last_run() if number is None else journal.run(number)
+        configs = _configs(folder, journal)
+        if run is None:
+            raise JournalError(f"{folder}: there is no run {number}; there are {', '.join(map(str, configs))}")
+        return _recorded(folder, journal, configs, run)
 
 
-def _read(folder: Path, journal: Journal, number: int | None) -> Recorded:
+def read_all(folder: Path) -> list[Recorded]:
+    """Every run, oldest first. Raises JournalError: also for a journal without one."""
+    with closing(Journal(folder, read_only=True)) as journal:
+        configs = _configs(folder, journal)
+        runs = [run for number in configs if (run := journal.run(number)) is not None]
+        return [_recorded(folder, journal, configs, run) for run in runs]
+
+
+def _configs(folder: Path, journal: Journal) -> dict[int, dict[str, Any]]:
     configs = journal.run_configs()
     if not configs:
         raise JournalError(f"{folder}: no tuning run was recorded yet; `sloguard tune` and `sloguard serve` make them")
-    run = journal.last_run() if number is None else journal.run(number)
-    if run is None:
-        raise JournalError(f"{folder}: there is no run {number}; there are {', '.join(map(str, configs))}")
+    return configs
+
+
+def _recorded(folder: Path, journal: Journal, configs: dict[int, dict[str, Any]], run: Run) -> Recorded:
     setup = setup_of(configs[run.id], run.id)
     return Recorded(
-        folder=folder,
+        folder=folder.absolute(),
         runs=tuple(configs),
         run=run,
         decision=_decided(run),
@@ -120,7 +143,7 @@ def _decided(run: Run) -> Decided | None:
     try:
         return None if run.decision is None else _DECIDED.validate_python(run.decision)
     except ValidationError as error:
-        raise JournalError(f"run {run.id}: its decision can't be read: {_problem(error)}") from None
+        raise JournalError(f"run {run.id}: its decision can't be read: {problem(error)}") from None
 
 
 def ran(trial: Trial, names: Sequence[str]) -> dict[str, Value]:
@@ -149,14 +172,9 @@ def setup_of(content: dict[str, Any], run: int) -> Setup:
             content=content,
         )
     except ValidationError as error:
-        raise JournalError(f"run {run}: its configuration can't be read: {_problem(error)}") from None
+        raise JournalError(f"run {run}: its configuration can't be read: {problem(error)}") from None
     except (LookupError, TypeError, ValueError) as error:
         raise JournalError(f"run {run}: its configuration can't be read: {type(error).__name__}: {error}") from None
-
-
-def _problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
 
 
 def _section(section: type[_Section], content: dict[str, Any]) -> _Section:

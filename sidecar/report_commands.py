@@ -66,8 +66,7 @@ def export(  # noqa: PLR0917 - the options of a command
     if optuna and "://" not in optuna:
         raise ConfigError(f"--optuna {optuna!r}: an SQLAlchemy URL such as sqlite:///trials.db is needed")
     folder = _folder(state)
-    first = recorded.read(folder, run)
-    runs = [first] if run is not None else [recorded.read(folder, number) for number in first.runs]
+    runs = recorded.read_all(folder) if run is None else [recorded.read(folder, run)]
     for path, text in ((csv, tables.csv_text), (jsonl, tables.jsonl_text)):
         if path is not None:
             write_whole(path, text(runs))

@@ -4,6 +4,8 @@ import json
 import sqlite3
 from typing import Any, cast
 
+from pydantic import ValidationError
+
 
 class JournalError(RuntimeError):
     """The journal can't be used; the text says why, in one line."""
@@ -28,12 +30,19 @@ def check(row: sqlite3.Row) -> None:
         value = row[name]
         if value is None and name not in _NEEDED:
             continue
-        if name not in _NUMBERS:
-            good = isinstance(value, str)
-        else:
-            good = isinstance(value, int | float) and 0 <= value < _MOST_NUMBER
-        if not good:
+        if not (is_number(value) if name in _NUMBERS else isinstance(value, str)):
             raise JournalError(f"the journal is damaged: {name}: {str(value)[:40]!r}")
+
+
+def problem(error: ValidationError) -> str:
+    """The first that is wrong, and where."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def is_number(value: object) -> bool:
+    """Whether it may stand where a number, a time or a duration is kept."""
+    return isinstance(value, int | float) and 0 <= value < _MOST_NUMBER
 
 
 def object_of(text: str, name: str) -> dict[str, Any]:

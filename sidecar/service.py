@@ -8,20 +8,17 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
-
-from cronsim import CronSim
 
 from sidecar.config import Config
-from sidecar.engine.engine import Cancelled
+from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.engine.process_group import NotGoneError
 from sidecar.hooks import HookRunner
-from sidecar.journal import JournalError
+from sidecar.journal import JournalError, Superseded
 from sidecar.opening import refusal
 from sidecar.operations import Kind, WindowOutcome
 from sidecar.progress import Progress, Say
 from sidecar.serving import Parts, Serving
-from sidecar.states import ENGINE_ENDED, ENGINE_SERVES_ON, Cause, State
+from sidecar.states import ENGINE_ENDED, ENGINE_SERVES_ON, FAILED, Cause, State
 from sidecar.trial import Trial
 from sidecar.watch import Watch
 from sidecar.window import Window, end_interrupted
@@ -42,7 +39,7 @@ class Service:
         self._serving = Serving(config, parts, self._progress, self._hooks)
         self._watch = Watch(config, parts.operations, self._serving, self._progress, parts.metrics)
         self._window = Window(config, parts, self._progress, self._serving, notify)
-        self._opening = self._next_opening()
+        self._opening = config.window.next_opening(time.time())
         self._probed_at = 0.0
         self._trouble = ""
         self._behind = False
@@ -53,6 +50,15 @@ class Service:
         Raises EngineCrashed when the file's arguments do not start and never have, Superseded when another sidecar has
         taken the state folder over: then the engine is that one's.
         """
+        try:
+            self._run()
+        except Superseded:
+            raise
+        except Exception as error:
+            self._failed(error)
+            raise
+
+    def _run(self) -> None:
         self._take_over()
         end_interrupted(self._parts.journal, "the sidecar ended during the run", self._progress.say)
         try:
@@ -106,7 +112,7 @@ class Service:
         elif self._requests.retune.is_set():
             duration_s = self._requests.retune_duration_s or self._config.window.duration
             self._window.open(duration_s, Cause.WINDOW_ASKED, "a window was asked for")
-        elif self._opening is not None and datetime.now().astimezone() >= self._opening:
+        elif self._opening is not None and time.time() >= self._opening:
             self._scheduled()
         elif serving.doubtful() or time.monotonic() - self._probed_at >= _PROBE_EVERY_S:
             self._look()
@@ -114,7 +120,7 @@ class Service:
         else:
             self._parts.journal.still_mine()
             return
-        self._opening, self._probed_at = self._next_opening(), time.monotonic()
+        self._opening, self._probed_at = self._config.window.next_opening(time.time()), time.monotonic()
         self._hooks.after_restore()
 
     def _catch_up(self) -> None:
@@ -154,9 +160,13 @@ class Service:
         self._watch.look()
         self._hooks.after_restore()
 
-    def _next_opening(self) -> datetime | None:
-        cron = self._config.window.cron
-        return next(CronSim(cron, datetime.now().astimezone())) if cron else None
+    def _failed(self, error: Exception) -> None:
+        """What `sloguard status` tells from now on."""
+        if self._progress.state is State.HALTED:
+            return
+        what = "the engine did not start" if isinstance(error, EngineCrashed) else type(error).__name__
+        serves_on = "; the engine serves on" if self._serving.alive() else ""
+        self._progress.enter(State.HALTED, Cause.FAILED, f"{FAILED}: {what}: {' '.join(str(error).split())}{serves_on}")
 
     def _halt(self) -> None:
         if self._requests.stop_engine.is_set() or not self._serving.alive():

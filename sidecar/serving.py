@@ -18,6 +18,7 @@ from sidecar.operations import Kind, Operations
 from sidecar.probation import Record, Request, Ruling, Verdict, crash_loop, record
 from sidecar.progress import Progress
 from sidecar.runner import Runner
+from sidecar.shown import setting
 from sidecar.states import Cause, State
 from sidecar.telemetry import TelemetryHub
 from sidecar.traffic import real_requests
@@ -217,7 +218,8 @@ class Serving:
         repairs = self._engines.repairs(self._engine)
         for change in repairs:
             self._progress.say(
-                f"the plugin changed {change.name} from {change.before} to {change.after}: {change.reason}"
+                f"the plugin changed {change.name} from {setting(change.before, change.name)}"
+                f" to {setting(change.after, change.name)}: {change.reason}"
             )
         self._metrics.serving({**args, **{change.name: change.after for change in repairs}}, promotion)
         self._metrics.engine_up.set(1)

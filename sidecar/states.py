@@ -20,6 +20,7 @@ class State(StrEnum):
 # Why it was halted, in the journal's words.
 ENGINE_ENDED = "stopped, with its engine"
 ENGINE_SERVES_ON = "stopped; the engine serves on"
+FAILED = "failed"
 # A window is open, and can be given up.
 IN_A_WINDOW = (State.DRAINING, State.TUNING, State.VALIDATING)
 
@@ -43,6 +44,7 @@ class Cause(StrEnum):
     KEPT = "kept"
     ROLLED_BACK = "rolled_back"
     STOPPED = "stopped"  # the sidecar is being
+    FAILED = "failed"  # the sidecar has
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sidecar.seconds import Seconds
+from sidecar.shown import assignments, change
 from sidecar.trial import Role, Status, Trial
 from sidecar.tuner import seconds_a_trial
 
@@ -157,7 +158,7 @@ def configuration(trial: Trial, knobs: Sequence[str]) -> str:
     """The knobs as they ran."""
     ran = trial.plan.proposed if trial.plan.refusal else trial.plan.args
     names = dict.fromkeys((*knobs, *trial.plan.proposed))
-    return " ".join(f"{name}={_short(ran[name])}" for name in names if name in ran)
+    return assignments(ran, names)
 
 
 def _cut(text: str) -> str:
@@ -171,7 +172,7 @@ def why(trial: Trial) -> str:
     if trial.result is not None and trial.result.crash is not None:
         crash = trial.result.crash
         return f"{crash.category} while {crash.phase}: {_cut(crash.evidence)}"
-    repairs = "; ".join(f"{c.name} {c.before} → {c.after}: {c.reason}" for c in trial.plan.changes)
+    repairs = "; ".join(f"{change(c.name, c.before, c.after)}: {c.reason}" for c in trial.plan.changes)
     notes = [repairs] if repairs else []
     if trial.result is not None and trial.result.stopped:
         notes.insert(0, f"stopped: {trial.result.stopped}")
@@ -209,10 +210,6 @@ def spending(seconds: Seconds) -> str:
     total = seconds.total or 1.0
     shares = ", ".join(f"{name} {spent:.0f} s ({spent / total:.0%})" for name, spent in parts.items())
     return f"{seconds.trials} trials in {seconds.total:.0f} s: {shares}"
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _took(trial: Trial) -> str:

@@ -21,6 +21,7 @@ from sidecar.search.space import Space
 from sidecar.trial import VALIDATING, Plan, Result, Role, Status, Trial
 from vllm_sloguard.knobs import Value
 
+Begin = Callable[[Plan], None]
 Notify = Callable[[Trial], None]
 Fits = Callable[[int, int], bool]
 Cancelled = Callable[[], bool]
@@ -44,8 +45,9 @@ def open_run(config: Config, journal: Journal) -> Run:
 
 
 class Tuner:
-    """Takes one run from wherever it is to its decision. ``notify`` is told of every trial, as it starts and ends.
+    """Takes one run from wherever it is to its decision.
 
+    ``begin`` is told of every plan before its trial begins, ``notify`` of every trial, as it starts and ends.
     ``fits`` says whether so many more trials of the search and so many of the validation can end before the window
     does, ``cancelled`` whether the one that runs must be given up.
     """
@@ -58,6 +60,7 @@ class Tuner:
         runner: Runner,
         guard: Guard,
         *,
+        begin: Begin = lambda _plan: None,
         notify: Notify,
         fits: Fits,
         cancelled: Cancelled,
@@ -67,6 +70,7 @@ class Tuner:
         self._journal = journal
         self._runner = runner
         self._guard = guard
+        self._begin = begin
         self._notify = notify
         self._fits = fits
         self._cancelled = cancelled
@@ -176,6 +180,7 @@ class Tuner:
         return 2 * reserved_pairs(ran, self._config)
 
     def _attempt(self, plan: Plan) -> None:
+        self._begin(plan)
         trial = self._journal.begin_trial(self._run.id, plan)
         self._notify(trial)
         result: Result | None = None

@@ -8,12 +8,12 @@ from sidecar import promoted
 from sidecar.config import Config
 from sidecar.engine.engine import Cancelled
 from sidecar.journal import Journal, JournalError, Superseded
-from sidecar.operations import Kind, WindowOutcome
+from sidecar.operations import Kind, WindowOutcome, ending
 from sidecar.progress import Progress
-from sidecar.promotion import Decision, Outcome
+from sidecar.promotion import Decision, Outcome, candidate
 from sidecar.serving import Parts, Serving
 from sidecar.states import Cause, State
-from sidecar.trial import VALIDATING, Trial
+from sidecar.trial import VALIDATING, Plan, Trial
 from sidecar.tuner import Tuner, incumbent_args, open_run, seconds_of
 
 _POLL_S = 0.1
@@ -24,6 +24,7 @@ _CAUSES = {
     WindowOutcome.STOPPED: Cause.STOPPED,
     WindowOutcome.OUT_OF_TIME: Cause.WINDOW_OUT_OF_TIME,
 }
+_DECIDED = (WindowOutcome.PROMOTED, WindowOutcome.KEPT)
 
 
 class _RefusedError(RuntimeError):
@@ -49,7 +50,7 @@ class Window:
 
     def open(self, duration_s: float, cause: Cause, why: str) -> None:
         """One window, from a service to a service."""
-        outcome, reason = WindowOutcome.FAILED, ""
+        outcome, reason, decided = WindowOutcome.FAILED, "", ""
         try:
             record = dataclasses.asdict(self._serving.record())
             self._parts.operations.record(Kind.WINDOW_OPENED, reason=why, record=record)
@@ -57,7 +58,7 @@ class Window:
             self._drain(cause, why)
             decision = self._tune()
             outcome = WindowOutcome.PROMOTED if decision.outcome is Outcome.PROMOTED else WindowOutcome.KEPT
-            reason = decision.reason
+            reason, decided = decision.reason, str(decision.outcome)
         except Superseded:
             raise
         except _RefusedError as error:
@@ -70,7 +71,7 @@ class Window:
         self._progress.window_end = None
         self._parts.requests.retune.clear()
         self._parts.requests.abort.clear()
-        self._end(outcome, reason)
+        self._end(outcome, reason, decided if outcome in _DECIDED else "")
 
     def _given_up(self) -> tuple[WindowOutcome, str]:
         requests = self._parts.requests
@@ -108,10 +109,14 @@ class Window:
         run = open_run(config, journal)
         self._progress.enter(State.TUNING, Cause.DRAINED, f"the service is drained for run {run.id}")
 
-        def notify(trial: Trial) -> None:
-            if trial.plan.role in VALIDATING and self._progress.state is not State.VALIDATING:
-                why = f"the best of the search and what served are measured anew, in turn: {trial.plan.reason}"
+        def begin(plan: Plan) -> None:
+            if plan.role in VALIDATING and self._progress.state is not State.VALIDATING:
+                best = candidate(journal.trials(run.id))
+                which = "the best of the search" if best is None else f"trial {best.number}, the best of the search,"
+                why = f"{which} and what served are measured anew, in turn"
                 self._progress.enter(State.VALIDATING, Cause.BEST_FOUND, why)
+
+        def notify(trial: Trial) -> None:
             metrics.trial(trial, journal.trials(run.id))
             self._notify(trial)
 
@@ -132,6 +137,7 @@ class Window:
             journal,
             self._parts.runner,
             self._parts.guard,
+            begin=begin,
             notify=notify,
             fits=fits,
             cancelled=cancelled,
@@ -146,7 +152,7 @@ class Window:
         """To what is to serve from now on; what became of the window then."""
         if self._progress.serves():
             return outcome, reason
-        if outcome not in (WindowOutcome.PROMOTED, WindowOutcome.KEPT):
+        if outcome not in _DECIDED:
             end_interrupted(self._parts.journal, reason, self._progress.say)
         winner = self._serving.wanted()[0] if outcome is WindowOutcome.PROMOTED else None
         state = State.PROMOTING if winner is not None else State.RESTORING
@@ -155,13 +161,13 @@ class Window:
             return WindowOutcome.FAILED, f"promotion {winner} did not start"
         return outcome, reason
 
-    def _end(self, outcome: WindowOutcome, reason: str) -> None:
-        self._progress.say(f"the window has ended: {outcome}: {reason}")
+    def _end(self, outcome: WindowOutcome, reason: str, decided: str) -> None:
+        self._progress.say(f"the window has ended: {ending(outcome, decided)}: {reason}")
         self._parts.metrics.windows.labels(str(outcome)).inc()
         if self._progress.serves():
             self._serving.hooks.after_restore()
         try:
-            self._parts.operations.record(Kind.WINDOW_ENDED, outcome=outcome, reason=reason)
+            self._parts.operations.record(Kind.WINDOW_ENDED, outcome=outcome, reason=reason, decision=decided)
         except JournalError as error:
             self._progress.say(str(error))
 

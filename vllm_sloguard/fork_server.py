@@ -20,6 +20,7 @@ which this was not tried.
 import ctypes
 import gc
 import importlib
+import io
 import json
 import os
 import re
@@ -102,7 +103,7 @@ def _serve(channel: socket.socket, folder: Path) -> dict[str, Any] | None:
                     ended.recv(4096)
                     _reap(channel, engines)
                     continue
-                if not (line := lines.readline(_LONGEST_LINE)):
+                if not (line := _line(lines)):
                     _kill(engines)
                     return None
                 request = json.loads(line)
@@ -121,6 +122,15 @@ def _serve(channel: socket.socket, folder: Path) -> dict[str, Any] | None:
                     return request
                 engines.add(pid)
                 _say(channel, {"pid": pid, "usage": usage()})
+
+
+def _line(lines: io.RawIOBase) -> bytes:
+    """The next request; empty at the end, also of a sidecar that was killed while it wrote or had an answer to read."""
+    try:
+        line = lines.readline(_LONGEST_LINE)
+    except ConnectionResetError:
+        return b""
+    return line if line.endswith(b"\n") else b""
 
 
 def _adopt_orphans() -> None:

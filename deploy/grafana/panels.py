@@ -1,6 +1,6 @@
 """What both dashboards are made of: queries that follow the variables, and panels of one look."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from grafana_foundation_sdk.builders import (
     bargauge,
@@ -104,13 +104,16 @@ def limit(latency: str) -> prometheus.Dataquery:
     return query(f"min({series('sloguard_slo_limit_seconds', latency=latency)})", "SLO")
 
 
-def empty_board(title: str, uid: str, about: str, since: str) -> dashboard.Dashboard:
-    """A dashboard with the variables and the marks that both have."""
+AddRow = Callable[[dashboard.Dashboard], dashboard.Dashboard]
+
+
+def board_of(title: str, uid: str, about: str, since: str, rows: Sequence[AddRow]) -> dashboard.Dashboard:
+    """A dashboard of ``rows``, each of which adds itself, with the variables and the marks that both have."""
     windows = f"{series('sloguard_window_remaining_seconds')} > 0"
     # Two steps wide, however long the range is: a scrape and a step may each come so late.
     age = f"time() - {series('sloguard_serving_configuration_timestamp_seconds')}"
     changed = f"({age}) < 2 * $__interval_ms / 1000"
-    return (
+    built = (
         dashboard.Dashboard(title)
         .uid(uid)
         .description(about)
@@ -127,6 +130,9 @@ def empty_board(title: str, uid: str, about: str, since: str) -> dashboard.Dashb
         .annotation(_mark("Another configuration serves", changed, "green"))
         .link(_link())
     )
+    for row in rows:
+        built = row(built)
+    return built
 
 
 def _choice(name: str, values: str) -> dashboard.QueryVariable:
@@ -167,6 +173,13 @@ def state_panel() -> statetimeline.Panel:
     names = {str(i): (str(s), STATE_COLORS[s]) for i, s in enumerate(State, 1)}
     state = query(f"max ({' or '.join(coded)})", "state")
     return timeline("State of the sidecar", "What it was doing.", state).mappings([mapping(names)])
+
+
+def kv_cache_panel() -> timeseries.Panel:
+    """What the guard thought of the last engine's KV cache, and what it was."""
+    about = "Tokens: the guard's prediction before the start, and what vLLM reported then."
+    tokens = query(series("sloguard_kv_cache_tokens"), "{{source}}")
+    return graph("KV cache of the last engine", about, units.Short, tokens).axis_label("tokens")
 
 
 def timeline(title: str, about: str, *targets: prometheus.Dataquery) -> statetimeline.Panel:

@@ -8,11 +8,12 @@ from panels import (
     SLO_LINE,
     against_limit,
     bars,
+    board_of,
     configuration,
     counted,
-    empty_board,
     filled,
     graph,
+    kv_cache_panel,
     mapping,
     query,
     rate,
@@ -29,15 +30,13 @@ BUDGET = "sloguard_slo_error_budget_ratio"
 
 def board() -> dashboard.Dashboard:
     """The whole dashboard."""
-    built = empty_board(
+    return board_of(
         "vllm-sloguard: serving",
         "vllm-sloguard-serving",
         "How the engine keeps its latency objectives, since when and with which configuration.",
         "now-6h",
+        (_now, _slo, _latencies, _promotion, _trouble, _engine, _plugin),
     )
-    for row in (_now, _slo, _latencies, _promotion, _trouble, _engine, _plugin):
-        built = row(built)
-    return built
 
 
 def _now(to: dashboard.Dashboard) -> dashboard.Dashboard:
@@ -223,16 +222,14 @@ def _engine(to: dashboard.Dashboard) -> dashboard.Dashboard:
 
 
 def _plugin(to: dashboard.Dashboard) -> dashboard.Dashboard:
-    tokens = query(series("sloguard_kv_cache_tokens"), "{{source}}")
     losses = graph("Telemetry that was lost", "Events dropped, and errors caught in the plugin.", units.Short)
     for metric, name in (
         ("sloguard_telemetry_dropped_events_total", "dropped events"),
         ("sloguard_plugin_hook_errors_total", "hook errors"),
     ):
         losses = losses.with_target(query(rate(series(metric)), name))
-    about = "Tokens: the guard's prediction before the start, and what vLLM reported then."
     return (
         to.with_row(dashboard.Row("Guard and plugin"))
-        .with_panel(graph("KV cache of the last engine", about, units.Short, tokens).axis_label("tokens").span(12))
+        .with_panel(kv_cache_panel().span(12))
         .with_panel(losses.axis_label("per second").span(12))
     )

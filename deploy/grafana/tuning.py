@@ -7,10 +7,11 @@ from panels import (
     LATENCIES,
     against_limit,
     bars,
+    board_of,
     by_trial,
     counted,
-    empty_board,
     graph,
+    kv_cache_panel,
     mapping,
     named,
     query,
@@ -26,15 +27,13 @@ VERDICTS = {"feasible": "green", "infeasible": "yellow", "crashed": "red", "refu
 
 def board() -> dashboard.Dashboard:
     """The whole dashboard."""
-    built = empty_board(
+    return board_of(
         "vllm-sloguard: tuning window",
         "vllm-sloguard-tuning",
         "What a window of the sidecar tries on the engine, and what comes of it.",
         "now-3h",
+        (_now, _trials, _latencies, _seconds, _decisions, _guard, _engine),
     )
-    for row in (_now, _trials, _latencies, _seconds, _decisions, _guard, _engine):
-        built = row(built)
-    return built
 
 
 def _now(to: dashboard.Dashboard) -> dashboard.Dashboard:
@@ -151,22 +150,12 @@ def _decisions(to: dashboard.Dashboard) -> dashboard.Dashboard:
 
 
 def _guard(to: dashboard.Dashboard) -> dashboard.Dashboard:
-    tokens = query(series("sloguard_kv_cache_tokens"), "{{source}}")
     ratio = "sloguard_guard_kv_cache_prediction_ratio"
     mean = query(f"{series(f'{ratio}_sum')} / {series(f'{ratio}_count')}")
     repairs = counted("sloguard_repairs_total", "rule")
     return (
         to.with_row(dashboard.Row("Guard"))
-        .with_panel(
-            graph(
-                "KV cache of the last engine",
-                "Tokens: the guard's prediction before the start, and what vLLM reported then.",
-                units.Short,
-                tokens,
-            )
-            .axis_label("tokens")
-            .span(10)
-        )
+        .with_panel(kv_cache_panel().span(10))
         .with_panel(
             value("KV cache, predicted over reported", "Mean of all starts; 1 is exact.", units.NoUnit, mean)
             .decimals(3)

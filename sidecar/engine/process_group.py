@@ -26,6 +26,11 @@ _TICK_S = 0.02
 _TRACKER_WAIT_S = 3.0
 
 
+def log_of(folder: Path, engine_id: str) -> Path:
+    """Where an engine's processes write, in a folder of logs; it is what a forked one is found by."""
+    return folder / f"engine-{engine_id}.log"
+
+
 def socket_folder(engine_id: str) -> Path:
     """Where an engine's processes have their sockets; removed with them, as vLLM leaves them behind."""
     return Path(tempfile.gettempdir()) / f"sloguard-{engine_id}"
@@ -39,7 +44,8 @@ class NotGoneError(RuntimeError):
 class Identity:
     """What finds a process group again after the sidecar itself was restarted.
 
-    ``engine_id`` marks the environment of every process in it, also of one that left the session.
+    ``engine_id`` marks the environment of every process in it, also of one that left the session; a forked one, whose
+    environment the system does not show, is marked by the name of its log.
     """
 
     pid: int
@@ -130,7 +136,7 @@ class ProcessGroup:
         return self._child.poll()
 
     def members(self) -> list[psutil.Process]:
-        """Every living process of the session, and every other one with the engine's mark in its environment.
+        """Every living process of the session, and every other one with the engine's mark.
 
         A process that now has the first one's id and is not it leads a session that is none of ours.
         """
@@ -145,7 +151,8 @@ class ProcessGroup:
             # A process that was forked just now does not lead its session yet.
             if session is not None and session in (process.pid, os.getsid(process.pid)):
                 return True
-            return process.environ().get(ENGINE_ID_VARIABLE) == self.identity.engine_id
+            marked = process.environ().get(ENGINE_ID_VARIABLE) == self.identity.engine_id
+            return marked or _log(process).name == log_of(Path(), self.identity.engine_id).name
         except (psutil.Error, OSError):
             return False
 
@@ -196,15 +203,21 @@ def _started_s(pid: int) -> float:
     return int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
 
 
-def marked(variable: str, value: str) -> set[str]:
-    """The engines of which a process has ``value`` in its environment's ``variable``."""
+def writing_to(folder: Path) -> set[str]:
+    """The engines of which a process writes to its log in ``folder``."""
     found: set[str] = set()
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            environment = process.environ()
-            if environment.get(variable) == value and ENGINE_ID_VARIABLE in environment:
-                found.add(environment[ENGINE_ID_VARIABLE])
+            log = _log(process)
+            engine_id = log.stem.removeprefix("engine-")
+            if log == log_of(folder.resolve(), engine_id):
+                found.add(engine_id)
     return found
+
+
+def _log(process: psutil.Process) -> Path:
+    """Where a process's output goes, also when that was removed. Raises OSError."""
+    return Path(str(Path(f"/proc/{process.pid}/fd/1").readlink()).removesuffix(" (deleted)"))
 
 
 def _is_tracker(process: psutil.Process) -> bool:

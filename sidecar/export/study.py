@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sidecar.config import Objective
+from sidecar.judge import in_its_unit
 from sidecar.recorded import Recorded, Setup, ran
 from sidecar.trial import Status, Trial, as_json, margins
 from vllm_sloguard.knobs import Kind, Knob, Value
@@ -60,7 +61,7 @@ def frozen(trial: Trial, setup: Setup, spaces: "dict[str, BaseDistribution]") ->
     measurement = result.measurement if result else None
     made = create_trial(
         state=state,
-        value=shown(result.value, setup.objective) if result and state is not TrialState.FAIL else None,
+        value=in_its_unit(result.value, setup.objective) if result and state is not TrialState.FAIL else None,
         params=params,
         distributions={name: spaces[name] for name in params},
         constraints=margins(measurement, setup.slo, bounds=bool(result and result.stopped)) if measurement else None,
@@ -69,13 +70,6 @@ def frozen(trial: Trial, setup: Setup, spaces: "dict[str, BaseDistribution]") ->
     made.datetime_start = datetime.fromtimestamp(trial.started_at)
     made.datetime_complete = datetime.fromtimestamp(trial.ended_at or trial.started_at)
     return made
-
-
-def shown(value: float | None, objective: Objective) -> float | None:
-    """The objective as METRICS names it: a latency is positive, and minimised."""
-    if value is None or not math.isfinite(value):
-        return None
-    return -value if objective is Objective.LATENCY else value
 
 
 def _attributes(trial: Trial) -> dict[str, Any]:

@@ -1,9 +1,6 @@
 """What changes by itself: the time, what is left of the window, and the latencies of the serving engine. Pure."""
 
 from dataclasses import dataclass, replace
-from datetime import datetime
-
-from cronsim import CronSim
 
 from sidecar.config import Slo
 from sidecar.page.figures import Figure, figures
@@ -53,8 +50,3 @@ def live(traffic: Traffic | None, now: float, slo: Slo) -> Live | None:
     }
     few = 0 < len(requests) < _REQUESTS_FOR_P99
     return Live(now - since, len(requests), summed.missed, requests_per_s, few, figures(p99s_ms, slo))
-
-
-def next_opening(cron: str | None, now: datetime) -> float | None:
-    """When a window is due next, seconds since the epoch."""
-    return next(CronSim(cron, now)).timestamp() if cron else None

@@ -5,7 +5,6 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -14,7 +13,7 @@ from sidecar.config import Config
 from sidecar.control import Requests
 from sidecar.journal import Journal, JournalError
 from sidecar.operations import Kind, Operations
-from sidecar.page.beat import Beat, live, next_opening
+from sidecar.page.beat import Beat, live
 from sidecar.page.story import Facts, Story, story
 from sidecar.progress import Progress, Say, Standing
 from sidecar.recorded import Setup, setup_of
@@ -102,7 +101,7 @@ class Feed:
             Beat(
                 at=time.time(),
                 window_left_s=left_s if progress.window_end is not None else None,
-                next_window_at=next_opening(config.window.cron, datetime.now().astimezone()),
+                next_window_at=config.window.next_opening(time.time()),
                 live=told if standing.state is State.SERVING else None,
             )
         )
@@ -111,9 +110,10 @@ class Feed:
         seen = (standing, requests.epoch, self._journal.changes())
         if seen == self._seen and not self._trouble:
             return
-        self._facts = _facts(config, self._journal, standing, requests.epoch)
-        self.story = _STORY.dump_json(self._tell(self._facts))
-        self._seen, self._trouble = seen, ""
+        facts = _facts(config, self._journal, standing, requests.epoch)
+        self.story = _STORY.dump_json(self._tell(facts))
+        # Only what could be told is told again, when there is trouble.
+        self._facts, self._seen, self._trouble = facts, seen, ""
 
     def _troubled(self, text: str) -> None:
         if text != self._trouble:

@@ -1,6 +1,5 @@
 """What was measured, against the SLO, as texts with their units. Pure."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -61,15 +60,8 @@ GOALS = {
 }
 
 
-def of_objective(value: float | None, objective: Objective) -> float | None:
-    """A trial's value in the unit of its goal; None where there is none that can be drawn."""
-    if value is None or not math.isfinite(value):
-        return None
-    return -value if GOALS[objective].lower_is_better else value
-
-
 def in_words(value: float | None, objective: Objective) -> str:
-    """The same for people."""
+    """A value in the unit of its goal, for people."""
     if value is None:
         return "-"
     return milliseconds(value) if objective is Objective.LATENCY else f"{value:.3g}/s"

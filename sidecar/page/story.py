@@ -11,11 +11,13 @@ from typing import Any
 from sidecar.config import Config
 from sidecar.engine.command import Args
 from sidecar.journal import Promoted, Run
+from sidecar.judge import in_its_unit
 from sidecar.operations import Event
-from sidecar.page.figures import GOALS, Figure, Goal, figures, in_words, of_objective
+from sidecar.page.figures import GOALS, Figure, Goal, figures, in_words
 from sidecar.progress import Standing
 from sidecar.promotion import Outcome
 from sidecar.recorded import Setup
+from sidecar.shown import change, setting
 from sidecar.states import IN_A_WINDOW, TABLE
 from sidecar.terminal import configuration, why
 from sidecar.trial import VALIDATING, Role, Status, Trial
@@ -199,7 +201,7 @@ def story(config: Config, facts: Facts, *, version: str, orders: str) -> Story:
 
 
 def _ended(event: Event) -> WindowShown:
-    return WindowShown(event.at, str(event.content["outcome"]).replace("_", " "), event.reason)
+    return WindowShown(event.at, event.outcome, event.reason)
 
 
 def _serves(config: Config, facts: Facts) -> Serves:
@@ -215,12 +217,12 @@ def _serves(config: Config, facts: Facts) -> Serves:
 
 
 def _listed(args: Args) -> tuple[str, ...]:
-    return tuple(f"{name} {value}" for name, value in args.items())
+    return tuple(f"{name} {setting(value, name)}" for name, value in args.items())
 
 
 def _changes(before: Args, after: Args) -> tuple[str, ...]:
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    return tuple(f"{name} {before.get(name, 'default')} → {after.get(name, 'default')}" for name in names)
+    return tuple(change(name, before.get(name), after.get(name)) for name in names)
 
 
 def _run(setup: Setup, run: Run, trials: Sequence[Trial]) -> RunShown:
@@ -256,7 +258,7 @@ def _trial(setup: Setup, trial: Trial) -> TrialShown:
         if measured
         else {}
     )
-    value = of_objective(result.value if result else None, setup.objective)
+    value = in_its_unit(result.value if result else None, setup.objective)
     failed = f"{measured.failed} of {measured.requests} requests failed" if measured and measured.failed else ""
     return TrialShown(
         number=trial.number,

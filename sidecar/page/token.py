@@ -1,10 +1,10 @@
 """The token of the page: made once, and kept, so that a browser that has it goes on after a restart."""
 
-import os
 import secrets
 from pathlib import Path
 
 from sidecar.config import Config, ConfigError
+from sidecar.files import write_whole
 from sidecar.progress import Say
 from sidecar.secret_files import token
 
@@ -27,18 +27,8 @@ def token_of(config: Config, say: Say) -> str:
     path = path_of(config)
     try:
         if not path.exists():
-            _write(path, secrets.token_hex(16))
+            write_whole(path, f"{secrets.token_hex(16)}\n", 0o600)
         return token("page.token", path)
     except (OSError, ConfigError) as error:
         say(f"{error}: the page takes no orders")
         return secrets.token_hex(16)
-
-
-def _write(path: Path, text: str) -> None:
-    new = path.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-        file.write(f"{text}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)

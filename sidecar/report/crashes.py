@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sidecar.recorded import Recorded, ran
 from sidecar.report import words
+from sidecar.shown import setting
 from sidecar.trial import Status, Trial
 from vllm_sloguard.crash import Category
 from vllm_sloguard.knobs import Value
@@ -77,11 +78,11 @@ def _alone(name: str, crashed: Sequence[Trial], measured: Sequence[Trial]) -> st
         return ""
     numbers, others = _numbers(ours), _numbers(theirs)
     if len(numbers) < len(ours) or len(others) < len(theirs):
-        values = words.listed(sorted({words.value(v, name) for v in ours}))
+        values = words.listed(sorted({setting(v, name) for v in ours}))
         return f"{name} = {values}, which no measured trial had"
 
     def shown(value: float) -> str:
-        return words.value(value, name)
+        return setting(value, name)
 
     if min(numbers) > max(others):
         return f"{name} {shown(min(numbers))} or more; measured trials had {shown(max(others))} at most"

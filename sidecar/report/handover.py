@@ -11,6 +11,7 @@ from sidecar.promoted import FILE_NAME as PROMOTED_FILE
 from sidecar.promotion import Outcome
 from sidecar.recorded import Recorded
 from sidecar.report import words
+from sidecar.shown import change, when
 from sidecar.states import ENGINE_ENDED, ENGINE_SERVES_ON, State
 from vllm_sloguard import __version__
 
@@ -40,19 +41,18 @@ def serving(recorded: Recorded) -> tuple[str, ...]:
     ours = next((p for p in recorded.promotions if p.run == recorded.run.id), None)
     said = [_service(recorded)]
     if ours is not None and ours.rolled_back_at is not None:
-        at, why = words.when(ours.rolled_back_at), words.sentence(ours.rollback_reason or "no reason was recorded")
+        at, why = when(ours.rolled_back_at), words.sentence(ours.rollback_reason or "no reason was recorded")
         said.append(f"This run's promotion was rolled back at {at} and is not tried again: {why}")
     if current is None:
         said.append(f"{_in_force(recorded)} the arguments of the configuration file: nothing that was promoted holds.")
     elif ours is not None and current.id == ours.id:
         changed = _changes(recorded.run.incumbent, current.args)
         said.append(
-            f"{_in_force(recorded)} this run's winner (promotion {current.id}), since {words.when(current.at)}:"
-            f" {changed}."
+            f"{_in_force(recorded)} this run's winner (promotion {current.id}), since {when(current.at)}: {changed}."
         )
     else:
         of = f"of run {current.run}" if current.run is not None else "that undid an earlier one"
-        said.append(f"{_in_force(recorded)} promotion {current.id} {of}, since {words.when(current.at)}.")
+        said.append(f"{_in_force(recorded)} promotion {current.id} {of}, since {when(current.at)}.")
     return tuple(said)
 
 
@@ -67,13 +67,15 @@ def _service(recorded: Recorded) -> str:
             "Nothing is known to serve: no sidecar has served from this state folder, so nothing was started with it;"
             " see the commands at the end."
         )
-    at = words.when(state.at)
+    at = when(state.at)
     if recorded.alive:
         return f"The sidecar runs; since {at} it is {state.state}: {state.reason}."
     if state.state == State.HALTED and state.reason == ENGINE_ENDED:
         return f"Nothing serves: the sidecar ended at {at}, and its engine with it."
     if state.state == State.HALTED and state.reason == ENGINE_SERVES_ON:
         return f"The sidecar ended at {at}, and left its engine serving; nothing has watched that engine since."
+    if state.state == State.HALTED:
+        return f"The sidecar does not run; it ended at {at}: {state.reason}."
     return (
         "Nothing is known to serve: the sidecar does not run, and did not say that it ended; its last word,"
         f" {at}, was {state.state}: {state.reason}."
@@ -84,9 +86,7 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
     names = dict.fromkeys((*before, *after))
     return (
         ", ".join(
-            f"{name} {words.value(before.get(name), name)} → {words.value(after.get(name), name)}"
-            for name in names
-            if before.get(name) != after.get(name)
+            change(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
         )
         or "the same arguments as before"
     )
@@ -97,17 +97,18 @@ def versions(recorded: Recorded) -> tuple[Fact, ...]:
     setup, load = recorded.setup, recorded.setup.workload
     evidence = next((p.evidence for p in recorded.promotions if p.run == recorded.run.id), None) or {}
     heard = dict.fromkeys(t.result.vllm_version for t in recorded.trials if t.result and t.result.vllm_version)
-    limits = ", ".join(
-        f"{words.LIMITS[name]} {words.measured(name, limit)}"
+    limits = "; ".join(
+        f"{words.LIMITS[name]} at most {words.measured(name, limit)}"
         for name, limit in setup.slo.model_dump().items()
         if limit is not None
     )
+    unknown = "recorded with promotions only"
     facts = {
         "model": setup.model,
         "SHA-256 of its config.json": evidence.get("model_config_sha256"),
         "vLLM": ", ".join(heard) or evidence.get("vllm") or "its plugin did not say",
-        "sloguard": f"{evidence.get('sloguard') or __version__}; this page: {__version__}",
-        "device": evidence.get("device") or "recorded with promotions only",
+        "sloguard": f"{evidence.get('sloguard') or unknown}; this page: {__version__}",
+        "device": evidence.get("device") or unknown,
         "driver": evidence.get("driver"),
         "limits (SLO)": limits,
         "objective": words.OBJECTIVES[setup.objective],

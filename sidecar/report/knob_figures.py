@@ -19,6 +19,7 @@ from sidecar.report.drawing import (
     trial_axis,
 )
 from sidecar.report.story import Entry, Story
+from sidecar.shown import setting
 from sidecar.trial import Role, Status
 from vllm_sloguard.knobs import Kind, Knob, Value
 
@@ -143,7 +144,7 @@ class _Axis:
         self._numbers = [v for v in seen if isinstance(v, int | float) and not isinstance(v, bool)]
         self._choices: list[str] = []
         if knob.kind is Kind.CATEGORICAL or len(self._numbers) < len(seen):
-            self._choices = list(dict.fromkeys(words.value(v) for v in (*knob.choices, *seen)))
+            self._choices = list(dict.fromkeys(setting(v) for v in (*knob.choices, *seen)))
         self._low = min([knob.low, *self._numbers]) if not self._choices else 0.0
         self._high = max([knob.high, *self._numbers]) if not self._choices else 1.0
         self._log = knob.log and self._low > 0
@@ -152,7 +153,7 @@ class _Axis:
         """Where a value lies; that of trial ``number`` beside its choice, so that many do not hide each other."""
         if self._choices:
             beside = 0.0 if number is None else 0.4 * (number * _GOLDEN % 1 - 0.5)
-            return (self._choices.index(words.value(given)) + 0.5 + beside) / len(self._choices)
+            return (self._choices.index(setting(given)) + 0.5 + beside) / len(self._choices)
         low, high, value = self._low, self._high, float(given)
         if self._log:
             low, high, value = math.log(low), math.log(high), math.log(value)
@@ -173,7 +174,7 @@ def _figure(story: Story, entry: Entry) -> str:
 
 def _compact(knob: Knob, value: float) -> str:
     if knob.name.endswith("_bytes"):
-        return words.value(value, knob.name)
+        return setting(value, knob.name)
     return f"{value:,.4g}" if value < 10000 else f"{value:,.0f}"
 
 

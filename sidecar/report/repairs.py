@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.report import words
+from sidecar.shown import setting
 from sidecar.trial import Change, Trial
 
 
@@ -40,4 +41,4 @@ def _of(trial: Trial) -> list[tuple[str, str, str]]:
 
 
 def _example(change: Change) -> str:
-    return f"{words.value(change.before, change.name)} → {words.value(change.after, change.name)}"
+    return f"{setting(change.before, change.name)} → {setting(change.after, change.name)}"

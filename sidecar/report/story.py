@@ -1,11 +1,10 @@
 """Everything that the report tells of one run, ready to be shown. Pure."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.config import Objective
-from sidecar.judge import limits
+from sidecar.judge import in_its_unit, limits
 from sidecar.recorded import Recorded, ran
 from sidecar.report import crashes, importance, repairs, verdict, words
 from sidecar.report.crashes import CrashGroup
@@ -14,6 +13,7 @@ from sidecar.report.importance import Importance
 from sidecar.report.repairs import Intervention
 from sidecar.report.verdict import Verdict, measurement_of, value_of
 from sidecar.seconds import Seconds, spent
+from sidecar.shown import when
 from sidecar.terminal import why
 from sidecar.trial import VALIDATING, Role, Status, Trial
 from vllm_sloguard.knobs import Knob, Value
@@ -89,15 +89,14 @@ def story(recorded: Recorded) -> Story:
     entries = tuple(_entry(recorded, trial) for trial in recorded.trials)
     by_number = {entry.number: entry for entry in entries}
     chosen = verdict.candidate(recorded.trials)
-    ended = recorded.run.ended_at or (recorded.now if recorded.alive else _last_end(recorded))
     asked, yaml = commands(recorded)
     return Story(
         title=f"Tuning report: {setup.model.rstrip('/').rpartition('/')[2]}, run {recorded.run.id}",
         model=setup.model,
         run=recorded.run.id,
         other_runs=tuple(n for n in recorded.runs if n != recorded.run.id),
-        written=words.when(recorded.now),
-        began=words.when(recorded.run.started_at),
+        written=when(recorded.now),
+        began=when(recorded.run.started_at),
         objective=setup.objective,
         verdict=told,
         serving=serving(recorded),
@@ -112,16 +111,12 @@ def story(recorded: Recorded) -> Story:
         ),
         importance=importance.importance(recorded),
         crashes=crashes.groups(recorded),
-        spending=_spending(spent(recorded.trials, ended)),
+        spending=_spending(spent(recorded.trials, recorded.until)),
         interventions=repairs.interventions(recorded.trials),
         versions=versions(recorded),
         commands=asked,
         configuration=yaml,
     )
-
-
-def _last_end(recorded: Recorded) -> float:
-    return max((t.ended_at or t.started_at for t in recorded.trials), default=recorded.run.started_at)
 
 
 def _spending(seconds: Seconds) -> str:
@@ -139,15 +134,15 @@ def _spending(seconds: Seconds) -> str:
 
 
 def _entry(recorded: Recorded, trial: Trial) -> Entry:
-    measurement, value = measurement_of(trial), value_of(trial)
+    measurement = measurement_of(trial)
     found = limits(measurement, recorded.setup.slo) if measurement else ()
-    end = trial.ended_at or (recorded.now if recorded.alive else trial.started_at)
+    end = recorded.end_of(trial)
     crash = trial.result.crash if trial.result else None
     return Entry(
         number=trial.number,
         role=trial.plan.role,
         status=trial.status,
-        value=abs(value) if value is not None and math.isfinite(value) else None,
+        value=in_its_unit(value_of(trial), recorded.setup.objective),
         measured={limit.name: limit.measured for limit in found},
         bound=bool(trial.result and trial.result.stopped),
         knobs=ran(trial, [knob.name for knob in recorded.setup.knobs]),

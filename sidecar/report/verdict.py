@@ -101,7 +101,10 @@ def _headline(recorded: Recorded) -> tuple[Tone, str]:
         return Tone.OPEN, "This run is still going: what follows is what is known so far"
     outcome = decision.outcome
     if outcome == Outcome.PROMOTED:
-        return Tone.GOOD, f"A better configuration was found and promoted: that of trial {decision.trial}"
+        # The decision names the last of its measurements; it is known by its first one.
+        chosen = candidate(recorded.trials)
+        number = decision.trial if chosen is None else chosen.number
+        return Tone.GOOD, f"A better configuration was found and promoted: that of trial {number}"
     first = baseline(recorded.trials)
     none = "no other configuration met every limit" if not _searched(recorded, Status.FEASIBLE) else ""
     if none and first is not None and first.status in (Status.INFEASIBLE, Status.CRASHED):
@@ -129,9 +132,7 @@ def _tried(recorded: Recorded) -> str:
     counts = words.listed([f"{by_status[status]} {what}" for status, what in said.items() if by_status[status]])
     if not recorded.trials:
         return "No trial was started yet."
-    last = max(t.ended_at or (recorded.now if recorded.alive else t.started_at) for t in recorded.trials)
-    ended = recorded.run.ended_at or last
-    took = words.duration(ended - recorded.run.started_at)
+    took = words.duration(recorded.until - recorded.run.started_at)
     return f"{words.plural(len(recorded.trials), 'trial')} in {took}: {counts}."
 
 
@@ -289,7 +290,8 @@ def _limit_checks(recorded: Recorded, candidates: Sequence[Trial]) -> list[Check
                 f"Meets its limit: {words.LIMITS[limit.name]}",
                 f"at most {words.measured(limit.name, limit.limit)}, at {rule.slo_confidence:.0%} confidence",
                 f"{bound}; worst start {words.measured(limit.name, worst)}",
-                None if math.isinf(high) else high <= 0 and max(rows) <= rule.tolerance,
+                # One start that is too far beyond it is enough.
+                False if max(rows) > rule.tolerance else None if math.isinf(high) else high <= 0,
             )
         )
     return checks

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from sidecar.config import Objective
+from sidecar.shown import setting
 from sidecar.trial import Role, Status
 from vllm_sloguard.crash import Crash
 
@@ -78,11 +78,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def when(at: float) -> str:
-    """Local time, with its zone."""
-    return f"{datetime.fromtimestamp(at).astimezone():%Y-%m-%d %H:%M:%S %Z}"
-
-
 def plural(count: int, noun: str) -> str:
     """ "1 trial", "2 trials"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
@@ -102,26 +97,9 @@ def trials(numbers: Iterable[int]) -> str:
     return f"trial{'s' if len(found) > 1 else ''} {listed(shown)}"
 
 
-def value(given: object, name: str = "") -> str:
-    """Of the argument ``name``."""
-    if isinstance(given, bool):
-        return "on" if given else "off"
-    if name.endswith("_bytes") and isinstance(given, int | float) and given >= 2**20:
-        return binary(given)
-    if isinstance(given, float):
-        return f"{given:.4g}"
-    return "not set" if given is None else str(given)
-
-
-def binary(count: float) -> str:
-    """Bytes: "512 MiB"."""
-    power = min(int(math.log2(count)) // 10, 4)
-    return f"{count / 2 ** (10 * power):.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
-
-
 def arguments(args: Mapping[str, Any]) -> str:
     """ "max_num_seqs = 8, block_size = 32"."""
-    return ", ".join(f"{name} = {value(given, name)}" for name, given in args.items())
+    return ", ".join(f"{name} = {setting(given, name)}" for name, given in args.items())
 
 
 def sentence(text: str) -> str:

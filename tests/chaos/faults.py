@@ -215,7 +215,7 @@ def record_torn(rig: Rig, rng: random.Random) -> list[str]:
 
 def killed_while_writing(rig: Rig, rng: random.Random) -> list[str]:
     """Killed as promoted.yaml is being written."""
-    new, deadline = rig.state / "promoted.new", time.monotonic() + 20
+    new, deadline = rig.state / ".promoted.yaml.new", time.monotonic() + 20
     while not new.exists() and time.monotonic() < deadline and rig.last_state()[1] in TRIALS:
         stop = time.monotonic() + 0.02
         while not new.exists() and time.monotonic() < stop:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sidecar import cli, operator_commands
 from sidecar.engine.process_group import Identity
 from sidecar.journal import FILE_NAME, Journal, JournalError
+from sidecar.operations import Kind, Operations
 from sidecar.trial import Plan, Result, Role
 from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.learned import Rule, RuleKind, Start
@@ -41,6 +42,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     journal.record_start("host", "model", Start({}, "cuda", 2**30, 2**29))
     journal.record_rule("host", "model", Rule(RuleKind.HEADROOM_BYTES, 5, {}, "seen", 0.0, 4e9))
     journal.end_run(run.id, {"outcome": "kept", "reason": "no better one"})
+    operations = Operations(journal, "base")
+    operations.record(Kind.START, base="base", promotion=1, seconds=40.0)
+    operations.record(Kind.WINDOW_ENDED, outcome="kept", reason="no better one")
+    operations.roll_back(1, "it was slower")
     journal.close()
     return folder / FILE_NAME
 
@@ -61,6 +66,9 @@ def read_all(folder: Path) -> None:
         journal = Journal(folder, read_only=True)
         read: list[Callable[[], object]] = [journal.run_configs, journal.engines, journal.states]
         read += [lambda: journal.promoted("base"), lambda: journal.starts("host", "model")]
+        operations = Operations(journal, "base")
+        read += [operations.last_window, operations.longest_start_s, operations.current]
+        read += [lambda: operations.served_since(1), lambda: operations.probation_over(1)]
         try:
             for reading in read:
                 reading()
@@ -87,6 +95,8 @@ COLUMNS = {
     "engines": ["launch", "pid", "started_at", "role"],
     "promotions": ["args", "at"],
     "states": ["at", "state", "reason", "until"],
+    "events": ["at", "kind", "content"],
+    "rollbacks": ["at", "reason"],
     "starts": ["start"],
     "rules": ["rule", "expires_at"],
 }

@@ -135,6 +135,18 @@ def test_a_run_whose_configuration_cannot_be_read_is_left_out(bench: PageBench) 
     assert (story["run"], story["serves"]["promotion"]) == (None, 1)
 
 
+def test_what_can_not_be_told_does_not_end_the_page(bench: PageBench) -> None:
+    run = bench.tune(600)
+    assert told(bench.url)["story"]["run"]["id"] == run.id
+    said = len(bench.said)
+    bench.journal.end_run(run.id, {"outcome": "kept", "reason": "", "gain": 10**400})  # no float is so large
+    for _ in range(2):
+        story = told(bench.url)["story"]
+        assert "OverflowError" in story["problem"]
+        assert story["run"]["decision"] is None  # what could be told last
+    assert len(bench.said) == said + 1
+
+
 def test_a_failure_of_the_page_is_said_once(bench: PageBench, monkeypatch: pytest.MonkeyPatch) -> None:
     said = len(bench.said)
 
@@ -186,7 +198,10 @@ def test_a_sidecar_that_was_taken_over_takes_no_orders(bench: PageBench) -> None
 def test_pause_and_resume_may_be_asked_twice(bench: PageBench) -> None:
     assert order(bench, "pause", reason="release  week") == (200, {"said": "paused: no window opens"})
     assert told(bench.url)["story"]["paused"]["text"] == "release week"
-    assert order(bench, "pause", reason="again") == (200, {"said": "it was paused already"})
+    assert order(bench, "pause", reason="release week") == (200, {"said": "it was paused already"})
+    said = 'it was paused already; its reason is now "audit", which was "release week"'
+    assert order(bench, "pause", reason="audit") == (200, {"said": said})
+    assert told(bench.url)["story"]["paused"]["text"] == "audit"
     assert order(bench, "resume") == (200, {"said": "resumed: windows open again"})
     assert order(bench, "resume") == (200, {"said": "it was not paused"})
     assert told(bench.url)["story"]["paused"] is None
@@ -308,7 +323,7 @@ def test_a_token_that_others_can_read_is_not_used(tmp_path: Path) -> None:
 
 def test_where_no_token_can_be_written_the_page_is_still_served(tmp_path: Path) -> None:
     config_file = page_config(tmp_path)
-    (load(config_file).state / "page.new").mkdir(parents=True)  # where the token would be written
+    (load(config_file).state / ".page.token.new").mkdir(parents=True)  # where the token would be written
     load(config_file).state.chmod(0o700)
     with page_bench(config_file) as bench:
         assert told(bench.url)["story"]["state"]["word"] == "halted"

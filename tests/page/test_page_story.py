@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from sidecar.config import Config, Slo, load
 from sidecar.journal import Promoted, Run
 from sidecar.operations import Event, Kind
-from sidecar.page.beat import live, next_opening
+from sidecar.page.beat import live
 from sidecar.page.figures import figures
 from sidecar.page.gate import known_host
 from sidecar.page.story import Facts, Story, TrialShown, story
@@ -170,7 +170,7 @@ def test_a_promotion_is_told_as_its_changes(config: Config) -> None:
     ).serves
 
     assert (serves.promotion, serves.what, serves.since, serves.probation_until) == (4, "promotion 4", 50.0, 900.0)
-    assert serves.changes == ("max_num_seqs 2 → 23", "block_size default → 32")
+    assert serves.changes == ("max_num_seqs 2 → 23", "block_size not set → 32")
     assert serves.rolled_back == "promotion 5 was rolled back: it crashed 3 times"
 
 
@@ -242,14 +242,6 @@ def test_few_requests_and_none_are_said_to_be() -> None:
     assert (few.few, few.rate, few.figures[0].met) == (True, None, False)
     assert (none.few, none.requests) == (False, 0)
     assert live(None, now, SLO) is None
-
-
-def test_the_next_window() -> None:
-    from datetime import UTC, datetime
-
-    now = datetime(2026, 11, 22, 12, tzinfo=UTC)
-    assert next_opening("0 3 * * *", now) == datetime(2026, 11, 23, 3, tzinfo=UTC).timestamp()
-    assert next_opening(None, now) is None
 
 
 # Who is let in

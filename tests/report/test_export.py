@@ -154,6 +154,15 @@ def test_a_folder_that_is_not_there_is_told_by_the_file_that_was_asked_for(run: 
     assert done.stderr == f"sloguard: [Errno 2] No such file or directory: '{tmp_path}/missing/trials.csv'\n"
 
 
+@pytest.mark.parametrize("words", [("report", "-o"), ("export", "--csv"), ("export", "--jsonl")])
+@pytest.mark.parametrize("path", ["", "/"])
+def test_a_folder_in_place_of_a_file_is_one_line(run: Path, words: tuple[str, str], path: str) -> None:
+    done = sloguard(words[0], run, words[1], path)
+
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "Is a directory" in done.stderr
+
+
 def test_nothing_to_write_is_a_mistake(run: Path) -> None:
     done = sloguard("export", run)
 

@@ -13,8 +13,9 @@ from sidecar.report.importance import FEWEST
 from sidecar.report.story import Story, story
 from sidecar.report.verdict import Gain, Tone
 from sidecar.rows import JournalError
-from sidecar.states import ENGINE_ENDED, ENGINE_SERVES_ON, State
+from sidecar.states import ENGINE_ENDED, ENGINE_SERVES_ON, FAILED, State
 from sidecar.trial import Result, Role, Status
+from vllm_sloguard import __version__
 from vllm_sloguard.crash import Category
 
 
@@ -95,6 +96,15 @@ def test_only_crashes_leave_a_story(tmp_path: Path) -> None:
     assert not {"objective", "answers", "limits"} & set(plots(found))
 
 
+def test_the_sloguard_of_a_run_is_told_where_it_was_recorded(forty: Story, tmp_path: Path) -> None:
+    recorded_, unknown = (
+        next(fact.value for fact in one.versions if fact.name == "sloguard")
+        for one in (forty, told(only_crashes(tmp_path / "run")))
+    )
+    assert recorded_.startswith("0.1.0; this page: ")
+    assert unknown == f"recorded with promotions only; this page: {__version__}"
+
+
 def test_one_trial_is_enough(tmp_path: Path) -> None:
     made = Made(tmp_path)
     made.search(1)
@@ -146,6 +156,7 @@ def test_a_rollback_is_told_with_its_reason(tmp_path: Path) -> None:
     [
         (State.HALTED, ENGINE_ENDED, "Nothing serves: the sidecar ended at "),
         (State.HALTED, ENGINE_SERVES_ON, "The sidecar ended at "),
+        (State.HALTED, f"{FAILED}: the port is taken", "The sidecar does not run; it ended at "),
         (State.SERVING, "the engine is up", "Nothing is known to serve: the sidecar does not run"),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shlex
 import signal
 import sqlite3
@@ -193,6 +194,28 @@ def test_a_state_folder_that_can_not_be_used_is_one_line(name: str, tmp_path: Pa
     assert "file is not a database" in one_line(name, damaged, code=1)
 
 
+def test_status_says_that_no_sidecar_runs_and_how_the_last_one_ended(config_file: Path, tmp_path: Path) -> None:
+    state = load(config_file).state
+    Journal(tmp_path / "new").close()
+
+    def told(folder: Path = state) -> str:
+        return sloguard("status", folder).stdout.splitlines()[0]
+
+    assert told(tmp_path / "new") == "sidecar: not running; `sloguard serve` never ran on this state folder"
+    assert told() == "sidecar: not running; it was killed, or its machine went down"
+    assert "last state: serving since 20" in sloguard("status", state).stdout
+    Journal(state).enter("halted", "stopped, with its engine")
+    assert re.fullmatch("sidecar: not running; it ended 20.{17} [A-Z]+: stopped, with its engine", told())
+    with lock.held(state):
+        assert told() == f"sidecar: process {os.getpid()}, `sloguard tune`: it does not serve"
+        Journal(state).end_run(1, {"outcome": "kept", "reason": "for the tests"})
+        assert told() == f"sidecar: process {os.getpid()}, which begins or ends: it does not serve"
+        for name, until in (("starting", None), ("tuning", 3e9), ("serving", 3e9)):
+            Journal(state).enter(name, "for the tests", until)
+            assert told() == f"sidecar: process {os.getpid()}"
+            assert ("the window ends at 2065" in sloguard("status", state).stdout) is (name == "tuning")
+
+
 @pytest.mark.parametrize("name", ["plan", "history", "tune"])
 def test_a_state_folder_of_a_newer_version_stops_every_command(name: str, config_file: Path, one_line: Say) -> None:
     with sqlite3.connect(load(config_file).state / "journal.sqlite") as db:
@@ -212,6 +235,7 @@ def test_a_file_in_place_of_the_state_folder(config_file: Path, tmp_path: Path, 
 def test_orders_to_nobody(config_file: Path, one_line: Say) -> None:
     for words in (("pause",), ("resume",), ("abort",), ("retune", "--now")):
         assert "no `sloguard serve` answers" in one_line(*words, "-c", config_file, code=1)
+    assert "--for: '20': a duration such as" in one_line("retune", "--now", "--for", "20", "-c", config_file, code=2)
     assert "--now is needed" in one_line("retune", "-c", config_file, code=2)
 
 
@@ -322,6 +346,8 @@ def test_completion(config_file: Path) -> None:
 
 
 def test_completion_can_be_installed() -> None:
-    shown = sloguard("--show-completion", "bash")
-    assert "_COMPLETE=complete_bash" in shown.stdout
+    # The shell is the one that it is called from, which here is not always bash.
+    command = ["bash", "-c", f"{shlex.join([*START, '--show-completion'])}; true"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
+    assert "_COMPLETE=complete_bash" in shown.stdout, shown.stderr
     assert "--install-completion" in sloguard("--help").stdout

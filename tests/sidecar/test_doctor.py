@@ -7,11 +7,13 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,17 @@ def test_a_file_in_the_place_of_the_state_folder(config_file: Path) -> None:
     assert "is not a folder" in listed["state folder"]["text"]
 
 
+def test_a_state_folder_where_this_user_may_not_look(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    path = write_config(tmp_path, state=str(closed / "state"))
+    closed.mkdir(mode=0o000)
+    # Root may look everywhere, unless it gives that up.
+    drop = "setpriv --bounding-set=-dac_override,-dac_read_search"
+    listed = found(path, before=f'[ "$(id -u)" != 0 ] || set -- {drop} "$@"')
+    assert listed["state folder"]["level"] == "problem"
+    assert "can't be written: Permission denied" in listed["state folder"]["text"]
+
+
 def test_a_state_folder_of_a_newer_version(config_file: Path) -> None:
     state = load(config_file).state
     Journal(state).close()
@@ -225,6 +238,15 @@ def test_a_vllm_whose_import_fails(config_file: Path, tmp_path: Path) -> None:
     python = environment_of(tmp_path / "broken", vllm="0.32.0", vllm_sloguard=__version__)
     said = problem(with_python(config_file, python), "import", "--json")
     assert "import vllm fails: ModuleNotFoundError: No module named 'vllm'" in said
+
+
+def test_a_vllm_whose_import_ends_the_process(config_file: Path, tmp_path: Path) -> None:
+    python = environment_of(tmp_path / "broken", vllm="0.32.0", vllm_sloguard=__version__)
+    [site] = (tmp_path / "broken").glob("lib/python*/site-packages")
+    # As a build does that has instructions which this processor lacks.
+    (site / "vllm.py").write_text("import os, sys\nprint('AVX-512', file=sys.stderr)\nos.kill(os.getpid(), 4)\n")
+    said = problem(with_python(config_file, python), "import", "--json")
+    assert "import vllm fails: it ended with code -4: AVX-512" in said
 
 
 def test_a_plugin_that_is_turned_off(config_file: Path) -> None:
@@ -318,6 +340,16 @@ def test_a_sidecar_that_does_not_answer(config_file: Path) -> None:
     assert listed["sidecar"]["level"] == "problem"
     assert f"process {os.getpid()} holds the state folder, but does not answer" in listed["sidecar"]["text"]
     assert listed["metrics"]["level"] == "problem"
+
+
+def test_a_proxy_is_not_asked_for_the_sidecars_own_metrics(config_file: Path) -> None:
+    config = load(config_file)
+    server = HTTPServer((config.metrics.host, config.metrics.port), BaseHTTPRequestHandler)
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    with lock.held(config.state), server:
+        listed = found(config_file, http_proxy="http://127.0.0.1:1", no_proxy="", NO_PROXY="")
+    # It answers, if only that it knows no such method.
+    assert "Unsupported method" in listed["metrics"]["text"]
 
 
 @pytest.mark.skipif(BINARY is None, reason="prometheus is not installed (Debian: prometheus)")

@@ -1,7 +1,10 @@
 """The fork server, real processes on both ends; a package of a few lines stands in for vLLM."""
 
+import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Generator
@@ -11,7 +14,7 @@ import psutil
 import pytest
 
 from sidecar.engine.fork_server import Forked, ForkServer, ForkServerError, unforkable
-from sidecar.engine.process_group import ProcessGroup
+from sidecar.engine.process_group import Identity, ProcessGroup, log_of, writing_to
 from vllm_sloguard import imported
 
 MODULE = "vllm.entrypoints.openai.api_server"
@@ -135,6 +138,39 @@ def test_the_end_of_the_server_ends_its_engines(server: ForkServer, tmp_path: Pa
     assert gone(forked.pid)
 
 
+def started_alone(environment: dict[str, str], folder: Path) -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
+    """A server, ready, and the socket that a sidecar which is killed would leave behind."""
+    ours, theirs = socket.socketpair()
+    with theirs, (folder / "fork-server.log").open("ab") as log:
+        command = [sys.executable, "-m", "vllm_sloguard.fork_server", str(folder)]
+        process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=log, stderr=log, env=environment)
+    ours.settimeout(20)
+    assert "ready" in json.loads(ours.recv(4096))
+    return ours, process
+
+
+def test_an_engine_whose_sidecar_was_killed_before_it_heard_of_it_ends(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    ours, process = started_alone(environment, tmp_path)
+    request = {"module": MODULE, "argv": ["serve"], "env": dict(os.environ), "log": str(tmp_path / "log")}
+    ours.sendall(json.dumps({**request, "folder": str(tmp_path)}).encode() + b"\n")
+    pid = int(lines(tmp_path / "log", 2)[0][1])  # its answer was sent, and nobody reads it
+    ours.close()
+
+    assert process.wait(20) == 0
+    assert gone(pid)
+
+
+def test_half_a_request_is_the_end(environment: dict[str, str], tmp_path: Path) -> None:
+    ours, process = started_alone(environment, tmp_path)
+    ours.sendall(b'{"module": ')
+    ours.close()
+
+    assert process.wait(20) == 0
+    assert (tmp_path / "fork-server.log").read_text() == ""
+
+
 def test_what_an_engine_taught_is_imported_before_the_next(server: ForkServer, tmp_path: Path) -> None:
     fork(server, tmp_path, "0").wait(20)
     (imported.file(tmp_path, "0.32.0")).write_text("late\nno.such.module\n")
@@ -218,6 +254,19 @@ def test_an_engine_that_was_let_go_outlives_the_server_and_is_still_found_whole(
     assert core in {process.pid for process in group.members()}
     group.kill()
     assert not group.members()
+
+
+def test_an_engine_of_which_nothing_was_recorded_is_found_by_its_log(server: ForkServer, tmp_path: Path) -> None:
+    log = log_of(tmp_path, "unheard-of")
+    forked = server.fork(MODULE, ["serve"], dict(os.environ), log, tmp_path)
+    core = int(lines(log, 2)[1][1])
+    log.unlink()
+
+    assert writing_to(tmp_path) == {"unheard-of"}
+    group = ProcessGroup(Identity(-1, 0.0, "unheard-of"))
+    assert {process.pid for process in group.members()} == {forked.pid, core}
+    group.kill()
+    assert writing_to(tmp_path) == set()
 
 
 def test_what_was_not_let_go_ends_with_the_server(server: ForkServer, tmp_path: Path) -> None:

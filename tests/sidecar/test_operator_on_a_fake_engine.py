@@ -123,10 +123,14 @@ def test_a_pause_lets_no_window_open_and_outlives_the_sidecar(config_file: Path)
     serve = started(config_file)
     assert asked(config_file, "pause", "--reason", "release week") == "paused: no window opens\n"
     assert asked(config_file, "pause") == "it was paused already\n"
+    told = asked(config_file, "pause", "--reason", "the release is late")
+    assert told == 'it was paused already; its reason is now "the release is late", which was "release week"\n'
+    assert asked(config_file, "pause", "--reason", "the release is late") == "it was paused already\n"
     ended(serve, signal.SIGTERM)
+    assert "sidecar: not running; it ended 20" in sloguard("status", config.state).stdout
 
     serve = started(config_file)
-    assert "release week" in refused(config_file, "retune", "--now")
+    assert "the release is late" in refused(config_file, "retune", "--now")
     words = sloguard("status", config.state).stdout
     assert "paused: since" in words
     assert f"serves: the file's arguments at http://127.0.0.1:{config.engine.port}\n" in words

@@ -54,6 +54,8 @@ def test_a_new_service_is_planned_from_assumptions_and_nothing_is_made(config_fi
         "enable_chunked_prefill": True,
         "block_size": True,
     }
+    assert found["slo"]["ttft_p99_ms"] == 2000
+    assert found["unguarded"] == [{"kv_cache_memory_bytes": 2**46}]
     assert found["forecast"]["trials"] == 10
     assert found["forecast"]["looks"] == [3]
     assert all("assumed" in found["takes"][part]["source"] for part in ("drain", "start", "trial", "validation"))
@@ -66,6 +68,9 @@ def test_words_say_the_same(config_file: Path) -> None:
     assert done.returncode == 0
     assert done.stderr == ""
     for said in (
+        "SLO: ttft_p99 ≤ 2,000 ms, itl_p99 ≤ 60 ms, e2e_p99 ≤ 3,000 ms, error_rate ≤ 1%\n",
+        "load: 12 requests/s of about 128 + 32 tokens\n",
+        "each a trial of the budget:\n  kv_cache_memory_bytes=64 TiB\n",
         "starts: 131072 KV tokens",
         "live knobs, changed while the engine runs:",
         "  max_num_seqs: 1 to 64; now 2",

@@ -20,6 +20,7 @@ from sidecar import lock
 from sidecar.config import Config, load
 from sidecar.engine.process_group import Identity, ProcessGroup
 from sidecar.journal import Journal, JournalError
+from sidecar.trial import Role
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -142,9 +143,17 @@ def test_a_window_promotes_the_better_configuration(config_file: Path) -> None:
     assert asked.returncode == 0, asked.stderr
     assert "trial 1 baseline: max_num_seqs=2: feasible" in asked.stdout
     assert "promoting: validated on fresh starts" in asked.stdout
+    lines = [line.partition(":")[0] for line in asked.stdout.splitlines()]
+    assert lines.index("tuning") < lines.index("trial 1 baseline") < lines.index("validating")
+    validation = [n for n, line in enumerate(lines) if line.endswith((" reference", " validation"))]
+    assert lines.index("validating") < min(validation)
+    assert max(validation) < lines.index("promoting")
     assert serving_seqs(config) > 2
     assert ready(config) == 200
     assert "# Decision: promoted" in (config.state / "promoted.yaml").read_text()
+    journal = Journal(config.state, read_only=True)
+    [validating] = [state for state in journal.states() if state.state == "validating"]
+    assert validating.at <= min(t.started_at for t in journal.trials() if t.plan.role is Role.REFERENCE)
     output = ended(serve, signal.SIGINT)
     assert "halted: stopped, with its engine" in output
     assert serving_seqs(config) == 0
@@ -266,6 +275,10 @@ def test_what_can_not_start_is_one_line(tmp_path: Path) -> None:
     assert failed.returncode == 1
     assert len(failed.stderr.splitlines()) == 1
     assert "CUDA out of memory" in failed.stderr
+    told = sloguard("status", load(config_file).state).stdout
+    assert told.startswith("sidecar: not running; it ended 20")
+    assert "failed: the engine did not start: out_of_memory: torch.OutOfMemoryError: CUDA out of memory" in told
+    assert "state:" not in told
 
     missing = write_config(tmp_path, engine={"python": "/nowhere/python"})
     failed = sloguard("tune", "-c", missing)

@@ -46,9 +46,7 @@ def test_state_is_relative_to_the_file_and_not_to_where_the_command_runs(
     assert load(Path("..") / path.name).state == tmp_path / "state"
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("45m", 2700), ("2h", 7200), ("1.5h", 5400), (12, 12), (0.5, 0.5)]
-)
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("45m", 2700), ("2h", 7200), ("1.5h", 5400), ("0.5s", 0.5)])
 def test_durations(tmp_path: Path, text: object, seconds: float) -> None:
     assert configured(tmp_path, "window.duration", text).window.duration == seconds
 
@@ -108,6 +106,7 @@ BAD: list[tuple[str, Any, tuple[str, ...]]] = [
     ("workload.spread", 1.0, ("workload.spread", "1.0", "less than 1")),
     ("slo.error_rate", True, ("slo.error_rate", "True", "number")),
     ("slo.ttft_p99_ms", -1, ("slo.ttft_p99_ms", "-1", "greater than 0")),
+    ("slo", "fast", ("slo", "'fast'", "a mapping of fields")),
     ("slo", {}, ("slo", "at least one of ttft_p99_ms")),
     ("slo", {"error_rate": 0.1}, ("slo", "at least one of ttft_p99_ms")),
     ("objective", "speed", ("objective", "'speed'", "'goodput', 'latency' or 'capacity'")),
@@ -116,6 +115,7 @@ BAD: list[tuple[str, Any, tuple[str, ...]]] = [
     ("search.knobs", {}, ("search", "knobs", "at least one")),
     ("search.knobs", {"tempo": None}, ("search", "knobs", "'tempo'", "max_num_seqs")),
     ("search.knobs", {"max_num_seqs": {"low": 9, "high": 3}}, ("knobs.max_num_seqs", "9 and 3", "low must be below")),
+    ("search.knobs", {"max_num_seqs": {"low": -5}}, ("knobs.max_num_seqs", "-5", "must not be negative")),
     ("search.knobs", {"max_num_seqs": {"choices": [1]}}, ("knobs.max_num_seqs", "low and high, not choices")),
     ("search.knobs", {"block_size": {"low": 1}}, ("knobs.block_size", "choices, not low and high")),
     ("search.knobs", {"block_size": {"choices": []}}, ("knobs.block_size", "choices", "empty")),
@@ -133,7 +133,10 @@ BAD: list[tuple[str, Any, tuple[str, ...]]] = [
     ("window.cron", "61 3 * * *", ("window.cron", "'61 3 * * *'", "0 3 * * 1-5")),
     ("window.cron", "every night", ("window.cron", "'every night'", "0 3 * * 1-5")),
     ("window.duration", "45 minutes", ("window.duration", "'45 minutes'", '"45m"')),
+    ("window.duration", 30, ("window.duration", "30:", '"45m"')),
+    ("promotion.probation.duration", 0.5, ("promotion.probation.duration", "0.5:", '"45m"')),
     ("window.duration", "", ("window.duration", "''", '"45m"')),
+    ("window.duration", "999999999h", ("window.duration", "'999999999h'", '"168h" at most')),
     ("window.notice", "-1s", ("window.notice", "'-1s'", '"45m"')),
     ("metrics.port", -1, ("metrics.port", "-1", "0")),
 ]
@@ -165,7 +168,7 @@ def test_a_missing_section_is_named(tmp_path: Path, missing: str) -> None:
         ("model: [", "not YAML"),
         ("a: b: c", "not YAML"),
         ("x: !!python/object/apply:os.abort []", "not YAML"),
-        ("", "a mapping of fields is needed, got NoneType"),
+        ("", "a mapping of fields is needed, got an empty file"),
         ("- model", "a mapping of fields is needed, got list"),
         ("just words", "a mapping of fields is needed, got str"),
     ],

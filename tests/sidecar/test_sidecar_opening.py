@@ -1,5 +1,9 @@
 """When a window may open."""
 
+import time
+from collections.abc import Iterator
+from datetime import datetime
+
 import pytest
 
 from sidecar.config_window import Window
@@ -22,7 +26,7 @@ def why_not(
     rate: float | None = None,
     *,
     force: bool = False,
-    **window: float,
+    **window: float | str,
 ) -> str:
     return refusal(Window.model_validate(window), NOW, paused, last, rate, force)
 
@@ -39,7 +43,7 @@ def test_not_while_paused_even_by_force(force: bool) -> None:
 def test_not_soon_after_a_failed_one_but_by_force() -> None:
     assert "failed (no disk): none before" in why_not(last=ended(WindowOutcome.FAILED))
     assert why_not(last=ended(WindowOutcome.FAILED), force=True) == ""
-    assert why_not(last=ended(WindowOutcome.FAILED), after_failure=3600.0) == ""
+    assert why_not(last=ended(WindowOutcome.FAILED), after_failure="1h") == ""
     assert why_not(last=ended(WindowOutcome.FAILED, 86401)) == ""
 
 
@@ -76,3 +80,34 @@ def test_a_window_that_was_asked_for_leaves_no_room_for_another() -> None:
     requests = Requests(state=State.SERVING)
     requests.retune.set()
     assert busy(requests) == "a window has been asked for already"
+
+
+@pytest.fixture
+def in_berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_berlin")
+@pytest.mark.parametrize(
+    ("cron", "now", "opens"),
+    [
+        ("0 3 * * *", "2026-11-22 12:00+01:00", "2026-11-23 03:00+01:00"),
+        # The clocks go forward from 2 to 3 at night, and back from 3 to 2.
+        ("0 3 * * *", "2026-03-28 12:00+01:00", "2026-03-29 03:00+02:00"),
+        ("0 3 * * *", "2026-10-24 12:00+02:00", "2026-10-25 03:00+01:00"),
+        ("30 2 * * *", "2026-10-25 00:00+02:00", "2026-10-25 02:30+02:00"),
+        ("30 2 * * *", "2026-10-25 02:10+01:00", "2026-10-26 02:30+01:00"),
+    ],
+)
+def test_a_window_opens_by_the_clock_on_the_wall(cron: str, now: str, opens: str) -> None:
+    found = Window(cron=cron).next_opening(datetime.fromisoformat(now).timestamp())
+
+    assert found == datetime.fromisoformat(opens).timestamp()
+
+
+def test_no_window_opens_by_itself_without_cron() -> None:
+    assert Window().next_opening(NOW) is None

@@ -30,6 +30,39 @@ def test_a_pause_holds_until_it_is_taken_back_and_outlives_the_sidecar(tmp_path:
     assert operations.paused() is None
 
 
+def test_another_reason_for_a_pause_is_kept_and_the_pause_stays_as_old_as_it_is(
+    journal: Journal, operations: Operations
+) -> None:
+    for reason in ("of an earlier pause", "", "release week", "audit"):
+        operations.record(Kind.PAUSED, reason=reason)
+        if reason == "of an earlier pause":
+            operations.record(Kind.RESUMED)
+    journal.write("UPDATE events SET at = id", ())
+
+    paused = operations.paused()
+
+    assert paused is not None
+    assert (paused.at, paused.reason) == (3, "audit")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "decision", "shown"),
+    [
+        ("kept", "inconclusive", "kept (inconclusive)"),
+        ("kept", "kept (worse)", "kept (worse)"),
+        ("promoted", "promoted", "promoted"),
+        ("out_of_time", "", "out of time"),
+    ],
+)
+def test_a_window_says_what_its_run_says(operations: Operations, outcome: str, decision: str, shown: str) -> None:
+    operations.record(Kind.WINDOW_ENDED, outcome=outcome, reason="noise", decision=decision)
+    operations.record(Kind.WINDOW_ENDED, outcome=outcome, reason="of an older sloguard")
+
+    new, old = operations.events([Kind.WINDOW_ENDED])
+
+    assert (new.outcome, old.outcome) == (shown, outcome.replace("_", " "))
+
+
 def test_a_refused_window_does_not_hide_a_failed_one(operations: Operations) -> None:
     operations.record(Kind.WINDOW_ENDED, outcome=WindowOutcome.FAILED, reason="no disk")
     operations.record(Kind.WINDOW_ENDED, outcome=WindowOutcome.REFUSED, reason="too soon")
@@ -48,6 +81,25 @@ def test_a_restore_takes_as_long_as_the_longest_of_the_last_starts_of_these_argu
     operations.record(Kind.START, base="another", promotion=None, seconds=50.0)
 
     assert operations.longest_start_s() == 20.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (Kind.WINDOW_ENDED, {"reason": "no disk"}),
+        (Kind.WINDOW_ENDED, {"outcome": 5}),
+        (Kind.START, {"base": "base", "promotion": 1}),
+        (Kind.START, {"base": "base", "promotion": 1, "seconds": "long"}),
+        (Kind.START, {"base": "base", "promotion": 1, "seconds": 10**400}),
+        (Kind.PROBATION, {"reason": "it has passed"}),
+    ],
+)
+def test_a_damaged_event_is_one_line(operations: Operations, kind: Kind, content: dict[str, object]) -> None:
+    operations.record(kind, **content)
+    with pytest.raises(JournalError, match=f"the journal is damaged: {kind}: ") as caught:
+        operations.events([kind])
+
+    assert "\n" not in str(caught.value)
 
 
 def test_each_rollback_goes_one_promotion_further_back(journal: Journal, operations: Operations) -> None:

@@ -60,8 +60,8 @@ FAILED = Result(violation=1, value=-70.0, measurement=measured(float("inf"), 9, 
         ),
         (
             trial(3, REPAIRED, Result(violation=0.1)),
-            f"{HEAD} gpu_memory_utilization=0.912: infeasible in 30 s "
-            "max_num_seqs 64 → 8: the KV cache holds no more; block_size None → 16: CPU",
+            f"{HEAD} gpu_memory_utilization=0.9123: infeasible in 30 s "
+            "max_num_seqs 64 → 8: the KV cache holds no more; block_size not set → 16: CPU",
         ),
     ],
 )

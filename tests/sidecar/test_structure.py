@@ -21,7 +21,7 @@ LAYERS = (
     ("search.sloguard",),
     ("search.registry",),
     ("config_window", "knob_ranges"),
-    ("capacity", "comparison", "config", "environment", "files", "lock", "rows", "schema", "states"),
+    ("capacity", "comparison", "config", "environment", "files", "lock", "rows", "schema", "shown", "states"),
     ("engine.command", "engine.http", "engine.process_group", "observed", "probation", "secret_files"),
     ("engine.fork_server",),
     ("engine.engine",),

@@ -48,9 +48,10 @@ function show(id, shown) {
 
 const now = () => Date.now() / 1000 + ahead;
 
+// In the browser's zone, which may be another than that of the sidecar's log: so the zone is said.
 function clock(seconds) {
   const when = new Date(seconds * 1000);
-  const time = when.toLocaleTimeString("en-GB");
+  const time = when.toLocaleTimeString("en-GB", { timeZoneName: "short" });
   const day = when.toDateString() === new Date().toDateString() ? "" : `${when.toLocaleDateString("en-CA")} `;
   return day + time;
 }
@@ -135,7 +136,7 @@ function gain({ gain: middle, low, high }) {
   const said = `Gain ${percent(middle)}, between ${percent(low)} and ${percent(high)}.`;
   return [
     drawn(
-      "svg", { width: wide, height: 60, role: "img", "aria-label": said },
+      "svg", { width: wide, height: 64, role: "img", "aria-label": said },
       drawn("line", { class: "zero", x1: x(0), x2: x(0), y1: 16, y2: 46 }), label(x(0), "no change", 58),
       drawn("g", { class: tone },
         drawn("line", { class: "mark", x1: x(low), x2: x(high), y1: 31, y2: 31 }),
@@ -236,7 +237,7 @@ function row(trial, goal) {
       ...(trial.note ? [node("div", "note", trial.note)] : [])),
     cell("verdict", "", ...tags),
     ...trial.figures.map(figure),
-    cell("number", goal.name, trial.objective), cell("number", "took", took),
+    cell("number", goal.name, trial.objective), cell("number", trial.took_s === null ? "so far" : "took", took),
   );
   made.setAttribute("role", "row");
   made.dataset.status = trial.status;
