@@ -3,6 +3,7 @@
 import math
 from statistics import mean, median
 
+import numpy as np
 import pytest
 from search_cases import crashed, feasible, infeasible, refused
 
@@ -29,7 +30,7 @@ SPACE = Space(
 def served(config: Config) -> Observation:
     """Too little memory is refused, too many tokens at once crash, and the best lies near that edge."""
     seqs, tokens, memory = (
-        to_unit(SPACE.by_name[name], float(config[name]))
+        float(to_unit(SPACE.by_name[name], np.array(config[name], dtype=float)))
         for name in ("max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization")
     )
     if memory < 0.1:

@@ -140,7 +140,7 @@ def test_a_cold_integer_still_moves_and_ends_turn_round() -> None:
 def test_scales_go_there_and_back() -> None:
     for knob in (SEQS, KNOBS["kv_cache_memory_bytes"], KNOBS["long_prefill_token_threshold"]):
         for value in (int(knob.low), int(knob.high)):
-            assert from_unit(knob, to_unit(knob, value)) == value
+            assert from_unit(knob, float(to_unit(knob, np.array(float(value))))) == value
     assert [from_unit(MEMORY, share) for share in (0.0, 0.5, 1.0)] == [0.6, 0.775, 0.95]
 
 
