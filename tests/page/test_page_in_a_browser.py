@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 from fake_service import await_state, fake_config, serving, sloguard
 from fake_vllm import OUT_OF_MEMORY
+from own_ports import own_port
 from page_bench import OOM, PageBench, measured, page_bench, page_config, result
 
 from sidecar.config import Config, load
-from sidecar.engine.engine import any_free_port
 from sidecar.journal import Journal
 from sidecar.operations import Operations
 from sidecar.states import State
@@ -137,7 +137,7 @@ def test_it_fits(bench: PageBench, tab: "Page", width: int, scheme: str) -> None
 
 
 def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -> None:
-    page = {"enabled": True, "port": any_free_port()}
+    page = {"enabled": True, "port": own_port()}
     knobs = {"max_num_seqs": {"low": 4, "high": 12}}
     search = {"budget": 30, "knobs": knobs, "unguarded": [{"max_num_seqs": OUT_OF_MEMORY}]}
     config_file = fake_config(tmp_path, page=page, search=search)

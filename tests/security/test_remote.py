@@ -11,10 +11,10 @@ import grpc
 import pytest
 import yaml
 from fake_service import fake_config, said_by, serving, sloguard, state_of
+from own_ports import own_port
 
 from sidecar import remote
 from sidecar.config import Config, ConfigError, Remote, load
-from sidecar.engine.engine import any_free_port
 from vllm_sloguard.wire import control_pb2
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
 
@@ -62,7 +62,7 @@ class Served:
 def served(keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
     """One sidecar for the module."""
     files = {"certificate": "server.pem", "key": "server.key", "ca": "ca.pem", "token": "token"}
-    section = {"address": f"127.0.0.1:{any_free_port()}", **{k: str(keys / v) for k, v in files.items()}}
+    section = {"address": f"127.0.0.1:{own_port()}", **{k: str(keys / v) for k, v in files.items()}}
     config_file = fake_config(tmp_path_factory.mktemp("served"), remote=section)
     with serving(config_file):
         yield Served(config_file, load(config_file), section)

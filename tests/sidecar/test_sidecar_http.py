@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from own_ports import own_port
 
-from sidecar.engine.engine import any_free_port
 from sidecar.engine.http import EngineHttp, Unanswered
 
 MODELS = {"data": [{"id": "demo"}]}
@@ -90,7 +90,7 @@ def test_an_error_is_not_healthy(server: Server, status: int) -> None:
 
 
 def test_nobody_there_is_not_healthy() -> None:
-    assert not EngineHttp("127.0.0.1", any_free_port(), {}).healthy()
+    assert not EngineHttp("127.0.0.1", own_port(), {}).healthy()
 
 
 def test_silence_is_not_healthy_and_ends(server: Server) -> None:
@@ -175,7 +175,7 @@ def test_a_proxy_of_the_environment_is_not_asked(server: Server) -> None:
     code = (
         "import sys; from sidecar.engine.http import EngineHttp as E; print(E('127.0.0.1', int(sys.argv[1])).healthy())"
     )
-    port, nobody = str(server.server_address[1]), f"http://127.0.0.1:{any_free_port()}"
+    port, nobody = str(server.server_address[1]), f"http://127.0.0.1:{own_port()}"
 
     ended = subprocess.run(
         [sys.executable, "-c", code, port], env={"http_proxy": nobody}, capture_output=True, check=True, timeout=60

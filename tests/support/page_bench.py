@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import grpc
 from engine_bench import write_config
+from own_ports import own_port
 
 from sidecar.config import Config, load
 from sidecar.control import Control, Requests
-from sidecar.engine.engine import any_free_port
 from sidecar.journal import Journal, Run
 from sidecar.judge import Measurement
 from sidecar.metrics import Metrics
@@ -40,7 +40,7 @@ OOM = Crash(
 
 def page_config(folder: Path, **sections: Any) -> Path:
     """A configuration with a page on a port of its own; ``sections`` are laid over it."""
-    page = {"enabled": True, "port": any_free_port(), **sections.pop("page", {})}
+    page = {"enabled": True, "port": own_port(), **sections.pop("page", {})}
     return write_config(folder, page=page, **sections)
 
 
