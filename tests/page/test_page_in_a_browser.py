@@ -22,8 +22,6 @@ from sidecar.trial import Result, Role
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def opened(tab: "Page", url: str) -> None:
     tab.goto(url)
@@ -54,6 +52,7 @@ def test_trials_come_as_they_are_recorded(bench: PageBench, tab: "Page") -> None
     bench.tried(run, Role.UNGUARDED, "unguarded", Result(crash=OOM))
     bench.begin(run, Role.SEARCH, "anneal", max_num_seqs=23)
     waits(tab, "#word", "tuning")
+    waits(tab, "#trials", "running")  # which was told last
     waits(tab, "#facts", "2 of 10")
     assert "╌ the level of what served before" in tab.inner_text("#chart .legend")
     assert re.search(r"Started \d\d:\d\d:\d\d (UTC|GMT\S*|[A-Z]{3,4})\. ", tab.inner_text("#run-about"))
@@ -176,7 +175,7 @@ def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -
         waits(tab, "#decided", "The run ended before its decision.")
 
         service.send_signal(signal.SIGTERM)
-        assert service.wait(30) == 0
+        assert service.wait(120) == 0
         waits(tab, "#lost", "Connection lost since")
         # While the engine serves on, another sidecar takes it over: the same tab goes on, with the new epoch.
         with serving(config_file) as again:

@@ -271,7 +271,7 @@ def test_junk_is_a_configuration_or_one_line(content: object) -> None:
 
 def run_command(*arguments: str | Path, mark: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [SLOGUARD, *arguments], capture_output=True, text=True, timeout=60, check=False, env={"SLOGUARD_TEST": mark}
+        [SLOGUARD, *arguments], capture_output=True, text=True, timeout=300, check=False, env={"SLOGUARD_TEST": mark}
     )
 
 

@@ -20,6 +20,7 @@ from sidecar.journal import Journal, Run
 from sidecar.judge import Measurement
 from sidecar.metrics import Metrics
 from sidecar.operations import Kind, Operations
+from sidecar.page.app import application
 from sidecar.page.server import Sources, served
 from sidecar.progress import Progress
 from sidecar.states import Cause, State
@@ -29,6 +30,8 @@ from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.wire import telemetry_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import add_ControlServiceServicer_to_server
 
+# A page imports it in its thread, which a test that ends at once would have to wait for.
+assert application
 OOM = Crash(
     Category.OUT_OF_MEMORY,
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
@@ -171,7 +174,7 @@ def fetch(url: str, body: bytes | None = None, **headers: str) -> Answer:
     """Status, headers and body of one request."""
     request = urllib.request.Request(url, data=body, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             return response.status, dict(response.headers), response.read()
     except urllib.error.HTTPError as error:
         return error.code, dict(error.headers), error.read()
