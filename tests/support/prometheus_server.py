@@ -14,9 +14,9 @@ from dashboard_queries import ask
 from own_ports import own_port
 
 BINARY = shutil.which("prometheus")
-_READY_S = 30.0
+_READY_S = 120.0
 _POLL_S = 0.1
-_REQUEST_S = 10.0
+_REQUEST_S = 60.0
 
 
 class PrometheusServer:
