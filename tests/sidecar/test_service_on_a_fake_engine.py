@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def serving_seqs(config: Config) -> int:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{config.engine.port}/load", timeout=30) as response:
             return json.loads(response.read())["max_num_seqs"]
-    except (urllib.error.URLError, OSError):
+    except (OSError, HTTPException):  # it may be ending
         return 0
 
 
@@ -97,7 +98,7 @@ def ready(config: Config) -> int:
             return response.status
     except urllib.error.HTTPError as error:
         return error.code
-    except (urllib.error.URLError, OSError):
+    except (OSError, HTTPException):  # it may be ending
         return 0
 
 
