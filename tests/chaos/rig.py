@@ -243,7 +243,7 @@ class Rig:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/ready", timeout=20) as response:
                 return response.status == 200
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             return False
 
     def serves(self) -> bool:
