@@ -26,7 +26,7 @@ from zygote import Zygote
 
 _TOLD_EVERY = 50
 # Where a state is not reached within it, the fault strikes where things stand.
-_REACH_S = 60.0
+_REACH_S = 25.0
 # More than what the invariants allow: they say how long it was.
 _SETTLED_S = 120.0
 _LONGEST_DELAY_S = {"starting": 0.5, "serving": 0.5, "draining": 0.3, "tuning": 3.0, "validating": 0.8}
