@@ -71,7 +71,9 @@ def planned(seed: int) -> Plan:
     return Plan(seed, *pairs[seed % len(pairs)])
 
 
-def run_one(zygote: Zygote, plan: Plan, *, keep: bool = False) -> Outcome:
+def run_one(
+    zygote: Zygote, plan: Plan, *, keep: bool = False, longest_outage_s: float = invariants.LONGEST_OUTAGE_S
+) -> Outcome:
     """One run, from an empty folder to an empty process table."""
     fault, state, rng = plan.fault, plan.state, random.Random(plan.seed)
     began = time.monotonic()
@@ -90,7 +92,7 @@ def run_one(zygote: Zygote, plan: Plan, *, keep: bool = False) -> Outcome:
         outage_s = max(rig.seen.unanswered_at - struck_at, 0.0)
         wrong += _stopped(rig)
         rig.look_at_trials()
-        wrong += invariants.wrong(rig, outage_s)
+        wrong += invariants.wrong(rig, outage_s, longest_outage_s)
         outcome = Outcome(
             plan.seed,
             fault.name,
@@ -205,12 +207,18 @@ def told(outcome: Outcome) -> str:
     return f"seed {outcome.seed} ({where}): {what}\n    {outcome.folder}; again: campaign.py --only {outcome.seed}"
 
 
-def campaign(plans: Iterable[Plan], jobs: int, *, keep: bool = False) -> list[Outcome]:
+def campaign(
+    plans: Iterable[Plan],
+    jobs: int,
+    *,
+    keep: bool = False,
+    longest_outage_s: float = invariants.LONGEST_OUTAGE_S,
+) -> list[Outcome]:
     """Every run, ``jobs`` at a time; violations are printed as they are found."""
     zygote, outcomes = Zygote(), list[Outcome]()
 
     def run(plan: Plan) -> Outcome:
-        return run_one(zygote, plan, keep=keep)
+        return run_one(zygote, plan, keep=keep, longest_outage_s=longest_outage_s)
 
     with ThreadPoolExecutor(jobs) as pool:
         for done in as_completed([pool.submit(run, plan) for plan in plans]):
