@@ -26,7 +26,7 @@ from vllm_sloguard.crash import Category
 from vllm_sloguard.learned import read
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 START_TIMEOUT_S = 180.0
 PHASES = (
