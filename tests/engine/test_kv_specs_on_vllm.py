@@ -17,7 +17,7 @@ from vllm_sloguard.memory import estimate
 from vllm_sloguard.model_shape import ModelShape, from_config
 from vllm_sloguard.weights import embedding_bytes, stages, weights_bytes
 
-pytestmark = [pytest.mark.engine]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 SCRIPT = Path(__file__).parents[1] / "support" / "vllm_specs.py"
 INT4: dict[str, Any] = {"bits": 4, "group_size": 128}

@@ -13,7 +13,7 @@ from streaming_engine import StreamingEngine, serving
 from sidecar.config import Dataset, Workload
 from sidecar.load import LoadClient, LoadError
 
-pytestmark = [pytest.mark.engine]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 MODEL = str(DEMO / "model")
 

@@ -42,7 +42,7 @@ PHASES = (
 def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """One sidecar for the tests of this module."""
     folder = tmp_path_factory.mktemp("plugin")
-    with bench(write_config(folder, model=slower_model(folder), workload={"requests": 80, "rate": 10})) as parts:
+    with bench(write_config(folder, model=slower_model(folder), workload={"requests": 200, "rate": 10})) as parts:
         yield parts
 
 
@@ -69,11 +69,10 @@ def engine(sidecar: Bench) -> Generator[Engine]:
 
 
 def send_load(sidecar: Bench, engine: Engine, workload: Workload | None = None) -> LoadResult:
-    """``workload``, or the configuration's, on ``engine``."""
+    """``workload``, or the first of the configuration's, on ``engine``."""
     config = sidecar.config
-    return sidecar.runner.client.run(
-        workload or config.workload, engine.http.base_url, engine.http.model(), config.model, lambda: False
-    )
+    workload = workload or config.workload.model_copy(update={"requests": 40})
+    return sidecar.runner.client.run(workload, engine.http.base_url, engine.http.model(), config.model, lambda: False)
 
 
 def sent(load: LoadResult) -> int:
@@ -148,6 +147,7 @@ def test_what_vllm_reports_of_its_memory_is_kept_for_the_next_start(sidecar: Ben
     assert start.kv_tokens == sidecar.hub.of(engine.launch.engine_id).kv_cache_tokens
 
 
+@pytest.mark.alone
 def test_latencies_agree_with_what_the_client_measured(sidecar: Bench, engine: Engine) -> None:
     # Long prompts, few at once: what the client adds, on a machine of two cores, is some milliseconds of hundreds.
     changes = {"requests": 15, "rate": 1.0, "input_tokens": 700, "spread": 0.0}

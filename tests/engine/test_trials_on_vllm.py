@@ -5,7 +5,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support.engine_bench import INCUMBENT, bench, write_config
+from engine_bench import INCUMBENT, bench, write_config
 
 from sidecar.search.contract import Proposal
 from sidecar.trial import Plan, Result, Role, Start

@@ -55,7 +55,9 @@ def test_trials_come_as_they_are_recorded(bench: PageBench, tab: "Page") -> None
     waits(tab, "#trials", "running")  # which was told last
     waits(tab, "#facts", "2 of 10")
     assert "╌ the level of what served before" in tab.inner_text("#chart .legend")
-    assert re.search(r"Started (\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d (UTC|GMT\S*|[A-Z]{3,4})\. ", tab.inner_text("#run-about"))
+    assert re.search(
+        r"Started (\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d (UTC|GMT\S*|[A-Z]{3,4})\. ", tab.inner_text("#run-about")
+    )
     rows = tab.locator("#trials tr").all_inner_texts()
     verdicts = ("running", "crashed", "misses the SLO")
     assert [next(word for word in verdicts if word in row) for row in rows] == list(verdicts)
