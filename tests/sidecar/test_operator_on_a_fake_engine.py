@@ -5,9 +5,11 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from test_service_on_a_fake_engine import (
 from sidecar import lock
 from sidecar.config import Config, load
 from sidecar.engine.process_group import Identity, ProcessGroup
-from sidecar.journal import Journal
+from sidecar.journal import FILE_NAME, Journal
 from vllm_sloguard.link import unix_target
 from vllm_sloguard.wire import control_pb2
 from vllm_sloguard.wire import telemetry_pb2 as pb
@@ -208,11 +210,13 @@ def test_a_rollback_that_was_cut_off_is_done_by_the_next_sidecar(config_file: Pa
     config = load(config_file)
     promoted(config, 8)
     serve = started(config_file)
-    serve.send_signal(signal.SIGSTOP)
-    journal = Journal(config.state)  # what the control service writes, and then the kill
-    journal.write("INSERT INTO rollbacks VALUES (1, 0, 'asked for')", ())
-    serve.kill()
-    serve.communicate(timeout=120)
+    # What the control service writes, and then the kill: the sidecar does not see it any more.
+    with closing(sqlite3.connect(config.state / FILE_NAME, timeout=60, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("INSERT INTO rollbacks VALUES (1, 0, 'asked for')")
+        serve.kill()
+        serve.communicate(timeout=120)
+        db.execute("COMMIT")
     assert serving_seqs(config) == 8
 
     again = started(config_file)
