@@ -57,7 +57,8 @@ def opened(state: Path, folder: Path, width: int = 1280) -> dict[str, object]:
     assert CHROMIUM is not None
     command = [
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=10000", f"--window-size={width},900", "--dump-dom", f"file://{folder / 'report.html'}",
+        f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=10000", f"--window-size={width},900",
+        "--dump-dom", f"file://{folder / 'report.html'}",
     ]  # fmt: skip
     dumped = subprocess.run(command, capture_output=True, text=True, check=True, timeout=500).stdout
     found = re.search(r'<div id="probe">(.*?)</div>', dumped, re.DOTALL)
