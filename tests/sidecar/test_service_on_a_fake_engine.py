@@ -60,7 +60,7 @@ def configured(
             "unguarded": [{"max_num_seqs": n} for n in unguarded],
             **search,
         },
-        window={"duration": "60s", "notice": "0s"},
+        window={"duration": "10m", "notice": "0s"},
     )
 
 

@@ -34,7 +34,7 @@ def fake_config(folder: Path, **sections: Any) -> Path:
     settings: dict[str, Any] = {
         "workload": {"requests": 50},
         "search": search,
-        "window": {"duration": "60s", "notice": "0s"},
+        "window": {"duration": "10m", "notice": "0s"},
         **sections,
     }
     return write_config(folder, engine=engine, **settings)
