@@ -1,12 +1,12 @@
 """`sloguard tune` and `sloguard serve` on real vLLM, as an operator runs them."""
 
+import http.client
 import json
 import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -128,7 +128,7 @@ class Client:
             try:
                 with urllib.request.urlopen(request, timeout=60) as response:
                     tokens = json.loads(response.read())["usage"]["completion_tokens"]
-            except (urllib.error.URLError, OSError) as error:
+            except (OSError, http.client.HTTPException) as error:
                 self.answers.append((began, time.time(), str(error)))
                 self.stop.wait(0.2)
                 continue

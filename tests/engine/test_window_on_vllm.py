@@ -1,12 +1,12 @@
 """`sloguard serve` on real vLLM: killed in each state, and with a promotion that crashes again and again."""
 
+import http.client
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -94,7 +94,7 @@ def ready(config: Config) -> bool:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{config.metrics.port}/ready", timeout=2) as response:
             return response.status == 200
-    except (urllib.error.URLError, OSError):
+    except (OSError, http.client.HTTPException):
         return False
 
 
