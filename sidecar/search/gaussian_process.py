@@ -33,7 +33,8 @@ class Prediction:
 @dataclass(frozen=True)
 class GaussianProcess:
     """Fitted to values at encoded places. ``noise_sd`` is that of one observation; ``slopes`` are the standard
-    deviations of a linear part, knob by knob, over the function's amplitude."""
+    deviations of a linear part, knob by knob, over the function's amplitude; ``log_posterior`` compares processes that
+    were fitted to as many values at the same places."""
 
     encoding: Encoding
     places: Array
@@ -44,6 +45,7 @@ class GaussianProcess:
     noise: float
     factor: Array
     weights: Array
+    log_posterior: float
 
     @property
     def noise_sd(self) -> float:
@@ -95,7 +97,7 @@ def fit(
     amplitude = float((residual @ residual / 2 + _AMPLITUDE * scale**2) / (n / 2 + _AMPLITUDE))
     weights: Array = np.linalg.solve(factor.T, residual)
     return GaussianProcess(
-        encoding, places, inverse, slopes / scale, offset, amplitude, float(_NOISES[noise]), factor, weights
+        encoding, places, inverse, slopes / scale, offset, amplitude, float(_NOISES[noise]), factor, weights, best
     )
 
 
