@@ -65,20 +65,29 @@ class GaussianProcess:
 
 
 def fit(
-    encoding: Encoding, places: Array, values: Array, scale: float, *, stretch: Array, slopes: Array
+    encoding: Encoding,
+    places: Array,
+    values: Array,
+    scale: float,
+    *,
+    stretch: Array,
+    slopes: Array,
+    like: GaussianProcess | None = None,
 ) -> GaussianProcess:
     """The process for ``values`` (shape (n,), at least one) at ``places`` (shape (n, knobs)).
 
     ``scale`` is the standard deviation that the function is expected to have, in the unit of the values; ``stretch``
     (shape (knobs,)) lengthens the lengthscales that are expected; ``slopes`` (shape (knobs,)) are standard
-    deviations of a slope over each knob's range, in the unit of the values, and 0 for choices.
+    deviations of a slope over each knob's range, in the unit of the values, and 0 for choices. ``like`` is a process to
+    begin with.
     """
     expected = np.log(_LENGTH_MEDIAN * math.sqrt(places.shape[1]) * stretch)
     squares = np.square(encoding.differences(places, places))
     line = (places - 0.5) * slopes / scale
     lines: Array = line @ line.T
-    lengths = np.argmin(np.abs(np.log(_LENGTHS)[:, None] - expected), axis=0)
-    noise = int(np.argmin(np.abs(np.log(_NOISES / _NOISE_MEDIAN))))
+    first = expected if like is None else -np.log(like.inverse_lengths)
+    lengths = np.argmin(np.abs(np.log(_LENGTHS)[:, None] - first), axis=0)
+    noise = int(np.argmin(np.abs(np.log(_NOISES / (_NOISE_MEDIAN if like is None else like.noise)))))
     best = -math.inf
     for _ in range(_STEPS):
         tried = _variations(lengths, noise)

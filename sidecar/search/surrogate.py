@@ -118,12 +118,17 @@ def learn(
         lengths = stretch(encoding) if priors else np.ones(there.shape[1])
         # Of the objective alone: with those of the constraints, too, the landscapes came out worse.
         uncertain = slopes(encoding, name) if priors and name == LATENCY else np.zeros(there.shape[1])
-        fits = [
-            (fit(encoding, there, values - trust @ prior, scale, stretch=lengths, slopes=uncertain), trust)
-            for trust in (_trusts(there, prior) if priors else [np.zeros(there.shape[1])])
-        ]
-        odds = [process.log_posterior - _TRUSTED * rank for rank, (process, _) in enumerate(fits)]
-        process, trust = fits[int(np.argmax(odds))]
+
+        def fitted(trust: Array, like: GaussianProcess | None = None) -> GaussianProcess:
+            around = values - trust @ prior
+            return fit(encoding, there, around, scale, stretch=lengths, slopes=uncertain, like=like)
+
+        trust, *others = _trusts(there, prior) if priors else [np.zeros(there.shape[1])]
+        process = fitted(trust)
+        for doubted in others:
+            other = fitted(doubted, process)
+            if other.log_posterior - _TRUSTED > process.log_posterior:
+                process, trust = other, doubted
         return Target(name, process, trust, eager)
 
     margins = tuple(
