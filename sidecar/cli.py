@@ -165,7 +165,7 @@ def serve(config_file: ConfigFile) -> None:
 
     with (
         assembled(config, say) as parts,
-        View(console, list(config.search.knobs), config.search.budget) as view,
+        View(console, list(config.search.knobs), config.search.budget, say) as view,
     ):
         _on_signals(parts.requests)
         server = parts.metrics.serve()

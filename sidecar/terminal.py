@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import TracebackType
 from typing import IO, Any, Self, cast
 
@@ -72,10 +73,13 @@ def busy(what: str) -> Generator[Callable[[str], None]]:
 
 
 class View:
-    """Shows the trials of one run as they start and end."""
+    """Shows the trials of one run as they start and end; without a terminal a line each, by ``say`` if given."""
 
-    def __init__(self, console: Console, knobs: Sequence[str], budget: int) -> None:
+    def __init__(
+        self, console: Console, knobs: Sequence[str], budget: int, say: Callable[[str], None] | None = None
+    ) -> None:
         self._console = console
+        self._say = say or partial(console.print, highlight=False, soft_wrap=True, markup=False)
         self._knobs = tuple(knobs)
         self._budget = budget
         self._trials: dict[tuple[int, int], Trial] = {}
@@ -96,7 +100,7 @@ class View:
         """Takes a trial that has started or ended."""
         self._trials[trial.run, trial.number] = trial
         if not self._console.is_terminal:
-            self._console.print(line(trial, self._knobs), highlight=False, soft_wrap=True, markup=False)
+            self._say(line(trial, self._knobs))
 
     def _picture(self) -> RenderableType:
         if not self._trials:

@@ -22,6 +22,7 @@ answers an aborted request with status 200.
 import asyncio
 import contextvars
 import functools
+import importlib
 import json
 import os
 import queue
@@ -237,6 +238,8 @@ class Client:
     async def _run(self, request: dict[str, Any]) -> dict[str, Any]:
         arguments = self._parser.parse_args(request["argv"])
         assert arguments is not None
+        if arguments.dataset_name == "custom":
+            _pandas()
         load = Load(float(request["request_timeout_s"]), int(request["warmup_requests"]))
         arguments.num_prompts += most(load.least_warm_ups)
         self._lib.ASYNC_REQUEST_FUNCS["openai"] = functools.partial(load.send, self._send)
@@ -257,6 +260,14 @@ class Client:
         if load.session is not None:
             await load.session.close()
         return result
+
+
+def _pandas() -> None:
+    """vLLM says of a missing pandas that vllm is missing. Raises ModuleNotFoundError."""
+    try:
+        importlib.import_module("pandas")
+    except ImportError:
+        raise ModuleNotFoundError("custom prompts are read with pandas: pip install pandas beside vLLM") from None
 
 
 def _recorded(plain: Any) -> Any:

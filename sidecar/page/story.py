@@ -44,6 +44,7 @@ _HEADLINES = {
     Outcome.WORSE: "What served before stays: the best candidate was worse.",
     Outcome.INCONCLUSIVE: "What served before stays: the evidence was not clear enough for a change.",
 }
+_UNDONE = "A better configuration was found and promoted, and has been rolled back since."
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def story(config: Config, facts: Facts, *, version: str, orders: str) -> Story:
         paused=facts.paused and Note(facts.paused.at, facts.paused.reason),
         window=facts.window and Note(facts.window.at, facts.window.reason),
         last_window=facts.last_window and _ended(facts.last_window),
-        run=_run(facts.setup, facts.run, facts.trials) if facts.run and facts.setup else None,
+        run=_run(facts.setup, facts.run, facts.trials, facts.rolled_back) if facts.run and facts.setup else None,
         problem=facts.problem,
     )
 
@@ -225,7 +226,8 @@ def _changes(before: Args, after: Args) -> tuple[str, ...]:
     return tuple(change(name, before.get(name), after.get(name)) for name in names)
 
 
-def _run(setup: Setup, run: Run, trials: Sequence[Trial]) -> RunShown:
+def _run(setup: Setup, run: Run, trials: Sequence[Trial], rolled_back: Promoted | None) -> RunShown:
+    undone = rolled_back is not None and rolled_back.run == run.id
     ran = [t for t in trials if t.status not in (Status.REFUSED, Status.ABORTED, Status.RUNNING)]
     validated = sum(t.plan.role in VALIDATING for t in ran)
     shown = trials[-_MOST_TRIALS:]
@@ -239,7 +241,7 @@ def _run(setup: Setup, run: Run, trials: Sequence[Trial]) -> RunShown:
         next_look=_next_look(setup, [t for t in ran if t.plan.role in VALIDATING]),
         trials=tuple(_trial(setup, trial) for trial in shown),
         left_out=len(trials) - len(shown),
-        decision=_decision(run.decision, run.ended_at) if run.decision else None,
+        decision=_decision(run.decision, run.ended_at, undone=undone) if run.decision else None,
     )
 
 
@@ -284,12 +286,13 @@ def _what(trial: Trial) -> str:
     return _ROLES.get(trial.plan.role) or f"search: {trial.plan.phase}"
 
 
-def _decision(decision: dict[str, Any], at: float | None) -> DecisionShown:
+def _decision(decision: dict[str, Any], at: float | None, *, undone: bool) -> DecisionShown:
     outcome = str(decision["outcome"])
     known = next((o for o in Outcome if o == outcome), None)
+    headline = _HEADLINES[known] if known else "The run ended before its decision."
     return DecisionShown(
         outcome=outcome,
-        headline=_HEADLINES[known] if known else "The run ended before its decision.",
+        headline=_UNDONE if undone else headline,
         reason=str(decision["reason"]),
         at=at,
         gain=_number(decision.get("gain")),

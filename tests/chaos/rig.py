@@ -127,7 +127,7 @@ class Rig:
                 "knobs": {"max_num_seqs": {"low": 4, "high": 8 if self.settings.improves else 6}},
             },
             "promotion": {"pairs": [2]},
-            "window": {"duration": self.settings.duration_s, "notice": "0s"},
+            "window": {"duration": f"{self.settings.duration_s}s", "notice": "0s"},
             "state": str(self.state),
             "metrics": {"port": self.metrics_port},
             "page": {"port": 0},

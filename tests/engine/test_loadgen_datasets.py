@@ -1,6 +1,7 @@
 """Prompts from files, read by vLLM's own benchmark."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,3 +62,16 @@ def test_a_file_that_vllm_can_not_read_is_an_error(client: LoadClient, tmp_path:
 
     with pytest.raises(LoadError, match="must contain a 'prompt' column"):
         client.run(workload(Dataset.CUSTOM, path), "http://127.0.0.1:9", MODEL, MODEL, lambda: False)
+
+
+def test_custom_prompts_without_pandas_are_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "pandas.py").write_text("raise ImportError")
+    environment = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join((str(tmp_path), *filter(None, sys.path)))}
+    client = LoadClient(sys.executable, tmp_path / "client.log", environment)
+    try:
+        with pytest.raises(LoadError, match="pip install pandas beside vLLM"):
+            client.run(
+                workload(Dataset.CUSTOM, tmp_path / "prompts.jsonl"), "http://127.0.0.1:9", MODEL, MODEL, lambda: False
+            )
+    finally:
+        client.close()

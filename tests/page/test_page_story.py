@@ -162,6 +162,22 @@ def test_a_decision_says_what_it_means(config: Config, outcome: str, headline: s
     assert (run.decision.gain, run.decision.low, run.decision.high) == (0.1, None, None)
 
 
+def test_a_decision_that_was_undone_says_so(config: Config) -> None:
+    run = Run(3, "digest", {}, 90.0, 200.0, {"outcome": "promoted", "reason": "so it is"})
+    headlines: list[str] = []
+    for of_run in (3, 2):
+        undone = Promoted(5, of_run, "base", {}, 60.0, None, 70.0, "it crashed 3 times")
+        shown = told(config, run=run, rolled_back=undone).run
+        assert shown is not None
+        assert shown.decision is not None
+        headlines.append(shown.decision.headline)
+
+    assert headlines == [
+        "A better configuration was found and promoted, and has been rolled back since.",
+        "A better configuration was found, and promoted.",
+    ]
+
+
 def test_a_promotion_is_told_as_its_changes(config: Config) -> None:
     args: dict[str, Any] = {"max_num_seqs": 23, "block_size": 32}
     undone = Promoted(5, 3, "base", args, 60.0, None, 70.0, "it crashed 3 times")

@@ -151,7 +151,7 @@ def test_a_folder_that_is_not_there_is_told_by_the_file_that_was_asked_for(run: 
     done = sloguard("export", run, "--csv", tmp_path / "missing" / "trials.csv")
 
     assert done.returncode == 1
-    assert done.stderr == f"sloguard: [Errno 2] No such file or directory: '{tmp_path}/missing/trials.csv'\n"
+    assert done.stderr == f"sloguard: {tmp_path}/missing/trials.csv: No such file or directory\n"
 
 
 @pytest.mark.parametrize("words", [("report", "-o"), ("export", "--csv"), ("export", "--jsonl")])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -156,6 +157,7 @@ def test_a_window_promotes_the_better_configuration(config_file: Path) -> None:
     assert validating.at <= min(t.started_at for t in journal.trials() if t.plan.role is Role.REFERENCE)
     output = ended(serve, signal.SIGINT)
     assert "halted: stopped, with its engine" in output
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+ trial 1 baseline: ", output, re.MULTILINE)
     assert serving_seqs(config) == 0
 
     # What was promoted is what serves from now on.

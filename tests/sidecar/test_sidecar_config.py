@@ -316,5 +316,7 @@ def test_status_without_a_journal_says_one_line_and_writes_nothing(tmp_path: Pat
     ended = run_command("status", tmp_path)
 
     assert ended.returncode == 1
-    assert ended.stderr == f"sloguard: {tmp_path}: no journal.sqlite in it\n"
+    assert ended.stderr == (
+        f"sloguard: {tmp_path}: no journal.sqlite in it; `sloguard serve` and `sloguard tune` make one\n"
+    )
     assert list(tmp_path.iterdir()) == []
