@@ -35,7 +35,7 @@ from sidecar.page import server as page
 from sidecar.promotion import Outcome
 from sidecar.seconds import spent
 from sidecar.service import Service
-from sidecar.shown import when
+from sidecar.shown import address, when
 from sidecar.terminal import View, line, show, spending, unfailing_console
 from sidecar.trial import as_json
 from sidecar.tuner import Tuner, incumbent_args, open_run
@@ -172,8 +172,7 @@ def serve(config_file: ConfigFile) -> None:
         try:
             where = server.server_address
             say(f"metrics: http://{where[0]}:{where[1]}/metrics")
-            host = config.engine.host
-            say(f"vLLM: http://{f'[{host}]' if ':' in host else host}:{config.engine.port}, once it serves")
+            say(f"vLLM: {address(config.engine.host, config.engine.port)}, once it serves")
             service = Service(config, parts, say=say, notify=view.notify)
             with page.served(page.Sources(config, parts.hub, parts.requests, service.progress), say):
                 service.run()

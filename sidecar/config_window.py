@@ -18,6 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+# Of a window.
+LONGEST_S = 7 * 86400
+
 
 class Section(BaseModel):
     """What all sections have in common: no other fields than these, and no value is bent to its type."""
@@ -48,7 +51,7 @@ def _text(given: float) -> str:
 
 
 def _a_week(given: float) -> float:
-    if given > 7 * 86400:
+    if given > LONGEST_S:
         raise ValueError('"168h" at most, which is a week')
     return given
 

@@ -10,6 +10,7 @@ from typing import NoReturn
 import grpc
 
 from sidecar.config import Config
+from sidecar.config_window import LONGEST_S
 from sidecar.journal import Journal, JournalError, Superseded
 from sidecar.opening import refusal
 from sidecar.operations import Kind, Operations
@@ -60,8 +61,8 @@ class Control(ControlServiceServicer):
             if why_not := busy(asked):
                 paused = operations.paused() is not None
                 _refuse(context, f"{why_not}{'; it is paused, too: `sloguard resume`' if paused else ''}")
-            if not 0 <= request.duration_seconds <= 7 * 86400:
-                text = "duration_seconds: from 0 to 604800 are allowed"
+            if not 0 <= request.duration_seconds <= LONGEST_S:
+                text = f"duration_seconds: from 0 to {LONGEST_S} are allowed"
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
             why_not = refusal(
                 self._config.window,

@@ -25,7 +25,7 @@ from sidecar.environment import UnusablePythonError, answer, packages
 from sidecar.journal import FILE_NAME, Journal, JournalError
 from sidecar.observed import SHM, Devices, Facts, Imports, Link, Model, Port, Scrape, Shm, State, Vllm
 from sidecar.own_engines import Own, running
-from sidecar.shown import when
+from sidecar.shown import address, when
 from vllm_sloguard import __version__, gpus, machine, model_shape
 from vllm_sloguard.learned import ranks_of
 from vllm_sloguard.rules.arguments import misspelt
@@ -245,7 +245,7 @@ def _link(config: Config, journal: Journal | None) -> Link:
 
 def _scrape(config: Config, prometheus: str) -> Scrape:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.metrics.host, config.metrics.host)  # noqa: S104 - read only
-    url = f"http://{f'[{host}]' if ':' in host else host}:{config.metrics.port}/metrics"
+    url = f"{address(host, config.metrics.port)}/metrics"
     # Only `serve` has the page, on a port that is known where it is not 0.
     expected = _holder(config) is not None and config.metrics.port != 0
     error = ""

@@ -19,8 +19,8 @@ from sidecar.config_window import seconds
 from sidecar.engine.process_group import ProcessGroup
 from sidecar.journal import FILE_NAME, Journal, JournalError, Promoted, Run, StateRecord
 from sidecar.operations import Event, Kind, Operations
-from sidecar.shown import assignments, setting, when
-from sidecar.states import State
+from sidecar.shown import address, assignments, setting, when
+from sidecar.states import COMING_UP, State
 from sidecar.terminal import View, busy
 from sidecar.trial import Status
 from vllm_sloguard.learned import RULE, Rule
@@ -287,13 +287,13 @@ def _serves(journal: Journal, operations: Operations, record: StateRecord | None
     engines = [e for e in journal.engines() if e.role == "serving" and ProcessGroup(e.identity).leader_alive()]
     starts = operations.events([Kind.START], 1)
     # An engine that is still starting is not yet the last that has started.
-    if not engines or not starts or record is None or record.state in ("starting", "promoting", "restoring"):
+    if not engines or not starts or record is None or record.state in COMING_UP:
         return {"serves": None, "engine_address": None}
     number = starts[-1].content["promotion"]
-    host, port = engines[-1].launch["host"], engines[-1].launch["port"]
+    launch = engines[-1].launch
     return {
         "serves": "the file's arguments" if number is None else f"promotion {number}",
-        "engine_address": f"http://{f'[{host}]' if ':' in host else host}:{port}",
+        "engine_address": address(launch["host"], launch["port"]),
     }
 
 

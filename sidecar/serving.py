@@ -19,14 +19,13 @@ from sidecar.probation import Record, Request, Ruling, Verdict, crash_loop, reco
 from sidecar.progress import Progress
 from sidecar.runner import Runner
 from sidecar.shown import setting
-from sidecar.states import Cause, State
+from sidecar.states import COMING_UP, Cause, State
 from sidecar.telemetry import TelemetryHub
 from sidecar.traffic import real_requests
 from vllm_sloguard.crash import Category, Crash
 
 _PROBES_TO_HANG = 2
 _LONGEST_BACKOFF_S = 60.0
-_COMING_UP = (State.STARTING, State.PROMOTING, State.RESTORING)
 # A start that fails for this says nothing of what was started.
 _PORT_TAKEN = "Address already in use"
 
@@ -112,7 +111,7 @@ class Serving:
         promotion, args = self.wanted()
         self._crashes = self._earlier_crashes()
         self.restore_s = self._operations.longest_start_s() or 0.0
-        self._engine = self._adoptable(args, coming_up=last is not None and last.state in _COMING_UP)
+        self._engine = self._adoptable(args, coming_up=last is not None and last.state in COMING_UP)
         try:
             self._engines.end_orphans(keep=self._engine.launch.engine_id if self._engine is not None else "")
         except (NotGoneError, OSError) as error:

@@ -21,6 +21,8 @@ class State(StrEnum):
 ENGINE_ENDED = "stopped, with its engine"
 ENGINE_SERVES_ON = "stopped; the engine serves on"
 FAILED = "failed"
+# What is to serve is being started.
+COMING_UP = (State.STARTING, State.PROMOTING, State.RESTORING)
 # A window is open, and can be given up.
 IN_A_WINDOW = (State.DRAINING, State.TUNING, State.VALIDATING)
 

@@ -8,6 +8,8 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sidecar.shown import address
+
 _MOST_ANSWER_BYTES = 4 * 2**20
 # A proxy for the outside world has no part between the sidecar and its engine.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -22,7 +24,7 @@ class EngineHttp:
 
     def __init__(self, host: str, port: int, environment: Mapping[str, str] = os.environ) -> None:
         local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where it listens, not we
-        self.base_url = f"http://{f'[{local}]' if ':' in local else local}:{port}"
+        self.base_url = address(local, port)
         self._key = environment.get("VLLM_API_KEY", "")
 
     def healthy(self, timeout_s: float = 2.0) -> bool:

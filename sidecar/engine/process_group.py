@@ -206,11 +206,12 @@ def _started_s(pid: int) -> float:
 def writing_to(folder: Path) -> set[str]:
     """The engines of which a process writes to its log in ``folder``."""
     found: set[str] = set()
+    folder = folder.resolve()
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             log = _log(process)
             engine_id = log.stem.removeprefix("engine-")
-            if log == log_of(folder.resolve(), engine_id):
+            if log == log_of(folder, engine_id):
                 found.add(engine_id)
     return found
 

@@ -11,6 +11,7 @@ from sidecar.engine.engine import port_owner
 from sidecar.page.feed import Feed, Sources
 from sidecar.page.token import path_of, token_of
 from sidecar.progress import Say
+from sidecar.shown import address
 
 _GRACE_S = 1
 _PATIENCE_S = 3.0
@@ -27,7 +28,7 @@ def served(sources: Sources, say: Say) -> Generator[None]:
     listener = _listener(config.page)
     page = _Page(sources, listener, token, say)
     host, port = listener.getsockname()[:2]
-    say(f"page: http://{f'[{host}]' if ':' in host else host}:{port}/")
+    say(f"page: {address(host, port)}/")
     page.start()
     try:
         yield

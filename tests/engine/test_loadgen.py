@@ -65,16 +65,18 @@ def test_a_stop_cancels_what_is_in_flight_and_leaves_the_engine_idle(client: Loa
     with serving(StreamingEngine(seats=2, step_s=0.02)) as engine:
         load = send(client, engine, LOAD.model_copy(update={"requests": 400}), stop_at_ten)
         assert time.monotonic() - stopped_at < 2
-        deadline = time.monotonic() + 2
-        while engine.running and time.monotonic() < deadline:
+        deadline = time.monotonic() + 10
+        while engine.answered + engine.aborted < engine.arrived and time.monotonic() < deadline:
             time.sleep(0.02)
         assert engine.running == 0
         arrived = engine.arrived
         assert load.ending == Ending(End.STOP, "ten are enough")
         assert 10 <= len(load.requests) < 100
         assert load.cancelled > 10  # at 50 requests a second, of which 12 are served
-        assert arrived == len(load.requests) + load.cancelled
-        assert engine.aborted == load.cancelled
+        # The last one or two may have been cancelled before they arrived.
+        assert len(load.requests) + load.cancelled - arrived in (0, 1, 2)
+        assert engine.answered + engine.aborted == arrived
+        assert engine.answered >= len(load.requests)
         assert all(not r.error for r in load.requests)
 
         again = send(client, engine, LOAD.model_copy(update={"requests": 10}))

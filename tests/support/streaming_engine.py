@@ -21,30 +21,36 @@ class StreamingEngine:
     url: str = ""
     arrived: int = 0
     running: int = 0
+    answered: int = 0
     aborted: int = 0
     prompts: list[str] = field(default_factory=list[str])
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
-        """One completion, as vLLM streams it."""
-        body = await request.json()
+        """One completion, as vLLM streams it; every one that arrives is in the end answered or aborted."""
         self.arrived += 1
-        self.prompts.append(body["prompt"])
-        slow = 10 if self.arrived <= self.cold else 1
-        tokens = body["max_tokens"] - (1 if self.short and self.arrived % self.short == 0 else 0)
-        response = web.StreamResponse()
-        await response.prepare(request)
         try:
-            async with self._seats:
-                self.running += 1
-                try:
-                    for _ in range(tokens):
-                        await asyncio.sleep(self.step_s * slow)
-                        await _write(response, {"choices": [{"text": "a"}]})
-                finally:
-                    self.running -= 1
+            response = await self._complete(request, slow=10 if self.arrived <= self.cold else 1)
         except (asyncio.CancelledError, ConnectionResetError):
             self.aborted += 1
             raise
+        self.answered += 1
+        return response
+
+    async def _complete(self, request: web.Request, slow: int) -> web.StreamResponse:
+        short = 1 if self.short and self.arrived % self.short == 0 else 0
+        body = await request.json()
+        self.prompts.append(body["prompt"])
+        tokens = body["max_tokens"] - short
+        response = web.StreamResponse()
+        await response.prepare(request)
+        async with self._seats:
+            self.running += 1
+            try:
+                for _ in range(tokens):
+                    await asyncio.sleep(self.step_s * slow)
+                    await _write(response, {"choices": [{"text": "a"}]})
+            finally:
+                self.running -= 1
         await _write(response, {"choices": [], "usage": {"prompt_tokens": 8, "completion_tokens": tokens}})
         await response.write(b"data: [DONE]\n\n")
         return response
