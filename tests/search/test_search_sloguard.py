@@ -212,11 +212,11 @@ def test_an_ask_after_300_trials_with_margins_is_quick() -> None:
     optimizer = make("sloguard", space, 0, 400, Context(history[0].config))
     took_s: list[float] = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         optimizer.ask(history)
-        took_s.append(time.perf_counter() - start)
-    print(f"median ask with 300 told: {1000 * median(took_s):.0f} ms")
-    assert median(took_s) < 0.5  # ten times the goal, so that a busy machine passes
+        took_s.append(time.process_time() - start)
+    print(f"median ask with 300 told: {1000 * median(took_s):.0f} ms of a processor")
+    assert median(took_s) < 0.15  # three times the goal: a shared core is slower, whatever else is counted
 
 
 def test_the_outcomes_of_the_crash_threshold() -> None:
