@@ -2,18 +2,29 @@
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 # The fake engine's python3 is the one with the packages, also where its environment is not active.
 os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+# In the background of a shell it is ignored, and what is started from here would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+# The same inputs in every run, whatever else runs on the machine: neither its speed nor chance decides.
+settings.register_profile("same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what needs vLLM where there is none, and says so."""
+    """Keeps the engine tests of a file, which share what they start, on one worker; skips them without vLLM."""
+    for item in items:
+        if item.get_closest_marker("engine") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     if importlib.util.find_spec("vllm") is not None:
         return
     for item in items:

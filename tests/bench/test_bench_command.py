@@ -18,7 +18,7 @@ def sloguard(*args: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "sidecar.cli", *map(str, args)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )

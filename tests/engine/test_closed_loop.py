@@ -27,7 +27,7 @@ from sidecar.journal import Journal, JournalError
 from sidecar.promotion import Outcome
 from sidecar.states import State
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 SLOGUARD = [sys.executable, "-m", "sidecar.cli"]
 SEARCH: dict[str, Any] = {"unguarded": [], "knobs": {"max_num_seqs": {"low": 4, "high": 64}}}
@@ -60,6 +60,7 @@ def engine_ids(state: Path) -> set[str]:
     return {log.stem.removeprefix("engine-") for log in (state / "logs").glob("engine-*.log")}
 
 
+@pytest.mark.xdist_group("killed run")
 def test_a_killed_run_goes_on_and_ends_in_a_file_that_vllm_accepts(tmp_path: Path) -> None:
     config_file = write_config(
         tmp_path, search={**SEARCH, "budget": 2}, workload={"requests": 40}, promotion={"min_gain": 0.0, "pairs": [2]}
@@ -146,6 +147,7 @@ def every_panel_has_data(prometheus: PrometheusServer) -> None:
         wait_for(lambda query=query: bool(prometheus.query(query)), 30, f"no data: {query}")
 
 
+@pytest.mark.xdist_group("window")
 def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> None:
     # Cron knows whole minutes, and the first start must come before the window.
     opening = datetime.now().astimezone() + timedelta(minutes=2)

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from sidecar.engine.engine import Engine
 from sidecar.live import LEASE_S, LiveError, LiveHub
 from vllm_sloguard.live import LONG_PREFILL, PREFIX_CACHING, RESERVE, SEQS, TOKENS, Verdict
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.engine, pytest.mark.alone, pytest.mark.timeout(900)]
 
 DRAW = random.Random(7)
 PROMPTS = ["".join(DRAW.choices("abcdefgh ", k=400)) for _ in range(6)]
@@ -31,6 +31,14 @@ def live(folder: Path) -> Generator[LiveEngine]:
         yield parts
 
 
+def until(holds: Callable[[], bool]) -> None:
+    """Waits until ``holds``; fails when that takes a minute."""
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, "not within a minute"
+        time.sleep(0.1)
+
+
 def ask(engine: Engine) -> None:
     """Sends every prompt once, one after another."""
     model = engine.http.model()
@@ -38,17 +46,22 @@ def ask(engine: Engine) -> None:
 
 
 def hits(hub: LiveHub) -> tuple[int, int]:
-    """Prompt tokens looked up and found in the prefix cache since the last change, once that is told."""
-    effects = hub.verified("live", 5)
-    time.sleep(0.5)
-    effects = hub.effects("live")
-    assert effects.prefix_queries is not None
-    assert effects.prefix_hits is not None
-    return effects.prefix_queries, effects.prefix_hits
+    """Prompt tokens looked up and found in the prefix cache since the last change, once all of it is told."""
+    hub.verified("live", 60)
+    last: tuple[int, int] | None = None
+    while True:
+        time.sleep(2.5)  # more than twice as long as counts stay untold
+        effects = hub.effects("live")
+        assert effects.prefix_queries is not None
+        assert effects.prefix_hits is not None
+        told = effects.prefix_queries, effects.prefix_hits
+        if told == last:
+            return told
+        last = told
 
 
 def test_the_engine_says_what_can_change(live: LiveEngine) -> None:
-    able = live.hub.capabilities("live", 10)
+    able = live.hub.capabilities("live", 60)
 
     assert able.cold == {}
     assert {name: (r.started, r.lowest, r.highest) for name, r in able.ranges.items()} == {
@@ -64,23 +77,23 @@ def test_above_the_ceiling_is_refused_and_nothing_changes(live: LiveEngine) -> N
     engine, hub = live.engine, live.hub
     for targets in ({SEQS: 17}, {TOKENS: 1025}, {LONG_PREFILL: 1025}, {PREFIX_CACHING: 2}, {"block_size": 64}):
         with pytest.raises(LiveError):
-            hub.change("live", targets, 5)
+            hub.change("live", targets, 60)
     ask(engine)
-    assert hub.capabilities("live", 5).current[SEQS] == 16
+    assert hub.capabilities("live", 60).current[SEQS] == 16
 
 
 def test_after_settling_nothing_of_the_load_before_is_found(live: LiveEngine) -> None:
     engine, hub = live.engine, live.hub
     ask(engine)
-    hub.change("live", {}, 5)
+    hub.change("live", {}, 60)
     ask(engine)
     queries, found = hits(hub)
     assert queries > 0
     assert found > queries / 2
 
-    hub.settle("live", 5)
+    hub.settle("live", 60)
     ask(engine)
-    effects = hub.verified("live", 5)
+    effects = hub.verified("live", 60)
     assert effects.settled_s is not None
     queries, found = hits(hub)
     assert queries > 0
@@ -90,14 +103,14 @@ def test_after_settling_nothing_of_the_load_before_is_found(live: LiveEngine) ->
 def test_prefix_caching_off_finds_nothing_and_on_finds_it_again(live: LiveEngine) -> None:
     engine, hub = live.engine, live.hub
     ask(engine)
-    hub.change("live", {PREFIX_CACHING: 0}, 5)
+    hub.change("live", {PREFIX_CACHING: 0}, 60)
     ask(engine)
-    assert hub.verified("live", 5).knobs[PREFIX_CACHING].verdict is Verdict.SHOWN
+    assert hub.verified("live", 60).knobs[PREFIX_CACHING].verdict is Verdict.SHOWN
     assert hits(hub) == (0, 0)
 
-    hub.change("live", {}, 5)
+    hub.change("live", {}, 60)
     ask(engine)
-    assert hub.verified("live", 5).knobs[PREFIX_CACHING].verdict is Verdict.SHOWN
+    assert hub.verified("live", 60).knobs[PREFIX_CACHING].verdict is Verdict.SHOWN
     assert hits(hub)[1] > 0
 
 
@@ -106,23 +119,23 @@ def test_sixteen_two_and_sixteen_again_under_load(live: LiveEngine) -> None:
     with Load(engine) as load:
         time.sleep(2)
         for seqs in (2, 16, 2, 16):
-            hub.change("live", {SEQS: seqs}, 5)
-            effects = hub.verified("live", 10)
+            hub.change("live", {SEQS: seqs}, 60)
+            effects = hub.verified("live", 60)
             assert effects.knobs[SEQS].verdict in (Verdict.OBEYED, Verdict.SHOWN)
             assert effects.knobs[SEQS].target == seqs
             # What ran before the limit was lowered counts in its first steps; from then on it holds.
-            hub.change("live", {SEQS: seqs}, 5)
+            hub.change("live", {SEQS: seqs}, 60)
             time.sleep(2.5)
             assert hub.effects("live").most_running <= seqs
             if seqs == 16:
-                assert hub.effects("live").most_running > 2
+                until(lambda: hub.effects("live").most_running > 2)
+        until(lambda: load.finished > 20)
     assert load.failures == []
-    assert load.finished > 20
 
 
 def test_twenty_random_changes_under_load(live: LiveEngine) -> None:
     # On a busy machine steps take long; make bench-live holds the time against what is promised.
-    outcome = change_at_random(live, changes=20, seed=3, within_s=10)
+    outcome = change_at_random(live, changes=20, seed=3, within_s=60)
 
     print(report(outcome))
     assert outcome.failed_requests == 0
@@ -134,9 +147,9 @@ def test_twenty_random_changes_under_load(live: LiveEngine) -> None:
 def test_without_its_sidecar_the_engine_goes_back_after_the_lease(live: LiveEngine, folder: Path) -> None:
     """The last one on this engine: it takes the sidecar."""
     engine, hub = live.engine, live.hub
-    hub.change("live", {SEQS: 2, PREFIX_CACHING: 0}, 5)
+    hub.change("live", {SEQS: 2, PREFIX_CACHING: 0}, 60)
     with Load(engine) as load:
-        assert hub.verified("live", 10).verified()
+        assert hub.verified("live", 60).verified()
         hub.close()
         live.server.stop(0).wait()
         time.sleep(LEASE_S + 3)
@@ -145,11 +158,11 @@ def test_without_its_sidecar_the_engine_goes_back_after_the_lease(live: LiveEngi
     later = LiveHub(epoch=2)
     server = serve_live(later, folder / "s")
     try:
-        able = later.capabilities("live", 20)
+        able = later.capabilities("live", 60)
         assert (able.current[SEQS], able.current[PREFIX_CACHING]) == (16, 1)
         with Load(engine) as load:
-            later.change("live", {SEQS: 3}, 5)
-            assert later.verified("live", 5).verified()
+            later.change("live", {SEQS: 3}, 60)
+            assert later.verified("live", 60).verified()
         assert load.failures == []
     finally:
         later.close()

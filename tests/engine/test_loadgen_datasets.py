@@ -13,7 +13,7 @@ from streaming_engine import StreamingEngine, serving
 from sidecar.config import Dataset, Workload
 from sidecar.load import LoadClient, LoadError
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 MODEL = str(DEMO / "model")
 
@@ -27,7 +27,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadClient]:
 
 def workload(name: Dataset, path: Path) -> Workload:
     return Workload(
-        rate=50, requests=20, input_tokens=32, output_tokens=8, warmup_requests=0, request_timeout_s=20,
+        rate=50, requests=20, input_tokens=32, output_tokens=8, warmup_requests=0, request_timeout_s=120,
         dataset_name=name, dataset_path=path,
     )  # fmt: skip
 

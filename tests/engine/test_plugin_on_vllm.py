@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from statistics import mean
+from statistics import median
 
 import psutil
 import pytest
@@ -26,9 +26,9 @@ from vllm_sloguard.crash import Category
 from vllm_sloguard.learned import read
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 300.0
 PHASES = (
     pb.PHASE_PLUGIN_LOADED,
     pb.PHASE_CONFIG_READY,
@@ -42,7 +42,7 @@ PHASES = (
 def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """One sidecar for the tests of this module."""
     folder = tmp_path_factory.mktemp("plugin")
-    with bench(write_config(folder, model=slower_model(folder), workload={"requests": 40, "rate": 10})) as parts:
+    with bench(write_config(folder, model=slower_model(folder), workload={"requests": 200, "rate": 10})) as parts:
         yield parts
 
 
@@ -69,11 +69,10 @@ def engine(sidecar: Bench) -> Generator[Engine]:
 
 
 def send_load(sidecar: Bench, engine: Engine, workload: Workload | None = None) -> LoadResult:
-    """``workload``, or the configuration's, on ``engine``."""
+    """``workload``, or the first of the configuration's, on ``engine``."""
     config = sidecar.config
-    return sidecar.runner.client.run(
-        workload or config.workload, engine.http.base_url, engine.http.model(), config.model, lambda: False
-    )
+    workload = workload or config.workload.model_copy(update={"requests": 40})
+    return sidecar.runner.client.run(workload, engine.http.base_url, engine.http.model(), config.model, lambda: False)
 
 
 def sent(load: LoadResult) -> int:
@@ -84,7 +83,7 @@ def sent(load: LoadResult) -> int:
 def heard(sidecar: Bench, engine: Engine, expected: int) -> int:
     """How many requests the telemetry tells of, once it is ``expected`` or some seconds have passed."""
     requests = sidecar.hub.of(engine.launch.engine_id).requests
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(requests) < expected and time.monotonic() < deadline:
         time.sleep(0.1)
     return len(requests)
@@ -148,6 +147,7 @@ def test_what_vllm_reports_of_its_memory_is_kept_for_the_next_start(sidecar: Ben
     assert start.kv_tokens == sidecar.hub.of(engine.launch.engine_id).kv_cache_tokens
 
 
+@pytest.mark.alone
 def test_latencies_agree_with_what_the_client_measured(sidecar: Bench, engine: Engine) -> None:
     # Long prompts, few at once: what the client adds, on a machine of two cores, is some milliseconds of hundreds.
     changes = {"requests": 15, "rate": 1.0, "input_tokens": 700, "spread": 0.0}
@@ -157,22 +157,23 @@ def test_latencies_agree_with_what_the_client_measured(sidecar: Bench, engine: E
     assert heard(sidecar, engine, known) == known
 
     apart: list[str] = []
-    for seed in range(1, 4):
+    for seed in range(1, 6):
         load = send_load(sidecar, engine, workload.model_copy(update={"seed": seed}))
         known += sent(load)
         assert heard(sidecar, engine, known) == known
         requests = list(sidecar.hub.of(engine.launch.engine_id).requests)[-len(load.requests) :]
         check_parts(requests)
-        client = judge.measure(load, sidecar.config.slo)
-        assert client.failed == 0
-        ttft_ms = mean(r.ttft_seconds for r in requests) * 1000
-        e2e_ms = mean(r.e2e_seconds for r in requests) * 1000
-        both = (ttft_ms, client.ttft_mean_ms, e2e_ms, client.e2e_mean_ms)
-        print(f"TTFT {both[0]:.1f} ms, client {both[1]:.1f}; E2E {both[2]:.1f}, client {both[3]:.1f}")
-        if (ttft_ms, e2e_ms) == pytest.approx((client.ttft_mean_ms, client.e2e_mean_ms), rel=0.10, abs=5):
+        assert judge.measure(load, sidecar.config.slo).failed == 0
+        # Medians: one stall of the machine between the two does not count.
+        ours = [1000 * median(part) for part in zip(*((r.ttft_seconds, r.e2e_seconds) for r in requests), strict=True)]
+        seen = [(r.ttft_s, r.e2e_s) for r in load.requests if r.ttft_s is not None and r.e2e_s is not None]
+        client = [1000 * median(part) for part in zip(*seen, strict=True)]
+        both = f"TTFT {ours[0]:.1f} ms, client {client[0]:.1f}; E2E {ours[1]:.1f}, client {client[1]:.1f}"
+        print(both)
+        if ours == pytest.approx(client, rel=0.10, abs=5):
             return
         # Whatever else runs on the machine delays the client alone: once without that is enough.
-        apart.append(str(both))
+        apart.append(both)
     pytest.fail(f"the telemetry and the client are apart: {apart}")
 
 
@@ -195,7 +196,7 @@ def test_the_engine_serves_whatever_becomes_of_the_sidecar(sidecar: Bench, engin
     with subprocess.Popen([sys.executable, str(script), str(socket)], stdout=subprocess.PIPE, text=True) as silent:
         assert silent.stdout is not None
         assert silent.stdout.readline() == "ready\n"
-        engine.probe(30)
+        engine.probe(120)
         time.sleep(6)  # longer than the plugin's longest pause: it connects
         silent.send_signal(signal.SIGSTOP)
         assert judge.measure(send_load(sidecar, engine), sidecar.config.slo).failed == 0
@@ -214,7 +215,7 @@ def test_without_a_sidecar_vllm_serves_and_stops_as_ever(sidecar: Bench, tmp_pat
     engine = Engine.start(launch)
     try:
         engine.wait_ready(START_TIMEOUT_S, lambda: False)
-        assert engine.http.complete("a", 4, 30)
+        assert engine.http.complete("a", 4, 120)
         # A bad setting is one clear line, and the plugin steps aside.
         assert "SLOGUARD_REPAIR: 'perhaps' is not on or off" in engine.log_tail()
     finally:

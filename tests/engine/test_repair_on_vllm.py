@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 
 def test_vllm_agrees_with_repair() -> None:
@@ -18,7 +18,7 @@ def test_vllm_agrees_with_repair() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=350,
+        timeout=580,
         check=False,
     )
 

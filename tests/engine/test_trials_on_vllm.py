@@ -5,7 +5,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support.engine_bench import INCUMBENT, bench, write_config
+from engine_bench import INCUMBENT, bench, write_config
 
 from sidecar.search.contract import Proposal
 from sidecar.trial import Plan, Result, Role, Start
@@ -21,6 +21,13 @@ def search(**knobs: int) -> Plan:
     return Plan(Role.SEARCH, dict(knobs), {**ARGS, **knobs}, "test", "asked for", ceilings={"max_num_seqs": 32})
 
 
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_a_search_on_few_engines_and_a_validation_on_one_of_its_own(tmp_path: Path) -> None:
     workload = {"requests": 20, "rate": 10, "output_tokens": 16}
     config_file = write_config(tmp_path, workload=workload, search={"knobs": KNOBS})
@@ -29,7 +36,7 @@ def test_a_search_on_few_engines_and_a_validation_on_one_of_its_own(tmp_path: Pa
 
         def run(plan: Plan) -> tuple[Result, list[psutil.Process]]:
             result = runner.run(plan, lambda: False)
-            return result, [p for p in psutil.Process().children(recursive=True) if p.status() != "zombie"]
+            return result, [p for p in psutil.Process().children(recursive=True) if _lives(p)]
 
         first, _ = run(search(max_num_seqs=4, block_size=32))
         second, living = run(search(max_num_seqs=8, block_size=32))

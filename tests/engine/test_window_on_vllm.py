@@ -25,7 +25,7 @@ from sidecar.journal import FILE_NAME, Journal, JournalError
 from sidecar.operations import Operations
 from sidecar.trial import Status
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 SLOGUARD = [sys.executable, "-m", "sidecar.cli"]
 SEARCH: dict[str, Any] = {"unguarded": [], "budget": 2, "knobs": {"max_num_seqs": {"low": 4, "high": 64}}}
@@ -137,6 +137,7 @@ def back_after_kill(config_file: Path, process: "subprocess.Popen[bytes]") -> "t
     return again, took_s
 
 
+@pytest.mark.alone
 def test_a_sidecar_that_is_killed_in_any_state_comes_back_with_the_service(config_file: Path) -> None:
     content = yaml.safe_load(config_file.read_text())
     content["engine"]["forked_serving"] = True
@@ -187,6 +188,7 @@ def test_a_sidecar_that_is_killed_in_any_state_comes_back_with_the_service(confi
         pytest.skip("all but a kill while promoting was checked: the starts here were too noisy for a promotion")
 
 
+@pytest.mark.xdist_group("crash loop")
 def test_a_promotion_that_crash_loops_is_rolled_back_without_a_person(config_file: Path) -> None:
     config = load(config_file)
     base = config.base_digest()

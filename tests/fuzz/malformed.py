@@ -31,10 +31,7 @@ COUNTS: Counter[tuple[str, str]] = Counter()
 
 fuzzed = settings(
     max_examples=-(-ASKED // len(KINDS)),
-    derandomize=True,
-    database=None,
     phases=(Phase.explicit, Phase.generate),
-    deadline=None,
     suppress_health_check=(
         HealthCheck.too_slow,
         HealthCheck.filter_too_much,

@@ -3,8 +3,8 @@
 import contextlib
 import io
 import json
-import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,7 @@ def test_a_file_that_names_itself_without_an_end_is_read_in_time() -> None:
         with tempfile.TemporaryDirectory() as name:
             path = Path(name) / "sloguard.yaml"
             path.write_text(f"{bomb}{place}\n")
-            began = os.times().user
+            began = time.thread_time()
             with pytest.raises(ConfigError):
                 load(path)
-            assert os.times().user - began < 2
+            assert time.thread_time() - began < 10

@@ -91,7 +91,7 @@ def hearing(tmp_path_factory: pytest.TempPathFactory) -> Generator[Hearing]:
         logger.addHandler(logged)
     with grpc.insecure_channel(unix_target(str(folder / "s"))) as channel:
         call = called(channel, "TelemetryService/Publish")
-        called(channel, "LiveService/Await")(live_pb2.AwaitRequest(engine_id="one").SerializeToString(), timeout=10)
+        called(channel, "LiveService/Await")(live_pb2.AwaitRequest(engine_id="one").SerializeToString(), timeout=60)
         with pytest.raises(LiveError):
             live.change("one", {}, 0.0)  # nobody takes it: it is number 1, and its undoing number 2
         yield Hearing(hub, live, metrics, call, called(channel, "LiveService/Await"), logged)
@@ -161,7 +161,7 @@ def answered(kind: str, call: Any, message: bytes) -> None:
 def refused(call: Any, message: bytes) -> Any:
     """The error of a call, None where there is none."""
     try:
-        call(message, timeout=10)
+        call(message, timeout=60)
     except grpc.RpcError as error:
         return error
     return None
@@ -210,7 +210,7 @@ def test_telemetry_is_still_taken_and_shown(hearing: Hearing) -> None:
         batch = pb.PublishRequest(
             engine_id="one", process=pb.Process(pid=pid), sequence=sequence, events=[pb.Event(request_finished=request)]
         )
-        hearing.publish(batch.SerializeToString(), timeout=10)
+        hearing.publish(batch.SerializeToString(), timeout=60)
     assert hearing.hub.of("one").sequences[pid] == 2
     page = generate_latest(hearing.metrics.registry).decode()
     sums = [line for line in page.splitlines() if line.startswith("sloguard_request_") and "_sum" in line]
@@ -277,7 +277,7 @@ def test_control_changed_nothing(controlled: Controlled) -> None:
     call = called(controlled.channel, "ControlService/Retune")
     for message in (b"\xff\xff", retune(-1)):
         with pytest.raises(grpc.RpcError):
-            call(message, timeout=10)
+            call(message, timeout=60)
     assert recorded(controlled.config) == before
     assert before["states"] == 2, "it has started and serves, and nothing else was ever asked for"
     assert state_of(controlled.config.state) == "serving"

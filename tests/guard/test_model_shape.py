@@ -227,7 +227,7 @@ def shape_or_line(config: dict[str, Any]) -> ModelShape | str:
         return str(error)
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300)
 @given(
     base=st.sampled_from(sorted(FAMILIES)),
     changes=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4),

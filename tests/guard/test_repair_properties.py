@@ -59,13 +59,13 @@ CASES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(args=st.fixed_dictionaries({}, optional=ARGS), case=CASES)
 def test_of_values_of_their_types(args: dict[str, Any], case: dict[str, Any]) -> None:
     check(args, case)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(
     args=st.fixed_dictionaries({}, optional={**WIDE, "enable_prefix_caching": ANYTHING, "another": ANYTHING}),
     case=CASES,

@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 import yaml
 from dashboard_queries import DASHBOARDS, Variables, marks, panel_queries, panels, series
-from lived import Lived, lived
+from lived import REQUESTS, Lived, lived
 from prometheus_server import BINARY, PrometheusServer
+
+from sidecar.journal import Journal
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PROMTOOL = shutil.which("promtool")
@@ -36,7 +38,7 @@ def promtool(*args: str, text: str | None = None) -> None:
     """Runs promtool beside the alert rules; any complaint fails the test."""
     assert PROMTOOL is not None
     command, folder = [PROMTOOL, *args], DEPLOY / "prometheus"
-    ran = subprocess.run(command, input=text, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    ran = subprocess.run(command, input=text, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert not ran.stderr, ran.stderr
 
@@ -51,7 +53,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
 def test_the_dashboards_are_what_the_generator_writes() -> None:
     generator = DEPLOY / "grafana" / "generate.py"
     ran = subprocess.run(
-        [sys.executable, generator, "--check"], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, generator, "--check"], capture_output=True, text=True, check=False, timeout=300
     )
     assert ran.returncode == 0, ran.stderr
 
@@ -113,25 +115,30 @@ def test_the_metrics_of_a_sidecar_that_has_run_a_window_are_clean(story: Lived) 
 @needs_prometheus
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
 def test_every_panel_shows_data(story: Lived, path: Path) -> None:
-    end = time.time()
-
     def has_numbers(panel: dict[str, Any], target: dict[str, Any]) -> bool:
-        query = NOW.into(target["expr"])
-        # What shows the present alone has to have a number now.
-        start = end if target.get("instant") else story.began
-        assert panel["type"] in ("bargauge", "table") or not target.get("instant")
-        return bool(series(story.prometheus.url, query, start, end, 1.0))
+        query, instant = NOW.into(target["expr"]), bool(target.get("instant"))
+        assert panel["type"] in ("bargauge", "table") or not instant
+        # What shows the present alone has to have a number now; a machine that is busy may have missed a scrape.
+        for _ in range(30):
+            end = time.time()
+            if series(story.prometheus.url, query, end if instant else story.began, end, 1.0):
+                return True
+            story.prometheus.wait_until_up()
+            time.sleep(0.5)
+        return False
 
     asked = [(panel, target) for panel in panels(path) for target in panel.get("targets", [])]
     assert len(asked) > 20
     empty = [f"{panel['title']}: {target['expr']}" for panel, target in asked if not has_numbers(panel, target)]
     assert not empty
     for name, _, query in marks(path, NOW):
-        assert series(story.prometheus.url, query, story.began, end, 1.0), name
+        assert series(story.prometheus.url, query, story.began, time.time(), 1.0), name
 
 
 @needs_prometheus
 def test_the_data_are_what_has_happened(story: Lived) -> None:
+    story.prometheus.wait_until_up()
+
     def by(label: str, query: str) -> dict[str, float]:
         found = story.prometheus.query(query)
         return {s["metric"][label]: float(s["value"][1]) for s in found if float(s["value"][1])}
@@ -150,14 +157,18 @@ def test_the_data_are_what_has_happened(story: Lived) -> None:
     (serves,) = story.prometheus.query("sloguard_serving_configuration_info")
     assert (serves["metric"]["promotion"], serves["metric"]["max_num_seqs"]) == ("none", "2")
     judged, missed = (by("objective", f"sloguard_slo_{what}_total") for what in ("requests", "misses"))
-    assert 0 < judged["any"] < 100
+    assert judged["any"] > 0
+    (not_judged,) = story.prometheus.query(f'{REQUESTS} - scalar(sloguard_slo_requests_total{{objective="any"}})')
+    assert float(not_judged["value"][1]) >= story.served_before > 0
     # The slow ones take 4 x 0.3 s, and a third of that to their first token.
     assert 0 < missed["e2e"] < judged["e2e"] / 2
     assert "ttft" not in missed
     # Every second of the window is accounted for.
     spent = sum(by("activity", "sloguard_window_spent_seconds_total").values())
-    window = story.prometheus.query("sum_over_time((sloguard_window_remaining_seconds > bool 0)[10m:1s])")
-    assert spent == pytest.approx(float(window[0]["value"][1]), abs=3)
+    states = Journal(story.config.state, read_only=True).states()
+    opened = next(s.at for s in states if s.state == "draining")
+    back = next(s.at for s in states if s.state == "serving" and s.at > opened)
+    assert spent == pytest.approx(back - opened, abs=3)
 
 
 COMPARISON = re.compile(r"\s(==|>=|>)\s[\d.]+")
@@ -166,6 +177,7 @@ OPERATOR = re.compile(r"\b(?:and|unless|or)\b(?: on \([^)]*\))?")
 
 @needs_prometheus
 def test_every_rule_has_something_to_compare(story: Lived) -> None:
+    story.prometheus.wait_until_up()
     rules = story.prometheus.rules()
     assert {rule["health"] for rule in rules} == {"ok"}
     written = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))["groups"]
@@ -194,8 +206,9 @@ def numbers(prometheus: PrometheusServer, query: str) -> list[float]:
 def test_the_dashboards_can_be_previewed(story: Lived, tmp_path: Path) -> None:
     pytest.importorskip("plotly")
     command = [sys.executable, DEPLOY / "grafana" / "preview.py", "--prometheus", story.prometheus.url]
-    command += ["--minutes", "2", "--scrape-s", "1", "-o", tmp_path]
-    subprocess.run(command, check=True, timeout=120)
+    minutes = math.ceil((time.time() - story.began) / 60)
+    command += ["--minutes", str(minutes), "--scrape-s", "1", "-o", tmp_path]
+    subprocess.run(command, check=True, timeout=300)
 
     for path in DASHBOARDS:
         page = (tmp_path / f"{path.stem}.html").read_text(encoding="utf-8")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 from fake_service import await_state, fake_config, serving, sloguard
 from fake_vllm import OUT_OF_MEMORY
+from own_ports import own_port
 from page_bench import OOM, PageBench, measured, page_bench, page_config, result
 
 from sidecar.config import Config, load
-from sidecar.engine.engine import any_free_port
 from sidecar.journal import Journal
 from sidecar.operations import Operations
 from sidecar.states import State
@@ -21,8 +21,6 @@ from sidecar.trial import Result, Role
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
-
-pytestmark = pytest.mark.timeout(120)
 
 
 def opened(tab: "Page", url: str) -> None:
@@ -54,9 +52,12 @@ def test_trials_come_as_they_are_recorded(bench: PageBench, tab: "Page") -> None
     bench.tried(run, Role.UNGUARDED, "unguarded", Result(crash=OOM))
     bench.begin(run, Role.SEARCH, "anneal", max_num_seqs=23)
     waits(tab, "#word", "tuning")
+    waits(tab, "#trials", "running")  # which was told last
     waits(tab, "#facts", "2 of 10")
     assert "╌ the level of what served before" in tab.inner_text("#chart .legend")
-    assert re.search(r"Started \d\d:\d\d:\d\d (UTC|GMT\S*|[A-Z]{3,4})\. ", tab.inner_text("#run-about"))
+    assert re.search(
+        r"Started (\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d (UTC|GMT\S*|[A-Z]{3,4})\. ", tab.inner_text("#run-about")
+    )
     rows = tab.locator("#trials tr").all_inner_texts()
     verdicts = ("running", "crashed", "misses the SLO")
     assert [next(word for word in verdicts if word in row) for row in rows] == list(verdicts)
@@ -137,7 +138,7 @@ def test_it_fits(bench: PageBench, tab: "Page", width: int, scheme: str) -> None
 
 
 def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -> None:
-    page = {"enabled": True, "port": any_free_port()}
+    page = {"enabled": True, "port": own_port()}
     knobs = {"max_num_seqs": {"low": 4, "high": 12}}
     search = {"budget": 30, "knobs": knobs, "unguarded": [{"max_num_seqs": OUT_OF_MEMORY}]}
     config_file = fake_config(tmp_path, page=page, search=search)
@@ -176,7 +177,7 @@ def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -
         waits(tab, "#decided", "The run ended before its decision.")
 
         service.send_signal(signal.SIGTERM)
-        assert service.wait(30) == 0
+        assert service.wait(120) == 0
         waits(tab, "#lost", "Connection lost since")
         # While the engine serves on, another sidecar takes it over: the same tab goes on, with the new epoch.
         with serving(config_file) as again:

@@ -55,6 +55,6 @@ def _run(code: str, **more: str) -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=300,
     )
     return told.stdout

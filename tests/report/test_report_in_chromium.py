@@ -18,7 +18,6 @@ from vllm_sloguard.crash import Category
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
-    pytest.mark.timeout(300),
 ]
 # Reports into the page what a console would show, what was drawn, and what was asked for.
 PROBE = """
@@ -57,10 +56,11 @@ def opened(state: Path, folder: Path, width: int = 1280) -> dict[str, object]:
     (folder / "report.html").write_text(probed, encoding="utf-8")
     assert CHROMIUM is not None
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
-        "--virtual-time-budget=10000", f"--window-size={width},900", "--dump-dom", f"file://{folder / 'report.html'}",
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+        f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=10000", f"--window-size={width},900",
+        "--dump-dom", f"file://{folder / 'report.html'}",
     ]  # fmt: skip
-    dumped = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200).stdout
+    dumped = subprocess.run(command, capture_output=True, text=True, check=True, timeout=500).stdout
     found = re.search(r'<div id="probe">(.*?)</div>', dumped, re.DOTALL)
     assert found is not None, dumped[-2000:]
     seen: dict[str, object] = json.loads(html.unescape(found[1]))

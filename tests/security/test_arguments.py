@@ -108,7 +108,7 @@ TEXTS = st.text(max_size=20) | st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from(sorted(KNOBS)), TEXTS | st.integers() | st.booleans(), min_size=1))
 def test_a_value_is_never_a_flag_of_its_own(args: dict[str, Any]) -> None:
     try:

@@ -47,10 +47,10 @@ def test_a_message_that_is_too_large_is_refused_and_the_next_one_is_taken(tmp_pa
         with grpc.insecure_channel(unix_target(str(tmp_path / "s"))) as channel:
             stub = TelemetryServiceStub(channel)
             with pytest.raises(grpc.RpcError) as refused:
-                stub.Publish(batch(1, 1, pb.RequestFinished(finish_reason="x" * 5 * 2**20)), timeout=10)
+                stub.Publish(batch(1, 1, pb.RequestFinished(finish_reason="x" * 5 * 2**20)), timeout=60)
             assert code_of(refused.value) is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert not hub.of("one").requests
-            stub.Publish(batch(1, 1, pb.RequestFinished(finish_reason="stop")), timeout=10)
+            stub.Publish(batch(1, 1, pb.RequestFinished(finish_reason="stop")), timeout=60)
             assert len(hub.of("one").requests) == 1
     finally:
         server.stop(0)
@@ -64,11 +64,11 @@ def test_processes_without_end_are_refused_and_the_known_ones_are_heard(tmp_path
         with grpc.insecure_channel(unix_target(str(tmp_path / "s"))) as channel:
             stub = TelemetryServiceStub(channel)
             for pid in range(4096):
-                stub.Publish(batch(1, pid), timeout=10)
+                stub.Publish(batch(1, pid), timeout=60)
             with pytest.raises(grpc.RpcError) as refused:
-                stub.Publish(batch(1, 4096), timeout=10)
+                stub.Publish(batch(1, 4096), timeout=60)
             assert code_of(refused.value) is grpc.StatusCode.RESOURCE_EXHAUSTED
-            stub.Publish(batch(2, 7, pb.RequestFinished()), timeout=10)
+            stub.Publish(batch(2, 7, pb.RequestFinished()), timeout=60)
             assert len(hub.of("one").requests) == 1
     finally:
         server.stop(0)
@@ -134,7 +134,7 @@ def test_the_metrics_port_only_tells(config: Config) -> None:
         before = metrics.registry.get_sample_value("sloguard_state", {"sloguard_state": "serving"})
         for method in ("POST", "PUT", "DELETE"):
             for path in ("/", "/ready", "/metrics", "/retune", "/../journal.sqlite"):
-                connection = http.client.HTTPConnection("127.0.0.1", config.metrics.port, timeout=5)
+                connection = http.client.HTTPConnection("127.0.0.1", config.metrics.port, timeout=60)
                 connection.request(method, path, body=b"x" * 100)
                 assert connection.getresponse().status in (200, 404, 503)
                 connection.close()
@@ -149,7 +149,7 @@ def test_a_client_that_says_nothing_is_let_go(config: Config, monkeypatch: pytes
     monkeypatch.setattr(own, "timeout", 0.3)
     server = Metrics(config).serve()
     try:
-        with socket.create_connection(("127.0.0.1", config.metrics.port), timeout=5) as silent:
+        with socket.create_connection(("127.0.0.1", config.metrics.port), timeout=60) as silent:
             assert silent.recv(1) == b""
     finally:
         server.shutdown()

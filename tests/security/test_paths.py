@@ -19,7 +19,6 @@ def files(folder: Path) -> dict[str, float]:
     return {str(path): path.stat().st_mtime for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.timeout(120)
 def test_a_whole_window_writes_below_the_state_folder_alone(tmp_path: Path) -> None:
     config_file = fake_config(tmp_path)
     state = load(config_file).state

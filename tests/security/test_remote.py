@@ -3,6 +3,7 @@
 import socket
 import subprocess
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import grpc
 import pytest
 import yaml
 from fake_service import fake_config, said_by, serving, sloguard, state_of
+from own_ports import own_port
 
 from sidecar import remote
 from sidecar.config import Config, ConfigError, Remote, load
-from sidecar.engine.engine import any_free_port
 from vllm_sloguard.wire import control_pb2
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
 
@@ -62,7 +63,7 @@ class Served:
 def served(keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Served]:
     """One sidecar for the module."""
     files = {"certificate": "server.pem", "key": "server.key", "ca": "ca.pem", "token": "token"}
-    section = {"address": f"127.0.0.1:{any_free_port()}", **{k: str(keys / v) for k, v in files.items()}}
+    section = {"address": f"127.0.0.1:{own_port()}", **{k: str(keys / v) for k, v in files.items()}}
     config_file = fake_config(tmp_path_factory.mktemp("served"), remote=section)
     with serving(config_file):
         yield Served(config_file, load(config_file), section)
@@ -83,7 +84,7 @@ def asked(config_file: Path, metadata: tuple[tuple[str, str], ...] | None = None
     """The status of a call that the sidecar would refuse for its content alone."""
     request = control_pb2.RetuneRequest(duration_seconds=-1)
     with remote.channel(load(config_file)) as (channel, own), pytest.raises(grpc.RpcError) as refused:
-        ControlServiceStub(channel).Retune(request, timeout=10, metadata=own if metadata is None else metadata)
+        ControlServiceStub(channel).Retune(request, timeout=60, metadata=own if metadata is None else metadata)
     assert isinstance(refused.value, grpc.Call)
     return refused.value.code()
 
@@ -118,7 +119,7 @@ def test_a_client_without_a_certificate_or_without_tls_is_refused(served: Served
     for channel in (grpc.secure_channel(address, trusted), grpc.insecure_channel(address)):
         with channel, pytest.raises(grpc.RpcError) as refused:
             ControlServiceStub(channel).Retune(
-                control_pb2.RetuneRequest(), timeout=10, metadata=(("authorization", f"Bearer {TOKEN}"),)
+                control_pb2.RetuneRequest(), timeout=60, metadata=(("authorization", f"Bearer {TOKEN}"),)
             )
         assert isinstance(refused.value, grpc.Call)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -128,7 +129,7 @@ def test_telemetry_is_not_taken_over_tcp(served: Served, tmp_path: Path) -> None
     with remote.channel(load(elsewhere(served, tmp_path))) as (channel, metadata):
         publish: Any = channel.unary_unary("/sloguard.v1.TelemetryService/Publish")  # pyright: ignore[reportUnknownVariableType]
         with pytest.raises(grpc.RpcError) as refused:
-            publish(b"", timeout=10, metadata=metadata)
+            publish(b"", timeout=60, metadata=metadata)
     assert isinstance(refused.value, grpc.Call)
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
@@ -183,13 +184,13 @@ def test_nothing_listens_on_tcp_unless_asked(tmp_path: Path) -> None:
     with serving(config_file) as process:
         config = load(config_file)
         listening = subprocess.run(["cat", "/proc/net/tcp"], capture_output=True, text=True, check=True).stdout
-        inodes = {
-            link.split("[")[1][:-1]
-            for fd in Path(f"/proc/{process.pid}/fd").iterdir()
-            if (link := str(fd.readlink())).startswith("socket:")
-        }
+        inodes: set[str] = set()
+        for fd in Path(f"/proc/{process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # it was open for a moment
+                if (link := str(fd.readlink())).startswith("socket:"):
+                    inodes.add(link.split("[")[1][:-1])
         own = [line.split() for line in listening.splitlines()[1:] if line.split()[9] in inodes]
         ports = {int(fields[1].partition(":")[2], 16) for fields in own if fields[3] == "0A"}
         assert ports == {config.metrics.port}
-        with socket.create_connection(("127.0.0.1", config.metrics.port), timeout=5):
+        with socket.create_connection(("127.0.0.1", config.metrics.port), timeout=60):
             pass

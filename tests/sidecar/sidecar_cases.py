@@ -73,7 +73,7 @@ def served(value: float, scores: tuple[float, ...] = (), violation: float = 0.0)
     return Result(violation=violation, value=value, measurement=measured(), scores=scores, start_s=1.0)
 
 
-def until(holds: Callable[[], object], within_s: float = 10.0) -> None:
+def until(holds: Callable[[], object], within_s: float = 60.0) -> None:
     """Waits until ``holds``; fails when it does not within ``within_s``."""
     deadline = time.monotonic() + within_s
     while not holds():

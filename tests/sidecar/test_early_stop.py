@@ -136,7 +136,7 @@ requests = st.builds(
 )
 
 
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(requests, min_size=2, max_size=150),
     st.floats(0.01, 4),

@@ -48,7 +48,7 @@ def test_a_pipe_stays_one(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
     reader.start()
     write_whole(pipe, "the page")
-    reader.join(10)
+    reader.join(60)
 
     assert (read, pipe.is_fifo()) == (["the page"], True)
 

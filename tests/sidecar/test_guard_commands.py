@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
@@ -182,7 +182,7 @@ def test_main_ends_with_one_line_and_code_2(
     ]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(
     command=st.sampled_from(["budget", "repair"]),
     name=st.sampled_from(["max_num_seqs", "max_model_len", "kv_cache_memory_bytes", "gpu_memory_utilization", "dtype"]),

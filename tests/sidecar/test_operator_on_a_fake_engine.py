@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +31,12 @@ from test_service_on_a_fake_engine import (
 from sidecar import lock
 from sidecar.config import Config, load
 from sidecar.engine.process_group import Identity, ProcessGroup
-from sidecar.journal import Journal
+from sidecar.journal import FILE_NAME, Journal
 from vllm_sloguard.link import unix_target
 from vllm_sloguard.wire import control_pb2
 from vllm_sloguard.wire import telemetry_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
 from vllm_sloguard.wire.telemetry_pb2_grpc import TelemetryServiceStub
-
-pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def kill_serving(config: Config) -> None:
     wait_for(another, "another engine")
 
 
-def publish(config: Config, count: int, ttft_s: float) -> None:
+def publish(config: Config, count: int, ttft_s: float, sequence: int = 1) -> None:
     """Tells of requests as the plugin in the serving engine does."""
     [record] = Journal(config.state, read_only=True).engines()
     request = pb.RequestFinished(
@@ -111,11 +112,11 @@ def publish(config: Config, count: int, ttft_s: float) -> None:
     batch = pb.PublishRequest(
         engine_id=record.identity.engine_id,
         process=pb.Process(role=pb.PROCESS_ROLE_API_SERVER, pid=1),
-        sequence=1,
+        sequence=sequence,
         events=[pb.Event(time_unix_seconds=time.time(), request_finished=request)] * count,
     )
     with grpc.insecure_channel(unix_target(str(config.socket))) as channel:
-        TelemetryServiceStub(channel).Publish(batch, timeout=5)
+        TelemetryServiceStub(channel).Publish(batch, timeout=60)
 
 
 def test_a_pause_lets_no_window_open_and_outlives_the_sidecar(config_file: Path) -> None:
@@ -143,7 +144,7 @@ def test_a_pause_lets_no_window_open_and_outlives_the_sidecar(config_file: Path)
 
 def test_an_abort_ends_the_window_and_the_incumbent_serves(config_file: Path) -> None:
     config = load(config_file)
-    serve = started(config_file, FAKE_LOAD_S="20")
+    serve = started(config_file, FAKE_LOAD_S="60")
     assert asked(config_file, "abort") == "no window is open: the sidecar is serving\n"
     asked(config_file, "retune", "--now")
     wait_for(lambda: state_of(config) == "tuning", "tuning")
@@ -152,7 +153,7 @@ def test_an_abort_ends_the_window_and_the_incumbent_serves(config_file: Path) ->
     assert (told["serves"], told["engine_address"]) == (None, None)
     began = time.monotonic()
     assert "restoring: the window was aborted" in asked(config_file, "abort", "--wait")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 45  # the trial's load takes longer
     assert (serving_seqs(config), ready(config)) == (2, 200)
     wait_for(lambda: history(config_file)["windows"], "the window's end")
     assert [w["outcome"] for w in history(config_file)["windows"]] == ["aborted"]
@@ -209,11 +210,13 @@ def test_a_rollback_that_was_cut_off_is_done_by_the_next_sidecar(config_file: Pa
     config = load(config_file)
     promoted(config, 8)
     serve = started(config_file)
-    serve.send_signal(signal.SIGSTOP)
-    journal = Journal(config.state)  # what the control service writes, and then the kill
-    journal.write("INSERT INTO rollbacks VALUES (1, 0, 'asked for')", ())
-    serve.kill()
-    serve.communicate(timeout=30)
+    # What the control service writes, and then the kill: the sidecar does not see it any more.
+    with closing(sqlite3.connect(config.state / FILE_NAME, timeout=60, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("INSERT INTO rollbacks VALUES (1, 0, 'asked for')")
+        serve.kill()
+        serve.communicate(timeout=120)
+        db.execute("COMMIT")
     assert serving_seqs(config) == 8
 
     again = started(config_file)
@@ -254,17 +257,20 @@ def test_a_promotion_that_burns_the_error_budget_is_rolled_back_by_itself(config
     publish(config, 300, ttft_s=2.0)
     wait_for(lambda: serving_seqs(config) == 2 and state_of(config) == "serving", "rolled back")
     [promotion] = history(config_file)["promotions"]
-    assert promotion["rollback_reason"] == "300 of 300 requests missed the SLO, 100.0 times the error budget"
+    # It may be looked at while they are being told.
+    assert re.fullmatch(
+        r"(\d+) of \1 requests missed the SLO, 100\.0 times the error budget", promotion["rollback_reason"]
+    )
     ended(serve, signal.SIGINT)
 
 
 def test_a_probation_ends(config_file: Path) -> None:
-    config = load(changed(config_file, promotion={"probation": {"duration": "1s"}}))
+    config = load(changed(config_file, promotion={"probation": {"duration": "8s"}}))
     promoted(config, 8)
     serve = started(config_file)
     publish(config, 300, ttft_s=0.1)
     wait_for(lambda: passed(config), "the probation's end")
-    publish(config, 300, ttft_s=2.0)
+    publish(config, 300, ttft_s=2.0, sequence=2)
     assert serving_seqs(config) == 8
     assert "has passed its probation: 300 requests, 0 of them missed the SLO" in ended(serve, signal.SIGINT)
 
@@ -278,13 +284,13 @@ def test_hooks_run_around_a_window_also_when_the_sidecar_is_killed_in_it(config_
     told = tmp_path / "told"
     hooks = {name: ["sh", "-c", f"echo {name} >> {told}"] for name in ("before_drain", "after_restore")}
     config = load(changed(config_file, window={"hooks": hooks}))
-    serve = started(config_file, FAKE_LOAD_S="20")
+    serve = started(config_file, FAKE_LOAD_S="60")
     assert not told.exists()
     asked(config_file, "retune", "--now")
     wait_for(lambda: state_of(config) == "tuning", "tuning")
     assert told.read_text().split() == ["before_drain"]
     serve.kill()
-    serve.communicate(timeout=30)
+    serve.communicate(timeout=120)
 
     again = started(config_file)
     wait_for(lambda: told.read_text().split() == ["before_drain", "after_restore"], "told of the restore")
@@ -293,15 +299,21 @@ def test_hooks_run_around_a_window_also_when_the_sidecar_is_killed_in_it(config_
 
 
 @pytest.mark.parametrize(
-    ("hook", "said"),
+    ("hook", "timeout", "said"),
     [
-        (["sh", "-c", "echo no backend; exit 3"], "the hook before_drain failed: exit code 3: no backend"),
-        (["sleep", "60"], "the hook before_drain failed: no end within 1 s"),
-        (["/nowhere/hook"], "the hook before_drain failed: [Errno 2] No such file or directory: '/nowhere/hook'"),
+        (["sh", "-c", "echo no backend; exit 3"], "60s", "the hook before_drain failed: exit code 3: no backend"),
+        (["sleep", "600"], "1s", "the hook before_drain failed: no end within 1 s"),
+        (
+            ["/nowhere/hook"],
+            "60s",
+            "the hook before_drain failed: [Errno 2] No such file or directory: '/nowhere/hook'",
+        ),
     ],
 )
-def test_a_hook_that_fails_leaves_the_service_as_it_is(config_file: Path, hook: list[str], said: str) -> None:
-    config = load(changed(config_file, window={"hooks": {"before_drain": hook, "timeout": "1s"}}))
+def test_a_hook_that_fails_leaves_the_service_as_it_is(
+    config_file: Path, hook: list[str], timeout: str, said: str
+) -> None:
+    config = load(changed(config_file, window={"hooks": {"before_drain": hook, "timeout": timeout}}))
     serve = started(config_file)
     [before] = Journal(config.state, read_only=True).engines()
     assert f"serving: {said}" in asked(config_file, "retune", "--now", "--wait")
@@ -313,7 +325,7 @@ def test_a_hook_that_fails_leaves_the_service_as_it_is(config_file: Path, hook: 
 
 def test_no_window_above_the_rate_or_where_it_is_not_known_but_by_force(config_file: Path) -> None:
     config = load(changed(config_file, window={"max_rate": 1.0}))
-    serve = started(config_file, FAKE_LOAD_S="20")
+    serve = started(config_file, FAKE_LOAD_S="60")
     assert "not watched for a minute" in refused(config_file, "retune", "--now")
     asked(config_file, "retune", "--now", "--force")
     wait_for(lambda: state_of(config) == "tuning", "tuning")
@@ -348,14 +360,14 @@ def test_a_stale_sidecar_acts_no_more(config_file: Path, tmp_path: Path) -> None
     other_file.write_text(yaml.safe_dump({**content, "metrics": {"port": 0}}))
     second = started(other_file)
 
-    output, _ = first.communicate(timeout=20)
+    output, _ = first.communicate(timeout=120)
     assert first.returncode == 1, output
     assert "another sidecar has taken over (epoch 2, this one has 1)" in output
     assert [e.identity for e in Journal(config.state, read_only=True).engines()] == [record.identity]
     assert serving_seqs(config) == 2
     assert json.loads(sloguard("status", config.state, "--json").stdout)["epoch"] == 2
     with grpc.insecure_channel(unix_target(str(config.socket))) as channel, pytest.raises(grpc.RpcError) as caught:
-        ControlServiceStub(channel).Pause(control_pb2.PauseRequest(epoch=1), timeout=5)
+        ControlServiceStub(channel).Pause(control_pb2.PauseRequest(epoch=1), timeout=60)
     assert "epoch: 1 is not this controller's, which is 2" in str(caught.value)
     ended(second, signal.SIGINT)
 
@@ -385,7 +397,7 @@ def test_an_engine_that_was_starting_when_its_sidecar_died_is_taken_over(config_
     [record] = Journal(config.state, read_only=True).engines()
     journal = Journal(config.state)
     serve.kill()
-    serve.communicate(timeout=30)
+    serve.communicate(timeout=120)
     journal.enter("restoring", "as if it had been killed while its engine started")
     assert subprocess.run(["kill", "-STOP", str(record.identity.pid)], check=True).returncode == 0
     again = subprocess.Popen(["sh", "-c", f"sleep 2; kill -CONT {record.identity.pid}"])

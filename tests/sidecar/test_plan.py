@@ -27,7 +27,7 @@ from vllm_sloguard.knobs import Kind as KnobKind
 
 def sloguard(*words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sidecar.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 def answer(path: Path, code: int = 0) -> dict[str, Any]:
@@ -207,9 +207,10 @@ def test_what_refuses_a_window_now(config_file: Path) -> None:
     operations = Operations(journal, config.base_digest())
     operations.record(Kind.WINDOW_OPENED, reason="", record=None)
     operations.record(Kind.WINDOW_ENDED, outcome=WindowOutcome.FAILED, reason="it broke")
+    before = time.time()
     found = answer(config_file)["opening"]
     assert "the window that ended" in found["refusals"][1]
-    assert 0 < found["next_at"] - time.time() <= 86400
+    assert before < found["next_at"] <= time.time() + 25 * 3600  # as long as a day may be
     assert "above 5 requests/s" in found["notes"][0]
     operations.record(Kind.PAUSED, reason="release week")
     assert "release week" in answer(config_file)["opening"]["refusals"][1]

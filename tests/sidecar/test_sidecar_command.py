@@ -74,7 +74,7 @@ def test_file_reads_back_as_it_was(value: Any) -> None:
 SCALARS = st.booleans() | st.integers(-(2**60), 2**60) | st.floats(-1e6, 1e6) | st.text()
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=100)
 @given(
     model=st.text(),
     value=SCALARS | st.lists(st.text(), max_size=3),

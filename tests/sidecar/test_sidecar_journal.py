@@ -59,7 +59,7 @@ def test_what_is_written_is_read_by_the_next_sidecar(tmp_path: Path, result: Res
 values = st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text()
 
 
-@settings(max_examples=30, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(
     proposed=st.dictionaries(st.text(), values, max_size=4),
     reason=st.text(),

@@ -81,12 +81,12 @@ def test_a_change_is_taken_at_once_and_verified_under_load(tmp_path: Path, core:
     hub = hub_for()
     with serving(hub, tmp_path / "s"):
         engine = core()
-        able = hub.capabilities("one", 5)
+        able = hub.capabilities("one", 60)
         assert able.ranges[SEQS] == Range(16, 1, 16)
-        effects = hub.change("one", {SEQS: 4}, 5)
+        effects = hub.change("one", {SEQS: 4}, 60)
         assert (effects.applied_s, effects.verified()) == (None, False)  # nothing runs yet
         engine.submit(60)
-        effects = hub.verified("one", 5)
+        effects = hub.verified("one", 60)
 
         assert effects.verified()
         assert effects.knobs[SEQS].verdict is Verdict.SHOWN
@@ -101,11 +101,11 @@ def test_settling_is_reported_when_it_is_done(tmp_path: Path, core: Callable[...
     hub = hub_for()
     with serving(hub, tmp_path / "s"):
         engine = core()
-        hub.change("one", {SEQS: 4}, 5)
-        effects = hub.settle("one", 5)
+        hub.change("one", {SEQS: 4}, 60)
+        effects = hub.settle("one", 60)
         assert effects.settled_s is None
         engine.submit(1)
-        effects = hub.verified("one", 5)
+        effects = hub.verified("one", 60)
 
         assert effects.settled_s is not None
         assert engine.scheduler.resets == 1
@@ -127,7 +127,7 @@ def test_what_can_t_be_is_said_and_changes_nothing(
     with serving(hub, tmp_path / "s"):
         engine = core()
         with pytest.raises(LiveError, match=why):
-            hub.change("one", targets, 5)
+            hub.change("one", targets, 60)
         assert engine.live.record.last() is None
 
 
@@ -146,10 +146,10 @@ def test_all_cores_of_an_engine_take_a_change(tmp_path: Path, core: Callable[...
     hub = hub_for(cores=2)
     with serving(hub, tmp_path / "s"):
         cores = [core(0), core(1)]
-        hub.change("one", {SEQS: 4}, 5)
+        hub.change("one", {SEQS: 4}, 60)
         for one in cores:
             one.submit(60)
-        effects = hub.verified("one", 5)
+        effects = hub.verified("one", 60)
 
         assert effects.verified()
         assert all(one.live.current()[SEQS] == 4 for one in cores)
@@ -163,7 +163,8 @@ def test_a_core_that_does_not_answer_undoes_the_change_in_the_others(tmp_path: P
         with grpc.insecure_channel(f"unix:{tmp_path / 's'}") as channel:
             # The other one says what it can do, and is silent from then on.
             knobs = [pb.LiveKnob(name=SEQS, started=16, current=16, lowest=1, highest=16)]
-            LiveServiceStub(channel).Await(pb.AwaitRequest(engine_id="one", engine_index=1, knobs=knobs), timeout=5)
+            LiveServiceStub(channel).Await(pb.AwaitRequest(engine_id="one", engine_index=1, knobs=knobs), timeout=60)
+        hub.capabilities("one", 60)  # both have asked
         engine.submit(400)
         with pytest.raises(LiveError, match=r"one: a core did not answer in 0\.5 s"):
             hub.change("one", {SEQS: 4}, 0.5)
@@ -176,18 +177,18 @@ def test_what_one_core_can_t_do_no_core_does(tmp_path: Path, core: Callable[...,
         core(0)
         core(1, seqs=8)
 
-        assert hub.capabilities("one", 5).ranges[SEQS].highest == 8
+        assert hub.capabilities("one", 60).ranges[SEQS].highest == 8
         with pytest.raises(LiveError, match="9 is not from 1 to 8"):
-            hub.change("one", {SEQS: 9}, 5)
+            hub.change("one", {SEQS: 9}, 60)
 
 
 def test_an_earlier_sidecar_is_refused(tmp_path: Path, core: Callable[..., Core]) -> None:
     late, early = hub_for(epoch=7), hub_for(epoch=6)
     engine = core()
     with serving(late, tmp_path / "s"):
-        late.change("one", {SEQS: 4}, 5)
+        late.change("one", {SEQS: 4}, 60)
     with serving(early, tmp_path / "s"), pytest.raises(LiveError, match="epoch 6 is that of an earlier controller"):
-        early.change("one", {SEQS: 8}, 5)
+        early.change("one", {SEQS: 8}, 60)
     engine.submit(60)
     until(lambda: engine.live.current()[SEQS] == 4)
 
@@ -195,19 +196,19 @@ def test_an_earlier_sidecar_is_refused(tmp_path: Path, core: Callable[..., Core]
 def test_when_the_sidecar_is_gone_the_lease_ends_and_the_engine_is_as_it_was_started(
     tmp_path: Path, core: Callable[..., Core]
 ) -> None:
-    hub = hub_for(lease_s=0.5)
+    hub = hub_for(lease_s=3.0)
     engine = core()
     with serving(hub, tmp_path / "s"):
-        hub.change("one", {SEQS: 4}, 5)
+        hub.change("one", {SEQS: 4}, 60)
         engine.submit(3000)
-        assert hub.verified("one", 5).verified()
-        time.sleep(1.0)  # twice the lease: while it answers, nothing is undone
+        assert hub.verified("one", 60).verified()
+        time.sleep(4.0)  # longer than the lease: while it answers, nothing is undone
         assert engine.live.current()[SEQS] == 4
     until(lambda: engine.live.current()[SEQS] == 16)
 
     again = hub_for(epoch=1)
     with serving(again, tmp_path / "s"):
-        assert again.capabilities("one", 5).current[SEQS] == 16
+        assert again.capabilities("one", 60).current[SEQS] == 16
 
 
 def test_a_stranger_is_not_answered(tmp_path: Path) -> None:
@@ -215,9 +216,9 @@ def test_a_stranger_is_not_answered(tmp_path: Path) -> None:
     with serving(hub, tmp_path / "s"), grpc.insecure_channel(f"unix:{tmp_path / 's'}") as channel:
         stub = LiveServiceStub(channel)
         with pytest.raises(grpc.RpcError) as unknown:
-            stub.Await(pb.AwaitRequest(engine_id="two"), timeout=5)
+            stub.Await(pb.AwaitRequest(engine_id="two"), timeout=60)
         with pytest.raises(grpc.RpcError) as beyond:
-            stub.Await(pb.AwaitRequest(engine_id="one", engine_index=1), timeout=5)
+            stub.Await(pb.AwaitRequest(engine_id="one", engine_index=1), timeout=60)
 
     assert "engine_id: 'two' is not running here" in str(unknown.value)
     assert "engine_index: 1 is not below 1" in str(beyond.value)

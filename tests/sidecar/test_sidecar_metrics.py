@@ -42,7 +42,7 @@ class Page:
 
     def get(self, path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(self.url + path, timeout=5) as response:
+            with urllib.request.urlopen(self.url + path, timeout=60) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -257,12 +257,12 @@ def test_a_window_that_is_overrun(page: Page, tmp_path: Path) -> None:
     progress = Progress(Journal(tmp_path / "state"), page.metrics, Requests(), print)
     assert page.value("sloguard_window_overrun_seconds") == 0
 
-    progress.window_end = time.monotonic() + 60
+    progress.window_end = time.monotonic() + 600
     assert page.value("sloguard_window_overrun_seconds") == 0
-    assert 50 < (page.value("sloguard_window_remaining_seconds") or 0) <= 60
+    assert 500 < (page.value("sloguard_window_remaining_seconds") or 0) <= 600
 
-    progress.window_end = time.monotonic() - 60
-    assert 60 <= (page.value("sloguard_window_overrun_seconds") or 0) < 70
+    progress.window_end = time.monotonic() - 600
+    assert 600 <= (page.value("sloguard_window_overrun_seconds") or 0) < 700
     assert page.value("sloguard_window_remaining_seconds") == 0
 
 

@@ -346,14 +346,14 @@ def run(means: Sequence[float], factor: float = 1.0, scale: float = 1.0) -> Deci
     return decide(going_on(searched(load(1)), starts(means[:5]), starts(theirs), config), config)
 
 
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=80)
 @given(means=MEANS, better=st.floats(0.3, 1.0))
 def test_a_larger_gain_never_turns_a_promotion_down(means: list[float], better: float) -> None:
     if run(means).outcome is Outcome.PROMOTED:
         assert run(means, factor=better).outcome is Outcome.PROMOTED
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=60)
 @given(means=MEANS, scale=st.sampled_from([0.125, 0.5, 4.0, 64.0]))
 def test_the_unit_of_time_makes_no_difference(means: list[float], scale: float) -> None:
     here, there = run(means), run(means, scale=scale)
@@ -364,7 +364,7 @@ def test_the_unit_of_time_makes_no_difference(means: list[float], scale: float) 
         assert there.gain == pytest.approx(here.gain, abs=1e-6)
 
 
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=80)
 @given(
     means=MEANS,
     p99s=st.lists(st.floats(1, 1000), min_size=5, max_size=5),
@@ -380,7 +380,7 @@ def test_what_misses_the_slo_is_never_promoted(means: list[float], p99s: list[fl
         assert np.mean(used) < 500
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=60)
 @given(first=st.floats(1, 1e6), others=st.lists(st.floats(1, 1e6), max_size=5))
 def test_what_the_search_measured_enters_no_test(first: float, others: list[float]) -> None:
     """As long as the same trial is the candidate, its luck in the search makes no difference."""

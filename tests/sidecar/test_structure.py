@@ -152,7 +152,7 @@ def test_plugin_imports_nothing_of_the_sidecar(name: str) -> None:
 def loaded_by(modules: list[str], unwanted: tuple[str, ...]) -> set[str]:
     """Which of the ``unwanted`` packages are loaded in a fresh process after ``modules``."""
     code = f"import importlib, sys\nfor m in {modules}: importlib.import_module(m)\nprint(*sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     names = set(ended.stdout.split())
     assert set(modules) <= names
     return names & set(unwanted)

@@ -8,9 +8,9 @@ from typing import Any
 
 import grpc
 import yaml
+from own_ports import own_port
 
 from sidecar.config import Config, load
-from sidecar.engine.engine import any_free_port
 from sidecar.engines import Engines
 from sidecar.journal import Journal
 from sidecar.learning import Learning
@@ -30,8 +30,8 @@ def write_config(folder: Path, **changes: Any) -> Path:
     """Writes the demo's configuration with other values, on ports of its own, and returns its path."""
     content = yaml.safe_load((DEMO / "sloguard.yaml").read_text())
     content |= {"model": str(DEMO / "model"), "state": str(folder / "state")}
-    content["engine"]["port"] = any_free_port()
-    content["metrics"] = {"port": any_free_port()}
+    content["engine"]["port"] = own_port()
+    content["metrics"] = {"port": own_port()}
     content["page"] = {"enabled": False}
     for section, values in changes.items():
         content[section] = {**content.get(section, {}), **values} if isinstance(values, dict) else values

@@ -17,7 +17,7 @@ from sidecar.journal import Journal, JournalError
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
 SLOGUARD = [sys.executable, "-m", "sidecar.cli"]
-_PATIENCE_S = 40.0
+_PATIENCE_S = 120.0
 
 
 def fake_config(folder: Path, **sections: Any) -> Path:
@@ -26,7 +26,7 @@ def fake_config(folder: Path, **sections: Any) -> Path:
         "args": {"max-num-seqs": 2, "max-model-len": 512},
         "python": str(FAKE),
         "drain_timeout_s": 5,
-        "start_timeout_s": 5,
+        "start_timeout_s": 60,
         "live_trials": False,
         **sections.pop("engine", {}),
     }
@@ -45,6 +45,7 @@ def serving(config_file: Path, **environment: str) -> Generator["subprocess.Pope
     """`sloguard serve` once it serves; it and its engines are gone at the end. What it says goes to ``said``."""
     config = load(config_file)
     said = said_by(config_file)
+    began = time.time()
     try:
         with said.open("ab") as output:
             process = subprocess.Popen(
@@ -55,7 +56,7 @@ def serving(config_file: Path, **environment: str) -> Generator["subprocess.Pope
                 env={**os.environ, **environment},
             )
         try:
-            await_state(config.state, "serving", process)
+            await_state(config.state, "serving", process, since=began)
             yield process
         finally:
             process.kill()
@@ -70,27 +71,27 @@ def said_by(config_file: Path) -> Path:
     return config_file.with_name("said.txt")
 
 
-def await_state(state: Path, wanted: str, process: "subprocess.Popen[str]") -> None:
-    """Waits until the journal says ``wanted``."""
+def await_state(state: Path, wanted: str, process: "subprocess.Popen[str]", since: float = 0.0) -> None:
+    """Waits until the journal says ``wanted``, entered after ``since``: that of an earlier sidecar is there too."""
     deadline = time.monotonic() + _PATIENCE_S
-    while state_of(state) != wanted:
+    while state_of(state, since) != wanted:
         assert process.poll() is None, "it has ended"
         assert time.monotonic() < deadline, f"{wanted}: not within {_PATIENCE_S:.0f} s"
         time.sleep(0.05)
 
 
-def state_of(state: Path) -> str:
-    """The last state that the journal tells; empty while there is none."""
+def state_of(state: Path, since: float = 0.0) -> str:
+    """The last state that the journal tells; empty while there is none that was entered after ``since``."""
     try:
         record = Journal(state, read_only=True).state()
     except JournalError:
         return ""
-    return record.state if record else ""
+    return record.state if record and record.at >= since else ""
 
 
 def sloguard(*args: object, **environment: str) -> "subprocess.CompletedProcess[str]":
     """One command, to its end."""
     command = [*SLOGUARD, *map(str, args)]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=120, env={**os.environ, **environment}
+        command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environment}
     )

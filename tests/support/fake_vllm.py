@@ -24,6 +24,7 @@ import threading
 import time
 import urllib.request
 from contextlib import suppress
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -283,7 +284,7 @@ def send_loads() -> int:
             time.sleep(float(os.environ.get("FAKE_LOAD_S", "0.1")))
             _complete(url)
             errors = [""] * count
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             mean_s, errors = 0.1, [str(error)] * count
         ttfts = [mean_s * (0.9 + 0.2 * i / count) for i in range(count)]
         result = {"ttfts": ttfts, "latencies": [t * 2 for t in ttfts], "itls": [[0.01]] * count, "errors": errors}

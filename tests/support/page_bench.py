@@ -12,14 +12,15 @@ from typing import Any, cast
 
 import grpc
 from engine_bench import write_config
+from own_ports import own_port
 
 from sidecar.config import Config, load
 from sidecar.control import Control, Requests
-from sidecar.engine.engine import any_free_port
 from sidecar.journal import Journal, Run
 from sidecar.judge import Measurement
 from sidecar.metrics import Metrics
 from sidecar.operations import Kind, Operations
+from sidecar.page.app import application
 from sidecar.page.server import Sources, served
 from sidecar.progress import Progress
 from sidecar.states import Cause, State
@@ -29,6 +30,8 @@ from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.wire import telemetry_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import add_ControlServiceServicer_to_server
 
+# A page imports it in its thread, which a test that ends at once would have to wait for.
+assert application
 OOM = Crash(
     Category.OUT_OF_MEMORY,
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
@@ -40,7 +43,7 @@ OOM = Crash(
 
 def page_config(folder: Path, **sections: Any) -> Path:
     """A configuration with a page on a port of its own; ``sections`` are laid over it."""
-    page = {"enabled": True, "port": any_free_port(), **sections.pop("page", {})}
+    page = {"enabled": True, "port": own_port(), **sections.pop("page", {})}
     return write_config(folder, page=page, **sections)
 
 
@@ -171,7 +174,7 @@ def fetch(url: str, body: bytes | None = None, **headers: str) -> Answer:
     """Status, headers and body of one request."""
     request = urllib.request.Request(url, data=body, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             return response.status, dict(response.headers), response.read()
     except urllib.error.HTTPError as error:
         return error.code, dict(error.headers), error.read()

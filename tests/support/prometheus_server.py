@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -12,11 +11,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from dashboard_queries import ask
+from own_ports import own_port
 
 BINARY = shutil.which("prometheus")
-_READY_S = 30.0
+_READY_S = 120.0
 _POLL_S = 0.1
-_REQUEST_S = 10.0
+_REQUEST_S = 60.0
 
 
 class PrometheusServer:
@@ -67,7 +67,7 @@ class PrometheusServer:
         }
         config = self._folder / "prometheus.yml"
         config.write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
-        address = f"127.0.0.1:{_free_port()}"
+        address = f"127.0.0.1:{own_port()}"
         self.url = f"http://{address}"
         command = [
             binary,
@@ -113,9 +113,3 @@ class PrometheusServer:
     def rules(self) -> list[dict[str, Any]]:
         """What Prometheus says of each of the rules: its "name", "query", "type", "health"."""
         return [rule for group in ask(self.url, "rules", {})["groups"] for rule in group["rules"]]
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]

@@ -78,7 +78,7 @@ def serving(engine: StreamingEngine) -> Generator[StreamingEngine]:
     thread = threading.Thread(target=loop.run_until_complete, args=(engine.serve(up, stop),))
     thread.start()
     try:
-        assert up.wait(10)
+        assert up.wait(60)
         yield engine
     finally:
         loop.call_soon_threadsafe(stop.set)

@@ -51,7 +51,8 @@ const now = () => Date.now() / 1000 + ahead;
 // In the browser's zone, which may be another than that of the sidecar's log: so the zone is said.
 function clock(seconds) {
   const when = new Date(seconds * 1000);
-  const time = when.toLocaleTimeString("en-GB", { timeZoneName: "short" });
+  const two = "2-digit"; // or the hours before ten have one
+  const time = when.toLocaleTimeString("en-GB", { hour: two, minute: two, second: two, timeZoneName: "short" });
   const day = when.toDateString() === new Date().toDateString() ? "" : `${when.toLocaleDateString("en-CA")} `;
   return day + time;
 }
