@@ -40,8 +40,8 @@ _TRUST_GUARDED, _TRUST_ALONE = 1.0, 0.25  # see CrashRisk
 _LOOKS, _AFAR, _LITTLE_GAIN = 7, 400, math.log(0.02)
 # What a look must promise: to meet the SLO, to serve, and by how much it may be expected to be worse (logarithms).
 _MEETS, _SERVES, _HOPE = math.log(0.5), math.log(0.8), 0.4
-# The trust region, in ranges of a knob. A step in one knob alone may go twice as far.
-_RADIUS, _SMALLEST, _GROWTH, _SHRINKING, _PATIENCE = 0.3, 0.08, 1.5, 0.7, 3
+# The trust region, in ranges of a knob. A step in one knob alone may go twice as far: at first over all of its range.
+_RADIUS, _SMALLEST, _GROWTH, _SHRINKING, _PATIENCE = 0.5, 0.08, 1.5, 0.7, 3
 
 
 @dataclass(frozen=True)
