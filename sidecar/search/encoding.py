@@ -37,8 +37,20 @@ class Encoding:
 
     def encode(self, configs: Sequence[Config]) -> Array:
         """Shape (configs, knobs)."""
-        columns = [_encoded(knob, configs) for knob in self.space.knobs]
-        return np.stack(columns, axis=1)
+        rows = [[self._place(knob, config.get(knob.name)) for knob in self.space.knobs] for config in configs]
+        return np.array(rows, dtype=float).reshape(len(configs), len(self.space.knobs))
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, type, Value | None], float]:
+        """What was encoded before: every ask comes with the whole history."""
+        return {}
+
+    def _place(self, knob: Knob, value: Value | None) -> float:
+        key = knob.name, type(value), value
+        place = self._places.get(key)
+        if place is None:
+            place = self._places[key] = _encoded(knob, value)
+        return place
 
     def decode(self, row: Array) -> dict[str, Value]:
         """The configuration of the space at ``row``."""
@@ -58,12 +70,12 @@ class Encoding:
         return np.sort(np.argsort(distances, kind="stable")[:most])
 
 
-def _encoded(knob: Knob, configs: Sequence[Config]) -> Array:
-    """One column. Shape (configs,)."""
-    values = [nearest(knob, config[knob.name]) if knob.name in config else centre(knob) for config in configs]
+def _encoded(knob: Knob, value: Value | None) -> float:
+    """The place of one value; the centre's where there is none."""
+    known = centre(knob) if value is None else nearest(knob, value)
     if knob.kind is Kind.CATEGORICAL:
-        return np.array([knob.choices.index(value) for value in values], dtype=float)
-    return to_unit(knob, np.array(values, dtype=float))
+        return float(knob.choices.index(known))
+    return float(to_unit(knob, np.array(known, dtype=float)))
 
 
 def _decoded(knob: Knob, place: float) -> Value:

@@ -19,7 +19,8 @@ _LENGTH_MEDIAN, _LENGTH_SPREAD = 0.4, 1.2  # of one knob; grows with the square 
 _NOISE_MEDIAN, _NOISE_SPREAD = 0.01, 2.0
 _AMPLITUDE = 1.5  # shape of the inverse-gamma prior
 _JITTER = 1e-8
-_STEPS = 12
+_BORDER = 1e18  # above all squares of values, over the least noise
+_STEPS, _MORE_STEPS = 12, 5  # most of the fit's: from what is expected, and on from another process
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,9 @@ class Prediction:
 @dataclass(frozen=True)
 class GaussianProcess:
     """Fitted to values at encoded places. ``noise_sd`` is that of one observation; ``slopes`` are the standard
-    deviations of a linear part, knob by knob, over the function's amplitude."""
+    deviations of a linear part, knob by knob, over the function's amplitude; ``whitening`` is the inverse of the
+    kernel's Cholesky factor; ``log_posterior`` compares processes that were fitted to as many values at the same
+    places."""
 
     encoding: Encoding
     places: Array
@@ -42,8 +45,9 @@ class GaussianProcess:
     offset: float
     amplitude: float
     noise: float
-    factor: Array
+    whitening: Array
     weights: Array
+    log_posterior: float
 
     @property
     def noise_sd(self) -> float:
@@ -57,28 +61,37 @@ class GaussianProcess:
         here, there = (places - 0.5) * self.slopes, (self.places - 0.5) * self.slopes
         kernel += here @ there.T
         mean = self.offset + kernel @ self.weights
-        half = np.linalg.solve(self.factor, kernel.T)
-        variance = np.maximum(1.0 + np.square(here).sum(axis=1) - np.square(half).sum(axis=0), 1e-6)
+        half = kernel @ self.whitening.T
+        variance = np.maximum(1.0 + np.square(here).sum(axis=1) - np.square(half).sum(axis=1), 1e-6)
         return Prediction(mean, np.sqrt(self.amplitude * variance))
 
 
 def fit(
-    encoding: Encoding, places: Array, values: Array, scale: float, *, stretch: Array, slopes: Array
+    encoding: Encoding,
+    places: Array,
+    values: Array,
+    scale: float,
+    *,
+    stretch: Array,
+    slopes: Array,
+    like: GaussianProcess | None = None,
 ) -> GaussianProcess:
     """The process for ``values`` (shape (n,), at least one) at ``places`` (shape (n, knobs)).
 
     ``scale`` is the standard deviation that the function is expected to have, in the unit of the values; ``stretch``
     (shape (knobs,)) lengthens the lengthscales that are expected; ``slopes`` (shape (knobs,)) are standard
-    deviations of a slope over each knob's range, in the unit of the values, and 0 for choices.
+    deviations of a slope over each knob's range, in the unit of the values, and 0 for choices. ``like`` is a process to
+    begin with.
     """
     expected = np.log(_LENGTH_MEDIAN * math.sqrt(places.shape[1]) * stretch)
     squares = np.square(encoding.differences(places, places))
     line = (places - 0.5) * slopes / scale
     lines: Array = line @ line.T
-    lengths = np.argmin(np.abs(np.log(_LENGTHS)[:, None] - expected), axis=0)
-    noise = int(np.argmin(np.abs(np.log(_NOISES / _NOISE_MEDIAN))))
+    first = expected if like is None else -np.log(like.inverse_lengths)
+    lengths = np.argmin(np.abs(np.log(_LENGTHS)[:, None] - first), axis=0)
+    noise = int(np.argmin(np.abs(np.log(_NOISES / (_NOISE_MEDIAN if like is None else like.noise)))))
     best = -math.inf
-    for _ in range(_STEPS):
+    for _ in range(_STEPS if like is None else _MORE_STEPS):
         tried = _variations(lengths, noise)
         scores = _log_posterior(squares, lines, values, scale, expected=expected, tried=tried)
         index = int(np.argmax(scores))
@@ -87,15 +100,19 @@ def fit(
         best = float(scores[index])
         lengths, noise = tried[index, :-1], int(tried[index, -1])
     inverse = 1.0 / _LENGTHS[lengths]
-    factor, white = _whitened(squares, lines, values, inverse, float(_NOISES[noise]))
-    y, ones = white.T
+    kernel = _matern(np.tensordot(inverse**2, squares, axes=1)) + lines
+    factor, white = _whitened(kernel, values, _NOISES[noise : noise + 1])
+    y, ones = white[0]
     offset = float(y @ ones / (ones @ ones))
     residual: Array = y - offset * ones
     n = len(values)
     amplitude = float((residual @ residual / 2 + _AMPLITUDE * scale**2) / (n / 2 + _AMPLITUDE))
-    weights: Array = np.linalg.solve(factor.T, residual)
+    # Solving for many places would start BLAS threads, which wait for one another on a busy machine.
+    lower: Array = factor[0]
+    whitening: Array = np.linalg.inv(lower)
+    weights: Array = residual @ whitening
     return GaussianProcess(
-        encoding, places, inverse, slopes / scale, offset, amplitude, float(_NOISES[noise]), factor, weights
+        encoding, places, inverse, slopes / scale, offset, amplitude, float(_NOISES[noise]), whitening, weights, best
     )
 
 
@@ -116,11 +133,9 @@ def _log_posterior(
     """Of each row of ``tried``, up to a constant. Shape (rows,)."""
     n = len(values)
     lengths, noise = _LENGTHS[tried[:, :-1]], _NOISES[tried[:, -1]]
-    kernel = _matern(np.tensordot(lengths**-2, squares, axes=1)) + lines + (noise[:, None, None] + _JITTER) * np.eye(n)
-    factor = np.linalg.cholesky(kernel)
-    sides = np.broadcast_to(np.stack([values, np.ones(n)], axis=1), (len(tried), n, 2))
-    white = np.linalg.solve(factor, sides)
-    y, ones = white[..., 0], white[..., 1]
+    kernel = _matern(np.tensordot(lengths**-2, squares, axes=1)) + lines
+    factor, white = _whitened(kernel, values, noise)
+    y, ones = white[:, 0], white[:, 1]
     offset = (y * ones).sum(axis=1) / np.square(ones).sum(axis=1)
     misfit = np.square(y - offset[:, None] * ones).sum(axis=1)
     half_log_det = np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(axis=1)
@@ -130,13 +145,19 @@ def _log_posterior(
     return evidence - 0.5 * surprise
 
 
-def _whitened(squares: Array, lines: Array, values: Array, inverse: Array, noise: float) -> tuple[Array, Array]:
-    """The kernel's Cholesky factor, and what it makes of the values and of ones. Shapes (n, n) and (n, 2)."""
+def _whitened(kernel: Array, values: Array, noise: Array) -> tuple[Array, Array]:
+    """Of each kernel with its noise: the Cholesky factor, and what its inverse makes of the values and of ones.
+
+    These are the last rows of the factor of the matrix that has both below the kernel, so that no system is solved.
+    Shapes (rows, n, n) and (rows, 2, n), of kernels in shape (rows, n, n) or (n, n).
+    """
     n = len(values)
-    kernel = _matern(np.tensordot(inverse**2, squares, axes=1)) + lines + (noise + _JITTER) * np.eye(n)
-    factor: Array = np.linalg.cholesky(kernel)
-    white: Array = np.linalg.solve(factor, np.stack([values, np.ones(n)], axis=1))
-    return factor, white
+    bordered = np.zeros((len(noise), n + 2, n + 2))
+    bordered[:, :n, :n] = kernel + (noise[:, None, None] + _JITTER) * np.eye(n)
+    bordered[:, n, :n], bordered[:, n + 1, :n] = values, 1.0
+    bordered[:, [n, n + 1], [n, n + 1]] = _BORDER
+    factor: Array = np.linalg.cholesky(bordered)
+    return factor[:, :n, :n], factor[:, n:, :n]
 
 
 def _matern(squared_distance: Array) -> Array:

@@ -60,18 +60,18 @@ def eager_effect(tried: Sequence[Observation], itl_limit_ms: float | None) -> fl
 
 
 def expected(encoding: Encoding, target: str, places: Array, eager: float) -> Array:
-    """The prior mean of ``target`` ("latency", or a constraint), up to a constant. Shape (places,)."""
-    total = np.zeros(len(places))
+    """What each knob adds to the prior mean of ``target`` ("latency", or a constraint). Shape (knobs, places)."""
+    parts = np.zeros(places.T.shape)
     slopes, choices = _SLOPES.get(target, {}), _CHOICES.get(target, {})
     for column, knob in enumerate(encoding.space.knobs):
         if encoding.categorical[column]:
             by_choice = np.array([choices.get((knob.name, choice), 0.0) for choice in knob.choices])
             if knob.name == "enforce_eager":
                 by_choice *= eager
-            total += by_choice[places[:, column].astype(int)]
+            parts[column] = by_choice[places[:, column].astype(int)]
         else:
-            total += slopes.get(knob.name, 0.0) * span(knob) * places[:, column]
-    return total
+            parts[column] = slopes.get(knob.name, 0.0) * span(knob) * places[:, column]
+    return parts
 
 
 def stretch(encoding: Encoding) -> Array:

@@ -4,7 +4,8 @@ The frame is that of arXiv 2604.17627: first find something feasible, then raise
 observation. Thermal Budget Annealing explores only until something has served. From then on each trial is the
 configuration of the highest expected improvement, weighted by the probabilities that the SLO is met and that it does
 not crash (Gardner et al. 2014, "Bayesian optimization with inequality constraints"), within a trust region around the
-best (Eriksson & Poloczek 2021, "Scalable constrained Bayesian optimization").
+best (Eriksson & Poloczek 2021, "Scalable constrained Bayesian optimization"). A few times, where that stalls and
+promises little more, a trial goes as far from all others as seems safe: what is good only together shows in no step.
 """
 
 import math
@@ -35,8 +36,12 @@ _BARRED = 50.0
 _COLD = math.log(4 / 3)
 _OUTSIDE = 20.0  # for each range of a knob beyond the trust region
 _TRUST_GUARDED, _TRUST_ALONE = 1.0, 0.25  # see CrashRisk
-# The trust region, in ranges of a knob. A step in one knob alone may go twice as far.
-_RADIUS, _SMALLEST, _GROWTH, _SHRINKING, _PATIENCE = 0.3, 0.08, 1.5, 0.7, 3
+# Looks afar: one in so many trials of the budget, among so many draws, where the next step promises less than this.
+_LOOKS, _AFAR, _LITTLE_GAIN = 7, 400, math.log(0.02)
+# What a look must promise: to meet the SLO, to serve, and by how much it may be expected to be worse (logarithms).
+_MEETS, _SERVES, _HOPE = math.log(0.5), math.log(0.8), 0.4
+# The trust region, in ranges of a knob. A step in one knob alone may go twice as far: at first over all of its range.
+_RADIUS, _SMALLEST, _GROWTH, _SHRINKING, _PATIENCE = 0.5, 0.08, 1.5, 0.7, 3
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,11 @@ class SloGuard:
         rng = np.random.default_rng([self.seed, len(history)])
         view = self._view(history)
         places = self._candidates(view, rng)
+        this_run = [o for o in history if not o.prior]
+        if stalled(this_run, self.budget // _LOOKS) and self._scores(view, places[:1])[0] < _LITTLE_GAIN:
+            look = self._afar(view, failures, frozenset(keys), rng)
+            if look is not None:
+                return look
         # Once more only where nothing else is left: repeats were tried, and brought nothing.
         configs = self._admitted(view, places, failures, frozenset(keys)) or self._admitted(
             view, places, failures, frozenset()
@@ -154,6 +164,34 @@ class SloGuard:
             places, scores = np.concatenate([places, steps]), np.concatenate([scores, self._scores(view, steps)])
         return places[np.argsort(-scores, kind="stable")]
 
+    def _afar(
+        self, view: _View, failures: Failures, tried: frozenset[frozenset[tuple[str, Value]]], rng: np.random.Generator
+    ) -> Proposal | None:
+        """The plausible configuration that is farthest from all trials, of some draws; None where none is plausible."""
+        drawn = self.encoding.encode([self.space.sample(rng) for _ in range(_AFAR)])
+        far = self._distances(view, drawn)
+        order = np.argsort(-far, kind="stable")
+        configs = self._admitted(view, drawn[order[np.isfinite(far[order])]], failures, tried)
+        if not configs:
+            return None
+        far = self._distances(view, self.encoding.encode(configs))
+        best = int(np.argmax(far))
+        if not math.isfinite(far[best]):
+            return None
+        return replace(self._explained(view, configs[best]), phase="model-explore")
+
+    def _distances(self, view: _View, places: Array) -> Array:
+        """To the closest trial, in ranges of numbers and changed choices; minus infinity for what is likely to crash or
+        to miss the SLO, or is expected to be far slower. Shape (places,)."""
+        model = view.model
+        tried = self.encoding.encode([o.config for o in view.history])
+        far = np.abs(self.encoding.differences(places, tried)).sum(axis=0).min(axis=1)
+        needed = max(_SERVES, math.log(threshold(view.history)))
+        plausible = (model.log_serves(places) >= needed) & (model.log_meets(places) >= _MEETS)
+        if model.loss is not None and model.best_loss is not None:
+            plausible &= model.loss.predict(places).mean <= model.best_loss + _HOPE
+        return np.where(plausible, far, -math.inf)
+
     def _scores(self, view: _View, places: Array) -> Array:
         """Logarithm of the weighted improvement, less what keeps the steps small and safe. Shape (places,)."""
         serves = view.model.log_serves(places)
@@ -206,16 +244,30 @@ class SloGuard:
 def radius(history: Sequence[Observation]) -> float:
     """The trust region: wider after an improvement, narrower after some trials without; any step before the first
     feasible trial."""
-    size, best, stalled = _RADIUS, -math.inf, 0
+    size = _RADIUS if any(o.outcome is Outcome.FEASIBLE for o in history) else 1.0
+    for change in _changes(history):
+        size = min(1.0, size * _GROWTH) if change > 0 else max(_SMALLEST, size * _SHRINKING) if change < 0 else size
+    return size
+
+
+def stalled(history: Sequence[Observation], most: int) -> bool:
+    """Whether the trust region has just become narrower, for one of the first ``most`` times."""
+    changes = _changes(history)
+    return bool(changes) and changes[-1] < 0 and sum(change < 0 for change in changes) <= most
+
+
+def _changes(history: Sequence[Observation]) -> list[int]:
+    """What each trial after the first feasible one does to the trust region: 1 wider, -1 narrower, 0 nothing."""
+    changes: list[int] = []
+    best, without = -math.inf, 0
     for observation in history:
         if observation.outcome is Outcome.FEASIBLE and observation.value is not None and observation.value > best:
-            size = min(1.0, size * _GROWTH) if math.isfinite(best) else size
-            best, stalled = observation.value, 0
+            changes += [1] if math.isfinite(best) else []
+            best, without = observation.value, 0
         elif math.isfinite(best) and observation.outcome is not Outcome.REFUSED:
-            stalled += 1
-            if stalled == _PATIENCE:
-                size, stalled = max(_SMALLEST, size * _SHRINKING), 0
-    return size if math.isfinite(best) else 1.0
+            without = (without + 1) % _PATIENCE
+            changes.append(0 if without else -1)
+    return changes
 
 
 def _key(config: Config) -> frozenset[tuple[str, Value]]:

@@ -18,16 +18,20 @@ _MOST_POINTS = 24  # that a model is fitted to: those nearest to where the searc
 _FARTHEST = 3.0  # of log(measured / limit): twenty times the limit is as bad as any
 _WORST_LOSS = 0.4  # of the logarithm of the objective against the best: beyond, only that it is bad counts
 _LOSS_SCALE, _MARGIN_SCALE = 0.15, 0.4
+_TRUSTED = 1.0  # logarithm of the odds that what is expected is right, before any trial
 _SURELY_MET = -0.1  # log(measured / limit), where only "feasible" was recorded
 
 
 @dataclass(frozen=True)
 class Target:
-    """One modelled quantity: a Gaussian process around the prior mean. ``eager`` is physics.eager_effect's."""
+    """One modelled quantity: a Gaussian process around the prior mean. ``eager`` is physics.eager_effect's.
+
+    ``trust`` is 1 for the knobs of which the expected effect counts, and 0 for the others. Shape (knobs,).
+    """
 
     name: str
     process: GaussianProcess
-    priors: bool
+    trust: Array
     eager: float
 
     def predict(self, places: Array) -> Prediction:
@@ -36,10 +40,8 @@ class Target:
         return Prediction(around.mean + self.prior(places), around.sd)
 
     def prior(self, places: Array) -> Array:
-        """The prior mean, 0 without priors. Shape (places,)."""
-        if not self.priors:
-            return np.zeros(len(places))
-        return expected(self.process.encoding, self.name, places, self.eager)
+        """The prior mean, up to a constant. Shape (places,)."""
+        return self.trust @ expected(self.process.encoding, self.name, places, self.eager)
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,22 @@ def learn(
     def target(name: str, rows: list[int], values: Array, scale: float) -> Target:
         kept = encoding.closest(places[rows], near, _MOST_POINTS)
         there, values = places[rows][kept], values[kept]
-        around = values - expected(encoding, name, there, eager) if priors else values
+        prior = expected(encoding, name, there, eager)
         lengths = stretch(encoding) if priors else np.ones(there.shape[1])
         # Of the objective alone: with those of the constraints, too, the landscapes came out worse.
         uncertain = slopes(encoding, name) if priors and name == LATENCY else np.zeros(there.shape[1])
-        return Target(name, fit(encoding, there, around, scale, stretch=lengths, slopes=uncertain), priors, eager)
+
+        def fitted(trust: Array, like: GaussianProcess | None = None) -> GaussianProcess:
+            around = values - trust @ prior
+            return fit(encoding, there, around, scale, stretch=lengths, slopes=uncertain, like=like)
+
+        trust, *others = _trusts(there, prior) if priors else [np.zeros(there.shape[1])]
+        process = fitted(trust)
+        for doubted in others:
+            other = fitted(doubted, process)
+            if other.log_posterior - _TRUSTED > process.log_posterior:
+                process, trust = other, doubted
+        return Target(name, process, trust, eager)
 
     margins = tuple(
         target(name, list(seen), np.array(list(seen.values())), _MARGIN_SCALE)
@@ -134,6 +147,16 @@ def learn(
     if not feasible.any():
         return Surrogate(loss, margins, risk, None, places, near)
     return Surrogate(loss, margins, risk, float(loss.predict(places[rows][feasible]).mean.min()), places[rows], near)
+
+
+def _trusts(places: Array, prior: Array) -> list[Array]:
+    """What may be believed of ``prior``, in the order of belief: all of it, or only what no trial has tested.
+
+    Of a knob that stood still at all ``places`` the trials say nothing. Shape of each: (knobs,).
+    """
+    tested = np.ptp(places, axis=0) > 0
+    everything = np.ones(places.shape[1])
+    return [everything, everything - tested] if prior[tested].any() else [everything]
 
 
 def _absent(encoding: Encoding, places: Array, seen: Array) -> NDArray[np.bool_]:

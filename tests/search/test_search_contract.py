@@ -136,10 +136,10 @@ def test_an_ask_after_300_trials_is_quick(name: str) -> None:
     optimizer, history = make(name, space, 0, 400), outcomes_in_turn(space, 300)
     took_s: list[float] = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         optimizer.ask(history)
-        took_s.append(time.perf_counter() - start)
-    assert median(took_s) < 0.5  # ten times what it takes, so that a busy machine passes
+        took_s.append(time.process_time() - start)
+    assert median(took_s) < 0.5  # of processor time; ten times the goal, as a shared core is slower
 
 
 def test_the_registry_names_what_it_has() -> None:

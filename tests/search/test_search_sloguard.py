@@ -140,6 +140,39 @@ def test_nothing_is_repeated_while_there_is_something_new() -> None:
     assert all(config not in tried[:i] for i, config in enumerate(tried))
 
 
+def test_what_is_good_only_together_is_found_by_a_look_afar() -> None:
+    names = ("enable_prefix_caching", "async_scheduling")
+    switches = [Knob(name, Kind.CATEGORICAL, choices=(False, True)) for name in names]
+    space = Space((Knob("max_num_seqs", Kind.INT, 4, 512, log=True), *switches))
+    start: Config = {"max_num_seqs": 128, "enable_prefix_caching": False, "async_scheduling": False}
+
+    def served(config: Config) -> Observation:
+        on = [bool(config[name]) for name in names]
+        factor = 0.7 if all(on) else 1.25 if any(on) else 1.0
+        return feasible(config, -500.0 * factor * (1 + 0.1 * abs(math.log(number(config, "max_num_seqs") / 64))))
+
+    for seed in range(3):
+        history, phases = [served(start)], ["incumbent"]
+        while len(history) < 15:
+            proposal = make("sloguard", space, seed, 15, Context(start)).ask(history)
+            history.append(served(proposal.config))
+            phases.append(proposal.phase)
+        assert max(o.value or -math.inf for o in history) > -400.0
+        assert phases.count("model-explore") <= 2
+
+
+def test_looks_are_a_small_share_of_the_budget() -> None:
+    flat = [feasible(INCUMBENT, -500.0)]
+    phases: list[str] = []
+    while len(flat) < 15:
+        proposal = make("sloguard", SPACE, 0, 15, CONTEXT).ask(flat)
+        phases.append(proposal.phase)
+        flat.append(feasible(proposal.config, -500.0))
+    assert 1 <= phases.count("model-explore") <= 2
+    short = make("sloguard", SPACE, 0, 6, CONTEXT)
+    assert all(short.ask(flat[:length]).phase != "model-explore" for length in range(1, 7))
+
+
 @pytest.mark.parametrize("values", [(-500.0, -480.0, -700.0), (3.0, 3.5, 1.0), (-1.0, 0.0, 2.0)])
 def test_any_sign_of_the_objective_is_taken(values: tuple[float, ...]) -> None:
     history = [feasible({**INCUMBENT, "max_num_seqs": 32 * (i + 1)}, value) for i, value in enumerate(values)]
@@ -179,11 +212,11 @@ def test_an_ask_after_300_trials_with_margins_is_quick() -> None:
     optimizer = make("sloguard", space, 0, 400, Context(history[0].config))
     took_s: list[float] = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         optimizer.ask(history)
-        took_s.append(time.perf_counter() - start)
-    print(f"median ask with 300 told: {1000 * median(took_s):.0f} ms")
-    assert median(took_s) < 0.5  # ten times the goal, so that a busy machine passes
+        took_s.append(time.process_time() - start)
+    print(f"median ask with 300 told: {1000 * median(took_s):.0f} ms of a processor")
+    assert median(took_s) < 0.15  # three times the goal: a shared core is slower, whatever else is counted
 
 
 def test_the_outcomes_of_the_crash_threshold() -> None:
