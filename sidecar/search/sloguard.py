@@ -178,7 +178,8 @@ class SloGuard:
         best = int(np.argmax(far))
         if not math.isfinite(far[best]):
             return None
-        return replace(self._explained(view, configs[best]), phase="model-explore")
+        look = self._explained(view, configs[best])
+        return replace(look, phase="model-explore", reason=f"far from all trials, as steps stall: {look.reason}")
 
     def _distances(self, view: _View, places: Array) -> Array:
         """To the closest trial, in ranges of numbers and changed choices; minus infinity for what is likely to crash or

@@ -167,6 +167,7 @@ def test_looks_are_a_small_share_of_the_budget() -> None:
     while len(flat) < 15:
         proposal = make("sloguard", SPACE, 0, 15, CONTEXT).ask(flat)
         phases.append(proposal.phase)
+        assert ("far from all trials" in proposal.reason) == (proposal.phase == "model-explore")
         flat.append(feasible(proposal.config, -500.0))
     assert 1 <= phases.count("model-explore") <= 2
     short = make("sloguard", SPACE, 0, 6, CONTEXT)
