@@ -419,7 +419,7 @@ def _refused_the_port(rig: Rig) -> list[str]:
     # vLLM itself, which found the port taken after the sidecar had found it free, does not know whose it is.
     named = (owner in last and str(rig.port) in last) or rig.starts()
     wrong = [] if named else [f"{last!r} does not name {owner} and port {rig.port}"]
-    if rig.last_state()[1] != "starting":
+    if rig.rows("SELECT 1 FROM states WHERE state = 'serving'"):
         wrong.append(f"the sidecar ended with {_sidecar(rig).poll()}")
     rig.start()
     return wrong
