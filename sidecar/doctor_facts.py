@@ -21,6 +21,7 @@ from sidecar import lock, remote
 from sidecar.config import LONGEST_SOCKET_PATH, Config, ConfigError
 from sidecar.engine.engine import port_free, port_owner
 from sidecar.engine.fork_server import ForkServer, ForkServerError
+from sidecar.engine.http import reached_at
 from sidecar.environment import UnusablePythonError, answer, packages
 from sidecar.journal import FILE_NAME, Journal, JournalError
 from sidecar.observed import SHM, Devices, Facts, Imports, Link, Model, Port, Scrape, Shm, State, Vllm
@@ -244,8 +245,7 @@ def _link(config: Config, journal: Journal | None) -> Link:
 
 
 def _scrape(config: Config, prometheus: str) -> Scrape:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.metrics.host, config.metrics.host)  # noqa: S104 - read only
-    url = f"{address(host, config.metrics.port)}/metrics"
+    url = f"{address(reached_at(config.metrics.host), config.metrics.port)}/metrics"
     # Only `serve` has the page, on a port that is known where it is not 0.
     expected = _holder(config) is not None and config.metrics.port != 0
     error = ""

@@ -19,12 +19,16 @@ class Unanswered(RuntimeError):  # noqa: N818 - it is an answer about the engine
     """No good answer came; the text says what came instead."""
 
 
+def reached_at(host: str) -> str:
+    """From this machine, what listens on ``host``: one that listens everywhere does so on the loopback interface."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where it listens, not we
+
+
 class EngineHttp:
     """One engine's HTTP interface; the API key, where there is one, is read from VLLM_API_KEY."""
 
     def __init__(self, host: str, port: int, environment: Mapping[str, str] = os.environ) -> None:
-        local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where it listens, not we
-        self.base_url = address(local, port)
+        self.base_url = address(reached_at(host), port)
         self._key = environment.get("VLLM_API_KEY", "")
 
     def healthy(self, timeout_s: float = 2.0) -> bool:
