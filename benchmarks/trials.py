@@ -1,6 +1,7 @@
 """Fifteen trials, each on an ordinary start, each on a forked one, and as the sidecar runs them.
 
     python benchmarks/trials.py run -c CONFIG --results FILE [--repeats 2] [--ways restart,forked,fast] [--seconds N]
+        [--numbers 0,1,2]
     python benchmarks/trials.py report FILE
 
 Run by a Python that has vLLM and this project. CONFIG's knobs must have max_num_seqs, max_num_batched_tokens,
@@ -31,6 +32,7 @@ from sidecar.search.contract import Proposal
 from sidecar.trial import RESULT, Role, Start
 
 RESTART, FORKED, FAST = WAYS = "restart", "forked", "fast"
+_TRIALS = 15
 _RESAMPLES = 10_000
 
 
@@ -53,7 +55,9 @@ def configurations(config: Config) -> list[dict[str, Any]]:
     ]
 
 
-def run(path: Path, results: Path, repeats: int, ways: Sequence[str], seconds: float) -> None:
+def run(  # noqa: PLR0917 - one call
+    path: Path, results: Path, repeats: int, ways: Sequence[str], numbers: Sequence[int], seconds: float
+) -> None:
     """Runs what FILE lacks, for at most so many seconds."""
     deadline = time.monotonic() + seconds
     results.parent.mkdir(parents=True, exist_ok=True)
@@ -63,13 +67,14 @@ def run(path: Path, results: Path, repeats: int, ways: Sequence[str], seconds: f
         # To and fro, so that a host that drifts is not taken for a difference between ways.
         for way in ways if repeat % 2 == 0 else reversed(ways):
             with tempfile.TemporaryDirectory(prefix="sloguard-trials-") as folder:
-                _run_way(load(path), way, repeat, Path(folder), done, results, deadline)
+                _run_way(load(path), way, repeat, numbers, Path(folder), done, results, deadline)
 
 
 def _run_way(  # noqa: PLR0917 - one call
     given: Config,
     way: str,
     repeat: int,
+    numbers: Sequence[int],
     folder: Path,
     done: set[tuple[str, int, int]],
     results: Path,
@@ -78,7 +83,8 @@ def _run_way(  # noqa: PLR0917 - one call
     switches = {"forked_trials": way != RESTART, "live_trials": way == FAST}
     engine = given.engine.model_copy(update=switches)
     config = given.model_copy(update={"state": folder / "state", "engine": engine})
-    todo = [(n, c) for n, c in enumerate(configurations(config)) if (way, repeat, n) not in done]
+    asked = [(n, c) for n, c in enumerate(configurations(config)) if n in numbers]
+    todo = [(n, c) for n, c in asked if (way, repeat, n) not in done]
     if not todo or time.monotonic() > deadline:
         return
     with assembled(config, _say) as parts, results.open("a") as file:
@@ -255,12 +261,14 @@ def main() -> None:
     runs.add_argument("--results", type=Path, required=True)
     runs.add_argument("--repeats", type=int, default=1)
     runs.add_argument("--ways", default=f"{RESTART},{FAST}", help=",".join(WAYS))
+    runs.add_argument("--numbers", default=",".join(map(str, range(_TRIALS))), help="which of the fifteen")
     runs.add_argument("--seconds", type=float, default=math.inf, help="no trial is begun after so many")
     reports = commands.add_parser("report")
     reports.add_argument("results", type=Path)
     given = parser.parse_args()
     if given.command == "run":
-        run(given.config, given.results, given.repeats, given.ways.split(","), given.seconds)
+        numbers = [int(number) for number in given.numbers.split(",")]
+        run(given.config, given.results, given.repeats, given.ways.split(","), numbers, given.seconds)
         print(report(read(given.results)))
     else:
         print(report(read(given.results)))
