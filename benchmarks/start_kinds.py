@@ -31,9 +31,9 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "eager again": EAGER,
     "refused": {**EAGER, "max-num-batched-tokens": 64, "max-num-seqs": 128},  # vLLM: tokens must cover the sequences
     "out of memory": {**EAGER, "gpu-memory-utilization": 0.01},
-    "compiled, first": {},
-    "compiled, again": {},
-    "compiled, other settings": {"max-num-seqs": 128, "max-num-batched-tokens": 4096},
+    "compiled first": {},
+    "compiled again": {},
+    "other settings": {"max-num-seqs": 128, "max-num-batched-tokens": 4096},
 }
 
 

@@ -80,7 +80,7 @@ def _run_way(  # noqa: PLR0917 - one call
     results: Path,
     deadline: float,
 ) -> None:
-    switches = {"forked_trials": way != RESTART, "live_trials": way == FAST}
+    switches = {"forked_trials": way != RESTART, "live_trials": way == FAST, "keep_kernels": way != RESTART}
     engine = given.engine.model_copy(update=switches)
     config = given.model_copy(update={"state": folder / "state", "engine": engine})
     asked = [(n, c) for n, c in enumerate(configurations(config)) if n in numbers]
@@ -190,19 +190,13 @@ def _agreement(rows: Sequence[Mapping[str, Any]], first: str, second: str) -> st
         "| --- | --- | --- | --- | --- |",
     ]
     logs: dict[int, tuple[float, int, int]] = {}
-    deviations: list[float] = []
-    freedom = same = compared = 0
+    same = compared = 0
     for number in sorted(ways[first].keys() & ways[second].keys()):
         of = {way: found[number] for way, found in ways.items()}
         verdicts = {way: "/".join(sorted({_verdict(r) for r in found})) for way, found in of.items()}
         compared += 1
         same += verdicts[first] == verdicts[second]
         values = {way: [ms for r in found if (ms := _mean_ms(r)) is not None] for way, found in of.items()}
-        for repeated in values.values():
-            if len(repeated) > 1:
-                centre = statistics.mean(map(math.log, repeated))
-                deviations += [math.log(ms) - centre for ms in repeated]
-                freedom += len(repeated) - 1
         knobs = ", ".join(f"{name} {value}" for name, value in of[first][0]["knobs"].items())
         shown = {way: ", ".join(f"{value:.1f}" for value in found) or "-" for way, found in values.items()}
         ratio = "-"
@@ -225,14 +219,27 @@ def _agreement(rows: Sequence[Mapping[str, Any]], first: str, second: str) -> st
         f"{second} against {first}: median ratio {middle:.3f} over {len(of_all)}"
         f" configurations, 95% interval {low:.3f} to {high:.3f} (bootstrap), Wilcoxon signed-rank p = {p_value:.2g}."
     )
+    noise, freedom = _noise(rows)
     if freedom:
-        noise = math.sqrt(sum(d * d for d in deviations) / freedom)
         outside = sum(abs(log) > 1.96 * noise * math.sqrt(1 / n + 1 / m) for log, n, m in logs.values())
         lines.append(
-            f"Repeats of one way differ by {math.expm1(noise):.1%} (standard deviation, {freedom} degrees of freedom);"
+            f"Repeats of any one way differ by {math.expm1(noise):.1%} (standard deviation, {freedom} degrees of freedom);"
             f" {outside} of {len(logs)} configurations differ between the ways by more than that explains (95%)."
         )
     return "\n".join(lines)
+
+
+def _noise(rows: Sequence[Mapping[str, Any]]) -> tuple[float, int]:
+    """The standard deviation of a logarithm, of repeats of one configuration in one way, and its degrees of freedom."""
+    deviations: list[float] = []
+    freedom = 0
+    for way in WAYS:
+        for found in _by_number(rows, way).values():
+            logs = [math.log(ms) for r in found if (ms := _mean_ms(r)) is not None]
+            if len(logs) > 1:
+                deviations += [log - statistics.mean(logs) for log in logs]
+                freedom += len(logs) - 1
+    return math.sqrt(sum(d * d for d in deviations) / max(freedom, 1)), freedom
 
 
 def _mean_ms(row: Mapping[str, Any]) -> float | None:

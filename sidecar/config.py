@@ -95,6 +95,9 @@ class EngineConfig(Section):
     live_trials: bool = True
     # Whether what serves is forked, too: back in seconds after a window, a crash or a kill.
     forked_serving: bool = False
+    # Whether engines keep Triton's kernels in the state folder: torch.compile has each configuration compile its own
+    # else, some 15 s of a start.
+    keep_kernels: bool = True
     drain_timeout_s: Annotated[int, Field(ge=0)] = 30
     # An engine that makes no token and no step for so long hangs, and is started again.
     hang_timeout_s: Annotated[float, Field(ge=2)] = 15.0

@@ -25,6 +25,8 @@ from vllm_sloguard.crash import Crash
 from vllm_sloguard.knobs import Value
 
 LOGS = "logs"
+KERNELS = "kernels"
+_KERNELS_VARIABLE = "TRITON_CACHE_DIR"
 _MOST_LOGS = 100
 
 
@@ -146,6 +148,8 @@ class Engines:
             "SLOGUARD_IMPORTS": str(self._config.state),
             "SLOGUARD_WORKLOAD_MAX_LEN": str(self._config.workload.longest_request_tokens),
         }
+        if engine.keep_kernels and _KERNELS_VARIABLE not in {**os.environ, **engine.env}:
+            env[_KERNELS_VARIABLE] = str(self._config.state / KERNELS)
         log = log_of(self._config.state / LOGS, engine_id)
         return Launch(engine_id, engine.python, self._config.model, dict(args), host, port, env, log)
 

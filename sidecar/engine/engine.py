@@ -1,6 +1,7 @@
 """One start of vLLM, from its command line to its end."""
 
 import os
+import random
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from vllm_sloguard.crash import Crash, classify
 _POLL_S = 0.1
 _FIRST_TOKEN_S = 30.0
 _STOP_GRACE_S = 10.0
+_OWN_PORTS = 8_000
 _LOG_TAIL_BYTES = 2**20
 _LOG_MOST_BYTES = 2**26
 
@@ -179,7 +181,10 @@ def port_owner(port: int) -> str:
 
 
 def any_free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A port that is free now, and that the system gives to nobody by itself: a start takes long to listen there."""
+    first_given = 32_768
+    with suppress(OSError, ValueError, IndexError):
+        first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = range(max(first_given - _OWN_PORTS, 1_024), first_given)
+    tried = random.sample(ports, len(ports))
+    return next(port for port in tried if port_free(host, port))

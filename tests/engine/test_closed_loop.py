@@ -3,6 +3,7 @@
 import http.client
 import json
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from sidecar.engine.process_group import Identity, ProcessGroup
 from sidecar.journal import Journal, JournalError
 from sidecar.promotion import Outcome
 from sidecar.states import State
+from sidecar.trial import Status
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
@@ -45,6 +47,14 @@ def wait_for(condition: Callable[[], bool], timeout_s: float, what: str) -> None
     while not condition():
         assert time.monotonic() < deadline, f"timed out: {what}"
         time.sleep(0.25)
+
+
+def in_second_trial(state: Path) -> bool:
+    """Whether it has just begun, and with an engine: asked of the journal itself, as the trial takes seconds."""
+    with suppress(JournalError):
+        journal = Journal(state, read_only=True)
+        return [t.status for t in journal.trials()][1:] == [Status.RUNNING] and len(journal.engines()) == 1
+    return False
 
 
 def nothing_left(state: Path, engine_ids: set[str]) -> None:
@@ -69,12 +79,10 @@ def test_a_killed_run_goes_on_and_ends_in_a_file_that_vllm_accepts(tmp_path: Pat
     command = [*SLOGUARD, "tune", "-c", str(config_file)]
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
-        wait_for(lambda: [t["status"] for t in trials(state)][1:] == ["running"], 240, "the second trial")
-        before = trials(state)[:1]
-        in_flight = {record.identity.engine_id for record in Journal(state, read_only=True).engines()}
-        assert len(in_flight) == 1
+        wait_for(lambda: in_second_trial(state), 400, "the second trial")
         first.send_signal(signal.SIGKILL)
-    assert before[0]["status"] in ("feasible", "infeasible")
+    before = trials(state)[:1]
+    assert before[0]["status"] in ("feasible", "infeasible"), before[0]["result"]
 
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
@@ -162,8 +170,8 @@ def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> 
     )
     config = load(config_file)
     client = Client(f"http://127.0.0.1:{config.engine.port}", max_tokens=300)
-    # Two users, so that at any moment at least one of them waits for an answer.
-    users = [threading.Thread(target=client.run) for _ in range(2)]
+    # Of eight users two are served at a time: at any moment some have waited for long.
+    users = [threading.Thread(target=client.run) for _ in range(8)]
 
     def state() -> str:
         record = None
@@ -203,10 +211,13 @@ def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> 
         ["starting", "serving", "draining", "tuning", "restoring", "serving", "halted"],
     )
     draining = next(s.at for s in states if s.state == State.DRAINING)
-    in_flight = [a for a in client.answers if a[0] < draining < a[1]]
+    before = [a for a in client.answers if a[0] < draining]
+    # What is sent in the very last moment, the service may get too late: there is no notice here.
+    sent = draining - statistics.median(a[1] - a[0] for a in before) / 2
+    in_flight = [a for a in before if a[0] < sent and a[1] > draining]
     assert in_flight, "a request was in flight when the window opened"
     # Whatever was asked for before the drain was answered whole.
-    assert {a[2] for a in client.answers if a[0] < draining} == {300}
+    assert {a[2] for a in before if a[0] < sent} == {300}
     nothing_left(config.state, engine_ids(config.state))
     if prometheus is None:
         pytest.skip("all but the dashboard's queries was checked: Prometheus is not installed")
