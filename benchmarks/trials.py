@@ -223,7 +223,7 @@ def _agreement(rows: Sequence[Mapping[str, Any]], first: str, second: str) -> st
     if freedom:
         outside = sum(abs(log) > 1.96 * noise * math.sqrt(1 / n + 1 / m) for log, n, m in logs.values())
         lines.append(
-            f"Repeats of any one way differ by {math.expm1(noise):.1%} (standard deviation, {freedom} degrees of freedom);"
+            f"Repeats differ by {math.expm1(noise):.1%} (standard deviation, {freedom} degrees of freedom);"
             f" {outside} of {len(logs)} configurations differ between the ways by more than that explains (95%)."
         )
     return "\n".join(lines)
