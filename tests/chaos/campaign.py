@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import clock
 import invariants
 from faults import MATRIX, Fault
-from rig import Rig, Settings, new_folder
+from rig import PROMISED, Bounds, Rig, Settings, new_folder
 from zygote import Zygote
 
 _TOLD_EVERY = 50
@@ -71,13 +71,11 @@ def planned(seed: int) -> Plan:
     return Plan(seed, *pairs[seed % len(pairs)])
 
 
-def run_one(
-    zygote: Zygote, plan: Plan, *, keep: bool = False, longest_outage_s: float = invariants.LONGEST_OUTAGE_S
-) -> Outcome:
+def run_one(zygote: Zygote, plan: Plan, *, keep: bool = False, bounds: Bounds = PROMISED) -> Outcome:
     """One run, from an empty folder to an empty process table."""
     fault, state, rng = plan.fault, plan.state, random.Random(plan.seed)
     began = time.monotonic()
-    rig = Rig(zygote, _settings(fault, state, rng), new_folder())
+    rig = Rig(zygote, _settings(fault, state, rng), new_folder(), bounds)
     wrong: list[str] = []
     struck_at, hit, fine = time.monotonic(), "", False
     try:
@@ -92,7 +90,7 @@ def run_one(
         outage_s = max(rig.seen.unanswered_at - struck_at, 0.0)
         wrong += _stopped(rig)
         rig.look_at_trials()
-        wrong += invariants.wrong(rig, outage_s, longest_outage_s)
+        wrong += invariants.wrong(rig, outage_s)
         outcome = Outcome(
             plan.seed,
             fault.name,
@@ -207,18 +205,12 @@ def told(outcome: Outcome) -> str:
     return f"seed {outcome.seed} ({where}): {what}\n    {outcome.folder}; again: campaign.py --only {outcome.seed}"
 
 
-def campaign(
-    plans: Iterable[Plan],
-    jobs: int,
-    *,
-    keep: bool = False,
-    longest_outage_s: float = invariants.LONGEST_OUTAGE_S,
-) -> list[Outcome]:
+def campaign(plans: Iterable[Plan], jobs: int, *, keep: bool = False, bounds: Bounds = PROMISED) -> list[Outcome]:
     """Every run, ``jobs`` at a time; violations are printed as they are found."""
     zygote, outcomes = Zygote(), list[Outcome]()
 
     def run(plan: Plan) -> Outcome:
-        return run_one(zygote, plan, keep=keep, longest_outage_s=longest_outage_s)
+        return run_one(zygote, plan, keep=keep, bounds=bounds)
 
     with ThreadPoolExecutor(jobs) as pool:
         for done in as_completed([pool.submit(run, plan) for plan in plans]):

@@ -332,15 +332,12 @@ def two_sidecars_at_once(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def window_ends(rig: Rig, rng: random.Random) -> list[str]:
-    """Nothing but a window that is shorter than its trial: that is given up, and restored inside the window.
-
-    A machine that is busy may delay that for seconds; the trial goes on for many more.
-    """
+    """Nothing but a window that is shorter than its trial: that is given up, and restored inside the window."""
     ends = rig.rows("SELECT until FROM states WHERE until IS NOT NULL ORDER BY id DESC LIMIT 1")
     rig.await_state("serving", rig.last_state()[0], GRACE_S)
     at = rig.rows("SELECT at FROM states WHERE state = 'serving' ORDER BY id DESC LIMIT 1")
     late_s = at[0][0] - ends[0][0] if ends and at else 0.0
-    return [f"restored {late_s:.1f} s after the end of the window"] if late_s > 10.0 else []
+    return [f"restored {late_s:.1f} s after the end of the window"] if late_s > rig.bounds.late_s else []
 
 
 # The parts of faults

@@ -7,16 +7,15 @@ from itertools import pairwise
 import yaml
 from rig import Rig
 
-LONGEST_OUTAGE_S = 30.0
 # A window has three trials, two pairs of starts to validate and a restore; a fault fails a few starts more.
 _MOST_STARTS = 28
 _MOST_TRIES = 4
 
 
-def wrong(rig: Rig, outage_s: float, longest_outage_s: float = LONGEST_OUTAGE_S) -> list[str]:
+def wrong(rig: Rig, outage_s: float) -> list[str]:
     """Every invariant that did not hold, but for lost trials and double controllers."""
     found = [*_unended(rig), *_served(rig), *_files(rig), *_retries(rig)]
-    if outage_s > longest_outage_s:
+    if outage_s > rig.bounds.outage_s:
         found.append(f"{outage_s:.1f} s without the service")
     if "Traceback" in (said := rig.said()):
         found.append(f"a traceback: {said[said.index('Traceback') :].splitlines()[-1]}")

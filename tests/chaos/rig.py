@@ -65,11 +65,23 @@ class Seen:
     answered_at: float = 0.0
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """The longest time without the service, and the longest that a restore may end after its window, in seconds."""
+
+    outage_s: float
+    late_s: float
+
+
+PROMISED = Bounds(outage_s=30.0, late_s=1.0)
+
+
 class Rig:
     """Starts, watches and cleans up one run."""
 
-    def __init__(self, zygote: Zygote, settings: Settings, folder: Path) -> None:
+    def __init__(self, zygote: Zygote, settings: Settings, folder: Path, bounds: Bounds = PROMISED) -> None:
         self.settings = settings
+        self.bounds = bounds
         self.folder = folder
         self.fake = folder / "fake"
         self.fake.mkdir(parents=True)
