@@ -116,7 +116,7 @@ def vllm_accepts(path: Path) -> dict[str, Any]:
 
 @dataclass
 class Client:
-    """A user behind a load balancer: one completion after another while the service is ready, and what became of each."""
+    """A user behind a load balancer: completions, one by one, while the service is ready, and what became of each."""
 
     base_url: str
     ready_url: str
