@@ -148,7 +148,8 @@ def _clock(rows: Sequence[Mapping[str, Any]], ways: Sequence[str]) -> str:
         client_s = sum(r.get("client_s", 0.0) for r in mine) / len(mine)
         names = ("start_s", "warmup_s", "load_s")
         each = " | ".join(f"{sum(r['result'][name] or 0.0 for r in mine) / len(mine):.1f}" for name in names)
-        starts = {kind: [r["result"]["start_s"] for r in mine if r["result"]["start"] == kind] for kind in Start}
+        began = [r["result"] for r in mine if r["result"]["start_s"] is not None]
+        starts = {kind: [result["start_s"] for result in began if result["start"] == kind] for kind in Start}
         medians = "; ".join(f"{kind} {statistics.median(found):.3g}" for kind, found in starts.items() if found)
         counts = ", ".join(f"{len(found)} {kind}" for kind, found in starts.items() if found)
         wall_s = sum(r["seconds"] for r in mine) / len(mine)
