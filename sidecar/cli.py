@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 import time
 from typing import Any, NoReturn
@@ -18,12 +17,12 @@ from sidecar import (
     plan_command,
     promoted,
     report_commands,
+    signals,
     study_commands,
 )
 from sidecar.assembly import assembled
 from sidecar.bench import commands as bench
 from sidecar.config import ConfigError, load
-from sidecar.control import Requests
 from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.engine.fork_server import ForkServerError
 from sidecar.engine.process_group import NotGoneError, ProcessGroup
@@ -101,7 +100,7 @@ def tune(config_file: ConfigFile) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     with assembled(config, say) as parts:
-        _on_signals(parts.requests)
+        signals.heard_by(parts.requests)
         journal, metrics = parts.journal, parts.metrics
         _refuse_while_serving(journal)
         parts.engines.end_orphans()
@@ -167,7 +166,7 @@ def serve(config_file: ConfigFile) -> None:
         assembled(config, say) as parts,
         View(console, list(config.search.knobs), config.search.budget, say) as view,
     ):
-        _on_signals(parts.requests)
+        signals.heard_by(parts.requests)
         server = parts.metrics.serve()
         try:
             where = server.server_address
@@ -192,18 +191,6 @@ def trials(state: StateFolder, as_json_: AsJson = False) -> None:
         return
     knobs = list(dict.fromkeys(name for t in rows for name in t.plan.proposed))
     show(Console(), rows, knobs)
-
-
-def _on_signals(requests: Requests) -> None:
-    """The first signal asks the loop to end, once it is safe; another one changes nothing."""
-
-    def asked(number: int, _frame: Any) -> None:
-        if number == signal.SIGINT:
-            requests.stop_engine.set()
-        requests.stop_sidecar.set()
-
-    signal.signal(signal.SIGINT, asked)
-    signal.signal(signal.SIGTERM, asked)
 
 
 if __name__ == "__main__":

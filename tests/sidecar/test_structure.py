@@ -38,7 +38,7 @@ LAYERS = (
     ("ceilings", "engines", "metrics_table"),
     ("trial_engine",),
     ("control", "guard", "guard_commands", "runner"),
-    ("own_engines", "progress", "tuner"),
+    ("own_engines", "progress", "signals", "tuner"),
     ("forecast", "recorded", "serving", "terminal"),
     ("export.study", "export.tables", "operator_commands", "plan", "watch", "window"),
     ("export.bench", "report.words"),
