@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from vllm_sloguard import imported
+from vllm_sloguard import imported, stacks
 from vllm_sloguard.link import Link
 from vllm_sloguard.processes import current_role, is_model_inspection
 from vllm_sloguard.settings import NAMES, Settings, SettingsError, unknown
@@ -46,6 +46,7 @@ def register() -> None:
         logger.warning("sloguard: %s is not a setting and is ignored; there are %s", name, ", ".join(NAMES))
     _link = Link(settings)
     harmless(_install)(_link, settings)
+    harmless(stacks.show_when_asked)()
 
 
 def link() -> Link | None:

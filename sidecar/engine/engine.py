@@ -131,10 +131,13 @@ class Engine:
         return self.group.leader_alive()
 
     def crashed(self, phase: str, *, timed_out: bool = False) -> EngineCrashed:
-        """Kills what is left of it, and says why it ended, from its log."""
+        """Kills what is left of it, and says why it ended, from its log; where it hung, stays in the log."""
         exit_code = self.group.exit_code()
+        said = self.log_tail() if timed_out else ""
+        if timed_out:
+            self.group.show_stacks()
         self.group.kill()
-        return EngineCrashed(classify(self.log_tail(), phase=phase, exit_code=exit_code, timed_out=timed_out))
+        return EngineCrashed(classify(said or self.log_tail(), phase=phase, exit_code=exit_code, timed_out=timed_out))
 
     def log_tail(self) -> str:
         """The end of its log, at most 1 MiB; empty when somebody has removed it."""

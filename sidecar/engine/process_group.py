@@ -19,11 +19,14 @@ from typing import Protocol
 
 import psutil
 
+from vllm_sloguard.stacks import ASKS
+
 ENGINE_ID_VARIABLE = "SLOGUARD_ENGINE_ID"
 # A process that holds a GPU takes a while to go.
 _KILL_WAIT_S = 60.0
 _TICK_S = 0.02
 _TRACKER_WAIT_S = 3.0
+_STACKS_S = 0.5
 
 
 def log_of(folder: Path, engine_id: str) -> Path:
@@ -165,6 +168,15 @@ class ProcessGroup:
                 time.sleep(0.05)
         self.kill()
 
+    def show_stacks(self) -> None:
+        """Has the processes that the plugin runs in write their stacks to the log, and waits a moment for that."""
+        asked = [member for member in self.members() if _catches(member.pid, ASKS)]
+        for member in asked:
+            with suppress(psutil.NoSuchProcess):
+                member.send_signal(ASKS)
+        if asked:
+            time.sleep(_STACKS_S)
+
     def kill(self) -> None:
         """Kills the whole group and waits until it is gone. Raises NotGoneError.
 
@@ -219,6 +231,16 @@ def writing_to(folder: Path) -> set[str]:
 def _log(process: psutil.Process) -> Path:
     """Where a process's output goes, also when that was removed. Raises OSError."""
     return Path(str(Path(f"/proc/{process.pid}/fd/1").readlink()).removesuffix(" (deleted)"))
+
+
+def _catches(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler for the signal, which would end it otherwise."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def _is_tracker(process: psutil.Process) -> bool:

@@ -129,6 +129,13 @@ def test_an_invalid_argument_is_repaired_before_the_engine_starts(sidecar: Bench
     assert f"max_num_batched_tokens: 8 → {change.to_value}" in engine.log_tail()
 
 
+def test_every_process_says_where_it_is_when_asked_and_goes_on(engine: Engine) -> None:
+    engine.group.show_stacks()
+    log = engine.log_tail()
+    assert all(f" in {where}\n" in log for where in ("run_server", "run_busy_loop", "worker_busy_loop"))
+    engine.probe(60)
+
+
 def test_every_phase_of_the_start_is_reported_in_its_order(sidecar: Bench, engine: Engine) -> None:
     telemetry = sidecar.hub.of(engine.launch.engine_id)
     reached = [telemetry.phases[phase] for phase in PHASES]

@@ -1,11 +1,15 @@
 """What the sidecar gives the engines that it starts."""
 
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from engine_bench import bench, write_config
 
-from sidecar.engine.engine import any_free_port, port_free
+from sidecar.engine.engine import Engine, Launch, any_free_port, port_free
+from sidecar.engine.process_group import ProcessGroup
+from vllm_sloguard.crash import Category
 
 TRITON = "TRITON_CACHE_DIR"
 
@@ -36,3 +40,33 @@ def test_a_trials_port_is_none_that_the_system_gives_away() -> None:
     ports = {any_free_port() for _ in range(50)}
     assert len(ports) > 1
     assert all(1024 <= port < int(first) and port_free("127.0.0.1", port) for port in ports)
+
+
+# Says on its standard error, which is its log, where it is.
+STUCK = """
+import sys, time
+from vllm_sloguard.stacks import show_when_asked
+
+def stuck_here():
+    print("stuck", file=sys.stderr, flush=True)
+    time.sleep(600)
+
+if sys.argv[1] == "asked":
+    show_when_asked()
+stuck_here()
+"""
+
+
+@pytest.mark.parametrize("how", ["asked", "never asked"])
+def test_what_hangs_leaves_in_its_log_where(tmp_path: Path, how: str) -> None:
+    log = tmp_path / "engine.log"
+    launch = Launch("stuck", sys.executable, "model", {}, "127.0.0.1", any_free_port(), {}, log)
+    group = ProcessGroup.start([sys.executable, "-c", STUCK, how], "stuck", log, launch.environment, tmp_path)
+    deadline = time.monotonic() + 60
+    while not log.exists() or "stuck" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    crash = Engine(launch, group).crashed("serving", timed_out=True).crash
+    assert group.members() == []
+    assert (crash.category, crash.evidence) == (Category.TIMEOUT, "the deadline passed while serving; last line: stuck")
+    assert ("in stuck_here" in log.read_text()) == (how == "asked")
