@@ -26,7 +26,7 @@ ENGINE_ID_VARIABLE = "SLOGUARD_ENGINE_ID"
 _KILL_WAIT_S = 60.0
 _TICK_S = 0.02
 _TRACKER_WAIT_S = 3.0
-_STACKS_S = 0.5
+_STACKS_S = 0.2
 
 
 def log_of(folder: Path, engine_id: str) -> Path:
@@ -169,13 +169,12 @@ class ProcessGroup:
         self.kill()
 
     def show_stacks(self) -> None:
-        """Has the processes that the plugin runs in write their stacks to the log, and waits a moment for that."""
-        asked = [member for member in self.members() if _catches(member.pid, ASKS)]
-        for member in asked:
-            with suppress(psutil.NoSuchProcess):
-                member.send_signal(ASKS)
-        if asked:
-            time.sleep(_STACKS_S)
+        """Has the processes that the plugin runs in write their stacks to the log, one after the other."""
+        for member in self.members():
+            if _catches(member.pid, ASKS):
+                with suppress(psutil.NoSuchProcess):
+                    member.send_signal(ASKS)
+                time.sleep(_STACKS_S)
 
     def kill(self) -> None:
         """Kills the whole group and waits until it is gone. Raises NotGoneError.

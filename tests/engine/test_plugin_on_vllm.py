@@ -132,7 +132,7 @@ def test_an_invalid_argument_is_repaired_before_the_engine_starts(sidecar: Bench
 def test_every_process_says_where_it_is_when_asked_and_goes_on(engine: Engine) -> None:
     engine.group.show_stacks()
     log = engine.log_tail()
-    assert all(f" in {where}\n" in log for where in ("run_server", "run_busy_loop", "worker_busy_loop"))
+    assert all(f" in {where}\n" in log for where in ("monitor_engine_cores", "run_busy_loop", "worker_busy_loop"))
     engine.probe(60)
 
 
