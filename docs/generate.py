@@ -195,6 +195,7 @@ ADVICE: dict[Category, tuple[str, str, tuple[str, ...]]] = {
         (
             "A first start compiles, and may download: raise `engine.start_timeout_s`.",
             "`RPC call to ... timed out`: a worker hangs; its own lines come before.",
+            "What is killed for not answering first writes the stacks of all its threads to its log.",
         ),
     ),
     Category.ENGINE_DEATH: (
