@@ -1,6 +1,7 @@
 """What Prometheus reads: /metrics, and beside it /ready for load balancers."""
 
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -169,6 +170,13 @@ class Metrics:
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    # A load balancer's connections must not wait, one second and more, for a place in the queue.
+    request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of a client that has gone away."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _QuietHandler(WSGIRequestHandler):

@@ -182,7 +182,7 @@ def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> 
         workload={"requests": 40},
         window={"cron": f"{opening.minute} {opening.hour} * * *", "duration": "20m", "notice": f"{NOTICE_S}s"},
         promotion={"pairs": [2]},
-        engine={"forked_serving": True, "drain_timeout_s": 60},
+        engine={"forked_serving": True, "drain_timeout_s": 300},
     )
     config = load(config_file)
     ready_url = f"http://127.0.0.1:{config.metrics.port}/ready"
@@ -216,7 +216,7 @@ def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> 
             client.stop.set()
             for user in users:
                 if user.ident is not None:
-                    user.join(90)
+                    user.join(300)
             serve.send_signal(signal.SIGINT)
             output = serve.stdout.read() if serve.stdout is not None else ""
     assert serve.returncode == 0, output

@@ -1,18 +1,25 @@
 """What Prometheus reads, over real HTTP and through Prometheus' own parser."""
 
 import math
+import signal
+import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from engine_bench import write_config
 from prometheus_client.parser import text_string_to_metric_families
 from sidecar_cases import configured, measured, oom, planned, served, trial
 
 from sidecar import metrics_table
+from sidecar.config import load
 from sidecar.control import Requests
 from sidecar.journal import Journal
 from sidecar.metrics import Metrics
@@ -351,3 +358,36 @@ def test_the_page_of_the_metrics_is_fresh() -> None:
     written = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
     assert metrics_table.page() == written, "python -m sidecar.metrics_table > docs/metrics.md"
+
+
+# A sidecar that has no time just now: the system takes the connections for it.
+PAUSED = """
+import os, signal, sys
+from pathlib import Path
+from sidecar.config import load
+from sidecar.metrics import Metrics
+
+server = Metrics(load(Path(sys.argv[1]))).serve()
+print("serving", flush=True)
+os.kill(os.getpid(), signal.SIGSTOP)
+signal.pause()
+"""
+
+
+def test_a_busy_sidecar_keeps_no_load_balancer_from_connecting(tmp_path: Path) -> None:
+    config_file = write_config(tmp_path)
+    port = load(config_file).metrics.port
+    with subprocess.Popen(
+        [sys.executable, "-c", PAUSED, str(config_file)], stdout=subprocess.PIPE, text=True
+    ) as paused:
+        try:
+            assert paused.stdout is not None
+            assert paused.stdout.readline() == "serving\n"
+            with ExitStack() as connected:
+                for _ in range(50):
+                    connected.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
+                paused.send_signal(signal.SIGCONT)
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+                    assert answer.status == 200
+        finally:
+            paused.kill()
