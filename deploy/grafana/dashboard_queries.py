@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 DASHBOARDS = tuple(Path(__file__).with_name(f"sloguard-{name}.json") for name in ("tuning", "serving"))
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
