@@ -3,6 +3,7 @@
 import http.client
 import json
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -119,10 +120,9 @@ def vllm_accepts(path: Path) -> dict[str, Any]:
 
 @dataclass
 class Client:
-    """A user behind a load balancer: completions, one by one, while the service is ready, and what became of each."""
+    """Sends one completion after another, as a service's users do, and keeps what became of each."""
 
     base_url: str
-    ready_url: str
     max_tokens: int
     answers: list[tuple[float, float, int | str]] = field(default_factory=list[tuple[float, float, int | str]])
     stop: threading.Event = field(default_factory=threading.Event)
@@ -132,9 +132,6 @@ class Client:
         model = json.loads(urllib.request.urlopen(f"{self.base_url}/v1/models", timeout=30).read())["data"][0]["id"]
         body = {"model": model, "prompt": "a", "max_tokens": self.max_tokens, "ignore_eos": True}
         while not self.stop.is_set():
-            if not self.ready():
-                self.stop.wait(1.0)
-                continue
             began = time.time()
             request = urllib.request.Request(
                 f"{self.base_url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -144,16 +141,9 @@ class Client:
                     tokens = json.loads(response.read())["usage"]["completion_tokens"]
             except (OSError, http.client.HTTPException) as error:
                 self.answers.append((began, time.time(), str(error)))
+                self.stop.wait(0.2)
                 continue
             self.answers.append((began, time.time(), tokens))
-
-    def ready(self) -> bool:
-        """What the load balancer goes by."""
-        try:
-            with urllib.request.urlopen(self.ready_url, timeout=5) as response:
-                return response.status == 200
-        except (OSError, http.client.HTTPException):
-            return False
 
 
 def every_panel_has_data(prometheus: PrometheusServer) -> None:
@@ -168,9 +158,6 @@ def every_panel_has_data(prometheus: PrometheusServer) -> None:
         wait_for(lambda query=query: bool(prometheus.query(query)), 120, f"no data: {query}")
 
 
-NOTICE_S = 2
-
-
 @pytest.mark.xdist_group("window")
 def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> None:
     # Cron knows whole minutes, and the first start must come before the window.
@@ -180,15 +167,14 @@ def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> 
         # Blocks of 16 tokens are for GPUs: each trial of the search has something to repair.
         search={**SEARCH, "budget": 2, "knobs": {**SEARCH["knobs"], "block_size": {"choices": [16]}}},
         workload={"requests": 40},
-        window={"cron": f"{opening.minute} {opening.hour} * * *", "duration": "20m", "notice": f"{NOTICE_S}s"},
+        window={"cron": f"{opening.minute} {opening.hour} * * *", "duration": "20m", "notice": "0s"},
         promotion={"pairs": [2]},
-        engine={"forked_serving": True, "drain_timeout_s": 300},
+        engine={"forked_serving": True},
     )
     config = load(config_file)
-    ready_url = f"http://127.0.0.1:{config.metrics.port}/ready"
-    client = Client(f"http://127.0.0.1:{config.engine.port}", ready_url, max_tokens=900)
-    # Of sixteen users two are served at a time: some still wait when the notice is over, on a quick machine too.
-    users = [threading.Thread(target=client.run) for _ in range(16)]
+    client = Client(f"http://127.0.0.1:{config.engine.port}", max_tokens=300)
+    # Two users, so that at any moment at least one of them waits for an answer.
+    users = [threading.Thread(target=client.run) for _ in range(2)]
 
     def state() -> str:
         record = None
@@ -228,9 +214,12 @@ def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> 
         ["starting", "serving", "draining", "tuning", "restoring", "serving", "halted"],
     )
     draining = next(s.at for s in states if s.state == State.DRAINING)
-    in_flight = [a for a in client.answers if a[0] < draining and a[1] > draining + NOTICE_S]
-    assert in_flight, "a request was in flight when the engine was asked to stop"
-    assert {a[2] for a in client.answers} == {900}, "every request was answered whole"
+    before = [a for a in client.answers if a[0] < draining]
+    assert any(a[1] > draining for a in before), "a request was in flight when the window opened"
+    # Whatever was asked for before the drain was answered whole, but for what is sent in its very last moment: there is
+    # no notice here, and vLLM's server loses what has not reached its engine yet.
+    sent = draining - statistics.median(a[1] - a[0] for a in before) / 2
+    assert {a[2] for a in before if a[0] < sent} == {300}
     nothing_left(config.state, engine_ids(config.state))
     if prometheus is None:
         pytest.skip("all but the dashboard's queries was checked: Prometheus is not installed")
