@@ -20,11 +20,11 @@ $(SETUP): $(PINS)/engine-$(ENGINE).txt $(PINS)/sloguard.txt $(PINS)/dev.txt $(PI
 demo: setup
 	$(BIN)/python deploy/demo/run.py
 
-# What starts real vLLM is apart from the rest, and what measures seconds has the machine to itself. Most of the rest
-# waits: four at once are no load for two cores.
+# What starts real vLLM runs one by one: two engines bind their workers to the same core of two, and starve each other.
+# Most of the rest waits: four at once are no load for two cores.
 test: setup
 	$(BIN)/python -m pytest -m "not engine" -n 4 --dist loadfile
-	$(BIN)/python -m pytest -m "engine and not alone" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m "engine and not alone"
 	$(BIN)/python -m pytest -m alone
 
 # Faults at random moments of every state, on fake engines; RUNS=300 takes a quarter of an hour.
