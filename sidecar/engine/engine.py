@@ -133,11 +133,14 @@ class Engine:
     def crashed(self, phase: str, *, timed_out: bool = False) -> EngineCrashed:
         """Kills what is left of it, and says why it ended, from its log; where it hung, stays in the log."""
         exit_code = self.group.exit_code()
-        said = self.log_tail() if timed_out else ""
         if timed_out:
+            said = self.log_tail()
             self.group.show_stacks()
-        self.group.kill()
-        return EngineCrashed(classify(said or self.log_tail(), phase=phase, exit_code=exit_code, timed_out=timed_out))
+            self.group.kill()
+        else:
+            self.group.kill()
+            said = self.log_tail()
+        return EngineCrashed(classify(said, phase=phase, exit_code=exit_code, timed_out=timed_out))
 
     def log_tail(self) -> str:
         """The end of its log, at most 1 MiB; empty when somebody has removed it."""
@@ -183,11 +186,23 @@ def port_owner(port: int) -> str:
     return ""
 
 
-def any_free_port(host: str = "127.0.0.1") -> int:
-    """A port that is free now, and that the system gives to nobody by itself: a start takes long to listen there."""
-    first_given = 32_768
+def first_given_port() -> int:
+    """The lowest port that the system gives to clients, and to who asks for any: Linux's own default where unknown."""
     with suppress(OSError, ValueError, IndexError):
-        first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    ports = range(max(first_given - _OWN_PORTS, 1_024), first_given)
-    tried = random.sample(ports, len(ports))
-    return next(port for port in tried if port_free(host, port))
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    return 32_768
+
+
+def any_free_port(host: str = "127.0.0.1", below: int | None = None) -> int:
+    """A port that is free now, ``below`` those that the system gives away: a start takes long to listen there.
+
+    Where the system gives all of them away, or none is free, it is one of the system's. Raises OSError without any.
+    """
+    end = first_given_port() if below is None else below
+    ports = range(max(end - _OWN_PORTS, 1_024), end)
+    for port in random.sample(ports, len(ports)):
+        if port_free(host, port):
+            return port
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from engine_bench import bench, write_config
 
-from sidecar.engine.engine import Engine, Launch, any_free_port, port_free
+from sidecar.engine.engine import Engine, Launch, any_free_port, first_given_port, port_free
 from sidecar.engine.process_group import ProcessGroup
 from vllm_sloguard.crash import Category
 
@@ -37,9 +37,15 @@ def test_the_operators_own_folder_of_kernels_is_kept(tmp_path: Path, monkeypatch
 
 def test_a_trials_port_is_none_that_the_system_gives_away() -> None:
     first, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    assert first_given_port() == int(first)
     ports = {any_free_port() for _ in range(50)}
     assert len(ports) > 1
     assert all(1024 <= port < int(first) and port_free("127.0.0.1", port) for port in ports)
+
+
+@pytest.mark.parametrize("below", [1, 1024])
+def test_where_the_system_gives_all_ports_away_a_trial_has_one_of_them(below: int) -> None:
+    assert port_free("127.0.0.1", any_free_port(below=below))
 
 
 # Says on its standard error, which is its log, where it is.
