@@ -24,8 +24,7 @@ demo: setup
 # Most of the rest waits: four at once are no load for two cores.
 test: setup
 	$(BIN)/python -m pytest -m "not engine" -n 4 --dist loadfile
-	$(BIN)/python -m pytest -m "engine and not alone"
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m engine
 
 # Faults at random moments of every state, on fake engines; RUNS=300 takes a quarter of an hour.
 RUNS ?= 200

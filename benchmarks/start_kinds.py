@@ -1,6 +1,6 @@
 """One start of each kind, ordinary and forked: to the first token, or to the failure.
 
-    python benchmarks/start_kinds.py -c CONFIG [--ways ordinary,forked] [--only NAME,NAME] >> FILE.jsonl
+    python benchmarks/start_kinds.py -c CONFIG [--ways ordinary forked] [--only KIND ...] >> FILE.jsonl
 
 Run by a Python that has vLLM and this project. Each way has caches of its own (vLLM's, Triton's), empty at first, so
 that neither finds what the other compiled. A JSON object a start: way, kind, what it changes of CONFIG's arguments,
@@ -19,11 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sidecar.bench.restart import start
 from sidecar.config import Config, load
-from sidecar.engine.engine import Engine, EngineCrashed, Launch, any_free_port
+from sidecar.engine.engine import EngineCrashed
 from sidecar.engine.fork_server import ForkServer
 
-ORDINARY, FORKED = "ordinary", "forked"
+ORDINARY, FORKED = WAYS = "ordinary", "forked"
 EAGER: Mapping[str, Any] = {"enforce-eager": True}
 # In this order: what comes later finds the caches of what came before.
 KINDS: Mapping[str, Mapping[str, Any]] = {
@@ -41,50 +42,41 @@ def main() -> None:
     """Starts and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-c", "--config", type=Path, required=True)
-    parser.add_argument("--ways", default=f"{ORDINARY},{FORKED}")
-    parser.add_argument("--only", default=",".join(KINDS), help="kinds")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=[*KINDS], metavar="KIND", help=", ".join(KINDS))
     given = parser.parse_args()
     config = load(given.config)
-    for way in given.ways.split(","):
+    for way in given.ways:
         with tempfile.TemporaryDirectory(prefix="sloguard-starts-") as folder:
-            starts(config, way, [kind for kind in KINDS if kind in given.only.split(",")], Path(folder))
+            starts(config, way, [kind for kind in KINDS if kind in given.only], Path(folder))
 
 
 def starts(config: Config, way: str, kinds: list[str], folder: Path) -> None:
     """Prints a line a start."""
     caches = {"VLLM_CACHE_ROOT": str(folder / "vllm"), "TRITON_CACHE_DIR": str(folder / "triton")}
-    env = {**config.engine.env, **caches, "SLOGUARD_IMPORTS": str(folder), "SLOGUARD_REPAIR": "off"}
+    env = {**config.engine.env, **caches, "SLOGUARD_REPAIR": "off"}
     server = None
     if way == FORKED:
         server = ForkServer(config.engine.python, {**os.environ, **env}, folder, folder / "fork-server.log")
     try:
         if server is not None:
-            _print(way, "imports", EAGER, _start(config, EAGER, env, folder, server))
+            _print(way, "imports", EAGER, _timed(config, EAGER, env, folder, server))
         for kind in kinds:
-            _print(way, kind, KINDS[kind], _start(config, KINDS[kind], env, folder, server))
+            _print(way, kind, KINDS[kind], _timed(config, KINDS[kind], env, folder, server))
     finally:
         if server is not None:
             server.close()
 
 
-def _start(
-    config: Config, changes: Mapping[str, Any], env: Mapping[str, str], folder: Path, server: ForkServer | None
+def _timed(
+    config: Config, changes: Mapping[str, Any], env: dict[str, str], folder: Path, server: ForkServer | None
 ) -> dict[str, Any]:
-    engine_id = os.urandom(6).hex()
-    args = {**config.engine.args, **changes}
-    log = folder / f"{engine_id}.log"
-    launch = Launch(engine_id, config.engine.python, config.model, args, "127.0.0.1", any_free_port(), dict(env), log)
-    crash = None
+    engine = config.engine.model_copy(update={"args": {**config.engine.args, **changes}, "env": env})
     began = time.monotonic()
-    engine = Engine.start(launch, server)
     try:
-        engine.wait_ready(config.engine.start_timeout_s, lambda: False)
+        return {"seconds": start(config.model_copy(update={"engine": engine}), folder, server).seconds, "crash": None}
     except EngineCrashed as crashed:
-        crash = asdict(crashed.crash)
-    finally:
-        seconds = time.monotonic() - began
-        engine.group.kill()
-    return {"seconds": seconds, "crash": crash}
+        return {"seconds": time.monotonic() - began, "crash": asdict(crashed.crash)}
 
 
 def _print(way: str, kind: str, changes: Mapping[str, Any], ended: Mapping[str, Any]) -> None:

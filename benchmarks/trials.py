@@ -1,7 +1,7 @@
 """Fifteen trials, each on an ordinary start, each on a forked one, and as the sidecar runs them.
 
     python benchmarks/trials.py run -c CONFIG --results FILE [--repeats 2] [--ways restart,forked,fast] [--seconds N]
-        [--numbers 0,1,2]
+        [--numbers 0 1 2]
     python benchmarks/trials.py report FILE
 
 Run by a Python that has vLLM and this project. CONFIG's knobs must have max_num_seqs, max_num_batched_tokens,
@@ -269,14 +269,14 @@ def main() -> None:
     runs.add_argument("--results", type=Path, required=True)
     runs.add_argument("--repeats", type=int, default=1)
     runs.add_argument("--ways", default=f"{RESTART},{FAST}", help=",".join(WAYS))
-    runs.add_argument("--numbers", default=",".join(map(str, range(_TRIALS))), help="which of the fifteen")
+    numbers = range(_TRIALS)
+    runs.add_argument("--numbers", nargs="+", type=int, choices=numbers, default=numbers, metavar="N", help="0 to 14")
     runs.add_argument("--seconds", type=float, default=math.inf, help="no trial is begun after so many")
     reports = commands.add_parser("report")
     reports.add_argument("results", type=Path)
     given = parser.parse_args()
     if given.command == "run":
-        numbers = [int(number) for number in given.numbers.split(",")]
-        run(given.config, given.results, given.repeats, given.ways.split(","), numbers, given.seconds)
+        run(given.config, given.results, given.repeats, given.ways.split(","), given.numbers, given.seconds)
         print(report(read(given.results)))
     else:
         print(report(read(given.results)))

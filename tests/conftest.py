@@ -21,10 +21,7 @@ settings.load_profile("same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the engine tests of a file, which share what they start, on one worker; skips them without vLLM."""
-    for item in items:
-        if item.get_closest_marker("engine") and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    """Skips the engine tests without vLLM."""
     if importlib.util.find_spec("vllm") is not None:
         return
     for item in items:

@@ -58,14 +58,14 @@ def measure(config: Config, times: int, in_a_row: int, say: Say) -> Starts:
         server = ForkServer(config.engine.python, environment, folder, folder / "fork-server.log")
         try:
             # Two: the first teaches the server what engines import.
-            warm_up_s = _start(config, folder, server).seconds
-            _start(config, folder, server)
+            warm_up_s = start(config, folder, server).seconds
+            start(config, folder, server)
             say(f"first forked start, imports included: {warm_up_s:.1f} s")
             ordinary: list[float] = []
             forked: list[float] = []
             for number in range(times):
-                ordinary.append(_start(config, folder, None).seconds)
-                forked.append(_start(config, folder, server).seconds)
+                ordinary.append(start(config, folder, None).seconds)
+                forked.append(start(config, folder, server).seconds)
                 say(f"{number + 1} of {times}: ordinary {ordinary[-1]:.2f} s, forked {forked[-1]:.2f} s")
             left = _row(config, folder, server, in_a_row, say) if in_a_row else None
             return Starts(tuple(ordinary), tuple(forked), warm_up_s, left)
@@ -74,7 +74,7 @@ def measure(config: Config, times: int, in_a_row: int, say: Say) -> Starts:
 
 
 @dataclass(frozen=True)
-class _Ended:
+class Ended:
     """One start after its stop."""
 
     seconds: float
@@ -82,7 +82,11 @@ class _Ended:
     shared_memory: frozenset[str]  # files that its processes had mapped
 
 
-def _start(config: Config, folder: Path, server: ForkServer | None) -> _Ended:
+def start(config: Config, folder: Path, server: ForkServer | None) -> Ended:
+    """Starts ``config``'s engine, forked if there is a ``server``, to its first token, and ends it.
+
+    Raises EngineCrashed, ForkServerError, OSError.
+    """
     engine_id = os.urandom(6).hex()
     env = {**config.engine.env, "SLOGUARD_IMPORTS": str(folder)}
     host, log = "127.0.0.1", folder / f"{engine_id}.log"
@@ -96,7 +100,7 @@ def _start(config: Config, folder: Path, server: ForkServer | None) -> _Ended:
         mapped = frozenset(path for member in engine.group.members() for path in _mapped(member))
     finally:
         engine.group.kill()
-    return _Ended(seconds, engine.group, mapped)
+    return Ended(seconds, engine.group, mapped)
 
 
 def _mapped(process: psutil.Process) -> set[str]:
@@ -107,10 +111,10 @@ def _mapped(process: psutil.Process) -> set[str]:
 
 
 def _row(config: Config, folder: Path, server: ForkServer, count: int, say: Say) -> Left:
-    ended = [_start(config, folder, server)]
+    ended = [start(config, folder, server)]
     early, tenth = server.usage, max(count // 10, 1)
     for number in range(1, count):
-        ended.append(_start(config, folder, server))
+        ended.append(start(config, folder, server))
         if (number + 1) % tenth == 0:
             say(f"{number + 1} of {count} forked starts: {_shown(server.usage)}")
     now = server.usage

@@ -71,7 +71,6 @@ def engine_ids(state: Path) -> set[str]:
     return {log.stem.removeprefix("engine-") for log in (state / "logs").glob("engine-*.log")}
 
 
-@pytest.mark.xdist_group("killed run")
 def test_a_killed_run_goes_on_and_ends_in_a_file_that_vllm_accepts(tmp_path: Path) -> None:
     config_file = write_config(
         tmp_path, search={**SEARCH, "budget": 2}, workload={"requests": 40}, promotion={"min_gain": 0.0, "pairs": [2]}
@@ -158,7 +157,6 @@ def every_panel_has_data(prometheus: PrometheusServer) -> None:
         wait_for(lambda query=query: bool(prometheus.query(query)), 120, f"no data: {query}")
 
 
-@pytest.mark.xdist_group("window")
 def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> None:
     # Cron knows whole minutes, and the first start must come before the window.
     opening = datetime.now().astimezone() + timedelta(minutes=2)

@@ -12,7 +12,7 @@ from sidecar.engine.engine import Engine
 from sidecar.live import LEASE_S, LiveError, LiveHub
 from vllm_sloguard.live import LONG_PREFILL, PREFIX_CACHING, RESERVE, SEQS, TOKENS, Verdict
 
-pytestmark = [pytest.mark.engine, pytest.mark.alone, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 DRAW = random.Random(7)
 PROMPTS = ["".join(DRAW.choices("abcdefgh ", k=400)) for _ in range(6)]

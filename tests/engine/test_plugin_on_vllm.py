@@ -158,7 +158,6 @@ def test_what_vllm_reports_of_its_memory_is_kept_for_the_next_start(sidecar: Ben
     assert start.kv_tokens == sidecar.hub.of(engine.launch.engine_id).kv_cache_tokens
 
 
-@pytest.mark.alone
 def test_latencies_agree_with_what_the_client_measured(sidecar: Bench, engine: Engine) -> None:
     # Long prompts, few at once: what the client adds, on a machine of two cores, is some milliseconds of hundreds.
     changes = {"requests": 15, "rate": 1.0, "input_tokens": 700, "spread": 0.0}

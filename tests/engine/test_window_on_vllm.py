@@ -137,7 +137,6 @@ def back_after_kill(config_file: Path, process: "subprocess.Popen[bytes]") -> "t
     return again, took_s
 
 
-@pytest.mark.alone
 def test_a_sidecar_that_is_killed_in_any_state_comes_back_with_the_service(config_file: Path) -> None:
     content = yaml.safe_load(config_file.read_text())
     content["engine"]["forked_serving"] = True
@@ -188,7 +187,6 @@ def test_a_sidecar_that_is_killed_in_any_state_comes_back_with_the_service(confi
         pytest.skip("all but a kill while promoting was checked: the starts here were too noisy for a promotion")
 
 
-@pytest.mark.xdist_group("crash loop")
 def test_a_promotion_that_crash_loops_is_rolled_back_without_a_person(config_file: Path) -> None:
     config = load(config_file)
     base = config.base_digest()
