@@ -31,12 +31,12 @@ from typing import Any
 
 from guard_cases import MODELS, Case, cpu_cases, cuda_cases
 
-from vllm_sloguard import machine, memory, model_shape
 from vllm_sloguard.crash import classify
+from vllm_sloguard.guard import machine, memory, model_shape
+from vllm_sloguard.guard.memory import GIB
+from vllm_sloguard.guard.repair import Status, repair
+from vllm_sloguard.guard.start_history import Learned, Start, version
 from vllm_sloguard.knobs import Config
-from vllm_sloguard.learned import Learned, Start, version
-from vllm_sloguard.memory import GIB
-from vllm_sloguard.repair import Status, repair
 
 _START_TIMEOUT_S = 240.0
 

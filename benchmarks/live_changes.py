@@ -5,9 +5,9 @@ Run by the Python that has vLLM and this project:
     python benchmarks/live_changes.py [--changes N] [--seed N] [--json]
 
 Every change draws all live knobs anew, down to 2 requests and 32 tokens a step. It counts as verified when each engine
-core has shown, or obeyed where the load can't tell old from new, every knob of it (see vllm_sloguard/live.py). The time
-is from the call that makes the change to its verdict, as the sidecar sees both. Exits with 1 when a request failed, the
-engine died, or a change was not verified in 2 s.
+core has shown, or obeyed where the load can't tell old from new, every knob of it (see vllm_sloguard/live_knobs.py).
+The time is from the call that makes the change to its verdict, as the sidecar sees both. Exits with 1 when a request
+failed, the engine died, or a change was not verified in 2 s.
 """
 
 import argparse
@@ -29,10 +29,12 @@ from types import TracebackType
 import grpc
 import yaml
 
-from sidecar.engine.engine import Engine, Launch, any_free_port
-from sidecar.live import Capabilities, LiveError, LiveHub
-from sidecar.telemetry import TelemetryHub, serve
-from vllm_sloguard.live import LONG_PREFILL, PREFIX_CACHING, RESERVE, SEQS, TOKENS, Verdict
+from sidecar.engine.engine import Engine, Launch
+from sidecar.engine.live_knobs import Capabilities, LiveError, LiveHub
+from sidecar.engine.ports import any_free_port
+from sidecar.observe.telemetry import TelemetryHub
+from sidecar.rpc import serve
+from vllm_sloguard.live_knobs import LONG_PREFILL, PREFIX_CACHING, RESERVE, SEQS, TOKENS, Verdict
 from vllm_sloguard.wire.live_pb2_grpc import add_LiveServiceServicer_to_server
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
 

@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from sidecar.config import Config, Slo, Workload, load
-from sidecar.engine.engine import Engine, Launch, any_free_port
-from sidecar.load import LoadClient, Request
+from sidecar.config.schema import Config, Slo, Workload, load
+from sidecar.engine.engine import Engine, Launch
+from sidecar.engine.ports import any_free_port
+from sidecar.measure.load_client import LoadClient
+from sidecar.measure.requests import Request
 
 _ROOT = Path(__file__).resolve().parents[1]
 _UNITS = 10_000  # of a second

@@ -25,14 +25,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vllm_sloguard import memory, model_shape
-from vllm_sloguard.machine import Machine
-from vllm_sloguard.memory import GIB
-from vllm_sloguard.model_shape import ModelShape
-from vllm_sloguard.repair import Repair, Status, repair
-from vllm_sloguard.rules import ALL
-from vllm_sloguard.rules.arguments import shown, values
-from vllm_sloguard.rules.case import Stage
+from vllm_sloguard.guard import memory, model_shape
+from vllm_sloguard.guard.machine import Machine
+from vllm_sloguard.guard.memory import GIB
+from vllm_sloguard.guard.model_shape import ModelShape
+from vllm_sloguard.guard.repair import Repair, Status, repair
+from vllm_sloguard.guard.rules import ALL
+from vllm_sloguard.guard.rules.arguments import shown, values
+from vllm_sloguard.guard.rules.rule import Stage
 
 DEMO = Path(__file__).parents[1] / "deploy/demo/model"
 # Stated, so that a seed gives the same verdicts on every host; create_engine_config looks at no memory.

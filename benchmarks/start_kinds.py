@@ -19,8 +19,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sidecar.bench.restart import start
-from sidecar.config import Config, load
+from sidecar.bench.engine_starts import start
+from sidecar.config.schema import Config, load
 from sidecar.engine.engine import EngineCrashed
 from sidecar.engine.fork_server import ForkServer
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import yaml
 
-from sidecar.assembly import assembled
-from sidecar.config import load
+from sidecar.config.schema import load
 from sidecar.engine.command import Args
-from sidecar.trial import RESULT, Plan, Role
+from sidecar.record.trial import RESULT, Plan, Role
+from sidecar.service.wiring import assembled
 
 
 def main() -> None:

@@ -25,11 +25,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from sidecar.assembly import assembled
-from sidecar.config import Config, load
-from sidecar.load import LoadClient
+from sidecar.config.schema import Config, load
+from sidecar.measure.load_client import LoadClient
+from sidecar.record.trial import RESULT, Role, Start
 from sidecar.search.contract import Proposal
-from sidecar.trial import RESULT, Role, Start
+from sidecar.service.wiring import assembled
 
 RESTART, FORKED, FAST = WAYS = "restart", "forked", "fast"
 _TRIALS = 15

@@ -12,12 +12,12 @@ from typing import Any
 
 from vllm_sloguard import crash
 from vllm_sloguard.crash import Category, classify
+from vllm_sloguard.guard.machine import Machine
+from vllm_sloguard.guard.memory import GIB
+from vllm_sloguard.guard.model_shape import ModelShape, from_config
+from vllm_sloguard.guard.repair import Limits, repair
+from vllm_sloguard.guard.rules import ALL
 from vllm_sloguard.knobs import KNOBS, Kind, Knob
-from vllm_sloguard.machine import Machine
-from vllm_sloguard.memory import GIB
-from vllm_sloguard.model_shape import ModelShape, from_config
-from vllm_sloguard.repair import Limits, repair
-from vllm_sloguard.rules import ALL
 
 HERE = Path(__file__).resolve().parent
 LOGS = HERE.parent / "tests" / "crash" / "logs"

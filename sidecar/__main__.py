@@ -8,7 +8,7 @@ def main() -> None:
     handled = signal.getsignal(signal.SIGINT)
     if handled is signal.default_int_handler:  # in the background it may be ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from sidecar.cli import main as run
+    from sidecar.cli.main import main as run
 
     signal.signal(signal.SIGINT, handled)
     run()

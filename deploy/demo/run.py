@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from sidecar import lock
 from sidecar.engine.process_group import ProcessGroup
-from sidecar.journal import Journal
+from sidecar.record import lock
+from sidecar.record.journal import Journal
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "sloguard.yaml"

@@ -43,7 +43,7 @@ from grafana_foundation_sdk.models.dashboard import (
 )
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from sidecar.states import State
+from sidecar.record.states import State
 
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 # By what the limits and the trials' percentiles are labelled.

@@ -17,8 +17,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from sidecar.config import ConfigError
-from sidecar.judge import Limit
+from sidecar.config.schema import ConfigError
+from sidecar.measure.verdict import Limit
 from sidecar.search.contract import Outcome
 from sidecar.search.space import Space
 from vllm_sloguard.knobs import KNOBS, Config, Kind, Knob, Value

@@ -1,4 +1,4 @@
-"""One tuning run on a landscape, as sidecar.tuner makes it: ask, guard, evaluate, judge, tell.
+"""One tuning run on a landscape, as sidecar.run.tuning_run makes it: ask, guard, evaluate, judge, tell.
 
 The noise of a trial depends on the seed and the trial's number alone, so that every optimizer meets the same.
 """
@@ -10,14 +10,14 @@ import numpy as np
 
 from sidecar.bench.landscape import Host, Landscape, Verdict
 from sidecar.search.contract import Context, Observation, Outcome, Projection
-from sidecar.search.failures import MOST_REFUSALS_IN_A_ROW
+from sidecar.search.failed_configs import MOST_REFUSALS_IN_A_ROW
 from sidecar.search.registry import make
-from vllm_sloguard import model_shape
+from vllm_sloguard.guard import model_shape
+from vllm_sloguard.guard.machine import Machine
+from vllm_sloguard.guard.memory import GIB
+from vllm_sloguard.guard.model_shape import ModelShape
+from vllm_sloguard.guard.repair import repair
 from vllm_sloguard.knobs import Config, Value
-from vllm_sloguard.machine import Machine
-from vllm_sloguard.memory import GIB
-from vllm_sloguard.model_shape import ModelShape
-from vllm_sloguard.repair import repair
 
 _NOISE, _AGAIN = 0, 1  # the streams of random numbers: of the run, and of serving what it chose
 # How often the configuration that a run chose is evaluated again, to tell merit from luck.

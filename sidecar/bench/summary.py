@@ -9,9 +9,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sidecar.bench.published_study import consistency
 from sidecar.bench.simulate import Run
 from sidecar.search.contract import Outcome
-from sidecar.study import consistency
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,22 @@
 """One start of vLLM, from its command line to its end."""
 
 import os
-import random
-import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from sidecar.engine.command import Args, arguments, command_line, entry
 from sidecar.engine.fork_server import ForkServer
 from sidecar.engine.http import EngineHttp, Unanswered
+from sidecar.engine.ports import port_free, port_owner
 from sidecar.engine.process_group import ENGINE_ID_VARIABLE, Identity, ProcessGroup, socket_folder
 from vllm_sloguard.crash import Crash, classify
 
 _POLL_S = 0.1
 _FIRST_TOKEN_S = 30.0
 _STOP_GRACE_S = 10.0
-_OWN_PORTS = 8_000
 _LOG_TAIL_BYTES = 2**20
 _LOG_MOST_BYTES = 2**26
 
@@ -163,46 +159,3 @@ class Engine:
         began = time.monotonic()
         self.group.stop(self.launch.drain_timeout_s + _STOP_GRACE_S)
         return time.monotonic() - began
-
-
-def port_free(host: str, port: int) -> bool:
-    """Whether a server could listen there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def port_owner(port: int) -> str:
-    """Who listens there, as the end of a sentence; empty where the system does not tell."""
-    with suppress(psutil.Error, OSError):
-        for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr[1] == port and connection.status == psutil.CONN_LISTEN:
-                return f", by process {connection.pid} ({psutil.Process(connection.pid).name()})"
-    return ""
-
-
-def first_given_port() -> int:
-    """The lowest port that the system gives to clients, and to who asks for any: Linux's own default where unknown."""
-    with suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    return 32_768
-
-
-def any_free_port(host: str = "127.0.0.1", below: int | None = None) -> int:
-    """A port that is free now, ``below`` those that the system gives away: a start takes long to listen there.
-
-    Where the system gives all of them away, or none is free, it is one of the system's. Raises OSError without any.
-    """
-    end = first_given_port() if below is None else below
-    ports = range(max(end - _OWN_PORTS, 1_024), end)
-    for port in random.sample(ports, len(ports)):
-        if port_free(host, port):
-            return port
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])

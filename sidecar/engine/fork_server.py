@@ -1,4 +1,4 @@
-"""The sidecar's end of vllm_sloguard.fork_server: engines that are forked instead of started from nothing.
+"""The sidecar's end of vllm_sloguard.starts.fork_server: engines that are forked instead of started from nothing.
 
 The server runs in vLLM's environment and speaks over a socket pair that nobody else can reach. Whatever goes wrong with
 it is a ForkServerError, upon which an engine is started the ordinary way; a server that was ended or grows is replaced.
@@ -103,7 +103,7 @@ class ForkServer:
         try:
             with theirs, self._log.open("ab") as log:
                 process = subprocess.Popen(
-                    [self._python, *options, "-m", "vllm_sloguard.fork_server", str(self._folder)],
+                    [self._python, *options, "-m", "vllm_sloguard.starts.fork_server", str(self._folder)],
                     stdin=theirs.fileno(),
                     stdout=log,
                     stderr=subprocess.STDOUT,

@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sidecar.shown import address
+from sidecar.format import address
 
 _MOST_ANSWER_BYTES = 4 * 2**20
 # A proxy for the outside world has no part between the sidecar and its engine.

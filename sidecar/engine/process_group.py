@@ -19,7 +19,7 @@ from typing import Protocol
 
 import psutil
 
-from vllm_sloguard.stacks import ASKS
+from vllm_sloguard.hooks.stack_dump import ASKS
 
 ENGINE_ID_VARIABLE = "SLOGUARD_ENGINE_ID"
 # A process that holds a GPU takes a while to go.

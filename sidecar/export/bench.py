@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from sidecar.config import Objective
+from sidecar.config.schema import Objective
 from sidecar.export.tables import finite
-from sidecar.recorded import Recorded
-from sidecar.trial import Trial
+from sidecar.record.run_snapshot import Recorded
+from sidecar.record.trial import Trial
 
 LEFT_OUT = (
     "total_input_tokens, total_output_tokens, output_throughput, total_token_throughput, tpot, medians and standard"

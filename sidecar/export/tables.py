@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from sidecar.recorded import Recorded, ran
-from sidecar.trial import Trial, as_json, margins
+from sidecar.record.run_snapshot import Recorded, ran
+from sidecar.record.trial import Trial, as_json, margins
 
 # A spreadsheet takes what begins so for a formula, and a crash's text comes from outside.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")

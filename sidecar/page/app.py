@@ -11,9 +11,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
-from sidecar.config import Config
-from sidecar.page.feed import Feed
-from sidecar.page.orders import Name, Order, Refused, give
+from sidecar.config.schema import Config
+from sidecar.page.actions import Name, Order, Refused, give
+from sidecar.page.event_stream import Feed
 
 MOST_STREAMS = 16
 _TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}

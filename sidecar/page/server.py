@@ -6,12 +6,12 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 
-from sidecar.config import PageConfig
-from sidecar.engine.engine import port_owner
-from sidecar.page.feed import Feed, Sources
+from sidecar.config.schema import PageConfig
+from sidecar.engine.ports import port_owner
+from sidecar.format import address
+from sidecar.page.event_stream import Feed, Sources
 from sidecar.page.token import path_of, token_of
-from sidecar.progress import Say
-from sidecar.shown import address
+from sidecar.service.state_machine import Say
 
 _GRACE_S = 1
 _PATIENCE_S = 3.0
@@ -81,9 +81,9 @@ class _Page:
         # They take a third of a second, in which the service has better things to do.
         import uvicorn
 
+        from sidecar.page.access_control import Gate
         from sidecar.page.app import application, static_files, version_of
-        from sidecar.page.connections import Bounded
-        from sidecar.page.gate import Gate
+        from sidecar.page.connection_limits import Bounded
 
         self._loop = asyncio.get_running_loop()
         if self._stopping.is_set():

@@ -3,10 +3,10 @@
 import secrets
 from pathlib import Path
 
-from sidecar.config import Config, ConfigError
-from sidecar.files import write_whole
-from sidecar.progress import Say
-from sidecar.secret_files import token
+from sidecar.config.schema import Config, ConfigError
+from sidecar.config.secret_files import token
+from sidecar.record.atomic_write import write_whole
+from sidecar.service.state_machine import Say
 
 FILE_NAME = "page.token"
 

@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sidecar.recorded import Recorded, ran
-from sidecar.report import words
-from sidecar.shown import setting
-from sidecar.trial import Status, Trial
+from sidecar.format import setting
+from sidecar.record.run_snapshot import Recorded, ran
+from sidecar.record.trial import Status, Trial
+from sidecar.report import wording
 from vllm_sloguard.crash import Category
 from vllm_sloguard.knobs import Value
 
@@ -61,12 +61,12 @@ def _group(recorded: Recorded, trials: Sequence[Trial], measured: Sequence[Trial
     known = dict.fromkeys([*names, *(name for t in trials for name in t.plan.proposed)])
     told = (_alone(name, trials, measured) for name in known)
     return CrashGroup(
-        category=words.category(crash),
+        category=wording.category(crash),
         about=_ABOUT[crash.category],
         phase=crash.phase,
         evidence=crash.evidence,
         numbers=tuple(t.number for t in trials),
-        configuration=words.arguments(different) or "as it was serving",
+        configuration=wording.arguments(different) or "as it was serving",
         alone="; ".join(text for text in told if text),
     )
 
@@ -78,7 +78,7 @@ def _alone(name: str, crashed: Sequence[Trial], measured: Sequence[Trial]) -> st
         return ""
     numbers, others = _numbers(ours), _numbers(theirs)
     if len(numbers) < len(ours) or len(others) < len(theirs):
-        values = words.listed(sorted({setting(v, name) for v in ours}))
+        values = wording.listed(sorted({setting(v, name) for v in ours}))
         return f"{name} = {values}, which no measured trial had"
 
     def shown(value: float) -> str:

@@ -8,9 +8,9 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sidecar.export.study import distributions
-from sidecar.recorded import Recorded, ran
-from sidecar.trial import VALIDATING, Role, Status, Trial
+from sidecar.export.optuna_study import distributions
+from sidecar.record.run_snapshot import Recorded, ran
+from sidecar.record.trial import VALIDATING, Role, Status, Trial
 
 # Optuna advises five trials or more among the best; a quarter of all is called the best here.
 FEWEST = 20

@@ -4,10 +4,10 @@ import json
 from importlib.resources import files
 from typing import Any
 
-from sidecar.report import words
-from sidecar.report.figures import plots
-from sidecar.report.story import Entry, Story
-from sidecar.trial import Role
+from sidecar.record.trial import Role
+from sidecar.report import wording
+from sidecar.report.plots import plots
+from sidecar.report.view_model import Entry, Story
 
 # A longer table scrolls in a box of its own; in print it is whole.
 _ROWS_IN_VIEW = 30
@@ -19,16 +19,16 @@ def page(story: Story) -> str:
     from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["trials"] = words.trials
+    environment.filters["trials"] = wording.trials
     template = environment.from_string(files("sidecar.report").joinpath("page.html").read_text(encoding="utf-8"))
     drawn = plots(story)
     return template.render(
         story=story,
-        words=words,
-        objective=words.OBJECTIVES[story.objective],
-        unit=words.UNITS[story.objective],
+        words=wording,
+        objective=wording.OBJECTIVES[story.objective],
+        unit=wording.UNITS[story.objective],
         rows=[_row(story, entry) for entry in story.entries],
-        limits=[(name, words.LIMITS[name], words.measured(name, limit)) for name, limit in story.limits.items()],
+        limits=[(name, wording.LIMITS[name], wording.measured(name, limit)) for name, limit in story.limits.items()],
         scrolls=len(story.entries) > _ROWS_IN_VIEW,
         plots={name: plot.height for name, plot in drawn.items()},
         figures=_script({name: json.loads(plot.figure.to_json() or "{}") for name, plot in drawn.items()}),
@@ -50,13 +50,15 @@ def _row(story: Story, entry: Entry) -> dict[str, Any]:
     cells: list[dict[str, Any]] = []
     for name, limit in story.limits.items():
         measured = entry.measured.get(name)
-        shown = "-" if measured is None else f"{sign if measured else ''}{words.measured(name, measured)}"
-        cells.append({"title": words.LIMITS[name], "text": shown, "missed": measured is not None and measured > limit})
+        shown = "-" if measured is None else f"{sign if measured else ''}{wording.measured(name, measured)}"
+        cells.append(
+            {"title": wording.LIMITS[name], "text": shown, "missed": measured is not None and measured > limit}
+        )
     return {
         "entry": entry,
         "kind": kind,
-        "role": words.ROLES[entry.role],
-        "status": words.STATUSES[entry.status],
-        "value": "-" if entry.value is None else words.with_unit(entry.value, story.objective),
+        "role": wording.ROLES[entry.role],
+        "status": wording.STATUSES[entry.status],
+        "value": "-" if entry.value is None else wording.with_unit(entry.value, story.objective),
         "cells": cells,
     }

@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sidecar.report import words
-from sidecar.shown import setting
-from sidecar.trial import Change, Trial
+from sidecar.format import setting
+from sidecar.record.trial import Change, Trial
+from sidecar.report import wording
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def _of(trial: Trial) -> list[tuple[str, str, str]]:
     sides = (("", trial.plan.changes), (" (inside vLLM)", trial.result.repairs if trial.result else ()))
     rows = [(f"changed {c.name}{where}", _example(c), c.reason) for where, changes in sides for c in changes]
     if trial.plan.refusal:
-        rows.append(("refused to start it", words.arguments(trial.plan.proposed), trial.plan.refusal))
+        rows.append(("refused to start it", wording.arguments(trial.plan.proposed), trial.plan.refusal))
     return rows
 
 

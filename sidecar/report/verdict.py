@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sidecar.comparison import bounds
-from sidecar.config import Objective
-from sidecar.judge import Measurement, limits
-from sidecar.promotion import CRASHES_THAT_COUNT, Outcome, baseline, candidate
-from sidecar.recorded import Recorded
-from sidecar.report import words
-from sidecar.trial import VALIDATING, Role, Status, Trial, margins
+from sidecar.config.schema import Objective
+from sidecar.measure.verdict import Measurement, limits
+from sidecar.promote.decision import CRASHES_THAT_COUNT, Outcome, baseline, candidate
+from sidecar.promote.statistics import bounds
+from sidecar.record.run_snapshot import Recorded
+from sidecar.record.trial import VALIDATING, Role, Status, Trial, margins
+from sidecar.report import wording
 
 
 class Tone(StrEnum):
@@ -129,11 +129,11 @@ def _tried(recorded: Recorded) -> str:
         Status.ABORTED: "were given up",
         Status.RUNNING: "did not end yet",
     }
-    counts = words.listed([f"{by_status[status]} {what}" for status, what in said.items() if by_status[status]])
+    counts = wording.listed([f"{by_status[status]} {what}" for status, what in said.items() if by_status[status]])
     if not recorded.trials:
         return "No trial was started yet."
-    took = words.duration(recorded.until - recorded.run.started_at)
-    return f"{words.plural(len(recorded.trials), 'trial')} in {took}: {counts}."
+    took = wording.duration(recorded.until - recorded.run.started_at)
+    return f"{wording.plural(len(recorded.trials), 'trial')} in {took}: {counts}."
 
 
 def _searched(recorded: Recorded, status: Status) -> bool:
@@ -155,19 +155,19 @@ def _best(recorded: Recorded) -> str:
         serving = "what was serving was not measured"
     elif value_of(first) is None:
         failed = first.status in (Status.INFEASIBLE, Status.CRASHED)
-        had = f"{words.STATUSES[first.status]} in its first trial" if failed else "has no figure"
+        had = f"{wording.STATUSES[first.status]} in its first trial" if failed else "has no figure"
         serving = f"what was serving {had}"
     else:
         missed = ", and missed a limit" if first.status is Status.INFEASIBLE else ""
-        serving = f"what was serving had {words.with_unit(value_of(first), objective)}{missed}"
+        serving = f"what was serving had {wording.with_unit(value_of(first), objective)}{missed}"
     if chosen is None:
         if not _searched(recorded, Status.FEASIBLE):
             return f"No trial of the search met every limit; {serving}.{_nearest(recorded)}"
-        return f"No trial of the search that met every limit had a better {words.OBJECTIVES[objective]}: {serving}."
+        return f"No trial of the search that met every limit had a better {wording.OBJECTIVES[objective]}: {serving}."
     again = any(t.plan.role is Role.VALIDATION for t in recorded.trials)
     return (
-        f"The best of the search, the candidate, is trial {chosen.number}: {words.OBJECTIVES[objective]} "
-        f"{words.with_unit(value_of(chosen), objective)}; {serving}. The luckiest of many looks better than it is, so"
+        f"The best of the search, the candidate, is trial {chosen.number}: {wording.OBJECTIVES[objective]} "
+        f"{wording.with_unit(value_of(chosen), objective)}; {serving}. The luckiest of many looks better than it is, so"
         f" this is no evidence yet: both {'were' if again else 'have to be'} measured anew, in pairs of fresh starts."
     )
 
@@ -185,8 +185,8 @@ def _nearest(recorded: Recorded) -> str:
     (name, _), trial, measurement = min(missed, key=lambda found: found[0][1])
     limit = next(limit.limit for limit in limits(measurement, slo) if limit.name == name)
     return (
-        f" The nearest, of those whose load ran to its end, is trial {trial.number}: {words.LIMITS[name]}"
-        f" {words.measured(name, _measured(measurement, name))}, where {words.measured(name, limit)} is the limit."
+        f" The nearest, of those whose load ran to its end, is trial {trial.number}: {wording.LIMITS[name]}"
+        f" {wording.measured(name, _measured(measurement, name))}, where {wording.measured(name, limit)} is the limit."
     )
 
 
@@ -198,9 +198,9 @@ def _compared(recorded: Recorded) -> str:
     better, worse = ("shorter", "longer") if latency else ("higher", "lower")
     noise = decision.noise
     spread = "" if noise is None else f" Starts of one and the same configuration differed by {noise:.1%}."
-    what, change = words.OBJECTIVES[recorded.setup.objective], better if gain.estimate >= 0 else worse
+    what, change = wording.OBJECTIVES[recorded.setup.objective], better if gain.estimate >= 0 else worse
     return (
-        f"In {words.plural(decision.pairs, 'pair')} of starts the candidate's {what} was {abs(gain.estimate):.1%}"
+        f"In {wording.plural(decision.pairs, 'pair')} of starts the candidate's {what} was {abs(gain.estimate):.1%}"
         f" {change}; at {gain.confidence:.0%} confidence the truth lies between {gain.low:+.1%} and {gain.high:+.1%}"
         f" (above 0 is better).{spread}"
     )
@@ -208,7 +208,7 @@ def _compared(recorded: Recorded) -> str:
 
 def _reason(recorded: Recorded) -> str:
     decision = recorded.decision
-    return f"As the journal has it: {words.sentence(decision.reason)}" if decision and decision.reason else ""
+    return f"As the journal has it: {wording.sentence(decision.reason)}" if decision and decision.reason else ""
 
 
 def _gain(recorded: Recorded) -> Gain | None:
@@ -238,9 +238,11 @@ def _checks(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequenc
         ]  # fmt: skip
     found += _failed_check(recorded, incumbents)
     pairs = min(len(incumbents), len(candidates))
-    looks = words.listed([str(n) for n in rule.pairs])
+    looks = wording.listed([str(n) for n in rule.pairs])
     found.append(
-        Check("Enough pairs of starts", f"looked at after {looks}", words.plural(pairs, "pair"), pairs >= rule.pairs[0])
+        Check(
+            "Enough pairs of starts", f"looked at after {looks}", wording.plural(pairs, "pair"), pairs >= rule.pairs[0]
+        )
     )
     found += _limit_checks(recorded, candidates)
     requests = sum(m.requests for t in candidates if (m := measurement_of(t)))
@@ -256,7 +258,7 @@ def _checks(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequenc
 
 
 def _failed_check(recorded: Recorded, incumbents: Sequence[Trial]) -> list[Check]:
-    """Whether what was serving fails, so that no gain is needed; as sidecar.promotion has it."""
+    """Whether what was serving fails, so that no gain is needed; as sidecar.promote.decision has it."""
     rule, slo = recorded.setup.promotion, recorded.setup.slo
     again = [t for t in recorded.trials if t.plan.role is Role.REFERENCE]
     crashed = sum(t.status is Status.CRASHED for t in again)
@@ -266,16 +268,16 @@ def _failed_check(recorded: Recorded, incumbents: Sequence[Trial]) -> list[Check
     alpha = (1 - rule.slo_confidence) / len(rule.pairs)
     surely = any(bounds([row[name] for row in rows], alpha)[0] > 0 for name in (rows[0] if rows else ()))
     missed = sum(max(row.values(), default=0.0) > 0 for row in rows)
-    parts = [f"{missed} of {words.plural(len(rows), 'start')} missed a limit"] if rows else []
-    parts += [f"{words.plural(crashed, 'start')} crashed"] if crashed else []
+    parts = [f"{missed} of {wording.plural(len(rows), 'start')} missed a limit"] if rows else []
+    parts += [f"{wording.plural(crashed, 'start')} crashed"] if crashed else []
     asked = f"it surely misses a limit, at {rule.slo_confidence:.0%} confidence, or crashes twice"
     what = "What was serving fails (then no gain is needed)"
     fails = surely or crashed >= CRASHES_THAT_COUNT
-    return [Check(what, asked, words.listed(parts), fails if fails or len(rows) > 1 else None)]
+    return [Check(what, asked, wording.listed(parts), fails if fails or len(rows) > 1 else None)]
 
 
 def _limit_checks(recorded: Recorded, candidates: Sequence[Trial]) -> list[Check]:
-    """For each limit, the upper bound over the starts; as sidecar.promotion has it."""
+    """For each limit, the upper bound over the starts; as sidecar.promote.decision has it."""
     rule, slo = recorded.setup.promotion, recorded.setup.slo
     alpha = (1 - rule.slo_confidence) / len(rule.pairs)
     starts = [m for t in candidates if (m := measurement_of(t))]
@@ -287,9 +289,9 @@ def _limit_checks(recorded: Recorded, candidates: Sequence[Trial]) -> list[Check
         bound = "unknown from a single start" if math.isinf(high) else _bounded(limit.name, limit.limit, high)
         checks.append(
             Check(
-                f"Meets its limit: {words.LIMITS[limit.name]}",
-                f"at most {words.measured(limit.name, limit.limit)}, at {rule.slo_confidence:.0%} confidence",
-                f"{bound}; worst start {words.measured(limit.name, worst)}",
+                f"Meets its limit: {wording.LIMITS[limit.name]}",
+                f"at most {wording.measured(limit.name, limit.limit)}, at {rule.slo_confidence:.0%} confidence",
+                f"{bound}; worst start {wording.measured(limit.name, worst)}",
                 # One start that is too far beyond it is enough.
                 False if max(rows) > rule.tolerance else None if math.isinf(high) else high <= 0,
             )
@@ -298,7 +300,7 @@ def _limit_checks(recorded: Recorded, candidates: Sequence[Trial]) -> list[Check
 
 
 def _bounded(name: str, limit: float, high: float) -> str:
-    return f"mean of its starts at most {words.measured(name, max(limit * (1 + high), 0.0))}"
+    return f"mean of its starts at most {wording.measured(name, max(limit * (1 + high), 0.0))}"
 
 
 def _measured(measurement: Measurement, name: str) -> float:
@@ -312,7 +314,7 @@ def _pair(recorded: Recorded, incumbent: Trial, chosen: Trial) -> Pair:
     ratio = "-"
     if ours and theirs and math.isfinite(ours) and math.isfinite(theirs):
         ratio = f"{(1 - theirs / ours) if objective is Objective.LATENCY else (theirs / ours - 1):+.1%}"
-    left, right = (f"trial {t.number}: {words.with_unit(value_of(t), objective)}" for t in (incumbent, chosen))
+    left, right = (f"trial {t.number}: {wording.with_unit(value_of(t), objective)}" for t in (incumbent, chosen))
     return Pair(left, right, ratio)
 
 

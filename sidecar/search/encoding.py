@@ -9,8 +9,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from sidecar.search.knob_values import Array, bounds, centre, from_unit, nearest, to_unit
 from sidecar.search.space import Space
-from sidecar.search.values import Array, bounds, centre, from_unit, nearest, to_unit
 from vllm_sloguard.knobs import Config, Kind, Knob, Value
 
 Indices: TypeAlias = NDArray[np.int64]

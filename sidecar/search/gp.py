@@ -13,10 +13,10 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, create_trial
 
 from sidecar.search.contract import Observation, Proposal
-from sidecar.search.failures import Failures
+from sidecar.search.failed_configs import Failures
+from sidecar.search.knob_values import centre, nearest
 from sidecar.search.space import Space
 from sidecar.search.tpe import OPTUNA_STARTUP_TRIALS, distribution, drawn, random_start, unless_failed, value_of
-from sidecar.search.values import centre, nearest
 from vllm_sloguard.knobs import Config, Value
 
 PHASE = "gp-exploit"

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sidecar.search.contract import Context, Observation, Optimizer, Proposal
+from sidecar.search.random_search import Uniform
 from sidecar.search.sloguard import Parts, SloGuard
 from sidecar.search.space import Space
 from sidecar.search.tba import Annealing
-from sidecar.search.uniform import Uniform
 
 
 def _tpe(space: Space, seed: int, _budget: int) -> Optimizer:

@@ -15,13 +15,13 @@ from functools import cached_property
 
 import numpy as np
 
-from sidecar.search.admission import Admission
 from sidecar.search.candidates import around, by_choice
 from sidecar.search.contract import Context, Observation, Outcome, Proposal
 from sidecar.search.crash_risk import CrashRisk, threshold
 from sidecar.search.encoding import Array, Encoding
-from sidecar.search.failures import Failures, failed
-from sidecar.search.physics import eager_effect
+from sidecar.search.failed_configs import Failures, failed
+from sidecar.search.feasibility_filter import Admission
+from sidecar.search.latency_priors import eager_effect
 from sidecar.search.space import Space
 from sidecar.search.surrogate import Surrogate, learn
 from sidecar.search.tba import Annealing

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from sidecar.search.values import centre, draw, moved, nearest
+from sidecar.search.knob_values import centre, draw, moved, nearest
 from vllm_sloguard.knobs import Config, Kind, Knob, Value
 
 MayChange: TypeAlias = Callable[[Config, str, Value], bool]

@@ -11,7 +11,7 @@ from sidecar.search.contract import Observation, Outcome
 from sidecar.search.crash_risk import CrashRisk
 from sidecar.search.encoding import Array, Encoding
 from sidecar.search.gaussian_process import GaussianProcess, Prediction, fit
-from sidecar.search.physics import EAGER, doubts, expected, slopes, stretch
+from sidecar.search.latency_priors import EAGER, doubts, expected, slopes, stretch
 
 LATENCY = "latency"
 _MOST_POINTS = 24  # that a model is fitted to: those nearest to where the search stands

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sidecar.search.contract import Observation, Outcome, Proposal
-from sidecar.search.failures import Blacklist, Failures
-from sidecar.search.published import PUBLISHED
+from sidecar.search.failed_configs import Blacklist, Failures
+from sidecar.search.paper_constants import PUBLISHED
 from sidecar.search.space import Space
 from vllm_sloguard.knobs import Config, Value
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.search.contract import Observation, Outcome, Proposal
-from sidecar.search.failures import ran
-from sidecar.search.published import PUBLISHED
+from sidecar.search.failed_configs import ran
+from sidecar.search.paper_constants import PUBLISHED
 from sidecar.search.space import Space
 from sidecar.search.tba import Annealing
 from sidecar.search.tpe import Tpe

@@ -17,10 +17,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, create_trial
 
 from sidecar.search.contract import Observation, Outcome, Proposal
-from sidecar.search.failures import Failures, failed, ran
-from sidecar.search.published import PUBLISHED
+from sidecar.search.failed_configs import Failures, failed, ran
+from sidecar.search.knob_values import bounds, tidy
+from sidecar.search.paper_constants import PUBLISHED
 from sidecar.search.space import Space
-from sidecar.search.values import bounds, tidy
 from vllm_sloguard.knobs import Config, Kind, Knob, Value
 
 PHASE = "tpe-exploit"

@@ -118,7 +118,7 @@ def engine_stopped(rig: Rig, rng: random.Random) -> list[str]:
 def client_killed(rig: Rig, rng: random.Random) -> list[str]:
     for process in psutil.Process(_sidecar(rig).pid).children():
         with suppress(psutil.Error):
-            if "vllm_sloguard.loadgen" in process.cmdline():
+            if "vllm_sloguard.starts.load_generator" in process.cmdline():
                 process.kill()
     return []
 

@@ -25,12 +25,12 @@ import psutil
 import yaml
 from zygote import Process, Zygote
 
-from sidecar.engine.engine import port_free
+from sidecar.engine.ports import port_free
 from sidecar.engine.process_group import ENGINE_ID_VARIABLE
 
 FAKE = Path(__file__).resolve().parents[1] / "support" / "fake_vllm.py"
 MODEL = Path(__file__).resolve().parents[2] / "deploy" / "demo" / "model"
-SLOGUARD = [sys.executable, "-m", "sidecar.cli"]
+SLOGUARD = [sys.executable, "-m", "sidecar"]
 POLL_S = 0.02
 # Below those that the system gives to clients and to trials: no other run takes them while they are free.
 _PORTS = itertools.cycle(range(20000, 30000))

@@ -93,10 +93,10 @@ class Zygote:
 
 def main() -> int:
     """Forks until its input ends."""
-    import sidecar.cli
+    from sidecar.cli.main import app
 
     _end_with_parent()
-    assert sidecar.cli.app is not None
+    assert app is not None
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     pending = b""
     while True:
@@ -146,7 +146,7 @@ def _become(asked: dict[str, Any]) -> NoReturn:
         os.closerange(3, 256)
         os.environ.update(asked["env"])
         sys.argv = ["sloguard", *asked["argv"]]
-        from sidecar.cli import main as sloguard
+        from sidecar.cli.main import main as sloguard
 
         sloguard()
         code = 0

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from sidecar.config import Config
+from sidecar.config.schema import Config
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "sloguard-gpu.yaml"
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from fake_service import await_state, fake_config, serving, sloguard
 
-from sidecar.config import Config, load
-from sidecar.journal import Journal
+from sidecar.config.schema import Config, load
+from sidecar.record.journal import Journal
 
 MANIFEST = Path(__file__).parents[2] / "deploy" / "kubernetes" / "sloguard.yaml"
 OBJECTS: dict[str, Any] = {found["kind"]: found for found in yaml.safe_load_all(MANIFEST.read_text())}

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from fake_service import fake_config, serving, sloguard
 
-from sidecar.config import EngineConfig, load
-from sidecar.journal import Journal
+from sidecar.config.schema import EngineConfig, load
+from sidecar.record.journal import Journal
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "sloguard.service"
 _KILL_S = 60  # sidecar.engine.process_group waits as long for what was killed

@@ -3,8 +3,7 @@
 from typing import Any
 
 import pytest
-
-from .malformed import COUNTS, KINDS
+from malformed import COUNTS, KINDS
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

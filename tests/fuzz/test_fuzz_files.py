@@ -14,13 +14,12 @@ import yaml
 from guard_cases import MODELS
 from hypothesis import given
 from hypothesis import strategies as st
+from malformed import JUNK, broken_bytes, broken_values, contents, fuzzed, took
 
-from sidecar import guard_commands, study_commands
 from sidecar.bench import landscape
-from sidecar.config import ConfigError, load
-from vllm_sloguard.learned import Learned, Rule, RuleKind, Start, model_key, to_json
-
-from .malformed import JUNK, broken_bytes, broken_values, contents, fuzzed, took
+from sidecar.cli import guard, study
+from sidecar.config.schema import ConfigError, load
+from vllm_sloguard.guard.start_history import Learned, Rule, RuleKind, Start, model_key, to_json
 
 DEMO = (Path(__file__).parents[2] / "deploy" / "demo" / "sloguard.yaml").read_bytes()
 RESULTS = "".join(
@@ -90,19 +89,19 @@ def test_result_files(content: bytes) -> None:
         for run, lines in (("random_seed1", RESULTS), ("tba_seed1", content), ("tba_seed2", RESULTS)):
             (Path(name) / run).mkdir()
             (Path(name) / run / "results.jsonl").write_bytes(lines)
-        took("result file", unchanged(Path(name), lambda: study_commands.stats(Path(name))), ConfigError)
+        took("result file", unchanged(Path(name), lambda: study.stats(Path(name))), ConfigError)
 
 
 def asked_of_the_guard(model: Path, state: Path | None) -> None:
     """Both commands that read a model and what was learned."""
     with contextlib.suppress(SystemExit):
         for as_json in (True, False):
-            guard_commands.budget(
+            guard.budget(
                 model=model, gpu_total_gib=80, gpu_free_gib=79, vllm_version="0.26", state=state, as_json=as_json
             )
     for arg in ([], ["max_num_seqs=100000", "gpu_memory_utilization=0.99"]):
-        with contextlib.suppress(guard_commands.typer.Exit):
-            guard_commands.mend(
+        with contextlib.suppress(guard.typer.Exit):
+            guard.mend(
                 model=model, arg=arg, gpu_total_gib=80, gpu_free_gib=79, vllm_version="0.26", state=state, as_json=True
             )
 

@@ -12,16 +12,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from malformed import JUNK, broken_bytes, broken_values, fuzzed, took
 
-from sidecar import cli, operator_commands
+from sidecar.cli import main, operator
 from sidecar.engine.process_group import Identity
-from sidecar.journal import FILE_NAME, Journal, JournalError
-from sidecar.operations import Kind, Operations
-from sidecar.trial import Plan, Result, Role
+from sidecar.record.events import Kind, Operations
+from sidecar.record.journal import FILE_NAME, Journal, JournalError
+from sidecar.record.trial import Plan, Result, Role
 from vllm_sloguard.crash import Category, Crash
-from vllm_sloguard.learned import Rule, RuleKind, Start
-
-from .malformed import JUNK, broken_bytes, broken_values, fuzzed, took
+from vllm_sloguard.guard.start_history import Rule, RuleKind, Start
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,7 @@ def read_all(folder: Path) -> None:
     """Everything that `status`, `trials` and the sidecar's own start read."""
     before = (folder / FILE_NAME).read_bytes()
     failed: JournalError | None = None
-    for command in (operator_commands.status, cli.trials):
+    for command in (operator.status, main.trials):
         for as_json in (True, False):
             try:
                 with contextlib.redirect_stdout(io.StringIO()):

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from malformed import broken_bytes, broken_values, fuzzed, took
 
-from sidecar import judge
-from sidecar.config import Objective, Slo, Workload
-from sidecar.load import LoadClient, LoadError
-
-from .malformed import broken_bytes, broken_values, fuzzed, took
+from sidecar.config.schema import Objective, Slo, Workload
+from sidecar.measure import verdict
+from sidecar.measure.load_client import LoadClient, LoadError
 
 CLIENT = f"""#!{sys.executable}
 import sys
@@ -62,9 +61,9 @@ def test_answers(told: Told, content: bytes) -> None:
     def attempt() -> None:
         load = told.client.run(Workload(rate=4, requests=10), "http://127.0.0.1:1", "m", "m", lambda: False)
         slo = Slo(e2e_p99_ms=5)
-        measurement = judge.measure(load, slo)
-        judge.violation(measurement, slo)
-        judge.value(measurement, Objective.LATENCY, ())
-        judge.scores(load, slo, Objective.LATENCY)
+        measurement = verdict.measure(load, slo)
+        verdict.violation(measurement, slo)
+        verdict.value(measurement, Objective.LATENCY, ())
+        verdict.scores(load, slo, Objective.LATENCY)
 
     took("load client's answer", attempt, LoadError)

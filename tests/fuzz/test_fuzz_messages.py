@@ -16,19 +16,19 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from malformed import COUNTS, assert_clear, broken_bytes, fuzzed
 
-from sidecar.config import Config, load
-from sidecar.journal import FILE_NAME
-from sidecar.live import LiveError, LiveHub, live_targets
-from sidecar.metrics import Metrics
-from sidecar.telemetry import TelemetryHub, serve
-from vllm_sloguard.link import unix_target
+from sidecar.config.schema import Config, load
+from sidecar.engine.live_knobs import LiveError, LiveHub, live_targets
+from sidecar.metrics.exporter import Metrics
+from sidecar.observe.telemetry import TelemetryHub
+from sidecar.record.journal import FILE_NAME
+from sidecar.rpc import serve
+from vllm_sloguard.hooks.telemetry_client import unix_target
 from vllm_sloguard.wire import control_pb2, live_pb2
 from vllm_sloguard.wire import telemetry_pb2 as pb
 from vllm_sloguard.wire.live_pb2_grpc import add_LiveServiceServicer_to_server
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
-
-from .malformed import COUNTS, assert_clear, broken_bytes, fuzzed
 
 EPOCH = 7
 # A handler that raised would be UNKNOWN.

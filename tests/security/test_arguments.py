@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sidecar.config import ConfigError, SearchConfig, load
+from sidecar.config.schema import ConfigError, SearchConfig, load
 from sidecar.engine.command import flags
-from sidecar.guard import Guard
+from sidecar.guard.guard import Guard
+from sidecar.record.trial import Role
 from sidecar.search.contract import Context, Observation, Outcome
 from sidecar.search.registry import NAMES, make
 from sidecar.search.space import Space
-from sidecar.trial import Role
+from vllm_sloguard.guard.machine import Machine
+from vllm_sloguard.guard.repair import TUNED
 from vllm_sloguard.knobs import KNOBS, Kind
-from vllm_sloguard.machine import Machine
-from vllm_sloguard.repair import TUNED
 
 # They run code, open the service to others, or take a lock off it.
 NEVER = [

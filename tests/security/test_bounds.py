@@ -14,11 +14,12 @@ import grpc
 import pytest
 from fake_service import fake_config
 
-from sidecar.config import Config, load
+from sidecar.config.schema import Config, load
 from sidecar.engine.http import EngineHttp, Unanswered
-from sidecar.metrics import Metrics
-from sidecar.telemetry import TelemetryHub, serve
-from vllm_sloguard.link import unix_target
+from sidecar.metrics.exporter import Metrics
+from sidecar.observe.telemetry import TelemetryHub
+from sidecar.rpc import serve
+from vllm_sloguard.hooks.telemetry_client import unix_target
 from vllm_sloguard.wire import telemetry_pb2 as pb
 from vllm_sloguard.wire.telemetry_pb2_grpc import TelemetryServiceStub, add_TelemetryServiceServicer_to_server
 
@@ -144,7 +145,9 @@ def test_the_metrics_port_only_tells(config: Config) -> None:
 
 
 def test_a_client_that_says_nothing_is_let_go(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    own: Any = next(h for h in handlers(socketserver.StreamRequestHandler) if h.__module__ == "sidecar.metrics")
+    own: Any = next(
+        h for h in handlers(socketserver.StreamRequestHandler) if h.__module__ == "sidecar.metrics.exporter"
+    )
     assert 0 < own.timeout <= 10
     monkeypatch.setattr(own, "timeout", 0.3)
     server = Metrics(config).serve()

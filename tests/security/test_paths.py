@@ -8,11 +8,11 @@ import pytest
 from engine_bench import bench
 from fake_service import fake_config, serving, sloguard
 
-from sidecar.config import load
+from sidecar.config.schema import load
 from sidecar.engine.engine import Launch
 from sidecar.engine.process_group import Identity
-from sidecar.engines import known
-from sidecar.journal import EngineRecord
+from sidecar.record.journal import EngineRecord
+from sidecar.run.engine_manager import known
 
 
 def files(folder: Path) -> dict[str, float]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from fake_service import fake_config, serving, sloguard
 
-from sidecar import lock
-from sidecar.config import load
+from sidecar.config.schema import load
+from sidecar.record import lock
 
 _NOBODY = 65534
 _CONNECT = """

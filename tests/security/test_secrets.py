@@ -11,7 +11,7 @@ import pytest
 import yaml
 from fake_service import fake_config, said_by, serving, sloguard
 
-from sidecar.config import Config, ConfigError, load
+from sidecar.config.schema import Config, ConfigError, load
 
 API_KEY, HF_TOKEN, OUTER = "sk-0d7e5c0ffee-key", "hf_0d7e5c0ffee_token", "sk-0d7e5c0ffee-outer"
 SECRETS = (API_KEY, HF_TOKEN, OUTER)

@@ -10,15 +10,16 @@ import grpc
 import yaml
 from own_ports import own_port
 
-from sidecar.config import Config, load
-from sidecar.engines import Engines
-from sidecar.journal import Journal
-from sidecar.learning import Learning
-from sidecar.live import LiveHub
-from sidecar.metrics import Metrics
-from sidecar.runner import Runner
-from sidecar.telemetry import TelemetryHub, serve
-from vllm_sloguard import machine
+from sidecar.config.schema import Config, load
+from sidecar.engine.live_knobs import LiveHub
+from sidecar.guard.memory_learning import Learning
+from sidecar.metrics.exporter import Metrics
+from sidecar.observe.telemetry import TelemetryHub
+from sidecar.record.journal import Journal
+from sidecar.rpc import serve
+from sidecar.run.engine_manager import Engines
+from sidecar.run.trial_runner import Runner
+from vllm_sloguard.guard import machine
 from vllm_sloguard.wire.live_pb2_grpc import add_LiveServiceServicer_to_server
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from engine_bench import write_config
 
-from sidecar.config import load
+from sidecar.config.schema import load
 from sidecar.engine.process_group import Identity, ProcessGroup
-from sidecar.journal import Journal, JournalError
+from sidecar.record.journal import Journal, JournalError
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
-SLOGUARD = [sys.executable, "-m", "sidecar.cli"]
+SLOGUARD = [sys.executable, "-m", "sidecar"]
 _PATIENCE_S = 120.0
 
 

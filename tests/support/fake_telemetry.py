@@ -9,8 +9,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import generate_latest
 
-from vllm_sloguard.link import Link
-from vllm_sloguard.settings import Settings
+from vllm_sloguard.hooks.settings import Settings
+from vllm_sloguard.hooks.telemetry_client import Link
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
 _LABELS = ("model_name", "engine")

@@ -35,7 +35,7 @@ OOM_TEXT = (
     "(EngineCore pid=1) ERROR 11-22 05:14:16 [core.py:1510] torch.OutOfMemoryError: CUDA out of memory. "
     "Tried to allocate 2.00 GiB.\nRuntimeError: Engine core initialization failed. See root cause above."
 )
-# The end of tests/crash/logs/batched_tokens_below_seqs.log.
+# The end of tests/vllm_sloguard/crash_logs/batched_tokens_below_seqs.log.
 FAIL_TEXT = (
     "(APIServer pid=1) pydantic_core._pydantic_core.ValidationError: 1 validation error for SchedulerConfig\n"
     "  Value error, max_num_batched_tokens (8) must be greater than or equal to max_num_seqs (16)."
@@ -303,9 +303,9 @@ def main() -> int:
     argv = sys.argv[1:]
     if "-c" in argv:
         return 1  # no distribution is named vllm, as with the CPU build
-    if argv[:2] == ["-m", "vllm_sloguard.loadgen"]:
+    if argv[:2] == ["-m", "vllm_sloguard.starts.load_generator"]:
         return send_loads()
-    if "vllm_sloguard.fork_server" in argv:
+    if "vllm_sloguard.starts.fork_server" in argv:
         os.write(0, json.dumps({"unusable": "there is no vLLM to import"}).encode() + b"\n")
         return 0
     threading.stack_size(256 * 1024)

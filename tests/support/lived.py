@@ -20,9 +20,9 @@ from typing import Any
 from fake_service import fake_config, said_by, serving, sloguard, state_of
 from prometheus_server import PrometheusServer
 
-from sidecar.config import Config, load
-from sidecar.journal import Journal
-from sidecar.operations import Operations, WindowOutcome
+from sidecar.config.schema import Config, load
+from sidecar.record.events import Operations, WindowOutcome
+from sidecar.record.journal import Journal
 
 RULES = Path(__file__).resolve().parents[2] / "deploy" / "prometheus" / "alerts.yml"
 OUT_OF_MEMORY, DIES = 13, 19

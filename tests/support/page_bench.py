@@ -14,18 +14,20 @@ import grpc
 from engine_bench import write_config
 from own_ports import own_port
 
-from sidecar.config import Config, load
-from sidecar.control import Control, Requests
-from sidecar.journal import Journal, Run
-from sidecar.judge import Measurement
-from sidecar.metrics import Metrics
-from sidecar.operations import Kind, Operations
+from sidecar.config.schema import Config, load
+from sidecar.measure.verdict import Measurement
+from sidecar.metrics.exporter import Metrics
+from sidecar.observe.telemetry import TelemetryHub
 from sidecar.page.app import application
 from sidecar.page.server import Sources, served
-from sidecar.progress import Progress
-from sidecar.states import Cause, State
-from sidecar.telemetry import TelemetryHub, serve
-from sidecar.trial import Plan, Result, Role, Trial
+from sidecar.record.events import Kind, Operations
+from sidecar.record.journal import Journal, Run
+from sidecar.record.states import Cause, State
+from sidecar.record.trial import Plan, Result, Role, Trial
+from sidecar.rpc import serve
+from sidecar.service.control_rpc import Control
+from sidecar.service.mailbox import Requests
+from sidecar.service.state_machine import Progress
 from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.wire import telemetry_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import add_ControlServiceServicer_to_server

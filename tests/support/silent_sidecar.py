@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from sidecar.telemetry import TelemetryHub, serve
+from sidecar.observe.telemetry import TelemetryHub
+from sidecar.rpc import serve
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
 
 if __name__ == "__main__":

@@ -1,0 +1,129 @@
+"""`sloguard bench`."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sidecar.bench import report
+from sidecar.bench.landscape import Landscape, load
+from sidecar.bench.parallel import Task, run_all, tasks
+from sidecar.bench.simulate import Run
+from sidecar.bench.summary import Row, best_known, row
+from sidecar.cli import bench_promotion, bench_restart
+from sidecar.config.schema import ConfigError
+from sidecar.search.registry import ABLATIONS, DEFAULT, NAMES, make
+from sidecar.search.space import Space
+from vllm_sloguard.knobs import Kind, Knob
+
+app = typer.Typer(help="Measures this program's own parts.", no_args_is_help=True)
+app.command()(bench_promotion.promotion)
+app.command()(bench_restart.restart)
+
+
+def optimizer_names(incomplete: str) -> list[str]:
+    """What a shell may complete to a list of optimizers."""
+    before, comma, last = incomplete.rpartition(",")
+    given = before.split(",")
+    return [f"{before}{comma}{n}" for n in (*NAMES, *ABLATIONS) if n.startswith(last) and n not in given]
+
+
+_ANY = Space((Knob("any", Kind.FLOAT, 0, 1),))  # to ask whether an optimizer can be made here
+
+
+@app.callback()
+def bench() -> None:
+    """Measures this program's own parts."""
+
+
+@app.command()
+def optimizers(
+    *,
+    files: Annotated[list[Path], typer.Option("--landscape", metavar="FILE", help="Landscapes; may be repeated.")],
+    only: Annotated[str, typer.Option(metavar="NAME", help="This landscape of the file alone.")] = "",
+    names: Annotated[
+        str,
+        typer.Option("--optimizers", metavar="A,B", help="All by default.", autocompletion=optimizer_names),
+    ] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each optimizer on each landscape.")] = 20,
+    budget: Annotated[int, typer.Option(min=1, help="Trials of a run.")] = 15,
+    no_guard: Annotated[bool, typer.Option("--no-guard", help="Nothing is repaired or refused.")] = False,
+    ablation: Annotated[bool, typer.Option("--ablation", help="The default, and it without each part.")] = False,
+    against: Annotated[
+        str, typer.Option(metavar="NAME", help="With which all are compared.", autocompletion=optimizer_names)
+    ] = "",
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    into: Annotated[Path | None, typer.Option(metavar="FILE", help="Puts the table between the marks there.")] = None,
+) -> None:
+    """Runs each optimizer on each landscape: lowest latency among configurations that meet the SLO.
+
+    "best" is the lowest latency that a run measured, "regret" its median over the best known, "served" what the chosen
+    configuration does when it is evaluated again.
+
+    Example: sloguard bench optimizers --landscape benchmarks/landscapes/paper.py --optimizers random,tba-tpe --seeds 20
+    """
+    chosen = _chosen(names, budget, ablation=ablation)
+    reference = against or (DEFAULT if ablation else "tba-tpe")
+    if against and against not in chosen:
+        raise ConfigError(f"--against: {against!r} is not among the optimizers: {', '.join(chosen)}")
+    loaded = [(file, landscape) for file in files for landscape in load(file, only or None).values()]
+    todo = [
+        task
+        for file, landscape in loaded
+        for name in chosen
+        for task in tasks(file, landscape.name, name, seeds, budget, guarded=not no_guard)
+    ]
+    section = ("ablation" if ablation else "optimizers") + (" without the guard" if no_guard else "")
+    if into is not None:
+        report.check(into, section)
+    runs = _collect(todo, jobs)
+    rows = [made for file, landscape in loaded for made in _rows(landscape, chosen, reference, runs, file)]
+    if into is not None:
+        report.put_into(into, section, report.markdown(rows))
+    print(report.as_json(rows) if as_json else report.markdown(rows))
+
+
+def _chosen(names: str, budget: int, *, ablation: bool) -> list[str]:
+    """The optimizers asked for, each of which must be there; by default all that are."""
+    asked = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    chosen: list[str] = []
+    for name in asked or ((DEFAULT, *ABLATIONS) if ablation else NAMES):
+        try:
+            make(name, _ANY, 0, budget)
+        except ValueError as error:
+            if asked:
+                raise ConfigError(f"--optimizers: {error}") from None
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        chosen.append(name)
+    return chosen
+
+
+_Key = tuple[Path, str, str]
+
+
+def _collect(todo: Sequence[Task], jobs: int) -> dict[_Key, list[Run]]:
+    """Every run, by file, landscape and optimizer. Says on stderr how far it is, when it takes long."""
+    runs: dict[_Key, list[Run]] = {}
+    said = time.monotonic()
+    for done, (task, ended) in enumerate(run_all(todo, jobs), 1):
+        runs.setdefault((task.file, task.landscape, task.optimizer), []).extend(ended)
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            print(f"{done}/{len(todo)}: {task.landscape}, {task.optimizer}", file=sys.stderr, flush=True)
+    return {key: sorted(group, key=lambda run: run.seed) for key, group in runs.items()}
+
+
+def _rows(
+    landscape: Landscape, chosen: Sequence[str], reference: str, runs: dict[_Key, list[Run]], file: Path
+) -> list[Row]:
+    groups = {name: runs[file, landscape.name, name] for name in chosen}
+    known_ms = best_known([run for group in groups.values() for run in group], landscape.best_known_ms)
+    return [
+        row(group, known_ms, landscape.fast_ms, groups.get(reference, []) if name != reference else [])
+        for name, group in groups.items()
+    ]

@@ -1,0 +1,31 @@
+"""`sloguard bench restart`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sidecar.bench.engine_starts import as_dict, as_text, measure
+from sidecar.config.schema import load
+
+_DEMO = Path("deploy/demo/sloguard.yaml")
+
+
+def restart(
+    config_file: Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="Whose engine starts.")] = _DEMO,
+    starts: Annotated[int, typer.Option(min=1, help="Starts each way.")] = 5,
+    in_a_row: Annotated[int, typer.Option(min=0, help="Forked starts that must leave nothing behind.")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Starts real vLLM the ordinary way and forked, side by side, and times the first token.
+
+    Example: sloguard bench restart -c deploy/demo/sloguard.yaml
+    """
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    measured = measure(load(config_file), starts, in_a_row, say)
+    print(json.dumps(as_dict(measured)) if as_json else as_text(measured))

@@ -1,0 +1,81 @@
+"""The command `sloguard doctor`."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from sidecar.cli.operator import AsJson
+from sidecar.cli.plan import planned
+from sidecar.cli.terminal import busy
+from sidecar.config.schema import Config, ConfigError, load
+from sidecar.preflight import probes
+from sidecar.preflight.doctor import Finding, Level, findings
+from sidecar.preflight.facts import Facts
+from sidecar.record.journal import JournalError
+
+_FOUND_PROBLEMS = 1
+_STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
+
+MaybeConfig = Annotated[
+    Path | None, typer.Option("--config", "-c", help="The YAML file; without it, the machine alone.", metavar="FILE")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to ``app``."""
+    app.command()(doctor)
+
+
+def doctor(
+    config_file: MaybeConfig = None,
+    prometheus: Annotated[str, typer.Option(help="Whether the Prometheus there scrapes us.", metavar="URL")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Leaves out what imports vLLM: half a minute less.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Checks what a sidecar needs: vLLM, the plugin, memory, ports, the state folder; says what mends each problem.
+
+    The exit code is 0 where there is no problem, else 1.
+
+    Example: sloguard doctor -c sloguard.yaml --prometheus http://localhost:9090
+    """
+    with busy("looking") as say:
+        found = findings(_facts(config_file, prometheus, say, quick=quick))
+    if as_json:
+        print(json.dumps({"findings": [dataclasses.asdict(finding) for finding in found]}))
+    else:
+        _show(found)
+    if any(finding.level is Level.PROBLEM for finding in found):
+        raise typer.Exit(_FOUND_PROBLEMS)
+
+
+def _facts(config_file: Path | None, prometheus: str, say: probes.Say, *, quick: bool) -> Facts:
+    config: Config | None = None
+    error: str | None = None
+    if config_file is not None:
+        try:
+            config = load(config_file)
+        except ConfigError as wrong:
+            error = str(wrong)
+    facts = probes.gather(config, prometheus, say, quick=quick)
+    if config is None:
+        return dataclasses.replace(facts, config_error=error)
+    try:
+        problem = planned(config)[0].problem
+    except (ConfigError, JournalError, OSError) as wrong:
+        problem = str(wrong)
+    return dataclasses.replace(facts, plan_problem=problem)
+
+
+def _show(found: list[Finding]) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    for finding in found:
+        console.print(
+            Text(f"{finding.level:8}", style=_STYLES[finding.level]), Text(f"{finding.check}: {finding.text}")
+        )
+        if finding.fix:
+            console.print(Text(f"         fix: {finding.fix}"))

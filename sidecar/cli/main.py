@@ -1,0 +1,189 @@
+"""The command `sloguard`."""
+
+import json
+import os
+import sys
+import time
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from sidecar.cli import bench, doctor, guard, operator, plan, report, study
+from sidecar.cli.operator import AsJson, ConfigFile, Refused, StateFolder
+from sidecar.cli.terminal import View, line, show, spending, unfailing_console
+from sidecar.config.schema import ConfigError, load
+from sidecar.engine.engine import Cancelled, EngineCrashed
+from sidecar.engine.fork_server import ForkServerError
+from sidecar.engine.process_group import NotGoneError, ProcessGroup
+from sidecar.export.optuna_study import ExportError
+from sidecar.format import address, when
+from sidecar.measure.load_client import LoadError
+from sidecar.page import server as page
+from sidecar.promote import promoted_file
+from sidecar.promote.decision import Outcome
+from sidecar.record import lock
+from sidecar.record.journal import Journal, JournalError, Superseded
+from sidecar.record.time_breakdown import spent
+from sidecar.record.trial import as_json
+from sidecar.run.tuning_run import Tuner, incumbent_args, open_run
+from sidecar.service import signals
+from sidecar.service.loop import Service
+from sidecar.service.wiring import assembled
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    help="Tunes vLLM under latency objectives: see https://arxiv.org/abs/2604.17627.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+guard.register(app)
+operator.register(app)
+plan.register(app)
+doctor.register(app)
+report.register(app)
+app.add_typer(bench.app, name="bench")
+app.add_typer(study.app, name="study")
+
+
+def main() -> None:
+    """Runs the command; a user's mistake is one line and a non-zero exit code."""
+    try:
+        app()
+    except (ConfigError, lock.LockedError) as error:
+        _fail(str(error), BAD_INPUT)
+    except (
+        JournalError,
+        LoadError,
+        EngineCrashed,
+        ExportError,
+        ForkServerError,
+        NotGoneError,
+        Refused,
+        Superseded,
+    ) as error:
+        _fail(str(error), FAILED)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename is not None else str(error), FAILED)
+    except Cancelled:
+        _fail("interrupted; the same command goes on where this one ended", INTERRUPTED)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    unfailing_console(stderr=True).print(
+        f"sloguard: {' '.join(text.split())}", markup=False, highlight=False, soft_wrap=True
+    )
+    sys.exit(code)
+
+
+@app.command()
+def tune(config_file: ConfigFile) -> None:
+    """One tuning run now, on engines of its own. A run that was interrupted goes on.
+
+    Example: sloguard tune -c sloguard.yaml
+    """
+    config, console = load(config_file), unfailing_console()
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    with assembled(config, say) as parts:
+        signals.heard_by(parts.requests)
+        journal, metrics = parts.journal, parts.metrics
+        _refuse_while_serving(journal)
+        parts.engines.end_orphans()
+        parts.runner.act_for(journal.take_over(os.getpid()))
+        run = open_run(config, journal)
+        with View(console, list(config.search.knobs), config.search.budget) as view:
+            for trial in journal.trials(run.id):
+                view.notify(trial)
+
+            def notify(trial: Any) -> None:
+                metrics.trial(trial, journal.trials(run.id))
+                view.notify(trial)
+
+            decision = Tuner(
+                config,
+                run,
+                journal,
+                parts.runner,
+                parts.guard,
+                notify=notify,
+                fits=lambda _search, _validations: True,
+                cancelled=parts.requests.stop_sidecar.is_set,
+            ).tune()
+        metrics.decided(decision)
+        trials = journal.trials(run.id)
+        path = promoted_file.write(config, incumbent_args(config, journal), decision, trials)
+        if console.is_terminal:
+            show(console, trials, list(config.search.knobs))
+        say(spending(spent(trials, time.time())))
+        say(f"{decision.outcome}: {decision.reason}")
+        if decision.outcome is Outcome.PROMOTED:
+            chosen = next(t for t in trials if t.number == decision.trial)
+            say(line(chosen, list(config.search.knobs)))
+        say(f"serve it: vllm serve --config {path}")
+
+
+def _refuse_while_serving(journal: Journal) -> None:
+    for record in journal.engines():
+        if record.role == "serving" and ProcessGroup(record.identity).leader_alive():
+            _fail(
+                f"vLLM still serves from this state folder, as process id {record.identity.pid}: run `sloguard serve`,"
+                " which takes it over, and ask that for a window; Ctrl-C there ends both",
+                FAILED,
+            )
+
+
+@app.command()
+def serve(config_file: ConfigFile) -> None:
+    """Keeps vLLM serving, and retunes it in the windows of the configuration.
+
+    Ctrl-C ends it and its engine, after requests in flight. SIGTERM ends the sidecar alone: the engine serves on, and
+    the next `sloguard serve` takes it over.
+
+    Example: sloguard serve -c sloguard.yaml
+    """
+    config = load(config_file)
+    console = unfailing_console()
+
+    def say(text: str) -> None:
+        console.print(f"{when(time.time())} {text}", markup=False, highlight=False, soft_wrap=True)
+
+    with (
+        assembled(config, say) as parts,
+        View(console, list(config.search.knobs), config.search.budget, say) as view,
+    ):
+        signals.heard_by(parts.requests)
+        server = parts.metrics.serve()
+        try:
+            where = server.server_address
+            say(f"metrics: http://{where[0]}:{where[1]}/metrics")
+            say(f"vLLM: {address(config.engine.host, config.engine.port)}, once it serves")
+            service = Service(config, parts, say=say, notify=view.notify)
+            with page.served(page.Sources(config, parts.hub, parts.requests, service.progress), say):
+                service.run()
+        finally:
+            server.shutdown()
+
+
+@app.command()
+def trials(state: StateFolder, as_json_: AsJson = False) -> None:
+    """Every trial of every run.
+
+    Example: sloguard trials sloguard-state --json
+    """
+    rows = Journal(operator.state_folder(state), read_only=True).trials()
+    if as_json_:
+        print(json.dumps([as_json(trial) for trial in rows]))
+        return
+    knobs = list(dict.fromkeys(name for t in rows for name in t.plan.proposed))
+    show(Console(), rows, knobs)
+
+
+if __name__ == "__main__":
+    main()

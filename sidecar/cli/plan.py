@@ -1,0 +1,264 @@
+"""The command `sloguard plan`: what a window would do, without starting anything."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from sidecar.cli.operator import AsJson, ConfigFile, Refused
+from sidecar.cli.rendering import machine_line, show_budget, strict_json
+from sidecar.cli.terminal import busy
+from sidecar.config.schema import Config, ConfigError, Workload, load
+from sidecar.format import assignments, change, setting, when
+from sidecar.guard.guard import Args, Guard
+from sidecar.guard.memory_learning import Learning, shape_of
+from sidecar.preflight import engine_memory
+from sidecar.preflight.python_env import UnusablePythonError, packages
+from sidecar.preflight.window_forecast import Durations, alike, drains, durations, forecast
+from sidecar.preflight.window_plan import Incumbent, KnobPlan, Opening, RuledOut, WindowPlan, cold, knob_plan
+from sidecar.record import lock
+from sidecar.record.events import Operations
+from sidecar.record.journal import FILE_NAME, Journal
+from sidecar.record.trial import Change, Role
+from sidecar.report import wording
+from sidecar.search.contract import Proposal
+from sidecar.service.window_policy import refusal
+from vllm_sloguard.guard.machine import Machine
+from vllm_sloguard.guard.memory import gib
+from vllm_sloguard.guard.memory import max_model_len as longest_request
+from vllm_sloguard.guard.model_shape import beyond_arithmetic
+from vllm_sloguard.guard.repair import Repair
+from vllm_sloguard.guard.rules.arguments import misspelt, values
+from vllm_sloguard.guard.rules.human_sizes import as_number
+from vllm_sloguard.guard.start_history import Learned, version
+from vllm_sloguard.hooks.settings import Settings, SettingsError
+from vllm_sloguard.knobs import Config as Knobs
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to ``app``."""
+    app.command()(plan)
+
+
+def plan(config_file: ConfigFile, as_json: AsJson = False) -> None:
+    """Says what a window would do, and starts nothing: memory, knobs, trials, time, and what would refuse it now.
+
+    The exit code is 1 where it could not run as configured, and 2 for a mistake in the file.
+
+    Example: sloguard plan -c sloguard.yaml
+    """
+    config = load(config_file)
+    with busy("asking the guard about the knobs"):
+        found, here, held = planned(config)
+    if as_json:
+        print(strict_json({**asdict(found), "held_bytes": held, "problem": found.problem}))
+    else:
+        _show(found, here, held)
+    if found.problem:
+        raise Refused(found.problem)
+
+
+def planned(config: Config) -> tuple[WindowPlan, Machine, int]:
+    """The plan, the machine that it counts on, and the bytes of it that this sidecar's own engines hold now.
+
+    Raises JournalError, OSError.
+    """
+    journal = Journal(config.state, read_only=True) if (config.state / FILE_NAME).is_file() else None
+    operations = Operations(journal, config.base_digest()) if journal is not None else None
+    current = operations.current() if operations is not None else None
+    args: Args = current.args if current is not None else config.engine.args
+    own = engine_memory.running(journal)
+    here, held = engine_memory.machine_without(own, config, dict(args))
+    learned = Learning(journal, config.state, config.model, lambda _: here).current() if journal else Learned()
+    vllm = _vllm(config) or learned.vllm_version
+    serves = _incumbent(config, args, current.id if current is not None else None, learned, here)
+    takes = _durations(config, journal, operations)
+    found = WindowPlan(
+        vllm_version=vllm,
+        machine=here.source,
+        incumbent=serves,
+        optimizer=config.search.optimizer,
+        objective=str(config.objective),
+        slo=config.slo.model_dump(exclude_none=True),
+        load=f"{config.workload.rate:g} requests/s of {config.workload.prompts}",
+        unguarded=tuple(config.search.unguarded),
+        knobs=_knobs(config, args, learned, here, vllm),
+        takes=takes,
+        forecast=forecast(config, takes),
+        opening=_opening(config, operations),
+        warnings=tuple(
+            f"engine.args: {name} is no argument that the guard knows; did you mean {meant}?"
+            for name, meant in misspelt(config.engine.args).items()
+        ),
+    )
+    return found, here, held
+
+
+def _vllm(config: Config) -> str:
+    try:
+        return packages(config.engine.python).vllm
+    except UnusablePythonError:  # `sloguard doctor` says more
+        return ""
+
+
+def _incumbent(config: Config, args: Args, promotion: int | None, learned: Learned, here: Machine) -> Incumbent:
+    """What the plugin would make of ``args`` inside vLLM."""
+    shape = None if beyond_arithmetic(args) else shape_of(config.model)
+    repaired = learned.repairer(
+        shape,
+        here,
+        time.time(),
+        pinned=_pinned(config),
+        workload_max_len=config.workload.longest_request_tokens,
+    )
+    result: Repair = repaired({n: as_number(n, v) for n, v in args.items() if not isinstance(v, list)})
+    changes = tuple(Change(c.name, c.before, c.after, c.reason) for c in result.changes)
+    length = None if result.refusal else longest_request(shape, values(result.args))
+    unfit = "" if "max_model_len" in config.search.knobs else _unfit(config.workload, length)
+    return Incumbent(promotion, dict(args), changes, result.refusal, unfit, result.budget)
+
+
+def _unfit(workload: Workload, length: int | None) -> str:
+    needed = workload.longest_request_tokens - 1
+    if length is None or needed <= length:
+        return ""
+    return f"workload: its longest request has {needed} tokens, what serves takes {length} (max_model_len)"
+
+
+def _pinned(config: Config) -> frozenset[str]:
+    try:
+        return Settings.from_environ({**os.environ, **config.engine.env}).pinned
+    except SettingsError as error:
+        raise ConfigError(f"engine.env: {error}") from None
+
+
+def _knobs(config: Config, args: Args, learned: Learned, here: Machine, vllm: str) -> tuple[KnobPlan, ...]:
+    guard = Guard(config, lambda _: here, lambda: learned)
+    project = guard.projector(args)
+    serves: dict[str, Any] = {n: v for n, v in args.items() if n in config.search.knobs and not isinstance(v, list)}
+
+    def why(knobs: Knobs) -> str:
+        asked = guard.plan(args, Proposal({**serves, **knobs}, "plan", "asked by plan"), Role.SEARCH)
+        own = [change.reason for change in asked.changes if change.name in knobs]
+        return asked.refusal or "; ".join(own)
+
+    known, live = version(vllm) if vllm else None, config.engine.live_trials
+    return tuple(
+        knob_plan(
+            knob,
+            serves.get(knob.name),
+            lambda knobs: project({**serves, **knobs}),
+            why,
+            cold(knob, (known[0], known[1]) if known else None, live_trials=live),
+        )
+        for knob in config.search.space_knobs()
+    )
+
+
+def _durations(config: Config, journal: Journal | None, operations: Operations | None) -> Durations:
+    if journal is None or operations is None:
+        return durations(config, [], None, [])
+    runs = alike(journal.run_configs(), config)
+    trials = [trial for trial in journal.trials() if trial.run in runs]
+    states = [(state.at, state.state) for state in journal.states()]
+    return durations(config, trials, operations.longest_start_s(), drains(states))
+
+
+def _opening(config: Config, operations: Operations | None) -> Opening:
+    window, now = config.window, time.time()
+    refusals: list[str] = []
+    if lock.holder(config.state) is None:
+        refusals.append("no `sloguard serve` runs on this state folder, and only that opens windows")
+    if operations is not None:
+        if (opened := operations.open_window()) is not None:
+            refusals.append(f"a window is open since {when(opened.at)}")
+        # What the traffic is, the running sidecar alone knows.
+        blind = window.model_copy(update={"max_rate": None})
+        if why := refusal(blind, now, operations.paused(), operations.last_window(), None, force=False):
+            refusals.append(why)
+    notes = (f"it is refused above {window.max_rate:g} requests/s (window.max_rate)",) if window.max_rate else ()
+    return Opening(window.next_opening(now), window.cron, tuple(refusals), notes)
+
+
+def _show(found: WindowPlan, here: Machine, held: int) -> None:
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    say: Callable[[str], None] = console.print
+    say(f"vLLM {found.vllm_version or 'of unknown version'}, optimizer {found.optimizer}, objective {found.objective}")
+    limits = (f"{name.removesuffix('_ms')} ≤ {wording.measured(name, limit)}" for name, limit in found.slo.items())
+    say(f"SLO: {', '.join(limits)}")
+    say(f"load: {found.load}")
+    if held:
+        say(f"the engine that serves holds {gib(held)} GiB, which count as free: a window ends it first")
+    serves = found.incumbent
+    if serves.budget is not None:
+        show_budget(serves.budget, here)
+    else:
+        say(machine_line(here))
+        say("memory: not computed, the model's config.json is not here; the rules are checked all the same")
+    origin = "the file's arguments" if serves.promotion is None else f"promotion {serves.promotion}"
+    say(f"\nserves today: {origin}: {assignments(serves.args)}")
+    for made in serves.changes:
+        say(f"  the plugin changes {change(made.name, made.before, made.after)}: {made.reason}")
+    if serves.refusal:
+        say(f"  it could not start: {serves.refusal}")
+    for warning in found.warnings:
+        say(f"  warning: {warning}")
+    _show_knobs(say, found.knobs)
+    if found.unguarded:
+        say("\ntried past the guard, as search.unguarded has it, each a trial of the budget:")
+    for args in found.unguarded:
+        say(f"  {assignments(args)}")
+    _show_time(say, found)
+    _show_opening(say, found.opening)
+
+
+def _show_knobs(say: Callable[[str], None], knobs: tuple[KnobPlan, ...]) -> None:
+    for title, chosen in (
+        ("live knobs, changed while the engine runs:", [knob for knob in knobs if not knob.cold]),
+        ("cold knobs, each change is a start:", [knob for knob in knobs if knob.cold]),
+    ):
+        if chosen:
+            say(f"\n{title}")
+        for knob in chosen:
+            say(f"  {knob.name}: {knob.values}; now {_now(knob)}")
+            for out in knob.ruled_out:
+                say(f"    ruled out {_out(out)}")
+
+
+def _now(knob: KnobPlan) -> str:
+    return "vLLM's default" if knob.now is None else setting(knob.now, knob.name)
+
+
+def _out(out: RuledOut) -> str:
+    return f"{out.values}: {out.reason}" if out.reason else out.values
+
+
+def _show_time(say: Callable[[str], None], found: WindowPlan) -> None:
+    expected, takes = found.forecast, found.takes
+    say(f"\na window of {expected.window_s / 60:g} minutes:")
+    say(f"  drain {takes.drain.seconds:.0f} s ({takes.drain.source})")
+    say(
+        f"  search: {expected.trials} of at most {expected.budget} trials, the incumbent's own among them,"
+        f" about {expected.search_s / 60:.1f} minutes; one takes {takes.trial.seconds:.0f} s ({takes.trial.source})"
+    )
+    looks = " or ".join(map(str, expected.looks)) or "none"
+    say(
+        f"  validation: {looks} pairs of starts, up to {expected.validation_s / 60:.1f} minutes; one measurement takes"
+        f" {takes.validation.seconds:.0f} s ({takes.validation.source}); {expected.pairs_reserved} pairs are reserved"
+    )
+    say(f"  kept for the restore: {expected.restore_s:.0f} s ({takes.start.source})")
+
+
+def _show_opening(say: Callable[[str], None], opening: Opening) -> None:
+    if opening.next_at is not None:
+        say(f'\nthe next window opens at {when(opening.next_at)} (window.cron "{opening.cron}")')
+    else:
+        say("\nno window opens by itself: there is no window.cron; `sloguard retune --now` opens one")
+    for why in opening.refusals:
+        say(f"  refused now: {why}")
+    for note in opening.notes:
+        say(f"  {note}")

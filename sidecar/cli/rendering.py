@@ -1,0 +1,68 @@
+"""What several commands print: strict JSON, tables, this machine."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vllm_sloguard.guard.machine import Machine
+from vllm_sloguard.guard.memory import Budget, gib
+
+
+def strict_json(facts: Mapping[str, Any]) -> str:
+    """JSON that every reader takes: infinite numbers are texts in it."""
+    return json.dumps(_finite(facts))
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with texts for the numbers that JSON has not."""
+    match value:
+        case float() if not math.isfinite(value):
+            return str(value)
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+        case list() | tuple():
+            return [_finite(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+        case _:
+            return value
+
+
+def console_for_tables() -> Console:
+    return Console(highlight=False, markup=False, soft_wrap=True)
+
+
+def show_budget(result: Budget, here: Machine) -> None:
+    """Prints where the memory goes, and whether vLLM would start."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, size in (
+        ("weights", result.weights_bytes),
+        ("activations", result.activation_bytes),
+        ("CUDA graphs", result.graph_bytes),
+        ("overhead", result.overhead_bytes),
+        ("KV cache", result.kv_bytes),
+        ("requested", result.requested_bytes),
+    ):
+        table.add_row(name, f"{gib(size)} GiB")
+    table.add_row("KV cache a token", f"{result.kv_bytes_per_token:,} bytes")
+    table.add_row("KV tokens", f"{result.kv_tokens:,}")
+    if result.concurrency is not None:
+        table.add_row("requests of max_model_len at once", f"{result.concurrency:,.2f}")
+    if result.lowest_utilization is not None:
+        table.add_row("starts from utilization", f"{result.lowest_utilization:.3f}")
+    if result.highest_utilization is not None:
+        table.add_row("up to utilization", f"{result.highest_utilization:.3f}")
+    table.add_row("the estimate may be off by", f"{gib(result.margin_bytes)} GiB")
+    console = console_for_tables()
+    console.print(machine_line(here))
+    console.print(table)
+    console.print(f"{'starts' if result.starts else 'does not start'}: {result.reason}")
+
+
+def machine_line(here: Machine) -> str:
+    """The machine in one line."""
+    return f"machine: {here.kind}, {gib(here.free_bytes)} of {gib(here.total_bytes)} GiB free ({here.source})"

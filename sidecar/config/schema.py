@@ -1,0 +1,396 @@
+"""The operator's one YAML file, checked as a whole before anything starts."""
+
+import hashlib
+import ipaddress
+import json
+import os
+import re
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from sidecar.config.knob_ranges import check_kind, narrowed
+from sidecar.config.window import Promotion, Section, Window
+from sidecar.search.registry import DEFAULT as DEFAULT_OPTIMIZER
+from sidecar.search.registry import NAMES as OPTIMIZERS
+from sidecar.search.registry import make
+from sidecar.search.space import Space
+from vllm_sloguard.knobs import KNOBS, Knob
+
+# A Unix socket's path is limited by the kernel to 108 bytes, its final zero included.
+LONGEST_SOCKET_PATH = 107
+SOCKET_NAME = "sidecar.sock"
+# What is wrong may be long; what is said of it is not.
+_LONGEST_LINE = 1000
+# Twice what a load without a single miss needs at the usual confidence; see sidecar.measure.early_stop.
+_MOST_REQUESTS = 500
+_COMPARED_REQUESTS = 200
+
+
+class ConfigError(ValueError):
+    """The file can't be used; the text is one line that names the field, what was given and what is allowed."""
+
+    def __init__(self, text: str) -> None:
+        line = " ".join(text.split())
+        super().__init__(line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 3]}...")
+
+
+class Objective(StrEnum):
+    """What is raised among the configurations that meet the SLO."""
+
+    GOODPUT = "goodput"  # requests a second that meet the SLO; higher is better
+    LATENCY = "latency"  # mean end-to-end latency; lower is better
+    CAPACITY = "capacity"  # the highest request rate that meets the SLO; higher is better
+
+
+def _spelled_like_vllm(args: Any) -> Any:
+    """Argument names as vLLM's code has them: ``max-num-seqs`` and ``max_num_seqs`` are one."""
+    if not isinstance(args, dict):
+        return args
+    return {str(k).removeprefix("--").replace("-", "_"): v for k, v in args.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+# What the sidecar sets itself, or what would show a secret in the process list.
+_OWN_ARGS = {
+    "model": "use the field model",
+    "host": "use engine.host",
+    "port": "use engine.port",
+    "hf_token": "use the environment variable HF_TOKEN: arguments show in the process list",
+    "uds": "the sidecar talks to vLLM over TCP",
+    "ssl_keyfile": "the sidecar talks to vLLM without TLS; put a proxy in front",
+    "api_key": "use the environment variable VLLM_API_KEY: arguments show in the process list",
+    "shutdown_timeout": "use engine.drain_timeout_s",
+    "config": "write the arguments themselves",
+}
+
+Args = Annotated[dict[str, bool | int | float | str | list[str]], BeforeValidator(_spelled_like_vllm)]
+
+
+class EngineConfig(Section):
+    """How vLLM is started; ``args`` is the incumbent."""
+
+    args: Args = Field(default={})
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    python: str = sys.executable
+    env: dict[str, str] = Field(default={})
+    start_timeout_s: PositiveFloat = 900.0
+    # Whether trials may run on engines that are forked from a process which has imported vLLM.
+    forked_trials: bool = True
+    # Whether trials may run on the engine of the trial before, where live changes reach them.
+    live_trials: bool = True
+    # Whether what serves is forked, too: back in seconds after a window, a crash or a kill.
+    forked_serving: bool = False
+    # Whether engines keep Triton's kernels in the state folder: torch.compile has each configuration compile its own
+    # else, some 15 s of a start.
+    keep_kernels: bool = True
+    drain_timeout_s: Annotated[int, Field(ge=0)] = 30
+    # An engine that makes no token and no step for so long hangs, and is started again.
+    hang_timeout_s: Annotated[float, Field(ge=2)] = 15.0
+
+    @model_validator(mode="after")
+    def _no_own_args(self) -> "EngineConfig":
+        for name, instead in _OWN_ARGS.items():
+            if name in self.args:
+                raise ValueError(f"args.{name} can't be set: {instead}")
+        return self
+
+
+class Slo(Section):
+    """The latency objectives: limits on the 99th percentiles, milliseconds, and on the share of failed requests."""
+
+    ttft_p99_ms: PositiveFloat | None = None
+    itl_p99_ms: PositiveFloat | None = None
+    e2e_p99_ms: PositiveFloat | None = None
+    error_rate: Annotated[float, Field(ge=0, lt=1)] = 0.01
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "Slo":
+        if self.ttft_p99_ms is None and self.itl_p99_ms is None and self.e2e_p99_ms is None:
+            raise ValueError("at least one of ttft_p99_ms, itl_p99_ms, e2e_p99_ms is needed")
+        return self
+
+
+class Dataset(StrEnum):
+    """Where the prompts come from: vLLM's own readers, by the names that `vllm bench` has for them."""
+
+    RANDOM = "random"
+    SHAREGPT = "sharegpt"  # a JSON file of conversations
+    CUSTOM = "custom"  # a file of JSON lines, each with prompt and output_tokens
+
+
+class Workload(Section):
+    """The load of a trial: open loop, Poisson arrivals, random prompts; lengths vary by ``spread`` of their mean.
+
+    With another ``dataset_name`` the prompts, and the lengths of the answers, are those of ``dataset_path``;
+    ``input_tokens`` and ``output_tokens`` are then the longest of them, for which every trial leaves room.
+    ``highest_rate`` ends the search for the capacity, where that is the objective; 16 times ``rate`` unless given.
+    ``requests`` of None are as many as the verdict needs (sidecar.measure.early_stop), and ``most_requests`` at most.
+    ``warmup_requests`` are sent at least before the load, until step times settle (vllm_sloguard.starts.warmup); 0 for
+    none.
+    """
+
+    rate: PositiveFloat
+    highest_rate: PositiveFloat | None = None
+    requests: Annotated[int, Field(ge=10)] | None = None
+    input_tokens: PositiveInt = 512
+    output_tokens: PositiveInt = 128
+    spread: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup_requests: Annotated[int, Field(ge=0)] = 8
+    request_timeout_s: PositiveFloat = 60.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    dataset_name: Dataset = Field(default=Dataset.RANDOM, strict=False)
+    dataset_path: Path | None = Field(default=None, strict=False)
+
+    @model_validator(mode="after")
+    def _whole_dataset(self) -> "Workload":
+        random = self.dataset_name is Dataset.RANDOM
+        if random != (self.dataset_path is None):
+            needed = "is needed for any" if self.dataset_path is None else "is for every"
+            raise ValueError(f"dataset_path: a file {needed} dataset_name but random, which is {self.dataset_name}")
+        if not random and not {"input_tokens", "output_tokens"} <= self.model_fields_set:
+            raise ValueError("input_tokens and output_tokens: those of the longest request are needed with a dataset")
+        return self
+
+    @model_validator(mode="after")
+    def _rates_in_order(self) -> "Workload":
+        if self.highest_rate is not None and self.highest_rate < self.rate:
+            raise ValueError(f"highest_rate: {self.highest_rate:g} is below rate {self.rate:g}")
+        return self
+
+    @property
+    def prompts(self) -> str:
+        """What is sent, in words."""
+        if self.dataset_path is None:
+            return f"about {self.input_tokens} + {self.output_tokens} tokens"
+        return f"{self.dataset_name} {self.dataset_path}, {self.input_tokens} + {self.output_tokens} tokens at most"
+
+    @property
+    def fixed_requests(self) -> int:
+        """How many are measured where loads are compared, which must be of one size."""
+        return self.requests or _COMPARED_REQUESTS
+
+    @property
+    def most_requests(self) -> int:
+        """How many are measured at most."""
+        return self.requests or _MOST_REQUESTS
+
+    @property
+    def longest_request_tokens(self) -> int:
+        """Prompt and output of the longest request that is sent."""
+        return int((self.input_tokens + self.output_tokens) * (1 + self.spread)) + 1
+
+
+class KnobRange(Section):
+    """What a search may use of a knob; what is not given is as in the knob table."""
+
+    low: FiniteFloat | int | None = None
+    high: FiniteFloat | int | None = None
+    choices: list[bool | int | float | str] | None = None
+
+
+class SearchConfig(Section):
+    """The search: which knobs, how many trials, from which seed; ``unguarded`` trials skip the guard and the repair."""
+
+    optimizer: str = DEFAULT_OPTIMIZER
+    budget: Annotated[int, Field(ge=1)] = 15
+    seed: Annotated[int, Field(ge=0)] = 0
+    knobs: dict[str, KnobRange | None]
+    unguarded: list[Args] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _known(self) -> "SearchConfig":
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer: {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
+        if not self.knobs:
+            raise ValueError("knobs: at least one is needed")
+        make(self.optimizer, Space(self.space_knobs()), self.seed, self.budget)  # what it needs may be missing here
+        for args in self.unguarded:
+            if bad := sorted(set(args) - set(KNOBS)):
+                raise ValueError(f"unguarded: {bad[0]!r} is not a knob; there are {', '.join(KNOBS)}")
+            for name, value in args.items():
+                check_kind(f"unguarded: {name}", KNOBS[name], value)
+        return self
+
+    def space_knobs(self) -> tuple[Knob, ...]:
+        """The knobs of the search, with their ranges."""
+        ranges = ((name, limits or KnobRange()) for name, limits in self.knobs.items())
+        return tuple(narrowed(name, limits.low, limits.high, limits.choices) for name, limits in ranges)
+
+
+def _address(text: str) -> str:
+    if not re.fullmatch(r"[^\s:]+:[0-9]{1,5}|\[[0-9a-fA-F:.]+\]:[0-9]{1,5}", text):
+        raise ValueError('a host and a port are needed, such as "10.0.0.5:9465"')
+    return text
+
+
+class MetricsConfig(Section):
+    """Where /metrics and /ready are served; port 0 for any free one."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 9464
+
+
+class PageConfig(Section):
+    """Where the live page is served, to this machine unless ``host`` says otherwise; port 0 for any free one.
+
+    ``hosts`` are further names under which browsers reach it, through a proxy say. Orders need the token in the file
+    ``token``, by default STATE/page.token, which is made where it is missing.
+    """
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 9465
+    hosts: list[str] = Field(default=[])
+    token: Path | None = Field(default=None, strict=False)
+
+    @property
+    def takes_orders(self) -> bool:
+        """Only from this machine: it has no TLS, and further away there is ``remote``."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+class Remote(Section):
+    """Where the control service takes calls over TCP too: from holders of a certificate of ``ca`` and of ``token``.
+
+    All but ``address`` ("host:port") are files; a client needs the same, with a certificate of its own.
+    """
+
+    address: Annotated[str, AfterValidator(_address)]
+    certificate: Path = Field(strict=False)
+    key: Path = Field(strict=False)
+    ca: Path = Field(strict=False)
+    token: Path = Field(strict=False)
+
+
+class Config(Section):
+    """The whole file."""
+
+    model: str
+    engine: EngineConfig = EngineConfig()
+    slo: Slo
+    objective: Objective = Field(default=Objective.LATENCY, strict=False)
+    workload: Workload
+    search: SearchConfig
+    promotion: Promotion = Promotion()
+    window: Window = Window()
+    state: Path = Field(default=Path("sloguard-state"), strict=False)
+    metrics: MetricsConfig = MetricsConfig()
+    page: PageConfig = PageConfig()
+    remote: Remote | None = None
+
+    @property
+    def socket(self) -> Path:
+        """The sidecar's private socket."""
+        return self.state / SOCKET_NAME
+
+    def digest(self) -> str:
+        """Names what a run depends on: a run is resumed only by the configuration that it was started with."""
+        content = self.model_dump(mode="json", exclude={"state", "metrics", "page", "window", "remote"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def base_digest(self) -> str:
+        """Names the model and the arguments of the file: a promotion holds only as long as these are as they were."""
+        content = self.model_dump(mode="json", include={"model": True, "engine": {"args"}})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load(path: Path) -> Config:
+    """Reads and checks ``path``; relative paths in it are relative to its folder. Raises ConfigError."""
+    try:
+        content: object = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        # Its text quotes the line, in which there may be a secret.
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigError(f"{path}: not YAML: {where}{error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # PyYAML's own errors are the first of these; the others escape from it for some texts.
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        given = "an empty file" if content is None else type(content).__name__
+        raise ConfigError(f"{path}: a mapping of fields is needed, got {given}")
+    try:
+        config = Config.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first(error)}") from None
+    return _placed(config, path.resolve().parent)
+
+
+def _placed(config: Config, folder: Path) -> Config:
+    state = _resolved("state", folder, config.state)
+    if len(os.fsencode(state / SOCKET_NAME)) > LONGEST_SOCKET_PATH:
+        raise ConfigError(f"state: {state} is too long a path for a Unix socket in it; choose a shorter one")
+    local = folder / config.model
+    model = str(local.resolve()) if local.is_dir() else config.model
+    python = folder / config.engine.python
+    engine = config.engine.model_copy(update={"python": str(python.absolute())}) if python.is_file() else config.engine
+    files = ("certificate", "key", "ca", "token")
+    remote = config.remote and config.remote.model_copy(
+        update={name: _resolved(f"remote.{name}", folder, getattr(config.remote, name)) for name in files}
+    )
+    token = config.page.token and _resolved("page.token", folder, config.page.token)
+    page = config.page.model_copy(update={"token": token})
+    workload = config.workload
+    if workload.dataset_path is not None:
+        dataset = _resolved("workload.dataset_path", folder, workload.dataset_path)
+        if not dataset.is_file():
+            raise ConfigError(f"workload.dataset_path: {dataset}: there is no such file")
+        workload = workload.model_copy(update={"dataset_path": dataset})
+    placed = {"state": state, "model": model, "engine": engine, "remote": remote, "page": page, "workload": workload}
+    return config.model_copy(update=placed)
+
+
+def _resolved(field: str, folder: Path, path: Path) -> Path:
+    try:
+        resolved = (folder / path.expanduser()).resolve()
+        os.fsencode(resolved)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise ConfigError(f"{field}: {str(path)!r} is not a path: {error}") from None
+    return resolved
+
+
+def _first(error: ValidationError) -> str:
+    """The first problem, in one line: field, what was given, what is allowed."""
+    problem = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in problem["loc"]) or "the file"
+    if problem["type"] == "extra_forbidden":
+        allowed = ", ".join(_fields_at(problem["loc"][:-1]))
+        return f"{field}: there is no such field; there are {allowed}"
+    if problem["type"] == "model_type":
+        return f"{field}: a mapping of fields is needed, got {problem['input']!r}"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    given = problem["input"]
+    # The environment is where secrets belong: its values are never shown.
+    untold = isinstance(given, dict | list | BaseModel) or problem["type"] == "missing" or "env" in problem["loc"]
+    shown = "" if untold else f" {given!r}:"
+    more = len(error.errors()) - 1
+    return f"{field}:{shown} {message}" + (f" (and {more} more)" if more else "")
+
+
+def _fields_at(place: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in place:
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return list(KnobRange.model_fields) if "knobs" in place else list(model.model_fields)

@@ -1,0 +1,35 @@
+"""Secrets that lie in files: keys, and tokens for whoever gives orders."""
+
+import os
+from pathlib import Path
+
+from sidecar.config.schema import ConfigError
+
+# `openssl rand -hex 16` gives as many.
+_SHORTEST_TOKEN = 32
+
+
+def read(field: str, path: Path) -> bytes:
+    """The content of the file that ``field`` of the configuration names. Raises ConfigError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{field}: {path}: {error.strerror}") from None
+
+
+def secret(field: str, path: Path) -> bytes:
+    """The same of one that must be closed to others. Raises ConfigError."""
+    content = read(field, path)
+    facts = path.stat()
+    # Kubernetes gives a secret to the pod's group.
+    if facts.st_uid not in (os.geteuid(), 0) or facts.st_mode & 0o037:
+        raise ConfigError(f"{field}: {path} is open to others; chmod 600 it")
+    return content
+
+
+def token(field: str, path: Path) -> str:
+    """The token in it. Raises ConfigError."""
+    text = secret(field, path).decode("ascii", errors="replace").strip()
+    if len(text) < _SHORTEST_TOKEN or not text.isprintable() or not text.isascii():
+        raise ConfigError(f"{field}: {path}: {_SHORTEST_TOKEN} printable characters or more are needed")
+    return text

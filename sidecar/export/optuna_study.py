@@ -1,0 +1,130 @@
+"""The trials of a run as Optuna's; only ``add`` writes."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from sidecar.config.schema import Objective
+from sidecar.measure.verdict import in_its_unit
+from sidecar.record.run_snapshot import Recorded, Setup, ran
+from sidecar.record.trial import Status, Trial, as_json, margins
+from vllm_sloguard.knobs import Kind, Knob, Value
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution, CategoricalChoiceType
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+
+class ExportError(RuntimeError):
+    """It can't be written there; the text says why, in one line."""
+
+
+METRICS = {Objective.LATENCY: "e2e_mean_ms", Objective.GOODPUT: "goodput_rps", Objective.CAPACITY: "capacity_rps"}
+
+
+def distributions(knobs: Sequence[Knob], rows: Sequence[dict[str, Value]]) -> "dict[str, BaseDistribution]":
+    """Those of ``knobs``, wide enough for ``rows``: what serves may lie outside of what is searched."""
+    return {knob.name: _distribution(knob, [row[knob.name] for row in rows if knob.name in row]) for knob in knobs}
+
+
+def _distribution(knob: Knob, values: Sequence[Value]) -> "BaseDistribution":
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if knob.kind is Kind.CATEGORICAL or len(numbers) < len(values):
+        choices: list[CategoricalChoiceType] = []
+        for choice in (*knob.choices, *values):
+            if repr(choice) not in map(repr, choices):  # 1 and True are equal, and differ
+                choices.append(choice)
+        return CategoricalDistribution(choices)
+    low, high = min([knob.low, *numbers]), max([knob.high, *numbers])
+    log = knob.log and low > 0
+    if knob.kind is Kind.INT:
+        return IntDistribution(math.floor(low), math.ceil(high), log=log)
+    return FloatDistribution(low, high, log=log)
+
+
+def frozen(trial: Trial, setup: Setup, spaces: "dict[str, BaseDistribution]") -> "FrozenTrial":
+    """One trial that has ended.
+
+    Optuna's best trial is one that is COMPLETE, and optuna-dashboard looks at no constraint for it: so only what met
+    every limit is COMPLETE. What missed one is PRUNED, with its figure; what crashed, was refused or given up is FAIL.
+    """
+    from optuna.trial import TrialState, create_trial
+
+    states = {Status.FEASIBLE: TrialState.COMPLETE, Status.INFEASIBLE: TrialState.PRUNED}
+    state = states.get(trial.status, TrialState.FAIL)
+    params = ran(trial, list(spaces))
+    result = trial.result
+    measurement = result.measurement if result else None
+    made = create_trial(
+        state=state,
+        value=in_its_unit(result.value, setup.objective) if result and state is not TrialState.FAIL else None,
+        params=params,
+        distributions={name: spaces[name] for name in params},
+        constraints=margins(measurement, setup.slo, bounds=bool(result and result.stopped)) if measurement else None,
+        user_attrs=_attributes(trial),
+    )
+    made.datetime_start = datetime.fromtimestamp(trial.started_at)
+    made.datetime_complete = datetime.fromtimestamp(trial.ended_at or trial.started_at)
+    return made
+
+
+def _attributes(trial: Trial) -> dict[str, Any]:
+    row = as_json(trial)
+    result: dict[str, Any] = row["result"] or {}
+    kept: dict[str, Any] = {
+        "trial": trial.number,
+        "status": str(trial.status),
+        "role": str(trial.plan.role),
+        "phase": trial.plan.phase,
+        "reason": trial.plan.reason,
+        "args": row["plan"]["args"],
+        "measurement": result.get("measurement"),
+        "crash": result.get("crash"),
+        "refusal": trial.plan.refusal,
+        "stopped": result.get("stopped"),
+    }
+    return {name: value for name, value in kept.items() if value not in (None, "")}
+
+
+def add(recorded: Recorded, storage: str, name: str, shown_as: Callable[[list[Trial]], Iterable[Trial]]) -> int:
+    """Adds the trials that have ended to the study ``name``, made where it is missing, and returns how many.
+
+    Those that are there already are left alone, so that a run can be exported again as it grows. ``shown_as`` goes
+    through them, and may show how far it is. Raises ExportError.
+    """
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    setup = recorded.setup
+    ended = [t for t in recorded.trials if t.status is not Status.RUNNING]
+    rows = [ran(t, [knob.name for knob in setup.knobs]) for t in ended]
+    spaces = distributions(setup.knobs, rows)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    direction = "minimize" if setup.objective is Objective.LATENCY else "maximize"
+    try:
+        study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+        _check_origin(study, recorded)
+        known = {t.user_attrs.get("trial") for t in study.get_trials(deepcopy=False)}
+        new = [t for t in ended if t.number not in known]
+        for trial in shown_as(new):
+            study.add_trial(frozen(trial, setup, spaces))
+    except (SQLAlchemyError, ImportError, ValueError, optuna.exceptions.OptunaError) as error:
+        # The first line: SQLAlchemy goes on with the whole statement.
+        raise ExportError(f"--optuna: {str(error).splitlines()[0]}") from None
+    return len(new)
+
+
+def _check_origin(study: "Study", recorded: Recorded) -> None:
+    """A new study is given its origin; one of the same name from elsewhere is not added to."""
+    setup, run = recorded.setup, recorded.run
+    origin: dict[str, Any] = {"digest": run.digest, "started_at": run.started_at}
+    if not study.user_attrs:
+        about = {"model": setup.model, "slo": setup.slo.model_dump(), "objective": METRICS[setup.objective]}
+        for key, value in {**origin, **about}.items():
+            study.set_user_attr(key, value)
+    elif {key: study.user_attrs.get(key) for key in origin} != origin:
+        raise ExportError(f"the study {study.study_name!r} there is of another run: export to another storage")

@@ -1,0 +1,1 @@
+"""Repairs or refuses a configuration before it is started, and learns from starts and crashes."""

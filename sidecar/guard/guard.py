@@ -1,0 +1,83 @@
+"""From a proposal to a plan: the repair pass of the plugin, run before anything is started."""
+
+import time
+from collections.abc import Callable, Mapping
+
+from sidecar.config.schema import Config
+from sidecar.guard.live_headroom import ceilings
+from sidecar.guard.memory_learning import shape_of
+from sidecar.record.trial import Change, Plan, Role
+from sidecar.search.contract import Projection, Proposal
+from vllm_sloguard.guard.machine import Machine
+from vllm_sloguard.guard.model_shape import beyond_arithmetic
+from vllm_sloguard.guard.repair import Repair
+from vllm_sloguard.guard.rules.human_sizes import as_number
+from vllm_sloguard.guard.start_history import Learned, ranks_of
+from vllm_sloguard.knobs import Config as Knobs
+
+Args = Mapping[str, bool | int | float | str | list[str]]
+
+
+class Guard:
+    """Repairs and refuses proposals for one configuration file.
+
+    ``observe`` says what the machine has free now for so many ranks, ``learned`` what earlier starts taught.
+    """
+
+    def __init__(
+        self, config: Config, observe: Callable[[int], Machine], learned: Callable[[], Learned] = Learned
+    ) -> None:
+        self._observe = observe
+        self._learned = learned
+        self._workload_max_len = config.workload.longest_request_tokens
+        self._space_knobs = config.search.space_knobs()
+        self._knobs = frozenset(config.search.knobs)
+        self._shape = shape_of(config.model)
+
+    def plan(self, incumbent: Args, proposal: Proposal, role: Role) -> Plan:
+        """The engine arguments that ``proposal`` comes to, with each change and its reason, or the refusal."""
+        args: dict[str, bool | int | float | str | list[str]] = {**incumbent, **proposal.config}
+        if role in (Role.UNGUARDED, Role.BASELINE, Role.REFERENCE):
+            # The incumbent is what serves: the same arguments, and the same plugin that mends them inside vLLM.
+            return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason)
+        repaired = self._repairer(incumbent, self._observe(ranks_of(args)))
+        result = repaired(args)
+        changes = tuple(Change(c.name, c.before, c.after, c.reason, c.rules) for c in result.changes)
+        for change in changes:
+            if change.after is None:
+                args.pop(change.name, None)
+            else:
+                args[change.name] = change.after
+        higher = {} if result.refusal else ceilings(self._space_knobs, result.args, repaired)
+        return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason, changes, result.refusal, higher)
+
+    def projector(self, incumbent: Args) -> Callable[[Knobs], Projection]:
+        """What ``plan`` would make of a configuration of the search, on the machine as it is now."""
+        repaired = self._repairer(incumbent, self._observe(ranks_of(incumbent)))
+
+        def project(config: Knobs) -> Projection:
+            result = repaired({**incumbent, **config})
+            kept = {name: value for name, value in result.args.items() if name in self._knobs}
+            return Projection(kept, result.refusal, result.budget.kv_tokens if result.budget else None)
+
+        return project
+
+    def _repairer(self, incumbent: Args, machine: Machine) -> Callable[[Args], Repair]:
+        """The repair pass with what is known now; what the incumbent states and the search does not vary is pinned."""
+        learned, now = self._learned(), time.time()
+        by_budget, by_rules = (
+            learned.repairer(
+                shape,
+                machine,
+                now,
+                pinned=frozenset(incumbent) - self._knobs,
+                workload_max_len=self._workload_max_len,
+            )
+            for shape in (self._shape, None)
+        )
+
+        def repaired(args: Args) -> Repair:
+            scalars = {name: as_number(name, value) for name, value in args.items() if not isinstance(value, list)}
+            return by_rules(scalars) if beyond_arithmetic(args) else by_budget(scalars)
+
+        return repaired

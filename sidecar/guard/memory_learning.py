@@ -1,0 +1,132 @@
+"""Learns from each start of an engine: vLLM's own figures, and limits from the texts of crashes.
+
+What is learned lies in the journal, by host and model, and in a file beside it that the plugin reads.
+"""
+
+import platform
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from sidecar.observe.telemetry import EngineTelemetry
+from sidecar.record.atomic_write import write_whole
+from sidecar.record.journal import Journal
+from vllm_sloguard.crash import Category, Crash
+from vllm_sloguard.guard import model_shape
+from vllm_sloguard.guard.machine import Machine
+from vllm_sloguard.guard.memory import GIB
+from vllm_sloguard.guard.start_history import Learned, Rule, RuleKind, Start, known_args, model_key, ranks_of, to_json
+
+FILE_NAME = "learned.json"
+
+_LONGEST_LENGTH = re.compile(r"estimated maximum model length is (\d+)")
+_FREE_ON_DEVICE = re.compile(r"Free memory on device \S+ \(([0-9.]+)/[0-9.]+ GiB\) on startup is less than")
+_ALLOCATION = re.compile(r"CUDA out of memory|CUDA error: out of memory|\bOutOfMemoryError\b|cudaErrorMemoryAllocation")
+# A model's length holds as long as vLLM stays as it is; other tenants of the card come and go.
+_LENGTH_HOLDS_S, _TENANT_HOLDS_S, _HEADROOM_HOLDS_S = 30 * 86400.0, 900.0, 7 * 86400.0
+# What an out-of-memory under load adds to the memory that later trials leave free, and the most that it may come to.
+_HEADROOM_SHARE, _HEADROOM_BYTES, _MOST_HEADROOM_SHARE = 0.02, GIB, 0.1
+
+
+class Learning:
+    """Reads and records what is known of one model on this host."""
+
+    def __init__(self, journal: Journal, folder: Path, model: str, observe: Callable[[int], Machine]) -> None:
+        self.journal = journal
+        self.path = folder / FILE_NAME
+        self._host = platform.node()
+        self._model = model_key(model)
+        self._observe = observe
+
+    def current(self) -> Learned:
+        """What holds now. Raises JournalError."""
+        starts = self.journal.starts(self._host, self._model)
+        rules = self.journal.rules(time.time(), self._host, self._model)
+        return Learned(starts, rules, model=self._model).of_last_version()
+
+    def started(self, args: Mapping[str, object], heard: EngineTelemetry) -> None:
+        """Keeps what a start with ``args`` reported. Raises JournalError, OSError."""
+        known = known_args(args)
+        start = None if known is None else start_of(known, self._observe(ranks_of(known)), heard)
+        if start is not None:
+            self.journal.record_start(self._host, self._model, start)
+            self._write()
+
+    def crashed(self, args: Mapping[str, object], heard: EngineTelemetry, crash: Crash) -> None:
+        """Keeps the limit that the crash of an engine with ``args`` teaches. Raises JournalError, OSError."""
+        known = known_args(args)
+        if known is None:
+            return
+        version = heard.memory.vllm_version if heard.memory is not None else ""
+        rule = rule_of(crash, known, self._observe(ranks_of(known)), self.current(), version, time.time())
+        if rule is not None:
+            self.journal.record_rule(self._host, self._model, rule)
+            self._write()
+
+    def _write(self) -> None:
+        write_whole(self.path, to_json(self.current()))
+
+
+def start_of(args: Mapping[str, bool | int | float | str], machine: Machine, heard: EngineTelemetry) -> Start | None:
+    """The start as the plugin reported it; None where it ended before vLLM knew its memory."""
+    profile = heard.memory
+    if profile is None:
+        return None
+    return Start(
+        args=args,
+        kind=machine.kind,
+        total_bytes=profile.total_bytes or machine.total_bytes,
+        kv_bytes=profile.kv_cache_bytes,
+        kv_tokens=heard.kv_cache_tokens,
+        weights_bytes=profile.weights_bytes if profile.HasField("weights_bytes") else None,
+        activation_bytes=profile.activation_bytes if profile.HasField("activation_bytes") else None,
+        graph_bytes=profile.graph_bytes if profile.HasField("graph_bytes") else None,
+        vllm_version=profile.vllm_version,
+        source=machine.source,
+    )
+
+
+def rule_of(  # noqa: PLR0917 - all that a rule is made of
+    crash: Crash,
+    args: Mapping[str, bool | int | float | str],
+    machine: Machine,
+    known: Learned,
+    vllm_version: str,
+    now: float,
+) -> Rule | None:
+    """The limit that ``crash`` teaches, None where it teaches none."""
+    if crash.category is not Category.OUT_OF_MEMORY:
+        return None
+    if length := _LONGEST_LENGTH.search(crash.evidence):
+        return Rule(
+            RuleKind.MAX_MODEL_LEN,
+            int(length[1]),
+            args,
+            f"vLLM found room for requests of {length[1]} tokens",
+            now,
+            now + _LENGTH_HOLDS_S,
+            vllm_version,
+        )
+    if free := _FREE_ON_DEVICE.search(crash.evidence):
+        reason = f"vLLM found {free[1]} GiB free at its start"
+        return Rule(RuleKind.FREE_BYTES, int(float(free[1]) * GIB), args, reason, now, now + _TENANT_HOLDS_S)
+    if not _ALLOCATION.search(crash.evidence):
+        return None
+    kept = sum(rule.value for rule in known.rules if rule.kind is RuleKind.HEADROOM_BYTES)
+    step = min(
+        max(int(machine.total_bytes * _HEADROOM_SHARE), _HEADROOM_BYTES),
+        int(machine.total_bytes * _MOST_HEADROOM_SHARE) - kept,
+    )
+    if step < _HEADROOM_BYTES // 2:  # as much as there may be
+        return None
+    reason = f"out of memory while {crash.phase}: {step / GIB:.2f} GiB more stay free"
+    return Rule(RuleKind.HEADROOM_BYTES, step, args, reason, now, now + _HEADROOM_HOLDS_S, vllm_version)
+
+
+def shape_of(model: str) -> model_shape.ModelShape | None:
+    """None for a model that is not local or can't be read: then there is no budget, only rules."""
+    try:
+        return model_shape.of_model(model)
+    except ValueError:
+        return None

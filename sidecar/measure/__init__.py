@@ -1,0 +1,1 @@
+"""A load, its partial results, and the verdict."""

@@ -1,0 +1,106 @@
+"""How many requests the verdict on a p99 needs: a sequential test of the share of requests over each limit. Pure.
+
+A p99 within its limit allows 1 % of the requests over it. For each limit, with ``x`` of a request 1 if it was over it
+and else 0, the likelihood ratio of 2 % against 0.5 % (twice and half of what is allowed) is
+
+    ratio = product over the requests of (2 % / 0.5 %) ** x * (98 % / 99.5 %) ** (1 - x)
+
+Above 1 / alpha the limit is missed, and the load is stopped. Below alpha for every limit, enough was seen: no more are
+sent, and the judge says what the sample shows. The ratio is a supermartingale where at most 0.5 % are over the limit,
+and its inverse where 2 % or more are, so that either crosses 1 / alpha with probability alpha at most, however often
+one looks (Ville 1939; the ratio is Wald's of 1945). So, with alpha = 1 - confidence: of a configuration with 0.5 % over
+a limit or less, each limit is called missed with probability alpha at most; one with 2 % or more over a limit ends as
+enough with probability alpha at most. In between either may come. At 98 %, 258 requests without a miss are enough.
+
+- Times between tokens: ``x`` is the share of a request's that were over the limit. By convexity the inequality holds
+  for any ``x`` in [0, 1]; all requests count alike, whatever their lengths.
+- Failures: twice and half of ``error_rate``; where none is allowed, arithmetic has ended the load before.
+- Only the requests before the first that is still open count, by arrival: the quick ones end first.
+- The test supposes that a request's chance of a miss does not depend on those before it. Misses in bursts make it surer
+  than it should be; sidecar.measure.early_stop's least number of requests takes away the worst of that, not all.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import numpy as np
+
+from sidecar.config.schema import Slo
+from sidecar.measure.partial_load import Arrival, Hopeless, at_least, least_p99_ms
+from sidecar.measure.requests import End, Ending
+
+_ALLOWED = 0.01
+_FACTOR = 2.0
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Of one limit: the requests' ``x``, the share allowed, and, for a p99, what it was at least among them, ms."""
+
+    name: str
+    misses: list[float]
+    allowed: float = _ALLOWED
+    p99_ms: float | None = None
+
+
+def ending(sent: Sequence[Arrival], now_s: float, slo: Slo, confidence: float) -> Ending | None:
+    """How the load is to end, if it was seen enough of it; ``sent`` by arrival."""
+    enough = -math.log(1 - confidence)
+    samples = _samples(sent, slo)
+    for sample in samples:
+        if log_ratio(sample.misses, sample.allowed) >= enough:
+            hopeless = _hopeless(sample, sent, now_s, slo, confidence)
+            if hopeless is not None:
+                return hopeless
+    if all(log_ratio(sample.misses, sample.allowed) <= -enough for sample in samples):
+        fewest = min(len(sample.misses) for sample in samples)
+        return Ending(End.ENOUGH, f"{fewest} requests show every limit met, at confidence {confidence:.0%}")
+    return None
+
+
+def log_ratio(misses: Sequence[float], allowed: float) -> float:
+    """Logarithm of the likelihood ratio of twice against half of the ``allowed`` share."""
+    high, low = min(_FACTOR * allowed, (1 + allowed) / 2), allowed / _FACTOR
+    over = math.fsum(misses)
+    return over * math.log(high / low) + (len(misses) - over) * math.log((1 - high) / (1 - low))
+
+
+def _samples(sent: Sequence[Arrival], slo: Slo) -> list[_Sample]:
+    ended = list(takewhile(lambda a: a.ended, sent))
+    found: list[_Sample] = []
+    if slo.ttft_p99_ms is not None:
+        found.append(_of_times("ttft_p99_ms", [(a.ttft_s, a.begun) for a in sent], slo.ttft_p99_ms))
+    if slo.e2e_p99_ms is not None:
+        found.append(_of_times("e2e_p99_ms", [(a.e2e_s, a.ended) for a in sent], slo.e2e_p99_ms))
+    if (limit_ms := slo.itl_p99_ms) is not None:
+        good = [a.itls_s for a in ended if a.itls_s]
+        shares = [float(np.mean(np.asarray(itls_s) * 1000 > limit_ms)) for itls_s in good]
+        gaps = [itl for itls_s in good for itl in itls_s]
+        found.append(_Sample("itl_p99_ms", shares, p99_ms=least_p99_ms(gaps, len(gaps))))
+    if slo.error_rate > 0:
+        found.append(_Sample("error_rate", [float(a.failed) for a in ended], slo.error_rate))
+    return found
+
+
+def _of_times(name: str, times_s: list[tuple[float, bool]], limit_ms: float) -> _Sample:
+    """Of times, each with whether it is final: one that is not, but over the limit, is known well enough."""
+    known = [time_s for time_s, _ in takewhile(lambda time: time[1] or time[0] * 1000 > limit_ms, times_s)]
+    over = [float(time_s * 1000 > limit_ms) for time_s in known]
+    return _Sample(name, over, p99_ms=least_p99_ms(known, len(known)))
+
+
+def _hopeless(sample: _Sample, sent: Sequence[Arrival], now_s: float, slo: Slo, confidence: float) -> Hopeless | None:
+    """The end for one limit; None where the p99 of the very sample was met, as it may be for unequal lengths."""
+    count, over = len(sample.misses), sum(sample.misses)
+    sure = f"more than {sample.allowed:.2g} of all at confidence {confidence:.0%}"
+    if sample.name == "error_rate":
+        bounds = at_least(sent, now_s, count, {}, round(over))
+        return Hopeless(End.STOP, f"{over:.0f} of {count} requests failed: {sure}", bounds)
+    limit_ms = float(getattr(slo, sample.name))
+    if sample.p99_ms is None or sample.p99_ms <= limit_ms:
+        return None
+    what = "times between tokens, by requests," if sample.name == "itl_p99_ms" else "requests"
+    why = f"{over:.3g} of {count} {what} were over {sample.name} {limit_ms:g}: {sure}"
+    return Hopeless(End.STOP, why, at_least(sent, now_s, count, {sample.name: sample.p99_ms}))

@@ -1,0 +1,198 @@
+"""What Prometheus reads: /metrics, and beside it /ready for load balancers."""
+
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from prometheus_client import CollectorRegistry, Gauge, Info, disable_created_metrics
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from sidecar.config.schema import Config
+from sidecar.engine.ports import port_owner
+from sidecar.metrics.engine import EngineMetrics
+from sidecar.metrics.trials import TrialMetrics
+from sidecar.metrics.window import WindowMetrics
+from sidecar.observe.telemetry import EngineTelemetry
+from sidecar.promote.decision import Decision
+from sidecar.record.states import Cause, State
+from sidecar.record.trial import Trial
+from vllm_sloguard import __version__
+from vllm_sloguard.crash import Crash
+from vllm_sloguard.wire import telemetry_pb2 as pb
+
+# A client that says nothing does not keep a thread.
+_PATIENCE_S = 10.0
+_LONGEST_VALUE = 200
+# The promotion that serves, where that is the file's own arguments.
+_NONE = "none"
+
+_TRYING = (State.TUNING, State.VALIDATING)
+# No engine serves in them, or not yet.
+_WITHOUT_SERVING = (*_TRYING, State.PROMOTING, State.RESTORING)
+
+Args = Mapping[str, object]
+
+
+class Metrics:
+    """Every metric of the sidecar, in a registry of its own. ``clock`` is in monotonic seconds."""
+
+    def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
+        disable_created_metrics()  # a series more for each counter, of which nothing here makes use
+        self.registry = CollectorRegistry()
+        self._config = config
+        self._ready = False
+        self._window = WindowMetrics(self.registry, clock)
+        self._trials = TrialMetrics(self.registry, config.search.budget, config.objective)
+        self._engine = EngineMetrics(self.registry, config.slo)
+        self._define_configuration()
+        window = self._window
+        self.epoch, self.paused, self.windows, self.rollbacks = (
+            window.epoch,
+            window.paused,
+            window.windows,
+            window.rollbacks,
+        )
+        self.window_remaining, self.window_overrun = window.remaining, window.overrun
+        self.probation_remaining, self.restore_expected = window.probation_remaining, window.restore_expected
+
+    def _define_configuration(self) -> None:
+        reg, config = self.registry, self._config
+        Info("sloguard_build", "Version of the sidecar.", registry=reg).info({"version": __version__})
+        Info("sloguard_model", "The model, by the name that vLLM shows, and what is optimized.", registry=reg).info(
+            {"model": _model_name(config), "objective": str(config.objective)}
+        )
+        self.engine_up = Gauge("sloguard_engine_up", "Whether the serving engine runs and answers.", registry=reg)
+        self._serving: tuple[int | None, dict[str, object]] | None = None
+        self._serving_info = Info(
+            "sloguard_serving_configuration", "Engine arguments of what serves, after repairs.", registry=reg
+        )
+        self._serving_since = Gauge(
+            "sloguard_serving_configuration_timestamp_seconds",
+            "When this sidecar first served what serves now, in Unix time.",
+            registry=reg,
+        )
+        self._promoted: dict[str, str] = {}
+        self._promoted_info = Info(
+            "sloguard_promoted_configuration",
+            "Engine arguments of what is to serve: the last promotion that holds, or the file's own.",
+            registry=reg,
+        )
+
+    # From the telemetry, on server threads
+
+    def traffic(self, engine_id: str, traffic: str) -> None:
+        """Says that ``engine_id``'s requests are "serving" or "trial" ones."""
+        self._engine.expect(engine_id, traffic)
+
+    def heard(self, request: pb.PublishRequest, engine: EngineTelemetry) -> None:
+        """Takes one batch of the telemetry, and what its engine has said so far."""
+        self._engine.heard(request, engine)
+
+    # From the loop
+
+    def entered(self, state: State, *, ready: bool, cause: Cause | None = None) -> None:
+        """Takes a change of state."""
+        self._window.entered(state, cause)
+        if state in _WITHOUT_SERVING:
+            self._engine.ended("serving")
+        if state not in _TRYING:
+            self._engine.ended("trial")
+        self._ready = ready
+
+    def serving(self, args: Args, promotion: int | None = None) -> None:
+        """Takes what is served from now on, of ``promotion``, None for the file's own arguments."""
+        now = (promotion, dict(args))
+        if now == self._serving:  # the same again, after a crash
+            return
+        self._serving_info.info(_labels(args, promotion))
+        self._serving_since.set_to_current_time()
+        if self._serving is not None:
+            self._engine.another_serves()
+        self._serving = now
+
+    def promoted(self, args: Args, promotion: int | None) -> None:
+        """Takes what is to serve."""
+        labels = _labels(args, promotion)
+        if labels != self._promoted:
+            self._promoted_info.info(labels)
+        self._promoted = labels
+
+    def trial(self, trial: Trial, trials: Sequence[Trial]) -> None:
+        """Takes a trial that has started or ended; ``trials`` are all of its run."""
+        self._window.trial(trial)
+        self._trials.trial(trial, trials)
+        if trial.ended_at is not None:
+            for change in trial.plan.changes:
+                self._engine.repaired(change.rules)
+
+    def crashed(self, crash: Crash, traffic: str) -> None:
+        """Takes a crash of the "serving" engine or of a "trial" one."""
+        self._trials.crashed(crash, traffic)
+
+    def decided(self, decision: Decision) -> None:
+        """Takes the decision of a run."""
+        self._window.decided(decision)
+
+    # HTTP
+
+    def serve(self) -> WSGIServer:
+        """Starts the HTTP server; its address is ``server_address``. Raises OSError."""
+        where = self._config.metrics
+        try:
+            server = make_server(where.host, where.port, self._app(), _Server, _QuietHandler)
+        except OSError as error:
+            raise OSError(f"metrics: {where.host}:{where.port}: {error.strerror}{port_owner(where.port)}") from None
+        # So often it looks whether it is to end.
+        poll = {"poll_interval": 0.1}
+        threading.Thread(target=server.serve_forever, kwargs=poll, name="sloguard-metrics", daemon=True).start()
+        return server
+
+    def _app(self) -> WSGIApplication:
+        def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+            path = environ.get("PATH_INFO")
+            if path == "/metrics":
+                start_response("200 OK", [("Content-Type", CONTENT_TYPE_LATEST)])
+                return [generate_latest(self.registry)]
+            status = "404 Not Found"
+            if path == "/ready":
+                status = "200 OK" if self._ready else "503 Service Unavailable"
+            start_response(status, [("Content-Type", "text/plain")])
+            return [status.encode() + b"\n"]
+
+        return app
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    # A load balancer's connections must not wait, one second and more, for a place in the queue.
+    request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of a client that has gone away."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = _PATIENCE_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing: a scrape is no event."""
+
+
+def _model_name(config: Config) -> str:
+    """vLLM's label "model_name": the first of the served names, or the model as it was given."""
+    given = config.engine.args.get("served_model_name", config.model)
+    return str(given[0] if isinstance(given, list) and given else given)
+
+
+def _labels(args: Args, promotion: int | None) -> dict[str, str]:
+    """One label an argument; Prometheus 2 knows letters, digits and _ in their names."""
+    shown = {re.sub(r"\W", "_", name, flags=re.ASCII): str(value)[:_LONGEST_VALUE] for name, value in args.items()}
+    return {**shown, "promotion": _NONE if promotion is None else str(promotion)}

@@ -1,0 +1,169 @@
+"""Metrics of the states and the windows: where the sidecar stands, and where a window's seconds go."""
+
+import math
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info
+
+from sidecar.promote.decision import Decision, Outcome
+from sidecar.promote.probation import Verdict
+from sidecar.record.events import WindowOutcome
+from sidecar.record.states import Cause, State
+from sidecar.record.time_breakdown import spent
+from sidecar.record.trial import Status, Trial
+
+# What a window's time is spent on. "decide" is the search, the guard and the records between trials.
+ACTIVITIES = ("drain", "decide", "start", "warmup", "load", "stop", "restore")
+# From a drain of an idle engine to a trial of a large model.
+DURATION_BUCKETS_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0)
+_TRYING = (State.TUNING, State.VALIDATING)
+_COMING_BACK = (State.PROMOTING, State.RESTORING)
+# Restarts that nobody has asked for.
+_RESTART_REASONS = (Cause.ENGINE_CRASHED, Cause.ENGINE_HANGS, Cause.ROLLED_BACK)
+
+
+class WindowMetrics:
+    """Fed by the loop, on its thread. ``clock`` is in monotonic seconds."""
+
+    def __init__(self, registry: CollectorRegistry, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._now_in: State | None = None
+        self._since = self._restoring_s = 0.0
+        self._idle_since: float | None = None
+        self._in_window = False
+        self._define_state(registry)
+        self._define_windows(registry)
+        self._define_decisions(registry)
+
+    def _define_state(self, reg: CollectorRegistry) -> None:
+        self._state = Enum("sloguard_state", "What the sidecar is doing.", states=[str(s) for s in State], registry=reg)
+        self._reason = Info("sloguard_state_reason", "Why it is in its state, in one word of a list.", registry=reg)
+        self._entered_at = Gauge(
+            "sloguard_state_entered_timestamp_seconds", "When its state was entered, in Unix time.", registry=reg
+        )
+        self._restarts = Counter(
+            "sloguard_engine_restarts", "Restarts of the serving engine that nobody planned.", ["reason"], registry=reg
+        )
+        for cause in _RESTART_REASONS:
+            self._restarts.labels(str(cause))
+        self.epoch = Gauge("sloguard_controller_epoch", "Number of this controller; it only grows.", registry=reg)
+        self.paused = Gauge("sloguard_paused", "Whether the operator lets no windows open.", registry=reg)
+        self.restore_expected = Gauge(
+            "sloguard_restore_expected_seconds",
+            "The longest of the last starts of a serving engine; before the first, what the configuration allows one.",
+            registry=reg,
+        )
+
+    def _define_windows(self, reg: CollectorRegistry) -> None:
+        self.windows = Counter("sloguard_windows", "Windows, by how they ended.", ["outcome"], registry=reg)
+        for outcome in WindowOutcome:
+            self.windows.labels(str(outcome))
+        self.remaining = Gauge("sloguard_window_remaining_seconds", "Time left in the window; 0 outside.", registry=reg)
+        self.overrun = Gauge(
+            "sloguard_window_overrun_seconds",
+            "How long the window's end has passed without the service being back; 0 where it is.",
+            registry=reg,
+        )
+        self._spent = Counter(
+            "sloguard_window_spent_seconds",
+            "Where the windows' time went, from the drain until vLLM serves again.",
+            ["activity"],
+            registry=reg,
+        )
+        for activity in ACTIVITIES:
+            self._spent.labels(activity)
+        self._drained = Histogram(
+            "sloguard_drain_duration_seconds",
+            "From a window's opening until the engine has ended: notice, hooks, requests in flight.",
+            buckets=DURATION_BUCKETS_S,
+            registry=reg,
+        )
+        self._restored = Histogram(
+            "sloguard_restore_duration_seconds",
+            "From the end of the trials, or a crash, until vLLM serves again.",
+            buckets=DURATION_BUCKETS_S,
+            registry=reg,
+        )
+
+    def _define_decisions(self, reg: CollectorRegistry) -> None:
+        self._decisions = Counter(
+            "sloguard_decisions", "Runs that were decided, by outcome.", ["outcome"], registry=reg
+        )
+        for outcome in Outcome:
+            self._decisions.labels(outcome.name.lower())
+        self._gain = Gauge(
+            "sloguard_decision_gain_ratio",
+            "The last decision: by how much the candidate is better than the incumbent; 0.1 is 10 %.",
+            ["bound"],
+            registry=reg,
+        )
+        for bound in ("estimate", "low", "high"):
+            self._gain.labels(bound).set(math.nan)
+        self.probation_remaining = Gauge(
+            "sloguard_probation_remaining_seconds", "Time left of a promotion's probation; 0 without.", registry=reg
+        )
+        self.rollbacks = Counter(
+            "sloguard_rollbacks", "Promotions that were taken back by themselves.", ["verdict"], registry=reg
+        )
+        for verdict in Verdict:
+            if verdict not in (Verdict.GOES_ON, Verdict.PASSED):
+                self.rollbacks.labels(str(verdict))
+
+    def entered(self, state: State, cause: Cause | None) -> None:
+        """Takes a change of state, or of the reason to be in it."""
+        if cause is not None:
+            self._reason.info({"state": str(state), "reason": str(cause)})
+        before, now = self._now_in, self._clock()
+        if state is before:
+            return
+        if before is not None:
+            self._left(before, state, now)
+        if state is State.RESTORING and cause in _RESTART_REASONS:
+            self._restarts.labels(str(cause)).inc()
+        self._state.state(str(state))
+        self._entered_at.set_to_current_time()
+        self._now_in, self._since = state, now
+
+    def _left(self, before: State, state: State, now: float) -> None:
+        """Books the time in ``before``."""
+        took_s = now - self._since
+        if before is State.DRAINING and state is not State.SERVING:
+            self._in_window = True
+            self._drained.observe(took_s)
+            self._spent.labels("drain").inc(took_s)
+        if state is State.TUNING:
+            self._idle_since = now
+        elif before in _TRYING and state not in _TRYING:
+            self._decided_until(now)
+        if before in _COMING_BACK:
+            self._restoring_s += took_s
+            if self._in_window:
+                self._spent.labels("restore").inc(took_s)
+        if state is State.SERVING:
+            if self._restoring_s:
+                self._restored.observe(self._restoring_s)
+            self._restoring_s, self._in_window = 0.0, False
+
+    def trial(self, trial: Trial) -> None:
+        """Takes a trial that has started or ended."""
+        self._decided_until(self._clock())
+        if trial.status is Status.RUNNING:
+            return
+        self._idle_since = self._clock()
+        if trial.ended_at is None:
+            return
+        took = spent([trial], trial.ended_at)
+        parts = (took.deciding, took.starting, took.warming_up, took.measuring, took.stopping)
+        for activity, seconds in zip(("decide", "start", "warmup", "load", "stop"), parts, strict=True):
+            self._spent.labels(activity).inc(max(seconds, 0.0))
+
+    def _decided_until(self, now: float) -> None:
+        if self._idle_since is not None:
+            self._spent.labels("decide").inc(now - self._idle_since)
+        self._idle_since = None
+
+    def decided(self, decision: Decision) -> None:
+        """Takes the decision of a run."""
+        self._decisions.labels(decision.outcome.name.lower()).inc()
+        for bound, gain in (("estimate", decision.gain), ("low", decision.low), ("high", decision.high)):
+            self._gain.labels(bound).set(math.nan if gain is None else gain)

@@ -1,0 +1,1 @@
+"""What the plugin reports: telemetry, and real users' requests."""

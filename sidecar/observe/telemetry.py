@@ -1,0 +1,131 @@
+"""What the plugins say: a gRPC service on the private socket that sorts their events by engine.
+
+Bounded: each engine keeps its last requests, and only the last few engines are kept.
+"""
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import grpc
+
+from vllm_sloguard.wire import telemetry_pb2 as pb
+from vllm_sloguard.wire.telemetry_pb2_grpc import TelemetryServiceServicer
+
+_MOST_ENGINES = 8
+_MOST_REQUESTS = 10_000
+_MOST_REPORTS = 32
+_MOST_PROCESSES = 4096
+
+
+@dataclass
+class EngineTelemetry:
+    """What one engine has said. ``phases`` are seconds since the epoch, the first time that each was reached.
+
+    ``since`` and ``heard_at``, of each of the ``requests``, are this process's monotonic seconds.
+    """
+
+    requests: deque[pb.RequestFinished] = field(default_factory=lambda: deque(maxlen=_MOST_REQUESTS))
+    heard_at: deque[float] = field(default_factory=lambda: deque[float](maxlen=_MOST_REQUESTS))
+    since: float = field(default_factory=time.monotonic)
+    steps: pb.StepStats = field(default_factory=pb.StepStats)
+    total_steps: int = 0
+    preemptions: int = 0
+    phases: dict[int, float] = field(default_factory=dict[int, float])
+    kv_cache_tokens: int | None = None
+    memory: pb.MemoryProfiled | None = None
+    crashes: list[pb.CrashReport] = field(default_factory=list[pb.CrashReport])
+    repair: pb.RepairReport | None = None
+    sequences: dict[int, int] = field(default_factory=dict[int, int])
+    dropped: dict[int, int] = field(default_factory=dict[int, int])
+    hook_errors: dict[int, int] = field(default_factory=dict[int, int])
+
+    def add(self, event: pb.Event) -> None:
+        """Takes one event."""
+        match event.WhichOneof("kind"):
+            case "request_finished":
+                self.requests.append(event.request_finished)
+                self.heard_at.append(time.monotonic())
+            case "step_stats":
+                self.steps = event.step_stats
+                self.total_steps += event.step_stats.steps
+                self.preemptions += event.step_stats.preemptions
+            case "phase_reached":
+                phase, at = event.phase_reached.phase, event.time_unix_seconds
+                self.phases[phase] = min(at, self.phases.get(phase, at))
+                if event.phase_reached.HasField("kv_cache_tokens"):
+                    self.kv_cache_tokens = event.phase_reached.kv_cache_tokens
+            case "crash_report":
+                self.crashes = [*self.crashes, event.crash_report][-_MOST_REPORTS:]
+            case "memory_profiled":
+                self.memory = event.memory_profiled
+            case "repair_report":
+                self.repair = event.repair_report
+            case _:
+                return
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Every request since ``since``, each with when it was heard of, in this process's monotonic seconds."""
+
+    since: float
+    requests: tuple[tuple[float, pb.RequestFinished], ...]
+
+
+# Called with each batch and what its engine has said so far, on a server thread; it must be quick and must not raise.
+Listener = Callable[[pb.PublishRequest, EngineTelemetry], None]
+
+
+class TelemetryHub(TelemetryServiceServicer):
+    """Takes the plugins' batches; engines that were not announced by ``expect`` are not listened to."""
+
+    def __init__(self, listener: Listener | None = None) -> None:
+        self._listener = listener
+        self._engines: OrderedDict[str, EngineTelemetry] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def expect(self, engine_id: str) -> None:
+        """Listens to ``engine_id`` from now on; the oldest engine is forgotten when there are many."""
+        with self._lock:
+            self._engines[engine_id] = EngineTelemetry()
+            while len(self._engines) > _MOST_ENGINES:
+                self._engines.popitem(last=False)
+
+    def of(self, engine_id: str) -> EngineTelemetry:
+        """What ``engine_id`` has said so far; nothing for an engine that is not known."""
+        with self._lock:
+            return self._engines.get(engine_id, EngineTelemetry())
+
+    def traffic(self, engine_id: str) -> Traffic | None:
+        """The requests that ``engine_id`` has told of; None while it has said nothing at all."""
+        with self._lock:
+            engine = self._engines.get(engine_id)
+            if engine is None or not engine.sequences:
+                return None
+            full = len(engine.requests) == _MOST_REQUESTS
+            since = engine.heard_at[0] if full else engine.since
+            return Traffic(since, tuple(zip(engine.heard_at, engine.requests, strict=True)))
+
+    def Publish(self, request: pb.PublishRequest, context: grpc.ServicerContext) -> pb.PublishResponse:  # noqa: N802
+        """Takes one batch; one that has come before is taken only once."""
+        with self._lock:
+            engine = self._engines.get(request.engine_id)
+            if engine is None:
+                context.abort(grpc.StatusCode.NOT_FOUND, f"engine_id: {request.engine_id[:80]!r} is not running here")
+            assert engine is not None
+            pid = request.process.pid
+            if pid not in engine.sequences and len(engine.sequences) >= _MOST_PROCESSES:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"process.pid: more than {_MOST_PROCESSES} speak")
+            if request.sequence <= engine.sequences.get(pid, 0):
+                return pb.PublishResponse()
+            engine.sequences[pid] = request.sequence
+            engine.dropped[pid] = request.dropped_events
+            engine.hook_errors[pid] = request.hook_errors
+            for event in request.events:
+                engine.add(event)
+            if self._listener is not None:
+                self._listener(request, engine)
+        return pb.PublishResponse()

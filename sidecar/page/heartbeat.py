@@ -1,0 +1,51 @@
+"""What changes by itself: the time, what is left of the window, and the latencies of the serving engine. Pure."""
+
+from dataclasses import dataclass, replace
+
+from sidecar.config.schema import Slo
+from sidecar.observe.telemetry import Traffic
+from sidecar.observe.user_requests import RATE_OVER_S, p99, rate, real_requests, record
+from sidecar.page.slo_meters import Figure, figures
+
+# Of fewer, the p99 is the slowest.
+_REQUESTS_FOR_P99 = 100
+
+
+@dataclass(frozen=True)
+class Live:
+    """The last minutes' requests of the serving engine: ``over_s`` seconds, ``rate`` requests a second of them."""
+
+    over_s: float
+    requests: int
+    missed: int
+    rate: float | None
+    few: bool
+    figures: tuple[Figure, ...]
+
+
+@dataclass(frozen=True)
+class Beat:
+    """``at`` and ``next_window_at`` are in seconds since the epoch, None for no window that is planned."""
+
+    at: float
+    window_left_s: float | None
+    next_window_at: float | None
+    live: Live | None
+
+
+def live(traffic: Traffic | None, now: float, slo: Slo) -> Live | None:
+    """From what the plugin tells, at ``now`` in monotonic seconds; None while it has told nothing."""
+    if traffic is None:
+        return None
+    since = max(traffic.since, now - RATE_OVER_S)
+    recent = replace(traffic, requests=tuple(pair for pair in traffic.requests if pair[0] > since))
+    requests = real_requests(recent)
+    requests_per_s = rate(requests, traffic.since, now, RATE_OVER_S)
+    summed = record(requests, slo, requests_per_s)
+    p99s_ms = {
+        "ttft_p99_ms": summed.ttft_p99_ms,
+        "itl_p99_ms": summed.itl_p99_ms,
+        "e2e_p99_ms": p99([r.e2e_ms for r in requests]),
+    }
+    few = 0 < len(requests) < _REQUESTS_FOR_P99
+    return Live(now - since, len(requests), summed.missed, requests_per_s, few, figures(p99s_ms, slo))

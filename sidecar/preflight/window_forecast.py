@@ -1,0 +1,169 @@
+"""How many trials a window has room for, and where its time goes, before it opens. Pure.
+
+It counts as the tuner does: a trial of the search is begun only where time is left for the restore, for itself, and for
+the pairs of starts that are reserved for the validation. What this journal has measured is used; what it has not is
+assumed, and says so.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from sidecar.config.schema import Config, Objective
+from sidecar.record.durations import reserved_pairs
+from sidecar.record.trial import VALIDATING, Start, Status, Trial
+
+# What an H200 and a CPU host took (benchmarks/README.md, "Starts and trials"), on the long side.
+_START_S, _FORKED_OR_LIVE_S, _WARM_UP_S = 60.0, 10.0, 5.0
+# Twice the rate until it fails, then in between.
+_CAPACITY_LOADS = 6
+_RAN = (Status.FEASIBLE, Status.INFEASIBLE, Status.CRASHED)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Seconds, and where they are from."""
+
+    seconds: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Durations:
+    """What the parts of a window take. ``longest_trial`` is what the tuner keeps free for the next one."""
+
+    drain: Known
+    start: Known  # an ordinary one, as a restore and a validation have
+    trial: Known  # of the search, its start included
+    longest_trial: Known
+    validation: Known  # one measurement, its start included
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a window has room for. ``pairs`` of starts fit after the search, of which ``pairs_reserved`` were kept free.
+
+    ``trials`` are of the search, the incumbent's own first one included; seconds are expected, ``restore_s`` the time
+    that is kept for the return. ``looks`` are the numbers of pairs at which there may be a decision.
+    """
+
+    window_s: float
+    trials: int
+    budget: int
+    search_s: float
+    pairs_reserved: int
+    pairs: int
+    looks: tuple[int, ...]
+    validation_s: float
+    drain_s: float
+    restore_s: float
+    least_window_s: float
+
+    @property
+    def decides(self) -> bool:
+        """Whether something can be promoted at all: one other configuration, and pairs enough for the first look."""
+        return self.trials >= 2 and bool(self.looks)
+
+
+def durations(
+    config: Config, trials: Sequence[Trial], longest_start_s: float | None, drains_s: Sequence[float]
+) -> Durations:
+    """From ``trials`` of the same model and workload, the longest ordinary start, and how long drains took."""
+    ran = [t for t in trials if t.status in _RAN and t.ended_at is not None]
+    searched = [_took(t) for t in ran if t.plan.role not in VALIDATING]
+    validated = [_took(t) for t in ran if t.plan.role in VALIDATING]
+    start = _start(ran, longest_start_s)
+    load_s = _load_s(config, config.workload.fixed_requests)
+    between_s = min(_FORKED_OR_LIVE_S, start.seconds) if config.engine.forked_trials else start.seconds
+    trial_s = between_s + _WARM_UP_S + load_s
+    requests = max(config.workload.fixed_requests, config.promotion.requests_a_start)
+    validation_s = start.seconds + _WARM_UP_S + _load_s(config, requests)
+    return Durations(
+        _mean(drains_s, "drains", config.window.notice, "assumed: the notice alone"),
+        start,
+        _mean(searched, "trials", trial_s, f"assumed: {between_s:.0f} s to start, {_load_words(config)}"),
+        _longest(searched, "trials", trial_s),
+        _mean(validated, "measurements", validation_s, f"assumed: an ordinary start and {requests} requests"),
+    )
+
+
+def forecast(config: Config, takes: Durations) -> Forecast:
+    """What the configured window has room for."""
+    window_s, budget, looks = config.window.duration, config.search.budget, config.promotion.pairs
+    restore_s, pair_s = takes.start.seconds, 2 * takes.validation.seconds
+    left_s = window_s - takes.drain.seconds
+    trials = reserved = 0
+    while trials < budget:
+        pairs = reserved_pairs(trials, config)
+        if left_s < restore_s + takes.longest_trial.seconds + pairs * pair_s:
+            break
+        trials, reserved, left_s = trials + 1, pairs, left_s - takes.trial.seconds
+    fit = min(max(math.floor((left_s - restore_s) / pair_s), 0), looks[-1])
+    reached = tuple(look for look in looks if look <= fit)
+    return Forecast(
+        window_s=window_s,
+        trials=trials,
+        budget=budget,
+        search_s=trials * takes.trial.seconds,
+        pairs_reserved=reserved,
+        pairs=fit if reached else 0,
+        looks=reached,
+        validation_s=(reached[-1] if reached else 0) * pair_s,
+        drain_s=takes.drain.seconds,
+        restore_s=restore_s,
+        least_window_s=takes.drain.seconds
+        + takes.trial.seconds
+        + takes.longest_trial.seconds
+        + looks[0] * pair_s
+        + restore_s,
+    )
+
+
+def drains(states: Sequence[tuple[float, str]]) -> list[float]:
+    """How long drains took that led to a search, seconds, from states with the times at which they were entered."""
+    steps = pairwise(states)
+    return [after - at for (at, state), (after, then) in steps if (state, then) == ("draining", "tuning")]
+
+
+def _took(trial: Trial) -> float:
+    assert trial.ended_at is not None
+    return trial.ended_at - trial.started_at
+
+
+def _start(ran: Sequence[Trial], longest_start_s: float | None) -> Known:
+    ordinary = [t.result.start_s for t in ran if t.result and t.result.start is Start.ORDINARY and t.result.start_s]
+    if longest_start_s is not None:
+        return Known(max(longest_start_s, *ordinary, 0.0), "the longest start of what serves")
+    return _longest(ordinary, "ordinary starts", _START_S)
+
+
+def _mean(measured: Sequence[float], what: str, assumed_s: float, why: str) -> Known:
+    if not measured:
+        return Known(assumed_s, why)
+    return Known(sum(measured) / len(measured), f"the mean of {len(measured)} {what}")
+
+
+def _longest(measured: Sequence[float], what: str, assumed_s: float) -> Known:
+    if not measured:
+        return Known(assumed_s, "assumed")
+    return Known(max(measured), f"the longest of {len(measured)} {what}")
+
+
+def _load_s(config: Config, requests: int) -> float:
+    loads = _CAPACITY_LOADS if config.objective is Objective.CAPACITY else 1
+    return loads * requests / config.workload.rate
+
+
+def _load_words(config: Config) -> str:
+    loads = f"{_CAPACITY_LOADS} loads of " if config.objective is Objective.CAPACITY else ""
+    return (
+        f"{_WARM_UP_S:.0f} s to warm up, {loads}{config.workload.fixed_requests} requests at {config.workload.rate:g}/s"
+    )
+
+
+def alike(configs: dict[int, dict[str, object]], config: Config) -> set[int]:
+    """The runs, by number, of the same model and workload: their trials took what those to come will take."""
+    same = {"model", "workload", "objective"}
+    now = config.model_dump(mode="json", include=same)
+    return {number for number, recorded in configs.items() if {key: recorded.get(key) for key in same} == now}

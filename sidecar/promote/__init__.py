@@ -1,0 +1,1 @@
+"""The promotion decision, probation, and promoted.yaml."""

@@ -1,0 +1,116 @@
+"""``promoted.yaml``: what is served, as a file for ``vllm serve --config``, with its evidence in comments.
+
+Beside it ``promoted/`` keeps one numbered file for each time that the arguments changed, as it was first written.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sidecar.config.schema import Config
+from sidecar.engine.command import Args, config_yaml
+from sidecar.format import when
+from sidecar.measure.verdict import limits
+from sidecar.promote import provenance
+from sidecar.promote.decision import Decision, baseline
+from sidecar.record.atomic_write import write_whole
+from sidecar.record.trial import Trial
+from vllm_sloguard import __version__
+
+FILE_NAME = "promoted.yaml"
+VERSIONS = "promoted"
+_MOST_VERSIONS = 20
+
+
+def write(config: Config, args: Args, decision: Decision, trials: Sequence[Trial]) -> Path:
+    """Writes the file whole or not at all, and returns its path; an older one with other arguments is kept."""
+    path = config.state / FILE_NAME
+    text = config_yaml(config.model, args, comments(config, decision, trials))
+    _keep(config.state / VERSIONS, text)
+    write_whole(path, text)
+    return path
+
+
+def keep_true(config: Config, args: Args, why: str) -> None:
+    """Writes the file again where it is there and does not say ``args``, as after a rollback. Raises OSError."""
+    path = config.state / FILE_NAME
+    if not path.is_file():
+        return
+    written = f"Written by sloguard {__version__}, {when(time.time())}."
+    text = config_yaml(config.model, args, [written, f"Served again: {' '.join(why.split())}.", ""])
+    if _arguments(path.read_text(encoding="utf-8", errors="replace")) != _arguments(text):
+        _keep(config.state / VERSIONS, text)
+        write_whole(path, text)
+
+
+def _keep(folder: Path, text: str) -> None:
+    """Adds a version unless the newest has the same arguments, and removes the oldest beyond a number."""
+    folder.mkdir(exist_ok=True, mode=0o700)
+    found = (path for path in folder.glob("*.yaml") if path.stem.isdecimal())
+    versions = sorted(found, key=lambda path: int(path.stem))
+    if versions and _arguments(versions[-1].read_text(encoding="utf-8", errors="replace")) == _arguments(text):
+        return
+    number = int(versions[-1].stem) + 1 if versions else 1
+    write_whole(folder / f"{number:04}.yaml", text)
+    for old in versions[: max(0, len(versions) + 1 - _MOST_VERSIONS)]:
+        old.unlink(missing_ok=True)
+
+
+def _arguments(text: str) -> object:
+    with suppress(yaml.YAMLError):
+        return yaml.safe_load(text)
+    return None
+
+
+def comments(config: Config, decision: Decision, trials: Sequence[Trial]) -> list[str]:
+    """The decision and what it rests on, line by line."""
+    origin = provenance.of(config, trials)
+    run = trials[-1].run if trials else 0
+    lines = [
+        f"Written by sloguard {origin['sloguard']}, {when(time.time())}.",
+        f"Decision: {decision.outcome}: {decision.reason}.",
+        *_origin(origin),
+        f"Load: {config.workload.rate:g} requests/s of {config.workload.prompts}; objective {config.objective}.",
+    ]
+    numbered = {t.number: t for t in trials}
+    for name, numbers in (("incumbent", decision.incumbents), ("candidate", decision.candidates)):
+        lines += [f"{name}, trial {n}: {_numbers(config, numbered[n])}" for n in numbers if n in numbered]
+    first, chosen = baseline(trials), numbered.get(decision.trial)
+    if not decision.incumbents and first is not None:
+        lines.append(f"incumbent, trial {first.number}: {_numbers(config, first)}")
+    if chosen is not None:
+        lines.append(f"Served from now on: the configuration of trial {chosen.number}.")
+    ran = len([t for t in trials if not t.plan.refusal])
+    return [*lines, f"Run {run}, {ran} trials; `sloguard trials {config.state}` lists them.", ""]
+
+
+def _origin(origin: dict[str, Any]) -> list[str]:
+    digest = origin["model_config_sha256"]
+    driver = f", driver {origin['driver']}" if origin["driver"] else ""
+    return [
+        f"vLLM {origin['vllm']} on {origin['device']}{driver}.",
+        f"Model {origin['model']}" + (f", its config.json of SHA-256 {digest}." if digest else "."),
+    ]
+
+
+def _numbers(config: Config, trial: Trial) -> str:
+    measurement = trial.result.measurement if trial.result else None
+    if measurement is None:
+        return str(trial.status)
+    against = [
+        f"{limit.name} {_figure(limit.measured)} of {limit.limit:g}"
+        for limit in limits(measurement, config.slo)
+        if limit.measured is not None
+    ]
+    mean = "" if measurement.e2e_mean_ms is None else f", e2e_mean_ms {_figure(measurement.e2e_mean_ms)}"
+    figures = f"{', '.join(against)}{mean}, goodput {measurement.goodput_rps:.4g}/s"
+    return f"{trial.status}, {measurement.requests} requests, {figures}"
+
+
+def _figure(value: float) -> str:
+    """Without an exponent, which few read at a glance."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"

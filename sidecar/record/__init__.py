@@ -1,0 +1,1 @@
+"""The journal (SQLite): trials, runs, events, and everything derived from them."""

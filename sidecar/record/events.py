@@ -1,0 +1,190 @@
+"""What the operator and the loop record beside trials: pauses, windows, starts, crashes, rollbacks, probations.
+
+Kept in the journal as events, oldest first; what holds now follows from them.
+"""
+
+import dataclasses
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sidecar.record import migrations
+from sidecar.record.journal import Journal, Promoted
+from sidecar.record.row_validation import JournalError, is_number, object_of
+
+# A restore may take as long as the longest of so many ordinary starts.
+_STARTS = 10
+_MOST_SHOWN = 1000
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_promotion(value: object) -> bool:
+    return value is None or is_number(value)
+
+
+class Kind(StrEnum):
+    """What happened."""
+
+    PAUSED = "paused"  # reason
+    RESUMED = "resumed"
+    WINDOW_OPENED = "window_opened"  # reason, record (of the requests before it)
+    WINDOW_ENDED = "window_ended"  # outcome, reason, decision (of its run, where the window ended by it)
+    START = "start"  # base, promotion, seconds
+    CRASH = "crash"  # promotion, reason
+    PROBATION = "probation"  # promotion, reason: it has ended well
+    HOOK_BEFORE = "hook_before"  # others were told of a drain, and are owed word of its end
+    HOOK_AFTER = "hook_after"
+
+
+# What is read of each kind, by whoever asks for it.
+_READ: dict[Kind, dict[str, Callable[[object], bool]]] = {
+    Kind.WINDOW_ENDED: {"outcome": _is_text},
+    Kind.START: {"base": _is_text, "promotion": _is_promotion, "seconds": is_number},
+    Kind.CRASH: {"promotion": _is_promotion},
+    Kind.PROBATION: {"promotion": _is_promotion},
+}
+
+
+class WindowOutcome(StrEnum):
+    """How a window ended. After a failed one, and only then, the next has to wait."""
+
+    PROMOTED = "promoted"
+    KEPT = "kept"
+    REFUSED = "refused"  # nothing was drained
+    ABORTED = "aborted"
+    STOPPED = "stopped"  # the sidecar was, or was killed
+    OUT_OF_TIME = "out_of_time"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event; ``at`` is in seconds since the epoch."""
+
+    at: float
+    kind: Kind
+    content: dict[str, Any]
+
+    @property
+    def reason(self) -> str:
+        """The sentence that was recorded with it."""
+        return str(self.content.get("reason", ""))
+
+    @property
+    def outcome(self) -> str:
+        """Of a window's end, for people."""
+        return ending(str(self.content["outcome"]), str(self.content.get("decision", "")))
+
+
+def ending(outcome: str, decision: str) -> str:
+    """How a window ended, for people, with the ``decision`` of its run where that says more: "kept (inconclusive)"."""
+    if decision.startswith(outcome):
+        return decision
+    return f"{outcome} ({decision})" if decision else outcome.replace("_", " ")
+
+
+class Operations:
+    """Reads and writes the events of one journal, and its promotions. All of it raises JournalError."""
+
+    def __init__(self, journal: Journal, base_digest: str) -> None:
+        self._journal = journal
+        self._base = base_digest
+
+    def record(self, kind: Kind, **content: object) -> None:
+        """Writes an event."""
+        self._journal.write(
+            "INSERT INTO events (at, kind, content) VALUES (?, ?, ?)", (time.time(), str(kind), json.dumps(content))
+        )
+
+    def events(self, kinds: Sequence[Kind], most: int = _MOST_SHOWN, since: float = 0.0) -> list[Event]:
+        """The newest events of ``kinds``, oldest first."""
+        if self._journal.version() < migrations.OPERATIONS:
+            return []
+        marks = ", ".join("?" for _ in kinds)
+        query = f"SELECT * FROM events WHERE kind IN ({marks}) AND at >= ? ORDER BY id DESC LIMIT ?"  # noqa: S608
+        rows = self._journal.read(query, (*map(str, kinds), since, most))
+        return [_event(row) for row in reversed(rows)]
+
+    def _last(self, *kinds: Kind) -> Event | None:
+        return next(iter(self.events(kinds, 1)), None)
+
+    # Windows
+
+    def paused(self) -> Event | None:
+        """The pause that holds, since it began, with the reason that was given last."""
+        first: Event | None = None
+        for event in reversed(self.events([Kind.PAUSED, Kind.RESUMED])):
+            if event.kind is Kind.RESUMED:
+                break
+            first = event if first is None else dataclasses.replace(first, at=event.at)
+        return first
+
+    def open_window(self) -> Event | None:
+        """The window that has been opened and has not ended."""
+        last = self._last(Kind.WINDOW_OPENED, Kind.WINDOW_ENDED)
+        return last if last is not None and last.kind is Kind.WINDOW_OPENED else None
+
+    def last_window(self) -> Event | None:
+        """The end of the last window that was not refused."""
+        ends = self.events([Kind.WINDOW_ENDED])
+        return next((e for e in reversed(ends) if e.content["outcome"] != WindowOutcome.REFUSED), None)
+
+    def hook_owed(self) -> bool:
+        """Whether others were told of a drain and not yet of its end."""
+        last = self._last(Kind.HOOK_BEFORE, Kind.HOOK_AFTER)
+        return last is not None and last.kind is Kind.HOOK_BEFORE
+
+    def longest_start_s(self) -> float | None:
+        """The longest of the last ordinary starts over these arguments of the file, seconds."""
+        starts = [e.content for e in self.events([Kind.START]) if e.content["base"] == self._base]
+        return max((float(s["seconds"]) for s in starts[-_STARTS:]), default=None)
+
+    # Promotions
+
+    def promotions(self) -> list[Promoted]:
+        """Every promotion over these arguments of the file, oldest first."""
+        return [p for p in self._journal.promotions() if p.base_digest == self._base]
+
+    def current(self) -> Promoted | None:
+        """The promotion that holds; None where the file's own arguments do."""
+        return next((p for p in reversed(self.promotions()) if p.rolled_back_at is None), None)
+
+    def roll_back(self, promotion: int, reason: str) -> None:
+        """Takes a promotion back for good; its arguments are quarantined. One that was taken back stays as it is."""
+        self._journal.write(
+            "INSERT OR IGNORE INTO rollbacks (promotion, at, reason) VALUES (?, ?, ?)",
+            (promotion, time.time(), reason),
+        )
+
+    def quarantined(self) -> list[Promoted]:
+        """The promotions whose arguments must not be tried again."""
+        return [p for p in self.promotions() if p.rolled_back_at is not None]
+
+    def served_since(self, promotion: int) -> float | None:
+        """When a promotion was first up, seconds since the epoch; None before."""
+        starts = self.events([Kind.START])
+        return next((e.at for e in starts if e.content["promotion"] == promotion), None)
+
+    def probation_over(self, promotion: int) -> bool:
+        """Whether its probation has ended."""
+        return any(e.content["promotion"] == promotion for e in self.events([Kind.PROBATION]))
+
+    def record_before(self, at: float) -> dict[str, Any] | None:
+        """The requests before the last window that opened before ``at``, as sidecar.promote.probation recorded them."""
+        opened = [e for e in self.events([Kind.WINDOW_OPENED]) if e.at <= at]
+        return opened[-1].content.get("record") if opened else None
+
+
+def _event(row: sqlite3.Row) -> Event:
+    kind, content = Kind(row["kind"]), object_of(row["content"], "event")
+    for name, holds in _READ.get(kind, {}).items():
+        if name not in content or not holds(content[name]):
+            raise JournalError(f"the journal is damaged: {kind}: {name}: {str(content.get(name))[:40]!r}")
+    return Event(row["at"], kind, content)

@@ -1,0 +1,84 @@
+"""The journal's tables, version by version."""
+
+# Each script takes the file one version further; a new file goes through all of them.
+_FIRST = """
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY,
+    digest TEXT NOT NULL,           -- of the configuration; see sidecar.config.schema.Config.digest
+    config TEXT NOT NULL,           -- JSON
+    incumbent TEXT NOT NULL,        -- JSON, engine arguments
+    started_at REAL NOT NULL,
+    ended_at REAL,
+    decision TEXT                   -- JSON
+);
+CREATE TABLE trials (
+    run INTEGER NOT NULL REFERENCES runs (id),
+    number INTEGER NOT NULL,
+    plan TEXT NOT NULL,             -- JSON, sidecar.record.trial.Plan
+    started_at REAL NOT NULL,
+    ended_at REAL,
+    result TEXT,                    -- JSON, sidecar.record.trial.Result; NULL with an ended_at: aborted
+    PRIMARY KEY (run, number)
+);
+CREATE TABLE engines (              -- started, and not yet seen gone
+    engine_id TEXT PRIMARY KEY,
+    role TEXT NOT NULL,             -- 'trial' or 'serving'
+    pid INTEGER NOT NULL,           -- 0: about to be started
+    started_at REAL NOT NULL,
+    launch TEXT NOT NULL            -- JSON
+);
+CREATE TABLE promotions (
+    id INTEGER PRIMARY KEY,
+    run INTEGER REFERENCES runs (id),
+    base_digest TEXT NOT NULL,
+    args TEXT NOT NULL,             -- JSON
+    at REAL NOT NULL
+);
+CREATE TABLE states (               -- every state of the sidecar, the last one is the present
+    id INTEGER PRIMARY KEY,
+    at REAL NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    until REAL                      -- the window's end
+);
+"""
+_LEARNED = """
+CREATE TABLE starts (               -- what vLLM reported of its memory
+    id INTEGER PRIMARY KEY,
+    at REAL NOT NULL,
+    host TEXT NOT NULL,
+    model TEXT NOT NULL,
+    start TEXT NOT NULL             -- JSON, vllm_sloguard.guard.start_history.Start
+);
+CREATE TABLE rules (                -- limits that crashes taught
+    id INTEGER PRIMARY KEY,
+    host TEXT NOT NULL,
+    model TEXT NOT NULL,
+    expires_at REAL NOT NULL,
+    rule TEXT NOT NULL              -- JSON, vllm_sloguard.guard.start_history.Rule
+);
+"""
+_EVIDENCE = """
+ALTER TABLE promotions ADD COLUMN evidence TEXT; -- JSON: what the decision rests on, and where it was measured
+"""
+_OPERATIONS = """
+CREATE TABLE epochs (               -- each sidecar that has taken the folder over; the last one is in charge
+    epoch INTEGER PRIMARY KEY,
+    at REAL NOT NULL,
+    pid INTEGER NOT NULL
+);
+CREATE TABLE rollbacks (            -- promotions that were taken back; their arguments are not promoted again
+    promotion INTEGER PRIMARY KEY REFERENCES promotions (id),
+    at REAL NOT NULL,
+    reason TEXT NOT NULL
+);
+CREATE TABLE events (               -- see sidecar.record.events
+    id INTEGER PRIMARY KEY,
+    at REAL NOT NULL,
+    kind TEXT NOT NULL,
+    content TEXT NOT NULL           -- JSON
+);
+CREATE INDEX events_by_kind ON events (kind, id);
+"""
+MIGRATIONS = (_FIRST, _LEARNED, _EVIDENCE, _OPERATIONS)
+LEARNED, OPERATIONS, VERSION = 2, 4, len(MIGRATIONS)

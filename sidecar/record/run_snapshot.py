@@ -1,0 +1,195 @@
+"""One run as its journal has it, read whole, for whoever tells of it afterwards."""
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+
+from sidecar.config.knob_ranges import narrowed
+from sidecar.config.schema import Config, EngineConfig, KnobRange, Objective, Slo, Workload
+from sidecar.config.window import Promotion
+from sidecar.record import lock
+from sidecar.record.events import Operations
+from sidecar.record.journal import Journal, Promoted, Run, StateRecord
+from sidecar.record.row_validation import JournalError, problem
+from sidecar.record.trial import Trial
+from vllm_sloguard.knobs import KNOBS, Knob, Value
+
+_Section = TypeVar("_Section", bound=BaseModel)
+
+
+@checked(frozen=True)
+class Decided:
+    """The decision of a run as the journal has it: sidecar.promote.decision's, or that of a run which was cut off."""
+
+    outcome: str
+    reason: str
+    trial: int = 0
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
+    noise: float | None = None
+    pairs: int = 0
+    incumbents: tuple[int, ...] = ()
+    candidates: tuple[int, ...] = ()
+
+
+_DECIDED = TypeAdapter(Decided)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The configuration of a run, as far as the run depends on it; ``content`` is all that was recorded of it."""
+
+    model: str
+    args: dict[str, Any]
+    slo: Slo
+    objective: Objective
+    workload: Workload
+    promotion: Promotion
+    knobs: tuple[Knob, ...]
+    budget: int
+    optimizer: str
+    seed: int
+    content: dict[str, Any]
+
+    @property
+    def base_digest(self) -> str:
+        """As Config.base_digest."""
+        engine = EngineConfig.model_construct(args=self.args)
+        return Config.model_construct(model=self.model, engine=engine).base_digest()
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One run of ``runs``, and what became of it, at ``now`` in seconds since the epoch.
+
+    ``promotions`` are those over the same arguments of the file.
+    ``state`` is the last that the sidecar entered, None where only `sloguard tune` ever ran; ``alive`` whether it runs.
+    """
+
+    folder: Path
+    runs: tuple[int, ...]
+    run: Run
+    decision: Decided | None
+    setup: Setup
+    trials: tuple[Trial, ...]
+    promotions: tuple[Promoted, ...]
+    state: StateRecord | None
+    alive: bool
+    now: float
+
+    @property
+    def until(self) -> float:
+        """When the run ended; of one that goes on, now; of one that was cut off, the last that is known of it."""
+        if self.run.ended_at is not None:
+            return self.run.ended_at
+        return self.now if self.alive else max(map(self.end_of, self.trials), default=self.run.started_at)
+
+    def end_of(self, trial: Trial) -> float:
+        """The same of a trial of it."""
+        return trial.ended_at or (self.now if self.alive else trial.started_at)
+
+
+def read(folder: Path, number: int | None = None) -> Recorded:
+    """The run of that ``number``, or the newest. Raises JournalError: also for a journal without one."""
+    with closing(Journal(folder, read_only=True)) as journal:
+        # A run that begins meanwhile is among the configurations, which are read last.
+        run = journal.last_run() if number is None else journal.run(number)
+        configs = _configs(folder, journal)
+        if run is None:
+            raise JournalError(f"{folder}: there is no run {number}; there are {', '.join(map(str, configs))}")
+        return _recorded(folder, journal, configs, run)
+
+
+def read_all(folder: Path) -> list[Recorded]:
+    """Every run, oldest first. Raises JournalError: also for a journal without one."""
+    with closing(Journal(folder, read_only=True)) as journal:
+        configs = _configs(folder, journal)
+        runs = [run for number in configs if (run := journal.run(number)) is not None]
+        return [_recorded(folder, journal, configs, run) for run in runs]
+
+
+def _configs(folder: Path, journal: Journal) -> dict[int, dict[str, Any]]:
+    configs = journal.run_configs()
+    if not configs:
+        raise JournalError(f"{folder}: no tuning run was recorded yet; `sloguard tune` and `sloguard serve` make them")
+    return configs
+
+
+def _recorded(folder: Path, journal: Journal, configs: dict[int, dict[str, Any]], run: Run) -> Recorded:
+    setup = setup_of(configs[run.id], run.id)
+    return Recorded(
+        folder=folder.absolute(),
+        runs=tuple(configs),
+        run=run,
+        decision=_decided(run),
+        setup=setup,
+        trials=tuple(journal.trials(run.id)),
+        promotions=tuple(Operations(journal, setup.base_digest).promotions()),
+        state=journal.state(),
+        alive=lock.holder(folder) is not None,
+        now=time.time(),
+    )
+
+
+def _decided(run: Run) -> Decided | None:
+    try:
+        return None if run.decision is None else _DECIDED.validate_python(run.decision)
+    except ValidationError as error:
+        raise JournalError(f"run {run.id}: its decision can't be read: {problem(error)}") from None
+
+
+def ran(trial: Trial, names: Sequence[str]) -> dict[str, Value]:
+    """The knobs as they ran, after both repairs; of a trial that was refused, as they were proposed."""
+    given: dict[str, Any] = dict(trial.plan.proposed if trial.plan.refusal else trial.plan.args)
+    given |= {c.name: c.after for c in (trial.result.repairs if trial.result else ()) if c.after is not None}
+    return {name: given[name] for name in names if name in given and not isinstance(given[name], list)}
+
+
+def setup_of(content: dict[str, Any], run: int) -> Setup:
+    """The configuration that was recorded for ``run``, whichever sloguard wrote it. Raises JournalError."""
+    search, engine = _part(content, "search"), _part(content, "engine")
+    try:
+        return Setup(
+            model=str(content["model"]),
+            args=_part(engine, "args"),
+            slo=_section(Slo, content),
+            objective=Objective(content["objective"]),
+            workload=_section(Workload, content),
+            promotion=_section(Promotion, content),
+            # Another version's table may have other knobs.
+            knobs=tuple(_knob(name, given) for name, given in _part(search, "knobs").items() if name in KNOBS),
+            budget=int(search["budget"]),
+            optimizer=str(search["optimizer"]),
+            seed=int(search.get("seed", 0)),
+            content=content,
+        )
+    except ValidationError as error:
+        raise JournalError(f"run {run}: its configuration can't be read: {problem(error)}") from None
+    except (LookupError, TypeError, ValueError) as error:
+        raise JournalError(f"run {run}: its configuration can't be read: {type(error).__name__}: {error}") from None
+
+
+def _section(section: type[_Section], content: dict[str, Any]) -> _Section:
+    """Without the fields that other versions have, or had."""
+    given = _part(content, section.__name__.lower())
+    return section.model_validate_json(json.dumps({k: v for k, v in given.items() if k in section.model_fields}))
+
+
+def _knob(name: str, given: Any) -> Knob:
+    limits = KnobRange.model_validate(given or {})
+    return narrowed(name, limits.low, limits.high, limits.choices)
+
+
+def _part(content: dict[str, Any], name: str) -> dict[str, Any]:
+    part: object = content.get(name) or {}
+    if not isinstance(part, dict):
+        raise JournalError(f"the journal is damaged: configuration: {name}: an object is needed")
+    return cast("dict[str, Any]", part)

@@ -1,0 +1,186 @@
+"""What is known of one trial. A trial's status follows from its record; it is never stored beside it."""
+
+import json
+from dataclasses import field
+from enum import StrEnum
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from sidecar.config.schema import Slo
+from sidecar.measure.capacity_search import Tried
+from sidecar.measure.verdict import Measurement, limits
+from sidecar.search.contract import Observation, Outcome
+from vllm_sloguard.crash import Crash
+from vllm_sloguard.knobs import Value
+
+_FROZEN = ConfigDict(ser_json_inf_nan="strings", extra="forbid")
+
+
+class Status(StrEnum):
+    """Where a trial stands."""
+
+    RUNNING = "running"
+    FEASIBLE = "feasible"
+    INFEASIBLE = "infeasible"
+    CRASHED = "crashed"
+    REFUSED = "refused"  # by the guard, before anything was started
+    ABORTED = "aborted"  # the sidecar ended before the trial did
+
+
+class Role(StrEnum):
+    """Why a trial was run."""
+
+    BASELINE = "baseline"  # what is serving, measured in the same run
+    SEARCH = "search"
+    UNGUARDED = "unguarded"  # asked for by the operator, past the guard
+    REFERENCE = "reference"  # what is serving again, on an ordinary start, beside the best one
+    VALIDATION = "validation"  # the best one again, on an ordinary start
+
+
+# Those that the promotion rests on, each on an ordinary start.
+VALIDATING = (Role.REFERENCE, Role.VALIDATION)
+
+
+class Start(StrEnum):
+    """How a trial's engine came to be."""
+
+    ORDINARY = "ordinary"  # by its command line, as an operator starts it
+    FORKED = "forked"  # from a process that had imported vLLM
+    LIVE = "live"  # it is that of the trial before, changed while it ran
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Change:
+    """One argument that the repair changed; ``before`` is None where it was not given.
+
+    ``rules`` are the names of the repair rules that it broke.
+    """
+
+    name: str
+    before: Value | None
+    after: Value | None
+    reason: str
+    rules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Plan:
+    """What is going to be tried, and why.
+
+    ``proposed`` are the knobs that the search asked for, ``args`` every engine argument that the engine is to serve
+    with; ``ceilings`` are those of them with which it may be started higher, and lowered while it runs.
+    """
+
+    role: Role
+    proposed: dict[str, Value]
+    args: dict[str, bool | int | float | str | list[str]]
+    phase: str
+    reason: str
+    changes: tuple[Change, ...] = ()
+    refusal: str = ""
+    ceilings: dict[str, Value] = field(default_factory=dict[str, Value])
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Result:
+    """How it ended: with a measurement, a crash, or neither when it was aborted.
+
+    ``scores`` are the requests' parts in the objective, lower is better (sidecar.measure.verdict.scores). ``tried`` are
+    the rates of the loads, where the capacity is the objective. ``repairs`` are what the plugin changed inside vLLM,
+    where it was let; ``vllm_version`` is the engine's own, empty where its plugin did not say. Where the load was
+    stopped because it could not meet the SLO any more, ``stopped`` says why, in words: ``violation`` and the p99s are
+    then lower bounds, and there is no value. ``load_s`` are the seconds of the loads, without their ``warmup_s``.
+    """
+
+    violation: float = 0.0
+    value: float | None = None
+    measurement: Measurement | None = None
+    scores: tuple[float, ...] = ()
+    tried: tuple[Tried, ...] = ()
+    stopped: str = ""
+    crash: Crash | None = None
+    repairs: tuple[Change, ...] = ()
+    kv_cache_tokens: int | None = None
+    vllm_version: str = ""
+    start: Start = Start.ORDINARY
+    start_s: float | None = None
+    warmup_s: float | None = None
+    warmup_requests: int | None = None
+    load_s: float | None = None
+    stop_s: float | None = None
+
+
+@dataclass(frozen=True, config=_FROZEN)
+class Trial:
+    """One row of the journal. Times are seconds since the epoch."""
+
+    run: int
+    number: int
+    plan: Plan
+    started_at: float
+    ended_at: float | None = None
+    result: Result | None = None
+
+    @property
+    def status(self) -> Status:
+        """Follows from what was recorded."""
+        if self.plan.refusal:
+            return Status.REFUSED
+        if self.ended_at is None:
+            return Status.RUNNING
+        if self.result is None:
+            return Status.ABORTED
+        if self.result.crash is not None:
+            return Status.CRASHED
+        return Status.FEASIBLE if self.result.violation == 0 else Status.INFEASIBLE
+
+    def observation(self, knobs: tuple[str, ...], slo: Slo | None = None) -> Observation | None:
+        """What an optimizer is told: the knobs as they ran, and with ``slo`` how far each limit was met or missed.
+
+        None for a trial that tells nothing about them.
+        """
+        outcome = {
+            Status.FEASIBLE: Outcome.FEASIBLE,
+            Status.INFEASIBLE: Outcome.INFEASIBLE,
+            Status.CRASHED: Outcome.CRASHED,
+            Status.REFUSED: Outcome.REFUSED,
+        }.get(self.status)
+        if outcome is None:
+            return None
+        ran = dict(self.plan.proposed if outcome is Outcome.REFUSED else self.plan.args)
+        ran |= {c.name: c.after for c in (self.result.repairs if self.result else ()) if c.after is not None}
+        config = {name: v for name, v in ran.items() if name in knobs and not isinstance(v, list)}
+        if self.result is None or outcome is Outcome.CRASHED:
+            return Observation(config, outcome, float("inf"), None)
+        measured = self.result.measurement
+        told = margins(measured, slo, bounds=bool(self.result.stopped)) if slo and measured else None
+        return Observation(config, outcome, self.result.violation, self.result.value, told)
+
+
+def margins(measurement: Measurement, slo: Slo, *, bounds: bool = False) -> dict[str, float]:
+    """By limit, (measured - limit) / limit; as Limit.excess where it was missed, unmeasured, or is 0.
+
+    Of lower ``bounds`` only those of limits that were missed: the others may yet have been anything.
+    """
+    found = limits(measurement, slo)
+    if bounds:
+        return {limit.name: limit.excess for limit in found if limit.measured is not None and limit.excess}
+    return {
+        limit.name: limit.excess or (0.0 if not limit.limit else ((limit.measured or 0.0) - limit.limit) / limit.limit)
+        for limit in found
+    }
+
+
+PLAN = TypeAdapter(Plan)
+RESULT = TypeAdapter(Result)
+_TRIAL = TypeAdapter(Trial)
+
+
+def as_json(trial: Trial) -> dict[str, Any]:
+    """For `sloguard trials --json`: everything but the requests' scores."""
+    row = json.loads(_TRIAL.dump_json(trial))
+    if row["result"] is not None:
+        del row["result"]["scores"]
+    return {"run": row.pop("run"), "number": row.pop("number"), "status": str(trial.status), **row}

@@ -1,0 +1,260 @@
+"""The plots of limits, knobs, crashes and time. Pure, but for the import of plotly."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from sidecar.format import setting
+from sidecar.record.trial import Role, Status
+from sidecar.report import wording
+from sidecar.report.plot_style import (
+    CANDIDATE,
+    INCUMBENT,
+    PLAIN,
+    Figure,
+    axis,
+    hover,
+    log_axis,
+    looks,
+    markers,
+    new,
+    trial_axis,
+)
+from sidecar.report.view_model import Entry, Story
+from vllm_sloguard.knobs import Kind, Knob, Value
+
+_ROW_PX = 64
+_BEST_SHARE = 0.25
+_GOLDEN = 0.618034  # whose multiples, less their whole part, lie evenly
+_CRASHES = ("#dd4132", "#b5179e", "#e6a100", "#6d4c41", "#1d8a99")
+_PARTS = {
+    "starting": ("starting engines", "#3b82c4"),
+    "warming_up": ("warming up", "#e6a100"),
+    "measuring": ("measuring", "#2a9d4e"),
+    "stopping": ("stopping", "#9467bd"),
+    "deciding": ("deciding and the rest", PLAIN),
+}
+
+
+def limits(story: Story) -> tuple[Figure, int] | None:
+    """A row for each limit: what every trial measured, and the limit."""
+    names = [n for n in story.limits if any(e.measured.get(n) is not None for e in story.entries)]
+    if not names:
+        return None
+    figure, height = new(110 + 165 * len(names), margin={"l": 64, "r": 18, "t": 34, "b": 48})
+    gap = 0.075
+    share = (1 - gap * (len(names) - 1)) / len(names)
+    for row, name in enumerate(names):
+        top = 1 - row * (share + gap)
+        _limit_row(figure, story, name, row + 1, (max(top - share, 0.0), top))
+    figure.update_xaxes(axis("", **trial_axis(story)), matches="x")
+    figure.layout[f"xaxis{len(names) if len(names) > 1 else ''}"].title = {"text": "trial"}
+    return figure, height
+
+
+def _limit_row(figure: Figure, story: Story, name: str, row: int, domain: tuple[float, float]) -> None:
+    suffix = str(row) if row > 1 else ""
+    limit, rate = story.limits[name], name == "error_rate"
+    finite = [m for e in story.entries if (m := e.measured.get(name)) is not None and math.isfinite(m)]
+    # Failed requests took for ever: they stand at the top.
+    top = max([*finite, limit], default=limit) * (1.15 if rate else 1.6)
+    low = min([m for m in finite if m > 0] + [limit]) if limit else 0.0
+    log = not rate and bool(finite) and low > 0 and top > 8 * low
+    for look, entries in looks(story, [e for e in story.entries if e.measured.get(name) is not None]).items():
+        y = [min(e.measured[name] or 0.0, top) for e in entries]
+        shown = [min(max(v, low / 1.5), top) for v in y] if log else y
+        more: dict[str, Any] = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "legendgroup": look.name}
+        known = {trace.name for trace in figure.data}
+        text = [f"trial {e.number}: {wording.measured(name, e.measured[name])}" for e in entries]
+        markers(figure, look, entries, shown, text, showlegend=look.name not in known, **more)
+    figure.add_shape(
+        type="line", xref=f"x{suffix} domain", yref=f"y{suffix}", x0=0, x1=1, y0=limit, y1=limit,
+        line={"color": "#dd4132", "dash": "dash", "width": 1.5},
+    )  # fmt: skip
+    figure.add_annotation(
+        text=f"{wording.LIMITS[name]}: limit {wording.measured(name, limit)}", xref=f"x{suffix} domain",
+        yref=f"y{suffix} domain", x=0, y=1.0, xanchor="left", yanchor="bottom", showarrow=False,
+    )  # fmt: skip
+    scale: dict[str, Any] = {"range": [-0.08 * (top or 0.01), top or 0.01]}
+    if log:
+        scale = log_axis(low / 1.6, top * 1.2)
+    title = "" if rate else "ms"
+    more_y = {"tickformat": ".1%"} if rate else {}
+    figure.layout[f"yaxis{suffix}"] = axis(title, domain=list(domain), anchor=f"x{suffix}", **scale, **more_y)
+    figure.layout[f"xaxis{suffix}"] = {"anchor": f"y{suffix}"}
+
+
+def knobs(story: Story) -> tuple[Figure, int] | None:
+    """Parallel coordinates, a row a knob and a line a trial: rows keep their names readable at any width."""
+    rows = [knob for knob in _by_importance(story) if any(knob.name in e.knobs for e in story.entries)]
+    entries = [e for e in story.entries if e.role in (Role.BASELINE, Role.SEARCH) and e.knobs]
+    if not rows or len({repr(e.knobs) for e in entries}) < 2:
+        return None
+    figure, height = new(110 + _ROW_PX * len(rows), margin={"l": 18, "r": 18, "t": 24, "b": 48})
+    axes = [_Axis(knob, [e.knobs[knob.name] for e in entries if knob.name in e.knobs]) for knob in rows]
+    for name, colour, width, alike in _bundles(story, entries):
+        x: list[float | None] = []
+        y: list[float | None] = []
+        text: list[str] = []
+        for entry in alike:
+            for row, knob_axis in enumerate(axes):
+                given = entry.knobs.get(knob_axis.knob.name)
+                x.append(None if given is None else knob_axis.place(given, entry.number))
+                y.append(-row)
+                text.append(f"trial {entry.number}: {wording.STATUSES[entry.status]}, {_figure(story, entry)}")
+            x.append(None)
+            y.append(None)
+            text.append("")
+        figure.add_scatter(
+            x=x, y=y, text=text, name=name, mode="lines+markers", marker={"size": 6 if width < 3 else 9},
+            line={"color": colour, "width": width},
+            opacity=0.95 if width >= 3 else min(0.55, max(25 / len(alike), 0.15)),
+            hovertemplate="%{text}<extra></extra>",
+        )  # fmt: skip
+    _name_rows(figure, axes, 11)
+    figure.update_xaxes(visible=False, fixedrange=True, range=[-0.02, 1.02])
+    figure.update_yaxes(visible=False, fixedrange=True, range=[-len(rows) + 0.4, 0.62])
+    return figure, height
+
+
+def _by_importance(story: Story) -> list[Knob]:
+    """As the file has them, unless their importance is known."""
+    order = list(story.importance.shares)
+    return sorted(story.knobs, key=lambda knob: order.index(knob.name) if knob.name in order else len(order))
+
+
+def _name_rows(figure: Figure, axes: "Sequence[_Axis]", above_px: int) -> None:
+    """A line a knob, its name above and some of its values below."""
+    for row, knob_axis in enumerate(axes):
+        figure.add_shape(type="line", x0=0, x1=1, y0=-row, y1=-row, line={"color": PLAIN, "width": 1}, layer="below")
+        figure.add_annotation(
+            text=knob_axis.knob.name, x=0, y=-row, xanchor="left", yanchor="bottom", yshift=above_px, showarrow=False
+        )
+        for place, label in knob_axis.ticks():
+            anchor = "left" if place < 0.02 else "right" if place > 0.98 else "center"
+            low = {"yanchor": "top", "yshift": -4, "font": {"size": 11}}
+            figure.add_annotation(text=label, x=place, y=-row, xanchor=anchor, showarrow=False, **low)
+
+
+class _Axis:
+    """One knob's values, from 0 to 1."""
+
+    def __init__(self, knob: Knob, seen: Sequence[Value]) -> None:
+        self.knob = knob
+        self._numbers = [v for v in seen if isinstance(v, int | float) and not isinstance(v, bool)]
+        self._choices: list[str] = []
+        if knob.kind is Kind.CATEGORICAL or len(self._numbers) < len(seen):
+            self._choices = list(dict.fromkeys(setting(v) for v in (*knob.choices, *seen)))
+        self._low = min([knob.low, *self._numbers]) if not self._choices else 0.0
+        self._high = max([knob.high, *self._numbers]) if not self._choices else 1.0
+        self._log = knob.log and self._low > 0
+
+    def place(self, given: Value, number: int | None = None) -> float:
+        """Where a value lies; that of trial ``number`` beside its choice, so that many do not hide each other."""
+        if self._choices:
+            beside = 0.0 if number is None else 0.4 * (number * _GOLDEN % 1 - 0.5)
+            return (self._choices.index(setting(given)) + 0.5 + beside) / len(self._choices)
+        low, high, value = self._low, self._high, float(given)
+        if self._log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return (value - low) / (high - low) if high > low else 0.5
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """The places of some values."""
+        if self._choices:
+            return [(self.place(choice), choice) for choice in self._choices]
+        middle = math.sqrt(self._low * self._high) if self._log else (self._low + self._high) / 2
+        middle = round(middle) if self.knob.kind is Kind.INT else middle
+        return [(self.place(v), _compact(self.knob, v)) for v in (self._low, middle, self._high)]
+
+
+def _figure(story: Story, entry: Entry) -> str:
+    return "no figure" if entry.value is None else wording.with_unit(entry.value, story.objective)
+
+
+def _compact(knob: Knob, value: float) -> str:
+    if knob.name.endswith("_bytes"):
+        return setting(value, knob.name)
+    return f"{value:,.4g}" if value < 10000 else f"{value:,.0f}"
+
+
+def _bundles(story: Story, entries: Sequence[Entry]) -> list[tuple[str, str, float, list[Entry]]]:
+    """Name, colour and width of the lines, those that matter most on top."""
+    met = sorted(
+        (e for e in entries if e.status is Status.FEASIBLE and e.value is not None), key=lambda e: e.value or 0
+    )
+    if story.objective != "latency":
+        met.reverse()
+    best = {e.number for e in met[: math.ceil(len(met) * _BEST_SHARE)]}
+    marked = [e for e in entries if e.role is Role.BASELINE or e.number == story.best]
+    rest = [e for e in entries if e not in marked]
+    sorts = (
+        ("crashed", "#dd4132", 1.2, [e for e in rest if e.status is Status.CRASHED]),
+        ("missed a limit", "#e6a100", 1.2, [e for e in rest if e.status is Status.INFEASIBLE]),
+        ("met every limit", "#7fb2dd", 1.2, [e for e in rest if e.status is Status.FEASIBLE and e.number not in best]),
+        ("the best quarter of these", "#1f5f9e", 1.8, [e for e in rest if e.number in best]),
+        ("what was serving", INCUMBENT, 3.0, [e for e in marked if e.role is Role.BASELINE]),
+        ("the candidate", CANDIDATE, 3.5, [e for e in marked if e.role is not Role.BASELINE]),
+    )
+    return [bundle for bundle in sorts if bundle[3]]
+
+
+def importance(story: Story) -> tuple[Figure, int] | None:
+    """A bar a knob."""
+    shares = story.importance.shares
+    if not shares:
+        return None
+    figure, height = new(80 + 30 * len(shares), showlegend=False)
+    figure.add_bar(
+        x=list(shares.values()), y=list(shares), orientation="h", marker={"color": "#3b82c4"},
+        text=[f"{share:.0%}" for share in shares.values()], textposition="outside", cliponaxis=False, hoverinfo="skip",
+    )  # fmt: skip
+    figure.update_xaxes(axis("importance", tickformat=".0%", range=[0, max(shares.values()) * 1.15]))
+    figure.update_yaxes(axis("", autorange="reversed"))
+    return figure, height
+
+
+def crashes(story: Story) -> tuple[Figure, int] | None:
+    """A row a knob: where in its range the trials that crashed lie, beside those that were measured."""
+    crashed = [e for e in story.entries if e.status is Status.CRASHED and e.knobs]
+    measured = [e for e in story.entries if e.status in (Status.FEASIBLE, Status.INFEASIBLE)]
+    rows = [knob for knob in _by_importance(story) if any(knob.name in e.knobs for e in crashed)]
+    if len(crashed) < 2 or not rows:
+        return None
+    figure, height = new(110 + _ROW_PX * len(rows), margin={"l": 18, "r": 18, "t": 24, "b": 48})
+    both = [*measured, *crashed]
+    axes = [_Axis(knob, [e.knobs[knob.name] for e in both if knob.name in e.knobs]) for knob in rows]
+    sorts = [("measured", PLAIN, "circle-open", measured)]
+    for number, category in enumerate(sorted({e.category for e in crashed})):
+        alike = [e for e in crashed if e.category == category]
+        sorts.append((category, _CRASHES[number % len(_CRASHES)], "x", alike))
+    for order, (name, colour, symbol, alike) in enumerate(sorts):
+        spots = [(e, row, a) for e in alike for row, a in enumerate(axes) if a.knob.name in e.knobs]
+        figure.add_scatter(
+            x=[a.place(e.knobs[a.knob.name], e.number) for e, _, a in spots],
+            # The crashes stand above the line, what was measured on it: neither hides the other.
+            y=[-row + (0.16 + 0.05 * (e.number % 3) if order else 0.0) for e, row, _ in spots],
+            mode="markers", name=name, marker={"color": colour, "symbol": symbol, "size": 8},
+            text=[hover(e) for e, _, _ in spots], hovertemplate="%{text}<extra></extra>",
+        )  # fmt: skip
+    _name_rows(figure, axes, 20)
+    figure.update_xaxes(visible=False, fixedrange=True, range=[-0.02, 1.02])
+    figure.update_yaxes(visible=False, fixedrange=True, range=[-len(rows) + 0.4, 0.75])
+    return figure, height
+
+
+def seconds(story: Story) -> tuple[Figure, int] | None:
+    """A bar a trial: what its seconds were spent on."""
+    spent = [e for e in story.entries if e.status is not Status.REFUSED]
+    if not spent:
+        return None
+    figure, height = new(320, barmode="stack", bargap=0.15)
+    for part, (name, colour) in _PARTS.items():
+        figure.add_bar(
+            x=[e.number for e in spent], y=[getattr(e.seconds, part) for e in spent], name=name,
+            marker={"color": colour, "line": {"width": 0}},
+            hovertemplate=f"trial %{{x}}: {name} %{{y:.1f}} s<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(axis("trial", **trial_axis(story)))
+    figure.update_yaxes(axis("seconds", rangemode="tozero"))
+    return figure, height

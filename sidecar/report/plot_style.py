@@ -1,0 +1,120 @@
+"""What all plots have in common. Colours of text and grid are the page's, in its CSS."""
+
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, TypeAlias
+
+from sidecar.record.trial import Role, Status
+from sidecar.report import wording
+from sidecar.report.view_model import Entry, Story
+
+Figure: TypeAlias = Any  # plotly.graph_objects.Figure, which tells no types
+
+INCUMBENT, CANDIDATE, PLAIN = "#9467bd", "#2a9d4e", "#8a8f98"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the trials of one kind are drawn."""
+
+    name: str
+    colour: str
+    symbol: str
+
+
+STATUS = {
+    Status.FEASIBLE: Look("met every limit", "#3b82c4", "circle"),
+    Status.INFEASIBLE: Look("missed a limit", "#e6a100", "triangle-up"),
+    Status.CRASHED: Look("crashed", "#dd4132", "x"),
+    Status.REFUSED: Look("refused, not started", PLAIN, "diamond-open"),
+    Status.ABORTED: Look("given up", PLAIN, "circle-open"),
+    Status.RUNNING: Look("running", PLAIN, "hourglass"),
+}
+
+
+def new(height: int, **layout: Any) -> tuple[Figure, int]:
+    """An empty figure, and its height in pixels."""
+    from plotly import graph_objects  # pyright: ignore[reportMissingTypeStubs]
+
+    base: dict[str, Any] = {
+        "template": "none",
+        "height": height,
+        "margin": {"l": 64, "r": 18, "t": 14, "b": 48},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 13},
+        "hovermode": "closest",
+        "dragmode": False,
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
+    }
+    return graph_objects.Figure(layout=base | layout), height
+
+
+def axis(title: str, **more: Any) -> dict[str, Any]:
+    """One that a finger on a phone does not move."""
+    return {"title": {"text": title}, "fixedrange": True, "zeroline": False, "automargin": True, **more}
+
+
+def hover(entry: Entry) -> str:
+    """Of a trial. Its texts may come from logs: plotly takes markup for its own."""
+    lines = [f"trial {entry.number} ({wording.ROLES[entry.role]}): {wording.STATUSES[entry.status]}"]
+    lines += [part for part in (entry.configuration, entry.note[:200]) if part]
+    return "<br>".join(escape(piece) for line in lines for piece in _wrapped(line))
+
+
+def _wrapped(text: str, columns: int = 70) -> list[str]:
+    return textwrap.wrap(text, columns) or [""]
+
+
+def looks(story: Story, entries: Iterable[Entry]) -> dict[Look, list[Entry]]:
+    """The entries by how they are drawn; what serves and the candidate stand out."""
+    incumbent = Look("what was serving", INCUMBENT, "square")
+    candidate = Look("the candidate", CANDIDATE, "star")
+    found: dict[Look, list[Entry]] = {}
+    for entry in entries:
+        look = STATUS[entry.status]
+        if entry.status in (Status.FEASIBLE, Status.INFEASIBLE):
+            if entry.role in (Role.BASELINE, Role.REFERENCE):
+                look = incumbent
+            elif entry.role is Role.VALIDATION or entry.number == story.best:
+                look = candidate
+        found.setdefault(look, []).append(entry)
+    return found
+
+
+def markers(
+    figure: Figure, look: Look, entries: Sequence[Entry], y: Sequence[Any], text: Sequence[str] = (), **more: Any
+) -> None:
+    """Adds trials that look alike, at the heights ``y``; open marks are of loads that were stopped early."""
+    symbols = [f"{look.symbol}-open" if e.bound and not look.symbol.endswith("open") else look.symbol for e in entries]
+    figure.add_scatter(
+        x=[e.number for e in entries],
+        y=y,
+        mode="markers",
+        name=look.name,
+        marker={"color": look.colour, "symbol": symbols, "size": 11 if look.symbol == "star" else 9},
+        text=text or [hover(e) for e in entries],
+        hovertemplate="%{text}<extra></extra>",
+        cliponaxis=False,
+        **more,
+    )
+
+
+def trial_axis(story: Story) -> dict[str, Any]:
+    """Trials from left to right."""
+    last = max((e.number for e in story.entries), default=1)
+    step: dict[str, Any] = {"dtick": 1} if last <= 12 else {"tickformat": "d", "nticks": 10}
+    return {"range": [0.3, last + 0.7], **step}
+
+
+def log_axis(low: float, high: float) -> dict[str, Any]:
+    """A logarithmic axis whose every label is a whole number of its unit: plotly's own leave out the powers."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    wide = math.log10(high / low) > 2.5
+    ticks = [digit * 10.0**decade for decade in decades for digit in ((1,) if wide else (1, 2, 5))]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    labels = [f"{tick:,.0f}" if tick >= 1 else f"{tick:g}" for tick in ticks]
+    return {"type": "log", "range": [math.log10(low), math.log10(high)], "tickvals": ticks, "ticktext": labels}

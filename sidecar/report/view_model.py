@@ -1,0 +1,185 @@
+"""Everything that the report tells of one run, ready to be shown. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sidecar.config.schema import Objective
+from sidecar.format import when
+from sidecar.measure.verdict import in_its_unit, limits
+from sidecar.record.run_snapshot import Recorded, ran
+from sidecar.record.time_breakdown import Seconds, spent
+from sidecar.record.trial import VALIDATING, Role, Status, Trial
+from sidecar.record.wording import why
+from sidecar.report import crashes, importance, repairs, verdict, wording
+from sidecar.report.crashes import CrashGroup
+from sidecar.report.importance import Importance
+from sidecar.report.next_steps import Command, Fact, commands, serving, versions
+from sidecar.report.repairs import Intervention
+from sidecar.report.verdict import Verdict, measurement_of, value_of
+from vllm_sloguard.knobs import Knob, Value
+
+# Of a crash, in the table of trials; the table of crashes has it whole.
+_EVIDENCE = 200
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One trial. ``value`` is the objective in its unit, positive; ``measured`` by limit, in the limit's unit.
+
+    ``bound`` says that a load was stopped early: what was measured is then at least so large. ``configuration`` is what
+    differs from what was serving.
+    """
+
+    number: int
+    role: Role
+    status: Status
+    value: float | None
+    measured: dict[str, float | None]
+    bound: bool
+    knobs: dict[str, Value]
+    configuration: str
+    category: str
+    seconds: Seconds
+    took: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Starts:
+    """The starts that are compared: by trial, the latencies of its requests, ms, ascending, where they were kept.
+
+    Those that failed are infinite.
+    """
+
+    name: str
+    entries: tuple[Entry, ...]
+    answers_ms: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Story:
+    """All of it. ``limits`` are by name, in their units; ``best`` the candidate's trial of the search."""
+
+    title: str
+    model: str
+    run: int
+    other_runs: tuple[int, ...]
+    written: str
+    began: str
+    objective: Objective
+    verdict: Verdict
+    serving: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    best: int | None
+    knobs: tuple[Knob, ...]
+    limits: dict[str, float]
+    starts: tuple[Starts, ...]
+    importance: Importance
+    crashes: tuple[CrashGroup, ...]
+    spending: str
+    interventions: tuple[Intervention, ...]
+    versions: tuple[Fact, ...]
+    commands: tuple[Command, ...]
+    configuration: str
+
+
+def story(recorded: Recorded) -> Story:
+    """The whole story of ``recorded``."""
+    setup, told = recorded.setup, verdict.verdict(recorded)
+    entries = tuple(_entry(recorded, trial) for trial in recorded.trials)
+    by_number = {entry.number: entry for entry in entries}
+    chosen = verdict.candidate(recorded.trials)
+    asked, yaml = commands(recorded)
+    return Story(
+        title=f"Tuning report: {setup.model.rstrip('/').rpartition('/')[2]}, run {recorded.run.id}",
+        model=setup.model,
+        run=recorded.run.id,
+        other_runs=tuple(n for n in recorded.runs if n != recorded.run.id),
+        written=when(recorded.now),
+        began=when(recorded.run.started_at),
+        objective=setup.objective,
+        verdict=told,
+        serving=serving(recorded),
+        entries=entries,
+        best=chosen.number if chosen else None,
+        knobs=setup.knobs,
+        limits={name: limit for name, limit in setup.slo.model_dump().items() if limit is not None},
+        starts=tuple(
+            _starts(name, trials, by_number, setup.objective)
+            for name, trials in (("what was serving", told.incumbents), ("the candidate", told.candidates))
+            if trials
+        ),
+        importance=importance.importance(recorded),
+        crashes=crashes.groups(recorded),
+        spending=_spending(spent(recorded.trials, recorded.until)),
+        interventions=repairs.interventions(recorded.trials),
+        versions=versions(recorded),
+        commands=asked,
+        configuration=yaml,
+    )
+
+
+def _spending(seconds: Seconds) -> str:
+    parts = (
+        f"{what} {wording.duration(part)} ({part / (seconds.total or 1):.0%})"
+        for what, part in (
+            ("starting engines", seconds.starting),
+            ("warming up", seconds.warming_up),
+            ("measuring", seconds.measuring),
+            ("stopping", seconds.stopping),
+            ("deciding and the rest", seconds.deciding),
+        )
+    )
+    return f"{wording.duration(seconds.total)} in all: {', '.join(parts)}."
+
+
+def _entry(recorded: Recorded, trial: Trial) -> Entry:
+    measurement = measurement_of(trial)
+    found = limits(measurement, recorded.setup.slo) if measurement else ()
+    end = recorded.end_of(trial)
+    crash = trial.result.crash if trial.result else None
+    return Entry(
+        number=trial.number,
+        role=trial.plan.role,
+        status=trial.status,
+        value=in_its_unit(value_of(trial), recorded.setup.objective),
+        measured={limit.name: limit.measured for limit in found},
+        bound=bool(trial.result and trial.result.stopped),
+        knobs=ran(trial, [knob.name for knob in recorded.setup.knobs]),
+        configuration=_configuration(recorded, trial),
+        category=wording.category(crash) if crash else "",
+        seconds=spent((trial,), end),
+        took=wording.duration(end - trial.started_at) if trial.ended_at or recorded.alive else "-",
+        note=_note(trial),
+    )
+
+
+def _note(trial: Trial) -> str:
+    crash = trial.result.crash if trial.result else None
+    if crash is None:
+        return why(trial)
+    evidence = crash.evidence if len(crash.evidence) <= _EVIDENCE else f"{crash.evidence[: _EVIDENCE - 1]}…"
+    return f"{wording.category(crash)} while {crash.phase}: {evidence}"
+
+
+def _configuration(recorded: Recorded, trial: Trial) -> str:
+    if trial.plan.role in (Role.BASELINE, Role.REFERENCE):
+        return "as it was serving"
+    ran = dict(trial.plan.proposed if trial.plan.refusal else trial.plan.args)
+    ran |= {c.name: c.after for c in (trial.result.repairs if trial.result else ()) if c.after is not None}
+    incumbent = recorded.run.incumbent
+    names = dict.fromkeys((*(knob.name for knob in recorded.setup.knobs), *ran))
+    different = {name: ran[name] for name in names if name in ran and incumbent.get(name) != ran[name]}
+    return wording.arguments(different) or "as it was serving"
+
+
+def _starts(name: str, trials: Sequence[Trial], entries: dict[int, Entry], objective: Objective) -> Starts:
+    answers = [
+        tuple(sorted(s * 1000 for s in t.result.scores))
+        if t.result is not None and objective is Objective.LATENCY
+        else ()
+        for t in trials
+    ]
+    validated = all(t.plan.role in VALIDATING for t in trials)
+    title = name if validated else f"{name} (first trial only)"
+    return Starts(title, tuple(entries[t.number] for t in trials), tuple(answers))

@@ -1,0 +1,62 @@
+"""gRPC servers with bounded messages, calls and threads."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from vllm_sloguard.hooks.telemetry_client import unix_target
+
+_MOST_MESSAGE_BYTES = 4 * 2**20
+
+
+_MOST_CALLS = 64
+
+
+class _OneLine(logging.Filter):
+    """gRPC logs whatever it can't read with a traceback; one line says as much."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is not None:
+            error = " ".join(str(record.exc_info[1]).split())
+            record.msg, record.args = "%s: %s", (record.getMessage(), f"{type(record.exc_info[1]).__name__}: {error}")
+            record.exc_info = None
+        return True
+
+
+_ONE_LINE = _OneLine()
+
+
+def bounded_server(*, interceptors: Sequence[grpc.ServerInterceptor] = ()) -> grpc.Server:
+    """A gRPC server that listens nowhere yet; messages, calls at once and what is logged of bad ones are bounded."""
+    for name in ("grpc._common", "grpc._server"):
+        logging.getLogger(name).addFilter(_ONE_LINE)
+    # Two servers that share a port would each get half of the calls.
+    options = [("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
+    # A thread for each call that may run at once: engines that wait for live changes hold theirs.
+    pool = ThreadPoolExecutor(max_workers=_MOST_CALLS, thread_name_prefix="sloguard-grpc")
+    return grpc.server(pool, interceptors=list(interceptors), options=options, maximum_concurrent_rpcs=_MOST_CALLS)
+
+
+def serve(socket: Path, register: Callable[[grpc.Server], Any]) -> grpc.Server:
+    """A started gRPC server on ``socket``, readable by nobody else; ``register`` adds its services. Raises OSError."""
+    server = bounded_server()
+    register(server)
+    # gRPC removes the path that it was given when it ends; by then another sidecar's socket may lie there.
+    own = socket.with_name(f"s.{os.getpid()}")
+    own.unlink(missing_ok=True)
+    umask = os.umask(0o177)
+    try:
+        server.add_insecure_port(unix_target(str(own)))
+        # The holder of the state folder's lock alone comes here, so a socket that lies there is a dead one's.
+        own.replace(socket)
+        server.start()
+    except RuntimeError as error:
+        raise OSError(f"{socket}: {error}") from None
+    finally:
+        os.umask(umask)
+    return server

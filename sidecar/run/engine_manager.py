@@ -1,0 +1,288 @@
+"""The engines of a sidecar: started, ended and found again, each on the journal's record."""
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sidecar.config.schema import Config
+from sidecar.engine.engine import Engine, EngineCrashed, Launch
+from sidecar.engine.fork_server import ForkServer, ForkServerError, unforkable
+from sidecar.engine.live_knobs import LiveHub
+from sidecar.engine.ports import any_free_port
+from sidecar.engine.process_group import Identity, ProcessGroup, log_of, writing_to
+from sidecar.guard.memory_learning import Learning
+from sidecar.metrics.exporter import Metrics
+from sidecar.observe.telemetry import TelemetryHub
+from sidecar.record.journal import EngineRecord, JournalError, Superseded
+from sidecar.record.trial import Change, Start
+from vllm_sloguard.crash import Crash
+from vllm_sloguard.knobs import Value
+
+LOGS = "logs"
+KERNELS = "kernels"
+_KERNELS_VARIABLE = "TRITON_CACHE_DIR"
+_MOST_LOGS = 100
+
+
+class Engines:
+    """Starts engines for trials, on a port of their own, and for serving, on the operator's.
+
+    They are forked where that is asked for and possible; where it is not, that is said once, and each has an ordinary
+    start from then on.
+    """
+
+    def __init__(  # noqa: PLR0917 - what an engine has to do with
+        self,
+        config: Config,
+        learning: Learning,
+        hub: TelemetryHub,
+        live: LiveHub,
+        metrics: Metrics,
+        say: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._learning = learning
+        self._journal = learning.journal
+        self._hub = hub
+        self._live = live
+        self._metrics = metrics
+        self._say = say
+        logs = config.state / LOGS
+        logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        engine = config.engine
+        environment = {**os.environ, **engine.env}
+        forks = engine.forked_trials or engine.forked_serving
+        server = ForkServer(engine.python, environment, config.state, logs / "fork-server.log") if forks else None
+        self._fork_server = server
+
+    # Starts
+
+    def trial_launch(self, args: Mapping[str, Any], *, repair: bool) -> Launch:
+        """A start on a port that is free now."""
+        return self._launch(args, "127.0.0.1", any_free_port(), repair=repair)
+
+    def serving_launch(self, args: Mapping[str, Any]) -> Launch:
+        """A start on the operator's own host and port."""
+        engine = self._config.engine
+        launch = self._launch(args, engine.host, engine.port, repair=True)
+        return replace(launch, drain_timeout_s=engine.drain_timeout_s)
+
+    def warm_up_forks(self) -> None:
+        """Brings up the fork server, without waiting for it."""
+        if self._fork_server is not None:
+            try:
+                self._fork_server.warm_up()
+            except ForkServerError as error:
+                self.fork_no_more(str(error))
+
+    def end_forks(self) -> None:
+        """Ends the fork server until it is needed again, and with it the engines that it has not let go."""
+        if self._fork_server is not None:
+            self._fork_server.close()
+
+    def fork_no_more(self, why: str) -> None:
+        """Ordinary starts from now on; said once."""
+        if self._fork_server is not None:
+            self._say(f"engines are started the ordinary way from now on: {why}")
+            self._fork_server.close()
+            self._fork_server = None
+
+    def begin(self, launch: Launch, role: str, *, fork: bool) -> tuple[Engine, Start]:
+        """Starts an engine, forked if it shall and can be, and does not wait for it.
+
+        Raises EngineCrashed when the port is taken, OSError, JournalError.
+        """
+        if fork and self._fork_server is not None and not unforkable(launch.args):
+            try:
+                return self._start(launch, role, self._fork_server), Start.FORKED
+            except ForkServerError as error:
+                self.fork_no_more(str(error))
+        return self._start(launch, role, None), Start.ORDINARY
+
+    def serve(self, args: Mapping[str, Any], began: Callable[[Engine], None], cancelled: Callable[[], bool]) -> Engine:
+        """An engine that serves on the operator's port; ``began`` is told of it before its first token.
+
+        Raises EngineCrashed, Cancelled, OSError.
+        """
+        launch = self.serving_launch(args)
+        engine, start = self.begin(launch, "serving", fork=self._config.engine.forked_serving)
+        began(engine)
+        try:
+            engine.wait_ready(self._config.engine.start_timeout_s, cancelled)
+        except EngineCrashed:
+            if start is Start.ORDINARY:
+                raise
+            # It may have been the fork: nothing is held against what is to serve for that.
+            self.end(engine, drain=False)
+            self.fork_no_more("what is to serve crashed on a forked engine")
+            return self.serve(args, began, cancelled)
+        if start is Start.FORKED:
+            engine = self._let_go(engine)
+        self.end_forks()
+        return engine
+
+    def _let_go(self, engine: Engine) -> Engine:
+        """``engine``, which outlives the fork server and the sidecar from now on. Raises OSError."""
+        assert self._fork_server is not None
+        try:
+            self._fork_server.let_go(engine.group.identity.pid)
+        except ForkServerError as error:
+            self.fork_no_more(str(error))
+            raise OSError(f"the engine may have ended with the fork server: {error}") from None
+        return Engine.adopt(engine.launch, engine.group.identity)
+
+    def _launch(self, args: Mapping[str, Any], host: str, port: int, *, repair: bool) -> Launch:
+        engine_id = uuid.uuid4().hex[:12]
+        engine = self._config.engine
+        env = {
+            **engine.env,
+            "SLOGUARD_SOCKET": str(self._config.socket),
+            "SLOGUARD_REPAIR": "on" if repair else "off",
+            "SLOGUARD_LEARNED": str(self._learning.path),
+            "SLOGUARD_IMPORTS": str(self._config.state),
+            "SLOGUARD_WORKLOAD_MAX_LEN": str(self._config.workload.longest_request_tokens),
+        }
+        if engine.keep_kernels and _KERNELS_VARIABLE not in {**os.environ, **engine.env}:
+            env[_KERNELS_VARIABLE] = str(self._config.state / KERNELS)
+        log = log_of(self._config.state / LOGS, engine_id)
+        return Launch(engine_id, engine.python, self._config.model, dict(args), host, port, env, log)
+
+    def _start(self, launch: Launch, role: str, fork_server: ForkServer | None) -> Engine:
+        """The journal knows of it before and after, so that it can always be found again."""
+        self._expect(launch, role)
+        self._prune_logs()
+        # To serve comes before to record: a full disk stops trials, not the service.
+        try:
+            self._journal.engine_starting(launch.engine_id, role, known(launch))
+        except JournalError:
+            if role != "serving":
+                raise
+        try:
+            engine = Engine.start(launch, fork_server)
+        except (EngineCrashed, ForkServerError, OSError):
+            with suppress(JournalError):
+                self._journal.engine_gone(launch.engine_id)
+            raise
+        try:
+            self._journal.engine_started(engine.group.identity)
+        except Superseded:
+            engine.group.kill()
+            raise
+        except JournalError:
+            if role != "serving":
+                engine.group.kill()
+                raise
+        return engine
+
+    def _expect(self, launch: Launch, role: str) -> None:
+        """Listens to an engine from now on."""
+        cores = launch.args.get("data_parallel_size", 1)
+        self._hub.expect(launch.engine_id)
+        self._live.expect(launch.engine_id, cores if isinstance(cores, int) else 1)
+        self._metrics.traffic(launch.engine_id, role)
+
+    def _prune_logs(self) -> None:
+        logs = sorted((self._config.state / LOGS).glob("engine-*.log"), key=lambda log: log.stat().st_mtime)
+        for log in logs[:-_MOST_LOGS]:
+            log.unlink(missing_ok=True)
+
+    def end(self, engine: Engine, *, drain: bool) -> float:
+        """Ends an engine, sees it gone, and returns the seconds taken."""
+        began = time.monotonic()
+        if drain:
+            engine.stop()
+        else:
+            engine.group.kill()
+        with suppress(JournalError):  # the next start will find that it is gone
+            self._journal.engine_gone(engine.launch.engine_id)
+        return time.monotonic() - began
+
+    def adopt(self, record: EngineRecord, args: Mapping[str, Any]) -> Engine | None:
+        """The engine of ``record``, if an earlier sidecar started it just as this one would start ``args`` now."""
+        log = Path(record.launch["log"])
+        launch = replace(self.serving_launch(args), engine_id=record.identity.engine_id, log=log)
+        # A log is read and cut: only ever one of the state folder's.
+        own = log.resolve().parent == (self._config.state / LOGS).resolve()
+        if record.role != "serving" or record.launch != known(launch) or not own:
+            return None
+        self._expect(launch, record.role)
+        return Engine.adopt(launch, record.identity)
+
+    def record_alone(self, engine: Engine | None) -> None:
+        """Makes the journal say that ``engine`` runs, for serving, and no other. Raises JournalError."""
+        recorded = {record.identity.engine_id for record in self._journal.engines()}
+        for engine_id in recorded - ({engine.launch.engine_id} if engine is not None else set()):
+            self._journal.engine_gone(engine_id)
+        if engine is not None:
+            if engine.launch.engine_id not in recorded:
+                self._journal.engine_starting(engine.launch.engine_id, "serving", known(engine.launch))
+            self._journal.engine_started(engine.group.identity)
+
+    def end_orphans(self, keep: str = "") -> list[str]:
+        """Kills the engines that an earlier sidecar left running, but the one named ``keep``; returns their ids."""
+        ended: list[str] = []
+        for record in self._journal.engines():
+            identity = record.identity
+            if identity.engine_id == keep:
+                continue
+            # The process may have been started without its id having been written: its mark finds it.
+            anywhere = Identity(identity.pid or -1, identity.started_at, identity.engine_id)
+            ProcessGroup(anywhere).kill()
+            with suppress(JournalError):  # the next start will find that it is gone
+                self._journal.engine_gone(identity.engine_id)
+            ended.append(identity.engine_id)
+        # On a full disk one may have been started that the journal never heard of.
+        for engine_id in writing_to(self._config.state / LOGS) - {keep, *ended}:
+            ProcessGroup(Identity(-1, 0.0, engine_id)).kill()
+            ended.append(engine_id)
+        return ended
+
+    # What they tell
+
+    def learn(self, engine: Engine, crash: Crash | None = None, *, started: bool = True) -> None:
+        """Keeps what ``engine`` has shown of its memory, if it can: neither a trial nor the service waits for that."""
+        changes = {change.name: change.after for change in self.repairs(engine)}
+        args = {name: value for name, value in {**engine.launch.args, **changes}.items() if value is not None}
+        heard = self._hub.of(engine.launch.engine_id)
+        with suppress(JournalError, OSError):
+            if started:
+                self._learning.started(args, heard)
+            if crash is not None:
+                self._learning.crashed(args, heard, crash)
+
+    def repairs(self, engine: Engine) -> tuple[Change, ...]:
+        """What the plugin has changed inside ``engine``; values as text where they are no numbers."""
+        report = self._hub.of(engine.launch.engine_id).repair
+        changes = report.changes if report is not None else ()
+        return tuple(Change(c.name, _value(c.from_value), _value(c.to_value), c.reason, (*c.rules,)) for c in changes)
+
+
+def known(launch: Launch) -> dict[str, Any]:
+    """A launch as the journal keeps it: all that makes a difference; of the environment, with its secrets, a digest."""
+    env = hashlib.sha256(json.dumps(sorted(launch.env.items())).encode()).hexdigest()[:16]
+    return {
+        "python": launch.python,
+        "model": launch.model,
+        "args": dict(launch.args),
+        "host": launch.host,
+        "port": launch.port,
+        "drain_timeout_s": launch.drain_timeout_s,
+        "env": env,
+        "log": str(launch.log),
+    }
+
+
+def _value(text: str) -> Value | None:
+    """A value that came as text."""
+    try:
+        value = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+    except (ValueError, RecursionError):
+        return text
+    return value if value is None or isinstance(value, bool | int | float | str) else text

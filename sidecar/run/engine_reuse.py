@@ -1,0 +1,181 @@
+"""Which engine a trial runs on: the one of the trial before, changed while it runs; or a new one, forked if it can be.
+
+An engine of the search is started with ceilings (``Plan.ceilings``) and at once lowered to what the trial wants, so
+that the trials after it find room above. What is compared for a promotion is always a new engine, started the ordinary
+way with the very arguments.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from sidecar.config.schema import Config
+from sidecar.engine.engine import Engine, EngineCrashed, Launch
+from sidecar.engine.live_knobs import LiveError, LiveHub, live_targets
+from sidecar.record.trial import VALIDATING, Plan, Role, Start
+from sidecar.run.engine_manager import Engines
+from vllm_sloguard.crash import Crash
+from vllm_sloguard.knobs import Value
+
+_CHANGE_TIMEOUT_S = 10.0
+# An engine core asks for changes before its first token.
+_CAPABLE_S = 3.0
+
+Args = Mapping[str, bool | int | float | str | list[str]]
+Launcher = Callable[[Args], Launch]
+
+
+@dataclass(frozen=True)
+class Given:
+    """An engine that has answered its first token. ``exact``: it was started with the plan's very arguments."""
+
+    engine: Engine
+    start: Start
+    start_s: float
+    exact: bool
+
+
+class NotStartedError(RuntimeError):
+    """The start crashed; ``engine`` is None where there never was one. ``exact`` as in Given."""
+
+    def __init__(self, crash: Crash, engine: Engine | None, start: Start, *, exact: bool) -> None:
+        super().__init__(crash.evidence)
+        self.crash = crash
+        self.engine = engine
+        self.start = start
+        self.exact = exact
+
+
+class TrialEngines:
+    """Keeps one engine at most."""
+
+    def __init__(self, config: Config, live: LiveHub, engines: Engines, say: Callable[[str], None]) -> None:
+        self._config = config
+        self._live = live
+        self._engines = engines
+        self._say = say
+        self._changes = config.engine.live_trials
+        self._kept: Engine | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether an engine of an earlier trial runs."""
+        return self._kept is not None
+
+    def warm_up(self) -> None:
+        """Brings up the fork server, without waiting for it."""
+        if self._config.engine.forked_trials:
+            self._engines.warm_up_forks()
+
+    def release(self) -> None:
+        """Ends the engine that is kept, and the fork server unless it is to start what serves. Raises NotGoneError."""
+        self._end_kept()
+        if not self._config.engine.forked_serving:
+            self._engines.end_forks()
+
+    def _end_kept(self) -> None:
+        if self._kept is not None:
+            engine, self._kept = self._kept, None
+            self._end(engine)
+
+    def _end(self, engine: Engine) -> None:
+        # No request is left to wait for, and what is killed leaves less behind than what vLLM shuts down.
+        self._engines.end(engine, drain=False)
+
+    def keep(self, given: Given, plan: Plan) -> bool:
+        """Whether the engine of ``plan`` was kept for the next trial; else it is the caller's to end."""
+        if plan.role is Role.SEARCH and self._changes:
+            self._kept = given.engine
+        return self._kept is given.engine
+
+    def get(self, plan: Plan, launch: Launcher, cancelled: Callable[[], bool], *, exact: bool) -> Given:
+        """An engine that serves as ``plan`` wants; ``exact`` asks for a new one with its very arguments.
+
+        Raises NotStartedError or Cancelled, with nothing left running.
+        """
+        live = plan.role is Role.SEARCH and not exact and self._changes
+        if live and (given := self._changed(plan)) is not None:
+            return given
+        self._end_kept()
+        if live and plan.ceilings:
+            given = self._started(launch({**plan.args, **plan.ceilings}), plan.role, cancelled, exact=False)
+            if self._lowered(given.engine, plan.args):
+                return given
+            self._end(given.engine)
+            self._changes = False
+        return self._started(launch(plan.args), plan.role, cancelled, exact=True)
+
+    def undone(self, engine: Engine) -> bool:
+        """Whether a live change of ``engine`` did not last: what was measured there is of no configuration."""
+        try:
+            effects = self._live.effects(engine.launch.engine_id)
+            taken = effects.applied_s is not None and effects.settled_s is not None
+            why = "" if taken else "the engine has not shown that it took one"
+        except LiveError as error:
+            why = str(error)
+        if why:
+            self._say(f"live changes are not used any more: {why}")
+            self._changes = False
+        return bool(why)
+
+    def _changed(self, plan: Plan) -> Given | None:
+        """The engine of the trial before, as ``plan`` wants it; None where it can't be that without a restart."""
+        engine, self._kept = self._kept, None
+        if engine is None:
+            return None
+        began = time.monotonic()
+        if engine.alive() and self._lowered(engine, plan.args):
+            return Given(engine, Start.LIVE, time.monotonic() - began, exact=False)
+        self._end(engine)
+        return None
+
+    def reaches(self, args: Args) -> bool:
+        """Whether the engine that is kept can serve as if it had been started with ``args``."""
+        return self._kept is not None and self._reach(self._kept, args) is not None
+
+    def _reach(self, engine: Engine, args: Args) -> dict[str, int] | None:
+        started, wanted = _scalars(engine.launch.args), _scalars(args)
+        lists = {n: v for n, v in engine.launch.args.items() if n not in started}
+        if lists != {n: v for n, v in args.items() if n not in wanted}:
+            return None
+        try:
+            able = self._live.capabilities(engine.launch.engine_id, _CAPABLE_S)
+        except LiveError:
+            return None
+        return live_targets(started, wanted, able)
+
+    def _lowered(self, engine: Engine, args: Args) -> bool:
+        """Whether ``engine`` serves with ``args`` from now on, and with empty caches."""
+        targets = self._reach(engine, args)
+        if targets is None:
+            return False
+        try:
+            self._live.change(engine.launch.engine_id, targets, _CHANGE_TIMEOUT_S, settle=True)
+        except LiveError as error:
+            self._say(f"a live change was not made: {error}")
+            return False
+        return True
+
+    def _started(self, launch: Launch, role: Role, cancelled: Callable[[], bool], *, exact: bool) -> Given:
+        engine: Engine | None = None
+        start = Start.ORDINARY
+        began = time.monotonic()
+        try:
+            fork = self._config.engine.forked_trials and role not in VALIDATING
+            engine, start = self._engines.begin(launch, "trial", fork=fork)
+            engine.wait_ready(self._config.engine.start_timeout_s, cancelled)
+        except EngineCrashed as crashed:
+            if engine is not None:
+                self._end(engine)
+            if role is Role.BASELINE and start is Start.FORKED:
+                self._engines.fork_no_more("what is serving crashed on a forked engine")
+            raise NotStartedError(crashed.crash, engine, start, exact=exact) from None
+        except BaseException:
+            if engine is not None:
+                self._end(engine)
+            raise
+        return Given(engine, start, time.monotonic() - began, exact)
+
+
+def _scalars(args: Args) -> dict[str, Value]:
+    return {name: value for name, value in args.items() if not isinstance(value, list)}

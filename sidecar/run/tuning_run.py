@@ -1,0 +1,236 @@
+"""One tuning run: observe, guard, propose, run, judge, record; then validate the best in pairs, and decide.
+
+The journal is the state: ``Tuner`` reads it before each step, so a run that was killed goes on where it was.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sidecar.config.schema import Config
+from sidecar.guard.guard import Args, Guard
+from sidecar.promote import decision as promotion
+from sidecar.promote import provenance
+from sidecar.promote.decision import Decision, Outcome
+from sidecar.record.durations import reserved_pairs
+from sidecar.record.events import Operations
+from sidecar.record.journal import Journal, Run
+from sidecar.record.trial import VALIDATING, Plan, Result, Role, Status, Trial
+from sidecar.run.trial_runner import Runner
+from sidecar.search.contract import Context, Observation, Proposal
+from sidecar.search.failed_configs import MOST_REFUSALS_IN_A_ROW
+from sidecar.search.registry import make
+from sidecar.search.space import Space
+from vllm_sloguard.knobs import Value
+
+Begin = Callable[[Plan], None]
+Notify = Callable[[Trial], None]
+Fits = Callable[[int, int], bool]
+Cancelled = Callable[[], bool]
+
+
+def incumbent_args(config: Config, journal: Journal) -> Args:
+    """What is serving: the last promotion over the file's arguments, or these."""
+    return journal.promoted(config.base_digest()) or config.engine.args
+
+
+def open_run(config: Config, journal: Journal) -> Run:
+    """The unfinished run of this very configuration, or a new one. A trial that was in flight becomes aborted."""
+    last = journal.last_run()
+    journal.abort_running()
+    if last is not None and last.ended_at is None:
+        if last.digest == config.digest():
+            return last
+        journal.end_run(last.id, {"outcome": "abandoned", "reason": "the configuration was changed"})
+    incumbent = dict(incumbent_args(config, journal))
+    return journal.begin_run(config.digest(), config.model_dump_json(exclude={"engine": {"env"}}), incumbent)
+
+
+class Tuner:
+    """Takes one run from wherever it is to its decision.
+
+    ``begin`` is told of every plan before its trial begins, ``notify`` of every trial, as it starts and ends.
+    ``fits`` says whether so many more trials of the search and so many of the validation can end before the window
+    does, ``cancelled`` whether the one that runs must be given up.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: Run,
+        journal: Journal,
+        runner: Runner,
+        guard: Guard,
+        *,
+        begin: Begin = lambda _plan: None,
+        notify: Notify,
+        fits: Fits,
+        cancelled: Cancelled,
+    ) -> None:
+        self._config = config
+        self._run = run
+        self._journal = journal
+        self._runner = runner
+        self._guard = guard
+        self._begin = begin
+        self._notify = notify
+        self._fits = fits
+        self._cancelled = cancelled
+        self._knobs = tuple(config.search.knobs)
+        self._space = Space(config.search.space_knobs())
+        rolled_back = Operations(journal, config.base_digest()).quarantined()
+        self._quarantined = [_values(p.args, self._knobs) for p in rolled_back]
+        self._prior = _earlier(config, run, journal, self._knobs, self._quarantined)
+
+    def tune(self) -> Decision:
+        """Runs what is left of the search and the validation, and decides. Raises Cancelled, LoadError."""
+        try:
+            while (plan := self._next()) is not None and self._fits(1, self._reserved()):
+                self._attempt(plan)
+        finally:
+            self._runner.release()
+        # Half a pair tells nothing, nor do fewer pairs than the first look needs.
+        while (plan := self._validation()) is not None and self._fits(0, self._missing()):
+            self._attempt(plan)
+        return self._decided()
+
+    def _decided(self) -> Decision:
+        decision = promotion.decide(self._trials(), self._config)
+        if decision.outcome is Outcome.PROMOTED:
+            args = self._args_of(decision.trial)
+            if _values(args, self._knobs) in self._quarantined:  # rolled back after it was tried
+                reason = f"trial {decision.trial} is quarantined: it was promoted once, and rolled back"
+                decision = dataclasses.replace(decision, outcome=Outcome.KEPT, reason=reason)
+        if decision.outcome is Outcome.PROMOTED:
+            args = self._args_of(decision.trial)
+            evidence = {**dataclasses.asdict(decision), **provenance.of(self._config, self._trials())}
+            self._journal.promote(self._run.id, self._config.base_digest(), args, evidence)
+        self._journal.end_run(self._run.id, {**dataclasses.asdict(decision)})
+        return decision
+
+    def _args_of(self, number: int) -> dict[str, bool | int | float | str | list[str]]:
+        return next(t.plan.args for t in self._trials() if t.number == number)
+
+    def _trials(self) -> list[Trial]:
+        return self._journal.trials(self._run.id)
+
+    def _next(self) -> Plan | None:
+        """The next plan of the search; None when its budget is used up. An aborted trial is tried again."""
+        trials = [t for t in self._trials() if t.status is not Status.ABORTED]
+        baselines = [t for t in trials if t.plan.role is Role.BASELINE]
+        # What serves can crash by accident too, and without its record there is nothing to compare with.
+        if not baselines or (len(baselines) == 1 and baselines[0].status is Status.CRASHED):
+            return self._incumbent(Role.BASELINE, "what is serving today")
+        tried = [t.plan.proposed for t in trials if t.plan.role is Role.UNGUARDED]
+        for args in self._config.search.unguarded[len(tried) :]:
+            knobs = {name: value for name, value in args.items() if not isinstance(value, list)}
+            proposal = Proposal(knobs, "unguarded", "asked for by the configuration, past the guard")
+            return self._guard.plan(self._run.incumbent, proposal, Role.UNGUARDED)
+        if any(t.plan.role in VALIDATING for t in self._trials()):
+            return None
+        ran = [t for t in trials if t.status is not Status.REFUSED]
+        if len(ran) >= self._config.search.budget or _refused_in_a_row(trials) >= MOST_REFUSALS_IN_A_ROW:
+            return None
+        told = (t.observation(self._knobs, self._config.slo) for t in trials)
+        plan = self._guard.plan(self._run.incumbent, self._asked([o for o in told if o is not None]), Role.SEARCH)
+        return self._unless_quarantined(plan)
+
+    def _unless_quarantined(self, plan: Plan) -> Plan:
+        """What was rolled back once is refused."""
+        if plan.refusal or _values(plan.args, self._knobs) not in self._quarantined:
+            return plan
+        return dataclasses.replace(plan, refusal="quarantined: it was promoted once, and rolled back")
+
+    def _asked(self, history: list[Observation]) -> Proposal:
+        """The optimizer's proposal after the trials of earlier runs and of this one, with the memory as it is now."""
+        search = self._config.search
+        context = Context(
+            incumbent=self._incumbent_knobs(),
+            longest_request_tokens=self._config.workload.longest_request_tokens,
+            project=self._guard.projector(self._run.incumbent),
+            limits=self._config.slo.model_dump(exclude_none=True),
+            is_cold=lambda config: self._runner.is_cold({**self._run.incumbent, **config}),
+        )
+        return make(search.optimizer, self._space, search.seed, search.budget, context).ask([*self._prior, *history])
+
+    def _incumbent_knobs(self) -> dict[str, Value]:
+        return {
+            name: value
+            for name, value in self._run.incumbent.items()
+            if name in self._knobs and not isinstance(value, list)
+        }
+
+    def _incumbent(self, role: Role, reason: str) -> Plan:
+        return self._guard.plan(self._run.incumbent, Proposal(self._incumbent_knobs(), str(role), reason), role)
+
+    def _validation(self) -> Plan | None:
+        """The next measurement of the validation; None when enough is known, or there is nothing to validate."""
+        trials = self._trials()
+        role, best = promotion.next_role(trials, self._config), promotion.candidate(trials)
+        if role is None or best is None:
+            return None
+        if role is Role.REFERENCE:
+            return self._incumbent(role, f"what is serving, beside trial {best.number}")
+        return dataclasses.replace(best.plan, role=role, phase=str(role), reason=f"trial {best.number} again")
+
+    def _missing(self) -> int:
+        return promotion.missing(self._trials(), self._config)
+
+    def _reserved(self) -> int:
+        """How many measurements a trial of the search leaves room for: the fewest for the first half of them."""
+        ran = sum(t.status not in (Status.REFUSED, Status.ABORTED) for t in self._trials())
+        return 2 * reserved_pairs(ran, self._config)
+
+    def _attempt(self, plan: Plan) -> None:
+        self._begin(plan)
+        trial = self._journal.begin_trial(self._run.id, plan)
+        self._notify(trial)
+        result: Result | None = None
+        try:
+            if not plan.refusal:
+                result = self._runner.run(plan, self._cancelled)
+        finally:
+            self._notify(self._journal.end_trial(trial, result))
+
+
+def _earlier(
+    config: Config, run: Run, journal: Journal, knobs: tuple[str, ...], quarantined: list[dict[str, Any]]
+) -> list[Observation]:
+    """What ran in earlier runs of the same model, workload, SLO and objective, and the same other arguments.
+
+    What is quarantined is no good example, however well it did.
+    """
+    same = ("model", "workload", "slo", "objective")
+    now = config.model_dump(mode="json", include=set(same))
+    alike = {
+        number
+        for number, recorded in journal.run_configs().items()
+        if number < run.id and {key: recorded.get(key) for key in same} == now
+    }
+    fixed = {name: value for name, value in run.incumbent.items() if name not in knobs}
+    trials = [t for t in journal.trials() if t.run in alike and _beside(t.plan, knobs) == fixed]
+    trials = [t for t in trials if _values(t.plan.args, knobs) not in quarantined]
+    # A validation is one configuration again and again: it would outweigh the others.
+    kept = [t for t in trials if t.status is not Status.REFUSED and t.plan.role not in VALIDATING]
+    told = [o for t in kept if (o := t.observation(knobs, config.slo)) is not None]
+    return [dataclasses.replace(o, prior=True) for o in told]
+
+
+def _values(args: Mapping[str, Any], knobs: tuple[str, ...]) -> dict[str, Any]:
+    """What ``args`` are to the search: what else the guard mends changes with the memory that is free."""
+    return {name: args.get(name) for name in knobs}
+
+
+def _beside(plan: Plan, knobs: tuple[str, ...]) -> dict[str, Any]:
+    """The arguments of ``plan`` that are no knobs, as they were before the guard mended them."""
+    args = {**plan.args, **{change.name: change.before for change in plan.changes}}
+    return {name: value for name, value in args.items() if name not in knobs and value is not None}
+
+
+def _refused_in_a_row(trials: Sequence[Trial]) -> int:
+    count = 0
+    for trial in reversed(trials):
+        if trial.status is not Status.REFUSED:
+            break
+        count += 1
+    return count

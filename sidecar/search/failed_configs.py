@@ -1,0 +1,91 @@
+"""What crashed or was refused, so that it is not tried again."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TypeAlias
+
+from sidecar.search.contract import Observation, Outcome
+from sidecar.search.paper_constants import PUBLISHED
+from sidecar.search.space import Space
+from vllm_sloguard.knobs import Config, Kind, Value
+
+Setting: TypeAlias = tuple[str, Value]
+ATTEMPTS = 32
+# A search that proposes nothing but what the guard refuses has nothing left to find.
+MOST_REFUSALS_IN_A_ROW = 20
+
+
+def failed(observation: Observation) -> bool:
+    """Whether the configuration gave no measurement at all: it crashed, or the guard refused it."""
+    return observation.outcome in (Outcome.CRASHED, Outcome.REFUSED)
+
+
+def ran(history: Sequence[Observation]) -> int:
+    """How many trials of this run ran. What the guard refused did not, and costs no budget."""
+    return sum(observation.outcome is not Outcome.REFUSED and not observation.prior for observation in history)
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Exact configurations that failed, over the knobs of the space."""
+
+    configs: frozenset[frozenset[Setting]]
+
+    @classmethod
+    def of(cls, space: Space, history: Sequence[Observation]) -> "Failures":
+        """Those of ``history``."""
+        return cls(frozenset(frozenset(space.active(o.config).items()) for o in history if failed(o)))
+
+    def __contains__(self, config: Config) -> bool:
+        return frozenset(config.items()) in self.configs
+
+    def avoiding(self, propose: Callable[[], tuple[dict[str, Value], str]]) -> tuple[dict[str, Value], str]:
+        """The first of some proposals that has not failed; the last where all have, as in a space of few points."""
+        config, why = propose()
+        for _ in range(ATTEMPTS):
+            if config not in self:
+                break
+            config, why = propose()
+        return config, why
+
+
+@dataclass(frozen=True)
+class Blacklist:
+    """Categorical values, and pairs of them, that failed three times in a row (arXiv 2604.17627).
+
+    A row is made of the observations that hold the value; one that served ends it. The eight trials of a ban are
+    counted over the history, refusals too, or a ban that makes the guard refuse everything would never end.
+    """
+
+    banned: frozenset[frozenset[Setting]]
+
+    @classmethod
+    def of(cls, space: Space, history: Sequence[Observation]) -> "Blacklist":
+        """What is banned after ``history``."""
+        streaks: Counter[frozenset[Setting]] = Counter()
+        banned_until: dict[frozenset[Setting], int] = {}
+        for index, observation in enumerate(history):
+            for held in _held(space, observation.config):
+                streaks[held] = streaks[held] + 1 if failed(observation) else 0
+                if streaks[held] == PUBLISHED.blacklist_failures:
+                    streaks[held] = 0
+                    banned_until[held] = index + PUBLISHED.blacklist_trials
+        return cls(frozenset(held for held, last in banned_until.items() if len(history) <= last))
+
+    def permits(self, config: Config, name: str, value: Value) -> bool:
+        """Whether ``name`` may be changed to ``value`` where the rest of ``config`` stays."""
+        entered = (name, value)
+        pairs = (frozenset((entered, (other, held))) for other, held in config.items() if other != name)
+        return frozenset((entered,)) not in self.banned and not any(pair in self.banned for pair in pairs)
+
+
+def _held(space: Space, config: Config) -> list[frozenset[Setting]]:
+    """The categorical values of ``config``, alone and in pairs."""
+    settings = [
+        (name, value)
+        for name, value in space.active(config).items()
+        if space.by_name[name].kind is Kind.CATEGORICAL and space.by_name[name].holds(value)
+    ]
+    return [frozenset((setting,)) for setting in settings] + [frozenset(pair) for pair in combinations(settings, 2)]

@@ -1,0 +1,86 @@
+"""Which proposals may be tried, and as what: what vLLM, the workload and the guard make of them.
+
+Rules that hold on any machine are known without a guard. The guard's arithmetic has an error, so that this side of its
+limits some distance is kept, except where a configuration as close has already served.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sidecar.search.contract import Context, Observation, Outcome, Projection
+from sidecar.search.space import Space
+from vllm_sloguard.guard.repair import Status, repair
+from vllm_sloguard.knobs import Config, Value
+
+_SHARE, _LENGTH = "gpu_memory_utilization", "max_model_len"
+_SPARE_SHARE = 0.03  # CUDA graphs are captured beside the share that vLLM claims
+_REQUESTS_THAT_FIT = 2.0  # of the longest length, in the KV cache as the guard computes it
+_TOLERANCE = 0.95
+_RECENT = 40  # observations that are looked at for what has served
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Turns proposals into what would run. ``most_share`` and ``least_room`` are the limits with their distance."""
+
+    space: Space
+    context: Context
+    rules: bool
+    most_share: float = math.inf
+    least_room: float = 0.0
+
+    @classmethod
+    def after(
+        cls, space: Space, context: Context, history: Sequence[Observation], centre: Config, *, rules: bool
+    ) -> "Admission":
+        """With the guard's limits as they are around ``centre``; without a guard there are none."""
+        if context.project is None:
+            return cls(space, context, rules)
+        served = [o.config for o in history[-_RECENT:] if o.outcome in (Outcome.FEASIBLE, Outcome.INFEASIBLE)]
+        projections = [context.project(config) for config in served]
+        rooms = [room for p in projections if (room := _room(p)) is not None]
+        least = min(_REQUESTS_THAT_FIT, *rooms, math.inf) * _TOLERANCE
+        return cls(space, context, rules, _most_share(space, context, centre, served), least)
+
+    def admitted(self, config: Config) -> dict[str, Value] | None:
+        """What would run, a configuration of the space; None for what is refused or too close to a limit."""
+        config = self._long_enough(config)
+        if self.rules and (mended := repair(config, None, None)).status is not Status.UNCHANGED:
+            config = mended.args
+        if self.context.project is None:
+            return self.space.project(config)
+        projection = self.context.project(self.space.project(config))
+        share, room = projection.config.get(_SHARE), _room(projection)
+        too_much = isinstance(share, float) and share > self.most_share
+        if projection.refusal or too_much or (room is not None and room < self.least_room):
+            return None
+        return self.space.project(projection.config)
+
+    def _long_enough(self, config: Config) -> Config:
+        """Raises a length that the workload's longest request would not fit."""
+        needed, length = self.context.longest_request_tokens, config.get(_LENGTH)
+        if needed is None or not isinstance(length, int) or length >= needed:
+            return config
+        return {**config, _LENGTH: needed}
+
+
+def _room(projection: Projection) -> float | None:
+    """How many requests of the longest length the KV cache holds; None where that is not known."""
+    length = projection.config.get(_LENGTH)
+    if projection.kv_tokens is None or not isinstance(length, int) or length <= 0:
+        return None
+    return projection.kv_tokens / length
+
+
+def _most_share(space: Space, context: Context, centre: Config, served: Sequence[Config]) -> float:
+    """The largest share to try: some way below what the guard lowers the largest one to."""
+    knob = space.by_name.get(_SHARE)
+    if knob is None or context.project is None or _SHARE not in centre:
+        return math.inf
+    lowered = context.project({**centre, _SHARE: knob.high})
+    limit = lowered.config.get(_SHARE)
+    if lowered.refusal or not isinstance(limit, float) or limit >= knob.high:
+        return math.inf
+    proven = [share for config in served if isinstance(share := config.get(_SHARE), float)]
+    return max(limit - _SPARE_SHARE, *proven, 0.0)

@@ -1,0 +1,1 @@
+"""The loop of `sloguard serve`: windows, the serving engine, probation, drain hooks."""

@@ -1,0 +1,177 @@
+"""`sloguard serve`: keeps vLLM serving, and takes it down to tune in the windows of the configuration.
+
+Each cycle of the loop looks at what there is and does the one thing that is due: an engine that has ended is started
+again, one that another is promoted over is replaced, a window is opened, or the engine is probed.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from sidecar.config.schema import Config
+from sidecar.engine.engine import Cancelled, EngineCrashed
+from sidecar.engine.process_group import NotGoneError
+from sidecar.record.events import Kind, WindowOutcome
+from sidecar.record.journal import JournalError, Superseded
+from sidecar.record.states import ENGINE_ENDED, ENGINE_SERVES_ON, FAILED, Cause, State
+from sidecar.record.trial import Trial
+from sidecar.service.drain_hooks import HookRunner
+from sidecar.service.parts import Parts
+from sidecar.service.probation_monitor import Watch
+from sidecar.service.serving_engine import Serving
+from sidecar.service.state_machine import Progress, Say
+from sidecar.service.tuning_window import Window, end_interrupted
+from sidecar.service.window_policy import refusal
+
+_TICK_S = 0.5
+_PROBE_EVERY_S = 5.0
+
+
+class Service:
+    """The loop. Everything that it does happens on the thread that calls ``run``."""
+
+    def __init__(self, config: Config, parts: Parts, *, say: Say, notify: Callable[[Trial], None]) -> None:
+        self._config = config
+        self._parts = parts
+        self._requests = parts.requests
+        self.progress = self._progress = Progress(parts.journal, parts.metrics, parts.requests, say)
+        self._hooks = HookRunner(config.window.hooks, parts.operations, say)
+        self._serving = Serving(config, parts, self._progress, self._hooks)
+        self._watch = Watch(config, parts.operations, self._serving, self._progress, parts.metrics)
+        self._window = Window(config, parts, self._progress, self._serving, notify)
+        self._opening = config.window.next_opening(time.time())
+        self._probed_at = 0.0
+        self._trouble = ""
+        self._behind = False
+
+    def run(self) -> None:
+        """Serves until a stop is requested.
+
+        Raises EngineCrashed when the file's arguments do not start and never have, Superseded when another sidecar has
+        taken the state folder over: then the engine is that one's.
+        """
+        try:
+            self._run()
+        except Superseded:
+            raise
+        except Exception as error:
+            self._failed(error)
+            raise
+
+    def _run(self) -> None:
+        self._take_over()
+        end_interrupted(self._parts.journal, "the sidecar ended during the run", self._progress.say)
+        try:
+            self._serving.recover()
+        except Cancelled:
+            self._halt()
+            return
+        self._end_window()
+        self._hooks.after_restore()
+        self._probed_at = time.monotonic()
+        while not self._requests.stop_sidecar.wait(_TICK_S):
+            try:
+                self._cycle()
+            except (JournalError, NotGoneError, OSError) as error:
+                # A disk may be full and a process may not die; the service is looked after all the same.
+                self._say_once(str(error))
+        self._halt()
+
+    def _take_over(self) -> None:
+        try:
+            self._requests.epoch = self._parts.journal.take_over(os.getpid())
+            self._parts.runner.act_for(self._requests.epoch)
+            self._parts.metrics.epoch.set(self._requests.epoch)
+        except JournalError as error:
+            self._say_once(str(error))
+
+    def _say_once(self, trouble: str) -> None:
+        """What goes wrong in each cycle anew is said when it is another thing than last time."""
+        if trouble != self._trouble:
+            self._progress.say(trouble)
+        self._trouble = trouble
+
+    def _end_window(self) -> None:
+        """Ends the window that an earlier sidecar did not live to end."""
+        try:
+            if self._parts.operations.open_window() is not None:
+                reason = "the sidecar ended during the window"
+                self._parts.operations.record(Kind.WINDOW_ENDED, outcome=WindowOutcome.STOPPED, reason=reason)
+        except JournalError as error:
+            self._progress.say(str(error))
+
+    def _cycle(self) -> None:
+        if not self._requests.epoch:
+            self._take_over()
+        self._catch_up()
+        serving = self._serving
+        if not serving.alive():
+            serving.restart(Cause.ENGINE_CRASHED, "the serving engine crashed")
+        elif serving.outdated():
+            serving.replace(Cause.ROLLED_BACK, f"promotion {serving.promotion} was rolled back")
+        elif self._requests.retune.is_set():
+            duration_s = self._requests.retune_duration_s or self._config.window.duration
+            self._window.open(duration_s, Cause.WINDOW_ASKED, "a window was asked for")
+        elif self._opening is not None and time.time() >= self._opening:
+            self._scheduled()
+        elif serving.doubtful() or time.monotonic() - self._probed_at >= _PROBE_EVERY_S:
+            self._look()
+            return
+        else:
+            self._parts.journal.still_mine()
+            return
+        self._opening, self._probed_at = self._config.window.next_opening(time.time()), time.monotonic()
+        self._hooks.after_restore()
+
+    def _catch_up(self) -> None:
+        """Writes what a full disk has kept out of the journal, as soon as it can be. Raises Superseded.
+
+        It is between two windows, so none is open, no trial runs, and no engine but the one that serves.
+        """
+        self._behind = not self._parts.journal.caught_up() or self._behind
+        if not self._behind:
+            return
+        with suppress(JournalError):  # it was said when it happened
+            self._serving.record_again()
+            end_interrupted(self._parts.journal, "the journal could not be written", self._progress.say)
+            self._end_window()
+            self._progress.record_again()
+            self._behind = False
+
+    def _scheduled(self) -> None:
+        operations = self._parts.operations
+        paused, last = operations.paused(), operations.last_window()
+        why_not = refusal(self._config.window, time.time(), paused, last, self._serving.rate(), force=False)
+        if not why_not:
+            self._window.open(self._config.window.duration, Cause.WINDOW_SCHEDULED, "the window has opened")
+            return
+        self._progress.say(f"no window: {why_not}")
+        self._parts.metrics.windows.labels(str(WindowOutcome.REFUSED)).inc()
+        operations.record(Kind.WINDOW_ENDED, outcome=WindowOutcome.REFUSED, reason=why_not)
+
+    def _look(self) -> None:
+        """Probes the engine, and looks after what is on probation and what others are owed."""
+        works = self._serving.probe()
+        self._probed_at = time.monotonic()
+        if not works:
+            self._serving.restart(Cause.ENGINE_HANGS, "the serving engine hangs")
+            return
+        self._parts.metrics.paused.set(self._parts.operations.paused() is not None)
+        self._watch.look()
+        self._hooks.after_restore()
+
+    def _failed(self, error: Exception) -> None:
+        """What `sloguard status` tells from now on."""
+        if self._progress.state is State.HALTED:
+            return
+        what = "the engine did not start" if isinstance(error, EngineCrashed) else type(error).__name__
+        serves_on = "; the engine serves on" if self._serving.alive() else ""
+        self._progress.enter(State.HALTED, Cause.FAILED, f"{FAILED}: {what}: {' '.join(str(error).split())}{serves_on}")
+
+    def _halt(self) -> None:
+        if self._requests.stop_engine.is_set() or not self._serving.alive():
+            self._progress.enter(State.HALTED, Cause.STOPPED, ENGINE_ENDED)
+            self._serving.end(drain=True)
+        else:
+            self._progress.enter(State.HALTED, Cause.STOPPED, ENGINE_SERVES_ON)

@@ -1,0 +1,42 @@
+"""What is asked of the loop of `serve`, and the load it is under."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+from sidecar.observe.telemetry import TelemetryHub
+from sidecar.observe.user_requests import RATE_OVER_S, rate, real_requests
+from sidecar.record.states import IN_A_WINDOW, State
+
+
+@dataclass
+class Requests:
+    """What other threads ask of the loop, and what they need to know of it."""
+
+    stop_sidecar: threading.Event = field(default_factory=threading.Event)
+    stop_engine: threading.Event = field(default_factory=threading.Event)
+    retune: threading.Event = field(default_factory=threading.Event)
+    abort: threading.Event = field(default_factory=threading.Event)
+    retune_duration_s: float = 0.0
+    state: State = State.HALTED
+    engine_id: str = ""
+    epoch: int = 0
+
+
+def serving_rate(hub: TelemetryHub, engine_id: str) -> float | None:
+    """Requests/s of the last five minutes; None where they were not watched for a minute."""
+    traffic = hub.traffic(engine_id)
+    if traffic is None:
+        return None
+    return rate(real_requests(traffic), traffic.since, time.monotonic(), RATE_OVER_S)
+
+
+def busy(asked: Requests) -> str:
+    """Why what the sidecar does now leaves no room for a window; empty where it serves."""
+    if asked.state in (*IN_A_WINDOW, State.PROMOTING):
+        return f"a window is open already: the sidecar is {asked.state}"
+    if asked.state is State.HALTED:
+        return "the sidecar is not up yet, or has ended"
+    if asked.state is not State.SERVING:
+        return f"vLLM does not serve yet: the sidecar is {asked.state}; ask again when it serves"
+    return "a window has been asked for already" if asked.retune.is_set() else ""

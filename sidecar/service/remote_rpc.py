@@ -1,0 +1,74 @@
+"""The control service over TCP, where the configuration asks for it: mutual TLS, and a token for whoever gives orders.
+
+On the Unix socket there is neither: who may open it, its owner alone, may do everything.
+"""
+
+import hmac
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from sidecar.config.schema import Config, Remote
+from sidecar.config.secret_files import read, secret, token
+from sidecar.rpc import bounded_server
+from vllm_sloguard.hooks.telemetry_client import unix_target
+
+_SCHEME = "Bearer "
+
+
+def serve(remote: Remote, register: Callable[[grpc.Server], Any]) -> grpc.Server:
+    """A started server at ``remote.address``; ``register`` adds its services.
+
+    Raises ConfigError for files that can't be used, OSError for an address that is taken.
+    """
+    credentials = grpc.ssl_server_credentials(
+        [(secret("remote.key", remote.key), read("remote.certificate", remote.certificate))],
+        root_certificates=read("remote.ca", remote.ca),
+        require_client_auth=True,
+    )
+    server = bounded_server(interceptors=[_TokenNeeded(token("remote.token", remote.token))])
+    register(server)
+    try:
+        server.add_secure_port(remote.address, credentials)
+    except RuntimeError as error:
+        raise OSError(f"remote.address: {remote.address}: {error}") from None
+    server.start()
+    return server
+
+
+@contextmanager
+def channel(config: Config) -> Generator[tuple[grpc.Channel, tuple[tuple[str, str], ...]]]:
+    """A channel to the sidecar of ``config``, and the metadata that each call needs. Raises ConfigError.
+
+    By the socket in the state folder, or where that is not on this machine, by TCP.
+    """
+    remote = config.remote
+    if remote is None or config.socket.exists():
+        with grpc.insecure_channel(unix_target(str(config.socket))) as opened:
+            yield opened, ()
+        return
+    credentials = grpc.ssl_channel_credentials(
+        read("remote.ca", remote.ca), secret("remote.key", remote.key), read("remote.certificate", remote.certificate)
+    )
+    metadata = (("authorization", _SCHEME + token("remote.token", remote.token)),)
+    with grpc.secure_channel(remote.address, credentials) as opened:
+        yield opened, metadata
+
+
+class _TokenNeeded(grpc.ServerInterceptor):
+    """Refuses every call without the token."""
+
+    def __init__(self, token: str) -> None:
+        self._wanted = (_SCHEME + token).encode()
+
+    def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
+        given = dict(handler_call_details.invocation_metadata).get("authorization", "")
+        if hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._wanted):
+            return continuation(handler_call_details)
+        return grpc.unary_unary_rpc_method_handler(_refuse)  # pyright: ignore[reportUnknownVariableType]
+
+
+def _refuse(_request: Any, context: grpc.ServicerContext) -> Any:
+    context.abort(grpc.StatusCode.UNAUTHENTICATED, "a token is needed")

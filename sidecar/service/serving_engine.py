@@ -1,0 +1,311 @@
+"""The engine that serves: taken over or started, probed, started again, and replaced by what is promoted instead."""
+
+import time
+
+from sidecar.config.schema import Config
+from sidecar.engine.engine import Cancelled, Engine, EngineCrashed
+from sidecar.engine.http import Unanswered
+from sidecar.engine.process_group import NotGoneError
+from sidecar.format import setting
+from sidecar.guard.guard import Args
+from sidecar.observe.user_requests import Record, Request, real_requests, record
+from sidecar.promote import promoted_file
+from sidecar.promote.probation import Ruling, Verdict, crash_loop
+from sidecar.record.events import Kind
+from sidecar.record.journal import JournalError
+from sidecar.record.states import COMING_UP, Cause, State
+from sidecar.service.drain_hooks import HookRunner
+from sidecar.service.mailbox import serving_rate
+from sidecar.service.parts import Parts
+from sidecar.service.state_machine import Progress
+from vllm_sloguard.crash import Category, Crash
+
+_PROBES_TO_HANG = 2
+_LONGEST_BACKOFF_S = 60.0
+# A start that fails for this says nothing of what was started.
+_PORT_TAKEN = "Address already in use"
+
+
+class Serving:
+    """What serves is always what the journal says is promoted, or the file's own arguments.
+
+    ``promotion`` is the number of the promotion that serves, None for the file's arguments; ``restore_s`` how long a
+    restore may take.
+    """
+
+    def __init__(self, config: Config, parts: Parts, progress: Progress, hooks: HookRunner) -> None:
+        self._config = config
+        self._journal = parts.journal
+        self._operations = parts.operations
+        self._engines = parts.engines
+        self._hub = parts.hub
+        self._metrics = parts.metrics
+        self._requests = parts.requests
+        self._progress = progress
+        self.hooks = hooks
+        self._engine: Engine | None = None
+        self._wanted: tuple[int | None, Args] = (None, config.engine.args)
+        self._undone: set[int] = set()
+        self._crashes: list[tuple[int | None, float]] = []  # of which promotion, and when, in monotonic seconds
+        self._misses = self._steps = 0
+        self._probe_timeout_s = config.engine.hang_timeout_s / _PROBES_TO_HANG
+        self.promotion: int | None = None
+        self.restore_s = 0.0
+        parts.metrics.restore_expected.set_function(lambda: self.restore_s or config.engine.start_timeout_s)
+
+    # What is to serve
+
+    def wanted(self) -> tuple[int | None, Args]:
+        """The promotion that holds, or None, and its arguments; the last known where the journal can't be read."""
+        try:
+            holding = (p for p in reversed(self._operations.promotions()) if p.rolled_back_at is None)
+            current = next((p for p in holding if p.id not in self._undone), None)
+        except JournalError as error:
+            self._progress.say(str(error))
+            return self._wanted
+        self._wanted = (current.id, current.args) if current else (None, self._config.engine.args)
+        self._metrics.promoted(self._wanted[1], self._wanted[0])
+        return self._wanted
+
+    def outdated(self) -> bool:
+        """Whether another configuration is to serve than the one that does."""
+        return self.wanted()[0] != self.promotion
+
+    def roll_back(self, promotion: int, ruling: Ruling) -> None:
+        """Takes ``promotion`` back and quarantines it; what serves is not touched yet."""
+        self._progress.say(f"promotion {promotion} is rolled back and quarantined: {ruling.reason}")
+        self._undone.add(promotion)  # also where the journal can't be written
+        self._metrics.rollbacks.labels(str(ruling.verdict)).inc()
+        try:
+            self._operations.roll_back(promotion, ruling.reason)
+        except JournalError as error:
+            self._progress.say(str(error))
+
+    # Coming up
+
+    def recover(self) -> None:
+        """Takes up what an earlier sidecar left: its engine if that is the right one, and nothing else.
+
+        Raises EngineCrashed where the file's arguments have never served and do not start, Cancelled.
+        """
+        last = self._journal.state()
+        self._progress.enter(State.STARTING, Cause.STARTED, "the sidecar has started")
+        promotion, args = self.wanted()
+        self._crashes = self._earlier_crashes()
+        self.restore_s = self._operations.longest_start_s() or 0.0
+        self._engine = self._adoptable(args, coming_up=last is not None and last.state in COMING_UP)
+        try:
+            self._engines.end_orphans(keep=self._engine.launch.engine_id if self._engine is not None else "")
+        except (NotGoneError, OSError) as error:
+            self._progress.say(str(error))
+        if self._engine is not None:
+            self._up(promotion, Cause.ENGINE_TAKEN_OVER, "the engine of an earlier sidecar serves on")
+            return
+        first = promotion is None and not self.restore_s
+        self.bring_up(State.STARTING, Cause.STARTED, "the sidecar has started", give_up=first)
+
+    def _earlier_crashes(self) -> list[tuple[int | None, float]]:
+        since = time.time() - self._config.promotion.probation.crashes_within
+        events = self._operations.events([Kind.CRASH], since=since)
+        return [(e.content["promotion"], time.monotonic() - max(time.time() - e.at, 0.0)) for e in events]
+
+    def _adoptable(self, args: Args, *, coming_up: bool) -> Engine | None:
+        for left in self._journal.engines():
+            engine = self._engines.adopt(left, args)
+            if engine is None or not engine.alive():
+                continue
+            try:
+                if coming_up:  # its start goes on without the sidecar that began it
+                    engine.wait_ready(self._config.engine.start_timeout_s, self._requests.stop_engine.is_set)
+                else:
+                    engine.probe(self._probe_timeout_s)
+            except (Unanswered, EngineCrashed):
+                continue
+            return engine
+        return None
+
+    def bring_up(self, state: State, cause: Cause, why: str, *, give_up: bool = False) -> None:
+        """Starts what is to serve, again and again with growing pauses; a stop ends that after one more try.
+
+        With ``give_up``, raises the EngineCrashed of the first try, unless that came from outside.
+        """
+        self._metrics.engine_up.set(0)
+        backoff_s = 1.0
+        while not self._requests.stop_engine.is_set():
+            if state is not State.STARTING:  # that one was entered before an engine was looked for
+                self._progress.enter(state, cause, why)
+            promotion, args = self.wanted()
+            try:
+                self._start(promotion, args)
+            except Cancelled:
+                return
+            except EngineCrashed as error:
+                if give_up and _says_no(error.crash):
+                    raise
+                problem, undone = error, self._did_not_start(promotion, error.crash)
+            except (NotGoneError, JournalError, OSError) as error:
+                problem, undone = error, False
+            else:
+                self._up(promotion, cause, why if state is State.PROMOTING else f"{why}; it is up")
+                return
+            state = State.RESTORING
+            if undone:
+                cause, why = Cause.ROLLED_BACK, f"promotion {promotion} does not start"
+                continue
+            self._progress.say(f"the engine did not come up, again in {backoff_s:.0f} s: {problem}")
+            if self._requests.stop_sidecar.wait(backoff_s):
+                return
+            backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
+
+    def _start(self, promotion: int | None, args: Args) -> None:
+        """One start, to its first token. Raises EngineCrashed, Cancelled, NotGoneError, OSError."""
+        began = time.monotonic()
+        self.end(drain=False)
+        try:
+            self._engine = self._engines.serve(args, self._began, self._requests.stop_engine.is_set)
+        except Cancelled:
+            self.end(drain=False)
+            raise
+        except EngineCrashed as error:
+            self._metrics.crashed(error.crash, "serving")
+            if self._engine is not None:
+                self._engines.learn(self._engine, error.crash)
+            self.end(drain=False)
+            raise
+        self._engines.learn(self._engine)
+        took_s = time.monotonic() - began
+        self.restore_s = max(self.restore_s, took_s)
+        self._record(Kind.START, base=self._config.base_digest(), promotion=promotion, seconds=took_s)
+
+    def _began(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def _did_not_start(self, promotion: int | None, crash: Crash) -> bool:
+        """Whether there is something else to start at once: a promotion that does not start is no good."""
+        self._record(Kind.CRASH, promotion=promotion, reason=f"{crash.category}: {crash.evidence}")
+        if promotion is None or _PORT_TAKEN in crash.evidence:
+            return False
+        self.roll_back(
+            promotion, Ruling(Verdict.START_FAILED, f"it does not start: {crash.category}: {crash.evidence}")
+        )
+        return True
+
+    def _up(self, promotion: int | None, cause: Cause, why: str) -> None:
+        assert self._engine is not None
+        self.promotion = promotion
+        self._misses = self._steps = 0
+        self._requests.engine_id = self._engine.launch.engine_id
+        args = self._engine.launch.args
+        repairs = self._engines.repairs(self._engine)
+        for change in repairs:
+            self._progress.say(
+                f"the plugin changed {change.name} from {setting(change.before, change.name)}"
+                f" to {setting(change.after, change.name)}: {change.reason}"
+            )
+        self._metrics.serving({**args, **{change.name: change.after for change in repairs}}, promotion)
+        self._metrics.engine_up.set(1)
+        self._progress.enter(State.SERVING, cause, why)
+        try:
+            promoted_file.keep_true(self._config, args, why)
+        except OSError as error:
+            self._progress.say(f"{promoted_file.FILE_NAME}: {error}")
+
+    def _record(self, kind: Kind, **content: object) -> None:
+        """To serve comes before to record."""
+        try:
+            self._operations.record(kind, **content)
+        except JournalError as error:
+            self._progress.say(str(error))
+
+    # While it serves
+
+    def alive(self) -> bool:
+        """Whether the engine's process runs."""
+        return self._engine is not None and self._engine.alive()
+
+    def doubtful(self) -> bool:
+        """Whether the last probe was not answered."""
+        return self._misses > 0
+
+    def record_again(self) -> None:
+        """Makes the journal say that the engine that serves runs, and no other. Raises JournalError, Superseded."""
+        self._engines.record_alone(self._engine)
+
+    def probe(self) -> bool:
+        """One real token, or steps since the last probe, show that the engine works; False when it hangs."""
+        assert self._engine is not None
+        steps = self._hub.of(self._engine.launch.engine_id).total_steps
+        try:
+            self._engine.probe(self._probe_timeout_s)
+        except Unanswered:
+            self._misses = 0 if steps > self._steps else self._misses + 1
+        else:
+            self._misses = 0
+        self._steps = steps
+        self._metrics.engine_up.set(0 if self._misses else 1)
+        self._engine.trim_log()
+        return self._misses < _PROBES_TO_HANG
+
+    def restart(self, cause: Cause, why: str) -> None:
+        """The engine has ended, or hangs: its rest is killed, the crash counted, and what is to serve started."""
+        self._metrics.engine_up.set(0)
+        self._progress.enter(State.RESTORING, cause, why)
+        if self._engine is not None:
+            try:
+                crash = self._engine.crashed("serving", timed_out=cause is Cause.ENGINE_HANGS).crash
+            except (NotGoneError, OSError) as error:
+                self._progress.say(str(error))
+            else:
+                self._crashed(self._engine, crash)
+        self.bring_up(State.RESTORING, cause, why)
+
+    def _crashed(self, engine: Engine, crash: Crash) -> None:
+        self._metrics.crashed(crash, "serving")
+        self._progress.say(f"the serving engine crashed: {crash.category}: {crash.evidence}")
+        self._engines.learn(engine, crash, started=False)
+        self._crashes = [*self._crashes[-99:], (self.promotion, time.monotonic())]
+        self._record(Kind.CRASH, promotion=self.promotion, reason=f"{crash.category}: {crash.evidence}")
+        times = [at for promotion, at in self._crashes if promotion == self.promotion]
+        ruling = crash_loop(times, time.monotonic(), self._config.promotion.probation)
+        if ruling is not None and self.promotion is not None:
+            self.roll_back(self.promotion, ruling)
+
+    def replace(self, cause: Cause, why: str) -> None:
+        """Drains the engine and starts what is to serve instead."""
+        self._progress.enter(State.RESTORING, cause, why)
+        try:
+            if problem := self.hooks.before_drain():
+                self._progress.say(problem)
+        except JournalError as error:
+            self._progress.say(str(error))
+        self._requests.stop_sidecar.wait(self._config.window.notice)
+        try:
+            self.end(drain=True)
+        except (NotGoneError, OSError) as error:
+            self._progress.say(str(error))
+        self.bring_up(State.RESTORING, cause, why)
+
+    def end(self, *, drain: bool) -> None:
+        """Ends the engine. Raises NotGoneError."""
+        if self._engine is not None:
+            self._engines.end(self._engine, drain=drain)
+            self._engine = None
+
+    # Its requests
+
+    def requests(self) -> list[Request]:
+        """The real requests of the engine that serves, as far as they were heard of."""
+        return real_requests(self._hub.traffic(self._requests.engine_id))
+
+    def rate(self) -> float | None:
+        """Of the last five minutes, requests/s; None where they were not watched for a minute."""
+        return serving_rate(self._hub, self._requests.engine_id)
+
+    def record(self) -> Record:
+        """What its requests come to."""
+        return record(self.requests(), self._config.slo, self.rate())
+
+
+def _says_no(crash: Crash) -> bool:
+    """Whether vLLM itself has ended over what it was given, and would again: it was not killed, and did not hang."""
+    return (crash.exit_code or 0) >= 0 and crash.category is not Category.TIMEOUT

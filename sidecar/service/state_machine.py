@@ -1,0 +1,80 @@
+"""Where the service stands: each change of state is written before it is made, and shown by all who are asked."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sidecar.metrics.exporter import Metrics
+from sidecar.record.journal import Journal, JournalError
+from sidecar.record.states import TABLE, Cause, State, check
+from sidecar.service.mailbox import Requests
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A state, why it was entered, and when, seconds since the epoch."""
+
+    state: State
+    why: str
+    since: float
+
+
+class Progress:
+    """The present state, with its reason; ``window_end`` is in monotonic seconds, None outside of a window.
+
+    Other threads read ``standing`` and ``time_left``.
+    """
+
+    def __init__(self, journal: Journal, metrics: Metrics, requests: Requests, say: Say) -> None:
+        self._journal = journal
+        self._metrics = metrics
+        self._requests = requests
+        self.say = say
+        self.standing = Standing(State.HALTED, "", time.time())
+        self.window_end: float | None = None
+        metrics.window_remaining.set_function(self.time_left)
+        metrics.window_overrun.set_function(self.overrun_s)
+
+    @property
+    def state(self) -> State:
+        """The present one."""
+        return self.standing.state
+
+    def serves(self) -> bool:
+        """Whether the service is up, as far as is known."""
+        return self.state is State.SERVING
+
+    def time_left(self) -> float:
+        """Seconds until the window's end, 0 outside of one; also called by scrapes, on their threads."""
+        end = self.window_end
+        return 0.0 if end is None else max(end - time.monotonic(), 0.0)
+
+    def overrun_s(self) -> float:
+        """Seconds since the end of a window that has not come back, 0 otherwise; also called by scrapes."""
+        end = self.window_end
+        return 0.0 if end is None else max(time.monotonic() - end, 0.0)
+
+    def record_again(self) -> None:
+        """Writes down the present state, which could not be when it was entered. Raises JournalError, Superseded."""
+        last = self._journal.state()
+        standing = self.standing
+        if last is None or (last.state, last.reason) != (standing.state, standing.why):
+            self._journal.enter(str(standing.state), standing.why)
+
+    def enter(self, state: State, cause: Cause, why: str) -> None:
+        """Goes on to ``state``; the same one for the same reason is no change. Raises Superseded."""
+        if (state, why) == (self.standing.state, self.standing.why):
+            return
+        check(self.state, state)
+        until = time.time() + self.time_left() if self.window_end is not None else None
+        try:
+            self._journal.enter(str(state), why, until)
+        except JournalError as error:
+            # To serve comes before to record.
+            self.say(str(error))
+        self.standing = Standing(state, why, time.time())
+        self._requests.state = state
+        self._metrics.entered(state, ready=TABLE[state].ready, cause=cause)
+        self.say(f"{state}: {why}")

@@ -1,0 +1,185 @@
+"""One window of `sloguard serve`: drain, tune, and come back, in time and whatever happens."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+from sidecar.config.schema import Config
+from sidecar.engine.engine import Cancelled
+from sidecar.promote import promoted_file
+from sidecar.promote.decision import Decision, Outcome, candidate
+from sidecar.record.durations import seconds_of
+from sidecar.record.events import Kind, WindowOutcome, ending
+from sidecar.record.journal import Journal, JournalError, Superseded
+from sidecar.record.states import Cause, State
+from sidecar.record.trial import VALIDATING, Plan, Trial
+from sidecar.run.tuning_run import Tuner, incumbent_args, open_run
+from sidecar.service.parts import Parts
+from sidecar.service.serving_engine import Serving
+from sidecar.service.state_machine import Progress
+
+_POLL_S = 0.1
+_CAUSES = {
+    WindowOutcome.PROMOTED: Cause.PROMOTED,
+    WindowOutcome.KEPT: Cause.KEPT,
+    WindowOutcome.ABORTED: Cause.WINDOW_ABORTED,
+    WindowOutcome.STOPPED: Cause.STOPPED,
+    WindowOutcome.OUT_OF_TIME: Cause.WINDOW_OUT_OF_TIME,
+}
+_DECIDED = (WindowOutcome.PROMOTED, WindowOutcome.KEPT)
+
+
+class _RefusedError(RuntimeError):
+    """The window does not open after all; the service was not touched."""
+
+
+class Window:
+    """Opens windows, one after another; ``notify`` is told of each trial."""
+
+    def __init__(
+        self,
+        config: Config,
+        parts: Parts,
+        progress: Progress,
+        serving: Serving,
+        notify: Callable[[Trial], None],
+    ) -> None:
+        self._config = config
+        self._parts = parts
+        self._progress = progress
+        self._serving = serving
+        self._notify = notify
+
+    def open(self, duration_s: float, cause: Cause, why: str) -> None:
+        """One window, from a service to a service."""
+        outcome, reason, decided = WindowOutcome.FAILED, "", ""
+        try:
+            record = dataclasses.asdict(self._serving.record())
+            self._parts.operations.record(Kind.WINDOW_OPENED, reason=why, record=record)
+            self._progress.window_end = time.monotonic() + duration_s
+            self._drain(cause, why)
+            decision = self._tune()
+            outcome = WindowOutcome.PROMOTED if decision.outcome is Outcome.PROMOTED else WindowOutcome.KEPT
+            reason, decided = decision.reason, str(decision.outcome)
+        except Superseded:
+            raise
+        except _RefusedError as error:
+            outcome, reason = WindowOutcome.REFUSED, str(error)
+        except Cancelled:
+            outcome, reason = self._given_up()
+        except Exception as error:  # noqa: BLE001 - the boundary of a window: whatever it fails of, the service is back
+            reason = f"the window failed: {type(error).__name__}: {error}"
+        outcome, reason = self._come_back(outcome, reason)
+        self._progress.window_end = None
+        self._parts.requests.retune.clear()
+        self._parts.requests.abort.clear()
+        self._end(outcome, reason, decided if outcome in _DECIDED else "")
+
+    def _given_up(self) -> tuple[WindowOutcome, str]:
+        requests = self._parts.requests
+        if requests.stop_sidecar.is_set():
+            return WindowOutcome.STOPPED, "a stop was asked for"
+        if requests.abort.is_set():
+            return WindowOutcome.ABORTED, "the window was aborted"
+        return WindowOutcome.OUT_OF_TIME, "no time was left for the trial"
+
+    def _drain(self, cause: Cause, why: str) -> None:
+        """Not ready from here on; then vLLM takes no new requests and finishes those in flight."""
+        began = time.monotonic()
+        self._progress.enter(State.DRAINING, cause, why)
+        if problem := self._serving.hooks.before_drain():
+            self._progress.enter(State.SERVING, Cause.WINDOW_REFUSED, problem)
+            raise _RefusedError(problem)
+        while time.monotonic() < began + self._config.window.notice:
+            if self._stopped():
+                break
+            time.sleep(_POLL_S)
+        if self._stopped():
+            outcome, reason = self._given_up()
+            self._progress.enter(State.SERVING, _CAUSES[outcome], f"{reason} before the drain")
+            raise Cancelled
+        self._parts.metrics.engine_up.set(0)
+        self._serving.end(drain=True)
+
+    def _stopped(self) -> bool:
+        return self._parts.requests.stop_sidecar.is_set() or self._parts.requests.abort.is_set()
+
+    def _tune(self) -> Decision:
+        if self._stopped():  # while it drained
+            raise Cancelled
+        config, journal, metrics = self._config, self._parts.journal, self._parts.metrics
+        run = open_run(config, journal)
+        self._progress.enter(State.TUNING, Cause.DRAINED, f"the service is drained for run {run.id}")
+
+        def begin(plan: Plan) -> None:
+            if plan.role in VALIDATING and self._progress.state is not State.VALIDATING:
+                best = candidate(journal.trials(run.id))
+                which = "the best of the search" if best is None else f"trial {best.number}, the best of the search,"
+                why = f"{which} and what served are measured anew, in turn"
+                self._progress.enter(State.VALIDATING, Cause.BEST_FOUND, why)
+
+        def notify(trial: Trial) -> None:
+            metrics.trial(trial, journal.trials(run.id))
+            self._notify(trial)
+
+        def fits(search: int, validations: int) -> bool:
+            trials = journal.trials(run.id)
+            # A sidecar that took an engine over may not have seen a start yet but those of its trials.
+            starts = [t.result.start_s for t in trials if t.result is not None and t.result.start_s is not None]
+            self._serving.restore_s = max(self._serving.restore_s, *starts, 0.0)
+            restore_s = self._serving.restore_s
+            return self._progress.time_left() >= restore_s + seconds_of(trials, search, validations, restore_s)
+
+        def cancelled() -> bool:
+            return self._stopped() or self._progress.time_left() < self._serving.restore_s
+
+        tuner = Tuner(
+            config,
+            run,
+            journal,
+            self._parts.runner,
+            self._parts.guard,
+            begin=begin,
+            notify=notify,
+            fits=fits,
+            cancelled=cancelled,
+        )
+        decision = tuner.tune()
+        metrics.decided(decision)
+        self._progress.say(f"run {run.id}: {decision.outcome}: {decision.reason}")
+        promoted_file.write(config, incumbent_args(config, journal), decision, journal.trials(run.id))
+        return decision
+
+    def _come_back(self, outcome: WindowOutcome, reason: str) -> tuple[WindowOutcome, str]:
+        """To what is to serve from now on; what became of the window then."""
+        if self._progress.serves():
+            return outcome, reason
+        if outcome not in _DECIDED:
+            end_interrupted(self._parts.journal, reason, self._progress.say)
+        winner = self._serving.wanted()[0] if outcome is WindowOutcome.PROMOTED else None
+        state = State.PROMOTING if winner is not None else State.RESTORING
+        self._serving.bring_up(state, _CAUSES.get(outcome, Cause.WINDOW_FAILED), reason)
+        if winner is not None and self._progress.serves() and self._serving.promotion != winner:
+            return WindowOutcome.FAILED, f"promotion {winner} did not start"
+        return outcome, reason
+
+    def _end(self, outcome: WindowOutcome, reason: str, decided: str) -> None:
+        self._progress.say(f"the window has ended: {ending(outcome, decided)}: {reason}")
+        self._parts.metrics.windows.labels(str(outcome)).inc()
+        if self._progress.serves():
+            self._serving.hooks.after_restore()
+        try:
+            self._parts.operations.record(Kind.WINDOW_ENDED, outcome=outcome, reason=reason, decision=decided)
+        except JournalError as error:
+            self._progress.say(str(error))
+
+
+def end_interrupted(journal: Journal, why: str, say: Callable[[str], None]) -> None:
+    """Ends what a run has left open; where the journal can't be written, the next start does it. Raises Superseded."""
+    try:
+        journal.abort_running()
+        last = journal.last_run()
+        if last is not None and last.ended_at is None:
+            journal.end_run(last.id, {"outcome": "interrupted", "reason": why})
+    except JournalError as error:
+        say(str(error))

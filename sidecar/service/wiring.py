@@ -1,0 +1,73 @@
+"""A sidecar put together from its configuration, for as long as it holds its state folder."""
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import grpc
+
+from sidecar.config.schema import Config
+from sidecar.engine.live_knobs import LiveHub
+from sidecar.guard.guard import Guard
+from sidecar.guard.memory_learning import Learning
+from sidecar.metrics.exporter import Metrics
+from sidecar.observe.telemetry import TelemetryHub
+from sidecar.record import lock
+from sidecar.record.events import Operations
+from sidecar.record.journal import Journal
+from sidecar.rpc import serve
+from sidecar.run.engine_manager import Engines
+from sidecar.run.trial_runner import Runner
+from sidecar.service import remote_rpc
+from sidecar.service.control_rpc import Control
+from sidecar.service.mailbox import Requests
+from sidecar.service.parts import Parts
+from sidecar.service.state_machine import Say
+from vllm_sloguard.guard import machine
+from vllm_sloguard.wire.control_pb2_grpc import add_ControlServiceServicer_to_server
+from vllm_sloguard.wire.live_pb2_grpc import add_LiveServiceServicer_to_server
+from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
+
+
+@contextmanager
+def assembled(config: Config, say: Say) -> Generator[Parts]:
+    """The parts, with their servers started; at the end nothing of a trial runs any more.
+
+    Raises LockedError, JournalError, ConfigError, OSError.
+    """
+    with lock.held(config.state):
+        requests, metrics = Requests(), Metrics(config)
+        live, hub = LiveHub(), TelemetryHub(metrics.heard)
+        control = Control(config, requests, hub)
+
+        def register(server: grpc.Server) -> None:
+            add_TelemetryServiceServicer_to_server(hub, server)
+            add_LiveServiceServicer_to_server(live, server)
+            add_ControlServiceServicer_to_server(control, server)
+
+        seen: dict[int, machine.Machine] = {}
+
+        def observe(ranks: int) -> machine.Machine:
+            # What a trial's engine takes is free for the next one.
+            if ranks not in seen or not runner.occupied:
+                seen[ranks] = machine.observe({**os.environ, **config.engine.env}, ranks=ranks)
+            return seen[ranks]
+
+        journal = Journal(config.state)
+        servers = [serve(config.socket, register)]
+        if config.remote is not None:
+            servers.append(remote_rpc.serve(config.remote, lambda s: add_ControlServiceServicer_to_server(control, s)))
+        learning = Learning(journal, config.state, config.model, observe)
+        engines = Engines(config, learning, hub, live, metrics, say)
+        runner = Runner(config, engines, hub, live, say)
+        try:
+            guard = Guard(config, observe, learning.current)
+            operations = Operations(journal, config.base_digest())
+            yield Parts(journal, operations, engines, runner, guard, hub, metrics, requests)
+        finally:
+            runner.close()
+            engines.end_forks()
+            live.close()
+            for stopped in [server.stop(grace=0.5) for server in servers]:
+                stopped.wait(2)
+            journal.close()

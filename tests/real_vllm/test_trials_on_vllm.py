@@ -1,0 +1,66 @@
+"""Trials on real vLLM as the sidecar runs them: forked, on the engine of the trial before, and the ordinary way."""
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from engine_bench import INCUMBENT, bench, write_config
+
+from sidecar.record.trial import Plan, Result, Role, Start
+from sidecar.search.contract import Proposal
+
+pytestmark = pytest.mark.engine
+
+ARGS: dict[str, Any] = {name.replace("-", "_"): value for name, value in INCUMBENT.items()}
+KNOBS = {"max_num_seqs": {"low": 1, "high": 32}, "block_size": {"choices": [32, 64]}}
+
+
+def search(**knobs: int) -> Plan:
+    """A plan of the search whose engine may be started with more sequences."""
+    return Plan(Role.SEARCH, dict(knobs), {**ARGS, **knobs}, "test", "asked for", ceilings={"max_num_seqs": 32})
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_search_on_few_engines_and_a_validation_on_one_of_its_own(tmp_path: Path) -> None:
+    workload = {"requests": 20, "rate": 10, "output_tokens": 16}
+    config_file = write_config(tmp_path, workload=workload, search={"knobs": KNOBS})
+    with bench(config_file) as parts:
+        runner = parts.runner
+
+        def run(plan: Plan) -> tuple[Result, list[psutil.Process]]:
+            result = runner.run(plan, lambda: False)
+            return result, [p for p in psutil.Process().children(recursive=True) if _lives(p)]
+
+        first, _ = run(search(max_num_seqs=4, block_size=32))
+        second, living = run(search(max_num_seqs=8, block_size=32))
+        assert not runner.is_cold({**ARGS, "max_num_seqs": 16, "block_size": 32})
+        assert runner.is_cold({**ARGS, "max_num_seqs": 64, "block_size": 32})
+        assert runner.is_cold({**ARGS, "max_num_seqs": 4, "block_size": 64})
+        third, still = run(search(max_num_seqs=8, block_size=64))
+        proposal = Proposal({}, "validation", "again")
+        last, _ = run(Plan(Role.VALIDATION, {}, {**ARGS, "max_num_seqs": 8}, proposal.phase, proposal.reason))
+        runner.release()
+
+        assert [r.start for r in (first, second, third, last)] == [
+            Start.FORKED,
+            Start.LIVE,
+            Start.FORKED,
+            Start.ORDINARY,
+        ]
+        for result in (first, second, third, last):
+            assert result.crash is None
+            assert result.measurement is not None
+            assert result.measurement.failed == 0
+        # One engine at a time: the third's processes took the place of the second's.
+        assert len(still) == len(living)
+        assert second.start_s is not None
+        assert third.start_s is not None
+        assert second.start_s < third.start_s
+        assert not runner.occupied

@@ -1,0 +1,122 @@
+"""`sloguard bench optimizers` and `sloguard study stats`, as commands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bench_cases import LISTED, write
+
+ROOT = Path(__file__).parents[3]
+
+
+def sloguard(*args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sidecar", *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def bench(path: Path, *args: object) -> subprocess.CompletedProcess[str]:
+    return sloguard("bench", "optimizers", "--landscape", path, *args)
+
+
+def test_json_is_the_same_on_one_process_and_on_two(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    args = ("--only", "slope", "--optimizers", "random,tba-tpe", "--seeds", 7, "--budget", 5, "--json")
+
+    one, two = bench(path, *args, "--jobs", 1), bench(path, *args, "--jobs", 2)
+
+    assert one.returncode == 0, one.stderr
+    assert one.stdout == two.stdout
+    rows = json.loads(one.stdout)
+    assert [(r["landscape"], r["optimizer"], r["seeds"]) for r in rows] == [
+        ("slope", n, 7) for n in ("random", "tba-tpe")
+    ]
+    assert all(set(LISTED) <= set(r) for r in rows)
+    assert rows[0]["against"] == "tba-tpe"
+    assert 0 <= rows[0]["p"] <= 1
+    assert 0 < rows[0]["found"] <= 7
+
+
+def test_the_table_names_every_optimizer(tmp_path: Path) -> None:
+    ended = bench(write(tmp_path), "--optimizers", "random,tba", "--seeds", 1, "--budget", 2, "--jobs", 1)
+
+    assert ended.returncode == 0, ended.stderr
+    assert "### slope" in ended.stdout
+    assert "| random | " in ended.stdout
+    assert "| tba | " in ended.stdout
+
+
+def test_an_ablation_is_compared_with_the_whole(tmp_path: Path) -> None:
+    ended = bench(write(tmp_path), "--ablation", "--seeds", 1, "--budget", 2, "--jobs", 1, "--json")
+
+    assert ended.returncode == 0, ended.stderr
+    rows = json.loads(ended.stdout)
+    assert rows[0]["optimizer"] == "sloguard"
+    assert len(rows) > 3
+    assert {r["against"] for r in rows[1:]} == {"sloguard"}
+
+
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        (["--only", "hill"], "no landscape is called 'hill'"),
+        (["--optimizers", "random,best"], "--optimizers: no optimizer is called 'best'; there are random,"),
+        (["--against", "best"], "--against: 'best' is not among"),
+        (
+            ["--optimizers", "random", "--seeds", "1", "--budget", "1", "--into", "absent.md"],
+            "absent.md: needs the lines",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, args: list[str], wanted: str) -> None:
+    ended = bench(write(tmp_path), *args)
+
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert wanted in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_landscape_that_raises_is_one_line(tmp_path: Path, jobs: int) -> None:
+    text = "class L:\n def space(s): return {'a': {'type': 'float', 'low': 0, 'high': 1}}\n"
+    text += "".join(f" def {n}(s): return {{}}\n" for n in ("host", "slo", "incumbent"))
+    path = write(tmp_path, text + " def evaluate(s, c, r): return c['b']\nLANDSCAPES = {'slope': L()}\n")
+
+    ended = bench(path, "--optimizers", "random", "--seeds", 10, "--jobs", jobs)
+
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("sloguard: slope: evaluate(")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_the_study_command(tmp_path: Path) -> None:
+    line = '{{"status": "feasible", "avg_latency_ms": {}}}\n'
+    for optimizer, latencies in (("random", (2000, 500, 2000)), ("other", (400, 450, 500))):
+        for seed in (1, 2):
+            folder = tmp_path / "study" / f"{optimizer}_seed{seed}"
+            folder.mkdir(parents=True)
+            (folder / "results.jsonl").write_text("".join(line.format(ms) for ms in latencies), encoding="utf-8")
+
+    table, rows = (
+        sloguard("study", "stats", tmp_path / "study"),
+        sloguard("study", "stats", tmp_path / "study", "--json"),
+    )
+
+    assert "| fast trials | 3.00 ± 0.00 | 1.00 ± 0.00 |" in table.stdout
+    assert json.loads(rows.stdout)["optimizers"][0]["optimizer"] == "other"
+
+
+def test_a_study_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    ended = sloguard("study", "stats", tmp_path / "absent")
+
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == f"sloguard: {tmp_path}/absent: there is no such folder\n"

@@ -1,0 +1,77 @@
+"""`sloguard bench promotion`: windows whose truth is known, few of them, with generous bounds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from sidecar.bench.simulated_windows import Case, Recording, recorded, tally
+from sidecar.cli.bench import app
+from sidecar.cli.bench_promotion import RECORDED_A100
+from sidecar.config.schema import ConfigError
+
+
+@pytest.fixture(scope="module")
+def recording() -> Recording:
+    return recorded(RECORDED_A100)
+
+
+def test_the_recording_is_of_real_loads(recording: Recording) -> None:
+    assert recording.shapes.shape[1] == 100
+    assert np.allclose(recording.shapes.mean(axis=1), 1)
+    assert recording.p99_s > recording.mean_s
+
+
+@pytest.mark.parametrize(
+    ("factor", "noise", "low", "high"),
+    [
+        (1.0, 0.015, 0.0, 0.05),
+        (1.0, 0.1, 0.0, 0.05),
+        (1.1, 0.015, 0.0, 0.025),
+        (1.1, 0.1, 0.0, 0.025),
+        (0.9, 0.015, 0.8, 1.0),
+    ],
+)
+def test_how_often_it_promotes(recording: Recording, factor: float, noise: float, low: float, high: float) -> None:
+    result = tally(Case("small", factor, noise), recording, windows=40, seed=7)
+
+    assert low <= result.promoted / 40 <= high
+    assert result.promoted + result.kept + result.worse + result.inconclusive == 40
+
+
+def test_the_best_of_many_equal_ones_comes_to_a_validation_by_luck(recording: Recording) -> None:
+    """What the search saw would have promoted nearly all of them."""
+    result = tally(Case("small", 1.0, 0.05), recording, windows=40, seed=7)
+
+    assert result.validated >= 30
+    assert result.promoted <= 2
+
+
+def test_the_same_seed_gives_the_same_windows(recording: Recording) -> None:
+    case = Case("small", 0.9, 0.05)
+
+    assert tally(case, recording, 5, seed=1) == tally(case, recording, 5, seed=1)
+
+
+def test_the_command_says_what_holds() -> None:
+    ended = CliRunner().invoke(app, ["promotion", "--windows", "2", "--json"])
+
+    rows = json.loads(ended.stdout)
+    assert {row["case"] for row in rows} >= {"A100: equal", "recorded starts: 10% better", "power"}
+    assert all(row["promoted"] + row["kept"] + row["worse"] + row["inconclusive"] == 2 for row in rows)
+    assert ended.exit_code == (0 if all(row["holds"] is not False for row in rows) else 1)
+
+
+BAD = ["{", "[]", '{"scores": []}', '{"scores": [0.1]}', '{"scores": [0.1, -1]}', '{"scores": 1}']
+
+
+@pytest.mark.parametrize("row", BAD)
+def test_what_is_no_recording_is_one_line(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "starts.jsonl"
+    path.write_text(f"{row}\n" * 3)
+
+    with pytest.raises(ConfigError, match="--starts: ") as raised:
+        recorded(path)
+    assert len(str(raised.value).splitlines()) == 1

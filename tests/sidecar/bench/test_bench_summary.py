@@ -1,0 +1,106 @@
+"""The arithmetic of a row, on runs written down by hand."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+from bench_cases import LISTED
+
+from sidecar.bench.landscape import Verdict
+from sidecar.bench.report import as_json, markdown, marks, put_into
+from sidecar.bench.simulate import Run, Trial
+from sidecar.bench.summary import best_known, compare, row
+from sidecar.search.contract import Outcome
+
+
+def run(*latencies: float | None, name: str = "ours", seed: int = 0) -> Run:
+    """A run by its trials: a latency that met the SLO, a negative one that did not, None for a crash."""
+    trials: list[Trial] = []
+    for ms in latencies:
+        if ms is None:
+            verdict = Verdict(Outcome.CRASHED, "oom", None, math.inf, None, 20)
+        elif ms < 0:
+            verdict = Verdict(Outcome.INFEASIBLE, "", -ms, 0.5, {}, 60)
+        else:
+            verdict = Verdict(Outcome.FEASIBLE, "", ms, 0, {}, 60)
+        trials.append(Trial({}, verdict, "phase", "why"))
+    made = Run("here", name, seed, tuple(trials), 2, None, None)
+    return (
+        made if made.best is None else dataclasses.replace(made, served_ms=made.best.latency_ms + 10, served_feasible=1)
+    )
+
+
+OURS = [run(None, 300, -100, 200), run(-900, None, None, None), run(400, 250, 800, 240)]
+
+
+def test_a_row() -> None:
+    made = row(OURS, 200, 350, [run(500, name="theirs"), run(None, name="theirs"), run(220, name="theirs")])
+
+    assert (made.landscape, made.optimizer, made.seeds, made.found) == ("here", "ours", 3, 2)
+    assert made.first_feasible_median == 1.5
+    assert made.crashes_mean == pytest.approx(4 / 3)
+    assert made.feasible_mean == 2
+    assert made.refused_mean == 2
+    assert made.best_median == 220
+    assert made.best_std == pytest.approx(math.sqrt(800))
+    assert made.regret == pytest.approx(0.1)
+    assert (made.served_median, made.served_feasible) == (230, 1)
+    assert made.cost_s_mean == pytest.approx((200 + 120 + 240) / 3)
+    # Only feasible trials are fast: 2 + 0 + 2; after the first fast one come (no, yes) and (no, yes).
+    assert made.fast_mean == pytest.approx(4 / 3)
+    assert made.consistency_mean == 0.5
+    assert made.against == "theirs"
+    # 200, inf, 240 against 500, inf, 220: won 3 + half of one of nine, and 1.
+    assert made.a12 == pytest.approx((3 + 0.5 + 2) / 9)
+    assert made.p is not None
+    assert 0.5 < made.p <= 1
+
+
+def test_runs_that_found_nothing() -> None:
+    made = row([run(None, None), run(-700.0)], 200, None, [])
+
+    assert (made.found, made.feasible_mean, made.crashes_mean) == (0, 0, 1)
+    nothing = (made.first_feasible_median, made.best_median, made.best_std, made.regret, made.served_median)
+    assert nothing == (None,) * 5
+    assert (made.fast_mean, made.consistency_mean, made.against, made.p) == (None,) * 4
+    assert "NaN" not in as_json([made])
+    assert "| ours | 0/2 | - |" in markdown([made])
+
+
+def test_the_best_known_is_the_landscapes_own_or_the_best_that_ran() -> None:
+    assert best_known(OURS, 150.0) == 150
+    assert best_known(OURS, None) == 200
+    assert best_known([run(None)], None) is None
+
+
+def test_the_comparison_is_scipys() -> None:
+    lower = [float(n) for n in range(10)]
+
+    p, a12 = compare(lower, [n + 100 for n in lower])
+    assert (p, a12) == (pytest.approx(0.0001827, abs=1e-6), 1)
+    assert compare(lower, lower) == (pytest.approx(1), 0.5)
+    # Where nothing was found on either side, nothing can be said.
+    assert compare([math.inf] * 5, [math.inf] * 5) == (1, 0.5)
+
+
+def test_json_holds_what_was_asked_for() -> None:
+    assert list(dataclasses.asdict(row(OURS, None, None, [])))[:4] == LISTED[:4]
+    assert set(LISTED) <= set(dataclasses.asdict(row(OURS, None, None, [])))
+
+
+def test_the_table_goes_between_its_marks(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    begin, end = marks("optimizers")
+    path.write_text(f"before\n{begin}\nold\n{end}\nafter\n", encoding="utf-8")
+
+    put_into(path, "optimizers", "new")
+    put_into(path, "optimizers", "newer")
+
+    assert path.read_text(encoding="utf-8") == f"before\n{begin}\nnewer\n{end}\nafter\n"
+    with pytest.raises(ValueError, match="needs the lines"):
+        put_into(path, "ablation", "new")
+    path.write_text("no marks", encoding="utf-8")
+    with pytest.raises(ValueError, match="needs the lines"):
+        put_into(path, "optimizers", "new")
+    assert path.read_text(encoding="utf-8") == "no marks"

@@ -1,0 +1,361 @@
+"""Every command of the app: its help with an example, its JSON, its exit codes, and what users' mistakes come to."""
+
+import json
+import os
+import pty
+import re
+import shlex
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from engine_bench import DEMO, write_config
+from sidecar_cases import planned, served
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from sidecar.cli.bench import optimizer_names
+from sidecar.cli.main import app, main
+from sidecar.config.schema import load
+from sidecar.record import lock
+from sidecar.record.journal import Journal
+from sidecar.run.tuning_run import open_run
+
+ROOT = Path(__file__).parents[3]
+LANDSCAPE = ROOT / "benchmarks" / "landscapes" / "paper.py"
+START = [sys.executable, "-m", "sidecar"]
+# Typer brings its own copy of click, without types that tell.
+Command = Any
+# How each command that has --json is asked; STATE, CONFIG, MODEL and STUDY stand for what the test makes.
+ASKED = {
+    "budget": "--model MODEL --gpu-total-gib 24 --gpu-free-gib 22.5",
+    "repair": "--model MODEL --arg max_num_seqs=8 --gpu-total-gib 24 --gpu-free-gib 22.5",
+    "history": "-c CONFIG",
+    "status": "STATE",
+    "trials": "STATE",
+    "plan": "-c CONFIG",
+    "doctor": "-c CONFIG --quick",
+    "bench promotion": "--windows 1",
+    "bench optimizers": f"--landscape {LANDSCAPE} --optimizers random,tba --seeds 1 --budget 3",
+    "study stats": "STUDY",
+}
+# Those that start real vLLM are tried where that is tested.
+STARTS_VLLM = {"bench restart"}
+
+
+def walk(command: Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Command]]:
+    children: dict[str, Command] = getattr(command, "commands", {})
+    for name, child in children.items():
+        yield from walk(child, (*path, name))
+    if not children:
+        yield " ".join(path), command
+
+
+COMMANDS = dict(walk(get_command(app)))
+
+
+def has(command: Command, option: str) -> bool:
+    return any(option in parameter.opts for parameter in command.params)
+
+
+def sloguard(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [*START, *map(str, words)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environment}
+    )
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    """A configuration with a run of three trials in its state folder."""
+    path = write_config(tmp_path)
+    config = load(path)
+    journal = Journal(config.state)
+    run = open_run(config, journal)
+    for n in (4, 8, 16):
+        journal.end_trial(journal.begin_trial(run.id, planned(max_num_seqs=n)), served(-80.0))
+    journal.enter("serving", "for the tests")
+    journal.close()
+    return path
+
+
+def test_the_walk_finds_the_commands() -> None:
+    assert {"tune", "serve", "status", "plan", "doctor", "bench optimizers", "study stats"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_help_has_a_sentence_and_an_example_that_can_be_asked(name: str) -> None:
+    shown = CliRunner().invoke(app, [*name.split(), "--help"])
+    assert shown.exit_code == 0
+    text = COMMANDS[name].help
+    assert text
+    first, *_, last = text.strip().splitlines()
+    assert first.endswith((".", ":")) or first[0].isupper()
+    assert last.strip().startswith(f"Example: sloguard {name}")
+    words = shlex.split(last.partition("Example: sloguard ")[2])[len(name.split()) :]
+    COMMANDS[name].make_context(name, words).close()  # raises for what it does not take
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_options_and_arguments_say_what_they_are(name: str) -> None:
+    untold = [p.name for p in COMMANDS[name].params if p.name not in ("help", "seed") and not getattr(p, "help", "")]
+    assert not untold
+
+
+def test_every_command_with_json_is_asked_for_it() -> None:
+    assert {name for name, command in COMMANDS.items() if has(command, "--json")} == set(ASKED) | STARTS_VLLM
+
+
+@pytest.mark.parametrize("name", list(ASKED))
+def test_json_is_json_and_nothing_else(name: str, config_file: Path, tmp_path: Path) -> None:
+    for run, latency in (("random_seed1", 900.0), ("tba_seed1", 800.0)):
+        (tmp_path / "study" / run).mkdir(parents=True)
+        line = json.dumps({"trial": 1, "status": "feasible", "avg_latency_ms": latency})
+        (tmp_path / "study" / run / "results.jsonl").write_text(f"{line}\n{line}\n")
+    places = {
+        "STATE": str(load(config_file).state),
+        "CONFIG": str(config_file),
+        "MODEL": str(DEMO / "model"),
+        "STUDY": str(tmp_path / "study"),
+    }
+    words = [places.get(word, word) for word in ASKED[name].split()]
+    done = sloguard(*name.split(), *words, "--json")
+    # One window is too few for the bounds of `bench promotion`.
+    assert done.returncode == 0 or name == "bench promotion", done.stderr
+    assert json.loads(done.stdout, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+
+
+CONFIGURED = [name for name, command in COMMANDS.items() if has(command, "--config")]
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
+@pytest.mark.parametrize("mistake", ["missing", "folder", "unreadable", "not YAML", "empty"])
+def test_a_file_that_can_not_be_used_is_one_line(name: str, mistake: str, tmp_path: Path) -> None:
+    path = tmp_path / "sloguard.yaml"
+    match mistake:
+        case "folder":
+            path.mkdir()
+        case "unreadable":
+            path = Path("/proc/self/mem")  # also for root: nothing is mapped at its start
+        case "not YAML":
+            path.write_text("a: b: c")
+        case "empty":
+            path.write_text("")
+        case _:
+            pass
+    result = CliRunner().invoke(app, [*name.split(), "-c", str(path), *(["--quick"] if name == "doctor" else [])])
+    if name == "doctor":  # it tells of that as of all else
+        assert result.exit_code == 1
+        assert f"problem  configuration: {path}" in result.stdout
+    else:
+        assert type(result.exception).__name__ == "ConfigError"
+        assert len(str(result.exception).splitlines()) == 1
+
+
+Say = Callable[..., str]
+
+
+@pytest.fixture
+def one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
+    """The one line with which a mistake ends a command, and nothing else; in this process, which is quicker."""
+
+    def asked(*words: object, code: int) -> str:
+        monkeypatch.setattr("sys.argv", ["sloguard", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        assert (ended.value.code, told.out) == (code, ""), told.err
+        assert len(told.err.splitlines()) == 1
+        return told.err
+
+    return asked
+
+
+@pytest.mark.parametrize("name", ["status", "trials"])
+def test_a_state_folder_that_can_not_be_used_is_one_line(name: str, tmp_path: Path, one_line: Say) -> None:
+    assert "no journal.sqlite in it" in one_line(name, tmp_path / "missing", code=1)
+    (tmp_path / "journal.sqlite").mkdir()
+    assert "no journal.sqlite in it" in one_line(name, tmp_path, code=1)
+    newer = tmp_path / "newer"
+    Journal(newer).close()
+    with sqlite3.connect(newer / "journal.sqlite") as db:
+        db.execute("PRAGMA user_version = 99")
+    assert "journal of version 99; this sloguard knows version" in one_line(name, newer, code=1)
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "journal.sqlite").write_bytes(b"not a database, but long enough to be looked at" * 20)
+    assert "file is not a database" in one_line(name, damaged, code=1)
+
+
+def test_status_says_that_no_sidecar_runs_and_how_the_last_one_ended(config_file: Path, tmp_path: Path) -> None:
+    state = load(config_file).state
+    Journal(tmp_path / "new").close()
+
+    def told(folder: Path = state) -> str:
+        return sloguard("status", folder).stdout.splitlines()[0]
+
+    assert told(tmp_path / "new") == "sidecar: not running; `sloguard serve` never ran on this state folder"
+    assert told() == "sidecar: not running; it was killed, or its machine went down"
+    assert "last state: serving since 20" in sloguard("status", state).stdout
+    Journal(state).enter("halted", "stopped, with its engine")
+    assert re.fullmatch("sidecar: not running; it ended 20.{17} [A-Z]+: stopped, with its engine", told())
+    with lock.held(state):
+        assert told() == f"sidecar: process {os.getpid()}, `sloguard tune`: it does not serve"
+        Journal(state).end_run(1, {"outcome": "kept", "reason": "for the tests"})
+        assert told() == f"sidecar: process {os.getpid()}, which begins or ends: it does not serve"
+        for name, until in (("starting", None), ("tuning", 3e9), ("serving", 3e9)):
+            Journal(state).enter(name, "for the tests", until)
+            assert told() == f"sidecar: process {os.getpid()}"
+            assert ("the window ends at 2065" in sloguard("status", state).stdout) is (name == "tuning")
+
+
+@pytest.mark.parametrize("name", ["plan", "history", "tune"])
+def test_a_state_folder_of_a_newer_version_stops_every_command(name: str, config_file: Path, one_line: Say) -> None:
+    with sqlite3.connect(load(config_file).state / "journal.sqlite") as db:
+        db.execute("PRAGMA user_version = 99")
+    assert "journal of version 99" in one_line(name, "-c", config_file, code=1)
+
+
+def test_a_file_in_place_of_the_state_folder(config_file: Path, tmp_path: Path, one_line: Say) -> None:
+    content = yaml.safe_load(config_file.read_text())
+    content["state"] = str(tmp_path / "file")
+    (tmp_path / "file").write_text("")
+    config_file.write_text(yaml.safe_dump(content))
+    assert str(tmp_path / "file") in one_line("tune", "-c", config_file, code=1)
+    assert "no journal.sqlite in it" in one_line("history", "-c", config_file, code=1)
+
+
+def test_orders_to_nobody(config_file: Path, one_line: Say) -> None:
+    for words in (("pause",), ("resume",), ("abort",), ("retune", "--now")):
+        assert "no `sloguard serve` answers" in one_line(*words, "-c", config_file, code=1)
+    assert "--for: '20': a duration such as" in one_line("retune", "--now", "--for", "20", "-c", config_file, code=2)
+    assert "--now is needed" in one_line("retune", "-c", config_file, code=2)
+
+
+@pytest.mark.parametrize("words", [("nonsense",), ("status",), ("plan", "--nonsense"), ("bench", "nonsense")])
+def test_a_mistake_in_the_command_is_code_2(words: tuple[str, ...]) -> None:
+    done = sloguard(*words)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("trials", "STATE"), ("trials", "STATE", "--json"), ("plan", "-c", "CONFIG"), ("--help",)]
+)
+def test_a_closed_pipe_ends_it_quietly(words: tuple[str, ...], config_file: Path) -> None:
+    state = load(config_file).state
+    journal = Journal(state)
+    for n in range(300):
+        journal.begin_trial(1, planned(max_num_seqs=n + 1))
+    journal.close()
+    places = {"STATE": state, "CONFIG": config_file}
+    line = shlex.join([*START, *(str(places.get(word, word)) for word in words)])
+    done = subprocess.run(["bash", "-c", f"{line} | head -1"], capture_output=True, text=True, check=False, timeout=300)
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) <= 1
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.3, 3.0])
+def test_ctrl_c_at_any_moment_has_no_traceback(after_s: float) -> None:
+    asked = subprocess.Popen([*START, "bench", "promotion"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # In the middle of the imports; before them, Python itself would be interrupted.
+    while "pydantic_core" not in Path(f"/proc/{asked.pid}/maps").read_text():
+        time.sleep(0.002)
+    time.sleep(after_s)
+    asked.send_signal(signal.SIGINT)
+    _, said = asked.communicate(timeout=120)
+    assert asked.returncode in (130, -signal.SIGINT)
+    assert said == ""
+
+
+def test_ctrl_c_while_it_waits_for_a_sidecar(config_file: Path) -> None:
+    state = load(config_file).state
+    with lock.held(state):  # a sidecar that never serves again
+        journal = Journal(state)
+        journal.promote(None, load(config_file).base_digest(), {"max_num_seqs": 8})
+        journal.enter("restoring", "for the tests")
+        code = (
+            "from sidecar import cli, operator_commands as o; o._ask = lambda *_: None; looks = o._looks\n"
+            "o._looks = lambda *given: print('it waits', flush=True) or looks(*given)\n"
+            "cli.main()"
+        )
+        command = [sys.executable, "-c", code, "rollback", "--wait", "-c", str(config_file)]
+        asked = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert asked.stdout is not None
+        assert asked.stdout.readline() == "it waits\n"
+        time.sleep(0.3)
+        asked.send_signal(signal.SIGINT)
+        said, errors = asked.communicate(timeout=120)
+    assert (asked.returncode, errors) == (130, "")
+    assert "Traceback" not in said
+
+
+def on_a_terminal(*words: object) -> tuple[str, str]:
+    """What a command says on its output, a pipe, and on its errors, a terminal."""
+    ours, theirs = pty.openpty()
+    command = [*START, *map(str, words)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=theirs, text=True, env={**os.environ, "TERM": "xterm"}
+    ) as asked:
+        os.close(theirs)
+        shown = b""
+        try:
+            while piece := os.read(ours, 4096):
+                shown += piece
+        except OSError:  # the other end is closed
+            pass
+        assert asked.stdout is not None
+        said = asked.stdout.read()
+    os.close(ours)
+    return said, shown.decode()
+
+
+def test_progress_is_for_terminals_and_keeps_out_of_what_is_printed(config_file: Path) -> None:
+    said, shown = on_a_terminal("doctor", "-c", config_file, "--quick", "--json")
+    assert json.loads(said)["findings"]
+    assert "looking" in shown
+    plain = sloguard("doctor", "-c", config_file, "--quick", "--json")
+    assert plain.stderr == ""
+
+
+def completed(line: str, folder: Path) -> list[str]:
+    """What bash would offer at the end of ``line``."""
+    code = "import sys; sys.argv = ['sloguard']; from sidecar.__main__ import main; main()"
+    words = line.split(" ")
+    environment = {
+        **os.environ,
+        "_SLOGUARD_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=folder, env=environment, timeout=300
+    )
+    return [found for found in done.stdout.split("\n") if found]
+
+
+def test_completion(config_file: Path) -> None:
+    folder = config_file.parent
+    (folder / "other").mkdir()
+    assert completed("sloguard sta", folder) == ["status"]
+    assert completed("sloguard status ", folder) == ["state", "sloguard.yaml", "other/"]
+    assert completed("sloguard trials s", folder) == ["state", "sloguard.yaml"]
+    assert completed("sloguard bench optimizers --optimizers tba", folder) == ["tba", "tba-tpe"]
+    assert completed("sloguard bench optimizers --optimizers random,tp", folder) == ["random,tpe"]
+    assert optimizer_names("tba,tba") == ["tba,tba-tpe"]
+
+
+def test_completion_can_be_installed() -> None:
+    # The shell is the one that it is called from, which here is not always bash.
+    command = ["bash", "-c", f"{shlex.join([*START, '--show-completion'])}; true"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert "_COMPLETE=complete_bash" in shown.stdout, shown.stderr
+    assert "--install-completion" in sloguard("--help").stdout

@@ -1,0 +1,168 @@
+"""When a load ends early: never against what the judge would have said, and with what was seen."""
+
+import math
+
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from sidecar.config.schema import Slo, Workload
+from sidecar.measure.early_stop import Rules, missed
+from sidecar.measure.partial_load import Hopeless, arrivals
+from sidecar.measure.requests import End, Ending, InFlight, LoadResult, Progress, Request
+from sidecar.measure.verdict import least_violation, limits, measure, violation
+
+WORKLOAD = Workload(rate=10, requests=300, input_tokens=16, output_tokens=8, spread=0.5)
+ENDLESS = WORKLOAD.model_copy(update={"requests": None})
+SLO = Slo(ttft_p99_ms=200, itl_p99_ms=50, e2e_p99_ms=2000)
+
+
+def ok(start_s: float = 0.0, ttft_s: float = 0.1, itl_s: float = 0.01) -> Request:
+    return Request(ttft_s, ttft_s + 7 * itl_s, (itl_s,) * 7, "", start_s)
+
+
+def failed(start_s: float = 0.0) -> Request:
+    return Request(None, None, (), "aborted after 3 of 8 tokens", start_s)
+
+
+def progress(*finished: Request, flying: tuple[InFlight, ...] = (), now_s: float = 10.0) -> Progress:
+    return Progress(now_s, 300, finished, flying)
+
+
+def test_what_was_seen_is_said_and_bounded() -> None:
+    slow = [ok(ttft_s=0.2 + 0.01 * (n + 1)) for n in range(17)]
+    ending = Rules(SLO, WORKLOAD, 0.98)(progress(*slow, *[ok()] * 20))
+
+    assert isinstance(ending, Hopeless)
+    assert ending.how is End.STOP
+    assert ending.why == "17 of 300 requests were over ttft_p99_ms 200, 3 are allowed"
+    # Of 300 the fourth largest is the least that the p99 can be; nothing is known of what the others will be.
+    assert ending.at_least.ttft_p99_ms == pytest.approx(340)
+    assert ending.at_least.e2e_p99_ms == pytest.approx(410)
+    assert ending.at_least.itl_p99_ms == pytest.approx(10)
+    assert ending.at_least.e2e_mean_ms is None
+    assert least_violation(ending.at_least, SLO) == pytest.approx(0.7 / 4)
+
+
+@pytest.mark.parametrize(("slow", "ends"), [(3, False), (4, True)])
+def test_one_in_a_hundred_is_allowed(slow: int, ends: bool) -> None:
+    ending = Rules(SLO, WORKLOAD, 0.98)(progress(*[ok(ttft_s=0.3)] * slow, *[ok()] * 60))
+
+    assert isinstance(ending, Hopeless) is ends
+
+
+def test_a_request_that_still_waits_counts_with_its_age() -> None:
+    waiting = tuple(InFlight(start_s, None) for start_s in (9.5, 9.6, 9.7, 9.79, 9.81, 9.9))
+    flying = (*waiting, InFlight(9.0, 0.1))
+    rules = Rules(SLO, WORKLOAD, 0.98)
+
+    ending = rules(progress(*[ok()] * 60, flying=flying))
+    assert isinstance(ending, Hopeless)
+    assert ending.why == "4 of 300 requests were over ttft_p99_ms 200, 3 are allowed"
+    assert rules(progress(*[ok()] * 60, flying=flying[1:])) is None
+
+
+@pytest.mark.parametrize(("count", "ends"), [(3, False), (4, True)])
+def test_the_error_budget(count: int, ends: bool) -> None:
+    slo = Slo(itl_p99_ms=50)
+    ending = Rules(slo, WORKLOAD, 0.98)(progress(*[failed()] * count, *[ok()] * 60))
+
+    assert isinstance(ending, Hopeless) is ends
+    if ending is not None:
+        assert ending.why == "4 of 300 requests failed, 3 are allowed"
+
+
+def test_times_between_tokens_are_of_tokens_not_of_requests() -> None:
+    # 300 requests of at most 13 tokens: even the 100 that have ended leave room for more than one slow one each.
+    slow = Request(0.1, 0.5, (0.06, *(0.01,) * 6), "", 0.0)
+    rules = Rules(Slo(itl_p99_ms=50), WORKLOAD, 0.98)
+
+    assert rules(progress(*[slow] * 30, *[ok()] * 70)) is None
+    ending = rules(progress(*[slow] * 34, *[ok()] * 66))
+    assert isinstance(ending, Hopeless)
+    assert ending.why == "34 of 3300 times between tokens were over itl_p99_ms 50, 33 are allowed"
+
+
+def test_nothing_ends_before_enough_was_sent_to_know_how_far_it_misses() -> None:
+    rules = Rules(SLO, WORKLOAD, 0.98)
+
+    assert rules(progress(*[ok(ttft_s=1)] * 29)) is None
+    assert isinstance(rules(progress(*[ok(ttft_s=1)] * 30)), Hopeless)
+
+
+def test_a_good_load_ends_when_enough_was_seen_unless_it_is_to_be_thorough() -> None:
+    quick = progress(*[ok(n / 10) for n in range(290)], now_s=30)
+    ending = Rules(SLO, ENDLESS, 0.98)(quick)
+
+    assert ending is not None
+    assert ending.how is End.ENOUGH
+    assert ending.why == "290 requests show every limit met, at confidence 98%"
+    assert Rules(SLO, ENDLESS, 0.98, thorough=True)(quick) is None
+    assert Rules(SLO, WORKLOAD, 0.98)(quick) is None
+
+
+def growing(sent: int, growth: float = 0.5, thorough: bool = False, limit_ms: float = 15_000.0) -> Ending | None:
+    """A load of 600 requests, 10 a second, whose time to the first token grows by ``growth`` seconds a second."""
+    all_sent = [ok(n / 10, ttft_s=0.05 + growth * n / 10) for n in range(sent)]
+    now_s = sent / 10
+    ended = tuple(r for r in all_sent if (r.start_s or 0) + (r.e2e_s or 0) <= now_s)
+    flying = tuple(InFlight(r.start_s or 0, None) for r in all_sent[len(ended) :])
+    rules = Rules(Slo(ttft_p99_ms=limit_ms), WORKLOAD.model_copy(update={"requests": 600}), 0.98, thorough)
+    return rules(Progress(now_s, 600, ended, flying))
+
+
+def test_what_grows_steadily_is_ended_before_it_misses() -> None:
+    ending = growing(240)
+
+    assert isinstance(ending, Hopeless)
+    assert ending.why.startswith("over-saturated: the time to the first token grew from 4050 to ")
+    assert "and would be 294" in ending.why  # 29.4 s after 588 of 600 requests
+    assert ending.at_least.ttft_p99_ms == pytest.approx(29_440 / 1.5, rel=0.01)
+    assert growing(240, limit_ms=20_000) is None  # it may yet meet that
+    assert growing(240, growth=0.1, limit_ms=2500) is None  # by so little, it may be chance
+    assert growing(240, thorough=True) is None
+    assert growing(150) is None
+
+
+times = st.floats(0.001, 0.5)
+
+
+def request(start_s: float, ttft_s: float, gaps: list[float], fails: bool) -> Request:
+    return failed(start_s) if fails else Request(ttft_s, ttft_s + sum(gaps), tuple(gaps), "", start_s)
+
+
+requests = st.builds(
+    request, st.floats(0, 3), times, st.lists(times, max_size=12), st.sampled_from([False] * 30 + [True])
+)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(requests, min_size=2, max_size=150),
+    st.floats(0.01, 4),
+    st.sampled_from([0.0, 0.01, 0.1]),
+    st.tuples(*[st.none() | st.floats(10, 800)] * 2, st.floats(10, 3000)),
+)
+def test_arithmetic_never_ends_what_would_have_met_its_slo(
+    load: list[Request], now_s: float, error_rate: float, p99s: tuple[float | None, float | None, float]
+) -> None:
+    """Whatever is still in flight or not yet sent, and whether or not what is in flight fails in the end."""
+    slo = Slo(ttft_p99_ms=p99s[0], itl_p99_ms=p99s[1], e2e_p99_ms=p99s[2], error_rate=error_rate)
+    sent = [r for r in load if (r.start_s or 0) <= now_s]
+    finished = tuple(r for r in sent if (r.start_s or 0) + (r.e2e_s or 0.3) <= now_s)
+    flying = tuple(
+        InFlight(r.start_s or 0, r.ttft_s if r.ttft_s and (r.start_s or 0) + r.ttft_s <= now_s else None)
+        for r in sent
+        if r not in finished
+    )
+    seen = Progress(now_s, len(load), finished, flying)
+    ending = missed(arrivals(seen), now_s, len(load), slo, WORKLOAD)
+    if ending is None:
+        event("goes on")
+        return
+    whole = measure(LoadResult(tuple(load), 5.0), slo)
+    assert violation(whole, slo) > 0
+    assert 0 < least_violation(ending.at_least, slo) <= violation(whole, slo) + 1e-9
+    ends = {limit.name: math.inf if limit.measured is None else limit.measured for limit in limits(whole, slo)}
+    for bound in limits(ending.at_least, slo):
+        assert bound.measured is None or bound.measured <= ends[bound.name] + 1e-6

@@ -1,0 +1,118 @@
+"""The error rates that the sequential test and the trend promise, over many simulated loads looked at all the time."""
+
+import math
+
+import numpy as np
+import pytest
+
+from sidecar.config.schema import Slo
+from sidecar.measure import saturation, sequential_test
+from sidecar.measure.partial_load import Arrival, Hopeless
+from sidecar.measure.requests import End, Ending
+
+SLO = Slo(ttft_p99_ms=100)
+CONFIDENCE = 0.9  # so that the promised errors are frequent enough to be counted
+MOST = 3000
+
+
+def answered(over: float, itls_s: tuple[float, ...] = ()) -> Arrival:
+    return Arrival(0.0, 0.2 if over else 0.05, 0.3, itls_s, begun=True, ended=True, failed=False)
+
+
+def outcome(misses: np.ndarray) -> str:
+    """How a load ends that is looked at after each request; by the rule's own ratio, which is what a look asks."""
+    steps = np.where(misses, sequential_test.log_ratio([1.0], 0.01), sequential_test.log_ratio([0.0], 0.01))
+    ratios, bound = np.cumsum(steps), -math.log(1 - CONFIDENCE)
+    over, under = (int(np.argmax(hit)) if hit.any() else MOST for hit in (ratios >= bound, ratios <= -bound))
+    return "open" if over == under else "missed" if over < under else "enough"
+
+
+@pytest.mark.parametrize(("share", "wrong"), [(0.005, "missed"), (0.002, "missed"), (0.02, "enough"), (0.03, "enough")])
+def test_however_often_one_looks_it_is_wrong_as_rarely_as_promised(share: float, wrong: str) -> None:
+    rng = np.random.default_rng(7)
+    loads = 2000
+    errors = sum(outcome(rng.random(MOST) < share) == wrong for _ in range(loads))
+
+    # The promise is 10 %: with three standard deviations of what so many loads show.
+    assert errors / loads <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / loads)
+
+
+@pytest.mark.parametrize(
+    ("misses", "count", "how"), [(0, 257, None), (0, 258, End.ENOUGH), (2, 2, None), (3, 3, End.STOP)]
+)
+def test_how_many_it_takes(misses: int, count: int, how: End | None) -> None:
+    sent = [*[answered(1.0)] * misses, *[answered(0.0)] * (count - misses)]
+    ending = sequential_test.ending(sent, 10.0, Slo(ttft_p99_ms=100, error_rate=0.0), 0.98)
+
+    assert (ending.how if ending is not None else None) == how
+
+
+def test_the_quick_ones_do_not_count_before_those_that_came_earlier() -> None:
+    waiting = Arrival(0.0, 0.02, 0.02, (), begun=False, ended=False, failed=False)
+    rest = [answered(0.0)] * 300
+
+    assert sequential_test.ending([waiting, *rest], 10.0, SLO, 0.98) is None
+    assert sequential_test.ending([*rest, waiting], 10.0, SLO, 0.98) is not None
+
+
+def test_shares_of_slow_tokens_are_tested_as_shares() -> None:
+    slo = Slo(itl_p99_ms=100)
+    one_slow_in_50 = (0.2, *(0.01,) * 49)
+    few = [answered(0.0)] + [answered(0.0, (0.01,) * 50)] * 260
+    many = [answered(0.0, one_slow_in_50)] * 400
+
+    assert _how(sequential_test.ending(few, 10.0, slo, 0.98)) == End.ENOUGH
+    ending = sequential_test.ending([*many, *many], 10.0, slo, 0.98)
+    assert isinstance(ending, Hopeless)
+    assert "itl_p99_ms" in ending.why
+    assert ending.at_least.itl_p99_ms == pytest.approx(200)
+
+
+def _how(ending: Ending | None) -> End | None:
+    return None if ending is None else ending.how
+
+
+def served(rate: float, service_s: float, count: int, seed: int) -> list[Arrival]:
+    """A queue with one server: Poisson arrivals, exponential service."""
+    rng = np.random.default_rng(seed)
+    starts = np.cumsum(rng.exponential(1 / rate, count))
+    free, found = 0.0, list[Arrival]()
+    for start, service in zip(starts.tolist(), rng.exponential(service_s, count).tolist(), strict=True):
+        free = max(free, start) + service
+        found.append(Arrival(start, free - start, free - start, (), True, True, False))
+    return found
+
+
+def stops(load: list[Arrival], rate: float, slo: Slo) -> float | None:
+    """The share of its time after which the trend ends ``load``, looked at four times a second."""
+    end_s = load[-1].start_s
+    for now_s in np.arange(0.25, end_s, 0.25).tolist():
+        sent = [a for a in load if a.start_s <= now_s]
+        seen = [
+            a if a.start_s + a.ttft_s <= now_s else Arrival(a.start_s, now_s - a.start_s, 0.0, (), False, False, False)
+            for a in sent
+        ]
+        if saturation.ending(seen, now_s, len(load), rate, slo) is not None:
+            return now_s / (end_s + load[-1].ttft_s)
+    return None
+
+
+def test_a_queue_that_is_served_is_never_called_over_saturated() -> None:
+    slo = Slo(ttft_p99_ms=4000)
+    good = [load for seed in range(40) if _p99_ms(load := served(8, 0.1, 300, seed)) <= 4000]
+
+    assert len(good) > 30
+    assert [stops(load, 8, slo) for load in good] == [None] * len(good)
+
+
+def test_a_queue_that_runs_away_is() -> None:
+    slo = Slo(ttft_p99_ms=4000)
+    bad = [served(20, 0.1, 400, seed) for seed in range(10)]
+
+    assert all(_p99_ms(load) > 4000 for load in bad)
+    shares = [stops(load, 20, slo) for load in bad]
+    assert all(share is not None and share < 0.5 for share in shares)
+
+
+def _p99_ms(load: list[Arrival]) -> float:
+    return float(np.percentile([a.ttft_s for a in load], 99)) * 1000

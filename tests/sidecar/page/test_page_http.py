@@ -1,0 +1,480 @@
+"""The page over real HTTP, with a real journal, hub and control socket behind it."""
+
+import http.client
+import json
+import os
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_bench import write_config
+from page_bench import OOM, PageBench, events, fetch, measured, page_bench, page_config, result, told
+
+from sidecar.config.schema import ConfigError, PageConfig, load
+from sidecar.page import connection_limits, event_stream
+from sidecar.page.app import MOST_STREAMS
+from sidecar.record.states import State
+from sidecar.record.trial import Result, Role
+
+JSON = {"Content-Type": "application/json"}
+ORDERS = ("pause", "resume", "abort", "rollback")
+
+
+def order(bench: PageBench, name: str, token: str | None = "", **body: Any) -> tuple[int, dict[str, Any]]:
+    """Gives an order, with the page's token unless another one is given; None for none."""
+    headers = dict(JSON)
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token or bench.token}"
+    content = {"epoch": bench.requests.epoch, **body}
+    status, _, answer = fetch(f"{bench.url}/api/{name}", json.dumps(content).encode(), **headers)
+    return status, json.loads(answer)
+
+
+def touched(bench: PageBench) -> tuple[Any, ...]:
+    """Everything that an order changes."""
+    paused, current = bench.operations.paused(), bench.operations.current()
+    return paused and paused.at, current and current.id, bench.requests.abort.is_set(), bench.requests.retune.is_set()
+
+
+def promote(bench: PageBench) -> None:
+    bench.journal.promote(None, bench.config.base_digest(), {**bench.config.engine.args, "max_num_seqs": 23})
+
+
+# What it tells
+
+
+def test_the_story_is_the_status(bench: PageBench) -> None:
+    run = bench.tune(600)
+    bench.tried(run, Role.BASELINE, "baseline", result(measured()))
+    bench.tried(run, Role.UNGUARDED, "unguarded", Result(crash=OOM))
+    command = [sys.executable, "-m", "sidecar", "status", str(bench.config.state), "--json"]
+    status = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=300).stdout)
+    page = told(bench.url)
+
+    story = page["story"]
+    assert (story["state"]["word"], story["state"]["why"]) == (status["state"], status["reason"])
+    assert (story["epoch"], story["run"]["id"]) == (status["epoch"], status["run"])
+    assert len(story["run"]["trials"]) == status["trials"] == 2
+    assert abs(story["state"]["since"] - status["since"]) < 1
+    assert abs(page["beat"]["at"] + page["beat"]["window_left_s"] - status["until"]) < 10
+
+
+def test_news_come_by_themselves(bench: PageBench) -> None:
+    with ExitStack() as stack:
+        stream = events(stack.enter_context(_opened(bench)))
+        assert next(stream)[1]["state"]["word"] == "serving"
+        assert next(stream)[0] == "beat"
+        run = bench.tune(600)
+        trial = bench.begin(run, Role.SEARCH, "anneal")
+        # It may be looked at between any two of these records.
+        story = next(s for s in _stories(stream) if s["state"]["word"] == "tuning" and s["run"]["trials"])
+        assert [row["verdict"] for row in story["run"]["trials"]] == ["running"]
+
+        bench.journal.end_trial(trial, Result(crash=OOM))
+        [row] = next(_stories(stream))["run"]["trials"]
+        assert (row["verdict"], row["crash"]) == ("crashed", "out of memory")
+        # Without news there are beats.
+        assert [next(stream)[0] for _ in range(2)] == ["beat", "beat"]
+
+
+def test_live_latencies_of_the_serving_engine(bench: PageBench) -> None:
+    assert told(bench.url)["beat"]["live"] is None
+    bench.hub.expect("one")
+    bench.requests.engine_id = "one"
+    bench.tell("one", *[(2500.0, 20.0, 2900.0)] * 4)
+    found = told(bench.url)["beat"]["live"]
+
+    assert (found["requests"], found["missed"], found["few"]) == (4, 4, True)
+    assert [(f["shown"], f["limit"], f["met"]) for f in found["figures"]] == [
+        ("2500 ms", "2000 ms", False),
+        ("20.0 ms", "60.0 ms", True),
+        ("2900 ms", "3000 ms", True),
+    ]
+    bench.tune(600)
+    assert told(bench.url)["beat"]["live"] is None  # the engine is gone
+
+
+def test_a_damaged_journal_is_said_once_and_the_page_goes_on(bench: PageBench) -> None:
+    run = bench.tune(600)
+    assert told(bench.url)["story"]["problem"] == ""
+    said = len(bench.said)
+    with sqlite3.connect(bench.config.state / "journal.sqlite") as db:
+        db.execute("UPDATE runs SET incumbent = 'no object'")
+    first, second = told(bench.url)["story"], told(bench.url)["story"]
+
+    assert "the journal is damaged" in first["problem"]
+    assert first["problem"] == second["problem"]
+    assert first["run"]["id"] == run.id  # what was read last
+    assert len(bench.said) == said + 1
+    bench.enter(State.RESTORING, "the window was aborted")
+    assert told(bench.url)["story"]["state"]["word"] == "restoring"
+
+    with sqlite3.connect(bench.config.state / "journal.sqlite") as db:
+        db.execute("UPDATE runs SET incumbent = '{}'")
+    assert told(bench.url)["story"]["problem"] == ""
+
+
+def test_a_run_whose_configuration_cannot_be_read_is_left_out(bench: PageBench) -> None:
+    promote(bench)
+    run = bench.tune(600)
+    with sqlite3.connect(bench.config.state / "journal.sqlite") as db:
+        db.execute("UPDATE runs SET config = '{}' WHERE id = ?", (run.id,))
+    story = told(bench.url)["story"]
+
+    assert f"run {run.id}: its configuration can't be read" in story["problem"]
+    assert (story["run"], story["serves"]["promotion"]) == (None, 1)
+
+
+def test_what_can_not_be_told_does_not_end_the_page(bench: PageBench) -> None:
+    run = bench.tune(600)
+    assert told(bench.url)["story"]["run"]["id"] == run.id
+    said = len(bench.said)
+    bench.journal.end_run(run.id, {"outcome": "kept", "reason": "", "gain": 10**400})  # no float is so large
+    for _ in range(2):
+        story = told(bench.url)["story"]
+        assert "OverflowError" in story["problem"]
+        assert story["run"]["decision"] is None  # what could be told last
+    assert len(bench.said) == said + 1
+
+
+def test_a_failure_of_the_page_is_said_once(bench: PageBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = len(bench.said)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("of the page's own")
+
+    monkeypatch.setattr(event_stream, "_facts", fail)
+    promote(bench)
+    for _ in range(3):
+        assert "ZeroDivisionError" in told(bench.url)["story"]["problem"]
+    assert bench.said[said:] == ["the page: ZeroDivisionError: of the page's own"]
+
+
+# Orders
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("token", [None, "0" * 32, "é" * 32])
+def test_an_order_without_the_token_changes_nothing(bench: PageBench, name: str, token: str | None) -> None:
+    promote(bench)
+    bench.tune(600)
+    before = touched(bench)
+
+    assert order(bench, name, token, promotion=1)[0] == 401
+    assert touched(bench) == before
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_an_order_for_another_controller_changes_nothing(bench: PageBench, name: str) -> None:
+    promote(bench)
+    bench.tune(600)
+    before = touched(bench)
+
+    status, answer = order(bench, name, promotion=1, epoch=2)
+    assert (status, answer["detail"]) == (409, "epoch: 2 is not this controller's, which is 1")
+    assert order(bench, name, promotion=1, epoch=0)[0] == 422  # which the socket would take for anybody's
+    assert touched(bench) == before
+
+
+def test_a_sidecar_that_was_taken_over_takes_no_orders(bench: PageBench) -> None:
+    with sqlite3.connect(bench.config.state / "journal.sqlite") as db:
+        db.execute("INSERT INTO epochs (at, pid) VALUES (1, 1)")
+
+    status, answer = order(bench, "pause")
+    assert status == 409
+    assert "another sidecar has taken over" in answer["detail"]
+
+
+def test_pause_and_resume_may_be_asked_twice(bench: PageBench) -> None:
+    assert order(bench, "pause", reason="release  week") == (200, {"said": "paused: no window opens"})
+    assert told(bench.url)["story"]["paused"]["text"] == "release week"
+    assert order(bench, "pause", reason="release week") == (200, {"said": "it was paused already"})
+    said = 'it was paused already; its reason is now "audit", which was "release week"'
+    assert order(bench, "pause", reason="audit") == (200, {"said": said})
+    assert told(bench.url)["story"]["paused"]["text"] == "audit"
+    assert order(bench, "resume") == (200, {"said": "resumed: windows open again"})
+    assert order(bench, "resume") == (200, {"said": "it was not paused"})
+    assert told(bench.url)["story"]["paused"] is None
+
+
+def test_abort_is_for_a_window(bench: PageBench) -> None:
+    assert order(bench, "abort") == (200, {"said": "no window is open: the sidecar is serving"})
+    assert not bench.requests.abort.is_set()
+    bench.tune(600)
+    assert order(bench, "abort")[0] == 200
+    assert bench.requests.abort.is_set()
+
+
+def test_rollback_names_the_promotion(bench: PageBench) -> None:
+    promote(bench)
+    assert told(bench.url)["story"]["serves"]["promotion"] == 1
+    assert order(bench, "rollback", promotion=2)[0] == 409
+    assert order(bench, "rollback", promotion=1)[0] == 200
+    assert bench.operations.current() is None
+    serves = told(bench.url)["story"]["serves"]
+    assert (serves["promotion"], serves["what"]) == (None, "the configuration file's arguments")
+    assert serves["rolled_back"] == "promotion 1 was rolled back: the operator has asked for it"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 422), (b"{", 422), (b"[]", 422), (b'{"epoch": "1"}', 422), (b'{"epoch": 1, "more": 1}', 422),
+        (b'{"epoch": -1}', 422), (b'{"epoch": 1e400}', 422), (b'{"epoch": 18446744073709551616}', 422),
+        (b'{"epoch": 1, "reason": "' + b"x" * 300 + b'"}', 422), (b'{"epoch": 1, "reason": "' + b"x" * 5000, 413),
+    ],
+)  # fmt: skip
+def test_a_bad_order_is_refused(bench: PageBench, body: bytes, status: int) -> None:
+    headers = {**JSON, "Authorization": f"Bearer {bench.token}"}
+
+    assert fetch(f"{bench.url}/api/pause", body, **headers)[0] == status
+    assert touched(bench) == (None, None, False, False)
+    assert not [line for line in bench.said if line.startswith("the page: ")]
+
+
+@pytest.mark.parametrize("path", ["/api/retune", "/api/nothing", "/nothing", "/static/page.js", "/docs"])
+def test_there_is_nothing_else(bench: PageBench, path: str) -> None:
+    assert fetch(bench.url + path)[0] in (404, 405)
+    headers = {**JSON, "Authorization": f"Bearer {bench.token}"}
+    assert fetch(bench.url + path, b'{"epoch": 1}', **headers)[0] in (404, 405, 422)
+
+
+# Who is let in
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js", "/api/story", "/api/events"])
+def test_a_foreign_host_is_refused(bench: PageBench, path: str) -> None:
+    status, _, body = fetch(bench.url + path, Host="evil.example:9465")
+
+    assert (status, b"serving" in body) == (421, False)
+
+
+def test_a_foreign_host_gives_no_orders(bench: PageBench) -> None:
+    headers = {**JSON, "Authorization": f"Bearer {bench.token}", "Host": "evil.example"}
+
+    assert fetch(f"{bench.url}/api/pause", b'{"epoch": 1}', **headers)[0] == 421
+    assert bench.operations.paused() is None
+
+
+def test_other_pages_can_neither_read_nor_frame_it(bench: PageBench) -> None:
+    for path in ("/", "/api/story", "/nothing"):
+        _, headers, _ = fetch(bench.url + path, Origin="https://evil.example")
+        names = {name.lower() for name in headers}
+        assert "default-src 'none'; script-src 'self'" in headers["content-security-policy"]
+        assert (headers["x-frame-options"], headers["cross-origin-resource-policy"]) == ("DENY", "same-origin")
+        assert not names & {"set-cookie", "server", "access-control-allow-origin"}
+
+
+def test_no_script_or_style_stands_in_the_page(bench: PageBench) -> None:
+    _, _, page = fetch(bench.url + "/")
+    _, _, script = fetch(bench.url + "/page.js")
+
+    assert b"<style" not in page
+    assert b" on" not in page.replace(b" on ", b"")
+    assert page.count(b"<script ") == page.count(b"</script>") == 1
+    assert not [word for word in (b"innerHTML", b"outerHTML", b"insertAdjacent", b"eval(", b"cookie") if word in script]
+
+
+def test_further_names_are_configured_and_a_page_for_others_takes_no_orders(tmp_path: Path) -> None:
+    page = {"host": "0.0.0.0", "hosts": ["tuner.example"]}  # noqa: S104 - what is tried
+    with page_bench(page_config(tmp_path, page=page)) as bench:
+        url = bench.url.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - as above
+        assert fetch(f"{url}/", Host="tuner.example")[0] == 200
+        assert told(url)["story"]["orders"] == ""
+        headers = {**JSON, "Authorization": "Bearer "}
+        assert fetch(f"{url}/api/pause", b'{"epoch": 1}', **headers)[0] == 403
+        assert not (bench.config.state / "page.token").exists()
+
+
+# The token
+
+
+def test_the_token_is_private_and_is_kept(tmp_path: Path) -> None:
+    config_file = page_config(tmp_path)
+    with page_bench(config_file) as bench:
+        first = bench.token
+        assert stat.S_IMODE((bench.config.state / "page.token").stat().st_mode) == 0o600
+        assert len(first) == 32
+        assert not [line for line in bench.said if first in line]
+    with page_bench(config_file) as bench:
+        assert bench.token == first
+        assert order(bench, "pause")[0] == 200
+
+
+def test_a_token_that_others_can_read_is_not_used(tmp_path: Path) -> None:
+    config_file = page_config(tmp_path)
+    with page_bench(config_file) as bench:
+        path = bench.config.state / "page.token"
+    path.chmod(0o644)
+    with page_bench(config_file) as bench:
+        assert order(bench, "pause")[0] == 401
+        assert [line for line in bench.said if "open to others" in line and "takes no orders" in line]
+
+
+def test_where_no_token_can_be_written_the_page_is_still_served(tmp_path: Path) -> None:
+    config_file = page_config(tmp_path)
+    (load(config_file).state / ".page.token.new").mkdir(parents=True)  # where the token would be written
+    load(config_file).state.chmod(0o700)
+    with page_bench(config_file) as bench:
+        assert told(bench.url)["story"]["state"]["word"] == "halted"
+        assert [line for line in bench.said if "takes no orders" in line]
+
+
+def test_the_operators_own_token(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("operators-own-token-of-32-letters\n")
+    path.chmod(0o600)
+    config_file = page_config(tmp_path, page={"token": "token"})
+    with page_bench(config_file) as bench:
+        assert told(bench.url)["story"]["orders"] == str(path)
+        assert order(bench, "pause", "operators-own-token-of-32-letters")[0] == 200
+    path.write_text("short")
+    with pytest.raises(ConfigError, match=r"page\.token: .*token: 32 printable"), page_bench(config_file):
+        pass
+
+
+# Bounds
+
+
+def test_streams_are_bounded_and_do_not_hold_up_the_end(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        with page_bench(page_config(tmp_path)) as bench:
+            opened = [_opened(bench) for _ in range(MOST_STREAMS)]
+            for response in opened:
+                stack.callback(response.close)
+                next(events(response))
+            assert fetch(f"{bench.url}/api/events")[0] == 503
+            assert fetch(f"{bench.url}/api/story")[0] == 200
+            opened.pop().close()
+            deadline = time.monotonic() + 60
+            while (again := fetch_stream(bench)) is None:
+                assert time.monotonic() < deadline, "a place that was given up is free again"
+            stack.callback(again.close)
+            ended = time.monotonic()
+        assert time.monotonic() - ended < 30
+        assert opened[0].read() != b"", "the last news"
+
+
+def test_silent_connections_are_cut_off_and_bounded(bench: PageBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_limits, "_PATIENCE_S", 1.0)
+    host, port = bench.url.removeprefix("http://").split(":")
+    fetch(f"{bench.url}/api/story")  # it is up
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(80)]
+        began = time.monotonic()
+        for each in silent[: connection_limits.MOST_CONNECTIONS - 5]:
+            each.settimeout(30)
+            with suppress(ConnectionError):
+                assert each.recv(1) == b""
+        assert time.monotonic() - began < 30
+    assert fetch(f"{bench.url}/api/story")[0] == 200
+
+
+def test_a_viewer_that_does_not_read_is_dropped(bench: PageBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_limits, "_PATIENCE_S", 0.5)
+    run = bench.tune(600)
+    for number in range(200):
+        bench.tried(run, Role.SEARCH, "anneal", None, max_num_seqs=number + 1)
+    host, port = bench.url.removeprefix("http://").split(":")
+    with socket.socket() as lazy:
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.connect((host, int(port)))
+        lazy.sendall(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        lazy.settimeout(60)
+        assert lazy.recv(1) == b"H"  # it has been let in
+        deadline = time.monotonic() + 60
+        while _established(int(port)):
+            assert time.monotonic() < deadline, "it still waits for the viewer"
+            bench.operations.record(event_stream.Kind.PAUSED, reason=str(time.monotonic()))
+            told(bench.url)
+
+
+def _established(port: int) -> int:
+    """How many connections the server holds that are not its own ends of this test's requests."""
+    import psutil
+
+    held = [c for c in psutil.Process().net_connections("tcp") if c.laddr and c.laddr[1] == port]
+    return sum(c.status == psutil.CONN_ESTABLISHED for c in held)
+
+
+# Where it is served
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config_file = page_config(tmp_path, page={"port": port})
+        said = f"page: 127.0.0.1:{port}: Address already in use, by process {os.getpid()}"
+        with pytest.raises(OSError, match=said), page_bench(config_file):
+            pass
+
+
+def test_a_page_that_is_off_is_not_there(tmp_path: Path) -> None:
+    with page_bench(write_config(tmp_path, page={"enabled": False, "port": 1}), url="") as bench:
+        assert not bench.said
+        assert not (bench.config.state / "page.token").exists()
+
+
+def test_a_run_goes_on_when_its_page_is_moved(tmp_path: Path) -> None:
+    config = load(page_config(tmp_path))
+    moved = config.model_copy(update={"page": config.page.model_copy(update={"port": 1, "hosts": ["x"]})})
+    assert moved.digest() == config.digest()
+
+
+def test_the_default_is_this_machine_alone() -> None:
+    assert (PageConfig().enabled, PageConfig().host, PageConfig().takes_orders) == (True, "127.0.0.1", True)
+    hosts = ("localhost", "::1", "0.0.0.0", "::", "10.0.0.5", "x")  # noqa: S104 - a table
+    assert [host for host in hosts if PageConfig(host=host).takes_orders] == ["localhost", "::1"]
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"adress": "x"}, "page.adress: there is no such field; there are enabled, host, port, hosts, token"),
+        ({"port": 99999}, "page.port: 99999:"),
+        ({"hosts": "x"}, "page.hosts: 'x':"),
+        ({"token": "a\0b"}, "page.token: 'a\\x00b' is not a path"),
+    ],
+)
+def test_a_mistake_in_the_section_is_one_line(tmp_path: Path, section: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write_config(tmp_path, page=section))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_starts_without_what_the_page_needs() -> None:
+    code = "import sys, sidecar.cli.main; print(*({'fastapi', 'starlette', 'uvicorn'} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert ended.stdout.split() == []
+
+
+def _opened(bench: PageBench) -> http.client.HTTPResponse:
+    response = fetch_stream(bench)
+    assert response is not None
+    return response
+
+
+def fetch_stream(bench: PageBench) -> http.client.HTTPResponse | None:
+    """A stream; None where there are too many."""
+    connection = http.client.HTTPConnection(bench.url.removeprefix("http://"), timeout=60)
+    connection.request("GET", "/api/events")
+    response = connection.getresponse()
+    if response.status == 200:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        return response
+    assert response.status == 503
+    connection.close()
+    return None
+
+
+def _stories(stream: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    return (content for name, content in stream if name == "story")

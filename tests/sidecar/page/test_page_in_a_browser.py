@@ -1,0 +1,197 @@
+"""The page in a real headless Chromium: by hand-written records, and through a real window on the fake engine."""
+
+import json
+import re
+import signal
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from fake_service import await_state, fake_config, serving, sloguard
+from fake_vllm import OUT_OF_MEMORY
+from own_ports import own_port
+from page_bench import OOM, PageBench, measured, page_bench, page_config, result
+
+from sidecar.config.schema import Config, load
+from sidecar.record.events import Operations
+from sidecar.record.journal import Journal
+from sidecar.record.states import State
+from sidecar.record.trial import Result, Role
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+
+def opened(tab: "Page", url: str) -> None:
+    tab.goto(url)
+    tab.wait_for_selector("#state:not([hidden])")
+
+
+def waits(tab: "Page", selector: str, text: str) -> None:
+    """Until the element there has ``text`` in it."""
+    shown = f"document.querySelector('{selector}')?.textContent.includes({json.dumps(text)})"
+    tab.wait_for_function(f"() => {shown}")
+
+
+def given(tab: "Page", name: str, token: str = "") -> None:
+    """Presses a button, and confirms."""
+    tab.click(f"#{name}")
+    if token:
+        tab.fill("#ask-token", token)
+    tab.click("#ask-yes")
+
+
+def test_trials_come_as_they_are_recorded(bench: PageBench, tab: "Page") -> None:
+    opened(tab, bench.url)
+    waits(tab, "#word", "serving")
+    assert not tab.is_visible("#abort")
+
+    run = bench.tune(600)
+    bench.tried(run, Role.BASELINE, "baseline", result(measured(ttft_ms=2500), violation=0.2))
+    bench.tried(run, Role.UNGUARDED, "unguarded", Result(crash=OOM))
+    bench.begin(run, Role.SEARCH, "anneal", max_num_seqs=23)
+    waits(tab, "#word", "tuning")
+    waits(tab, "#trials", "running")  # which was told last
+    waits(tab, "#facts", "2 of 10")
+    assert "╌ the level of what served before" in tab.inner_text("#chart .legend")
+    assert re.search(
+        r"Started (\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d (UTC|GMT\S*|[A-Z]{3,4})\. ", tab.inner_text("#run-about")
+    )
+    rows = tab.locator("#trials tr").all_inner_texts()
+    verdicts = ("running", "crashed", "misses the SLO")
+    assert [next(word for word in verdicts if word in row) for row in rows] == list(verdicts)
+    assert "out of memory" in rows[1]
+    assert "CUDA out of memory. Tried to allocate 2.00 GiB." in rows[1]
+    assert "✗ 2500 ms" in rows[2]
+    assert tab.title() == "tuning · sloguard"
+    left = tab.text_content("#facts")
+    tab.wait_for_function("before => document.getElementById('facts').textContent !== before", arg=left)
+
+
+def test_live_latencies_against_the_slo(bench: PageBench, tab: "Page") -> None:
+    bench.hub.expect("one")
+    bench.requests.engine_id = "one"
+    opened(tab, bench.url)
+    waits(tab, "#traffic", "not told of any request")
+    bench.tell("one", *[(2500.0, 20.0, 2900.0)] * 4)
+    waits(tab, "#live", "✗ 2500 ms")
+    waits(tab, "#live", "of 2000 ms allowed")
+    waits(tab, "#traffic", "4 (100.0 %) failed or were above a limit")
+    bench.tell("one", *[(100.0, 20.0, 900.0)] * 996)
+    waits(tab, "#live", "✓ 100 ms")
+
+
+def test_what_others_wrote_is_text(bench: PageBench, tab: "Page") -> None:
+    bad = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+    run = bench.tune(600)
+    bench.begin(run, Role.VALIDATION, bad, reason=bad)
+    bench.journal.end_run(run.id, {"outcome": bad, "reason": bad})
+    opened(tab, bench.url)
+    bench.enter(State.RESTORING, bad)
+    waits(tab, "#why", bad)
+    assert tab.locator("img, main script").count() == 0
+    assert tab.title() == "restoring · sloguard"
+    assert bad in tab.inner_text("#trials")
+    assert bad in tab.inner_text("#outcome")
+
+
+def test_a_focused_field_does_not_cut_its_label(bench: PageBench, tab: "Page") -> None:
+    opened(tab, bench.url)
+    tab.click("#pause")
+    for name in ("ask-reason", "ask-token"):
+        tab.focus(f"#{name}")
+        gap = "label.getBoundingClientRect().bottom - label.nextElementSibling.getBoundingClientRect().top"
+        assert tab.eval_on_selector(f"[for={name}]", f"label => -({gap})") >= 5  # the ring and its offset
+
+
+def test_the_connection_is_lost_and_found(tmp_path: Path, tab: "Page") -> None:
+    config_file = page_config(tmp_path)
+    with page_bench(config_file) as bench:
+        bench.serve("the sidecar has started; it is up")
+        opened(tab, bench.url)
+        assert tab.is_enabled("#pause")
+    waits(tab, "#lost", "Connection lost since")
+    assert tab.is_disabled("#pause")
+    assert tab.text_content("#word") == "serving"
+    with page_bench(config_file) as bench:
+        bench.serve("the engine of an earlier sidecar serves on")
+        waits(tab, "#why", "the engine of an earlier sidecar serves on")
+        assert not tab.is_visible("#lost")
+        assert tab.is_enabled("#pause")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits(bench: PageBench, tab: "Page", width: int, scheme: str) -> None:
+    run = bench.tune(600)
+    for ended in (Result(crash=OOM), result(measured()), result(measured(ttft_ms=2500, mean_ms=None), violation=0.2)):
+        bench.tried(run, Role.SEARCH, "anneal", ended, max_num_seqs=8, kv_cache_memory_bytes=2**46)
+    tab.set_viewport_size({"width": width, "height": 900})
+    tab.emulate_media(color_scheme=scheme)  # pyright: ignore[reportArgumentType]
+    opened(tab, bench.url)
+    waits(tab, "#trials", "crashed")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    back = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(int(part) for part in back.removeprefix("rgb(").removesuffix(")").split(","))
+    assert (brightness > 600) is (scheme == "light")
+
+
+def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -> None:
+    page = {"enabled": True, "port": own_port()}
+    knobs = {"max_num_seqs": {"low": 4, "high": 12}}
+    search = {"budget": 30, "knobs": knobs, "unguarded": [{"max_num_seqs": OUT_OF_MEMORY}]}
+    config_file = fake_config(tmp_path, page=page, search=search)
+    config = load(config_file)
+    url = f"http://127.0.0.1:{page['port']}"
+    with serving(config_file, FAKE_LOAD_S="0.3") as service:
+        token = (config.state / "page.token").read_text().strip()
+        opened(tab, url)
+        waits(tab, "#word", "serving")
+
+        # Paused, by a wrong token first.
+        given(tab, "pause", "0" * 32)
+        waits(tab, "#ask-problem", "the token is needed")
+        assert paused(config) is None
+        tab.fill("#ask-token", token)
+        tab.fill("#ask-reason", "a look at it")
+        tab.click("#ask-yes")
+        waits(tab, "#said", "paused: no window opens")
+        waits(tab, "#paused", "a look at it. No window opens.")
+        assert paused(config) == "a look at it"
+        given(tab, "resume")  # the tab keeps the token
+        waits(tab, "#said", "resumed: windows open again")
+        tab.wait_for_selector("#paused", state="hidden")
+        assert paused(config) is None
+
+        # A window, aborted once it has trials.
+        assert sloguard("retune", "--now", "-c", config_file).returncode == 0
+        waits(tab, "#word", "tuning")
+        waits(tab, "#facts", "in the window")
+        waits(tab, "#trials", "out of memory")
+        waits(tab, "#trials", "meets the SLO")
+        given(tab, "abort")
+        waits(tab, "#said", "the window is given up")
+        waits(tab, "#word", "serving")
+        waits(tab, "#facts", "aborted")
+        waits(tab, "#decided", "The run ended before its decision.")
+
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(120) == 0
+        waits(tab, "#lost", "Connection lost since")
+        # While the engine serves on, another sidecar takes it over: the same tab goes on, with the new epoch.
+        with serving(config_file) as again:
+            waits(tab, "#why", "the engine of an earlier sidecar serves on")
+            assert not tab.is_visible("#lost")
+            given(tab, "pause")
+            waits(tab, "#said", "paused: no window opens")
+            waits(tab, "#paused", "No window opens.")
+            await_state(config.state, "serving", again)
+            assert paused(config) == ""
+
+
+def paused(config: Config) -> str | None:
+    """Why no window opens, as the journal has it; None when one may."""
+    with closing(Journal(config.state, read_only=True)) as journal:
+        event = Operations(journal, config.base_digest()).paused()
+    return event and event.reason

@@ -1,0 +1,280 @@
+"""What the page tells, from what is known. Nothing is served here."""
+
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_bench import write_config
+from page_bench import OOM, measured, result
+from pydantic import TypeAdapter
+
+from sidecar.config.schema import Config, Slo, load
+from sidecar.observe.telemetry import Traffic
+from sidecar.page.access_control import known_host
+from sidecar.page.heartbeat import live
+from sidecar.page.slo_meters import figures
+from sidecar.page.view_model import Facts, Story, TrialShown, story
+from sidecar.record.events import Event, Kind
+from sidecar.record.journal import Promoted, Run
+from sidecar.record.run_snapshot import setup_of
+from sidecar.record.states import State
+from sidecar.record.trial import Plan, Result, Role, Trial
+from sidecar.service.state_machine import Standing
+from vllm_sloguard.wire import telemetry_pb2 as pb
+
+SLO = Slo(ttft_p99_ms=500, itl_p99_ms=50)
+RUN = Run(3, "digest", {}, 90.0, None, None)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return load(write_config(tmp_path, engine={"args": {"max-num-seqs": 2}}, slo={"ttft_p99_ms": 500}))
+
+
+def told(config: Config, state: State = State.TUNING, **facts: Any) -> Story:
+    given: dict[str, Any] = {"setup": setup_of(config.model_dump(mode="json"), RUN.id), **facts}
+    return story(config, Facts(Standing(state, "because", 100.0), 7, **given), version="v", orders="")
+
+
+def trial(role: Role, ended: Result | None, *, number: int = 1, refusal: str = "") -> Trial:
+    knobs: dict[str, Any] = {"max_num_seqs": 8}
+    return Trial(3, number, Plan(role, knobs, knobs, "anneal", "why", (), refusal), 100.0, 130.0, ended)
+
+
+def shown(config: Config, ended: Trial) -> TrialShown:
+    run = told(config, run=RUN, trials=(ended,)).run
+    assert run is not None
+    return run.trials[0]
+
+
+def test_a_trial_that_meets_the_slo(config: Config) -> None:
+    row = shown(config, trial(Role.SEARCH, result(measured(ttft_ms=300))))
+
+    assert (row.verdict, row.configuration, row.what) == ("meets the SLO", "max_num_seqs=8", "search: anneal")
+    assert (row.value, row.objective, row.took_s) == (300, "300 ms", 30)
+    ttft = row.figures[0]
+    assert (ttft.shown, ttft.limit, ttft.share, ttft.met) == ("300 ms", "500 ms", 0.6, True)
+
+
+def test_a_run_is_judged_by_what_it_was_started_with(config: Config) -> None:
+    recorded = config.model_dump(mode="json")
+    recorded |= {"slo": {"ttft_p99_ms": 200}, "objective": "goodput"}
+    recorded["search"]["budget"] = 3
+    ended = trial(Role.SEARCH, Result(violation=0.5, value=10.0, measurement=measured(ttft_ms=300)))
+    run = told(config, run=RUN, trials=(ended,), setup=setup_of(recorded, RUN.id)).run
+
+    assert run is not None
+    assert (run.goal.name, run.budget) == ("goodput", 3)
+    ttft = run.trials[0].figures[0]
+    assert (ttft.limit, ttft.met, run.trials[0].verdict) == ("200 ms", False, "misses the SLO")
+
+
+def test_a_long_crash_is_cut_visibly(config: Config) -> None:
+    crash = replace(OOM, evidence="word " * 100)
+    assert shown(config, trial(Role.SEARCH, Result(crash=crash))).note.endswith("word…")
+
+
+@pytest.mark.parametrize(("validated", "look"), [(0, 6), (1, 6), (5, 6), (6, 10), (15, 16), (16, None)])
+def test_the_validation_goes_to_the_next_look(config: Config, validated: int, look: int | None) -> None:
+    recorded = config.model_dump(mode="json")
+    recorded["promotion"]["pairs"] = [3, 5, 8]
+    setup = setup_of(recorded, RUN.id)
+    trials = [trial(Role.VALIDATION, result(measured()), number=n) for n in range(validated)]
+    run = told(config, run=RUN, trials=tuple(trials), setup=setup).run
+    assert run is not None
+    assert (run.validated, run.next_look) == (validated, look)
+
+    crashed = trial(Role.REFERENCE, Result(crash=OOM), number=99)
+    run = told(config, run=RUN, trials=(*trials, crashed), setup=setup).run
+    assert run is not None
+    assert run.next_look is None
+
+
+def test_the_files_arguments_are_listed(config: Config) -> None:
+    assert told(config).serves.changes == ("max_num_seqs 2",)
+
+
+def test_a_crash_has_its_category_and_its_text(config: Config) -> None:
+    row = shown(config, trial(Role.UNGUARDED, Result(crash=OOM)))
+
+    assert (row.verdict, row.crash, row.value) == ("crashed", "out of memory", None)
+    assert "CUDA out of memory. Tried to allocate 2.00 GiB." in row.note
+    assert {f.shown for f in row.figures} == {"-"}
+
+
+def test_of_lower_bounds_only_a_miss_is_sure(config: Config) -> None:
+    row = shown(config, trial(Role.SEARCH, result(measured(600, 20, 700, None), violation=1, stopped="too slow")))
+
+    assert [f.shown for f in row.figures] == ["≥ 600 ms", "≥ 20.0 ms", "≥ 700 ms"]
+    assert [f.met for f in row.figures] == [False, None, None]
+    assert "stopped: too slow" in row.note
+
+
+def test_what_was_not_measured_is_not_met() -> None:
+    nothing, failed, _ = figures({"itl_p99_ms": math.inf}, SLO)
+
+    assert (nothing.shown, nothing.share, nothing.met) == ("-", None, None)
+    assert (failed.shown, failed.share, failed.met) == ("failed", 2.0, False)
+
+
+def test_trials_that_did_not_run_are_not_counted(config: Config) -> None:
+    trials = (
+        trial(Role.BASELINE, result(measured())),
+        trial(Role.SEARCH, None, number=2),
+        trial(Role.SEARCH, None, number=3, refusal="no room"),
+        trial(Role.VALIDATION, result(measured()), number=4),
+    )
+    run = told(config, run=RUN, trials=trials).run
+
+    assert run is not None
+    assert (run.searched, run.validated, run.budget) == (1, 1, config.search.budget)
+    assert [t.verdict for t in run.trials] == ["meets the SLO", "given up", "refused by the guard", "meets the SLO"]
+    assert run.trials[2].note == "no room"
+
+
+def test_of_very_many_trials_the_newest_are_shown(config: Config) -> None:
+    run = told(config, run=RUN, trials=tuple(trial(Role.SEARCH, None, number=n) for n in range(1, 501))).run
+
+    assert run is not None
+    assert (len(run.trials), run.trials[-1].number, run.left_out) == (200, 500, 300)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "headline"),
+    [
+        ("promoted", "A better configuration was found, and promoted."),
+        ("inconclusive", "What served before stays: the evidence was not clear enough for a change."),
+        ("interrupted", "The run ended before its decision."),
+    ],
+)
+def test_a_decision_says_what_it_means(config: Config, outcome: str, headline: str) -> None:
+    # The journal may hold anything beside the outcome and the reason.
+    decision = {"outcome": outcome, "reason": "so it is", "gain": 0.1, "low": "x", "high": None}
+    run = told(config, run=Run(3, "digest", {}, 90.0, 200.0, decision)).run
+
+    assert run is not None
+    assert run.decision is not None
+    assert (run.decision.headline, run.decision.reason) == (headline, "so it is")
+    assert (run.decision.gain, run.decision.low, run.decision.high) == (0.1, None, None)
+
+
+def test_a_decision_that_was_undone_says_so(config: Config) -> None:
+    run = Run(3, "digest", {}, 90.0, 200.0, {"outcome": "promoted", "reason": "so it is"})
+    headlines: list[str] = []
+    for of_run in (3, 2):
+        undone = Promoted(5, of_run, "base", {}, 60.0, None, 70.0, "it crashed 3 times")
+        shown = told(config, run=run, rolled_back=undone).run
+        assert shown is not None
+        assert shown.decision is not None
+        headlines.append(shown.decision.headline)
+
+    assert headlines == [
+        "A better configuration was found and promoted, and has been rolled back since.",
+        "A better configuration was found, and promoted.",
+    ]
+
+
+def test_a_promotion_is_told_as_its_changes(config: Config) -> None:
+    args: dict[str, Any] = {"max_num_seqs": 23, "block_size": 32}
+    undone = Promoted(5, 3, "base", args, 60.0, None, 70.0, "it crashed 3 times")
+    serves = told(
+        config, promotion=Promoted(4, 3, "base", args, 50.0, None), rolled_back=undone, probation_until=900.0
+    ).serves
+
+    assert (serves.promotion, serves.what, serves.since, serves.probation_until) == (4, "promotion 4", 50.0, 900.0)
+    assert serves.changes == ("max_num_seqs 2 → 23", "block_size not set → 32")
+    assert serves.rolled_back == "promotion 5 was rolled back: it crashed 3 times"
+
+
+@pytest.mark.parametrize(("state", "abortable"), [(s, s in ("draining", "tuning", "validating")) for s in State])
+def test_every_state_is_told_and_a_window_can_be_aborted(config: Config, state: State, abortable: bool) -> None:
+    found = told(config, state).state
+
+    assert (found.word, found.why, found.abortable) == (str(state), "because", abortable)
+    assert found.about
+
+
+def test_pause_and_windows(config: Config) -> None:
+    found = told(
+        config,
+        paused=Event(1.0, Kind.PAUSED, {"reason": "release week"}),
+        window=Event(2.0, Kind.WINDOW_OPENED, {"reason": "asked for"}),
+        last_window=Event(3.0, Kind.WINDOW_ENDED, {"outcome": "out_of_time", "reason": "late"}),
+    )
+
+    assert found.paused is not None
+    assert found.window is not None
+    assert found.last_window is not None
+    assert (found.paused.text, found.window.text) == ("release week", "asked for")
+    assert (found.last_window.outcome, found.last_window.reason) == ("out of time", "late")
+
+
+def test_the_story_is_json_without_numbers_that_json_has_not(config: Config) -> None:
+    trials = (trial(Role.SEARCH, Result(violation=1, value=-math.inf, measurement=measured(math.inf))),)
+    text = TypeAdapter(Story).dump_json(told(config, run=RUN, trials=trials))
+
+    def refuse(number: str) -> None:
+        raise AssertionError(number)
+
+    [row] = json.loads(text, parse_constant=refuse)["run"]["trials"]
+    assert (row["value"], row["figures"][0]["shown"]) == (None, "failed")
+    assert b"\n" not in text  # it goes into one line of an event
+
+
+# Live figures
+
+
+def finished(ttft_s: float, tokens: int = 64) -> pb.RequestFinished:
+    return pb.RequestFinished(
+        ttft_seconds=ttft_s, e2e_seconds=2 * ttft_s, prompt_tokens=tokens, output_tokens=tokens, finish_reason="stop"
+    )
+
+
+def test_live_latencies_are_of_the_last_minutes_real_requests() -> None:
+    now = time.monotonic()
+    old, probe = (now - 400, finished(9.0)), (now - 1, finished(9.0, tokens=1))
+    recent = tuple((now - n, finished(0.1 if n else 0.6)) for n in range(100))
+    found = live(Traffic(now - 500, (old, *recent, probe)), now, SLO)
+
+    assert found is not None
+    assert (found.requests, found.missed, found.few, found.over_s) == (100, 1, False, 300)
+    assert found.rate == pytest.approx(100 / 300)
+    ttft, itl, e2e = found.figures
+    assert (ttft.shown, ttft.met) == ("100 ms", True)
+    assert (itl.shown, itl.met) == ("-", None)
+    assert (e2e.shown, e2e.limit, e2e.met) == ("200 ms", "", None)
+
+
+def test_few_requests_and_none_are_said_to_be() -> None:
+    now = time.monotonic()
+    few, none = live(Traffic(now - 20, ((now, finished(0.6)),)), now, SLO), live(Traffic(now - 20, ()), now, SLO)
+
+    assert few is not None
+    assert none is not None
+    assert (few.few, few.rate, few.figures[0].met) == (True, None, False)
+    assert (none.few, none.requests) == (False, 0)
+    assert live(None, now, SLO) is None
+
+
+# Who is let in
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["localhost", "localhost:9465", "LOCALHOST:1", "127.0.0.1:9465", "[::1]:9465", "10.0.0.5", "tuner.example:443"],
+)
+def test_hosts_that_are_known(header: str) -> None:
+    assert known_host(header, ["Tuner.example"])
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["", "evil.example", "evil.example:9465", "localhost.evil.example", "127.0.0.1.evil.example", "127.0.0.1:9465@x",
+     "x@127.0.0.1", "127.0.0.1:", "[evil]", "localhost:9465/", "127.0.0.1, evil.example", "tuner.example.evil"],
+)  # fmt: skip
+def test_hosts_that_are_foreign(header: str) -> None:
+    assert not known_host(header, ["tuner.example"])

@@ -1,0 +1,319 @@
+"""What the report says, from journals whose story is known."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from report_cases import INCUMBENT, OOM, Made, only_crashes, whole
+
+from sidecar.config.schema import load
+from sidecar.record import run_snapshot
+from sidecar.record.row_validation import JournalError
+from sidecar.record.states import ENGINE_ENDED, ENGINE_SERVES_ON, FAILED, State
+from sidecar.record.trial import Result, Role, Status
+from sidecar.report.importance import FEWEST
+from sidecar.report.plots import plots
+from sidecar.report.verdict import Gain, Tone
+from sidecar.report.view_model import Story, story
+from vllm_sloguard import __version__
+from vllm_sloguard.crash import Category
+
+
+def told(state: Path, run: int | None = None) -> Story:
+    return story(run_snapshot.read(state, run))
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    return told(whole(tmp_path_factory.mktemp("forty")))
+
+
+def test_a_promotion_comes_with_its_evidence(forty: Story) -> None:
+    verdict = forty.verdict
+
+    assert verdict.tone is Tone.GOOD
+    assert verdict.headline.startswith("A better configuration was found and promoted")
+    assert verdict.gain is not None
+    assert 0 < verdict.gain.low < verdict.gain.estimate < verdict.gain.high
+    unmet = [(check.what, check.found) for check in verdict.checks if not check.met]
+    starts = len(verdict.incumbents)
+    assert unmet == [("What was serving fails (then no gain is needed)", f"0 of {starts} starts missed a limit")]
+    assert len(verdict.pairs) in (3, 5, 8)
+    assert any(f"{verdict.gain.estimate:.1%} shorter" in said for said in verdict.sentences)
+    assert forty.serving[0].startswith("Nothing is known to serve: no sidecar has served")
+    assert "this run's winner (promotion 1), since " in forty.serving[1]
+    assert any("rollback --promotion 1" in command.line for command in forty.commands)
+
+
+def test_every_trial_and_every_limit_is_there(forty: Story) -> None:
+    assert [entry.number for entry in forty.entries] == list(range(1, len(forty.entries) + 1))
+    assert set(forty.limits) == {"ttft_p99_ms", "itl_p99_ms", "e2e_p99_ms", "error_rate"}
+    shown = plots(forty)
+    assert set(shown) == {
+        "gain", "objective", "answers", "percentiles", "limits", "knobs", "importance", "crashes", "time"
+    }  # fmt: skip
+    drawn = [n for trace in shown["limits"].figure.data if trace.yaxis in (None, "y") for n in trace.x]
+    measured = [e.number for e in forty.entries if e.measured]
+    assert sorted(drawn) == measured
+
+
+def test_the_knob_that_the_engine_hangs_on_matters_most(forty: Story) -> None:
+    assert next(iter(forty.importance.shares)) == "max_num_seqs"
+    assert sum(forty.importance.shares.values()) == pytest.approx(1)
+
+
+def test_few_trials_do_not_say_what_matters(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.search(FEWEST - 1, crashes=False)
+
+    found = told(made.close()).importance
+
+    assert not found.shares
+    assert f"{FEWEST - 1} trials are too few to tell" in found.note
+
+
+def test_crashes_are_told_apart_by_their_cause(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.search(1)
+    for seqs in (300, 400, 500):
+        made.crash({**INCUMBENT, "max_num_seqs": seqs}, Category.OUT_OF_MEMORY, OOM.format(seqs))
+    made.crash({**INCUMBENT, "max_num_seqs": 8}, Category.STARTUP_FAILURE, "ValueError: no")
+
+    first, second = told(made.close()).crashes
+
+    assert (first.category, first.numbers, first.evidence) == ("out of memory", (2, 3, 4), OOM.format(300))
+    assert first.alone == "max_num_seqs 300 or more; measured trials had 32 at most"
+    assert (second.numbers, second.alone) == ((5,), "max_num_seqs 8 or less; measured trials had 32 at least")
+
+
+def test_only_crashes_leave_a_story(tmp_path: Path) -> None:
+    found = told(only_crashes(tmp_path))
+
+    assert found.verdict.headline == "What was serving stays: nothing met every limit, nor did what was serving"
+    assert {entry.status for entry in found.entries} == {Status.CRASHED}
+    assert sum(len(group.numbers) for group in found.crashes) == 8
+    assert {"crashes", "time"} <= set(plots(found))
+    assert not {"objective", "answers", "limits"} & set(plots(found))
+
+
+def test_the_sloguard_of_a_run_is_told_where_it_was_recorded(forty: Story, tmp_path: Path) -> None:
+    recorded_, unknown = (
+        next(fact.value for fact in one.versions if fact.name == "sloguard")
+        for one in (forty, told(only_crashes(tmp_path / "run")))
+    )
+    assert recorded_.startswith("0.1.0; this page: ")
+    assert unknown == f"recorded with promotions only; this page: {__version__}"
+
+
+def test_one_trial_is_enough(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.search(1)
+
+    found = told(made.close())
+
+    assert found.verdict.headline == "This run has not ended, and nothing works on it now"
+    assert "1 met every limit" in found.verdict.sentences[0]
+    assert "objective" in plots(found)
+
+
+def test_a_run_that_goes_on_says_so(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.search(5)
+    made.add(made.plan(), None, running=True)
+
+    found = story(dataclasses.replace(run_snapshot.read(made.close()), alive=True, now=made.now + 100))
+
+    assert found.verdict.tone is Tone.OPEN
+    assert found.verdict.headline.startswith("This run is still going")
+    assert "did not end yet" in found.verdict.sentences[0]
+    assert found.entries[-1].took != "-"
+
+
+def test_a_run_without_a_trial_has_a_page(tmp_path: Path) -> None:
+    found = told(Made(tmp_path).close())
+
+    assert found.verdict.sentences[0] == "No trial was started yet."
+    assert plots(found) == {}
+
+
+def test_a_rollback_is_told_with_its_reason(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.search(40)
+    made.validate()
+    made.decide()
+    made.journal.write("INSERT INTO rollbacks VALUES (1, ?, 'it burned the error budget')", (made.now,))
+
+    found = told(made.close())
+
+    assert "was rolled back" in found.serving[1]
+    assert "it burned the error budget" in found.serving[1].lower()
+    assert "would serve: the arguments of the configuration file" in found.serving[2]
+    assert not any("rollback --promotion" in command.line for command in found.commands)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "first"),
+    [
+        (State.HALTED, ENGINE_ENDED, "Nothing serves: the sidecar ended at "),
+        (State.HALTED, ENGINE_SERVES_ON, "The sidecar ended at "),
+        (State.HALTED, f"{FAILED}: the port is taken", "The sidecar does not run; it ended at "),
+        (State.SERVING, "the engine is up", "Nothing is known to serve: the sidecar does not run"),
+    ],
+)
+def test_what_serves_after_the_sidecar_is_said_first(tmp_path: Path, state: State, reason: str, first: str) -> None:
+    made = Made(tmp_path)
+    made.search(1)
+    made.journal.enter(state, reason)
+
+    found = told(made.close()).serving
+
+    assert found[0].startswith(first)
+    assert ("left its engine serving" in found[0]) is (reason == ENGINE_SERVES_ON)
+    assert found[1].startswith("What a sidecar that is started now would serve: the arguments of the configuration")
+
+
+def test_the_configuration_on_the_page_is_that_of_the_run(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.search(1)
+    made.close()
+    again = tmp_path / "again.yaml"
+    again.write_text(told(made.state).configuration)
+    read = load(again)
+
+    assert list(read.search.knobs) == list(made.config.search.knobs)
+    # The environment is never recorded.
+    assert read.model_copy(update={"engine": made.config.engine}).digest() == made.config.digest()
+
+
+def over(made: Made, value: float | None = -900.0, ttft_p99_ms: float = 1000.0) -> Result:
+    """Twice the limit of 500 ms, or as given."""
+    good = made.measured(INCUMBENT)
+    assert good.measurement is not None
+    measurement = dataclasses.replace(good.measurement, ttft_p99_ms=ttft_p99_ms)
+    return dataclasses.replace(good, violation=ttft_p99_ms / 500 - 1, value=value, measurement=measurement, stopped="")
+
+
+def test_where_nothing_met_every_limit_the_nearest_is_named(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.add(made.plan(Role.BASELINE), over(made, None))
+    for ttft in (900.0, 612.0, 700.0):
+        made.add(made.plan(), over(made, ttft_p99_ms=ttft))
+    made.decide()
+
+    verdict = told(made.close()).verdict
+
+    assert verdict.headline == "What was serving stays: nothing met every limit, nor did what was serving"
+    assert "what was serving missed a limit in its first trial." in verdict.sentences[1]
+    assert "is trial 3: first token, p99 612 ms, where 500 ms is the limit." in verdict.sentences[1]
+
+
+@pytest.mark.parametrize(("misses", "met"), [(1, False), (3, True)])
+def test_whether_what_was_serving_surely_misses_is_in_the_rule(tmp_path: Path, misses: int, met: bool) -> None:
+    made = Made(tmp_path)
+    made.add(made.plan(Role.BASELINE), over(made, None))
+    chosen = {**INCUMBENT, "max_num_seqs": 64}
+    good = made.measured(chosen)
+    made.add(made.plan(knobs=chosen), good)
+    for pair in range(3):
+        # Starts differ a little, as they do.
+        missed = over(made, ttft_p99_ms=1000.0 + pair)
+        made.add(made.plan(Role.REFERENCE), missed if pair < misses else made.measured(INCUMBENT))
+        made.add(made.plan(Role.VALIDATION, chosen), made.measured(chosen))
+    made.decide()
+
+    verdict = told(made.close()).verdict
+
+    row = next(check for check in verdict.checks if check.what.startswith("What was serving fails"))
+    assert (row.found, row.met) == (f"{misses} of 3 starts missed a limit", met)
+    assert "; what was serving missed a limit in its first trial. The luckiest" in verdict.sentences[1]
+    assert any(check.found.startswith("mean of its starts at most ") for check in verdict.checks)
+
+
+def test_no_line_of_the_gain_crosses_the_text_of_another(forty: Story) -> None:
+    close = Gain(estimate=-0.1, low=-0.2, high=-0.05, least=0.02, confidence=0.95)
+    drawn = plots(dataclasses.replace(forty, verdict=dataclasses.replace(forty.verdict, gain=close)))["gain"].figure
+    texts = {note.text: note for note in drawn.layout.annotations}
+
+    # Anchored at its line, each lies on the side away from the other line.
+    assert (texts["no difference"].x, texts["no difference"].xanchor) == (0, "right")
+    assert (texts["asked for"].x, texts["asked for"].xanchor) == (0.02, "left")
+    assert drawn.layout.xaxis.range[1] > 0.05
+
+
+def test_a_crash_that_is_cut_ends_in_an_ellipsis(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.crash(dict(INCUMBENT), Category.STARTUP_FAILURE, "ValueError: " + "x" * 400)
+
+    found = told(made.close())
+
+    assert found.entries[0].note.endswith("xxx…")
+    assert found.crashes[0].evidence.endswith("xxx")
+
+
+def test_failed_requests_are_no_number(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.search(2, crashes=False)
+    good = made.measured(INCUMBENT)
+    assert good.measurement is not None
+    failed = dataclasses.replace(good.measurement, failed=9, ttft_p99_ms=float("inf"), e2e_p99_ms=float("inf"))
+    scores = (*good.scores[:-9], *[float("inf")] * 9)
+    bad = dataclasses.replace(good, violation=5.0, measurement=failed, scores=scores)
+    made.add(made.plan(Role.SEARCH, {**INCUMBENT, "max_num_seqs": 4}), bad)
+    unmeasured = dataclasses.replace(good.measurement, ttft_p99_ms=None, itl_p99_ms=None, e2e_mean_ms=None)
+    made.add(made.plan(), Result(violation=1.0, measurement=unmeasured))
+
+    found = told(made.close())
+
+    assert found.entries[2].measured["ttft_p99_ms"] == float("inf")
+    assert found.entries[3].measured["ttft_p99_ms"] is None
+    assert found.entries[3].value is None
+    # Nothing in a plot is infinite, which no axis has a place for.
+    for plot in plots(found).values():
+        assert "Infinity" not in (plot.figure.to_json() or "")
+
+
+@pytest.mark.parametrize("objective", ["goodput", "capacity"])
+def test_other_objectives_have_their_units(tmp_path: Path, objective: str) -> None:
+    found = told(whole(tmp_path, 12, objective=objective))
+
+    assert "answers" not in plots(found)  # no latency of single requests is kept for them
+    assert any("within the limits" in said for said in found.verdict.sentences)
+
+
+def test_runs_are_chosen_by_number(tmp_path: Path) -> None:
+    state = whole(tmp_path, 4)
+
+    assert told(state, 1).run == 1
+    with pytest.raises(JournalError, match="there is no run 7; there are 1"):
+        told(state, 7)
+
+
+def test_what_an_older_journal_lacks_is_left_open(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.search(6, crashes=False)
+    decision = '{"outcome": "promoted", "reason": "it was better", "trial": 4}'
+    made.journal.write("UPDATE runs SET decision = ?", (decision,))
+    # A field of another version of the configuration does no harm.
+    made.journal.write("UPDATE runs SET config = json_set(config, '$.promotion.repeats', 2)", ())
+
+    found = told(made.close())
+
+    assert found.verdict.gain is None
+    assert found.verdict.headline == "A better configuration was found and promoted: that of trial 4"
+
+
+@pytest.mark.parametrize("part", ['"pairs": "many"', '"candidates": 7', '"gain": {}'])
+def test_a_decision_that_is_damaged_is_one_line(tmp_path: Path, part: str) -> None:
+    made = Made(tmp_path)
+    made.journal.write("UPDATE runs SET decision = ?", ('{"outcome": "promoted", "reason": "x", ' + part + "}",))
+
+    with pytest.raises(JournalError, match="run 1: its decision can't be read: "):
+        told(made.close())
+
+
+def test_a_configuration_that_is_damaged_is_one_line(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.journal.write("UPDATE runs SET config = json_set(config, '$.slo.ttft_p99_ms', 'soon')", ())
+
+    with pytest.raises(JournalError, match=r"run 1: its configuration can't be read: ttft_p99_ms: .*valid number"):
+        told(made.close())

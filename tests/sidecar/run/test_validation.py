@@ -1,0 +1,189 @@
+"""The tuner's validation: pairs of starts until the rule has enough, whatever interrupts them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+from sidecar_cases import configured, measured
+
+from sidecar.config.schema import Config, SearchConfig
+from sidecar.config.window import Promotion
+from sidecar.engine.engine import Cancelled
+from sidecar.guard.guard import Guard
+from sidecar.promote.decision import Decision, Outcome
+from sidecar.record.durations import seconds_of
+from sidecar.record.journal import Journal
+from sidecar.record.trial import VALIDATING, Plan, Result, Role, Status, Trial
+from sidecar.run.trial_runner import Runner
+from sidecar.run.tuning_run import Tuner, open_run
+from vllm_sloguard.guard.machine import Machine
+
+HOST = Machine("cpu", 2**34, 2**33, 0, "stated")
+A_LITTLE = (0.008, -0.006, 0.002, -0.009, 0.005)
+
+
+class Starts:
+    """Measures instead of a Runner: the more sequences the faster. ``ends`` is how many loads it lives for."""
+
+    def __init__(self, ends: int = 1000) -> None:
+        self.left = ends
+        self.count = 0
+
+    def release(self) -> None:
+        """Keeps nothing."""
+
+    def is_cold(self, args: object) -> bool:
+        """Every trial has an engine of its own."""
+        return True
+
+    def run(self, plan: Plan, cancelled: Callable[[], bool]) -> Result:
+        """One load."""
+        assert not cancelled()
+        if self.left == 0:
+            raise Cancelled
+        self.left -= 1
+        self.count += 1
+        mean_ms = 4000 / int(cast(int, plan.args["max_num_seqs"])) * (1 + A_LITTLE[self.count % 5])
+        scores = tuple(mean_ms / 1000 for _ in range(200))
+        return Result(
+            value=-mean_ms,
+            measurement=measured(e2e_mean_ms=mean_ms),
+            scores=scores,
+            vllm_version="0.32.0",
+            start_s=30.0,
+            load_s=10.0,
+            stop_s=1.0,
+        )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    config = configured(tmp_path, "engine.args", {"max_num_seqs": 2})
+    search = SearchConfig.model_validate(
+        {"optimizer": "random", "budget": 3, "knobs": {"max_num_seqs": {"low": 4, "high": 64}}}
+    )
+    return config.model_copy(update={"search": search, "promotion": Promotion(pairs=(3, 5))})
+
+
+def tune(config: Config, starts: Starts, fits: Callable[[int, int], bool] = lambda _s, _v: True) -> Decision:
+    """A sidecar's life: opens the journal, takes up the run that is there, and tunes until it ends or is killed."""
+    journal = Journal(config.state)
+    run = open_run(config, journal)
+    tuner = Tuner(
+        config,
+        run,
+        journal,
+        cast(Runner, starts),
+        Guard(config, lambda _: HOST),
+        notify=lambda _: None,
+        fits=fits,
+        cancelled=lambda: False,
+    )
+    try:
+        return tuner.tune()
+    finally:
+        journal.close()
+
+
+def recorded(config: Config) -> list[Trial]:
+    return Journal(config.state, read_only=True).trials()
+
+
+def roles(config: Config) -> list[Role]:
+    return [t.plan.role for t in recorded(config) if t.status is not Status.ABORTED]
+
+
+def test_the_winner_and_the_incumbent_take_turns_and_the_evidence_is_kept(config: Config) -> None:
+    decision = tune(config, Starts())
+
+    assert decision.outcome is Outcome.PROMOTED
+    a, b = Role.REFERENCE, Role.VALIDATION
+    assert roles(config) == [Role.BASELINE, Role.SEARCH, Role.SEARCH, a, b, b, a, a, b]
+    trials = recorded(config)
+    assert all(t.plan.args == {"max_num_seqs": 2} for t in trials if t.plan.role is a)
+    [promoted] = Journal(config.state, read_only=True).promotions()
+    assert promoted.args == trials[decision.trial - 1].plan.args
+    assert promoted.evidence is not None
+    assert promoted.evidence["candidates"] == [5, 6, 9]
+    assert promoted.evidence["incumbents"] == [4, 7, 8]
+    assert promoted.evidence["gain"] == pytest.approx(decision.gain)
+    assert promoted.evidence["vllm"] == "0.32.0"
+
+
+@pytest.mark.parametrize("lives", [[1, 1000], [4, 1000], [5, 1000], [6, 1000], [3, 1, 1, 1, 1, 1, 1000], [8, 1000]])
+def test_a_validation_that_was_killed_goes_on_where_it_was(config: Config, lives: list[int]) -> None:
+    """Each life measures so many loads and dies in the next: what had ended counts, what had not is measured again."""
+    whole = config.model_copy(update={"state": config.state.parent / "whole"})
+    uninterrupted = tune(whole, Starts())
+    outcome: Decision | None = None
+    for loads in lives:
+        try:
+            outcome = tune(config, Starts(loads))
+        except Cancelled:
+            continue
+
+    assert outcome is not None
+    assert (outcome.outcome, outcome.pairs) == (uninterrupted.outcome, uninterrupted.pairs)
+    assert roles(config) == roles(whole)
+    assert len(Journal(config.state, read_only=True).promotions()) == 1
+
+
+@pytest.mark.parametrize(
+    ("measurements", "outcome", "used"),
+    [
+        (0, Outcome.INCONCLUSIVE, 0),
+        (5, Outcome.INCONCLUSIVE, 0),  # three pairs do not fit: none is begun
+        (6, Outcome.PROMOTED, 6),
+        (7, Outcome.PROMOTED, 6),
+    ],
+)
+def test_a_window_has_time_for_so_many(config: Config, measurements: int, outcome: Outcome, used: int) -> None:
+    starts = Starts()
+
+    def fits(search: int, validations: int) -> bool:
+        if search:
+            return True
+        done = sum(t.plan.role in VALIDATING for t in recorded(config))
+        return done + validations <= measurements
+
+    assert tune(config, starts, fits).outcome is outcome
+    assert sum(role in VALIDATING for role in roles(config)) == used
+
+
+def test_a_window_that_gets_shorter_meanwhile_decides_on_complete_pairs(config: Config) -> None:
+    """Only four measurements were possible, though six seemed to be: two pairs are too few."""
+
+    def fits(search: int, _validations: int) -> bool:
+        return bool(search) or sum(t.plan.role in VALIDATING for t in recorded(config)) < 4
+
+    decision = tune(config, Starts(), fits)
+
+    assert (decision.outcome, decision.pairs) == (Outcome.INCONCLUSIVE, 2)
+
+
+def test_the_search_leaves_room_for_the_validation(config: Config) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def fits(search: int, validations: int) -> bool:
+        asked.append((search, validations))
+        return len(asked) < 3
+
+    decision = tune(config, Starts(), fits)
+
+    # Of a budget of three, the first two trials keep the fewest pairs possible, the last all of them.
+    assert asked == [(1, 6), (1, 6), (1, 10), (0, 6)]
+    assert roles(config) == [Role.BASELINE, Role.SEARCH]
+    assert decision.outcome is Outcome.INCONCLUSIVE
+
+
+def test_validations_are_expected_to_take_an_ordinary_start_each() -> None:
+    def done(role: Role, took_s: float, load_s: float) -> Trial:
+        plan = Plan(role, {}, {}, "", "")
+        return Trial(1, 1, plan, 100.0, 100.0 + took_s, Result(load_s=load_s, stop_s=1.0))
+
+    forked = [done(Role.BASELINE, 14, 10), done(Role.SEARCH, 12, 9)]
+
+    assert seconds_of([], 1, 6, start_s=30) == 6 * 30
+    assert seconds_of(forked, 1, 6, start_s=30) == 14 + 6 * (30 + 11)
+    assert seconds_of([*forked, done(Role.REFERENCE, 50, 10)], 0, 2, start_s=30) == 2 * 50

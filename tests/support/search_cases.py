@@ -1,0 +1,54 @@
+"""A space, and observations made in one line, for the tests of the search."""
+
+import math
+from dataclasses import replace
+
+from sidecar.search.contract import Observation, Outcome
+from sidecar.search.space import Space
+from vllm_sloguard.knobs import Config, Kind, Knob
+
+SPACE = Space(
+    (
+        # Before the knob that it requires, so that no test leans on the order.
+        Knob("enable_chunked_prefill", Kind.CATEGORICAL, choices=(True, False), requires={"enforce_eager": False}),
+        Knob("max_num_seqs", Kind.INT, 4, 128, log=True),
+        Knob("max_num_batched_tokens", Kind.INT, 512, 8192, log=True),
+        Knob("gpu_memory_utilization", Kind.FLOAT, 0.60, 0.95),
+        Knob("enforce_eager", Kind.CATEGORICAL, choices=(False, True)),
+        Knob("block_size", Kind.CATEGORICAL, choices=(16, 32, 64)),
+    )
+)
+ONE_INT = Space((Knob("max_num_seqs", Kind.INT, 1, 3),))
+ONE_CHOICE = Space((Knob("kv_cache_dtype", Kind.CATEGORICAL, choices=("auto",)),))
+ONE_SWITCH = Space((Knob("enforce_eager", Kind.CATEGORICAL, choices=(False, True)),))
+SPACES = {"study": SPACE, "one int": ONE_INT, "one choice": ONE_CHOICE, "one switch": ONE_SWITCH}
+
+
+def feasible(config: Config, value: float) -> Observation:
+    return Observation(config, Outcome.FEASIBLE, 0.0, value)
+
+
+def infeasible(config: Config, violation: float) -> Observation:
+    return Observation(config, Outcome.INFEASIBLE, violation, 1.0)
+
+
+def crashed(config: Config) -> Observation:
+    return Observation(config, Outcome.CRASHED, math.inf, None)
+
+
+def refused(config: Config) -> Observation:
+    return Observation(config, Outcome.REFUSED, math.inf, None)
+
+
+INCUMBENT: Config = {
+    "max_num_seqs": 32,
+    "max_num_batched_tokens": 2048,
+    "gpu_memory_utilization": 0.75,
+    "enforce_eager": False,
+    "enable_chunked_prefill": True,
+    "block_size": 16,
+}
+
+
+def with_margins(observation: Observation, **margins: float) -> Observation:
+    return replace(observation, margins=margins)

@@ -1,0 +1,60 @@
+"""A process of a forked engine has the OpenMP threads that one started afresh would have read from its environment."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="needs torch")
+
+_TOLD = """
+import json, os, torch
+from vllm_sloguard.starts.fork_server import _Forking
+
+def tell(channel):
+    channel.send((torch.get_num_threads(), sorted(os.sched_getaffinity(0))))
+
+context = _Forking()
+ours, theirs = context.Pipe()
+os.environ.update(json.loads(os.environ["FOR_THE_FORK"]))
+process = context.Process(target=tell, args=(theirs,))
+process.start()
+told = ours.recv()
+process.join()
+print(json.dumps([*told, process.exitcode]))
+"""
+
+
+@pytest.mark.parametrize("variable", ["GOMP_CPU_AFFINITY", "OMP_PLACES"])
+def test_a_forked_process_binds_its_threads_as_a_new_one_would(variable: str):
+    core = min(os.sched_getaffinity(0))
+    places = {"GOMP_CPU_AFFINITY": str(core), "OMP_PLACES": f"{{{core}}}"}[variable]
+    assert _told({"OMP_NUM_THREADS": "1", variable: places}) == [1, [core], 0]
+
+
+def test_nothing_is_bound_where_vllm_has_said_nothing():
+    threads, cores, code = _told({})
+    assert cores == sorted(os.sched_getaffinity(0))
+    assert threads == int(_run("import torch; print(torch.get_num_threads())"))
+    assert code == 0
+
+
+def _told(environment: dict[str, str]) -> list[object]:
+    return json.loads(_run(_TOLD, FOR_THE_FORK=json.dumps(environment)))
+
+
+def _run(code: str, **more: str) -> str:
+    ours = {n: v for n, v in os.environ.items() if not n.startswith(("OMP_", "GOMP_"))}
+    root = str(Path(__file__).parents[3])
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**ours, **more, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    return told.stdout

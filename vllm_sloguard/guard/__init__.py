@@ -1,0 +1,1 @@
+"""The memory model and the repair of engine arguments. Imports nothing of vLLM."""

@@ -1,0 +1,82 @@
+"""Which layers of a model attend to a window, from its config.json."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vllm_sloguard.guard.config_json import Fields, flag, name, names, positive, whole
+
+_FULL = frozenset({"full_attention", "attention"})
+_WINDOWED = "sliding_attention"
+# Families that alternate, and after how many layers one with full attention comes where they don't write it down
+# (their configuration classes in transformers).
+_PATTERNS = {"gemma2": 2, "gpt_oss": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4, "exaone4": 4}
+# Fields that only models with state space, linear or chunked attention have.
+_OTHER_ATTENTION = (
+    "mamba_d_state",
+    "ssm_state_size",
+    "linear_num_value_heads",
+    "layers_block_type",
+    "attention_chunk_size",
+)
+# From which layer on Qwen has a window (Qwen2Config).
+_QWEN_FULL_LAYERS = 28
+# One entry a layer is written down, and read again with each estimate.
+_MOST_LAYERS = 10_000
+
+
+@dataclass(frozen=True)
+class Windows:
+    """``window`` tokens in the layers marked in ``windowed``, in all where that is empty; None for full attention.
+
+    ``other`` where layers keep something else than keys and values.
+    """
+
+    window: int | None = None
+    windowed: tuple[bool, ...] = ()
+    other: bool = False
+
+
+def of_model(text: Fields, layers: int) -> Windows:
+    """The windows of a model of so many layers.
+
+    Raises:
+        ValueError: a field has a wrong type, or does not fit the number of layers.
+    """
+    kinds = names(text, "layer_types")
+    if kinds and len(kinds) != layers:
+        raise ValueError(f"model config: layer_types has {len(kinds)} entries, num_hidden_layers is {layers}")
+    other = bool(set(kinds) - _FULL - {_WINDOWED}) or any(text.get(key) for key in _OTHER_ATTENTION)
+    window = whole(text, "sliding_window")
+    if other or not window or not _switched_on(text):
+        return Windows(other=other)
+    windowed = tuple(kind == _WINDOWED for kind in kinds) or _unsaid(text, layers)
+    if windowed and not any(windowed):
+        return Windows()
+    return Windows(window, () if all(windowed) else windowed)
+
+
+def _switched_on(text: Fields) -> bool:
+    """Qwen writes a window down and does not use it unless told to."""
+    told = flag(text, "use_sliding_window")
+    return bool(told) if _is_qwen(text) else told is not False
+
+
+def _is_qwen(text: Fields) -> bool:
+    return name(text, "model_type").startswith("qwen")
+
+
+def _unsaid(text: Fields, layers: int) -> tuple[bool, ...]:
+    """The layers where ``layer_types`` is left out; none is marked where all have the window."""
+    if _is_qwen(text):
+        stated = text.get("max_window_layers")
+        full = _QWEN_FULL_LAYERS if stated is None else whole(text, "max_window_layers")
+        return _each(layers, lambda layer: layer >= full)
+    # Every so many layers there is one with full attention.
+    period = positive(text, "sliding_window_pattern") or _PATTERNS.get(name(text, "model_type"))
+    return _each(layers, lambda layer: (layer + 1) % period != 0) if period else ()
+
+
+def _each(layers: int, windowed: Callable[[int], bool]) -> tuple[bool, ...]:
+    if layers > _MOST_LAYERS:
+        raise ValueError(f"model config: num_hidden_layers must be at most {_MOST_LAYERS} here, got {layers}")
+    return tuple(windowed(layer) for layer in range(layers))

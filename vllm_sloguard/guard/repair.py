@@ -1,0 +1,182 @@
+"""Turns a configuration that vLLM would not start with into the nearest one that it would, or says why there is none.
+
+The rules stand in ``vllm_sloguard.guard.rules``. The first broken one is mended and all are asked again, until none
+complains: what comes back therefore passes unchanged when repaired again. Then every change is tried without, as a
+later one may have made it needless. Two repairs of the SLO-Guard study have no rule, as vLLM (0.26 to 0.32) starts
+without them: chunked prefill together with eager mode, which vLLM allows, and sequences times length within 0.7 of the
+KV tokens, beyond which it preempts instead of failing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from vllm_sloguard.guard import memory
+from vllm_sloguard.guard.machine import Machine
+from vllm_sloguard.guard.memory import Budget
+from vllm_sloguard.guard.model_shape import ModelShape
+from vllm_sloguard.guard.rules import ALL
+from vllm_sloguard.guard.rules.arguments import ARGUMENTS
+from vllm_sloguard.guard.rules.rule import Broken, Case, Estimate, Limits, Rule, Version
+from vllm_sloguard.knobs import Config, Value
+
+__all__ = ["TUNED", "Change", "Limits", "Repair", "Status", "repair"]
+
+# Every argument that a rule looks at.
+TUNED: tuple[str, ...] = tuple(ARGUMENTS)
+# Far more rounds than rules times arguments ever need.
+_ROUNDS = 64
+
+
+class Status(StrEnum):
+    """What became of a configuration."""
+
+    UNCHANGED = "unchanged"
+    REPAIRED = "repaired"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One argument that was changed; None means absent, so vLLM's default. ``rules`` are the names of those broken."""
+
+    name: str
+    before: Value | None
+    after: Value | None
+    reason: str
+    rules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Repair:
+    """The outcome. ``args`` are the given ones unless repaired; ``budget`` needs a shape and a machine.
+
+    ``rule`` names the rule that refused.
+    """
+
+    status: Status
+    args: Config
+    changes: tuple[Change, ...]
+    refusal: str
+    budget: Budget | None
+    rule: str = ""
+
+
+@dataclass(frozen=True)
+class _Mended:
+    """Where a run over the rules ended. ``why`` has the broken rules and reasons of each changed argument."""
+
+    case: Case
+    why: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict[str, tuple[tuple[str, str], ...]])
+    rule: str = ""
+    refusal: str = ""
+
+
+def repair(
+    args: Config,
+    shape: ModelShape | None,
+    machine: Machine | None,
+    *,
+    pinned: frozenset[str] = frozenset(),
+    workload_max_len: int | None = None,
+    estimate: Estimate = memory.estimate,
+    limits: Limits | Callable[[Config], Limits] | None = None,
+    vllm_version: Version | None = None,
+) -> Repair:
+    """Mends ``args`` (EngineArgs names; absent or None means vLLM's default), or refuses them.
+
+    Arguments in ``pinned`` are never changed, and max_model_len is never lowered below ``workload_max_len`` tokens.
+    Without a shape or a machine, the rules that need them are left out; without a version ("0.32" is (0, 32)), none is.
+    ``limits`` are what was learned on this host about this model, for all arguments or for those that it is asked
+    with; ``estimate`` is the memory arithmetic, corrected by earlier starts where there are any (learned.py).
+    Deterministic and idempotent; raises nothing, whatever the values.
+    """
+    given = {name: value for name, value in args.items() if value is not None or _takes_no_none(name)}  # pyright: ignore[reportUnnecessaryComparison]
+    case = Case(given, shape, machine, pinned, workload_max_len or 0, _taught(limits), vllm_version, estimate)
+    mended = _mend(case)
+    if mended.refusal:
+        # There is no arithmetic to do with values that have no meaning.
+        numbers = _first(case, ALL[:_VALUE_RULES]) is None
+        return Repair(Status.REFUSED, args, (), mended.refusal, case.budget if numbers else None, mended.rule)
+    mended = _minimal(case, mended)
+    changes = tuple(
+        Change(
+            name,
+            given.get(name),
+            mended.case.args.get(name),
+            "; ".join(dict.fromkeys(reason for _, reason in why)),
+            tuple(dict.fromkeys(rule for rule, _ in why)),
+        )
+        for name, why in mended.why.items()
+        if not _same(given, mended.case.args, name)
+    )
+    status = Status.REPAIRED if changes else Status.UNCHANGED
+    return Repair(status, mended.case.args if changes else args, changes, "", mended.case.budget)
+
+
+def _taught(limits: Limits | Callable[[Config], Limits] | None) -> Callable[[Config], Limits]:
+    if callable(limits):
+        return limits
+    return lambda _: limits or Limits()
+
+
+# The rules on single values come first.
+_VALUE_RULES = next(number for number, rule in enumerate(ALL) if rule.name == "heads")
+
+
+def _takes_no_none(name: str) -> bool:
+    return name in ARGUMENTS and ARGUMENTS[name].default is not None
+
+
+def _same(one: Config, other: Config, name: str) -> bool:
+    before, after = one.get(name), other.get(name)
+    # Not a number is not equal to itself, and True is not 1.
+    same = before is after or (type(before) is type(after) and before == after)
+    return (name in one) == (name in other) and same
+
+
+def _first(case: Case, rules: tuple[Rule, ...] = ALL) -> tuple[Rule, Broken] | None:
+    for rule in rules:
+        broken = rule.check(case) if rule.versions.hold(case.version) else None
+        if broken is not None:
+            return rule, broken
+    return None
+
+
+def _mend(case: Case) -> _Mended:
+    """Mends the first broken rule until none is; a refusal has the words of the rule's first complaint."""
+    why: dict[str, tuple[tuple[str, str], ...]] = {}
+    said: dict[str, str] = {}
+    for _ in range(_ROUNDS):
+        found = _first(case)
+        if found is None:
+            return _Mended(case, why)
+        rule, broken = found
+        reason = said.setdefault(rule.name, broken.reason)
+        way = next((way for way in broken.ways if way[0] not in case.pinned), None)
+        if way is None:
+            held = sorted({name for name, _ in broken.ways})
+            return _Mended(case, why, rule.name, f"{reason}; pinned: {', '.join(held)}" if held else reason)
+        why[way[0]] = (*why.get(way[0], ()), (rule.name, broken.reason))
+        case = case.but(*way)
+    return _Mended(case, why, "rules", "the repair rules contradict each other here")
+
+
+def _minimal(start: Case, mended: _Mended) -> _Mended:
+    """Undoes every change that the others have made needless, or needed less of, one by one."""
+    for name in mended.why:
+        if _same(start.args, mended.case.args, name):
+            continue
+        again = _mend(_restored(mended.case, start, name))
+        others = {*mended.case.args, *again.case.args} - {name}
+        if not again.refusal and all(_same(mended.case.args, again.case.args, other) for other in others):
+            mended = _Mended(again.case, {**mended.why, name: again.why.get(name, ())})
+    return mended
+
+
+def _restored(case: Case, start: Case, name: str) -> Case:
+    args: dict[str, Any] = {key: value for key, value in case.args.items() if key != name}
+    if name in start.args:
+        args[name] = start.args[name]
+    return replace(case, args=args)

@@ -1,0 +1,11 @@
+"""What vLLM demands of its arguments, as rules by subject; ``ALL`` in the order in which they are asked.
+
+``values`` (single arguments), ``layout`` (arguments against the model and the devices), ``scheduling`` (lengths and
+batches against each other), ``room`` (memory), each on a ``case.Case``. No rule changes anything: it says what is
+broken, and which single arguments would mend it.
+"""
+
+from vllm_sloguard.guard.rules import batching, memory, model_and_devices, single_argument
+from vllm_sloguard.guard.rules.rule import Rule
+
+ALL: tuple[Rule, ...] = (*single_argument.RULES, *model_and_devices.RULES, *batching.RULES, *memory.RULES)

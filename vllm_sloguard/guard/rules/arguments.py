@@ -1,0 +1,149 @@
+"""The arguments that rules look at, and how vLLM reads what is given for them.
+
+vLLM's configuration classes are pydantic's in its lax mode (vllm/config/utils.py, 0.32): True and 8.0 and "8" all count
+as whole numbers there. What it reads is judged as it reads it and left as it is.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vllm_sloguard.guard import memory
+from vllm_sloguard.knobs import Config, Value
+
+
+class Kind(StrEnum):
+    """What an argument is, in words for an error."""
+
+    INT = "a whole number"
+    FLOAT = "a number"
+    BOOL = "true or false"
+    TEXT = "a text"
+
+
+@dataclass(frozen=True)
+class Argument:
+    """``lowest`` bounds a whole number. ``default`` is set where EngineArgs takes no None for the argument."""
+
+    kind: Kind
+    lowest: int = 0
+    default: Value | None = None
+
+
+ARGUMENTS: Mapping[str, Argument] = {
+    "max_num_seqs": Argument(Kind.INT, 1),
+    "max_num_batched_tokens": Argument(Kind.INT, 1),
+    "max_model_len": Argument(Kind.INT, -1),
+    "block_size": Argument(Kind.INT, 1),
+    "kv_cache_memory_bytes": Argument(Kind.INT, 1),
+    "long_prefill_token_threshold": Argument(Kind.INT, 0, 0),
+    "stream_interval": Argument(Kind.INT, 1, 1),
+    "tensor_parallel_size": Argument(Kind.INT, 1, 1),
+    "pipeline_parallel_size": Argument(Kind.INT, 1, 1),
+    "gpu_memory_utilization": Argument(Kind.FLOAT, default=memory.DEFAULT_UTILIZATION),
+    "enforce_eager": Argument(Kind.BOOL, default=False),
+    "enable_chunked_prefill": Argument(Kind.BOOL),
+    "enable_prefix_caching": Argument(Kind.BOOL),
+    "kv_cache_dtype": Argument(Kind.TEXT, default="auto"),
+    "dtype": Argument(Kind.TEXT, default="auto"),
+    "quantization": Argument(Kind.TEXT),
+}
+
+# vLLM has these besides, and they are spelt much like one of the above.
+_SPELT_ALIKE = frozenset(
+    {
+        "dbo_prefill_token_threshold",
+        "device_memory_utilization",
+        "long_prefill_token_threshold_adaptive",
+        "max_num_scheduled_tokens",
+    }
+)
+_ALIKE = 0.8
+_WHOLE = re.compile(r"[+-]?\d+(_\d+)*(\.0+)?", re.ASCII)
+# Python and pydantic read no longer text as a whole number.
+_MOST_DIGITS = 4300
+_TRUE = frozenset({"1", "on", "t", "true", "y", "yes"})
+_FALSE = frozenset({"0", "off", "f", "false", "n", "no"})
+
+
+def misspelt(names: Iterable[str]) -> dict[str, str]:
+    """The names that look like one of ARGUMENTS written wrong, each with that one.
+
+    ARGUMENTS has not all of vLLM's, so this is a guess: a newer vLLM may know the name.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        if name not in ARGUMENTS and name not in _SPELT_ALIKE:
+            near = difflib.get_close_matches(name[:80], ARGUMENTS, n=1, cutoff=_ALIKE)
+            if near:
+                found[name] = near[0]
+    return found
+
+
+def values(args: Config) -> dict[str, Value]:
+    """The arguments as vLLM reads them; those that no rule looks at as they are, the unreadable left out."""
+    found: dict[str, Value] = {}
+    for name, value in args.items():
+        read = value if name not in ARGUMENTS else reading(name, value)
+        if read is not None:
+            found[name] = read
+    return found
+
+
+def reading(name: str, value: object) -> Value | None:
+    """What vLLM makes of ``value`` for the argument ``name``; None where it refuses the type."""
+    match ARGUMENTS[name].kind:
+        case Kind.INT:
+            return _whole(value)
+        case Kind.FLOAT:
+            return _number(value)
+        case Kind.BOOL:
+            return _boolean(value)
+        case Kind.TEXT:
+            return value if isinstance(value, str) else None
+
+
+def _whole(value: object) -> int | None:
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        # Beyond 64 bits pydantic takes a whole number only as int.
+        return int(value) if math.isfinite(value) and value.is_integer() and abs(value) < 2**63 else None
+    if not isinstance(value, str) or len(value) > _MOST_DIGITS:
+        return None
+    text = value.strip()
+    return int(text.partition(".")[0]) if _WHOLE.fullmatch(text) else None
+
+
+def _number(value: object) -> float | None:
+    if not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except ValueError:
+        return None
+
+
+def _boolean(value: object) -> bool | None:
+    if isinstance(value, str):
+        text = value.lower()
+        return True if text in _TRUE else False if text in _FALSE else None
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    return None
+
+
+def shown(value: object) -> str:
+    """``value`` for a message: one short line, whatever it is."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of about {int(value.bit_length() * math.log10(2)) + 1} digits"
+    try:
+        text = repr(value)
+    except ValueError:  # a number with too many digits inside
+        text = type(value).__name__
+    return text if len(text) <= 80 else f"{text[:77]}..."

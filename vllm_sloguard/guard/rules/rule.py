@@ -1,0 +1,131 @@
+"""What a rule is, and what it looks at."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import cached_property
+from typing import TypeAlias
+
+from vllm_sloguard.guard import memory
+from vllm_sloguard.guard.machine import Machine
+from vllm_sloguard.guard.memory import Budget
+from vllm_sloguard.guard.model_shape import ModelShape
+from vllm_sloguard.guard.rules import arguments
+from vllm_sloguard.knobs import Config, Value
+
+Version: TypeAlias = tuple[int, ...]
+# An argument and the value that would mend a rule; None is vLLM's default.
+Way: TypeAlias = tuple[str, Value | None]
+# The memory arithmetic of a model's shape, arguments as vLLM reads them, and a machine.
+Estimate: TypeAlias = Callable[[ModelShape, Config, Machine], Budget]
+
+
+class Stage(StrEnum):
+    """Where vLLM says no."""
+
+    CONFIG = "config"  # EngineArgs.create_engine_config raises
+    START = "start"  # the engine's start fails later on: kernels, number formats
+    MEMORY = "memory"  # the start fails for want of memory: the budget's arithmetic
+    LEARNED = "learned"  # it failed on this host before
+
+
+@dataclass(frozen=True)
+class Versions:
+    """The vLLM versions, both ends included, in which a rule was seen to hold; None is no limit."""
+
+    since: Version = (0, 26)
+    until: Version | None = None
+
+    def hold(self, version: Version | None) -> bool:
+        """Whether the rule counts in ``version``; where that is unknown, every rule counts."""
+        if version is None:
+            return True
+        return version >= self.since and (self.until is None or version[: len(self.until)] <= self.until)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What starts and crashes have taught about one host and model; the defaults teach nothing.
+
+    ``max_model_len`` is the longest length (tokens) that vLLM itself said would fit, ``free_bytes`` the least memory
+    that was found free at a start, ``headroom_bytes`` what is kept free since an out-of-memory under load.
+    """
+
+    max_model_len: int | None = None
+    free_bytes: int | None = None
+    headroom_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A configuration as given (``args``), and what it is to run on.
+
+    ``workload_max_len`` is 0 where unknown; ``pinned`` arguments are not to be changed.
+    """
+
+    args: Config
+    shape: ModelShape | None
+    machine: Machine | None
+    pinned: frozenset[str] = frozenset()
+    workload_max_len: int = 0
+    taught: Callable[[Config], Limits] = field(default=lambda _: Limits())
+    version: Version | None = None
+    estimate: Estimate = memory.estimate
+
+    @cached_property
+    def values(self) -> Mapping[str, Value]:
+        """The arguments as vLLM reads them. All must be readable: the first rule sees to that."""
+        return arguments.values(self.args)
+
+    @cached_property
+    def limits(self) -> Limits:
+        """What was learned that holds for these arguments."""
+        return self.taught(self.values)
+
+    def number(self, name: str) -> int | None:
+        """A whole-number argument as vLLM reads it; None where it is absent."""
+        value = self.values.get(name)
+        return None if value is None else int(value)
+
+    @property
+    def length(self) -> int | None:
+        """The length that vLLM's scheduler checks against; -1 stands for the model's longest there."""
+        stated = self.number("max_model_len")
+        if stated is not None and stated > 0:
+            return stated
+        return self.shape.max_model_len if self.shape else None
+
+    @property
+    def chunked(self) -> bool:
+        """Whether prompts may be split over steps; vLLM's default for decoders."""
+        return self.values.get("enable_chunked_prefill") is not False
+
+    @cached_property
+    def budget(self) -> Budget | None:
+        """The memory of this configuration; None without a model's shape or a machine."""
+        return self.estimate(self.shape, self.values, self.machine) if self.shape and self.machine else None
+
+    def but(self, name: str, value: Value | None) -> "Case":
+        """The same case with one argument changed; None takes it away."""
+        rest = {key: old for key, old in self.args.items() if key != name}
+        args = rest if value is None else {**rest, name: value}
+        return replace(self, args=args)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Why a rule is broken, in numbers, and the ways to mend it, least harm first. None of them: nothing does."""
+
+    reason: str
+    ways: tuple[Way, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One demand of vLLM: its words, the versions in which it holds, where it is made, and the check for it."""
+
+    name: str
+    demand: str
+    stage: Stage
+    check: Callable[[Case], Broken | None]
+    versions: Versions = Versions()

@@ -1,0 +1,1 @@
+"""What runs inside vLLM: the plugin, the stat logger, live changes."""

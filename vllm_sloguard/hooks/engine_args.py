@@ -1,0 +1,96 @@
+"""The repair pass on vLLM's own ``EngineArgs``, before vLLM looks at them."""
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import vllm
+from vllm import envs
+
+from vllm_sloguard.guard import machine, model_shape
+from vllm_sloguard.guard.repair import TUNED, Repair
+from vllm_sloguard.guard.rules.arguments import ARGUMENTS
+from vllm_sloguard.guard.rules.single_argument import QUANTIZATION
+from vllm_sloguard.guard.start_history import Learned, RuleKind, ranks_of, read
+from vllm_sloguard.hooks.settings import Settings
+from vllm_sloguard.hooks.telemetry_client import Link
+from vllm_sloguard.wire import telemetry_pb2 as pb
+
+logger = logging.getLogger("vllm.sloguard")
+
+
+def repair_engine_args(engine_args: Any, link: Link, settings: Settings) -> None:
+    """Changes what vLLM would refuse or could not start with; says each change, with its reason.
+
+    A configuration that can't work is left as it is: vLLM has the last word.
+    """
+    given, known = _given(engine_args), _learned(settings, engine_args.model)
+    shape, seen = _shape(engine_args), machine.observe(ranks=ranks_of(given))
+    # What is free was just seen; that an earlier start found less says nothing of a service that has to come up.
+    repaired = known.without(RuleKind.FREE_BYTES).repairer(
+        shape, seen, time.time(), pinned=settings.pinned, workload_max_len=settings.workload_max_len or None
+    )
+    result = repaired(given)
+    if result.refusal:
+        logger.warning("sloguard: these arguments can't work: %s", result.refusal)
+    for change in result.changes:
+        verb = "changes" if settings.repair else "would change"
+        logger.warning("sloguard %s %s: %s → %s: %s", verb, change.name, change.before, change.after, change.reason)
+        if settings.repair:
+            setattr(engine_args, change.name, change.after)
+    link.emit(pb.Event(repair_report=_report(result, settings.repair)))
+
+
+def _learned(settings: Settings, model: str) -> Learned:
+    try:
+        learned = read(Path(settings.learned), model) if settings.learned else Learned()
+    except ValueError as error:
+        logger.warning("sloguard: what earlier starts taught is left out: %s", error)
+        learned = Learned()
+    return learned.of_version(vllm.__version__)
+
+
+def _given(engine_args: Any) -> dict[str, Any]:
+    """The arguments that rules look at; None only where vLLM takes none."""
+    given = {name: getattr(engine_args, name) for name in TUNED if hasattr(engine_args, name)}
+    given = {name: v for name, v in given.items() if v is not None or ARGUMENTS[name].default is not None}
+    if "dtype" in given and not isinstance(given["dtype"], str):
+        # In Python it may be torch's own.
+        given["dtype"] = str(given["dtype"]).removeprefix("torch.")
+    if _registered(given.get("quantization")):
+        del given["quantization"]
+    return given
+
+
+def _registered(method: Any) -> bool:
+    """Whether another plugin has taught vLLM this quantization."""
+    if method is None or method in QUANTIZATION:
+        return False
+    # Late: vLLM itself loads it with the model's configuration only.
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    return method in QUANTIZATION_METHODS
+
+
+def _shape(engine_args: Any) -> model_shape.ModelShape | None:
+    if model_shape.beyond_arithmetic(cast("dict[str, Any]", vars(engine_args))):
+        return None
+    try:
+        shape = model_shape.of_model(engine_args.model)
+    except ValueError as error:
+        logger.warning("sloguard: no memory budget for this model: %s", error)
+        return None
+    if shape is not None and engine_args.max_model_len is not None and envs.VLLM_ALLOW_LONG_MAX_MODEL_LEN:
+        return replace(shape, max_model_len=None)
+    return shape
+
+
+def _report(result: Repair, applied: bool) -> pb.RepairReport:
+    changes = [
+        pb.Change(name=c.name, from_value=str(c.before), to_value=str(c.after), reason=c.reason, rules=c.rules)
+        for c in (result.changes if applied else ())
+    ]
+    tokens = result.budget.kv_tokens if result.budget else None
+    return pb.RepairReport(changes=changes, refusal=result.refusal, predicted_kv_cache_tokens=tokens)

@@ -1,0 +1,135 @@
+"""The plugin's way out: a bounded queue, and a thread that sends it to the sidecar.
+
+``emit`` never blocks and never raises; what does not fit is dropped, oldest first, and counted. gRPC must not be alive
+in a process that forks, and vLLM forks its engine and workers by default, so nothing touches gRPC before ``open``,
+which a process calls when it will fork no more, or ``flush``, which it calls on its way down.
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from vllm_sloguard.hooks.process_role import current_role
+from vllm_sloguard.hooks.settings import Settings
+from vllm_sloguard.wire import telemetry_pb2 as pb
+
+if TYPE_CHECKING:
+    import grpc
+
+_DEADLINE_S = 2.0
+_PERIOD_S = 0.2
+_LONGEST_WAIT_S = 5.0
+_BATCH_EVENTS = 500
+
+
+def unix_target(path: str) -> str:
+    """gRPC's name for the Unix socket at ``path``: it reads the name as a URI."""
+    return f"unix:{quote(path)}"
+
+
+class Link:
+    """Sends events to the sidecar, or nowhere when ``settings.socket`` is empty."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        # A forked child starts with nothing: its parent sends what was queued before the fork.
+        self._queue: deque[pb.Event] = deque()
+        self._lock = threading.Lock()
+        self._sending = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._thread: threading.Thread | None = None
+        self._unsent: pb.PublishRequest | None = None
+        self._sequence = 0
+        self.dropped = 0
+        self.hook_errors = 0
+
+    def emit(self, event: pb.Event) -> None:
+        """Queues ``event``; stamps it with the time where it has none."""
+        if not self.settings.socket:
+            return
+        if not event.time_unix_seconds:
+            event.time_unix_seconds = time.time()
+        with self._lock:
+            if len(self._queue) >= self.settings.queue_events:
+                self._queue.popleft()
+                self.dropped += 1
+            self._queue.append(event)
+
+    def open(self) -> None:
+        """Starts the sending thread. Idempotent. To be called only where the process will not fork again."""
+        if self.settings.socket and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="sloguard-link", daemon=True)
+            self._thread.start()
+
+    def flush(self, timeout_s: float) -> None:
+        """Sends what waits, for at most about ``timeout_s`` seconds; for a process on its way down."""
+        if not self.settings.socket:
+            return
+        # In a thread of its own, because a channel to a peer that is stopped can block beyond its deadline.
+        sender = threading.Thread(target=self._send_all, args=(timeout_s,), daemon=True)
+        sender.start()
+        sender.join(timeout_s)
+
+    def _run(self) -> None:
+        wait_s = _PERIOD_S
+        while True:
+            time.sleep(wait_s)
+            try:
+                emptied = self._send_all(_DEADLINE_S)
+            except Exception:  # noqa: BLE001 - the boundary to vLLM: this thread outlives whatever happens to it
+                self.hook_errors += 1
+                emptied = False
+            wait_s = _PERIOD_S if emptied else min(wait_s * 2, _LONGEST_WAIT_S)
+
+    def _send_all(self, deadline_s: float) -> bool:
+        """Whether the queue could be emptied."""
+        with self._sending:
+            while self._unsent is not None or self._next_batch():
+                if not self._send(deadline_s):
+                    return False
+                self._unsent = None
+        return True
+
+    def _next_batch(self) -> bool:
+        with self._lock:
+            events = [self._queue.popleft() for _ in range(min(_BATCH_EVENTS, len(self._queue)))]
+        if events:
+            self._sequence += 1
+            self._unsent = pb.PublishRequest(
+                engine_id=self.settings.engine_id,
+                process=pb.Process(role=current_role(), pid=os.getpid()),
+                sequence=self._sequence,
+                dropped_events=self.dropped,
+                hook_errors=self.hook_errors,
+                events=events,
+            )
+        return bool(events)
+
+    def _send(self, deadline_s: float) -> bool:
+        import grpc
+
+        from vllm_sloguard.wire.telemetry_pb2_grpc import TelemetryServiceStub
+
+        assert self._unsent is not None
+        if self._channel is None:
+            self._channel = grpc.insecure_channel(
+                unix_target(self.settings.socket), [("grpc.max_reconnect_backoff_ms", int(_LONGEST_WAIT_S * 1000))]
+            )
+        try:
+            # A batch whose answer was lost goes again under the same number, by which the sidecar knows it.
+            TelemetryServiceStub(self._channel).Publish(self._unsent, timeout=deadline_s)
+        except grpc.RpcError as error:
+            code = error.code() if isinstance(error, grpc.Call) else None
+            if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                return False
+            # Refused: it would be refused again, and hold up what comes after it.
+            with self._lock:
+                self.dropped += len(self._unsent.events)
+        return True

@@ -1,0 +1,1 @@
+"""The fork server, the load generator and the warm-up."""

@@ -1,0 +1,287 @@
+"""Starts engines by forking a process that has imported vLLM already: most of an ordinary start is these imports.
+
+``python -m vllm_sloguard.starts.fork_server FOLDER`` speaks over the socket that is its standard input, one JSON object
+a line. It says once ``{"ready": {...}}`` or ``{"unusable": "why"}``, and then answers
+
+    {"module": "vllm.entrypoints.cli.main", "argv": ["serve", ...], "env": {...}, "log": "...", "folder": "..."}
+        →   {"pid": 123, "usage": {...}} or {"unusable": "why"}
+
+    {"let_go": 123}
+        →   {"let_go": 123}
+
+and says ``{"exited": 123, "code": 0}`` when an engine's first process has ended. At the end of its input it kills the
+engines that it has not let go, and ends. FOLDER has the names of the modules that engines were seen to import
+(vllm_sloguard.starts.import_list), by version of vLLM; they are read again before each fork, so the second engine is
+forked with what the first one taught. What must not be forked is refused: a process with more than one thread (but for
+the one that NVIDIA's NVML leaves, which vLLM initialises with its import), one that has initialised CUDA, or a version
+of vLLM with which this was not tried.
+"""
+
+import ctypes
+import gc
+import importlib
+import io
+import json
+import os
+import re
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+import warnings
+from contextlib import suppress
+from multiprocessing.context import ForkContext, ForkProcess
+from pathlib import Path
+from typing import Any
+
+from vllm_sloguard.starts import import_list
+
+# What every engine needs, before anything was learned; a module that this version of vLLM lacks is left out.
+_FIRST = (
+    "vllm.entrypoints.openai.api_server",
+    "vllm.entrypoints.cli.main",
+    "vllm.entrypoints.cli.serve",
+    "vllm.v1.engine.async_llm",
+    "vllm.v1.engine.core",
+    "vllm.v1.engine.coordinator",
+    "vllm.v1.executor.multiproc_executor",
+)
+_LONGEST_LINE = 2**20
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+
+
+# First and last version of vLLM with which forked engines were run: elsewhere a failure might be the fork's own.
+_VERSIONS = ((0, 26), (0, 32))
+# A driver's poll thread, which stays after nvmlShutdown. CUDA works in what is forked then, as long as it was not
+# initialised before.
+_NVML_THREAD = re.compile(r"cuda[0-9a-f]{11}")
+_CUDA_ERROR_NOT_INITIALIZED = 3
+_attempted: set[str] = set()
+
+
+class UnusableError(RuntimeError):
+    """Nothing may be forked from this process; the text says why."""
+
+
+def main() -> int:
+    """Serves until the end of the input; in a forked process, runs the engine and returns its exit code."""
+    folder = Path(sys.argv[1])
+    # numpy's library of linear algebra would start its threads with the import; engines do no such work in numpy.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    # Nor the thread in which pyarrow's allocator returns memory; pandas imports pyarrow where it is installed.
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
+    with socket.socket(fileno=os.dup(0)) as channel:
+        try:
+            began = time.monotonic()
+            version = _import(folder)
+        except UnusableError as error:
+            _say(channel, {"unusable": str(error)})
+            return 0
+        _say(channel, {"ready": {"vllm": version, "seconds": time.monotonic() - began, "usage": usage()}})
+        request = _serve(channel, folder)
+    return 0 if request is None else _run(request)
+
+
+def _serve(channel: socket.socket, folder: Path) -> dict[str, Any] | None:
+    """Answers until the input ends; returns the request that is to be run where this is a forked process."""
+    engines: set[int] = set()
+    ended, wake = socket.socketpair()
+    with ended, wake, selectors.DefaultSelector() as ready, channel.makefile("rb", buffering=0) as lines:
+        for end in (ended, wake):
+            end.setblocking(False)
+        _adopt_orphans()
+        signal.set_wakeup_fd(wake.fileno())
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        ready.register(channel, selectors.EVENT_READ)
+        ready.register(ended, selectors.EVENT_READ)
+        while True:
+            for key, _ in ready.select():
+                if key.fileobj is ended:
+                    ended.recv(4096)
+                    _reap(channel, engines)
+                    continue
+                if not (line := _line(lines)):
+                    _kill(engines)
+                    return None
+                request = json.loads(line)
+                if "let_go" in request:
+                    engines.discard(request["let_go"])
+                    _say(channel, request)
+                    continue
+                try:
+                    _import(folder)
+                except UnusableError as error:
+                    _say(channel, {"unusable": str(error)})
+                    continue
+                if (pid := os.fork()) == 0:
+                    signal.set_wakeup_fd(-1)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    return request
+                engines.add(pid)
+                _say(channel, {"pid": pid, "usage": usage()})
+
+
+def _line(lines: io.RawIOBase) -> bytes:
+    """The next request; empty at the end, also of a sidecar that was killed while it wrote or had an answer to read."""
+    try:
+        line = lines.readline(_LONGEST_LINE)
+    except ConnectionResetError:
+        return b""
+    return line if line.endswith(b"\n") else b""
+
+
+def _adopt_orphans() -> None:
+    """What an engine leaves behind becomes this process's child, so that it is waited for when it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _reap(channel: socket.socket, engines: set[int]) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        if pid in engines:
+            engines.remove(pid)
+            _say(channel, {"exited": pid, "code": os.waitstatus_to_exitcode(status)})
+
+
+def _say(channel: socket.socket, answer: dict[str, Any]) -> None:
+    # Nobody listens any more: the end of the input follows.
+    with suppress(OSError):
+        channel.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def _kill(engines: set[int]) -> None:
+    for pid in engines:
+        for kill in (os.killpg, os.kill):  # one that was forked just now leads no group yet
+            with suppress(ProcessLookupError):
+                kill(pid, signal.SIGKILL)
+
+
+def usage() -> dict[str, int]:
+    """What would grow if engines left something behind here: descriptors, threads, bytes of memory."""
+    me = Path("/proc/self")
+    return {
+        "descriptors": sum(1 for _ in (me / "fd").iterdir()),
+        "threads": sum(1 for _ in (me / "task").iterdir()),
+        "resident_bytes": int((me / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+    }
+
+
+def _import(folder: Path) -> str:
+    """Imports what engines need and is not there yet, and returns vLLM's version. Raises UnusableError."""
+    before = len(_attempted)
+    _attempt("vllm")
+    version = str(getattr(sys.modules.get("vllm"), "__version__", "none"))
+    if not _VERSIONS[0] <= tuple(int(n) for n in re.findall(r"\d+", version)[:2]) <= _VERSIONS[1]:
+        raise UnusableError(f"it was tried with vLLM 0.26 to 0.32, here is {version}")
+    for name in (*_FIRST, *import_list.read(import_list.file(folder, version))):
+        if name not in _attempted and not _attempt(name):
+            import_list.forbid(import_list.file(folder, version), name)
+            raise UnusableError(f"importing {name} left a thread running")
+    torch: Any = sys.modules.get("torch")
+    if (torch is not None and torch.cuda.is_initialized()) or _driver_is_initialised():
+        raise UnusableError("an import has initialised CUDA")
+    if len(_attempted) > before:
+        _fork_engines()
+        # Objects of now stay out of collections, so that forked processes share their pages.
+        gc.collect()
+        gc.freeze()
+    return version
+
+
+def _attempt(name: str) -> bool:
+    """Imports ``name``; whether this process has a single thread still."""
+    _attempted.add(name)
+    with suppress(Exception):  # one that fails here fails in the engine too, which then says so
+        importlib.import_module(name)
+    return _threads_of_imports() == 1
+
+
+def _threads_of_imports() -> int:
+    """This process's threads without NVML's."""
+    names: list[str] = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it has ended meanwhile
+            names.append((task / "comm").read_text().rstrip("\n"))
+    return sum(1 for name in names if not _NVML_THREAD.fullmatch(name))
+
+
+def _driver_is_initialised() -> bool:
+    """Whether something called cuInit, of which torch need not know."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    except OSError:  # nothing has loaded it
+        return False
+    return driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _CUDA_ERROR_NOT_INITIALIZED
+
+
+def _fork_engines() -> None:
+    """Has vLLM fork the processes of an engine from its first one; started afresh, they would import it all again."""
+    system: Any = importlib.import_module("vllm.utils.system_utils")
+    original = system.get_mp_context
+    for name, module in list(sys.modules.items()):
+        if name.startswith("vllm.") and getattr(module, "get_mp_context", None) is original:
+            module.get_mp_context = _forking  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _forking() -> Any:
+    return _Forking()
+
+
+class _Process(ForkProcess):
+    """A process of an engine, with the OpenMP threads that it would have if it had been started afresh."""
+
+    def run(self) -> None:
+        _bind_threads()
+        super().run()
+
+
+class _Forking(ForkContext):
+    Process = _Process
+
+
+def _bind_threads() -> None:
+    """Does what OpenMP reads of the environment when it is loaded: vLLM sets that for each process that it starts."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not (count := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
+        return
+    torch.set_num_threads(int(count))
+    places = os.environ.get("GOMP_CPU_AFFINITY") or os.environ.get("OMP_PLACES", "")
+    if re.fullmatch(r"[\d ,{}]+", places):  # a list of cores, as vLLM writes it
+        os.sched_setaffinity(0, {int(core) for core in re.findall(r"\d+", places)})
+
+
+def _run(request: dict[str, Any]) -> int:
+    """In the forked process: becomes what an ordinary start of the command would be, and runs it."""
+    os.setsid()
+    os.chdir(request["folder"])
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.close(log)
+    os.close(null)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    sys.argv = [request["module"], *request["argv"]]
+    # That the module was imported already is the point.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
+    try:
+        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # noqa: BLE001 - the boundary of the forked process: as the interpreter would
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
