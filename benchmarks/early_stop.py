@@ -29,7 +29,7 @@ from sidecar.config.schema import Slo
 from sidecar.measure import verdict
 from sidecar.measure.early_stop import Rules
 from sidecar.measure.partial_load import Hopeless
-from sidecar.measure.requests import Ending, InFlight, LoadResult, Progress, Request
+from sidecar.measure.requests import Ending, InFlight, LoadProgress, LoadResult, RequestResult
 
 LOADS = Path(__file__).parent / "results" / "early-stop-loads.jsonl"
 CONFIDENCE = 0.98
@@ -94,20 +94,20 @@ def eased(recorded: Recorded) -> Recorded:
     return replace(recorded, name=f"{recorded.name}, eased", slo=Slo(**kept))
 
 
-def progress_at(requests: Sequence[Request], now_s: float) -> Progress:
+def progress_at(requests: Sequence[RequestResult], now_s: float) -> LoadProgress:
     """What the client would have told of ``requests`` at ``now_s``."""
     finished = tuple(r for r in requests if _end(r) <= now_s)
     flying = [r for r in requests if (r.start_s or 0.0) <= now_s < _end(r)]
-    return Progress(now_s, len(requests), finished, tuple(_flying(r, now_s) for r in flying))
+    return LoadProgress(now_s, len(requests), finished, tuple(_flying(r, now_s) for r in flying))
 
 
-def _flying(request: Request, now_s: float) -> InFlight:
+def _flying(request: RequestResult, now_s: float) -> InFlight:
     start_s = request.start_s or 0.0
     begun = request.ttft_s is not None and start_s + request.ttft_s <= now_s
     return InFlight(start_s, request.ttft_s if begun else None)
 
 
-def _end(request: Request) -> float:
+def _end(request: RequestResult) -> float:
     return (request.start_s or 0.0) + (request.e2e_s or 0.0)
 
 

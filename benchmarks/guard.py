@@ -34,9 +34,9 @@ from guard_cases import MODELS, Case, cpu_cases, cuda_cases
 from vllm_sloguard.crash import classify
 from vllm_sloguard.guard import machine, memory, model_shape
 from vllm_sloguard.guard.memory import GIB
-from vllm_sloguard.guard.repair import Status, repair
-from vllm_sloguard.guard.start_history import Learned, Start, version
-from vllm_sloguard.knobs import Config
+from vllm_sloguard.guard.repair import RepairStatus, repair
+from vllm_sloguard.guard.start_history import Learned, ReportedStart, version
+from vllm_sloguard.knobs import KnobValues
 
 _START_TIMEOUT_S = 240.0
 
@@ -51,7 +51,7 @@ class Started:
     seconds: float = 0.0
 
 
-def start(model: Path, args: Config) -> Started:
+def start(model: Path, args: KnobValues) -> Started:
     """Starts an engine core in a forked process, and ends it."""
     began = time.monotonic()
     with tempfile.TemporaryFile("w+") as log, tempfile.NamedTemporaryFile("r") as answer:
@@ -139,7 +139,7 @@ def tried(case: Case, folder: Path, known: Learned) -> dict[str, Any]:
     model = folder / case.model
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text(json.dumps(MODELS[case.model]))
-    shape, seen = model_shape.read(model), machine.observe()
+    shape, seen = model_shape.read_shape(model), machine.observe()
     cold = Learned().of_version(_vllm_version())
     verdict = repair(case.args, shape, seen, estimate=cold.estimate, vllm_version=version(_vllm_version()))
     row: dict[str, Any] = {
@@ -159,8 +159,8 @@ def tried(case: Case, folder: Path, known: Learned) -> dict[str, Any]:
     }
     ran = start(model, verdict.args)
     row |= {"tokens": ran.kv_tokens, "kv_bytes": ran.kv_bytes, "error": ran.error, "seconds": round(ran.seconds, 1)}
-    row["right"] = (verdict.status is Status.REFUSED) == bool(ran.error)
-    if verdict.status is Status.REPAIRED:
+    row["right"] = (verdict.status is RepairStatus.REFUSED) == bool(ran.error)
+    if verdict.status is RepairStatus.REPAIRED:
         row["forced_error"] = start(model, case.args).error
     return row
 
@@ -174,8 +174,8 @@ def predicted_again(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str
     known = learned(first, "0.26.0")
     failed = row["forced_error"] if row["verdict"] == "repaired" else row["error"]
     started_as_repaired = row["verdict"] == "repaired" and not row["error"]
-    right = verdict.status is not Status.UNCHANGED if failed else verdict.status is not Status.REFUSED
-    if verdict.status is Status.REFUSED and started_as_repaired:
+    right = verdict.status is not RepairStatus.UNCHANGED if failed else verdict.status is not RepairStatus.REFUSED
+    if verdict.status is RepairStatus.REFUSED and started_as_repaired:
         right = False
     return {
         **row,
@@ -198,7 +198,7 @@ def learned(first: dict[str, Any] | None, vllm_version: str) -> Learned:
     """The first start of a model, as what calibrates the rest."""
     if first is None:
         return Learned()
-    start = Start(first["ran"], first["kind"], first["total_bytes"], first["kv_bytes"], first["tokens"])
+    start = ReportedStart(first["ran"], first["kind"], first["total_bytes"], first["kv_bytes"], first["tokens"])
     return Learned((start,)).of_version(vllm_version)
 
 

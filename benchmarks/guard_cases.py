@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_sloguard.knobs import Config
+from vllm_sloguard.knobs import KnobValues
 
 _LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -201,7 +201,7 @@ class Case:
     """One configuration; ``tenant_gib`` of the card are held by another process meanwhile."""
 
     model: str
-    args: Config = field(default_factory=dict[str, Any])
+    args: KnobValues = field(default_factory=dict[str, Any])
     tenant_gib: float = 0.0
 
     @property
@@ -258,7 +258,7 @@ def cuda_cases() -> list[Case]:
 
 
 def _first_cuda_cases() -> list[Case]:
-    eager: Config = {"enforce_eager": True}
+    eager: KnobValues = {"enforce_eager": True}
     alone = [
         Case("Qwen2-1.5B", {**eager, "gpu_memory_utilization": 0.9}),
         Case("Qwen2-1.5B", {**eager, "gpu_memory_utilization": 0.3, "max_num_batched_tokens": 65536}),
@@ -297,7 +297,7 @@ def _first_cuda_cases() -> list[Case]:
 
 
 def _second_cuda_cases() -> list[Case]:
-    eager: Config = {"enforce_eager": True}
+    eager: KnobValues = {"enforce_eager": True}
     alone = [
         Case("Llama-3.2-3B", {**eager, "gpu_memory_utilization": 0.9}),
         Case("Llama-3.2-3B", {**eager, "gpu_memory_utilization": 0.04}),
@@ -336,7 +336,7 @@ def _second_cuda_cases() -> list[Case]:
 
 
 def _edge_cuda_cases() -> list[Case]:
-    eager: Config = {"enforce_eager": True}
+    eager: KnobValues = {"enforce_eager": True}
     shares = [
         Case("Qwen3-8B", {**eager, "gpu_memory_utilization": share}, 45) for share in (0.66, 0.665, 0.67, 0.675, 0.68)
     ]
@@ -348,7 +348,7 @@ def _edge_cuda_cases() -> list[Case]:
 
 
 def _last_cuda_cases() -> list[Case]:
-    eager: Config = {"enforce_eager": True}
+    eager: KnobValues = {"enforce_eager": True}
     alone = [
         Case(model, {**eager, "gpu_memory_utilization": share, **more})
         for model, share, more in (

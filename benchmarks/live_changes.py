@@ -33,8 +33,8 @@ from sidecar.engine.engine import Engine, Launch
 from sidecar.engine.live_knobs import Capabilities, LiveError, LiveHub
 from sidecar.engine.ports import any_free_port
 from sidecar.observe.telemetry import TelemetryHub
-from sidecar.rpc import serve
-from vllm_sloguard.live_knobs import LONG_PREFILL, PREFIX_CACHING, RESERVE, SEQS, TOKENS, Verdict
+from sidecar.rpc import serve_unix_socket
+from vllm_sloguard.live_knobs import LONG_PREFILL, PREFIX_CACHING, RESERVE, SEQS, TOKENS, LiveVerdict
 from vllm_sloguard.wire.live_pb2_grpc import add_LiveServiceServicer_to_server
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
 
@@ -114,7 +114,7 @@ def serve_live(hub: LiveHub, socket: Path) -> grpc.Server:
         add_TelemetryServiceServicer_to_server(telemetry, server)
         add_LiveServiceServicer_to_server(hub, server)
 
-    return serve(socket, register)
+    return serve_unix_socket(socket, register)
 
 
 @dataclass(frozen=True)
@@ -208,14 +208,14 @@ def _one_change(hub: LiveHub, targets: dict[str, int], outcome: Outcome, within_
     effects = hub.verified("live", within_s - (time.monotonic() - began))
     took_ms = (time.monotonic() - began) * 1000
     if not effects.verified():
-        open_ = [f"{n} {k.before} → {k.target}" for n, k in effects.knobs.items() if k.verdict is Verdict.OPEN]
+        open_ = [f"{n} {k.before} → {k.target}" for n, k in effects.knobs.items() if k.verdict is LiveVerdict.OPEN]
         outcome.problems.append(f"not verified in {within_s:g} s: {', '.join(open_) or 'no step'} of {targets}")
         return
     outcome.verified_in_time += 1
     outcome.verdict_ms.append(took_ms)
     outcome.core_ms.append(max((k.seconds or 0.0 for k in effects.knobs.values()), default=0.0) * 1000)
     for name, knob in effects.knobs.items():
-        (outcome.shown if knob.verdict is Verdict.SHOWN else outcome.obeyed)[name] += 1
+        (outcome.shown if knob.verdict is LiveVerdict.SHOWN else outcome.obeyed)[name] += 1
 
 
 def quantiles(values: list[float]) -> str:

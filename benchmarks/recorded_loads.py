@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from sidecar.config.schema import Config, Slo, Workload, load
+from sidecar.config.schema import Config, Slo, Workload, load_config
 from sidecar.engine.engine import Engine, Launch
 from sidecar.engine.ports import any_free_port
 from sidecar.measure.load_client import LoadClient
-from sidecar.measure.requests import Request
+from sidecar.measure.requests import RequestResult
 
 _ROOT = Path(__file__).resolve().parents[1]
 _UNITS = 10_000  # of a second
@@ -42,7 +42,7 @@ class Recorded:
     source: str
     slo: Slo
     workload: Workload
-    requests: tuple[Request, ...]
+    requests: tuple[RequestResult, ...]
 
 
 def read(path: Path) -> list[Recorded]:
@@ -52,7 +52,7 @@ def read(path: Path) -> list[Recorded]:
 
 def _loaded(row: dict[str, Any]) -> Recorded:
     requests = tuple(
-        Request(
+        RequestResult(
             None if error else ttft / _UNITS,
             None if error else e2e / _UNITS,
             tuple(itl / _UNITS for itl in itls),
@@ -85,7 +85,7 @@ def _units(seconds: float | None) -> int | None:
 
 def from_cpu() -> Iterator[Recorded]:
     """Real vLLM: few sequences at once, and many."""
-    config = load(_ROOT / "deploy" / "demo" / "sloguard.yaml")
+    config = load_config(_ROOT / "deploy" / "demo" / "sloguard.yaml")
     rates = {2: (4, 6, 8, 10, 14, 20, 30), 32: (4, 8, 12, 16, 24, 40, 60)}
     with tempfile.TemporaryDirectory() as folder:
         client = LoadClient(config.engine.python, Path(folder) / "client.log", config.engine.env)
@@ -132,7 +132,7 @@ def from_model() -> Iterator[Recorded]:
         arrivals_s = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, plan.requests))  # as the model draws
         assert len(served.ttft_ms) == plan.requests
         requests = tuple(
-            Request(ttft / 1000, e2e / 1000, (), "", start)
+            RequestResult(ttft / 1000, e2e / 1000, (), "", start)
             for start, ttft, e2e in zip(arrivals_s, served.ttft_ms, served.e2e_ms, strict=True)
         )
         name = f"{seqs} sequences, {rate:g} requests/s, seed {seed}"

@@ -29,9 +29,9 @@ from vllm_sloguard.guard import memory, model_shape
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB
 from vllm_sloguard.guard.model_shape import ModelShape
-from vllm_sloguard.guard.repair import Repair, Status, repair
+from vllm_sloguard.guard.repair import Repair, RepairStatus, repair
 from vllm_sloguard.guard.rules import ALL
-from vllm_sloguard.guard.rules.arguments import shown, values
+from vllm_sloguard.guard.rules.arguments import shown, typed_arguments
 from vllm_sloguard.guard.rules.rule import Stage
 
 DEMO = Path(__file__).parents[1] / "deploy/demo/model"
@@ -204,14 +204,14 @@ def run(count: int, seed: int) -> Tally:
     stages = {rule.name: rule.stage for rule in ALL}
     with tempfile.TemporaryDirectory() as folder:
         models = write_models(Path(folder))
-        shapes = {name: model_shape.read(Path(path)) for name, path in models.items()}
+        shapes = {name: model_shape.read_shape(Path(path)) for name, path in models.items()}
         ask = asker()
         answers: list[tuple[Draw, str]] = []
         for draw in itertools.islice(draws(seed), count):
             shape = shapes[draw.model]
             outcome = repair(draw.args, shape, MACHINE, pinned=draw.pinned, workload_max_len=draw.workload_max_len)
             raw = ask(models[draw.model], draw.args)
-            after = ask(models[draw.model], outcome.args) if outcome.status is Status.REPAIRED else raw
+            after = ask(models[draw.model], outcome.args) if outcome.status is RepairStatus.REPAIRED else raw
             answers.append((draw, raw))
             _count(tally, outcome, raw, after, stages)
             for problem in problems(draw, outcome, raw, after, shape):
@@ -226,9 +226,9 @@ def run(count: int, seed: int) -> Tally:
 def _count(tally: Tally, outcome: Repair, raw: str, after: str, stages: Mapping[str, Stage]) -> None:
     tally.count += 1
     tally.accepted_raw += not raw
-    tally.accepted_repaired += outcome.status is not Status.REFUSED and not after
+    tally.accepted_repaired += outcome.status is not RepairStatus.REFUSED and not after
     tally.outcomes[outcome.status] += 1
-    if outcome.status is Status.REFUSED:
+    if outcome.status is RepairStatus.REFUSED:
         tally.refusals[f"{stages.get(outcome.rule, Stage.CONFIG)}: {outcome.rule}"] += 1
     tally.broken_rules.update(rule for change in outcome.changes for rule in change.rules)
 
@@ -236,7 +236,7 @@ def _count(tally: Tally, outcome: Repair, raw: str, after: str, stages: Mapping[
 def problems(draw: Draw, outcome: Repair, raw: str, after: str, shape: ModelShape) -> Iterator[str]:
     """Everything that is wrong with an outcome, in words."""
     stages = {rule.name: rule.stage for rule in ALL}
-    if outcome.status is Status.REFUSED:
+    if outcome.status is RepairStatus.REFUSED:
         if not outcome.refusal or "contradict" in outcome.refusal or "\n" in outcome.refusal:
             yield "the refusal is not one line that means something"
         yield from _wrong_refusal(draw, outcome, raw, shape, stages.get(outcome.rule, Stage.CONFIG))
@@ -247,7 +247,7 @@ def problems(draw: Draw, outcome: Repair, raw: str, after: str, shape: ModelShap
     if rules and not raw and all(stages[rule] is Stage.CONFIG for rule in rules):
         yield "vLLM accepts what was changed"
     again = repair(outcome.args, shape, MACHINE, pinned=draw.pinned, workload_max_len=draw.workload_max_len)
-    if again.status is not Status.UNCHANGED:
+    if again.status is not RepairStatus.UNCHANGED:
         yield f"not idempotent: {again.changes}{again.refusal}"
     for name in draw.pinned:
         if outcome.args.get(name) is not draw.args.get(name):
@@ -262,7 +262,7 @@ def _wrong_refusal(draw: Draw, outcome: Repair, raw: str, shape: ModelShape, sta
     elif stage is Stage.MEMORY:
         if found := _that_starts(draw, shape):
             yield f"refused ({outcome.refusal}), but by the same arithmetic this starts: {found}"
-    elif outcome.rule == "blocks" and _kernels_know(int(values(draw.args)["block_size"])):
+    elif outcome.rule == "blocks" and _kernels_know(int(typed_arguments(draw.args)["block_size"])):
         yield f"refused ({outcome.refusal}), but vLLM's attention backend knows the block size"
 
 
@@ -274,7 +274,7 @@ def _kernels_know(block: int) -> bool:
 
 def _that_starts(draw: Draw, shape: ModelShape) -> dict[str, Any] | None:
     """Anything near the configuration that has the memory to start, found by trying the corners, not by the rules."""
-    read = values(draw.args)
+    read = typed_arguments(draw.args)
     length = draw.workload_max_len or 1
     corners: dict[str, tuple[Any, ...]] = {
         "gpu_memory_utilization": (None, 0.92, 0.89),
@@ -294,7 +294,7 @@ def _that_starts(draw: Draw, shape: ModelShape) -> dict[str, Any] | None:
         if "gpu_memory_utilization" in args and not 0 < float(args["gpu_memory_utilization"]) <= 1:
             continue
         outcome = repair(args, shape, MACHINE, pinned=frozenset(SPACE), workload_max_len=draw.workload_max_len)
-        if outcome.status is Status.UNCHANGED and memory.estimate(shape, values(args), MACHINE).starts:
+        if outcome.status is RepairStatus.UNCHANGED and memory.estimate(shape, typed_arguments(args), MACHINE).starts:
             return dict(args)
     return None
 
@@ -308,7 +308,7 @@ def _described(draw: Draw, outcome: Repair) -> str:
 def report(tally: Tally, seed: int, vllm_version: str) -> str:
     """The run in words."""
     count = max(1, tally.count)
-    kept = tally.count - tally.outcomes[Status.REFUSED]
+    kept = tally.count - tally.outcomes[RepairStatus.REFUSED]
     lines = [
         f"{tally.count} configurations (seed {seed}, {len(MODELS)} models), vLLM {vllm_version}, {tally.seconds:.0f} s",
         f"accepted as drawn: {tally.accepted_raw} ({tally.accepted_raw / count:.1%})",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.bench.engine_starts import start
-from sidecar.config.schema import Config, load
+from sidecar.config.schema import Config, load_config
 from sidecar.engine.engine import EngineCrashed
 from sidecar.engine.fork_server import ForkServer
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--only", nargs="+", choices=KINDS, default=[*KINDS], metavar="KIND", help=", ".join(KINDS))
     given = parser.parse_args()
-    config = load(given.config)
+    config = load_config(given.config)
     for way in given.ways:
         with tempfile.TemporaryDirectory(prefix="sloguard-starts-") as folder:
             starts(config, way, [kind for kind in KINDS if kind in given.only], Path(folder))

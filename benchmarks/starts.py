@@ -14,8 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from sidecar.config.schema import load
+from sidecar.config.schema import load_config
 from sidecar.engine.command import Args
+from sidecar.metrics.exporter import Metrics
 from sidecar.record.trial import RESULT, Plan, Role
 from sidecar.service.wiring import assembled
 
@@ -35,10 +36,10 @@ def main() -> None:
 def measured(path: Path, changed: Args) -> dict[str, object]:
     """One start, with a journal of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        config = load(path).model_copy(update={"state": Path(folder) / "state"})
+        config = load_config(path).model_copy(update={"state": Path(folder) / "state"})
         args = {**config.engine.args, **changed}
         plan = Plan(Role.REFERENCE, {}, args, "start", "the noise between starts")
-        with assembled(config, _say) as parts:
+        with assembled(config, _say, Metrics(config)) as parts:
             result = parts.runner.run(plan, lambda: False)
     return {"args": args, **json.loads(RESULT.dump_json(result))}
 

@@ -25,9 +25,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from sidecar.config.schema import Config, load
+from sidecar.config.schema import Config, load_config
 from sidecar.measure.load_client import LoadClient
-from sidecar.record.trial import RESULT, Role, Start
+from sidecar.metrics.exporter import Metrics
+from sidecar.record.trial import RESULT, Role, StartKind
 from sidecar.search.contract import Proposal
 from sidecar.service.wiring import assembled
 
@@ -67,7 +68,7 @@ def run(  # noqa: PLR0917 - one call
         # To and fro, so that a host that drifts is not taken for a difference between ways.
         for way in ways if repeat % 2 == 0 else reversed(ways):
             with tempfile.TemporaryDirectory(prefix="sloguard-trials-") as folder:
-                _run_way(load(path), way, repeat, numbers, Path(folder), done, results, deadline)
+                _run_way(load_config(path), way, repeat, numbers, Path(folder), done, results, deadline)
 
 
 def _run_way(  # noqa: PLR0917 - one call
@@ -87,7 +88,7 @@ def _run_way(  # noqa: PLR0917 - one call
     todo = [(n, c) for n, c in asked if (way, repeat, n) not in done]
     if not todo or time.monotonic() > deadline:
         return
-    with assembled(config, _say) as parts, results.open("a") as file:
+    with assembled(config, _say, Metrics(config)) as parts, results.open("a") as file:
         parts.runner.act_for(parts.journal.take_over(1))
         for number, knobs in todo:
             if time.monotonic() > deadline:
@@ -149,7 +150,7 @@ def _clock(rows: Sequence[Mapping[str, Any]], ways: Sequence[str]) -> str:
         names = ("start_s", "warmup_s", "load_s")
         each = " | ".join(f"{sum(r['result'][name] or 0.0 for r in mine) / len(mine):.1f}" for name in names)
         began = [r["result"] for r in mine if r["result"]["start_s"] is not None]
-        starts = {kind: [result["start_s"] for result in began if result["start"] == kind] for kind in Start}
+        starts = {kind: [result["start_s"] for result in began if result["start"] == kind] for kind in StartKind}
         medians = "; ".join(f"{kind} {statistics.median(found):.3g}" for kind, found in starts.items() if found)
         counts = ", ".join(f"{len(found)} {kind}" for kind, found in starts.items() if found)
         wall_s = sum(r["seconds"] for r in mine) / len(mine)

@@ -17,7 +17,7 @@ from vllm_sloguard.guard.memory import GIB
 from vllm_sloguard.guard.model_shape import ModelShape, from_config
 from vllm_sloguard.guard.repair import Limits, repair
 from vllm_sloguard.guard.rules import ALL
-from vllm_sloguard.knobs import KNOBS, Kind, Knob
+from vllm_sloguard.knobs import KNOBS, Knob, KnobKind
 
 HERE = Path(__file__).resolve().parent
 LOGS = HERE.parent / "tests" / "crash" / "logs"
@@ -105,9 +105,9 @@ def knobs_page() -> str:
 
 
 def _values(knob: Knob) -> str:
-    if knob.kind is Kind.CATEGORICAL:
+    if knob.kind is KnobKind.CATEGORICAL:
         return ", ".join(str(choice).lower() for choice in knob.choices)
-    low, high = (f"{end:,.0f}" if knob.kind is Kind.INT else f"{end:.2f}" for end in (knob.low, knob.high))
+    low, high = (f"{end:,.0f}" if knob.kind is KnobKind.INT else f"{end:.2f}" for end in (knob.low, knob.high))
     return f"{low} to {high}{', logarithmic' if knob.log else ''}"
 
 

@@ -1,10 +1,12 @@
 """How times, addresses, sizes and arguments read: the same in the terminal, in the report and on the page. Pure."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import cast
 
+# Says one line to the operator: the terminal, or the log.
+Say = Callable[[str], None]
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 

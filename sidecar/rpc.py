@@ -42,7 +42,7 @@ def bounded_server(*, interceptors: Sequence[grpc.ServerInterceptor] = ()) -> gr
     return grpc.server(pool, interceptors=list(interceptors), options=options, maximum_concurrent_rpcs=_MOST_CALLS)
 
 
-def serve(socket: Path, register: Callable[[grpc.Server], Any]) -> grpc.Server:
+def serve_unix_socket(socket: Path, register: Callable[[grpc.Server], Any]) -> grpc.Server:
     """A started gRPC server on ``socket``, readable by nobody else; ``register`` adds its services. Raises OSError."""
     server = bounded_server()
     register(server)

@@ -10,10 +10,10 @@ from enum import StrEnum
 from typing import TypeAlias
 
 Value: TypeAlias = bool | int | float | str
-Config: TypeAlias = Mapping[str, Value]
+KnobValues: TypeAlias = Mapping[str, Value]
 
 
-class Kind(StrEnum):
+class KnobKind(StrEnum):
     """How a knob's values are drawn."""
 
     INT = "int"
@@ -58,7 +58,7 @@ class Knob:
     """
 
     name: str
-    kind: Kind
+    kind: KnobKind
     low: float = 0.0
     high: float = 0.0
     log: bool = False
@@ -68,7 +68,7 @@ class Knob:
     live: Live | None = None
 
     def __post_init__(self) -> None:
-        if self.kind is Kind.CATEGORICAL:
+        if self.kind is KnobKind.CATEGORICAL:
             if not self.choices:
                 raise ValueError(f"{self.name}: choices must not be empty")
         elif not self.low < self.high:
@@ -78,9 +78,9 @@ class Knob:
 
     def holds(self, value: Value) -> bool:
         """Whether ``value`` is one that this knob may take."""
-        if self.kind is Kind.CATEGORICAL:
+        if self.kind is KnobKind.CATEGORICAL:
             return any(value == c and isinstance(value, bool) == isinstance(c, bool) for c in self.choices)
-        if isinstance(value, bool) or not isinstance(value, int if self.kind is Kind.INT else int | float):
+        if isinstance(value, bool) or not isinstance(value, int if self.kind is KnobKind.INT else int | float):
             return False
         return self.low <= value <= self.high
 
@@ -91,7 +91,7 @@ KNOBS: Mapping[str, Knob] = {
     for knob in (
         Knob(
             "max_num_seqs",
-            Kind.INT,
+            KnobKind.INT,
             4,
             1024,
             log=True,
@@ -100,35 +100,37 @@ KNOBS: Mapping[str, Knob] = {
         ),
         Knob(
             "max_num_batched_tokens",
-            Kind.INT,
+            KnobKind.INT,
             512,
             16384,
             log=True,
             about="tokens in one step, prompts included",
             live=Live(Ceiling.STARTED, "tokens scheduled in a step: never more, and more than before if raised"),
         ),
-        Knob("gpu_memory_utilization", Kind.FLOAT, 0.60, 0.95, about="share of the memory that vLLM may take"),
-        Knob("max_model_len", Kind.INT, 512, 32768, log=True, about="longest request, prompt and output, tokens"),
-        Knob("enforce_eager", Kind.CATEGORICAL, choices=(False, True), about="no compilation and no CUDA graphs"),
+        Knob("gpu_memory_utilization", KnobKind.FLOAT, 0.60, 0.95, about="share of the memory that vLLM may take"),
+        Knob("max_model_len", KnobKind.INT, 512, 32768, log=True, about="longest request, prompt and output, tokens"),
+        Knob("enforce_eager", KnobKind.CATEGORICAL, choices=(False, True), about="no compilation and no CUDA graphs"),
         Knob(
             "enable_chunked_prefill",
-            Kind.CATEGORICAL,
+            KnobKind.CATEGORICAL,
             choices=(True, False),
             about="long prompts are split over steps",
         ),
         Knob(
             "enable_prefix_caching",
-            Kind.CATEGORICAL,
+            KnobKind.CATEGORICAL,
             choices=(True, False),
             about="shared prompt heads are kept",
             live=Live(Ceiling.STARTED_ON, "whether the requests that are admitted look into the prefix cache"),
         ),
-        Knob("block_size", Kind.CATEGORICAL, choices=(16, 32, 64, 128), about="tokens in one KV-cache block"),
-        Knob("kv_cache_memory_bytes", Kind.INT, 2**24, 2**38, log=True, about="KV cache, bytes, instead of a share"),
-        Knob("kv_cache_dtype", Kind.CATEGORICAL, choices=("auto", "fp8"), about="type of the KV cache"),
+        Knob("block_size", KnobKind.CATEGORICAL, choices=(16, 32, 64, 128), about="tokens in one KV-cache block"),
+        Knob(
+            "kv_cache_memory_bytes", KnobKind.INT, 2**24, 2**38, log=True, about="KV cache, bytes, instead of a share"
+        ),
+        Knob("kv_cache_dtype", KnobKind.CATEGORICAL, choices=("auto", "fp8"), about="type of the KV cache"),
         Knob(
             "long_prefill_token_threshold",
-            Kind.INT,
+            KnobKind.INT,
             0,
             8192,
             about="longer prompts count as long; 0: none do",
@@ -136,12 +138,12 @@ KNOBS: Mapping[str, Knob] = {
         ),
         Knob(
             "scheduler_reserve_full_isl",
-            Kind.CATEGORICAL,
+            KnobKind.CATEGORICAL,
             choices=(True, False),
             requires={"enable_chunked_prefill": True},
             about="a request waits until its whole prompt fits into the KV cache",
             live=Live(Ceiling.FREE, "what the scheduler asks of the KV cache for a request that it admits"),
         ),
-        Knob("stream_interval", Kind.CATEGORICAL, choices=(1, 2, 4, 8), about="tokens sent in one piece"),
+        Knob("stream_interval", KnobKind.CATEGORICAL, choices=(1, 2, 4, 8), about="tokens sent in one piece"),
     )
 }

@@ -29,7 +29,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Change:
+class LiveTargets:
     """The whole wanted state: a knob that ``targets`` does not name goes back to what the engine was started with.
 
     ``epoch`` and ``number`` say whose change it is and which; ``settle`` empties the caches before the next request
@@ -63,7 +63,7 @@ class Step:
     reserved: bool | None = None
 
 
-class Verdict(IntEnum):
+class LiveVerdict(IntEnum):
     """Whether a knob's new value has been seen at work; the numbers are those of the wire."""
 
     OPEN = 1
@@ -71,7 +71,7 @@ class Verdict(IntEnum):
     SHOWN = 3
 
 
-class State(IntEnum):
+class LiveState(IntEnum):
     """How far a change has come; the numbers are those of the wire."""
 
     ACCEPTED = 1
@@ -86,7 +86,7 @@ class Effect:
 
     before: int
     target: int
-    verdict: Verdict = Verdict.OPEN
+    verdict: LiveVerdict = LiveVerdict.OPEN
     seconds: float | None = None
     seen: str = ""
 
@@ -113,11 +113,11 @@ class Counters:
 
 
 @dataclass(frozen=True)
-class Progress:
+class LiveProgress:
     """What has become of one change."""
 
-    change: Change
-    state: State
+    change: LiveTargets
+    state: LiveState
     received_at: float
     refusal: str = ""
     applied_s: float | None = None
@@ -127,52 +127,54 @@ class Progress:
 
     def pending(self) -> bool:
         """Whether something of it is still to be done or seen."""
-        if self.state in (State.REFUSED, State.EXPIRED):
+        if self.state in (LiveState.REFUSED, LiveState.EXPIRED):
             return False
         unsettled = self.change.settle and self.settled_s is None
-        return self.applied_s is None or unsettled or any(e.verdict is Verdict.OPEN for e in self.effects.values())
+        return self.applied_s is None or unsettled or any(e.verdict is LiveVerdict.OPEN for e in self.effects.values())
 
 
-def verdict(name: str, before: int, target: int, step: Step) -> tuple[Verdict, str]:
+def live_verdict(name: str, before: int, target: int, step: Step) -> tuple[LiveVerdict, str]:
     """What ``step``, which was scheduled under ``target``, shows of it, and in words.
 
     SHOWN is what the value ``before`` does not explain. OBEYED is a step whose load does not tell the two apart.
     """
-    return _VERDICTS[name](before, target, step) if step.tokens else (Verdict.OPEN, "")
+    return _VERDICTS[name](before, target, step) if step.tokens else (LiveVerdict.OPEN, "")
 
 
-def _seqs(before: int, target: int, step: Step) -> tuple[Verdict, str]:
+def _seqs(before: int, target: int, step: Step) -> tuple[LiveVerdict, str]:
     return _limit(before, target, step.running, step.waiting > 0), f"{step.running} ran, {step.waiting} waited"
 
 
-def _tokens(before: int, target: int, step: Step) -> tuple[Verdict, str]:
+def _tokens(before: int, target: int, step: Step) -> tuple[LiveVerdict, str]:
     # Prompts and waiting requests take what they get; answers alone need a token each.
     greedy = step.waiting > 0 or step.piece_tokens > 0
     return _limit(before, target, step.tokens, greedy), f"{step.tokens} tokens, {step.waiting} requests waited"
 
 
-def _long_prefill(before: int, target: int, step: Step) -> tuple[Verdict, str]:
+def _long_prefill(before: int, target: int, step: Step) -> tuple[LiveVerdict, str]:
     # vLLM does not split the prompt of a request that is alone.
     if not step.piece_tokens or step.running + step.waiting < 2:
-        return Verdict.OPEN, ""
+        return LiveVerdict.OPEN, ""
     found = _limit(before or math.inf, target or math.inf, step.piece_tokens, wants_more=True)
     return found, f"{step.piece_tokens} tokens of one prompt"
 
 
-def _prefix_caching(_before: int, target: int, step: Step) -> tuple[Verdict, str]:
+def _prefix_caching(_before: int, target: int, step: Step) -> tuple[LiveVerdict, str]:
     if step.lookups is None:
-        return (Verdict.OBEYED if step.admitted else Verdict.OPEN), f"{step.admitted} requests admitted"
+        return (LiveVerdict.OBEYED if step.admitted else LiveVerdict.OPEN), f"{step.admitted} requests admitted"
     shown = step.lookups > 0 if target else step.admitted > 0 and step.lookups == 0
     seen = f"{step.lookups} looked into the cache, {step.admitted} were admitted"
-    return (Verdict.SHOWN if shown else Verdict.OPEN), seen
+    return (LiveVerdict.SHOWN if shown else LiveVerdict.OPEN), seen
 
 
-def _reserve(_before: int, target: int, step: Step) -> tuple[Verdict, str]:
+def _reserve(_before: int, target: int, step: Step) -> tuple[LiveVerdict, str]:
     asked = step.reserved is not None and step.reserved == bool(target)
-    return (Verdict.SHOWN if asked else Verdict.OPEN), f"asked for {'the whole prompt' if target else 'one piece'}"
+    return (
+        LiveVerdict.SHOWN if asked else LiveVerdict.OPEN
+    ), f"asked for {'the whole prompt' if target else 'one piece'}"
 
 
-_VERDICTS: Mapping[str, Callable[[int, int, Step], tuple[Verdict, str]]] = {
+_VERDICTS: Mapping[str, Callable[[int, int, Step], tuple[LiveVerdict, str]]] = {
     SEQS: _seqs,
     TOKENS: _tokens,
     LONG_PREFILL: _long_prefill,
@@ -181,18 +183,18 @@ _VERDICTS: Mapping[str, Callable[[int, int, Step], tuple[Verdict, str]]] = {
 }
 
 
-def _limit(before: float, target: float, amount: int, wants_more: bool) -> Verdict:
+def _limit(before: float, target: float, amount: int, wants_more: bool) -> LiveVerdict:
     if amount > target:
-        return Verdict.OPEN  # it comes down as requests finish
+        return LiveVerdict.OPEN  # it comes down as requests finish
     if target < before:
-        return Verdict.SHOWN if amount == target and wants_more else Verdict.OBEYED
+        return LiveVerdict.SHOWN if amount == target and wants_more else LiveVerdict.OBEYED
     if amount > before:
-        return Verdict.SHOWN
+        return LiveVerdict.SHOWN
     # Just the former limit, with more to do: it looks as if that one held.
-    return Verdict.OPEN if amount == before and wants_more else Verdict.OBEYED
+    return LiveVerdict.OPEN if amount == before and wants_more else LiveVerdict.OBEYED
 
 
-def refusal(targets: Targets, ranges: Mapping[str, Range], cold: Mapping[str, str]) -> str:
+def live_refusal(targets: Targets, ranges: Mapping[str, Range], cold: Mapping[str, str]) -> str:
     """Why ``targets`` can't be in an engine with these live knobs; empty when they can."""
     for name, value in targets.items():
         if name not in ranges:
@@ -217,19 +219,19 @@ class LiveRecord:
         self._moved = threading.Condition()
         self._epoch = 0
         self._answered_at = 0.0
-        self._in_force: Progress | None = None
-        self._last: Progress | None = None
+        self._in_force: LiveProgress | None = None
+        self._last: LiveProgress | None = None
 
-    def receive(self, change: Change, now: float) -> None:
+    def receive(self, change: LiveTargets, now: float) -> None:
         """Takes or refuses ``change``; one that comes again is nothing new."""
         with self._moved:
             if self._last is not None and _key(self._last.change) == _key(change):
                 return
-            why = refusal(change.targets, self.ranges, self.cold)
+            why = live_refusal(change.targets, self.ranges, self.cold)
             if change.epoch < self._epoch:
                 why = f"epoch {change.epoch} is that of an earlier controller than {self._epoch}"
             self._epoch = max(self._epoch, change.epoch)
-            self._last = Progress(change, State.REFUSED if why else State.ACCEPTED, now, why)
+            self._last = LiveProgress(change, LiveState.REFUSED if why else LiveState.ACCEPTED, now, why)
             if not why:
                 self._in_force, self._answered_at = self._last, now
             self._tell()
@@ -245,9 +247,9 @@ class LiveRecord:
         """Undoes the change whose controller has been silent for longer than its lease."""
         with self._moved:
             held = self._in_force
-            if held is None or held.state is State.EXPIRED or now - self._answered_at <= held.change.lease_s:
+            if held is None or held.state is LiveState.EXPIRED or now - self._answered_at <= held.change.lease_s:
                 return
-            self._update(replace(held, state=State.EXPIRED))
+            self._update(replace(held, state=LiveState.EXPIRED))
 
     def broken(self, why: str) -> None:
         """Says that nothing is live in this engine any more."""
@@ -255,13 +257,13 @@ class LiveRecord:
             self.cold |= dict.fromkeys(self.ranges, why)
             self.ranges = {}
             if self._in_force is not None:
-                self._update(replace(self._in_force, state=State.REFUSED, refusal=why))
+                self._update(replace(self._in_force, state=LiveState.REFUSED, refusal=why))
 
-    def in_force(self) -> Progress | None:
+    def in_force(self) -> LiveProgress | None:
         """The last change that was accepted."""
         return self._in_force
 
-    def last(self) -> Progress | None:
+    def last(self) -> LiveProgress | None:
         """The last change that came, accepted or not: what the sidecar is told of."""
         return self._last
 
@@ -270,13 +272,13 @@ class LiveRecord:
         held = self._in_force
         return held is not None and held.pending()
 
-    def targets(self, progress: Progress) -> dict[str, int]:
+    def targets(self, progress: LiveProgress) -> dict[str, int]:
         """Every live knob's value that ``progress`` wants."""
-        undone = progress.state in (State.REFUSED, State.EXPIRED)
+        undone = progress.state in (LiveState.REFUSED, LiveState.EXPIRED)
         wanted = progress.change.targets
         return {name: r.started if undone else wanted.get(name, r.started) for name, r in self.ranges.items()}
 
-    def applied(self, progress: Progress, before: Targets, now: float) -> None:
+    def applied(self, progress: LiveProgress, before: Targets, now: float) -> None:
         """The next step is scheduled under ``progress``; ``before`` is what was in force until now."""
         with self._moved:
             if self._in_force is not progress:
@@ -284,7 +286,7 @@ class LiveRecord:
             wanted = self.targets(progress)
             effects = {name: Effect(before[name], wanted[name]) for name in wanted if wanted[name] != before[name]}
             applied_s = now - progress.received_at
-            self._update(replace(progress, state=State.APPLIED, applied_s=applied_s, effects=effects))
+            self._update(replace(progress, state=LiveState.APPLIED, applied_s=applied_s, effects=effects))
 
     def settled(self, now: float) -> None:
         """The caches have been emptied."""
@@ -297,10 +299,10 @@ class LiveRecord:
         """Takes one step that was scheduled under the change in force."""
         with self._moved:
             held = self._in_force
-            if held is None or held.state is not State.APPLIED:
+            if held is None or held.state is not LiveState.APPLIED:
                 return
             held.counters.add(step)
-            if all(effect.verdict is Verdict.SHOWN for effect in held.effects.values()):
+            if all(effect.verdict is LiveVerdict.SHOWN for effect in held.effects.values()):
                 return
             seconds = now - held.received_at
             effects = {name: _after(name, effect, step, seconds) for name, effect in held.effects.items()}
@@ -312,7 +314,7 @@ class LiveRecord:
         with self._moved:
             self._moved.wait_for(lambda: self.revision != revision, timeout_s)
 
-    def _update(self, progress: Progress) -> None:
+    def _update(self, progress: LiveProgress) -> None:
         if self._last is self._in_force:
             self._last = progress
         self._in_force = progress
@@ -323,13 +325,13 @@ class LiveRecord:
         self._moved.notify_all()
 
 
-def _key(change: Change) -> tuple[int, int]:
+def _key(change: LiveTargets) -> tuple[int, int]:
     return change.epoch, change.number
 
 
 def _after(name: str, effect: Effect, step: Step, seconds: float) -> Effect:
     """``effect`` with what ``step`` shows; the first verdict stays, but for a stronger one."""
-    if effect.verdict is Verdict.SHOWN:
+    if effect.verdict is LiveVerdict.SHOWN:
         return effect
-    found, seen = verdict(name, effect.before, effect.target, step)
+    found, seen = live_verdict(name, effect.before, effect.target, step)
     return effect if found <= effect.verdict else replace(effect, verdict=found, seconds=seconds, seen=seen)

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sidecar.bench.landscape import Landscape, load
-from sidecar.bench.simulate import Guard, simulate
-from sidecar.search.contract import Outcome
+from sidecar.bench.landscape import Landscape, load_landscapes
+from sidecar.bench.simulate import SimulatedGuard, simulate
+from sidecar.search.contract import ObservedStatus
 from sidecar.search.registry import DEFAULT
-from vllm_sloguard.knobs import Config
+from vllm_sloguard.knobs import KnobValues
 
 DRAWS, ROUND, KEPT, STEPS = 2000, 1000, 12, 800
 RUNS, FIRST_SEED, BUDGET = 20, 1000, 15  # of the default optimizer: what it finds may not be missed
@@ -43,7 +43,7 @@ class Repeats:
 FEW, MANY, LAST, STATED = Repeats(0, 12, 2), Repeats(1, 48, 6), Repeats(2, 240, 40), Repeats(3, 480, 80)
 
 
-def admitted(guard: Guard, config: Config, longest: int | None) -> Config | None:
+def admitted(guard: SimulatedGuard, config: KnobValues, longest: int | None) -> KnobValues | None:
     """The arguments that ``config`` comes to, long enough for requests of ``longest`` tokens; None where refused."""
     length = config.get("max_model_len")
     if longest is not None and isinstance(length, int):
@@ -52,13 +52,13 @@ def admitted(guard: Guard, config: Config, longest: int | None) -> Config | None
     return None if refusal else args
 
 
-def latency_ms(landscape: Landscape, config: Config, repeats: Repeats, below: float = math.inf) -> float | None:
+def latency_ms(landscape: Landscape, config: KnobValues, repeats: Repeats, below: float = math.inf) -> float | None:
     """The median of the feasible trials; None where it is not less than ``below``, or too many are infeasible."""
     seen: list[float] = []
     slower = 0
     for trial in range(repeats.trials):
         verdict = landscape.evaluate(config, np.random.default_rng([2, repeats.stream, trial]))
-        if verdict.outcome is Outcome.FEASIBLE and verdict.latency_ms is not None:
+        if verdict.outcome is ObservedStatus.FEASIBLE and verdict.latency_ms is not None:
             seen.append(verdict.latency_ms)
             slower += verdict.latency_ms >= below
         if trial + 1 - len(seen) > repeats.bad or 2 * slower > repeats.trials:
@@ -67,13 +67,13 @@ def latency_ms(landscape: Landscape, config: Config, repeats: Repeats, below: fl
     return median if median < below else None
 
 
-def ranked(landscape: Landscape, configs: list[Config], repeats: Repeats) -> list[tuple[float, Config]]:
+def ranked(landscape: Landscape, configs: list[KnobValues], repeats: Repeats) -> list[tuple[float, KnobValues]]:
     """Those that are feasible, the best first."""
     found = [(value, n) for n, config in enumerate(configs) if (value := latency_ms(landscape, config, repeats))]
     return [(value, configs[n]) for value, n in sorted(found)]
 
 
-def rounded(landscape: Landscape, rng: np.random.Generator) -> Config:
+def rounded(landscape: Landscape, rng: np.random.Generator) -> KnobValues:
     """The incumbent with half of its knobs drawn anew, whole numbers among the powers of two: captured graphs, say, end
     at such a one, which is rarely drawn else."""
     config = dict(landscape.incumbent)
@@ -84,16 +84,16 @@ def rounded(landscape: Landscape, rng: np.random.Generator) -> Config:
     return landscape.space.project(config)
 
 
-def chosen(landscape: Landscape) -> list[Config]:
+def chosen(landscape: Landscape) -> list[KnobValues]:
     """What runs of the default optimizer end with, on seeds that no table has."""
     runs = (simulate(landscape, DEFAULT, FIRST_SEED + number, BUDGET) for number in range(RUNS))
     return [run.best.config for run in runs if run.best is not None]
 
 
-def best(landscape: Landscape) -> tuple[float, Config]:
+def best(landscape: Landscape) -> tuple[float, KnobValues]:
     """The best configuration found, and its latency."""
-    rng, guard, longest = np.random.default_rng(0), Guard(landscape), landscape.host.max_len_needed
-    drawn: list[Config] = [landscape.space.sample(rng) for _ in range(DRAWS)]
+    rng, guard, longest = np.random.default_rng(0), SimulatedGuard(landscape), landscape.host.max_len_needed
+    drawn: list[KnobValues] = [landscape.space.sample(rng) for _ in range(DRAWS)]
     drawn += [landscape.incumbent, *(rounded(landscape, rng) for _ in range(ROUND)), *chosen(landscape)]
     starts = [args for config in drawn if (args := admitted(guard, config, longest)) is not None]
     likely = [config for _, config in ranked(landscape, starts, FEW)[: 4 * KEPT]]
@@ -117,6 +117,6 @@ def best(landscape: Landscape) -> tuple[float, Config]:
 
 
 if __name__ == "__main__":
-    for name, landscape in load(Path(sys.argv[1]), sys.argv[2] if sys.argv[2:] else None).items():
+    for name, landscape in load_landscapes(Path(sys.argv[1]), sys.argv[2] if sys.argv[2:] else None).items():
         value, config = best(landscape)
         print(f"{name}: {value:.4g} ms, stated {landscape.best_known_ms:.4g}: {dict(config)}", flush=True)

@@ -5,7 +5,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,7 @@ from sidecar.engine.engine import Engine, Launch
 from sidecar.engine.fork_server import ForkServer
 from sidecar.engine.ports import any_free_port
 from sidecar.engine.process_group import ProcessGroup, socket_folder
-
-Say = Callable[[str], None]
+from sidecar.format import Say
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Left:
 
 
 @dataclass(frozen=True)
-class Starts:
+class StartTimes:
     """Seconds from the start to the first token; ``warm_up_s`` is the first forked start, imports included."""
 
     ordinary_s: tuple[float, ...]
@@ -48,7 +47,7 @@ class Starts:
         return statistics.median(self.ordinary_s) / statistics.median(self.forked_s)
 
 
-def measure(config: Config, times: int, in_a_row: int, say: Say) -> Starts:
+def measure_starts(config: Config, times: int, in_a_row: int, say: Say) -> StartTimes:
     """``times`` starts each way, one after the other in turn, then ``in_a_row`` forked ones.
 
     Raises EngineCrashed, ForkServerError, OSError.
@@ -69,7 +68,7 @@ def measure(config: Config, times: int, in_a_row: int, say: Say) -> Starts:
                 forked.append(start(config, folder, server).seconds)
                 say(f"{number + 1} of {times}: ordinary {ordinary[-1]:.2f} s, forked {forked[-1]:.2f} s")
             left = _row(config, folder, server, in_a_row, say) if in_a_row else None
-            return Starts(tuple(ordinary), tuple(forked), warm_up_s, left)
+            return StartTimes(tuple(ordinary), tuple(forked), warm_up_s, left)
         finally:
             server.close()
 
@@ -134,12 +133,12 @@ def _shown(usage: Mapping[str, int]) -> str:
     return f"{usage['descriptors']} descriptors, {usage['resident_bytes'] / 2**20:.0f} MiB in the fork server"
 
 
-def as_dict(starts: Starts) -> dict[str, object]:
+def as_dict(starts: StartTimes) -> dict[str, object]:
     """With the ratio of the medians."""
     return {**dataclasses.asdict(starts), "times_faster": starts.times_faster}
 
 
-def as_text(starts: Starts) -> str:
+def as_text(starts: StartTimes) -> str:
     """A few lines."""
     lines = [
         f"{name}: median {statistics.median(values):.2f} s, {min(values):.2f} to {max(values):.2f} s"

@@ -19,9 +19,9 @@ import numpy as np
 
 from sidecar.config.schema import ConfigError
 from sidecar.measure.verdict import Limit
-from sidecar.search.contract import Outcome
+from sidecar.search.contract import ObservedStatus
 from sidecar.search.space import Space
-from vllm_sloguard.knobs import KNOBS, Config, Kind, Knob, Value
+from vllm_sloguard.knobs import KNOBS, Knob, KnobKind, KnobValues, Value
 
 _METHODS = ("space", "host", "slo", "incumbent", "evaluate")
 
@@ -42,13 +42,13 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class LandscapeVerdict:
     """What came of one trial. ``latency_ms`` is the objective, lower is better; ``None`` where it was not measured.
 
     ``violation`` and ``margins`` are what ``Observation`` means by them.
     """
 
-    outcome: Outcome
+    outcome: ObservedStatus
     crash_kind: str
     latency_ms: float | None
     violation: float
@@ -65,12 +65,12 @@ class Landscape:
     space: Space
     host: Host
     slo: Mapping[str, float]
-    incumbent: Config
+    incumbent: KnobValues
     fast_ms: float | None
     best_known_ms: float | None
     source: Any
 
-    def evaluate(self, config: Config, rng: np.random.Generator) -> Verdict:
+    def evaluate(self, config: KnobValues, rng: np.random.Generator) -> LandscapeVerdict:
         """Runs one trial. Raises LandscapeError where the landscape does or answers what it must not."""
         try:
             answer: object = self.source.evaluate(dict(config), rng)
@@ -78,33 +78,33 @@ class Landscape:
             raise LandscapeError(f"{self.name}: evaluate({dict(config)}) raised {error!r}") from None
         if not isinstance(answer, Mapping):
             raise LandscapeError(f"{self.name}: evaluate() must answer a mapping, got {answer!r}")
-        return verdict(self.name, cast("Mapping[str, Any]", answer), self.slo)
+        return landscape_verdict(self.name, cast("Mapping[str, Any]", answer), self.slo)
 
 
-def verdict(name: str, answer: Mapping[str, Any], slo: Mapping[str, float]) -> Verdict:
+def landscape_verdict(name: str, answer: Mapping[str, Any], slo: Mapping[str, float]) -> LandscapeVerdict:
     """Judges what ``evaluate`` answered: its own status, and each limit of ``slo``. Unmeasured is never feasible."""
-    known = (Outcome.FEASIBLE, Outcome.INFEASIBLE, Outcome.CRASHED)
+    known = (ObservedStatus.FEASIBLE, ObservedStatus.INFEASIBLE, ObservedStatus.CRASHED)
     status: object = answer.get("status")
     if status not in known:
         raise LandscapeError(f"{name}: status must be one of {', '.join(known)}, got {status!r}")
-    cost_s = measured(answer.get("cost_s")) or 0.0
-    if status == Outcome.CRASHED:
+    cost_s = finite_or_none(answer.get("cost_s")) or 0.0
+    if status == ObservedStatus.CRASHED:
         kind = str(answer.get("crash_kind") or "unknown")
-        return Verdict(Outcome.CRASHED, kind, None, math.inf, None, cost_s)
-    latency_ms = measured(answer.get("latency_ms"))
-    limits = [Limit(key, limit, measured(answer.get(key))) for key, limit in slo.items()]
+        return LandscapeVerdict(ObservedStatus.CRASHED, kind, None, math.inf, None, cost_s)
+    latency_ms = finite_or_none(answer.get("latency_ms"))
+    limits = [Limit(key, limit, finite_or_none(answer.get(key))) for key, limit in slo.items()]
     excesses = [limit.excess for limit in limits]
-    if status != Outcome.FEASIBLE and not any(excesses):
+    if status != ObservedStatus.FEASIBLE and not any(excesses):
         excesses.append(1.0)  # it missed something that it does not report
     if latency_ms is None:
         excesses.append(1.0)
     margins = {li.name: 1.0 if li.measured is None else (li.measured - li.limit) / li.limit for li in limits}
     violation = sum(excesses) / len(excesses) if excesses else 0.0
-    outcome = Outcome.INFEASIBLE if violation else Outcome.FEASIBLE
-    return Verdict(outcome, "", latency_ms, violation, margins, cost_s)
+    outcome = ObservedStatus.INFEASIBLE if violation else ObservedStatus.FEASIBLE
+    return LandscapeVerdict(outcome, "", latency_ms, violation, margins, cost_s)
 
 
-def measured(value: object) -> float | None:
+def finite_or_none(value: object) -> float | None:
     """A finite number, or None for whatever is no measurement."""
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, int | float):
@@ -113,7 +113,7 @@ def measured(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def load(path: Path, only: str | None = None) -> dict[str, Landscape]:
+def load_landscapes(path: Path, only: str | None = None) -> dict[str, Landscape]:
     """The landscapes of a file, or the one called ``only``. Raises LandscapeError."""
     found: object = getattr(_module(path), "LANDSCAPES", None)
     if not isinstance(found, Mapping) or not found:
@@ -160,8 +160,8 @@ def _landscape(name: str, source: Any) -> Landscape:
             host=_host(_mapping(source.host())),
             slo=slo,
             incumbent=incumbent,
-            fast_ms=measured(getattr(source, "fast_ms", None)),
-            best_known_ms=measured(source.best_known()) if hasattr(source, "best_known") else None,
+            fast_ms=finite_or_none(getattr(source, "fast_ms", None)),
+            best_known_ms=finite_or_none(source.best_known()) if hasattr(source, "best_known") else None,
             source=source,
         )
     except LandscapeError:
@@ -171,7 +171,7 @@ def _landscape(name: str, source: Any) -> Landscape:
 
 
 def _limit(name: str, stated: Any) -> float:
-    limit = measured(stated)
+    limit = finite_or_none(stated)
     if limit is None or limit <= 0:
         raise LandscapeError(f"slo: {name} must be a number above 0, got {stated!r}")
     return limit
@@ -195,15 +195,15 @@ def _knob(name: str, stated: Mapping[str, Any]) -> Knob:
     """One entry of ``space()``. ``requires`` may be stated too, as in the knob table."""
     requires = dict(stated.get("requires") or {})
     try:
-        kind = Kind(stated["type"])
+        kind = KnobKind(stated["type"])
     except (KeyError, ValueError):
-        wanted = ", ".join(Kind)
+        wanted = ", ".join(KnobKind)
         raise LandscapeError(f"{name}: type must be one of {wanted}, got {stated.get('type')!r}") from None
-    if kind is Kind.CATEGORICAL:
+    if kind is KnobKind.CATEGORICAL:
         return Knob(name, kind, choices=tuple(_scalar(choice) for choice in stated["choices"]), requires=requires)
     low, high = float(stated["low"]), float(stated["high"])
     if low == high:
-        return Knob(name, Kind.CATEGORICAL, choices=(int(low) if kind is Kind.INT else low,), requires=requires)
+        return Knob(name, KnobKind.CATEGORICAL, choices=(int(low) if kind is KnobKind.INT else low,), requires=requires)
     return Knob(name, kind, low, high, log=bool(stated.get("log", False)), requires=requires)
 
 
@@ -215,13 +215,13 @@ def _plain(value: Any) -> Any:
 def _value(value: Any, knob: Knob | None) -> Value:
     """A whole number as an int, where the knob is one: 256.0 stands for 256."""
     plain = _scalar(value)
-    if knob is not None and knob.kind is Kind.INT and isinstance(plain, float) and plain.is_integer():
+    if knob is not None and knob.kind is KnobKind.INT and isinstance(plain, float) and plain.is_integer():
         return int(plain)
     return plain
 
 
 def _host(stated: Mapping[str, Any]) -> Host:
-    numbers = {key: measured(_plain(stated.get(key))) for key in Host.__dataclass_fields__}
+    numbers = {key: finite_or_none(_plain(stated.get(key))) for key in Host.__dataclass_fields__}
     if bad := [key for key, number in numbers.items() if number is not None and number <= 0]:
         raise LandscapeError(f"host: {bad[0]} must be above 0, got {numbers[bad[0]]}")
     kv, length = numbers["kv_bytes_per_token"], numbers["max_len_needed"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from sidecar.bench.landscape import Landscape, LandscapeError, load
-from sidecar.bench.simulate import Run, simulate
+from sidecar.bench.landscape import Landscape, LandscapeError, load_landscapes
+from sidecar.bench.simulate import SimulatedRun, simulate
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _SEEDS_A_TASK = 5
@@ -34,7 +34,7 @@ def tasks(file: Path, landscape: str, optimizer: str, seeds: int, budget: int, *
     return [Task(file, landscape, optimizer, piece, budget, guarded) for piece in pieces]
 
 
-def run_all(todo: Sequence[Task], jobs: int) -> Iterator[tuple[Task, list[Run]]]:
+def run_all(todo: Sequence[Task], jobs: int) -> Iterator[tuple[Task, list[SimulatedRun]]]:
     """The runs of each task, in the order in which they end."""
     # Before any library reads them, here and in the processes that are started.
     os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
@@ -42,7 +42,7 @@ def run_all(todo: Sequence[Task], jobs: int) -> Iterator[tuple[Task, list[Run]]]
         yield from ((task, run(task)) for task in todo)
         return
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pending: dict[Future[list[Run]], Task] = {pool.submit(run, task): task for task in todo}
+        pending: dict[Future[list[SimulatedRun]], Task] = {pool.submit(run, task): task for task in todo}
         try:
             while pending:
                 done, _ = wait(pending, return_when=FIRST_COMPLETED)
@@ -54,7 +54,7 @@ def run_all(todo: Sequence[Task], jobs: int) -> Iterator[tuple[Task, list[Run]]]
             pool.shutdown(cancel_futures=True)
 
 
-def run(task: Task) -> list[Run]:
+def run(task: Task) -> list[SimulatedRun]:
     """The runs of one task, in this process."""
     landscape = _loaded(task.file, task.landscape)
     return [simulate(landscape, task.optimizer, seed, task.budget, guarded=task.guarded) for seed in task.seeds]
@@ -62,4 +62,4 @@ def run(task: Task) -> list[Run]:
 
 @cache
 def _loaded(file: Path, name: str) -> Landscape:
-    return load(file, name)[name]
+    return load_landscapes(file, name)[name]

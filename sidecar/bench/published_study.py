@@ -62,7 +62,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class StudyComparison:
     """Mann-Whitney p-values of an optimizer against the baseline: one-sided for "better", and two-sided.
 
     ``tighter`` is the baseline's spread over the optimizer's.
@@ -79,7 +79,7 @@ class Comparison:
 Runs = Mapping[str, Sequence[Sequence[StudyTrial]]]
 
 
-def read(folder: Path) -> dict[str, list[list[StudyTrial]]]:
+def read_runs(folder: Path) -> dict[str, list[list[StudyTrial]]]:
     """The runs of each optimizer. Raises StudyError for what is missing or broken, and for one optimizer alone."""
     if not folder.is_dir():
         raise StudyError(f"{folder}: there is no such folder")
@@ -137,7 +137,7 @@ def best_ms(run: Sequence[StudyTrial]) -> float | None:
     return min((t.latency_ms for t in run if t.status == "feasible" and t.latency_ms is not None), default=None)
 
 
-def values(runs: Sequence[Sequence[StudyTrial]]) -> dict[str, list[float]]:
+def metric_values(runs: Sequence[Sequence[StudyTrial]]) -> dict[str, list[float]]:
     """Each metric of each run that has one."""
     hits = [[trial.fast for trial in run] for run in runs]
     return {
@@ -150,7 +150,7 @@ def values(runs: Sequence[Sequence[StudyTrial]]) -> dict[str, list[float]]:
 def summary(optimizer: str, runs: Sequence[Sequence[StudyTrial]]) -> Summary:
     """One optimizer's line."""
     trials = [trial for run in runs for trial in run]
-    spreads = {metric: _spread(found) for metric, found in values(runs).items()}
+    spreads = {metric: _spread(found) for metric, found in metric_values(runs).items()}
     return Summary(
         optimizer=optimizer,
         runs=len(runs),
@@ -163,16 +163,16 @@ def summary(optimizer: str, runs: Sequence[Sequence[StudyTrial]]) -> Summary:
     )
 
 
-def comparisons(runs: Runs) -> list[Comparison]:
+def comparisons(runs: Runs) -> list[StudyComparison]:
     """Every other optimizer against ``random``, or where there is none, against the first by name."""
     # Imported here: it takes longer than all else that a command imports.
     from scipy.stats import mannwhitneyu  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     baseline = BASELINE if BASELINE in runs else min(runs)
-    base = values(runs[baseline])
-    found: list[Comparison] = []
+    base = metric_values(runs[baseline])
+    found: list[StudyComparison] = []
     for optimizer in sorted(set(runs) - {baseline}):
-        for metric, ours in values(runs[optimizer]).items():
+        for metric, ours in metric_values(runs[optimizer]).items():
             theirs = base[metric]
             if not ours or not theirs:
                 continue
@@ -183,7 +183,7 @@ def comparisons(runs: Runs) -> list[Comparison]:
             )
             mine, other = _spread(ours), _spread(theirs)
             tighter = other.sd / mine.sd if mine and other and mine.sd > 0 else None
-            found.append(Comparison(metric, optimizer, baseline, p_better, p_two_sided, tighter))
+            found.append(StudyComparison(metric, optimizer, baseline, p_better, p_two_sided, tighter))
     return found
 
 

@@ -7,33 +7,33 @@ from itertools import groupby
 from pathlib import Path
 
 from sidecar.bench.landscape import LandscapeError
-from sidecar.bench.summary import Row
+from sidecar.bench.summary import SummaryRow
 
-_Cell = tuple[str, Callable[[Row], str]]
+_Cell = tuple[str, Callable[[SummaryRow], str]]
 
 
-def as_json(rows: Sequence[Row]) -> str:
+def rows_as_json(rows: Sequence[SummaryRow]) -> str:
     """A list of objects, one a row."""
     return json.dumps([dataclasses.asdict(row) for row in rows], allow_nan=False)
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def summary_markdown(rows: Sequence[SummaryRow]) -> str:
     """One table a landscape."""
     blocks = [_table(name, list(group)) for name, group in groupby(rows, key=lambda row: row.landscape)]
     return "\n\n".join(blocks)
 
 
-def _table(name: str, rows: Sequence[Row]) -> str:
+def _table(name: str, rows: Sequence[SummaryRow]) -> str:
     against = next((row.against for row in rows if row.against), None)
     cells: list[_Cell] = [
         ("optimizer", lambda r: r.optimizer),
         ("found", lambda r: f"{r.found}/{r.seeds}"),
-        ("first", lambda r: number(r.first_feasible_median)),
+        ("first", lambda r: four_digits(r.first_feasible_median)),
         ("crashes", lambda r: f"{r.crashes_mean:.2f}"),
         ("feasible", lambda r: f"{r.feasible_mean:.1f}"),
-        ("best, ms", lambda r: f"{number(r.best_median)} ± {number(r.best_std)}"),
+        ("best, ms", lambda r: f"{four_digits(r.best_median)} ± {four_digits(r.best_std)}"),
         ("regret", lambda r: "-" if r.regret is None else f"{r.regret:+.1%}"),
-        ("served, ms", lambda r: number(r.served_median)),
+        ("served, ms", lambda r: four_digits(r.served_median)),
         ("served meets", lambda r: "-" if r.served_feasible is None else f"{r.served_feasible:.0%}"),
         ("time, s", lambda r: f"{r.cost_s_mean:.0f}"),
     ]
@@ -47,7 +47,7 @@ def _table(name: str, rows: Sequence[Row]) -> str:
     return f"### {name}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def number(value: float | None) -> str:
+def four_digits(value: float | None) -> str:
     """Four digits, or all those before the point."""
     if value is None:
         return "-"
@@ -59,7 +59,7 @@ def marks(section: str) -> tuple[str, str]:
     return f"<!-- bench {section}: begin -->", f"<!-- bench {section}: end -->"
 
 
-def check(path: Path, section: str) -> tuple[str, str]:
+def split_at_marks(path: Path, section: str) -> tuple[str, str]:
     """What stands before and after the section. Raises LandscapeError where its marks are missing in ``path``."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     begin, end = marks(section)
@@ -73,5 +73,5 @@ def check(path: Path, section: str) -> tuple[str, str]:
 def put_into(path: Path, section: str, text: str) -> None:
     """Replaces what stands between the section's marks in ``path``. Raises LandscapeError."""
     begin, end = marks(section)
-    before, after = check(path, section)
+    before, after = split_at_marks(path, section)
     path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sidecar.bench.landscape import Host, Landscape, Verdict
-from sidecar.search.contract import Context, Observation, Outcome, Projection
+from sidecar.bench.landscape import Host, Landscape, LandscapeVerdict
+from sidecar.search.contract import Context, Observation, ObservedStatus, Projection
 from sidecar.search.failed_configs import MOST_REFUSALS_IN_A_ROW
 from sidecar.search.registry import make
 from vllm_sloguard.guard import model_shape
@@ -17,7 +17,7 @@ from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB
 from vllm_sloguard.guard.model_shape import ModelShape
 from vllm_sloguard.guard.repair import repair
-from vllm_sloguard.knobs import Config, Value
+from vllm_sloguard.knobs import KnobValues, Value
 
 _NOISE, _AGAIN = 0, 1  # the streams of random numbers: of the run, and of serving what it chose
 # How often the configuration that a run chose is evaluated again, to tell merit from luck.
@@ -25,11 +25,11 @@ _EVALUATIONS_AGAIN = 8
 
 
 @dataclass(frozen=True)
-class Trial:
+class SimulatedTrial:
     """One trial that ran. ``config`` is what ran, after repair."""
 
-    config: Config
-    verdict: Verdict
+    config: KnobValues
+    verdict: LandscapeVerdict
     phase: str
     reason: str
 
@@ -37,11 +37,11 @@ class Trial:
     def latency_ms(self) -> float:
         """Of a feasible trial; infinite for any other."""
         latency_ms = self.verdict.latency_ms
-        return math.inf if self.verdict.outcome is not Outcome.FEASIBLE or latency_ms is None else latency_ms
+        return math.inf if self.verdict.outcome is not ObservedStatus.FEASIBLE or latency_ms is None else latency_ms
 
 
 @dataclass(frozen=True)
-class Run:
+class SimulatedRun:
     """A simulated tuning run.
 
     ``served_ms`` is the mean latency of the best trial's configuration evaluated again, ``served_feasible`` the share
@@ -51,28 +51,28 @@ class Run:
     landscape: str
     optimizer: str
     seed: int
-    trials: tuple[Trial, ...]
+    trials: tuple[SimulatedTrial, ...]
     refused: int
     served_ms: float | None
     served_feasible: float | None
 
     @property
-    def best(self) -> Trial | None:
+    def best(self) -> SimulatedTrial | None:
         """The feasible trial of the lowest latency, which is the one that would be validated."""
         best = min(self.trials, key=lambda trial: trial.latency_ms, default=None)
-        return best if best is not None and best.verdict.outcome is Outcome.FEASIBLE else None
+        return best if best is not None and best.verdict.outcome is ObservedStatus.FEASIBLE else None
 
 
-class Guard:
+class SimulatedGuard:
     """The plugin's repair pass over ``host``. Without ``enabled`` everything passes as it is."""
 
     def __init__(self, landscape: Landscape, *, enabled: bool = True) -> None:
         self._landscape = landscape
         self._enabled = enabled
-        self._shape, self._machine = shape_of(landscape.host), machine_of(landscape.host)
+        self._shape, self._machine = landscape_shape(landscape.host), machine_of(landscape.host)
         self._pinned = frozenset(landscape.incumbent) - frozenset(landscape.space.by_name)
 
-    def plan(self, config: Config) -> tuple[dict[str, Value], str, int | None]:
+    def plan(self, config: KnobValues) -> tuple[dict[str, Value], str, int | None]:
         """The arguments that ``config`` comes to over the incumbent's, the refusal, and the KV tokens that fit."""
         args: dict[str, Value] = {**self._landscape.incumbent, **config}
         if not self._enabled:
@@ -86,17 +86,17 @@ class Guard:
                 args[change.name] = change.after
         return args, result.refusal, result.budget.kv_tokens if result.budget else None
 
-    def project(self, config: Config) -> Projection:
+    def project(self, config: KnobValues) -> Projection:
         """What an optimizer is told in advance."""
         args, refusal, kv_tokens = self.plan(config)
         return Projection(self.knobs(args), refusal, kv_tokens)
 
-    def knobs(self, args: Config) -> dict[str, Value]:
+    def knobs(self, args: KnobValues) -> dict[str, Value]:
         """Those of ``args`` that the search may change."""
         return {name: args[name] for name in self._landscape.space.by_name if name in args}
 
 
-def shape_of(host: Host) -> ModelShape | None:
+def landscape_shape(host: Host) -> ModelShape | None:
     """The model as far as ``host`` tells; None where it does not."""
     if host.weights_gib is None or host.kv_bytes_per_token is None:
         return None
@@ -111,9 +111,9 @@ def machine_of(host: Host) -> Machine | None:
     return Machine("cuda", round(host.gpu_total_gib * GIB), round(free * GIB), 1, "landscape")
 
 
-def simulate(landscape: Landscape, optimizer: str, seed: int, budget: int, *, guarded: bool = True) -> Run:
+def simulate(landscape: Landscape, optimizer: str, seed: int, budget: int, *, guarded: bool = True) -> SimulatedRun:
     """A run of ``budget`` trials; what the guard refuses costs none. Raises LandscapeError, ValueError."""
-    guard = Guard(landscape, enabled=guarded)
+    guard = SimulatedGuard(landscape, enabled=guarded)
     context = Context(
         incumbent=guard.knobs(landscape.incumbent) or None,
         longest_request_tokens=landscape.host.max_len_needed,
@@ -122,28 +122,28 @@ def simulate(landscape: Landscape, optimizer: str, seed: int, budget: int, *, gu
     )
     searcher = make(optimizer, landscape.space, seed, budget, context)
     history: list[Observation] = []
-    trials: list[Trial] = []
+    trials: list[SimulatedTrial] = []
     refused = in_a_row = 0
     while len(trials) < budget and in_a_row < MOST_REFUSALS_IN_A_ROW:
         proposal = searcher.ask(history)
         args, refusal, _ = guard.plan(proposal.config)
         if refusal:
-            history.append(Observation(dict(proposal.config), Outcome.REFUSED, float("inf"), None))
+            history.append(Observation(dict(proposal.config), ObservedStatus.REFUSED, float("inf"), None))
             refused, in_a_row = refused + 1, in_a_row + 1
             continue
         in_a_row = 0
         verdict = landscape.evaluate(args, np.random.default_rng([seed, _NOISE, len(trials)]))
         value = None if verdict.latency_ms is None else -verdict.latency_ms
         history.append(Observation(guard.knobs(args), verdict.outcome, verdict.violation, value, verdict.margins))
-        trials.append(Trial(args, verdict, proposal.phase, proposal.reason))
-    run = Run(landscape.name, optimizer, seed, tuple(trials), refused, None, None)
+        trials.append(SimulatedTrial(args, verdict, proposal.phase, proposal.reason))
+    run = SimulatedRun(landscape.name, optimizer, seed, tuple(trials), refused, None, None)
     return run if run.best is None else replace(run, **_served(landscape, run.best.config, seed))
 
 
-def _served(landscape: Landscape, config: Config, seed: int) -> dict[str, float | None]:
+def _served(landscape: Landscape, config: KnobValues, seed: int) -> dict[str, float | None]:
     """What ``config`` does when it is started again and again, with noise of its own."""
     generators = [np.random.default_rng([seed, _AGAIN, number]) for number in range(_EVALUATIONS_AGAIN)]
     verdicts = [landscape.evaluate(config, rng) for rng in generators]
-    latencies = [v.latency_ms for v in verdicts if v.outcome is Outcome.FEASIBLE and v.latency_ms is not None]
+    latencies = [v.latency_ms for v in verdicts if v.outcome is ObservedStatus.FEASIBLE and v.latency_ms is not None]
     served_ms = float(np.mean(latencies)) if latencies else None
     return {"served_ms": served_ms, "served_feasible": len(latencies) / _EVALUATIONS_AGAIN}

@@ -63,7 +63,7 @@ def recorded(path: Path) -> Recording:
 
 
 @dataclass(frozen=True)
-class Case:
+class PromotionScenario:
     """``factor`` is what the candidate makes of every latency; the limit is ``limit`` times the incumbent's p99."""
 
     name: str
@@ -77,7 +77,7 @@ class Case:
 class Tally:
     """How ``windows`` windows of one case ended; ``pairs`` is the mean over those that came to a validation."""
 
-    case: Case
+    case: PromotionScenario
     windows: int
     validated: int
     promoted: int
@@ -87,7 +87,7 @@ class Tally:
     pairs: float
 
 
-def tally(case: Case, recording: Recording, windows: int, seed: int) -> Tally:
+def tally(case: PromotionScenario, recording: Recording, windows: int, seed: int) -> Tally:
     """Simulates the windows."""
     config = _config(case, recording)
     outcomes: Counter[Outcome] = Counter()
@@ -101,7 +101,9 @@ def tally(case: Case, recording: Recording, windows: int, seed: int) -> Tally:
     return Tally(case, windows, len(pairs), **counts, pairs=float(np.mean(pairs)) if pairs else 0.0)
 
 
-def window(case: Case, recording: Recording, config: Config, rng: np.random.Generator) -> promotion.Decision:
+def window(
+    case: PromotionScenario, recording: Recording, config: Config, rng: np.random.Generator
+) -> promotion.Decision:
     """One window, from the baseline to the decision."""
     load = partial(_load, recording, case.noise, config.slo, rng)
     measured: dict[Role, Callable[[], Result]] = {
@@ -146,7 +148,7 @@ def _load(recording: Recording, noise: float, slo: Slo, rng: np.random.Generator
     return Result(violation=violation(measurement, slo), value=-mean_ms, measurement=measurement, scores=scores)
 
 
-def _config(case: Case, recording: Recording) -> Config:
+def _config(case: PromotionScenario, recording: Recording) -> Config:
     return Config(
         model="simulated",
         slo=Slo(e2e_p99_ms=case.limit * recording.p99_s * 1000),
@@ -193,7 +195,7 @@ def power_table(results: Sequence[Tally]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def table(results: Sequence[Tally]) -> str:
+def promotion_table(results: Sequence[Tally]) -> str:
     """One line a case."""
     heads = ["case", "between starts", "validated", "promoted", "no clear winner", "worse", "inconclusive", "pairs"]
     lines = [heads, ["---"] * len(heads)]

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.bench.published_study import consistency
-from sidecar.bench.simulate import Run
-from sidecar.search.contract import Outcome
+from sidecar.bench.simulate import SimulatedRun
+from sidecar.search.contract import ObservedStatus
 
 
 @dataclass(frozen=True)
-class Row:
+class SummaryRow:
     """One line of the table. ``None`` where no run gives a value; times in the units of their names.
 
     ``first_feasible_median`` counts trials from 1. ``best`` is the lowest measured latency of a run, ``regret`` how far
@@ -45,28 +45,30 @@ class Row:
     a12: float | None
 
 
-def best_known(runs: Sequence[Run], stated_ms: float | None) -> float | None:
+def best_known(runs: Sequence[SimulatedRun], stated_ms: float | None) -> float | None:
     """The landscape's own, else the best over everything that ran."""
     if stated_ms is not None:
         return stated_ms
     return min((run.best.latency_ms for run in runs if run.best is not None), default=None)
 
 
-def row(runs: Sequence[Run], known_ms: float | None, fast_ms: float | None, reference: Sequence[Run]) -> Row:
+def row(
+    runs: Sequence[SimulatedRun], known_ms: float | None, fast_ms: float | None, reference: Sequence[SimulatedRun]
+) -> SummaryRow:
     """Sums up the runs of one optimizer; ``reference`` are those to compare with, if any."""
     best = [run.best.latency_ms for run in runs if run.best is not None]
     median = _median(best)
     fast = [] if fast_ms is None else [[t.latency_ms < fast_ms for t in run.trials] for run in runs]
     steady = [share for hits in fast if (share := consistency(hits)) is not None]
-    compared = compare(bests(runs), bests(reference)) if reference else (None, None)
-    return Row(
+    compared = mann_whitney(bests(runs), bests(reference)) if reference else (None, None)
+    return SummaryRow(
         landscape=runs[0].landscape,
         optimizer=runs[0].optimizer,
         seeds=len(runs),
         found=len(best),
         first_feasible_median=_median([n for run in runs if (n := first_feasible(run)) is not None]),
-        crashes_mean=_mean([_count(run, Outcome.CRASHED) for run in runs]),
-        feasible_mean=_mean([_count(run, Outcome.FEASIBLE) for run in runs]),
+        crashes_mean=_mean([_count(run, ObservedStatus.CRASHED) for run in runs]),
+        feasible_mean=_mean([_count(run, ObservedStatus.FEASIBLE) for run in runs]),
         refused_mean=_mean([run.refused for run in runs]),
         best_median=median,
         best_std=None if not best else statistics.stdev(best) if len(best) > 1 else 0.0,
@@ -84,17 +86,17 @@ def row(runs: Sequence[Run], known_ms: float | None, fast_ms: float | None, refe
     )
 
 
-def first_feasible(run: Run) -> int | None:
+def first_feasible(run: SimulatedRun) -> int | None:
     """The number of the first feasible trial, from 1."""
-    return next((n for n, t in enumerate(run.trials, 1) if t.verdict.outcome is Outcome.FEASIBLE), None)
+    return next((n for n, t in enumerate(run.trials, 1) if t.verdict.outcome is ObservedStatus.FEASIBLE), None)
 
 
-def bests(runs: Sequence[Run]) -> list[float]:
+def bests(runs: Sequence[SimulatedRun]) -> list[float]:
     """The best latency of each run; infinite where nothing was found."""
     return [math.inf if run.best is None else run.best.latency_ms for run in runs]
 
 
-def compare(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+def mann_whitney(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
     """Two-sided Mann-Whitney p, and the probability that one of ``ours`` is lower, ties counted half (A12)."""
     # Imported here: it takes longer than all else that a command imports.
     from scipy.stats import mannwhitneyu  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
@@ -104,7 +106,7 @@ def compare(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, floa
     return (1.0 if math.isnan(p) else p), a12
 
 
-def _count(run: Run, outcome: Outcome) -> int:
+def _count(run: SimulatedRun, outcome: ObservedStatus) -> int:
     return sum(trial.verdict.outcome is outcome for trial in run.trials)
 
 

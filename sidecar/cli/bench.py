@@ -9,37 +9,37 @@ from typing import Annotated
 import typer
 
 from sidecar.bench import report
-from sidecar.bench.landscape import Landscape, load
+from sidecar.bench.landscape import Landscape, load_landscapes
 from sidecar.bench.parallel import Task, run_all, tasks
-from sidecar.bench.simulate import Run
-from sidecar.bench.summary import Row, best_known, row
+from sidecar.bench.simulate import SimulatedRun
+from sidecar.bench.summary import SummaryRow, best_known, row
 from sidecar.cli import bench_promotion, bench_restart
 from sidecar.config.schema import ConfigError
-from sidecar.search.registry import ABLATIONS, DEFAULT, NAMES, make
+from sidecar.search.registry import ABLATIONS, DEFAULT, OPTIMIZERS, make
 from sidecar.search.space import Space
-from vllm_sloguard.knobs import Kind, Knob
+from vllm_sloguard.knobs import Knob, KnobKind
 
-app = typer.Typer(help="Measures this program's own parts.", no_args_is_help=True)
-app.command()(bench_promotion.promotion)
-app.command()(bench_restart.restart)
+bench_app = typer.Typer(help="Measures this program's own parts.", no_args_is_help=True)
+bench_app.command()(bench_promotion.promotion)
+bench_app.command()(bench_restart.restart)
 
 
 def optimizer_names(incomplete: str) -> list[str]:
     """What a shell may complete to a list of optimizers."""
     before, comma, last = incomplete.rpartition(",")
     given = before.split(",")
-    return [f"{before}{comma}{n}" for n in (*NAMES, *ABLATIONS) if n.startswith(last) and n not in given]
+    return [f"{before}{comma}{n}" for n in (*OPTIMIZERS, *ABLATIONS) if n.startswith(last) and n not in given]
 
 
-_ANY = Space((Knob("any", Kind.FLOAT, 0, 1),))  # to ask whether an optimizer can be made here
+_ANY = Space((Knob("any", KnobKind.FLOAT, 0, 1),))  # to ask whether an optimizer can be made here
 
 
-@app.callback()
+@bench_app.callback()
 def bench() -> None:
     """Measures this program's own parts."""
 
 
-@app.command()
+@bench_app.command()
 def optimizers(
     *,
     files: Annotated[list[Path], typer.Option("--landscape", metavar="FILE", help="Landscapes; may be repeated.")],
@@ -70,7 +70,7 @@ def optimizers(
     reference = against or (DEFAULT if ablation else "tba-tpe")
     if against and against not in chosen:
         raise ConfigError(f"--against: {against!r} is not among the optimizers: {', '.join(chosen)}")
-    loaded = [(file, landscape) for file in files for landscape in load(file, only or None).values()]
+    loaded = [(file, landscape) for file in files for landscape in load_landscapes(file, only or None).values()]
     todo = [
         task
         for file, landscape in loaded
@@ -79,19 +79,19 @@ def optimizers(
     ]
     section = ("ablation" if ablation else "optimizers") + (" without the guard" if no_guard else "")
     if into is not None:
-        report.check(into, section)
+        report.split_at_marks(into, section)
     runs = _collect(todo, jobs)
     rows = [made for file, landscape in loaded for made in _rows(landscape, chosen, reference, runs, file)]
     if into is not None:
-        report.put_into(into, section, report.markdown(rows))
-    print(report.as_json(rows) if as_json else report.markdown(rows))
+        report.put_into(into, section, report.summary_markdown(rows))
+    print(report.rows_as_json(rows) if as_json else report.summary_markdown(rows))
 
 
 def _chosen(names: str, budget: int, *, ablation: bool) -> list[str]:
     """The optimizers asked for, each of which must be there; by default all that are."""
     asked = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     chosen: list[str] = []
-    for name in asked or ((DEFAULT, *ABLATIONS) if ablation else NAMES):
+    for name in asked or ((DEFAULT, *ABLATIONS) if ablation else OPTIMIZERS):
         try:
             make(name, _ANY, 0, budget)
         except ValueError as error:
@@ -106,9 +106,9 @@ def _chosen(names: str, budget: int, *, ablation: bool) -> list[str]:
 _Key = tuple[Path, str, str]
 
 
-def _collect(todo: Sequence[Task], jobs: int) -> dict[_Key, list[Run]]:
+def _collect(todo: Sequence[Task], jobs: int) -> dict[_Key, list[SimulatedRun]]:
     """Every run, by file, landscape and optimizer. Says on stderr how far it is, when it takes long."""
-    runs: dict[_Key, list[Run]] = {}
+    runs: dict[_Key, list[SimulatedRun]] = {}
     said = time.monotonic()
     for done, (task, ended) in enumerate(run_all(todo, jobs), 1):
         runs.setdefault((task.file, task.landscape, task.optimizer), []).extend(ended)
@@ -119,8 +119,8 @@ def _collect(todo: Sequence[Task], jobs: int) -> dict[_Key, list[Run]]:
 
 
 def _rows(
-    landscape: Landscape, chosen: Sequence[str], reference: str, runs: dict[_Key, list[Run]], file: Path
-) -> list[Row]:
+    landscape: Landscape, chosen: Sequence[str], reference: str, runs: dict[_Key, list[SimulatedRun]], file: Path
+) -> list[SummaryRow]:
     groups = {name: runs[file, landscape.name, name] for name in chosen}
     known_ms = best_known([run for group in groups.values() for run in group], landscape.best_known_ms)
     return [

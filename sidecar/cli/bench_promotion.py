@@ -9,8 +9,17 @@ from typing import Annotated
 
 import typer
 
-from sidecar.bench.simulated_windows import Case, Recording, Tally, as_row, power_table, recorded, table, tally
-from sidecar.cli.terminal import busy
+from sidecar.bench.simulated_windows import (
+    PromotionScenario,
+    Recording,
+    Tally,
+    as_row,
+    power_table,
+    promotion_table,
+    recorded,
+    tally,
+)
+from sidecar.cli.terminal import busy_indicator
 
 RECORDED_A100 = Path(__file__).parents[2] / "benchmarks/results/starts-cpu-0.32.jsonl"
 # The standard deviation of the logarithm of avg_latency_ms, pooled over the 16 configurations that the published
@@ -41,16 +50,17 @@ def promotion(
     sources = {"A100": _PUBLISHED_NOISE, "H200, one pair": _H200_NOISE, "recorded starts": recording.noise}
     cases = [
         *(
-            Case(f"{name}: {truth}", factor, noise)
+            PromotionScenario(f"{name}: {truth}", factor, noise)
             for (name, noise), (truth, factor) in product(sources.items(), _FACTORS.items())
         ),
-        Case("A100: equal, p99 at the limit", 1.0, _PUBLISHED_NOISE, limit=1.0),
+        PromotionScenario("A100: equal, p99 at the limit", 1.0, _PUBLISHED_NOISE, limit=1.0),
     ]
     powers = [
-        Case("power", factor, noise, pairs) for noise, pairs, factor in product((0.02, 0.05, 0.1), _LOOKS, (1.0, 0.9))
+        PromotionScenario("power", factor, noise, pairs)
+        for noise, pairs, factor in product((0.02, 0.05, 0.1), _LOOKS, (1.0, 0.9))
     ]
     tallies: list[Tally] = []
-    with busy("simulating windows") as say:
+    with busy_indicator("simulating windows") as say:
         for case in (*cases, *powers):
             say(f"simulating windows: {len(tallies)} of {len(cases) + len(powers)} cases done")
             tallies.append(tally(case, recording, windows, seed))
@@ -82,7 +92,7 @@ def _holds(result: Tally) -> bool | None:
 def _show(recording: Recording, results: Sequence[Tally], power: Sequence[Tally]) -> None:
     count, requests = recording.shapes.shape
     print(f"{results[0].windows} windows a case; loads of {requests} requests, resampled from {count} starts.\n")
-    print(table(results))
+    print(promotion_table(results))
     print("\nPromoted, by noise between starts and looks at pairs: what is equal / what is better by 10%\n")
     print(power_table(power))
     print()

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sidecar.bench.engine_starts import as_dict, as_text, measure
-from sidecar.config.schema import load
+from sidecar.bench.engine_starts import as_dict, as_text, measure_starts
+from sidecar.config.schema import load_config
 
 _DEMO = Path("deploy/demo/sloguard.yaml")
 
@@ -27,5 +27,5 @@ def restart(
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    measured = measure(load(config_file), starts, in_a_row, say)
+    measured = measure_starts(load_config(config_file), starts, in_a_row, say)
     print(json.dumps(as_dict(measured)) if as_json else as_text(measured))

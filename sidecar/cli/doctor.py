@@ -9,13 +9,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from sidecar.cli.operator import AsJson
 from sidecar.cli.plan import planned
-from sidecar.cli.terminal import busy
-from sidecar.config.schema import Config, ConfigError, load
+from sidecar.cli.rendering import AsJson
+from sidecar.cli.terminal import busy_indicator
+from sidecar.config.schema import Config, ConfigError, load_config
 from sidecar.preflight import probes
 from sidecar.preflight.doctor import Finding, Level, findings
-from sidecar.preflight.facts import Facts
+from sidecar.preflight.facts import HostFacts
 from sidecar.record.journal import JournalError
 
 _FOUND_PROBLEMS = 1
@@ -43,7 +43,7 @@ def doctor(
 
     Example: sloguard doctor -c sloguard.yaml --prometheus http://localhost:9090
     """
-    with busy("looking") as say:
+    with busy_indicator("looking") as say:
         found = findings(_facts(config_file, prometheus, say, quick=quick))
     if as_json:
         print(json.dumps({"findings": [dataclasses.asdict(finding) for finding in found]}))
@@ -53,12 +53,12 @@ def doctor(
         raise typer.Exit(_FOUND_PROBLEMS)
 
 
-def _facts(config_file: Path | None, prometheus: str, say: probes.Say, *, quick: bool) -> Facts:
+def _facts(config_file: Path | None, prometheus: str, say: probes.Say, *, quick: bool) -> HostFacts:
     config: Config | None = None
     error: str | None = None
     if config_file is not None:
         try:
-            config = load(config_file)
+            config = load_config(config_file)
         except ConfigError as wrong:
             error = str(wrong)
     facts = probes.gather(config, prometheus, say, quick=quick)

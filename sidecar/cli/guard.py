@@ -14,24 +14,24 @@ from typing import Annotated, Any
 
 import typer
 
-from sidecar.cli.rendering import console_for_tables, machine_line, show_budget, strict_json
+from sidecar.cli.rendering import AsJson, console_for_tables, machine_line, show_budget, strict_json
 from sidecar.config.schema import ConfigError
 from sidecar.format import setting
-from sidecar.guard.memory_learning import FILE_NAME as LEARNED
+from sidecar.guard.memory_learning import LEARNED_FILE as LEARNED
 from vllm_sloguard.guard import machine, model_shape
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB
-from vllm_sloguard.guard.repair import TUNED, Repair, Status
-from vllm_sloguard.guard.rules.arguments import ARGUMENTS, shown, values
+from vllm_sloguard.guard.repair import TUNED, Repair, RepairStatus
+from vllm_sloguard.guard.rules.arguments import ARGUMENTS, shown, typed_arguments
 from vllm_sloguard.guard.rules.human_sizes import as_number
-from vllm_sloguard.guard.rules.single_argument import refusal
-from vllm_sloguard.guard.start_history import Learned, ranks_of, read
+from vllm_sloguard.guard.rules.single_argument import unreadable_argument
+from vllm_sloguard.guard.start_history import Learned, ranks_of, read_history
 
 REFUSED = 1
 _LEAST_GIB, _MOST_GIB = 0.001, 1_000_000.0
 
-Model = Annotated[Path, typer.Option("--model", help="The model's folder, with its config.json.", metavar="DIR")]
-Args = Annotated[
+ModelOption = Annotated[Path, typer.Option("--model", help="The model's folder, with its config.json.", metavar="DIR")]
+ArgOption = Annotated[
     list[str] | None, typer.Option("--arg", help="An argument of vLLM; again for more.", metavar="NAME=VALUE")
 ]
 Total = Annotated[
@@ -40,7 +40,7 @@ Total = Annotated[
 Free = Annotated[
     float | None, typer.Option("--gpu-free-gib", help="What of it is free; goes with the other one.", metavar="Y")
 ]
-Vllm = Annotated[
+VllmVersionOption = Annotated[
     str,
     typer.Option(
         "--vllm-version",
@@ -48,11 +48,10 @@ Vllm = Annotated[
         metavar="N.N",
     ),
 ]
-State = Annotated[
+StateOption = Annotated[
     Path | None,
     typer.Option("--state", help="A state folder: what its starts taught corrects the estimate.", metavar="DIR"),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -63,12 +62,12 @@ def register(app: typer.Typer) -> None:
 
 def budget(
     *,
-    model: Model,
-    arg: Args = None,
+    model: ModelOption,
+    arg: ArgOption = None,
     gpu_total_gib: Total = None,
     gpu_free_gib: Free = None,
-    vllm_version: Vllm = "",
-    state: State = None,
+    vllm_version: VllmVersionOption = "",
+    state: StateOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Where a configuration's memory would go, and whether vLLM could start with it.
@@ -78,9 +77,9 @@ def budget(
     Example: sloguard budget --model models/qwen --arg max_model_len=8192 --gpu-total-gib 24 --gpu-free-gib 22.5
     """
     shape, args, here, learned = _asked(model, arg, gpu_total_gib, gpu_free_gib, vllm_version, state)
-    if wrong := refusal(args):
+    if wrong := unreadable_argument(args):
         raise ConfigError(f"--arg: {wrong}")
-    result = learned.estimate(shape, values(args), here)
+    result = learned.estimate(shape, typed_arguments(args), here)
     if as_json:
         print(strict_json({**asdict(result), "machine": asdict(here)}))
         return
@@ -89,8 +88,8 @@ def budget(
 
 def mend(
     *,
-    model: Model,
-    arg: Args = None,
+    model: ModelOption,
+    arg: ArgOption = None,
     workload_max_len: Annotated[
         int | None, typer.Option("--workload-max-len", help="The longest request to serve, tokens.", min=1, metavar="N")
     ] = None,
@@ -99,8 +98,8 @@ def mend(
     ] = None,
     gpu_total_gib: Total = None,
     gpu_free_gib: Free = None,
-    vllm_version: Vllm = "",
-    state: State = None,
+    vllm_version: VllmVersionOption = "",
+    state: StateOption = None,
     as_json: AsJson = False,
 ) -> None:
     """The nearest configuration that vLLM would start with, or why there is none.
@@ -116,7 +115,7 @@ def mend(
         print(strict_json(_as_dict(result, here)))
     else:
         _show_repair(result, here)
-    if result.status is Status.REFUSED:
+    if result.status is RepairStatus.REFUSED:
         raise typer.Exit(REFUSED)
 
 
@@ -134,7 +133,7 @@ def _asked(  # noqa: PLR0917 - what both commands ask about
 
 def _shape(model: Path) -> model_shape.ModelShape:
     try:
-        return model_shape.read(model)
+        return model_shape.read_shape(model)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--model: {error}") from None
 
@@ -144,7 +143,7 @@ def _learned(state: Path | None, model: Path, vllm_version: str, gpu_total_gib: 
     if state is not None and not state.is_dir():
         raise ConfigError(f"--state: {state} is no folder")
     try:
-        known = read(state / LEARNED, str(model)) if state is not None else Learned()
+        known = read_history(state / LEARNED, str(model)) if state is not None else Learned()
     except ValueError as error:
         raise ConfigError(f"--state: {error}") from None
     if vllm_version and not re.match(r"\d{1,9}\.\d{1,9}", vllm_version):

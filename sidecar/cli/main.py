@@ -10,28 +10,30 @@ import typer
 from rich.console import Console
 
 from sidecar.cli import bench, doctor, guard, operator, plan, report, study
-from sidecar.cli.operator import AsJson, ConfigFile, Refused, StateFolder
+from sidecar.cli.operator import CommandRefused, ConfigFile, StateFolder
+from sidecar.cli.rendering import AsJson
 from sidecar.cli.terminal import View, line, show, spending, unfailing_console
-from sidecar.config.schema import ConfigError, load
+from sidecar.config.schema import ConfigError, load_config
 from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.engine.fork_server import ForkServerError
 from sidecar.engine.process_group import NotGoneError, ProcessGroup
 from sidecar.export.optuna_study import ExportError
 from sidecar.format import address, when
 from sidecar.measure.load_client import LoadError
+from sidecar.metrics.exporter import Metrics
 from sidecar.page import server as page
 from sidecar.promote import promoted_file
 from sidecar.promote.decision import Outcome
 from sidecar.record import lock
 from sidecar.record.journal import Journal, JournalError, Superseded
 from sidecar.record.time_breakdown import spent
-from sidecar.record.trial import as_json
+from sidecar.record.trial import trial_as_json
 from sidecar.run.tuning_run import Tuner, incumbent_args, open_run
 from sidecar.service import signals
 from sidecar.service.loop import Service
 from sidecar.service.wiring import assembled
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     help="Tunes vLLM under latency objectives: see https://arxiv.org/abs/2604.17627.",
@@ -46,8 +48,8 @@ operator.register(app)
 plan.register(app)
 doctor.register(app)
 report.register(app)
-app.add_typer(bench.app, name="bench")
-app.add_typer(study.app, name="study")
+app.add_typer(bench.bench_app, name="bench")
+app.add_typer(study.study_app, name="study")
 
 
 def main() -> None:
@@ -55,7 +57,7 @@ def main() -> None:
     try:
         app()
     except (ConfigError, lock.LockedError) as error:
-        _fail(str(error), BAD_INPUT)
+        _fail(str(error), EXIT_BAD_INPUT)
     except (
         JournalError,
         LoadError,
@@ -63,14 +65,14 @@ def main() -> None:
         ExportError,
         ForkServerError,
         NotGoneError,
-        Refused,
+        CommandRefused,
         Superseded,
     ) as error:
-        _fail(str(error), FAILED)
+        _fail(str(error), EXIT_FAILED)
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename is not None else str(error), FAILED)
+        _fail(f"{error.filename}: {error.strerror}" if error.filename is not None else str(error), EXIT_FAILED)
     except Cancelled:
-        _fail("interrupted; the same command goes on where this one ended", INTERRUPTED)
+        _fail("interrupted; the same command goes on where this one ended", EXIT_INTERRUPTED)
 
 
 def _fail(text: str, code: int) -> NoReturn:
@@ -86,14 +88,15 @@ def tune(config_file: ConfigFile) -> None:
 
     Example: sloguard tune -c sloguard.yaml
     """
-    config, console = load(config_file), unfailing_console()
+    config, console = load_config(config_file), unfailing_console()
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    with assembled(config, say) as parts:
+    metrics = Metrics(config)
+    with assembled(config, say, metrics) as parts:
         signals.heard_by(parts.requests)
-        journal, metrics = parts.journal, parts.metrics
+        journal = parts.journal
         _refuse_while_serving(journal)
         parts.engines.end_orphans()
         parts.runner.act_for(journal.take_over(os.getpid()))
@@ -135,7 +138,7 @@ def _refuse_while_serving(journal: Journal) -> None:
             _fail(
                 f"vLLM still serves from this state folder, as process id {record.identity.pid}: run `sloguard serve`,"
                 " which takes it over, and ask that for a window; Ctrl-C there ends both",
-                FAILED,
+                EXIT_FAILED,
             )
 
 
@@ -148,18 +151,19 @@ def serve(config_file: ConfigFile) -> None:
 
     Example: sloguard serve -c sloguard.yaml
     """
-    config = load(config_file)
+    config = load_config(config_file)
     console = unfailing_console()
 
     def say(text: str) -> None:
         console.print(f"{when(time.time())} {text}", markup=False, highlight=False, soft_wrap=True)
 
+    metrics = Metrics(config)
     with (
-        assembled(config, say) as parts,
+        assembled(config, say, metrics) as parts,
         View(console, list(config.search.knobs), config.search.budget, say) as view,
     ):
         signals.heard_by(parts.requests)
-        server = parts.metrics.serve()
+        server = metrics.serve()
         try:
             where = server.server_address
             say(f"metrics: http://{where[0]}:{where[1]}/metrics")
@@ -179,7 +183,7 @@ def trials(state: StateFolder, as_json_: AsJson = False) -> None:
     """
     rows = Journal(operator.state_folder(state), read_only=True).trials()
     if as_json_:
-        print(json.dumps([as_json(trial) for trial in rows]))
+        print(json.dumps([trial_as_json(trial) for trial in rows]))
         return
     knobs = list(dict.fromkeys(name for t in rows for name in t.plan.proposed))
     show(Console(), rows, knobs)

@@ -13,18 +13,19 @@ import grpc
 import typer
 from rich.console import Console
 
-from sidecar.cli.terminal import View, busy
-from sidecar.config.schema import Config, ConfigError, load
-from sidecar.config.window import seconds
+from sidecar.cli.rendering import AsJson
+from sidecar.cli.terminal import View, busy_indicator
+from sidecar.config.schema import Config, ConfigError, load_config
+from sidecar.config.window import parse_duration
 from sidecar.engine.process_group import ProcessGroup
 from sidecar.format import address, assignments, setting, when
 from sidecar.record import lock
-from sidecar.record.events import Event, Kind, Operations
-from sidecar.record.journal import FILE_NAME, Journal, JournalError, Promoted, Run, StateRecord
+from sidecar.record.events import Event, EventKind, Operations
+from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError, Promoted, Run, StateRecord
 from sidecar.record.states import COMING_UP, State
-from sidecar.record.trial import Status
+from sidecar.record.trial import TrialStatus
 from sidecar.service import remote_rpc
-from vllm_sloguard.guard.start_history import RULE, Rule
+from vllm_sloguard.guard.start_history import RULE, LearnedLimit
 from vllm_sloguard.wire import control_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
 
@@ -42,7 +43,7 @@ def state_folders(incomplete: str) -> list[str]:
     start = "" if incomplete.endswith("/") else typed.name
     with suppress(OSError):
         found = sorted(path for path in folder.iterdir() if path.name.startswith(start) and path.name[0] != ".")
-        states = [str(path) for path in found if (path / FILE_NAME).is_file()]
+        states = [str(path) for path in found if (path / JOURNAL_FILE).is_file()]
         files = [str(path) for path in found if path.suffix in (".yaml", ".yml") and path.is_file()]
         return [*states, *files, *(f"{path}/" for path in found if path.is_dir() and str(path) not in states)]
     return []
@@ -54,10 +55,9 @@ StateFolder = Annotated[
         help="The state folder, or the YAML file that names it.", metavar="STATE", autocompletion=state_folders
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
-class Refused(RuntimeError):  # noqa: N818 - it names what happened
+class CommandRefused(RuntimeError):  # noqa: N818 - it names what happened
     """What was asked for can't be done; the text says why, in one line."""
 
 
@@ -78,7 +78,7 @@ def retune(
 
     Example: sloguard retune --now --wait -c sloguard.yaml
     """
-    config = load(config_file)
+    config = load_config(config_file)
     if not now:
         raise ConfigError("retune: --now is needed: the window opens at once, and the service goes down for it")
     duration_s = _duration(duration)
@@ -101,7 +101,7 @@ def pause(
     Example: sloguard pause --reason "release week" -c sloguard.yaml
     """
     _ask(
-        load(config_file),
+        load_config(config_file),
         lambda stub, epoch, how: stub.Pause(pb.PauseRequest(epoch=epoch, reason=reason), **how),
     )
 
@@ -111,7 +111,7 @@ def resume(config_file: ConfigFile) -> None:
 
     Example: sloguard resume -c sloguard.yaml
     """
-    _ask(load(config_file), lambda stub, epoch, how: stub.Resume(pb.ResumeRequest(epoch=epoch), **how))
+    _ask(load_config(config_file), lambda stub, epoch, how: stub.Resume(pb.ResumeRequest(epoch=epoch), **how))
 
 
 def abort(
@@ -122,7 +122,7 @@ def abort(
 
     Example: sloguard abort --wait -c sloguard.yaml
     """
-    config, asked_at = load(config_file), time.time()
+    config, asked_at = load_config(config_file), time.time()
     _ask(config, lambda stub, epoch, how: stub.Abort(pb.AbortRequest(epoch=epoch), **how))
     if wait:
         _wait_serving(config, asked_at, lambda: True)
@@ -140,7 +140,7 @@ def rollback(
 
     Example: sloguard rollback --wait -c sloguard.yaml
     """
-    config, asked_at = load(config_file), time.time()
+    config, asked_at = load_config(config_file), time.time()
     number = promotion or _last_promotion(config).id
     _ask(
         config,
@@ -154,7 +154,9 @@ def _last_promotion(config: Config) -> Promoted:
     """The newest one, whether it was taken back or not: so that to ask twice is to ask once."""
     promotions = _operations(config).promotions()
     if not promotions:
-        raise Refused("there is nothing to roll back to: the file's own arguments serve, and nothing was promoted")
+        raise CommandRefused(
+            "there is nothing to roll back to: the file's own arguments serve, and nothing was promoted"
+        )
     return promotions[-1]
 
 
@@ -162,7 +164,7 @@ def _restored(config: Config, number: int) -> bool:
     """Whether an engine has started since the promotion was taken back."""
     operations = _operations(config)
     at = next((p.rolled_back_at for p in operations.promotions() if p.id == number), None)
-    return at is not None and bool(operations.events([Kind.START], 1, since=at))
+    return at is not None and bool(operations.events([EventKind.START], 1, since=at))
 
 
 def history(config_file: ConfigFile, as_json_: AsJson = False) -> None:
@@ -170,13 +172,13 @@ def history(config_file: ConfigFile, as_json_: AsJson = False) -> None:
 
     Example: sloguard history -c sloguard.yaml
     """
-    config = load(config_file)
+    config = load_config(config_file)
     journal = Journal(config.state, read_only=True)
     operations = Operations(journal, config.base_digest())
     current = operations.current()
     decisions = journal.decisions()
     promotions = [_promotion(p, current, decisions) for p in operations.promotions()]
-    windows = [_window(e) for e in operations.events([Kind.WINDOW_ENDED])]
+    windows = [_window(e) for e in operations.events([EventKind.WINDOW_ENDED])]
     if as_json_:
         print(json.dumps({"promotions": promotions, "windows": windows}))
         return
@@ -226,7 +228,7 @@ def status(state: StateFolder, as_json_: AsJson = False) -> None:
     operations = Operations(journal, "")
     record, run, pid = journal.state(), journal.last_run(), lock.holder(folder)
     standing = _standing(record, run, pid)
-    paused, windows = operations.paused(), operations.events([Kind.WINDOW_ENDED], 1)
+    paused, windows = operations.paused(), operations.events([EventKind.WINDOW_ENDED], 1)
     facts: dict[str, Any] = {
         "running": pid is not None,
         "pid": pid,
@@ -286,7 +288,7 @@ def _standing(record: StateRecord | None, run: Run | None, pid: int | None) -> l
 def _serves(journal: Journal, operations: Operations, record: StateRecord | None) -> dict[str, str | None]:
     """What the engine on the operator's port was started with, and where it is; None where none serves."""
     engines = [e for e in journal.engines() if e.role == "serving" and ProcessGroup(e.identity).leader_alive()]
-    starts = operations.events([Kind.START], 1)
+    starts = operations.events([EventKind.START], 1)
     # An engine that is still starting is not yet the last that has started.
     if not engines or not starts or record is None or record.state in COMING_UP:
         return {"serves": None, "engine_address": None}
@@ -298,13 +300,13 @@ def _serves(journal: Journal, operations: Operations, record: StateRecord | None
     }
 
 
-def _rule(rule: Rule) -> dict[str, Any]:
+def _rule(rule: LearnedLimit) -> dict[str, Any]:
     return json.loads(RULE.dump_json(rule))
 
 
 def state_folder(path: Path) -> Path:
     """The folder that ``path`` is, or that the file there names."""
-    return path if path.is_dir() or not path.is_file() else load(path).state
+    return path if path.is_dir() or not path.is_file() else load_config(path).state
 
 
 def _operations(config: Config) -> Operations:
@@ -315,13 +317,13 @@ def _duration(text: str) -> float:
     if not text:
         return 0.0
     try:
-        return seconds(text)
+        return parse_duration(text)
     except ValueError as error:
         raise ConfigError(f"--for: {text!r}: {error}") from None
 
 
 def _ask(config: Config, call: Callable[[ControlServiceStub, int, dict[str, Any]], Any]) -> None:
-    """Asks the controller that the journal names, and prints what it says. Raises Refused."""
+    """Asks the controller that the journal names, and prints what it says. Raises CommandRefused."""
     epoch = 0
     with suppress(JournalError):  # then nobody serves, which the call will say
         epoch = Journal(config.state, read_only=True).epoch()
@@ -332,8 +334,8 @@ def _ask(config: Config, call: Callable[[ControlServiceStub, int, dict[str, Any]
             code = error.code() if isinstance(error, grpc.Call) else None
             if code is grpc.StatusCode.UNAVAILABLE:
                 where = f" or on {config.remote.address}" if config.remote else ""
-                raise Refused(f"no `sloguard serve` answers on {config.socket}{where}") from None
-            raise Refused(error.details() or str(code) if isinstance(error, grpc.Call) else str(error)) from None
+                raise CommandRefused(f"no `sloguard serve` answers on {config.socket}{where}") from None
+            raise CommandRefused(error.details() or str(code) if isinstance(error, grpc.Call) else str(error)) from None
     if summary := getattr(answer, "summary", ""):
         print(summary)
 
@@ -343,7 +345,7 @@ def _looks(config: Config, every_s: float) -> Generator[float]:
     while lock.holder(config.state) is not None:
         yield time.time()
         time.sleep(every_s)
-    raise Refused("the sidecar has ended: `sloguard status` says why, where that is known")
+    raise CommandRefused("the sidecar has ended: `sloguard status` says why, where that is known")
 
 
 def _say(state: StateRecord) -> None:
@@ -354,7 +356,7 @@ def _wait_serving(config: Config, since: float, holds: Callable[[], bool]) -> No
     """Prints the states that are entered after ``since`` until it serves and ``holds``."""
     journal = Journal(config.state, read_only=True)
     seen = 0
-    with busy("waiting until it serves"):
+    with busy_indicator("waiting until it serves"):
         for _ in _looks(config, _WAIT_EVERY_S):
             states = journal.states(since)
             for state in states[seen:]:
@@ -368,7 +370,7 @@ def _wait_serving(config: Config, since: float, holds: Callable[[], bool]) -> No
 def _follow(config: Config, since: float) -> None:
     """Shows what the running sidecar writes to its journal until it serves again, in the order in which it happened."""
     journal = Journal(config.state, read_only=True)
-    shown: dict[tuple[int, int], Status] = {}
+    shown: dict[tuple[int, int], TrialStatus] = {}
     seen = 0
     with View(Console(), list(config.search.knobs), config.search.budget) as view:
         for until in _looks(config, _FOLLOW_EVERY_S):

@@ -9,34 +9,34 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from sidecar.cli.operator import AsJson, ConfigFile, Refused
-from sidecar.cli.rendering import machine_line, show_budget, strict_json
-from sidecar.cli.terminal import busy
-from sidecar.config.schema import Config, ConfigError, Workload, load
+from sidecar.cli.operator import CommandRefused, ConfigFile
+from sidecar.cli.rendering import AsJson, machine_line, show_budget, strict_json
+from sidecar.cli.terminal import busy_indicator
+from sidecar.config.schema import Config, ConfigError, Workload, load_config
 from sidecar.format import assignments, change, setting, when
 from sidecar.guard.guard import Args, Guard
-from sidecar.guard.memory_learning import Learning, shape_of
+from sidecar.guard.memory_learning import Learning, local_shape
 from sidecar.preflight import engine_memory
 from sidecar.preflight.python_env import UnusablePythonError, packages
 from sidecar.preflight.window_forecast import Durations, alike, drains, durations, forecast
 from sidecar.preflight.window_plan import Incumbent, KnobPlan, Opening, RuledOut, WindowPlan, cold, knob_plan
 from sidecar.record import lock
 from sidecar.record.events import Operations
-from sidecar.record.journal import FILE_NAME, Journal
-from sidecar.record.trial import Change, Role
+from sidecar.record.journal import JOURNAL_FILE, Journal
+from sidecar.record.trial import RepairChange, Role
 from sidecar.report import wording
 from sidecar.search.contract import Proposal
-from sidecar.service.window_policy import refusal
+from sidecar.service.window_policy import window_refusal
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import gib
 from vllm_sloguard.guard.memory import max_model_len as longest_request
 from vllm_sloguard.guard.model_shape import beyond_arithmetic
 from vllm_sloguard.guard.repair import Repair
-from vllm_sloguard.guard.rules.arguments import misspelt, values
+from vllm_sloguard.guard.rules.arguments import misspelt, typed_arguments
 from vllm_sloguard.guard.rules.human_sizes import as_number
 from vllm_sloguard.guard.start_history import Learned, version
 from vllm_sloguard.hooks.settings import Settings, SettingsError
-from vllm_sloguard.knobs import Config as Knobs
+from vllm_sloguard.knobs import KnobValues as Knobs
 
 
 def register(app: typer.Typer) -> None:
@@ -51,15 +51,15 @@ def plan(config_file: ConfigFile, as_json: AsJson = False) -> None:
 
     Example: sloguard plan -c sloguard.yaml
     """
-    config = load(config_file)
-    with busy("asking the guard about the knobs"):
+    config = load_config(config_file)
+    with busy_indicator("asking the guard about the knobs"):
         found, here, held = planned(config)
     if as_json:
         print(strict_json({**asdict(found), "held_bytes": held, "problem": found.problem}))
     else:
         _show(found, here, held)
     if found.problem:
-        raise Refused(found.problem)
+        raise CommandRefused(found.problem)
 
 
 def planned(config: Config) -> tuple[WindowPlan, Machine, int]:
@@ -67,7 +67,7 @@ def planned(config: Config) -> tuple[WindowPlan, Machine, int]:
 
     Raises JournalError, OSError.
     """
-    journal = Journal(config.state, read_only=True) if (config.state / FILE_NAME).is_file() else None
+    journal = Journal(config.state, read_only=True) if (config.state / JOURNAL_FILE).is_file() else None
     operations = Operations(journal, config.base_digest()) if journal is not None else None
     current = operations.current() if operations is not None else None
     args: Args = current.args if current is not None else config.engine.args
@@ -107,7 +107,7 @@ def _vllm(config: Config) -> str:
 
 def _incumbent(config: Config, args: Args, promotion: int | None, learned: Learned, here: Machine) -> Incumbent:
     """What the plugin would make of ``args`` inside vLLM."""
-    shape = None if beyond_arithmetic(args) else shape_of(config.model)
+    shape = None if beyond_arithmetic(args) else local_shape(config.model)
     repaired = learned.repairer(
         shape,
         here,
@@ -116,8 +116,8 @@ def _incumbent(config: Config, args: Args, promotion: int | None, learned: Learn
         workload_max_len=config.workload.longest_request_tokens,
     )
     result: Repair = repaired({n: as_number(n, v) for n, v in args.items() if not isinstance(v, list)})
-    changes = tuple(Change(c.name, c.before, c.after, c.reason) for c in result.changes)
-    length = None if result.refusal else longest_request(shape, values(result.args))
+    changes = tuple(RepairChange(c.name, c.before, c.after, c.reason) for c in result.changes)
+    length = None if result.refusal else longest_request(shape, typed_arguments(result.args))
     unfit = "" if "max_model_len" in config.search.knobs else _unfit(config.workload, length)
     return Incumbent(promotion, dict(args), changes, result.refusal, unfit, result.budget)
 
@@ -178,7 +178,7 @@ def _opening(config: Config, operations: Operations | None) -> Opening:
             refusals.append(f"a window is open since {when(opened.at)}")
         # What the traffic is, the running sidecar alone knows.
         blind = window.model_copy(update={"max_rate": None})
-        if why := refusal(blind, now, operations.paused(), operations.last_window(), None, force=False):
+        if why := window_refusal(blind, now, operations.paused(), operations.last_window(), None, force=False):
             refusals.append(why)
     notes = (f"it is refused above {window.max_rate:g} requests/s (window.max_rate)",) if window.max_rate else ()
     return Opening(window.next_opening(now), window.cron, tuple(refusals), notes)
@@ -188,7 +188,7 @@ def _show(found: WindowPlan, here: Machine, held: int) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     say: Callable[[str], None] = console.print
     say(f"vLLM {found.vllm_version or 'of unknown version'}, optimizer {found.optimizer}, objective {found.objective}")
-    limits = (f"{name.removesuffix('_ms')} ≤ {wording.measured(name, limit)}" for name, limit in found.slo.items())
+    limits = (f"{name.removesuffix('_ms')} ≤ {wording.measured_text(name, limit)}" for name, limit in found.slo.items())
     say(f"SLO: {', '.join(limits)}")
     say(f"load: {found.load}")
     if held:

@@ -3,13 +3,16 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import Budget, gib
+
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
 def strict_json(facts: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from sidecar.export import optuna_study, tables
 from sidecar.export.bench import LEFT_OUT, result_json
 from sidecar.record import run_snapshot
 from sidecar.record.atomic_write import write_whole
-from sidecar.record.journal import FILE_NAME
+from sidecar.record.journal import JOURNAL_FILE
 from sidecar.record.run_snapshot import Recorded
 
 RunNumber = Annotated[int | None, typer.Option("--run", help="The run; the newest unless given.", min=1, metavar="N")]
@@ -37,11 +37,11 @@ def report(
 
     Example: sloguard report sloguard-state -o report.html
     """
-    from sidecar.report.page import page
-    from sidecar.report.view_model import story
+    from sidecar.report.page import report_page
+    from sidecar.report.view_model import report_view
 
-    told = story(run_snapshot.read(_folder(state), run))
-    write_whole(output, page(told))
+    told = report_view(run_snapshot.read_run(_folder(state), run))
+    write_whole(output, report_page(told))
     print(f"{output}: run {told.run}: {told.verdict.headline}")
 
 
@@ -66,7 +66,7 @@ def export(  # noqa: PLR0917 - the options of a command
     if optuna and "://" not in optuna:
         raise ConfigError(f"--optuna {optuna!r}: an SQLAlchemy URL such as sqlite:///trials.db is needed")
     folder = _folder(state)
-    runs = run_snapshot.read_all(folder) if run is None else [run_snapshot.read(folder, run)]
+    runs = run_snapshot.read_all(folder) if run is None else [run_snapshot.read_run(folder, run)]
     for path, text in ((csv, tables.csv_text), (jsonl, tables.jsonl_text)):
         if path is not None:
             write_whole(path, text(runs))
@@ -99,4 +99,4 @@ def _bench(runs: list[Recorded], folder: Path) -> None:
 
 def _folder(path: Path) -> Path:
     """The folder that ``path`` is, that its journal is in, or that the configuration file there names."""
-    return path.parent if path.name == FILE_NAME else state_folder(path)
+    return path.parent if path.name == JOURNAL_FILE else state_folder(path)

@@ -8,19 +8,19 @@ from typing import Annotated
 import typer
 
 from sidecar.bench import published_study
-from sidecar.bench.published_study import Comparison, Spread, Summary
+from sidecar.bench.published_study import Spread, StudyComparison, Summary
 
-app = typer.Typer(no_args_is_help=True)
+study_app = typer.Typer(no_args_is_help=True)
 _DIGITS = {"fast": 2, "consistency": 3, "best_ms": 2}
 _TITLES = {"fast": "fast trials", "consistency": "consistency after the first", "best_ms": "best latency, ms"}
 
 
-@app.callback()
+@study_app.callback()
 def command() -> None:
     """Statistics of studies in the published format."""
 
 
-@app.command()
+@study_app.command()
 def stats(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Holds <optimizer>_seed<n>/results.jsonl.")],
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
@@ -29,7 +29,7 @@ def stats(
 
     Example: sloguard study stats slo_guard_published/concurrent
     """
-    runs = published_study.read(folder)
+    runs = published_study.read_runs(folder)
     summaries = [published_study.summary(name, found) for name, found in sorted(runs.items())]
     compared = published_study.comparisons(runs)
     if as_json:
@@ -40,7 +40,7 @@ def stats(
         print(f"| {' | '.join(line)} |")
 
 
-def _table(summaries: list[Summary], compared: list[Comparison]) -> list[list[str]]:
+def _table(summaries: list[Summary], compared: list[StudyComparison]) -> list[list[str]]:
     lines = [["metric", *(s.optimizer for s in summaries), "test"], ["---"] * (len(summaries) + 2)]
     for metric, digits in _DIGITS.items():
         cells = [_cell(getattr(s, metric), digits) for s in summaries]
@@ -55,6 +55,6 @@ def _cell(spread: Spread | None, digits: int) -> str:
     return "-" if spread is None else f"{spread.mean:.{digits}f} ± {spread.sd:.{digits}f}"
 
 
-def _test(c: Comparison) -> str:
+def _test(c: StudyComparison) -> str:
     tighter = f", {c.tighter:.1f} times tighter" if c.tighter is not None else ""
     return f"{c.optimizer} against {c.baseline}: p = {c.p_better:.3f} one-sided, {c.p_two_sided:.3f} two-sided{tighter}"

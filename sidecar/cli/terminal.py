@@ -15,17 +15,17 @@ from rich.table import Table
 from rich.text import Text
 
 from sidecar.record.durations import seconds_a_trial
-from sidecar.record.time_breakdown import Seconds
-from sidecar.record.trial import Status, Trial
+from sidecar.record.time_breakdown import TimeBreakdown
+from sidecar.record.trial import Trial, TrialStatus
 from sidecar.record.wording import configuration, milliseconds, why
 
 _STYLES = {
-    Status.FEASIBLE: "green",
-    Status.INFEASIBLE: "yellow",
-    Status.CRASHED: "red",
-    Status.REFUSED: "magenta",
-    Status.ABORTED: "dim",
-    Status.RUNNING: "bold cyan",
+    TrialStatus.FEASIBLE: "green",
+    TrialStatus.INFEASIBLE: "yellow",
+    TrialStatus.CRASHED: "red",
+    TrialStatus.REFUSED: "magenta",
+    TrialStatus.ABORTED: "dim",
+    TrialStatus.RUNNING: "bold cyan",
 }
 
 # Below this width a table's cells break into pieces of words.
@@ -57,7 +57,7 @@ def unfailing_console(*, stderr: bool = False) -> Console:
 
 
 @contextmanager
-def busy(what: str) -> Generator[Callable[[str], None]]:
+def busy_indicator(what: str) -> Generator[Callable[[str], None]]:
     """Shows that something goes on, where errors go to a terminal; what is yielded says what else does."""
     console = unfailing_console(stderr=True)
     if not console.is_terminal:
@@ -107,19 +107,19 @@ class View:
         outlook = Text(_outlook(trials, self._budget))
         if self._console.width < _TABLE_COLUMNS:
             return Group(*(Text(line(t, self._knobs)) for t in trials), outlook)
-        return Group(table(trials, self._knobs), outlook)
+        return Group(trials_table(trials, self._knobs), outlook)
 
 
 def show(console: Console, trials: Sequence[Trial], knobs: Sequence[str]) -> None:
     """The trials as a table, or line by line where a table would not fit."""
     if console.width >= _TABLE_COLUMNS:
-        console.print(table(trials, knobs))
+        console.print(trials_table(trials, knobs))
         return
     for trial in trials:
         console.print(line(trial, knobs), markup=False, highlight=False, soft_wrap=True)
 
 
-def table(trials: Sequence[Trial], knobs: Sequence[str]) -> Table:
+def trials_table(trials: Sequence[Trial], knobs: Sequence[str]) -> Table:
     """One row a trial."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("#", "phase", "configuration", "verdict", "TTFT p99", "ITL p99", "E2E p99", "mean E2E", "took", ""):
@@ -143,7 +143,7 @@ def table(trials: Sequence[Trial], knobs: Sequence[str]) -> Table:
 def line(trial: Trial, knobs: Sequence[str]) -> str:
     """The same in one line."""
     head = f"trial {trial.number} {trial.plan.phase}: {configuration(trial, knobs)}"
-    if trial.status is Status.RUNNING:
+    if trial.status is TrialStatus.RUNNING:
         return f"{head}: starting ({trial.plan.reason})"
     measured = trial.result.measurement if trial.result else None
     numbers = ""
@@ -165,7 +165,7 @@ def _p99s(trial: Trial) -> dict[str, str]:
     return dict(zip(("ttft_p99", "itl_p99", "e2e_p99"), shown, strict=True))
 
 
-def spending(seconds: Seconds) -> str:
+def spending(seconds: TimeBreakdown) -> str:
     """Where a run's time went, in one line."""
     parts = {
         "starting": seconds.starting,
@@ -184,7 +184,7 @@ def _took(trial: Trial) -> str:
 
 
 def _outlook(trials: Sequence[Trial], budget: int) -> str:
-    ran = sum(t.status not in (Status.REFUSED, Status.ABORTED, Status.RUNNING) for t in trials)
+    ran = sum(t.status not in (TrialStatus.REFUSED, TrialStatus.ABORTED, TrialStatus.RUNNING) for t in trials)
     left = max(budget - ran, 0)
     seconds = left * seconds_a_trial(trials)
     about = f", about {seconds / 60:.0f} min" if seconds else ""

@@ -4,15 +4,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vllm_sloguard.knobs import KNOBS, Kind, Knob, Value
+from vllm_sloguard.knobs import KNOBS, Knob, KnobKind, Value
 
 
 def check_kind(where: str, knob: Knob, value: object) -> None:
     """Any value of the knob's own kind: a text where vLLM takes a switch would be read as an argument of its own."""
     kinds = {
-        Kind.INT: {int},
-        Kind.FLOAT: {int, float},
-        Kind.CATEGORICAL: {type(choice) for choice in knob.choices},
+        KnobKind.INT: {int},
+        KnobKind.FLOAT: {int, float},
+        KnobKind.CATEGORICAL: {type(choice) for choice in knob.choices},
     }[knob.kind]
     if type(value) not in kinds or (isinstance(value, str) and value.startswith("-")):
         wanted = " or ".join(sorted(_KINDS[kind] for kind in kinds))
@@ -29,7 +29,7 @@ def narrowed(
     if name not in KNOBS:
         raise ValueError(f"knobs: {name!r} is not a knob; there are {', '.join(KNOBS)}")
     knob = KNOBS[name]
-    if knob.kind is Kind.CATEGORICAL:
+    if knob.kind is KnobKind.CATEGORICAL:
         if low is not None or high is not None:
             raise ValueError(f"knobs.{name}: takes choices, not low and high")
         choices = tuple(choices) if choices is not None else knob.choices
@@ -44,7 +44,7 @@ def narrowed(
     high = knob.high if high is None else high
     if low < 0:
         raise ValueError(f"knobs.{name}: low must not be negative, got {low:g}")
-    whole = knob.kind is not Kind.INT or (low == math.floor(low) and high == math.floor(high))
+    whole = knob.kind is not KnobKind.INT or (low == math.floor(low) and high == math.floor(high))
     if not whole:
         raise ValueError(f"knobs.{name}: low and high must be whole numbers, got {low} and {high}")
     try:

@@ -24,10 +24,9 @@ from pydantic import (
 )
 
 from sidecar.config.knob_ranges import check_kind, narrowed
-from sidecar.config.window import Promotion, Section, Window
+from sidecar.config.window import Promotion, Section, WindowConfig
 from sidecar.search.registry import DEFAULT as DEFAULT_OPTIMIZER
-from sidecar.search.registry import NAMES as OPTIMIZERS
-from sidecar.search.registry import make
+from sidecar.search.registry import OPTIMIZERS, make
 from sidecar.search.space import Space
 from vllm_sloguard.knobs import KNOBS, Knob
 
@@ -77,13 +76,13 @@ _OWN_ARGS = {
     "config": "write the arguments themselves",
 }
 
-Args = Annotated[dict[str, bool | int | float | str | list[str]], BeforeValidator(_spelled_like_vllm)]
+ArgsField = Annotated[dict[str, bool | int | float | str | list[str]], BeforeValidator(_spelled_like_vllm)]
 
 
 class EngineConfig(Section):
     """How vLLM is started; ``args`` is the incumbent."""
 
-    args: Args = Field(default={})
+    args: ArgsField = Field(default={})
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     python: str = sys.executable
@@ -210,7 +209,7 @@ class SearchConfig(Section):
     budget: Annotated[int, Field(ge=1)] = 15
     seed: Annotated[int, Field(ge=0)] = 0
     knobs: dict[str, KnobRange | None]
-    unguarded: list[Args] = Field(default=[])
+    unguarded: list[ArgsField] = Field(default=[])
 
     @model_validator(mode="after")
     def _known(self) -> "SearchConfig":
@@ -290,7 +289,7 @@ class Config(Section):
     workload: Workload
     search: SearchConfig
     promotion: Promotion = Promotion()
-    window: Window = Window()
+    window: WindowConfig = WindowConfig()
     state: Path = Field(default=Path("sloguard-state"), strict=False)
     metrics: MetricsConfig = MetricsConfig()
     page: PageConfig = PageConfig()
@@ -312,7 +311,7 @@ class Config(Section):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def load(path: Path) -> Config:
+def load_config(path: Path) -> Config:
     """Reads and checks ``path``; relative paths in it are relative to its folder. Raises ConfigError."""
     try:
         content: object = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from sidecar.config.schema import ConfigError
 _SHORTEST_TOKEN = 32
 
 
-def read(field: str, path: Path) -> bytes:
+def read_secret(field: str, path: Path) -> bytes:
     """The content of the file that ``field`` of the configuration names. Raises ConfigError."""
     try:
         return path.read_bytes()
@@ -19,7 +19,7 @@ def read(field: str, path: Path) -> bytes:
 
 def secret(field: str, path: Path) -> bytes:
     """The same of one that must be closed to others. Raises ConfigError."""
-    content = read(field, path)
+    content = read_secret(field, path)
     facts = path.stat()
     # Kubernetes gives a secret to the pod's group.
     if facts.st_uid not in (os.geteuid(), 0) or facts.st_mode & 0o037:

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 # Of a window.
-LONGEST_S = 7 * 86400
+LONGEST_WINDOW_S = 7 * 86400
 
 
 class Section(BaseModel):
@@ -28,7 +28,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def seconds(text: str) -> float:
+def parse_duration(text: str) -> float:
     """Seconds of "90s", "45m" or "2h". Raises ValueError."""
     units = {"s": 1, "m": 60, "h": 3600}
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh])", text)
@@ -39,10 +39,10 @@ def seconds(text: str) -> float:
 
 def _seconds(given: Any, info: ValidationInfo) -> Any:
     if isinstance(given, str):
-        return seconds(given)
+        return parse_duration(given)
     # A bare number may have been meant as minutes. In journals of earlier versions, which are JSON, it is seconds.
     if info.mode == "python" and isinstance(given, int | float) and given:
-        return seconds(str(given))
+        return parse_duration(str(given))
     return given
 
 
@@ -51,7 +51,7 @@ def _text(given: float) -> str:
 
 
 def _a_week(given: float) -> float:
-    if given > LONGEST_S:
+    if given > LONGEST_WINDOW_S:
         raise ValueError('"168h" at most, which is a week')
     return given
 
@@ -120,7 +120,7 @@ class Hooks(Section):
     timeout: Annotated[PositiveFloat, _FROM_TEXT, _AS_TEXT] = 10.0
 
 
-class Window(Section):
+class WindowConfig(Section):
     """When `sloguard serve` may take the service down to tune; ``cron`` is in the host's local time."""
 
     cron: Annotated[str, AfterValidator(_cron)] | None = None

@@ -14,7 +14,7 @@ _HAS_COMMAND = "import importlib.metadata as m, sys\ntry: m.version('vllm')\nexc
 
 
 @dataclass(frozen=True)
-class Entry:
+class ServerCommand:
     """How vLLM's server is run: ``python *options -m module *first``, and then the model."""
 
     module: str
@@ -23,21 +23,21 @@ class Entry:
 
 
 @cache
-def entry(python: str) -> Entry:
+def entry(python: str) -> ServerCommand:
     """The entry of the vLLM in ``python``'s environment."""
     found = subprocess.run([python, "-c", _HAS_COMMAND], check=False, capture_output=True, timeout=60)
     if found.returncode == 0:
-        return Entry("vllm.entrypoints.cli.main", "serve")
-    return Entry("vllm.entrypoints.openai.api_server", "--model", ("-W", "ignore::DeprecationWarning"))
+        return ServerCommand("vllm.entrypoints.cli.main", "serve")
+    return ServerCommand("vllm.entrypoints.openai.api_server", "--model", ("-W", "ignore::DeprecationWarning"))
 
 
 def command_line(python: str, model: str, args: Args) -> list[str]:
     """The whole command line. Nothing in it passes through a shell."""
     start = entry(python)
-    return [python, *start.options, "-m", start.module, *arguments(python, model, args)]
+    return [python, *start.options, "-m", start.module, *server_arguments(python, model, args)]
 
 
-def arguments(python: str, model: str, args: Args) -> list[str]:
+def server_arguments(python: str, model: str, args: Args) -> list[str]:
     """The command line after the module's name."""
     return [entry(python).first, model, *flags(args)]
 

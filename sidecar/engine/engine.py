@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidecar.engine.command import Args, arguments, command_line, entry
+from sidecar.engine.command import Args, command_line, entry, server_arguments
 from sidecar.engine.fork_server import ForkServer
 from sidecar.engine.http import EngineHttp, Unanswered
 from sidecar.engine.ports import port_free, port_owner
@@ -86,7 +86,7 @@ class Engine:
         if fork_server is None:
             command = command_line(python, model, launch.all_args)
             return cls(launch, ProcessGroup.start(command, launch.engine_id, launch.log, launch.environment, folder))
-        argv = arguments(python, model, launch.all_args)
+        argv = server_arguments(python, model, launch.all_args)
         forked = fork_server.fork(entry(python).module, argv, launch.environment, launch.log, folder)
         return cls(launch, ProcessGroup.of_child(forked, launch.engine_id))
 

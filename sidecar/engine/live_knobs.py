@@ -12,8 +12,8 @@ from typing import Any
 
 import grpc
 
-from vllm_sloguard.knobs import KNOBS, Config, Kind, Value
-from vllm_sloguard.live_knobs import Range, Targets, Verdict, refusal
+from vllm_sloguard.knobs import KNOBS, KnobKind, KnobValues, Value
+from vllm_sloguard.live_knobs import LiveVerdict, Range, Targets, live_refusal
 from vllm_sloguard.wire import live_pb2 as pb
 from vllm_sloguard.wire.live_pb2_grpc import LiveServiceServicer
 
@@ -48,7 +48,7 @@ class KnobEffect:
 
     before: int
     target: int
-    verdict: Verdict
+    verdict: LiveVerdict
     seconds: float | None
     seen: str
 
@@ -73,7 +73,7 @@ class Effects:
 
     def verified(self) -> bool:
         """Whether every core has scheduled a step under the change, and none of its knobs is still open."""
-        return self.applied_s is not None and all(k.verdict is not Verdict.OPEN for k in self.knobs.values())
+        return self.applied_s is not None and all(k.verdict is not LiveVerdict.OPEN for k in self.knobs.values())
 
 
 @dataclass
@@ -140,7 +140,7 @@ class LiveHub(LiveServiceServicer):
         a value is out of range, or a core refuses or does not answer in ``timeout_s`` seconds.
         """
         able = self.capabilities(engine_id, timeout_s)
-        if why := refusal(targets, able.ranges, able.cold):
+        if why := live_refusal(targets, able.ranges, able.cold):
             raise LiveError(why)
         with self._moved:
             engine = self._known(engine_id)
@@ -292,9 +292,9 @@ def _knob_effects(reports: list[pb.LiveReport]) -> dict[str, KnobEffect]:
     return effects
 
 
-def _verdict(number: int) -> Verdict:
+def _verdict(number: int) -> LiveVerdict:
     """One that is not known says nothing yet."""
-    return Verdict(number) if number in set(Verdict) else Verdict.OPEN
+    return LiveVerdict(number) if number in set(LiveVerdict) else LiveVerdict.OPEN
 
 
 def _common(asked: list[pb.AwaitRequest]) -> Capabilities:
@@ -309,7 +309,7 @@ def _common(asked: list[pb.AwaitRequest]) -> Capabilities:
     return Capabilities({name: r for name, r in ranges.items() if name not in cold}, cold, current)
 
 
-def live_targets(started: Config, wanted: Config, able: Capabilities) -> dict[str, int] | None:
+def live_targets(started: KnobValues, wanted: KnobValues, able: Capabilities) -> dict[str, int] | None:
     """What to give to ``LiveHub.change`` so that an engine started with ``started`` serves as if with ``wanted``.
 
     Both are engine arguments, as they ran after repair. None when that needs a restart: another argument differs, a
@@ -320,14 +320,14 @@ def live_targets(started: Config, wanted: Config, able: Capabilities) -> dict[st
         if name not in wanted:
             return None
         value = wanted[name]
-        if name in able.ranges and type(value) is (bool if KNOBS[name].kind is Kind.CATEGORICAL else int):
+        if name in able.ranges and type(value) is (bool if KNOBS[name].kind is KnobKind.CATEGORICAL else int):
             targets[name] = int(value)
         elif name not in started or not _same(started[name], value):
             return None
-    return None if refusal(targets, able.ranges, able.cold) else targets
+    return None if live_refusal(targets, able.ranges, able.cold) else targets
 
 
-def reachable(started: Config, wanted: Config, able: Capabilities) -> bool:
+def reachable(started: KnobValues, wanted: KnobValues, able: Capabilities) -> bool:
     """Whether ``wanted`` can serve in the engine that was started with ``started``, without a restart."""
     return live_targets(started, wanted, able) is not None
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar.config.schema import Objective
 from sidecar.measure.verdict import in_its_unit
-from sidecar.record.run_snapshot import Recorded, Setup, ran
-from sidecar.record.trial import Status, Trial, as_json, margins
-from vllm_sloguard.knobs import Kind, Knob, Value
+from sidecar.record.run_snapshot import Recorded, Setup, knobs_that_ran
+from sidecar.record.trial import Trial, TrialStatus, margins, trial_as_json
+from vllm_sloguard.knobs import Knob, KnobKind, Value
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution, CategoricalChoiceType
@@ -33,7 +33,7 @@ def _distribution(knob: Knob, values: Sequence[Value]) -> "BaseDistribution":
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    if knob.kind is Kind.CATEGORICAL or len(numbers) < len(values):
+    if knob.kind is KnobKind.CATEGORICAL or len(numbers) < len(values):
         choices: list[CategoricalChoiceType] = []
         for choice in (*knob.choices, *values):
             if repr(choice) not in map(repr, choices):  # 1 and True are equal, and differ
@@ -41,7 +41,7 @@ def _distribution(knob: Knob, values: Sequence[Value]) -> "BaseDistribution":
         return CategoricalDistribution(choices)
     low, high = min([knob.low, *numbers]), max([knob.high, *numbers])
     log = knob.log and low > 0
-    if knob.kind is Kind.INT:
+    if knob.kind is KnobKind.INT:
         return IntDistribution(math.floor(low), math.ceil(high), log=log)
     return FloatDistribution(low, high, log=log)
 
@@ -54,9 +54,9 @@ def frozen(trial: Trial, setup: Setup, spaces: "dict[str, BaseDistribution]") ->
     """
     from optuna.trial import TrialState, create_trial
 
-    states = {Status.FEASIBLE: TrialState.COMPLETE, Status.INFEASIBLE: TrialState.PRUNED}
+    states = {TrialStatus.FEASIBLE: TrialState.COMPLETE, TrialStatus.INFEASIBLE: TrialState.PRUNED}
     state = states.get(trial.status, TrialState.FAIL)
-    params = ran(trial, list(spaces))
+    params = knobs_that_ran(trial, list(spaces))
     result = trial.result
     measurement = result.measurement if result else None
     made = create_trial(
@@ -73,7 +73,7 @@ def frozen(trial: Trial, setup: Setup, spaces: "dict[str, BaseDistribution]") ->
 
 
 def _attributes(trial: Trial) -> dict[str, Any]:
-    row = as_json(trial)
+    row = trial_as_json(trial)
     result: dict[str, Any] = row["result"] or {}
     kept: dict[str, Any] = {
         "trial": trial.number,
@@ -100,8 +100,8 @@ def add(recorded: Recorded, storage: str, name: str, shown_as: Callable[[list[Tr
     from sqlalchemy.exc import SQLAlchemyError
 
     setup = recorded.setup
-    ended = [t for t in recorded.trials if t.status is not Status.RUNNING]
-    rows = [ran(t, [knob.name for knob in setup.knobs]) for t in ended]
+    ended = [t for t in recorded.trials if t.status is not TrialStatus.RUNNING]
+    rows = [knobs_that_ran(t, [knob.name for knob in setup.knobs]) for t in ended]
     spaces = distributions(setup.knobs, rows)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = "minimize" if setup.objective is Objective.LATENCY else "maximize"

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from sidecar.record.run_snapshot import Recorded, ran
-from sidecar.record.trial import Trial, as_json, margins
+from sidecar.record.run_snapshot import Recorded, knobs_that_ran
+from sidecar.record.trial import Trial, margins, trial_as_json
 
 # A spreadsheet takes what begins so for a formula, and a crash's text comes from outside.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -30,7 +30,7 @@ def csv_text(runs: Iterable[Recorded]) -> str:
 
 def jsonl_text(runs: Iterable[Recorded]) -> str:
     """One object a line."""
-    return "".join(json.dumps(as_json(trial)) + "\n" for recorded in runs for trial in recorded.trials)
+    return "".join(json.dumps(trial_as_json(trial)) + "\n" for recorded in runs for trial in recorded.trials)
 
 
 def _cell(value: Any) -> Any:
@@ -72,7 +72,7 @@ def _row(recorded: Recorded, trial: Trial) -> dict[str, Any]:
         "refusal": trial.plan.refusal,
         "changes": "; ".join(f"{c.name} {c.before} -> {c.after}: {c.reason}" for c in trial.plan.changes),
     }
-    return row | {f"knob.{name}": value for name, value in ran(trial, list(knobs)).items()}
+    return row | {f"knob.{name}": value for name, value in knobs_that_ran(trial, list(knobs)).items()}
 
 
 def _utc(at: float | None) -> str:

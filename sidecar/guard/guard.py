@@ -1,21 +1,20 @@
 """From a proposal to a plan: the repair pass of the plugin, run before anything is started."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from sidecar.config.schema import Config
+from sidecar.engine.command import Args
 from sidecar.guard.live_headroom import ceilings
-from sidecar.guard.memory_learning import shape_of
-from sidecar.record.trial import Change, Plan, Role
+from sidecar.guard.memory_learning import local_shape
+from sidecar.record.trial import Plan, RepairChange, Role
 from sidecar.search.contract import Projection, Proposal
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.model_shape import beyond_arithmetic
 from vllm_sloguard.guard.repair import Repair
 from vllm_sloguard.guard.rules.human_sizes import as_number
 from vllm_sloguard.guard.start_history import Learned, ranks_of
-from vllm_sloguard.knobs import Config as Knobs
-
-Args = Mapping[str, bool | int | float | str | list[str]]
+from vllm_sloguard.knobs import KnobValues as Knobs
 
 
 class Guard:
@@ -32,7 +31,7 @@ class Guard:
         self._workload_max_len = config.workload.longest_request_tokens
         self._space_knobs = config.search.space_knobs()
         self._knobs = frozenset(config.search.knobs)
-        self._shape = shape_of(config.model)
+        self._shape = local_shape(config.model)
 
     def plan(self, incumbent: Args, proposal: Proposal, role: Role) -> Plan:
         """The engine arguments that ``proposal`` comes to, with each change and its reason, or the refusal."""
@@ -42,7 +41,7 @@ class Guard:
             return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason)
         repaired = self._repairer(incumbent, self._observe(ranks_of(args)))
         result = repaired(args)
-        changes = tuple(Change(c.name, c.before, c.after, c.reason, c.rules) for c in result.changes)
+        changes = tuple(RepairChange(c.name, c.before, c.after, c.reason, c.rules) for c in result.changes)
         for change in changes:
             if change.after is None:
                 args.pop(change.name, None)

@@ -7,7 +7,7 @@ the guard finds the KV cache no smaller than the trial's own but by a little.
 
 from collections.abc import Callable, Iterable, Mapping
 
-from vllm_sloguard.guard.repair import Repair, Status
+from vllm_sloguard.guard.repair import Repair, RepairStatus
 from vllm_sloguard.knobs import Ceiling, Knob, Value
 
 # What is lost of the KV cache stays within what starts of one configuration differ by.
@@ -31,7 +31,7 @@ def ceilings(
         if not higher:
             return {}
         found = repaired({**args, **higher})
-        if found.status is not Status.UNCHANGED:
+        if found.status is not RepairStatus.UNCHANGED:
             continue
         if own is None or found.budget is None or found.budget.kv_tokens >= _LEAST_OF_KV_TOKENS * own.kv_tokens:
             return higher

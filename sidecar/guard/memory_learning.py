@@ -16,9 +16,18 @@ from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.guard import model_shape
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB
-from vllm_sloguard.guard.start_history import Learned, Rule, RuleKind, Start, known_args, model_key, ranks_of, to_json
+from vllm_sloguard.guard.start_history import (
+    Learned,
+    LearnedLimit,
+    LimitKind,
+    ReportedStart,
+    known_args,
+    model_key,
+    ranks_of,
+    to_json,
+)
 
-FILE_NAME = "learned.json"
+LEARNED_FILE = "learned.json"
 
 _LONGEST_LENGTH = re.compile(r"estimated maximum model length is (\d+)")
 _FREE_ON_DEVICE = re.compile(r"Free memory on device \S+ \(([0-9.]+)/[0-9.]+ GiB\) on startup is less than")
@@ -34,7 +43,7 @@ class Learning:
 
     def __init__(self, journal: Journal, folder: Path, model: str, observe: Callable[[int], Machine]) -> None:
         self.journal = journal
-        self.path = folder / FILE_NAME
+        self.path = folder / LEARNED_FILE
         self._host = platform.node()
         self._model = model_key(model)
         self._observe = observe
@@ -68,12 +77,14 @@ class Learning:
         write_whole(self.path, to_json(self.current()))
 
 
-def start_of(args: Mapping[str, bool | int | float | str], machine: Machine, heard: EngineTelemetry) -> Start | None:
+def start_of(
+    args: Mapping[str, bool | int | float | str], machine: Machine, heard: EngineTelemetry
+) -> ReportedStart | None:
     """The start as the plugin reported it; None where it ended before vLLM knew its memory."""
     profile = heard.memory
     if profile is None:
         return None
-    return Start(
+    return ReportedStart(
         args=args,
         kind=machine.kind,
         total_bytes=profile.total_bytes or machine.total_bytes,
@@ -94,13 +105,13 @@ def rule_of(  # noqa: PLR0917 - all that a rule is made of
     known: Learned,
     vllm_version: str,
     now: float,
-) -> Rule | None:
+) -> LearnedLimit | None:
     """The limit that ``crash`` teaches, None where it teaches none."""
     if crash.category is not Category.OUT_OF_MEMORY:
         return None
     if length := _LONGEST_LENGTH.search(crash.evidence):
-        return Rule(
-            RuleKind.MAX_MODEL_LEN,
+        return LearnedLimit(
+            LimitKind.MAX_MODEL_LEN,
             int(length[1]),
             args,
             f"vLLM found room for requests of {length[1]} tokens",
@@ -110,10 +121,10 @@ def rule_of(  # noqa: PLR0917 - all that a rule is made of
         )
     if free := _FREE_ON_DEVICE.search(crash.evidence):
         reason = f"vLLM found {free[1]} GiB free at its start"
-        return Rule(RuleKind.FREE_BYTES, int(float(free[1]) * GIB), args, reason, now, now + _TENANT_HOLDS_S)
+        return LearnedLimit(LimitKind.FREE_BYTES, int(float(free[1]) * GIB), args, reason, now, now + _TENANT_HOLDS_S)
     if not _ALLOCATION.search(crash.evidence):
         return None
-    kept = sum(rule.value for rule in known.rules if rule.kind is RuleKind.HEADROOM_BYTES)
+    kept = sum(rule.value for rule in known.rules if rule.kind is LimitKind.HEADROOM_BYTES)
     step = min(
         max(int(machine.total_bytes * _HEADROOM_SHARE), _HEADROOM_BYTES),
         int(machine.total_bytes * _MOST_HEADROOM_SHARE) - kept,
@@ -121,12 +132,12 @@ def rule_of(  # noqa: PLR0917 - all that a rule is made of
     if step < _HEADROOM_BYTES // 2:  # as much as there may be
         return None
     reason = f"out of memory while {crash.phase}: {step / GIB:.2f} GiB more stay free"
-    return Rule(RuleKind.HEADROOM_BYTES, step, args, reason, now, now + _HEADROOM_HOLDS_S, vllm_version)
+    return LearnedLimit(LimitKind.HEADROOM_BYTES, step, args, reason, now, now + _HEADROOM_HOLDS_S, vllm_version)
 
 
-def shape_of(model: str) -> model_shape.ModelShape | None:
+def local_shape(model: str) -> model_shape.ModelShape | None:
     """None for a model that is not local or can't be read: then there is no budget, only rules."""
     try:
-        return model_shape.of_model(model)
+        return model_shape.shape_of_model(model)
     except ValueError:
         return None

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 from sidecar.config.schema import Slo, Workload
 from sidecar.measure import saturation, sequential_test
-from sidecar.measure.partial_load import Arrival, Hopeless, arrivals, at_least, least_p99_ms, rank
-from sidecar.measure.requests import End, Ending, Progress
-from sidecar.measure.verdict import limits
+from sidecar.measure.partial_load import Arrival, Hopeless, arrivals, least_p99_ms, lower_bounds, rank
+from sidecar.measure.requests import End, Ending, LoadProgress
+from sidecar.measure.verdict import slo_limits
 
 # How far a limit is missed is worth knowing, too, and the first requests may all have come in one burst: no load ends
 # before so many were sent, or a quarter of them where that is less.
@@ -38,22 +38,22 @@ class Rules:
     confidence: float
     thorough: bool = False
 
-    def __call__(self, progress: Progress) -> Ending | None:
+    def __call__(self, progress: LoadProgress) -> Ending | None:
         """How the load is to end now, if it is."""
         sent = arrivals(progress)
         if len(sent) < min(_LEAST_SENT, progress.planned // 4):
             return None
-        hopeless = missed(sent, progress.now_s, progress.planned, self.slo, self.workload)
+        hopeless = surely_missed(sent, progress.now_s, progress.planned, self.slo, self.workload)
         if hopeless is not None or self.thorough:
             return hopeless
         if self.workload.requests is None:
-            tested = sequential_test.ending(sent, progress.now_s, self.slo, self.confidence)
+            tested = sequential_test.sequential_ending(sent, progress.now_s, self.slo, self.confidence)
             if tested is not None:
                 return tested
-        return saturation.ending(sent, progress.now_s, progress.planned, self.workload.rate, self.slo)
+        return saturation.saturation_ending(sent, progress.now_s, progress.planned, self.workload.rate, self.slo)
 
 
-def missed(sent: Sequence[Arrival], now_s: float, planned: int, slo: Slo, workload: Workload) -> Hopeless | None:
+def surely_missed(sent: Sequence[Arrival], now_s: float, planned: int, slo: Slo, workload: Workload) -> Hopeless | None:
     """Whether the SLO is missed by arithmetic, of ``planned`` requests."""
     longest = int(workload.output_tokens * (1 + workload.spread)) + 1  # tokens
     gaps = [itl for a in sent if a.ended and not a.failed for itl in a.itls_s]
@@ -65,8 +65,8 @@ def missed(sent: Sequence[Arrival], now_s: float, planned: int, slo: Slo, worklo
     }
     p99s_ms = {name: least_p99_ms(known, total) for name, (known, total, _) in samples.items()}
     failed = sum(a.failed for a in sent)
-    bounds = at_least(sent, now_s, planned, p99s_ms, failed)
-    for limit in limits(bounds, slo):
+    bounds = lower_bounds(sent, now_s, planned, p99s_ms, failed)
+    for limit in slo_limits(bounds, slo):
         if limit.measured is None or limit.measured <= limit.limit:
             continue
         if limit.name == "error_rate":

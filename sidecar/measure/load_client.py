@@ -13,7 +13,16 @@ from typing import Any, TypeVar, cast
 
 from sidecar.config.schema import Dataset, Workload
 from sidecar.engine.engine import Cancelled
-from sidecar.measure.requests import Ending, InFlight, LoadResult, Progress, Request, WarmUp, Watch, to_the_end
+from sidecar.measure.requests import (
+    Ending,
+    InFlight,
+    LoadProgress,
+    LoadResult,
+    RequestResult,
+    StopRule,
+    WarmUp,
+    to_the_end,
+)
 from vllm_sloguard.starts import warmup
 
 _START_TIMEOUT_S = 180.0
@@ -69,7 +78,7 @@ class LoadClient:
         tokenizer: str,
         cancelled: Callable[[], bool],
         *,
-        watch: Watch = to_the_end,
+        watch: StopRule = to_the_end,
     ) -> LoadResult:
         """Sends ``workload`` to the engine at ``base_url``; ``watch`` may end it early.
 
@@ -86,7 +95,7 @@ class LoadClient:
         )
         # Each request has its own deadline: the last warm-up's, then the last one's after the time that sending takes.
         sending_s = workload.most_requests / workload.rate * 2
-        longest_s = warmup.LONGEST_S + sending_s + workload.request_timeout_s * 2 + _SPARE_S
+        longest_s = warmup.LONGEST_WARMUP_S + sending_s + workload.request_timeout_s * 2 + _SPARE_S
         answer, ending = self._watched(longest_s, cancelled, watch)
         if "error" in answer:
             raise LoadError(f"the benchmark client failed: {str(answer['error'])[:1000]}")
@@ -95,11 +104,11 @@ class LoadClient:
         return replace(result, ending=ending) if len(result.requests) < result.planned else result
 
     def _watched(
-        self, longest_s: float, cancelled: Callable[[], bool], watch: Watch
+        self, longest_s: float, cancelled: Callable[[], bool], watch: StopRule
     ) -> tuple[dict[str, Any], Ending | None]:
         """The load's answer, and how ``watch`` has ended it."""
         deadline = time.monotonic() + longest_s
-        finished: tuple[Request, ...] = ()
+        finished: tuple[RequestResult, ...] = ()
         ending: Ending | None = None
         while "progress" in (answer := self._answer(max(deadline - time.monotonic(), _POLL_S), cancelled)):
             progress = self._understood(lambda: _progress(answer["progress"], finished))  # noqa: B023 - called at once
@@ -220,14 +229,14 @@ def _dataset(workload: Workload) -> dict[str, object]:
     return {"dataset-path": workload.dataset_path, **lengths}
 
 
-def _progress(told: Mapping[str, Any], before: tuple[Request, ...]) -> Progress:
+def _progress(told: Mapping[str, Any], before: tuple[RequestResult, ...]) -> LoadProgress:
     finished = tuple(_request(row) for row in told["finished"])
     flying = tuple(InFlight(start, ttft) for start, ttft in told["in_flight"])
-    return Progress(told["now"], told["planned"], before + finished, flying)
+    return LoadProgress(told["now"], told["planned"], before + finished, flying)
 
 
-def _request(row: Mapping[str, Any]) -> Request:
-    return Request(row["ttft"], row["e2e"], tuple(row["itls"]), row["error"], row["start"])
+def _request(row: Mapping[str, Any]) -> RequestResult:
+    return RequestResult(row["ttft"], row["e2e"], tuple(row["itls"]), row["error"], row["start"])
 
 
 def _result(result: dict[str, Any]) -> LoadResult:
@@ -235,7 +244,7 @@ def _result(result: dict[str, Any]) -> LoadResult:
     errors: list[str] = result["errors"]
     starts: list[float | None] = result.get("start_times") or [None] * len(errors)
     requests = tuple(
-        Request(
+        RequestResult(
             ttft_s=None if error else ttft,
             e2e_s=None if error else latency,
             itls_s=() if error else tuple(itls),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sidecar.measure.requests import Ending, Progress
+from sidecar.measure.requests import Ending, LoadProgress
 from sidecar.measure.verdict import Measurement, or_forever
 
 
@@ -33,7 +33,7 @@ class Arrival:
     failed: bool
 
 
-def arrivals(progress: Progress) -> list[Arrival]:
+def arrivals(progress: LoadProgress) -> list[Arrival]:
     """The requests that were sent, in that order."""
     found = [
         Arrival(r.start_s or 0.0, or_forever(r.ttft_s), or_forever(r.e2e_s), r.itls_s, True, True, bool(r.error))
@@ -58,7 +58,7 @@ def least_p99_ms(known_s: Sequence[float], total: int) -> float | None:
     return float(np.partition(np.asarray(known_s), -rank(total))[-rank(total)]) * 1000
 
 
-def at_least(
+def lower_bounds(
     sent: Sequence[Arrival],
     now_s: float,
     requests: int,

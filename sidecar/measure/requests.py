@@ -9,38 +9,38 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked
 
 # What the client tells is checked as it is read: it comes from outside.
-Seconds = Annotated[float, Field(gt=-1e9, lt=1e9)]
+BoundedSeconds = Annotated[float, Field(gt=-1e9, lt=1e9)]
 
 
 @checked(frozen=True)
-class Request:
+class RequestResult:
     """One request as the client saw it: seconds; None for what it did not see; ``error`` is empty when it succeeded.
 
     ``start_s`` is on a clock of the client's own, None where it does not say.
     """
 
-    ttft_s: Seconds | None
-    e2e_s: Seconds | None
-    itls_s: tuple[Seconds, ...]
+    ttft_s: BoundedSeconds | None
+    e2e_s: BoundedSeconds | None
+    itls_s: tuple[BoundedSeconds, ...]
     error: str = ""
-    start_s: Seconds | None = None
+    start_s: BoundedSeconds | None = None
 
 
 @checked(frozen=True)
 class InFlight:
     """A request that has not been answered in full: ``ttft_s`` is None until its first token."""
 
-    start_s: Seconds
-    ttft_s: Seconds | None
+    start_s: BoundedSeconds
+    ttft_s: BoundedSeconds | None
 
 
 @checked(frozen=True)
-class Progress:
+class LoadProgress:
     """What a load has shown up to ``now_s``, on the clock of the starts; ``planned`` requests are sent in all."""
 
-    now_s: Seconds
+    now_s: BoundedSeconds
     planned: int
-    finished: tuple[Request, ...]
+    finished: tuple[RequestResult, ...]
     in_flight: tuple[InFlight, ...]
 
 
@@ -49,7 +49,7 @@ class WarmUp:
     """The requests before the load: whether the step times settled, or the bound was reached."""
 
     requests: int = 0
-    seconds: Seconds = 0.0
+    seconds: BoundedSeconds = 0.0
     settled: bool = True
 
 
@@ -60,8 +60,8 @@ class LoadResult:
     ``ending`` is None where all that were ``planned`` were sent. Those that were cancelled are not among ``requests``.
     """
 
-    requests: tuple[Request, ...]
-    duration_s: Seconds
+    requests: tuple[RequestResult, ...]
+    duration_s: BoundedSeconds
     planned: int = 0
     cancelled: int = 0
     warm_up: WarmUp = WarmUp()
@@ -84,9 +84,9 @@ class Ending:
 
 
 # Looks at a load while it runs.
-Watch = Callable[[Progress], Ending | None]
+StopRule = Callable[[LoadProgress], Ending | None]
 
 
-def to_the_end(_: Progress) -> Ending | None:
+def to_the_end(_: LoadProgress) -> Ending | None:
     """Watches nothing."""
     return None

@@ -28,7 +28,7 @@ from itertools import takewhile
 import numpy as np
 
 from sidecar.config.schema import Slo
-from sidecar.measure.partial_load import Arrival, Hopeless, at_least, least_p99_ms
+from sidecar.measure.partial_load import Arrival, Hopeless, least_p99_ms, lower_bounds
 from sidecar.measure.requests import End, Ending
 
 _ALLOWED = 0.01
@@ -45,7 +45,7 @@ class _Sample:
     p99_ms: float | None = None
 
 
-def ending(sent: Sequence[Arrival], now_s: float, slo: Slo, confidence: float) -> Ending | None:
+def sequential_ending(sent: Sequence[Arrival], now_s: float, slo: Slo, confidence: float) -> Ending | None:
     """How the load is to end, if it was seen enough of it; ``sent`` by arrival."""
     enough = -math.log(1 - confidence)
     samples = _samples(sent, slo)
@@ -96,11 +96,11 @@ def _hopeless(sample: _Sample, sent: Sequence[Arrival], now_s: float, slo: Slo, 
     count, over = len(sample.misses), sum(sample.misses)
     sure = f"more than {sample.allowed:.2g} of all at confidence {confidence:.0%}"
     if sample.name == "error_rate":
-        bounds = at_least(sent, now_s, count, {}, round(over))
+        bounds = lower_bounds(sent, now_s, count, {}, round(over))
         return Hopeless(End.STOP, f"{over:.0f} of {count} requests failed: {sure}", bounds)
     limit_ms = float(getattr(slo, sample.name))
     if sample.p99_ms is None or sample.p99_ms <= limit_ms:
         return None
     what = "times between tokens, by requests," if sample.name == "itl_p99_ms" else "requests"
     why = f"{over:.3g} of {count} {what} were over {sample.name} {limit_ms:g}: {sure}"
-    return Hopeless(End.STOP, why, at_least(sent, now_s, count, {sample.name: sample.p99_ms}))
+    return Hopeless(End.STOP, why, lower_bounds(sent, now_s, count, {sample.name: sample.p99_ms}))

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from sidecar.config.schema import Objective, Slo
 from sidecar.measure.capacity_search import Tried, capacity
-from sidecar.measure.requests import LoadResult, Request
+from sidecar.measure.requests import LoadResult, RequestResult
 
 
 @pydantic_dataclass(frozen=True, config=ConfigDict(ser_json_inf_nan="strings"))
@@ -55,7 +55,7 @@ def measure(load: LoadResult, slo: Slo) -> Measurement:
     )
 
 
-def meets(request: Request, slo: Slo) -> bool:
+def meets(request: RequestResult, slo: Slo) -> bool:
     """Whether one request stayed within every limit; its inter-token latency by its mean."""
     if request.error:
         return False
@@ -82,7 +82,7 @@ class Limit:
         return min((self.measured - self.limit) / self.limit, 10.0) if self.limit > 0 else 10.0
 
 
-def limits(measurement: Measurement, slo: Slo) -> tuple[Limit, ...]:
+def slo_limits(measurement: Measurement, slo: Slo) -> tuple[Limit, ...]:
     """Every limit that the SLO sets."""
     pairs = (
         ("ttft_p99_ms", slo.ttft_p99_ms, measurement.ttft_p99_ms),
@@ -95,13 +95,13 @@ def limits(measurement: Measurement, slo: Slo) -> tuple[Limit, ...]:
 
 def violation(measurement: Measurement, slo: Slo) -> float:
     """The mean excess over the limits; 0 when all are met."""
-    excesses = [limit.excess for limit in limits(measurement, slo)]
+    excesses = [limit.excess for limit in slo_limits(measurement, slo)]
     return sum(excesses) / len(excesses)
 
 
 def least_violation(bounds: Measurement, slo: Slo) -> float:
     """The same of lower bounds, of which None says nothing: the violation is at least so large."""
-    found = limits(bounds, slo)
+    found = slo_limits(bounds, slo)
     return sum(limit.excess for limit in found if limit.measured is not None) / len(found)
 
 

@@ -39,12 +39,12 @@ _EXAMPLE = {
 _SHOWN_AS = {"counter": "_total", "info": "_info"}
 
 
-def page() -> str:
+def metrics_page() -> str:
     """The page: the metrics of a sidecar whose SLO has all its limits, and to which nothing has happened yet."""
-    return markdown(Metrics(Config.model_validate(_EXAMPLE)).registry.collect())
+    return metrics_markdown(Metrics(Config.model_validate(_EXAMPLE)).registry.collect())
 
 
-def markdown(families: Iterable[Metric]) -> str:
+def metrics_markdown(families: Iterable[Metric]) -> str:
     """The page of these metrics."""
     return _HEAD + "\n".join(sorted(_row(family) for family in families)) + "\n"
 
@@ -65,4 +65,4 @@ def _labels(family: Metric) -> str:
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    print(metrics_page(), end="")

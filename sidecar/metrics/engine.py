@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from sidecar.config.schema import Slo
 from sidecar.observe.telemetry import EngineTelemetry, Traffic
-from sidecar.observe.user_requests import Request, missed, real_requests
+from sidecar.observe.user_requests import UserRequest, missed_slo, real_requests
 from vllm_sloguard.guard.rules import ALL
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
@@ -237,9 +237,9 @@ class EngineMetrics:
         if 0 <= seconds < math.inf:
             self._latency[latency].labels(traffic).observe(seconds)
 
-    def _judge(self, request: Request) -> None:
+    def _judge(self, request: UserRequest) -> None:
         took_ms = {"ttft": request.ttft_ms, "itl": request.itl_ms, "e2e": request.e2e_ms}
-        met: dict[str, bool] = {"errors": not request.failed, "any": not missed(request, self._slo)}
+        met: dict[str, bool] = {"errors": not request.failed, "any": not missed_slo(request, self._slo)}
         met |= {
             name: ms <= self._limits_ms[name]
             for name, ms in took_ms.items()

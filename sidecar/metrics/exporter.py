@@ -20,6 +20,8 @@ from sidecar.metrics.trials import TrialMetrics
 from sidecar.metrics.window import WindowMetrics
 from sidecar.observe.telemetry import EngineTelemetry
 from sidecar.promote.decision import Decision
+from sidecar.promote.probation import ProbationVerdict
+from sidecar.record.events import WindowOutcome
 from sidecar.record.states import Cause, State
 from sidecar.record.trial import Trial
 from vllm_sloguard import __version__
@@ -36,7 +38,7 @@ _TRYING = (State.TUNING, State.VALIDATING)
 # No engine serves in them, or not yet.
 _WITHOUT_SERVING = (*_TRYING, State.PROMOTING, State.RESTORING)
 
-Args = Mapping[str, object]
+ShownArgs = Mapping[str, object]
 
 
 class Metrics:
@@ -51,15 +53,6 @@ class Metrics:
         self._trials = TrialMetrics(self.registry, config.search.budget, config.objective)
         self._engine = EngineMetrics(self.registry, config.slo)
         self._define_configuration()
-        window = self._window
-        self.epoch, self.paused, self.windows, self.rollbacks = (
-            window.epoch,
-            window.paused,
-            window.windows,
-            window.rollbacks,
-        )
-        self.window_remaining, self.window_overrun = window.remaining, window.overrun
-        self.probation_remaining, self.restore_expected = window.probation_remaining, window.restore_expected
 
     def _define_configuration(self) -> None:
         reg, config = self.registry, self._config
@@ -67,7 +60,7 @@ class Metrics:
         Info("sloguard_model", "The model, by the name that vLLM shows, and what is optimized.", registry=reg).info(
             {"model": _model_name(config), "objective": str(config.objective)}
         )
-        self.engine_up = Gauge("sloguard_engine_up", "Whether the serving engine runs and answers.", registry=reg)
+        self._engine_up = Gauge("sloguard_engine_up", "Whether the serving engine runs and answers.", registry=reg)
         self._serving: tuple[int | None, dict[str, object]] | None = None
         self._serving_info = Info(
             "sloguard_serving_configuration", "Engine arguments of what serves, after repairs.", registry=reg
@@ -105,7 +98,7 @@ class Metrics:
             self._engine.ended("trial")
         self._ready = ready
 
-    def serving(self, args: Args, promotion: int | None = None) -> None:
+    def serving(self, args: ShownArgs, promotion: int | None = None) -> None:
         """Takes what is served from now on, of ``promotion``, None for the file's own arguments."""
         now = (promotion, dict(args))
         if now == self._serving:  # the same again, after a crash
@@ -116,7 +109,7 @@ class Metrics:
             self._engine.another_serves()
         self._serving = now
 
-    def promoted(self, args: Args, promotion: int | None) -> None:
+    def promoted(self, args: ShownArgs, promotion: int | None) -> None:
         """Takes what is to serve."""
         labels = _labels(args, promotion)
         if labels != self._promoted:
@@ -138,6 +131,41 @@ class Metrics:
     def decided(self, decision: Decision) -> None:
         """Takes the decision of a run."""
         self._window.decided(decision)
+
+    def controller(self, epoch: int) -> None:
+        """Takes the number of this controller."""
+        self._window.epoch.set(epoch)
+
+    def engine_answers(self, *, up: bool) -> None:
+        """Takes whether the serving engine runs and answers."""
+        self._engine_up.set(up)
+
+    def pausing(self, *, paused: bool) -> None:
+        """Takes whether the operator lets no window open."""
+        self._window.paused.set(paused)
+
+    def window_ended(self, outcome: WindowOutcome) -> None:
+        """Takes how a window ended."""
+        self._window.windows.labels(str(outcome)).inc()
+
+    def rolled_back(self, verdict: ProbationVerdict) -> None:
+        """Takes why a promotion was rolled back."""
+        self._window.rollbacks.labels(str(verdict)).inc()
+
+    # Read at each scrape, on its thread
+
+    def clock_window(self, remaining_s: Callable[[], float], overrun_s: Callable[[], float]) -> None:
+        """Takes where to read the window's time left, and its overrun."""
+        self._window.remaining.set_function(remaining_s)
+        self._window.overrun.set_function(overrun_s)
+
+    def clock_probation(self, remaining_s: Callable[[], float]) -> None:
+        """Takes where to read the probation's time left."""
+        self._window.probation_remaining.set_function(remaining_s)
+
+    def clock_restore(self, expected_s: Callable[[], float]) -> None:
+        """Takes where to read how long a restore is expected to take."""
+        self._window.restore_expected.set_function(expected_s)
 
     # HTTP
 
@@ -192,7 +220,7 @@ def _model_name(config: Config) -> str:
     return str(given[0] if isinstance(given, list) and given else given)
 
 
-def _labels(args: Args, promotion: int | None) -> dict[str, str]:
+def _labels(args: ShownArgs, promotion: int | None) -> dict[str, str]:
     """One label an argument; Prometheus 2 knows letters, digits and _ in their names."""
     shown = {re.sub(r"\W", "_", name, flags=re.ASCII): str(value)[:_LONGEST_VALUE] for name, value in args.items()}
     return {**shown, "promotion": _NONE if promotion is None else str(promotion)}

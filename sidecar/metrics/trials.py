@@ -10,13 +10,13 @@ from sidecar.config.schema import Objective
 from sidecar.metrics.engine import TRAFFIC
 from sidecar.metrics.window import DURATION_BUCKETS_S
 from sidecar.promote.decision import baseline
-from sidecar.record.trial import Status, Trial
+from sidecar.record.trial import Trial, TrialStatus
 from vllm_sloguard.crash import Category, Crash
 
 # Which trial a value is of; the trials' numbers would be labels without end.
 _SHOWN = ("last", "incumbent", "best")
 _P99S = ("ttft", "itl", "e2e")
-_ENDS = tuple(status for status in Status if status is not Status.RUNNING)
+_ENDS = tuple(status for status in TrialStatus if status is not TrialStatus.RUNNING)
 
 
 class TrialMetrics:
@@ -72,9 +72,9 @@ class TrialMetrics:
 
     def trial(self, trial: Trial, trials: Sequence[Trial]) -> None:
         """Takes a trial that has started or ended; ``trials`` are all of its run."""
-        ran = sum(t.status not in (Status.REFUSED, Status.ABORTED, Status.RUNNING) for t in trials)
+        ran = sum(t.status not in (TrialStatus.REFUSED, TrialStatus.ABORTED, TrialStatus.RUNNING) for t in trials)
         self._left.set(max(self._budget - ran, 0))
-        if trial.status is Status.RUNNING:
+        if trial.status is TrialStatus.RUNNING:
             self._number.set(trial.number)
             return
         self._number.set(0)
@@ -85,7 +85,7 @@ class TrialMetrics:
             return
         if trial.result.crash is not None:
             self.crashed(trial.result.crash, "trial")
-        feasible = [t for t in trials if t.status is Status.FEASIBLE and t.result and t.result.value is not None]
+        feasible = [t for t in trials if t.status is TrialStatus.FEASIBLE and t.result and t.result.value is not None]
         best = max(feasible, key=_value, default=None)
         for name, shown in zip(_SHOWN, (trial, baseline(trials), best), strict=True):
             self._show(name, shown)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info
 
 from sidecar.promote.decision import Decision, Outcome
-from sidecar.promote.probation import Verdict
+from sidecar.promote.probation import ProbationVerdict
 from sidecar.record.events import WindowOutcome
 from sidecar.record.states import Cause, State
 from sidecar.record.time_breakdown import spent
-from sidecar.record.trial import Status, Trial
+from sidecar.record.trial import Trial, TrialStatus
 
 # What a window's time is spent on. "decide" is the search, the guard and the records between trials.
 ACTIVITIES = ("drain", "decide", "start", "warmup", "load", "stop", "restore")
@@ -105,8 +105,8 @@ class WindowMetrics:
         self.rollbacks = Counter(
             "sloguard_rollbacks", "Promotions that were taken back by themselves.", ["verdict"], registry=reg
         )
-        for verdict in Verdict:
-            if verdict not in (Verdict.GOES_ON, Verdict.PASSED):
+        for verdict in ProbationVerdict:
+            if verdict not in (ProbationVerdict.GOES_ON, ProbationVerdict.PASSED):
                 self.rollbacks.labels(str(verdict))
 
     def entered(self, state: State, cause: Cause | None) -> None:
@@ -147,7 +147,7 @@ class WindowMetrics:
     def trial(self, trial: Trial) -> None:
         """Takes a trial that has started or ended."""
         self._decided_until(self._clock())
-        if trial.status is Status.RUNNING:
+        if trial.status is TrialStatus.RUNNING:
             return
         self._idle_since = self._clock()
         if trial.ended_at is None:

@@ -8,42 +8,17 @@ from pydantic import TypeAdapter
 
 from sidecar.config.schema import Slo
 from sidecar.observe.telemetry import Traffic
-from sidecar.observe.user_requests import Request
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
 # What a window's ceiling is compared with.
 RATE_OVER_S = 300.0
 # The sidecar's own probe: "a", and one token.
 _PROBE_PROMPT_TOKENS, _PROBE_OUTPUT_TOKENS = 2, 1
-
-
-def real_requests(traffic: Traffic | None) -> list[Request]:
-    """Without the sidecar's probes, and without what a client has given up."""
-    heard = traffic.requests if traffic is not None else ()
-    return [_request(at, r) for at, r in heard if r.finish_reason != "abort" and not _is_probe(r)]
-
-
-def _is_probe(request: pb.RequestFinished) -> bool:
-    return request.prompt_tokens <= _PROBE_PROMPT_TOKENS and request.output_tokens <= _PROBE_OUTPUT_TOKENS
-
-
-def _request(at: float, request: pb.RequestFinished) -> Request:
-    return Request(
-        at,
-        request.ttft_seconds * 1000 if request.HasField("ttft_seconds") else None,
-        request.inter_token_seconds * 1000 if request.HasField("inter_token_seconds") else None,
-        request.e2e_seconds * 1000,
-        request.prompt_tokens,
-        request.output_tokens,
-        failed=request.finish_reason == "error",
-    )
-
-
 _SHORTEST_S = 60.0
 
 
 @dataclass(frozen=True)
-class Request:
+class UserRequest:
     """A real request. ``at`` is in monotonic seconds; what was not measured is None."""
 
     at: float
@@ -71,7 +46,29 @@ class Record:
 RECORD = TypeAdapter(Record)
 
 
-def rate(requests: Sequence[Request], since: float, now: float, over_s: float) -> float | None:
+def real_requests(traffic: Traffic | None) -> list[UserRequest]:
+    """Without the sidecar's probes, and without what a client has given up."""
+    heard = traffic.requests if traffic is not None else ()
+    return [_request(at, r) for at, r in heard if r.finish_reason != "abort" and not _is_probe(r)]
+
+
+def _is_probe(request: pb.RequestFinished) -> bool:
+    return request.prompt_tokens <= _PROBE_PROMPT_TOKENS and request.output_tokens <= _PROBE_OUTPUT_TOKENS
+
+
+def _request(at: float, request: pb.RequestFinished) -> UserRequest:
+    return UserRequest(
+        at,
+        request.ttft_seconds * 1000 if request.HasField("ttft_seconds") else None,
+        request.inter_token_seconds * 1000 if request.HasField("inter_token_seconds") else None,
+        request.e2e_seconds * 1000,
+        request.prompt_tokens,
+        request.output_tokens,
+        failed=request.finish_reason == "error",
+    )
+
+
+def rate(requests: Sequence[UserRequest], since: float, now: float, over_s: float) -> float | None:
     """Requests a second over the last ``over_s``, of those heard of since ``since``; None in the first minute."""
     watched_s = min(now - since, over_s)
     if watched_s < _SHORTEST_S:
@@ -79,12 +76,12 @@ def rate(requests: Sequence[Request], since: float, now: float, over_s: float) -
     return sum(r.at > now - watched_s for r in requests) / watched_s
 
 
-def record(requests: Sequence[Request], slo: Slo, requests_per_s: float | None) -> Record:
+def summarize(requests: Sequence[UserRequest], slo: Slo, requests_per_s: float | None) -> Record:
     """The record of ``requests``."""
     count = len(requests)
     return Record(
         count,
-        sum(missed(r, slo) for r in requests),
+        sum(missed_slo(r, slo) for r in requests),
         requests_per_s,
         sum(r.prompt_tokens for r in requests) / count if count else 0.0,
         sum(r.output_tokens for r in requests) / count if count else 0.0,
@@ -93,7 +90,7 @@ def record(requests: Sequence[Request], slo: Slo, requests_per_s: float | None) 
     )
 
 
-def missed(request: Request, slo: Slo) -> bool:
+def missed_slo(request: UserRequest, slo: Slo) -> bool:
     """Whether it failed, or was above any limit."""
     pairs = (
         (request.ttft_ms, slo.ttft_p99_ms),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sidecar.service.state_machine import Say
+from sidecar.format import Say
 
 _SCHEME = b"Bearer "
 _MOST_BODY_BYTES = 4096

@@ -15,7 +15,7 @@ _DEADLINE_S = 10.0
 Name = Literal["pause", "resume", "abort", "rollback"]
 
 
-class Refused(RuntimeError):  # noqa: N818 - it names what happened
+class ActionRefused(RuntimeError):  # noqa: N818 - it names what happened
     """The sidecar does not do it; the text says why, in one line."""
 
 
@@ -30,13 +30,13 @@ class Order(BaseModel):
 
 
 def give(config: Config, name: Name, order: Order) -> str:
-    """Gives the order, and returns what the sidecar answers. Raises Refused."""
+    """Gives the order, and returns what the sidecar answers. Raises ActionRefused."""
     with grpc.insecure_channel(unix_target(str(config.socket))) as channel:
         try:
             return str(_call(ControlServiceStub(channel), name, order).summary)
         except grpc.RpcError as error:
             details = error.details() if isinstance(error, grpc.Call) else None
-            raise Refused(details or str(error)) from None
+            raise ActionRefused(details or str(error)) from None
 
 
 def _call(stub: ControlServiceStub, name: Name, order: Order) -> Any:

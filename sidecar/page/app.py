@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from sidecar.config.schema import Config
-from sidecar.page.actions import Name, Order, Refused, give
+from sidecar.page.actions import ActionRefused, Name, Order, give
 from sidecar.page.event_stream import Feed
 
 MOST_STREAMS = 16
@@ -87,7 +87,7 @@ def application(config: Config, feed: Feed, static: Files) -> FastAPI:
     async def order(name: Name, order: Order) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         try:
             said = await run_in_threadpool(give, config, name, order)
-        except Refused as error:
+        except ActionRefused as error:
             raise HTTPException(409, str(error)) from None
         feed.look_soon()
         return {"said": said}

@@ -10,20 +10,21 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from sidecar.config.schema import Config
+from sidecar.format import Say
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.page.heartbeat import Beat, live
-from sidecar.page.view_model import Facts, Story, story
-from sidecar.record.events import Kind, Operations
+from sidecar.page.view_model import PageFacts, PageView, page_view
+from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import Journal, JournalError
 from sidecar.record.run_snapshot import Setup, setup_of
 from sidecar.record.states import State
-from sidecar.service.mailbox import Requests
-from sidecar.service.state_machine import Progress, Say, Standing
+from sidecar.service.mailbox import Mailbox
+from sidecar.service.state_machine import Standing, StateMachine
 
 # What is measured meanwhile runs on this machine too.
 _EVERY_S = 2.0
 
-_STORY = TypeAdapter(Story)
+_STORY = TypeAdapter(PageView)
 _BEAT = TypeAdapter(Beat)
 
 
@@ -33,8 +34,8 @@ class Sources:
 
     config: Config
     hub: TelemetryHub
-    requests: Requests
-    progress: Progress
+    requests: Mailbox
+    progress: StateMachine
 
 
 class Feed:
@@ -43,12 +44,12 @@ class Feed:
     def __init__(self, sources: Sources, say: Say, *, version: str, orders: str) -> None:
         self._sources = sources
         self._say = say
-        self._tell: Callable[[Facts], Story] = lambda facts: story(
+        self._tell: Callable[[PageFacts], PageView] = lambda facts: page_view(
             sources.config, facts, version=version, orders=orders
         )
         self._journal: Journal | None = None
         self._seen: tuple[Any, ...] = ()
-        self._facts: Facts | None = None
+        self._facts: PageFacts | None = None
         self._trouble = ""
         self._due = asyncio.Event()
         self._news = asyncio.Event()
@@ -121,7 +122,7 @@ class Feed:
         self._trouble = text
         # The loop's own standing is known without the journal.
         standing, epoch = self._sources.progress.standing, self._sources.requests.epoch
-        facts = replace(self._facts, standing=standing) if self._facts else Facts(standing, epoch)
+        facts = replace(self._facts, standing=standing) if self._facts else PageFacts(standing, epoch)
         self.story = _STORY.dump_json(replace(self._tell(facts), problem=text))
 
     def _announce(self) -> None:
@@ -148,14 +149,14 @@ def _event(name: str, data: bytes) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), data)
 
 
-def _facts(config: Config, journal: Journal, standing: Standing, epoch: int) -> Facts:
+def _facts(config: Config, journal: Journal, standing: Standing, epoch: int) -> PageFacts:
     operations = Operations(journal, config.base_digest())
     run, promotions = journal.last_run(), operations.promotions()
     current = next((p for p in reversed(promotions) if p.rolled_back_at is None), None)
     newest = promotions[-1] if promotions else None
-    windows = operations.events([Kind.WINDOW_ENDED], 1)
+    windows = operations.events([EventKind.WINDOW_ENDED], 1)
     setup, problem = _setup(journal, run.id) if run else (None, "")
-    return Facts(
+    return PageFacts(
         standing=standing,
         epoch=epoch,
         run=run,

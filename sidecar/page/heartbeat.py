@@ -4,15 +4,15 @@ from dataclasses import dataclass, replace
 
 from sidecar.config.schema import Slo
 from sidecar.observe.telemetry import Traffic
-from sidecar.observe.user_requests import RATE_OVER_S, p99, rate, real_requests, record
-from sidecar.page.slo_meters import Figure, figures
+from sidecar.observe.user_requests import RATE_OVER_S, p99, rate, real_requests, summarize
+from sidecar.page.slo_meters import SloMeter, figures
 
 # Of fewer, the p99 is the slowest.
 _REQUESTS_FOR_P99 = 100
 
 
 @dataclass(frozen=True)
-class Live:
+class RecentRequests:
     """The last minutes' requests of the serving engine: ``over_s`` seconds, ``rate`` requests a second of them."""
 
     over_s: float
@@ -20,7 +20,7 @@ class Live:
     missed: int
     rate: float | None
     few: bool
-    figures: tuple[Figure, ...]
+    figures: tuple[SloMeter, ...]
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Beat:
     at: float
     window_left_s: float | None
     next_window_at: float | None
-    live: Live | None
+    live: RecentRequests | None
 
 
-def live(traffic: Traffic | None, now: float, slo: Slo) -> Live | None:
+def live(traffic: Traffic | None, now: float, slo: Slo) -> RecentRequests | None:
     """From what the plugin tells, at ``now`` in monotonic seconds; None while it has told nothing."""
     if traffic is None:
         return None
@@ -41,11 +41,11 @@ def live(traffic: Traffic | None, now: float, slo: Slo) -> Live | None:
     recent = replace(traffic, requests=tuple(pair for pair in traffic.requests if pair[0] > since))
     requests = real_requests(recent)
     requests_per_s = rate(requests, traffic.since, now, RATE_OVER_S)
-    summed = record(requests, slo, requests_per_s)
+    summed = summarize(requests, slo, requests_per_s)
     p99s_ms = {
         "ttft_p99_ms": summed.ttft_p99_ms,
         "itl_p99_ms": summed.itl_p99_ms,
         "e2e_p99_ms": p99([r.e2e_ms for r in requests]),
     }
     few = 0 < len(requests) < _REQUESTS_FOR_P99
-    return Live(now - since, len(requests), summed.missed, requests_per_s, few, figures(p99s_ms, slo))
+    return RecentRequests(now - since, len(requests), summed.missed, requests_per_s, few, figures(p99s_ms, slo))

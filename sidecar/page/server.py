@@ -8,10 +8,9 @@ from contextlib import contextmanager, suppress
 
 from sidecar.config.schema import PageConfig
 from sidecar.engine.ports import port_owner
-from sidecar.format import address
+from sidecar.format import Say, address
 from sidecar.page.event_stream import Feed, Sources
 from sidecar.page.token import path_of, token_of
-from sidecar.service.state_machine import Say
 
 _GRACE_S = 1
 _PATIENCE_S = 3.0

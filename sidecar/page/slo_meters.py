@@ -16,7 +16,7 @@ _MOST_SHARE = 2.0
 
 
 @dataclass(frozen=True)
-class Figure:
+class SloMeter:
     """One latency. ``limit`` is empty where the SLO has none, ``share`` is of it, ``met`` None where nobody knows."""
 
     name: str
@@ -27,7 +27,7 @@ class Figure:
     met: bool | None
 
 
-def figures(p99s_ms: Mapping[str, float | None], slo: Slo, *, lower_bounds: bool = False) -> tuple[Figure, ...]:
+def figures(p99s_ms: Mapping[str, float | None], slo: Slo, *, lower_bounds: bool = False) -> tuple[SloMeter, ...]:
     """All three latencies, by the names of their limits; of lower bounds only a miss is sure."""
     return tuple(
         _figure(name, about, p99s_ms.get(key), getattr(slo, key), lower_bounds=lower_bounds)
@@ -35,13 +35,13 @@ def figures(p99s_ms: Mapping[str, float | None], slo: Slo, *, lower_bounds: bool
     )
 
 
-def _figure(name: str, about: str, ms: float | None, limit_ms: float | None, *, lower_bounds: bool) -> Figure:
+def _figure(name: str, about: str, ms: float | None, limit_ms: float | None, *, lower_bounds: bool) -> SloMeter:
     shown = f"{'≥ ' if lower_bounds and ms is not None else ''}{milliseconds(ms)}"
     limit = "" if limit_ms is None else milliseconds(limit_ms)
     if limit_ms is None or ms is None:
-        return Figure(name, about, shown, limit, None, None)
+        return SloMeter(name, about, shown, limit, None, None)
     met = ms <= limit_ms
-    return Figure(name, about, shown, limit, min(ms / limit_ms, _MOST_SHARE), None if met and lower_bounds else met)
+    return SloMeter(name, about, shown, limit, min(ms / limit_ms, _MOST_SHARE), None if met and lower_bounds else met)
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,15 @@ from pathlib import Path
 
 from sidecar.config.schema import Config, ConfigError
 from sidecar.config.secret_files import token
+from sidecar.format import Say
 from sidecar.record.atomic_write import write_whole
-from sidecar.service.state_machine import Say
 
-FILE_NAME = "page.token"
+TOKEN_FILE = "page.token"  # noqa: S105 - a file's name
 
 
 def path_of(config: Config) -> Path:
     """Where the token lies."""
-    return config.page.token or config.state / FILE_NAME
+    return config.page.token or config.state / TOKEN_FILE
 
 
 def token_of(config: Config, say: Say) -> str:

@@ -12,13 +12,13 @@ from sidecar.config.schema import Config
 from sidecar.engine.command import Args
 from sidecar.format import change, setting
 from sidecar.measure.verdict import in_its_unit
-from sidecar.page.slo_meters import GOALS, Figure, Goal, figures, in_words
+from sidecar.page.slo_meters import GOALS, Goal, SloMeter, figures, in_words
 from sidecar.promote.decision import Outcome
 from sidecar.record.events import Event
 from sidecar.record.journal import Promoted, Run
 from sidecar.record.run_snapshot import Setup
 from sidecar.record.states import IN_A_WINDOW, TABLE
-from sidecar.record.trial import VALIDATING, Role, Status, Trial
+from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus
 from sidecar.record.wording import configuration, why
 from sidecar.service.state_machine import Standing
 
@@ -26,12 +26,12 @@ from sidecar.service.state_machine import Standing
 _MOST_TRIALS = 200
 
 _VERDICTS = {
-    Status.RUNNING: "running",
-    Status.FEASIBLE: "meets the SLO",
-    Status.INFEASIBLE: "misses the SLO",
-    Status.CRASHED: "crashed",
-    Status.REFUSED: "refused by the guard",
-    Status.ABORTED: "given up",
+    TrialStatus.RUNNING: "running",
+    TrialStatus.FEASIBLE: "meets the SLO",
+    TrialStatus.INFEASIBLE: "misses the SLO",
+    TrialStatus.CRASHED: "crashed",
+    TrialStatus.REFUSED: "refused by the guard",
+    TrialStatus.ABORTED: "given up",
 }
 _ROLES = {
     Role.BASELINE: "what served before",
@@ -48,7 +48,7 @@ _UNDONE = "A better configuration was found and promoted, and has been rolled ba
 
 
 @dataclass(frozen=True)
-class Facts:
+class PageFacts:
     """What was read for one story. ``probation_until`` is in seconds since the epoch, None where there is none.
 
     ``setup`` is what ``run`` was started with, which the file may no longer say; without it the run is not shown,
@@ -117,10 +117,10 @@ class TrialShown:
     what: str
     incumbent: bool
     configuration: str
-    status: Status
+    status: TrialStatus
     verdict: str
     crash: str
-    figures: tuple[Figure, ...]
+    figures: tuple[SloMeter, ...]
     value: float | None
     objective: str
     started_at: float
@@ -161,7 +161,7 @@ class RunShown:
 
 
 @dataclass(frozen=True)
-class Story:
+class PageView:
     """All of it. ``problem`` is why it may be out of date, ``orders`` where the token lies, empty for none taken."""
 
     version: str
@@ -177,10 +177,10 @@ class Story:
     problem: str = ""
 
 
-def story(config: Config, facts: Facts, *, version: str, orders: str) -> Story:
+def page_view(config: Config, facts: PageFacts, *, version: str, orders: str) -> PageView:
     """The story of ``facts``; ``version`` is of the page's own files."""
     standing = facts.standing
-    return Story(
+    return PageView(
         version=version,
         orders=orders,
         epoch=facts.epoch,
@@ -205,7 +205,7 @@ def _ended(event: Event) -> WindowShown:
     return WindowShown(event.at, event.outcome, event.reason)
 
 
-def _serves(config: Config, facts: Facts) -> Serves:
+def _serves(config: Config, facts: PageFacts) -> Serves:
     promotion, undone = facts.promotion, facts.rolled_back
     return Serves(
         promotion=promotion.id if promotion else None,
@@ -228,7 +228,7 @@ def _changes(before: Args, after: Args) -> tuple[str, ...]:
 
 def _run(setup: Setup, run: Run, trials: Sequence[Trial], rolled_back: Promoted | None) -> RunShown:
     undone = rolled_back is not None and rolled_back.run == run.id
-    ran = [t for t in trials if t.status not in (Status.REFUSED, Status.ABORTED, Status.RUNNING)]
+    ran = [t for t in trials if t.status not in (TrialStatus.REFUSED, TrialStatus.ABORTED, TrialStatus.RUNNING)]
     validated = sum(t.plan.role in VALIDATING for t in ran)
     shown = trials[-_MOST_TRIALS:]
     return RunShown(
@@ -247,7 +247,7 @@ def _run(setup: Setup, run: Run, trials: Sequence[Trial], rolled_back: Promoted 
 
 def _next_look(setup: Setup, measured: Sequence[Trial]) -> int | None:
     """Pairs have two measurements, unless one of them crashed: then others count."""
-    if any(t.status is Status.CRASHED for t in measured):
+    if any(t.status is TrialStatus.CRASHED for t in measured):
         return None
     return next((2 * pairs for pairs in setup.promotion.pairs if 2 * pairs > len(measured)), None)
 

@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from sidecar.preflight.facts import SHM, Devices, Facts, Link, Model, Port, Scrape, Shm, State, Vllm
+from sidecar.preflight.facts import (
+    SHM,
+    Devices,
+    HostFacts,
+    ModelFacts,
+    Port,
+    Scrape,
+    Shm,
+    SidecarFacts,
+    StateFolderFacts,
+    VllmFacts,
+)
 from vllm_sloguard.guard.memory import GIB, gib
 from vllm_sloguard.knobs import KNOBS
 
@@ -46,7 +57,7 @@ class Finding:
             raise ValueError(f"{self.check}: what is not ok has a fix, and only that")
 
 
-def findings(facts: Facts) -> list[Finding]:
+def findings(facts: HostFacts) -> list[Finding]:
     """Every finding, in the order in which one would mend them."""
     parts: Iterable[Iterable[Finding]] = (
         _configuration(facts),
@@ -83,7 +94,7 @@ def _problem(check: str, text: str, fix: str) -> Finding:
     return Finding(check, Level.PROBLEM, text, fix)
 
 
-def _configuration(facts: Facts) -> Iterable[Finding]:
+def _configuration(facts: HostFacts) -> Iterable[Finding]:
     if facts.config_error is None:
         return
     if facts.config_error:
@@ -92,13 +103,13 @@ def _configuration(facts: Facts) -> Iterable[Finding]:
         yield _ok("configuration", "the file is read without a mistake")
 
 
-def _arguments(facts: Facts) -> Iterable[Finding]:
+def _arguments(facts: HostFacts) -> Iterable[Finding]:
     for name, meant in facts.misspelt:
         fix = f"write {meant} if that is meant: vLLM starts with no argument that it does not know"
         yield _warning("engine.args", f"{name} is no argument that the guard knows; did you mean {meant}?", fix)
 
 
-def _vllm(vllm: Vllm) -> Iterable[Finding]:
+def _vllm(vllm: VllmFacts) -> Iterable[Finding]:
     use = "set engine.python to the Python of the environment that has vLLM"
     if vllm.packages is None:
         yield _problem("vLLM", vllm.error, use)
@@ -122,7 +133,7 @@ def _two(version: str) -> tuple[int, int]:
     return (numbers[0], numbers[1]) if len(numbers) == 2 else (0, 0)
 
 
-def _plugin(vllm: Vllm) -> Iterable[Finding]:
+def _plugin(vllm: VllmFacts) -> Iterable[Finding]:
     if vllm.packages is None:
         return
     install = f"{vllm.python} -m pip install the same checkout or release of vllm-sloguard"
@@ -142,7 +153,7 @@ def _plugin(vllm: Vllm) -> Iterable[Finding]:
         yield _ok("plugin", f"{vllm.packages.sloguard}, registered with vLLM; the sidecar's is the same")
 
 
-def _imports(vllm: Vllm) -> Iterable[Finding]:
+def _imports(vllm: VllmFacts) -> Iterable[Finding]:
     if (imports := vllm.imports) is not None:
         if imports.vllm_error:
             yield _problem(
@@ -160,7 +171,7 @@ def _imports(vllm: Vllm) -> Iterable[Finding]:
         yield _ok("fork server", "engines can be forked")
 
 
-def _devices(found: Devices, vllm: Vllm) -> Iterable[Finding]:
+def _devices(found: Devices, vllm: VllmFacts) -> Iterable[Finding]:
     if found.error:
         yield _problem("memory", found.error, "give the process /proc and /sys, as containers have them by default")
         return
@@ -208,7 +219,7 @@ def _shm(shm: Shm) -> Iterable[Finding]:
         yield _ok("shared memory", text)
 
 
-def _model(model: Model) -> Iterable[Finding]:
+def _model(model: ModelFacts) -> Iterable[Finding]:
     if not model.local:
         if model.path:
             yield _problem(
@@ -247,7 +258,7 @@ def _port(port: Port) -> Iterable[Finding]:
         yield _problem(port.field, text, f"end what has it, or set {port.field} to another port")
 
 
-def _state(state: State) -> Iterable[Finding]:
+def _state(state: StateFolderFacts) -> Iterable[Finding]:
     check = "state folder"
     if state.exists and not state.folder:
         yield _problem(check, f"{state.path} is not a folder", "set state to another path, or move that file away")
@@ -280,7 +291,7 @@ def _state(state: State) -> Iterable[Finding]:
         yield _ok("disk", room)
 
 
-def _link(link: Link) -> Iterable[Finding]:
+def _link(link: SidecarFacts) -> Iterable[Finding]:
     if link.pid is None:
         yield _ok("sidecar", "none runs on this state folder")
     elif link.answered_epoch is None:
@@ -318,7 +329,7 @@ def _scrape(scrape: Scrape) -> Iterable[Finding]:
         yield _ok("Prometheus", f"it scrapes {scrape.target}")
 
 
-def _hooks(facts: Facts) -> Iterable[Finding]:
+def _hooks(facts: HostFacts) -> Iterable[Finding]:
     for name, command, there in facts.hooks:
         if not there:
             text = f"{command}: there is no such command, and no window would open"
@@ -327,7 +338,7 @@ def _hooks(facts: Facts) -> Iterable[Finding]:
             yield _ok(name, f"{command} is there")
 
 
-def _window(facts: Facts) -> Iterable[Finding]:
+def _window(facts: HostFacts) -> Iterable[Finding]:
     if facts.next_window is not None:
         yield _ok("window.cron", facts.next_window)
     if facts.plan_problem:

@@ -17,7 +17,7 @@ class Imports:
 
 
 @dataclass(frozen=True)
-class Vllm:
+class VllmFacts:
     """The Python of vLLM. ``plugins_setting`` is VLLM_PLUGINS as its engines will have it, None where it is not set."""
 
     python: str
@@ -68,7 +68,7 @@ class Port:
 
 
 @dataclass(frozen=True)
-class State:
+class StateFolderFacts:
     """The state folder, or the nearest one above it where it is not made yet. ``write_error`` is of a real write."""
 
     path: str
@@ -85,7 +85,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Link:
+class SidecarFacts:
     """The sidecar that holds the folder. ``answered_epoch`` is what it says, None where it does not answer."""
 
     pid: int | None
@@ -111,7 +111,7 @@ class Scrape:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelFacts:
     """``local`` is whether the field names a folder here, ``path`` whether it looks as if it meant one.
 
     ``offline`` is the variable that forbids to fetch it, where one does and the hub's cache has it not.
@@ -127,18 +127,18 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Facts:
+class HostFacts:
     """Everything that was looked at. ``plan_problem`` is why a window could not run as configured."""
 
     config_error: str | None
-    vllm: Vllm
+    vllm: VllmFacts
     devices: Devices
     shm: Shm | None
     ports: tuple[Port, ...] = ()
-    state: State | None = None
-    link: Link | None = None
+    state: StateFolderFacts | None = None
+    link: SidecarFacts | None = None
     scrape: Scrape | None = None
-    model: Model | None = None
+    model: ModelFacts | None = None
     hooks: tuple[tuple[str, str, bool], ...] = ()  # field, command, whether it is there
     next_window: str | None = None
     misspelt: tuple[tuple[str, str], ...] = ()  # what engine.args has, and what it looks like

@@ -10,7 +10,6 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,12 +20,24 @@ from sidecar.config.schema import LONGEST_SOCKET_PATH, Config, ConfigError
 from sidecar.engine.fork_server import ForkServer, ForkServerError
 from sidecar.engine.http import reached_at
 from sidecar.engine.ports import port_free, port_owner
-from sidecar.format import address, when
+from sidecar.format import Say, address, when
 from sidecar.preflight.engine_memory import Own, running
-from sidecar.preflight.facts import SHM, Devices, Facts, Imports, Link, Model, Port, Scrape, Shm, State, Vllm
+from sidecar.preflight.facts import (
+    SHM,
+    Devices,
+    HostFacts,
+    Imports,
+    ModelFacts,
+    Port,
+    Scrape,
+    Shm,
+    SidecarFacts,
+    StateFolderFacts,
+    VllmFacts,
+)
 from sidecar.preflight.python_env import UnusablePythonError, answer, packages
 from sidecar.record import lock
-from sidecar.record.journal import FILE_NAME, Journal, JournalError
+from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError
 from sidecar.service import remote_rpc
 from vllm_sloguard import __version__
 from vllm_sloguard.guard import gpus, machine, model_shape
@@ -54,21 +65,19 @@ for name in ("vllm", "vllm.benchmarks.serve"):
 print("\\n" + json.dumps({"seconds": time.monotonic() - began, "errors": errors}))
 """
 
-Say = Callable[[str], None]
 
-
-def gather(config: Config | None, prometheus: str, say: Say, *, quick: bool) -> Facts:
+def gather(config: Config | None, prometheus: str, say: Say, *, quick: bool) -> HostFacts:
     """What there is, for ``config`` or, without one, of this machine alone; ``quick`` leaves out what imports vLLM."""
     say("looking at the machine")
     if config is None:
         vllm = _vllm(sys.executable, dict(os.environ), say, quick=quick, forks=False)
         scrape = Scrape("", False, "", prometheus, _targets(prometheus)[1]) if prometheus else None
-        return Facts(None, vllm, _devices(dict(os.environ), Own()), _shm(1), scrape=scrape)
+        return HostFacts(None, vllm, _devices(dict(os.environ), Own()), _shm(1), scrape=scrape)
     environment = {**os.environ, **config.engine.env}
     forks = config.engine.forked_trials or config.engine.forked_serving
     journal, error = _journal(config)
     own = _own(journal)
-    return Facts(
+    return HostFacts(
         config_error="",
         vllm=_vllm(config.engine.python, environment, say, quick=quick, forks=forks),
         devices=_devices(environment, own),
@@ -84,21 +93,21 @@ def gather(config: Config | None, prometheus: str, say: Say, *, quick: bool) -> 
     )
 
 
-def _vllm(python: str, environment: dict[str, str], say: Say, *, quick: bool, forks: bool) -> Vllm:
+def _vllm(python: str, environment: dict[str, str], say: Say, *, quick: bool, forks: bool) -> VllmFacts:
     plugins = environment.get("VLLM_PLUGINS")
     try:
         found = packages(python)
     except UnusablePythonError as error:
-        return Vllm(python, None, str(error), plugins, __version__)
+        return VllmFacts(python, None, str(error), plugins, __version__)
     if quick or not found.vllm:
-        return Vllm(python, found, "", plugins, __version__)
+        return VllmFacts(python, found, "", plugins, __version__)
     say("importing vLLM and its benchmark client")
     imports = _imports(python, environment)
     forked = None
     if forks and not imports.vllm_error:
         say("starting a fork server, and ending it")
         forked = _fork_error(python, environment)
-    return Vllm(python, found, "", plugins, __version__, imports, forked)
+    return VllmFacts(python, found, "", plugins, __version__, imports, forked)
 
 
 def _imports(python: str, environment: dict[str, str]) -> Imports:
@@ -146,7 +155,7 @@ def _shm(ranks: int) -> Shm | None:
 
 def _journal(config: Config) -> tuple[Journal | None, str]:
     try:
-        return Journal(config.state, read_only=True) if (config.state / FILE_NAME).exists() else None, ""
+        return Journal(config.state, read_only=True) if (config.state / JOURNAL_FILE).exists() else None, ""
     except (JournalError, OSError) as error:
         return None, str(error)
 
@@ -194,13 +203,13 @@ def _holder(config: Config) -> int | None:
     return None
 
 
-def _state(folder: Path, journal_error: str) -> State:
+def _state(folder: Path, journal_error: str) -> StateFolderFacts:
     # What this user may not see is not there: a Path's own exists() raises then.
     nearest = folder
     while not os.path.exists(nearest) and nearest != nearest.parent:  # noqa: PTH110 - as above
         nearest = nearest.parent
     facts = nearest.stat()
-    return State(
+    return StateFolderFacts(
         path=str(folder),
         exists=nearest == folder,
         folder=nearest.is_dir(),
@@ -227,12 +236,12 @@ def _write_error(folder: Path) -> str:
     return ""
 
 
-def _link(config: Config, journal: Journal | None) -> Link:
+def _link(config: Config, journal: Journal | None) -> SidecarFacts:
     pid, epoch = _holder(config), 0
     with suppress(JournalError):
         epoch = journal.epoch() if journal is not None else 0
     if pid is None:
-        return Link(None, epoch, None, "")
+        return SidecarFacts(None, epoch, None, "")
     try:
         with remote_rpc.channel(config) as (channel, metadata):
             request = pb.ResumeRequest(epoch=_NO_EPOCH)
@@ -240,10 +249,10 @@ def _link(config: Config, journal: Journal | None) -> Link:
     except grpc.RpcError as error:
         said = (error.details() or str(error.code())) if isinstance(error, grpc.Call) else str(error)
         own = said.rpartition("which is ")[2]
-        return Link(pid, epoch, int(own) if own.isdecimal() else None, said)
+        return SidecarFacts(pid, epoch, int(own) if own.isdecimal() else None, said)
     except ConfigError as error:
-        return Link(pid, epoch, None, str(error))
-    return Link(pid, epoch, None, "it took a call that was meant for nobody")
+        return SidecarFacts(pid, epoch, None, str(error))
+    return SidecarFacts(pid, epoch, None, "it took a call that was meant for nobody")
 
 
 def _scrape(config: Config, prometheus: str) -> Scrape:
@@ -295,13 +304,13 @@ def _fetched(url: str, by: urllib.request.OpenerDirector | None = None) -> tuple
         return "", str(reason)
 
 
-def _model(config: Config, environment: dict[str, str]) -> Model:
+def _model(config: Config, environment: dict[str, str]) -> ModelFacts:
     folder = Path(config.model)
     local = folder.is_dir()
     error = ""
     if local:
         try:
-            model_shape.read(folder)
+            model_shape.read_shape(folder)
         except (OSError, ValueError) as failed:
             error = str(failed)
     args = config.engine.args
@@ -311,7 +320,7 @@ def _model(config: Config, environment: dict[str, str]) -> Model:
     weights = args.get("load_format") == "dummy" or any(next(folder.glob(p), None) for p in _WEIGHTS)
     path = config.model.startswith((".", "/", "~")) or config.model.count("/") > 1
     offline = "" if local or _cached(config, environment) else _offline(environment)
-    return Model(config.model, local, path, error, tokenizer, weights, offline)
+    return ModelFacts(config.model, local, path, error, tokenizer, weights, offline)
 
 
 def _offline(environment: dict[str, str]) -> str:

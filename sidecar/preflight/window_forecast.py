@@ -12,13 +12,13 @@ from itertools import pairwise
 
 from sidecar.config.schema import Config, Objective
 from sidecar.record.durations import reserved_pairs
-from sidecar.record.trial import VALIDATING, Start, Status, Trial
+from sidecar.record.trial import VALIDATING, StartKind, Trial, TrialStatus
 
 # What an H200 and a CPU host took (benchmarks/README.md, "Starts and trials"), on the long side.
 _START_S, _FORKED_OR_LIVE_S, _WARM_UP_S = 60.0, 10.0, 5.0
 # Twice the rate until it fails, then in between.
 _CAPACITY_LOADS = 6
-_RAN = (Status.FEASIBLE, Status.INFEASIBLE, Status.CRASHED)
+_RAN = (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE, TrialStatus.CRASHED)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _took(trial: Trial) -> float:
 
 
 def _start(ran: Sequence[Trial], longest_start_s: float | None) -> Known:
-    ordinary = [t.result.start_s for t in ran if t.result and t.result.start is Start.ORDINARY and t.result.start_s]
+    ordinary = [t.result.start_s for t in ran if t.result and t.result.start is StartKind.ORDINARY and t.result.start_s]
     if longest_start_s is not None:
         return Known(max(longest_start_s, *ordinary, 0.0), "the longest start of what serves")
     return _longest(ordinary, "ordinary starts", _START_S)

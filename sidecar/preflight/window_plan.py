@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from sidecar.format import setting
 from sidecar.preflight.window_forecast import Durations, Forecast
-from sidecar.record.trial import Change
+from sidecar.record.trial import RepairChange
 from sidecar.search.contract import Projection
 from vllm_sloguard.guard.memory import Budget
-from vllm_sloguard.knobs import Config, Kind, Knob, Value
+from vllm_sloguard.knobs import Knob, KnobKind, KnobValues, Value
 
 # As many values of a range are asked about; between two of them the edge is found by halving.
 _ASKED = 9
@@ -49,7 +49,7 @@ class Incumbent:
 
     promotion: int | None
     args: dict[str, bool | int | float | str | list[str]]
-    changes: tuple[Change, ...]
+    changes: tuple[RepairChange, ...]
     refusal: str
     unfit: str
     budget: Budget | None
@@ -105,7 +105,11 @@ class WindowPlan:
 
 
 def knob_plan(
-    knob: Knob, now: Value | None, project: Callable[[Config], Projection], why: Callable[[Config], str], cold: str
+    knob: Knob,
+    now: Value | None,
+    project: Callable[[KnobValues], Projection],
+    why: Callable[[KnobValues], str],
+    cold: str,
 ) -> KnobPlan:
     """Asks the guard about values of ``knob``, all else as it serves.
 
@@ -119,7 +123,7 @@ def knob_plan(
     def reason(value: Value) -> str:
         return why({knob.name: value})
 
-    if knob.kind is Kind.CATEGORICAL:
+    if knob.kind is KnobKind.CATEGORICAL:
         out = [RuledOut(setting(choice, knob.name), reason(choice)) for choice in knob.choices if not passes(choice)]
         usable = any(passes(choice) and choice != now for choice in knob.choices)
         return KnobPlan(
@@ -163,7 +167,7 @@ def _spread(knob: Knob) -> Sequence[Value]:
 
 
 def _tidy(knob: Knob, value: float) -> Value:
-    return int(value) if knob.kind is Kind.INT else round(value, 4)
+    return int(value) if knob.kind is KnobKind.INT else round(value, 4)
 
 
 def _edge(knob: Knob, bad: Value, good: Value, passes: Callable[[Value], bool]) -> Value:

@@ -25,8 +25,8 @@ from enum import StrEnum
 
 from sidecar.config.schema import Config, Objective, Slo
 from sidecar.measure.capacity_search import TOLERANCE
-from sidecar.promote.statistics import Comparison, bounds, compare, request_error
-from sidecar.record.trial import Role, Status, Trial, margins
+from sidecar.promote.statistics import Comparison, confidence_bounds, request_error, welch
+from sidecar.record.trial import Role, Trial, TrialStatus, margins
 
 # One crash of what serves may be an accident.
 CRASHES_THAT_COUNT = 2
@@ -67,16 +67,16 @@ class Decision:
 
 def baseline(trials: Sequence[Trial]) -> Trial | None:
     """The incumbent's own trial in this run; one that was aborted is measured again."""
-    ended = (t for t in reversed(trials) if t.plan.role is Role.BASELINE and t.status is not Status.ABORTED)
+    ended = (t for t in reversed(trials) if t.plan.role is Role.BASELINE and t.status is not TrialStatus.ABORTED)
     return next(ended, None)
 
 
 def candidate(trials: Sequence[Trial]) -> Trial | None:
     """The best feasible trial, the incumbent's excepted; None when nothing beats the incumbent even by chance."""
     incumbent = baseline(trials)
-    feasible = [t for t in trials if t.status is Status.FEASIBLE and t.plan.role is Role.SEARCH]
+    feasible = [t for t in trials if t.status is TrialStatus.FEASIBLE and t.plan.role is Role.SEARCH]
     best = max(feasible, key=_value, default=None)
-    if best is None or incumbent is None or incumbent.status is not Status.FEASIBLE:
+    if best is None or incumbent is None or incumbent.status is not TrialStatus.FEASIBLE:
         return best
     return best if _value(best) > _value(incumbent) else None
 
@@ -119,10 +119,10 @@ def decide(trials: Sequence[Trial], config: Config) -> Decision:
 
 def _no_candidate(trials: Sequence[Trial], incumbent: Trial | None) -> str:
     """Why the search has brought nothing to validate."""
-    met = sum(t.status is Status.FEASIBLE for t in trials if t.plan.role is Role.SEARCH)
+    met = sum(t.status is TrialStatus.FEASIBLE for t in trials if t.plan.role is Role.SEARCH)
     if met:
         return f"none of the {met} configurations that met every limit was better than what serves"
-    missed = incumbent is not None and incumbent.status is Status.INFEASIBLE
+    missed = incumbent is not None and incumbent.status is TrialStatus.INFEASIBLE
     return f"no configuration met every limit{', nor did what serves' if missed else ''}"
 
 
@@ -140,7 +140,7 @@ class _Evidence:
     @classmethod
     def of(cls, trials: Sequence[Trial], chosen: Trial) -> "_Evidence":
         first = baseline(trials)
-        crashed = [t for t in trials if t.status is Status.CRASHED]
+        crashed = [t for t in trials if t.status is TrialStatus.CRASHED]
         return cls(
             chosen=chosen,
             kept=first.number if first else 0,
@@ -230,7 +230,7 @@ class _Look:
         rule = self.config.promotion
         alpha = (1 - rule.slo_confidence) / len(rule.pairs)
         rows = [_margins(trial, self.config.slo) for trial in starts]
-        return {name: bounds([row[name] for row in rows], alpha) for name in (rows[0] if rows else {})}
+        return {name: confidence_bounds([row[name] for row in rows], alpha) for name in (rows[0] if rows else {})}
 
     def doubt(self) -> str:
         """Why the candidate does not surely meet the SLO; empty when it does."""
@@ -282,14 +282,14 @@ class _Look:
         else:
             floor, shared = rule.noise, request_error(*(_parts(side, objective) for side in self._sides()))
         alpha = (1 - rule.confidence) / len(rule.pairs)
-        return compare(ours, theirs, alpha, floor=floor, request_error=shared)
+        return welch(ours, theirs, alpha, floor=floor, request_error=shared)
 
     def _sides(self) -> tuple[tuple[Trial, ...], tuple[Trial, ...]]:
         return self.incumbents, self.candidates
 
 
 def _measured(trials: Sequence[Trial], role: Role) -> tuple[Trial, ...]:
-    ended = (t for t in trials if t.plan.role is role and t.status in (Status.FEASIBLE, Status.INFEASIBLE))
+    ended = (t for t in trials if t.plan.role is role and t.status in (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE))
     return tuple(t for t in ended if t.result is not None and t.result.measurement is not None)
 
 

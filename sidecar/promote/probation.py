@@ -18,7 +18,7 @@ from enum import StrEnum
 
 from sidecar.config.schema import Slo
 from sidecar.config.window import Probation
-from sidecar.observe.user_requests import Record, Request, record
+from sidecar.observe.user_requests import Record, UserRequest, summarize
 
 # The limits are on 99th percentiles.
 _BUDGET = 0.01
@@ -26,7 +26,7 @@ _CHANCE = 0.001
 _RATES_WITHIN, _LENGTHS_WITHIN = 2.0, 1.5
 
 
-class Verdict(StrEnum):
+class ProbationVerdict(StrEnum):
     """What becomes of the promotion."""
 
     GOES_ON = "goes_on"
@@ -41,37 +41,37 @@ class Verdict(StrEnum):
 class Ruling:
     """The verdict, in one sentence with its numbers."""
 
-    verdict: Verdict
+    verdict: ProbationVerdict
     reason: str
 
     @property
     def rolls_back(self) -> bool:
         """Whether the promotion is taken back."""
-        return self.verdict not in (Verdict.GOES_ON, Verdict.PASSED)
+        return self.verdict not in (ProbationVerdict.GOES_ON, ProbationVerdict.PASSED)
 
 
 def judge(  # noqa: PLR0917 - all that the rule looks at
     before: Record | None,
-    requests: Sequence[Request],
+    requests: Sequence[UserRequest],
     requests_per_s: float | None,
     slo: Slo,
     rule: Probation,
     left_s: float,
 ) -> Ruling:
     """The ruling on the ``requests`` since the promotion, ``left_s`` seconds before the probation ends."""
-    now = record(requests, slo, requests_per_s)
+    now = summarize(requests, slo, requests_per_s)
     enough = now.requests >= rule.min_requests
     alike = before is not None and before.requests >= rule.min_requests and comparable(before, now)
     if enough and (burn := _burns(now, before if alike else None, slo, rule)):
-        return Ruling(Verdict.SLO_BURN, burn)
+        return Ruling(ProbationVerdict.SLO_BURN, burn)
     if enough and alike and before is not None and (slower := _slower(before, requests, rule)):
-        return Ruling(Verdict.REGRESSION, slower)
+        return Ruling(ProbationVerdict.REGRESSION, slower)
     if left_s > 0:
-        return Ruling(Verdict.GOES_ON, f"on probation for {left_s:.0f} s more, {now.requests} requests so far")
+        return Ruling(ProbationVerdict.GOES_ON, f"on probation for {left_s:.0f} s more, {now.requests} requests so far")
     if not enough:
-        return Ruling(Verdict.PASSED, f"{now.requests} requests in the probation were too few to judge by")
+        return Ruling(ProbationVerdict.PASSED, f"{now.requests} requests in the probation were too few to judge by")
     with_what = "no worse than the incumbent was" if alike else "no comparable traffic of the incumbent"
-    return Ruling(Verdict.PASSED, f"{now.requests} requests, {now.missed} of them missed the SLO; {with_what}")
+    return Ruling(ProbationVerdict.PASSED, f"{now.requests} requests, {now.missed} of them missed the SLO; {with_what}")
 
 
 def comparable(before: Record, now: Record) -> bool:
@@ -90,7 +90,7 @@ def crash_loop(times: Sequence[float], now: float, rule: Probation) -> Ruling | 
     recent = sum(0 <= now - at <= rule.crashes_within for at in times)
     if recent < rule.crashes:
         return None
-    return Ruling(Verdict.CRASH_LOOP, f"it crashed {recent} times within {rule.crashes_within / 60:g} minutes")
+    return Ruling(ProbationVerdict.CRASH_LOOP, f"it crashed {recent} times within {rule.crashes_within / 60:g} minutes")
 
 
 def _burns(now: Record, before: Record | None, slo: Slo, rule: Probation) -> str:
@@ -101,8 +101,8 @@ def _burns(now: Record, before: Record | None, slo: Slo, rule: Probation) -> str
     return f"{now.missed} of {now.requests} requests missed the SLO, {share / budget:.1f} times the error budget"
 
 
-def _slower(before: Record, requests: Sequence[Request], rule: Probation) -> str:
-    looked_at: tuple[tuple[str, float | None, Callable[[Request], float | None]], ...] = (
+def _slower(before: Record, requests: Sequence[UserRequest], rule: Probation) -> str:
+    looked_at: tuple[tuple[str, float | None, Callable[[UserRequest], float | None]], ...] = (
         ("TTFT", before.ttft_p99_ms, lambda r: r.ttft_ms),
         ("ITL", before.itl_p99_ms, lambda r: r.itl_ms),
     )
@@ -112,13 +112,13 @@ def _slower(before: Record, requests: Sequence[Request], rule: Probation) -> str
             continue
         limit_ms = p99_ms * (1 + rule.tolerance)
         above = sum(ms > limit_ms for ms in measured)
-        if at_least(above, len(measured), _BUDGET) < _CHANCE:
+        if binomial_tail(above, len(measured), _BUDGET) < _CHANCE:
             share = f"{above} of {len(measured)} requests had a {name} above {limit_ms:.4g} ms"
             return f"{share}, which the incumbent's p99 of {p99_ms:.4g} ms does not explain"
     return ""
 
 
-def at_least(count: int, of: int, chance: float) -> float:
+def binomial_tail(count: int, of: int, chance: float) -> float:
     """The probability of ``count`` or more successes in ``of`` trials, each of the probability ``chance``."""
     from scipy.special import bdtrc  # pyright: ignore
 

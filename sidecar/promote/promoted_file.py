@@ -14,21 +14,21 @@ import yaml
 from sidecar.config.schema import Config
 from sidecar.engine.command import Args, config_yaml
 from sidecar.format import when
-from sidecar.measure.verdict import limits
+from sidecar.measure.verdict import slo_limits
 from sidecar.promote import provenance
 from sidecar.promote.decision import Decision, baseline
 from sidecar.record.atomic_write import write_whole
 from sidecar.record.trial import Trial
 from vllm_sloguard import __version__
 
-FILE_NAME = "promoted.yaml"
+PROMOTED_FILE = "promoted.yaml"
 VERSIONS = "promoted"
 _MOST_VERSIONS = 20
 
 
 def write(config: Config, args: Args, decision: Decision, trials: Sequence[Trial]) -> Path:
     """Writes the file whole or not at all, and returns its path; an older one with other arguments is kept."""
-    path = config.state / FILE_NAME
+    path = config.state / PROMOTED_FILE
     text = config_yaml(config.model, args, comments(config, decision, trials))
     _keep(config.state / VERSIONS, text)
     write_whole(path, text)
@@ -37,7 +37,7 @@ def write(config: Config, args: Args, decision: Decision, trials: Sequence[Trial
 
 def keep_true(config: Config, args: Args, why: str) -> None:
     """Writes the file again where it is there and does not say ``args``, as after a rollback. Raises OSError."""
-    path = config.state / FILE_NAME
+    path = config.state / PROMOTED_FILE
     if not path.is_file():
         return
     written = f"Written by sloguard {__version__}, {when(time.time())}."
@@ -103,7 +103,7 @@ def _numbers(config: Config, trial: Trial) -> str:
         return str(trial.status)
     against = [
         f"{limit.name} {_figure(limit.measured)} of {limit.limit:g}"
-        for limit in limits(measurement, config.slo)
+        for limit in slo_limits(measurement, config.slo)
         if limit.measured is not None
     ]
     mean = "" if measurement.e2e_mean_ms is None else f", e2e_mean_ms {_figure(measurement.e2e_mean_ms)}"

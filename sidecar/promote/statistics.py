@@ -31,7 +31,7 @@ class Comparison:
     noise: float
 
 
-def compare(
+def welch(
     incumbent: Sequence[float], candidate: Sequence[float], alpha: float, *, floor: float, request_error: float = 0.0
 ) -> Comparison:
     """Welch's t on logarithms of the objective, one value a start, higher is better; each bound holds at 1 - ``alpha``.
@@ -58,7 +58,7 @@ def compare(
     return Comparison(estimate, estimate - reach, estimate + reach, p_value, math.sqrt(sum(variances) / 2))
 
 
-def bounds(values: Sequence[float], alpha: float) -> tuple[float, float]:
+def confidence_bounds(values: Sequence[float], alpha: float) -> tuple[float, float]:
     """Below and above which the mean of ``values`` lies, each at 1 - ``alpha``; infinite for less than two."""
     if len(values) < 2:
         return -math.inf, math.inf

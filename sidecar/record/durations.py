@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sidecar.config.schema import Config
-from sidecar.record.trial import VALIDATING, Status, Trial
+from sidecar.record.trial import VALIDATING, Trial, TrialStatus
 
 
 def reserved_pairs(ran: int, config: Config) -> int:
@@ -14,7 +14,7 @@ def reserved_pairs(ran: int, config: Config) -> int:
 
 def seconds_a_trial(trials: Sequence[Trial]) -> float:
     """The longest of the trials that ran to their end, as the next one's expected length; 0 without any."""
-    ended = (t for t in trials if t.status in (Status.FEASIBLE, Status.INFEASIBLE, Status.CRASHED))
+    ended = (t for t in trials if t.status in (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE, TrialStatus.CRASHED))
     return max((t.ended_at - t.started_at for t in ended if t.ended_at is not None), default=0.0)
 
 

@@ -29,7 +29,7 @@ def _is_promotion(value: object) -> bool:
     return value is None or is_number(value)
 
 
-class Kind(StrEnum):
+class EventKind(StrEnum):
     """What happened."""
 
     PAUSED = "paused"  # reason
@@ -44,11 +44,11 @@ class Kind(StrEnum):
 
 
 # What is read of each kind, by whoever asks for it.
-_READ: dict[Kind, dict[str, Callable[[object], bool]]] = {
-    Kind.WINDOW_ENDED: {"outcome": _is_text},
-    Kind.START: {"base": _is_text, "promotion": _is_promotion, "seconds": is_number},
-    Kind.CRASH: {"promotion": _is_promotion},
-    Kind.PROBATION: {"promotion": _is_promotion},
+_READ: dict[EventKind, dict[str, Callable[[object], bool]]] = {
+    EventKind.WINDOW_ENDED: {"outcome": _is_text},
+    EventKind.START: {"base": _is_text, "promotion": _is_promotion, "seconds": is_number},
+    EventKind.CRASH: {"promotion": _is_promotion},
+    EventKind.PROBATION: {"promotion": _is_promotion},
 }
 
 
@@ -69,7 +69,7 @@ class Event:
     """One event; ``at`` is in seconds since the epoch."""
 
     at: float
-    kind: Kind
+    kind: EventKind
     content: dict[str, Any]
 
     @property
@@ -80,10 +80,10 @@ class Event:
     @property
     def outcome(self) -> str:
         """Of a window's end, for people."""
-        return ending(str(self.content["outcome"]), str(self.content.get("decision", "")))
+        return window_ending(str(self.content["outcome"]), str(self.content.get("decision", "")))
 
 
-def ending(outcome: str, decision: str) -> str:
+def window_ending(outcome: str, decision: str) -> str:
     """How a window ended, for people, with the ``decision`` of its run where that says more: "kept (inconclusive)"."""
     if decision.startswith(outcome):
         return decision
@@ -97,13 +97,13 @@ class Operations:
         self._journal = journal
         self._base = base_digest
 
-    def record(self, kind: Kind, **content: object) -> None:
+    def record(self, kind: EventKind, **content: object) -> None:
         """Writes an event."""
         self._journal.write(
             "INSERT INTO events (at, kind, content) VALUES (?, ?, ?)", (time.time(), str(kind), json.dumps(content))
         )
 
-    def events(self, kinds: Sequence[Kind], most: int = _MOST_SHOWN, since: float = 0.0) -> list[Event]:
+    def events(self, kinds: Sequence[EventKind], most: int = _MOST_SHOWN, since: float = 0.0) -> list[Event]:
         """The newest events of ``kinds``, oldest first."""
         if self._journal.version() < migrations.OPERATIONS:
             return []
@@ -112,7 +112,7 @@ class Operations:
         rows = self._journal.read(query, (*map(str, kinds), since, most))
         return [_event(row) for row in reversed(rows)]
 
-    def _last(self, *kinds: Kind) -> Event | None:
+    def _last(self, *kinds: EventKind) -> Event | None:
         return next(iter(self.events(kinds, 1)), None)
 
     # Windows
@@ -120,30 +120,30 @@ class Operations:
     def paused(self) -> Event | None:
         """The pause that holds, since it began, with the reason that was given last."""
         first: Event | None = None
-        for event in reversed(self.events([Kind.PAUSED, Kind.RESUMED])):
-            if event.kind is Kind.RESUMED:
+        for event in reversed(self.events([EventKind.PAUSED, EventKind.RESUMED])):
+            if event.kind is EventKind.RESUMED:
                 break
             first = event if first is None else dataclasses.replace(first, at=event.at)
         return first
 
     def open_window(self) -> Event | None:
         """The window that has been opened and has not ended."""
-        last = self._last(Kind.WINDOW_OPENED, Kind.WINDOW_ENDED)
-        return last if last is not None and last.kind is Kind.WINDOW_OPENED else None
+        last = self._last(EventKind.WINDOW_OPENED, EventKind.WINDOW_ENDED)
+        return last if last is not None and last.kind is EventKind.WINDOW_OPENED else None
 
     def last_window(self) -> Event | None:
         """The end of the last window that was not refused."""
-        ends = self.events([Kind.WINDOW_ENDED])
+        ends = self.events([EventKind.WINDOW_ENDED])
         return next((e for e in reversed(ends) if e.content["outcome"] != WindowOutcome.REFUSED), None)
 
     def hook_owed(self) -> bool:
         """Whether others were told of a drain and not yet of its end."""
-        last = self._last(Kind.HOOK_BEFORE, Kind.HOOK_AFTER)
-        return last is not None and last.kind is Kind.HOOK_BEFORE
+        last = self._last(EventKind.HOOK_BEFORE, EventKind.HOOK_AFTER)
+        return last is not None and last.kind is EventKind.HOOK_BEFORE
 
     def longest_start_s(self) -> float | None:
         """The longest of the last ordinary starts over these arguments of the file, seconds."""
-        starts = [e.content for e in self.events([Kind.START]) if e.content["base"] == self._base]
+        starts = [e.content for e in self.events([EventKind.START]) if e.content["base"] == self._base]
         return max((float(s["seconds"]) for s in starts[-_STARTS:]), default=None)
 
     # Promotions
@@ -169,21 +169,21 @@ class Operations:
 
     def served_since(self, promotion: int) -> float | None:
         """When a promotion was first up, seconds since the epoch; None before."""
-        starts = self.events([Kind.START])
+        starts = self.events([EventKind.START])
         return next((e.at for e in starts if e.content["promotion"] == promotion), None)
 
     def probation_over(self, promotion: int) -> bool:
         """Whether its probation has ended."""
-        return any(e.content["promotion"] == promotion for e in self.events([Kind.PROBATION]))
+        return any(e.content["promotion"] == promotion for e in self.events([EventKind.PROBATION]))
 
     def record_before(self, at: float) -> dict[str, Any] | None:
         """The requests before the last window that opened before ``at``, as sidecar.promote.probation recorded them."""
-        opened = [e for e in self.events([Kind.WINDOW_OPENED]) if e.at <= at]
+        opened = [e for e in self.events([EventKind.WINDOW_OPENED]) if e.at <= at]
         return opened[-1].content.get("record") if opened else None
 
 
 def _event(row: sqlite3.Row) -> Event:
-    kind, content = Kind(row["kind"]), object_of(row["content"], "event")
+    kind, content = EventKind(row["kind"]), object_of(row["content"], "event")
     for name, holds in _READ.get(kind, {}).items():
         if name not in content or not holds(content[name]):
             raise JournalError(f"the journal is damaged: {kind}: {name}: {str(content.get(name))[:40]!r}")

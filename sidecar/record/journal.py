@@ -16,13 +16,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from sidecar.engine.process_group import Identity
 from sidecar.record import migrations
-from sidecar.record.row_validation import JournalError, check, object_of, problem
-from sidecar.record.trial import PLAN, RESULT, Plan, Result, Status, Trial
-from vllm_sloguard.guard.start_history import RULE, START, Rule, Start
+from sidecar.record.row_validation import JournalError, check_value, object_of, problem
+from sidecar.record.trial import PLAN, RESULT, Plan, Result, Trial, TrialStatus
+from vllm_sloguard.guard.start_history import RULE, START, LearnedLimit, ReportedStart
 
 _T = TypeVar("_T")
 
-FILE_NAME = "journal.sqlite"
+JOURNAL_FILE = "journal.sqlite"
 
 _MOST_STARTS = 50
 
@@ -83,11 +83,11 @@ class Journal:
     """Reads and writes one state folder's journal."""
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
-        path = folder / FILE_NAME
+        path = folder / JOURNAL_FILE
         self._epoch = 0
         self._missed = False
         if read_only and not path.is_file():
-            raise JournalError(f"{folder}: no {FILE_NAME} in it; `sloguard serve` and `sloguard tune` make one")
+            raise JournalError(f"{folder}: no {JOURNAL_FILE} in it; `sloguard serve` and `sloguard tune` make one")
         try:
             if not read_only:
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -186,7 +186,7 @@ class Journal:
     def abort_running(self) -> None:
         """Ends every trial that has not ended: whoever ran it is gone."""
         for trial in self.trials():
-            if trial.status is Status.RUNNING:
+            if trial.status is TrialStatus.RUNNING:
                 self.end_trial(trial, None)
 
     def trials(self, run: int | None = None) -> list[Trial]:
@@ -255,27 +255,27 @@ class Journal:
 
     # What was learned, of one model on one host
 
-    def record_start(self, host: str, model: str, start: Start) -> None:
+    def record_start(self, host: str, model: str, start: ReportedStart) -> None:
         """Records what vLLM reported of a start's memory."""
         self.write(
             "INSERT INTO starts (at, host, model, start) VALUES (?, ?, ?, ?)",
             (time.time(), host, model, START.dump_json(start).decode()),
         )
 
-    def record_rule(self, host: str, model: str, rule: Rule) -> None:
+    def record_rule(self, host: str, model: str, rule: LearnedLimit) -> None:
         """Records a limit that a crash taught."""
         self.write(
             "INSERT INTO rules (host, model, expires_at, rule) VALUES (?, ?, ?, ?)",
             (host, model, rule.expires_at, RULE.dump_json(rule).decode()),
         )
 
-    def starts(self, host: str, model: str) -> tuple[Start, ...]:
+    def starts(self, host: str, model: str) -> tuple[ReportedStart, ...]:
         """The newest starts of ``model`` on ``host``, oldest first. They are advice: damaged ones are left out."""
         query = "SELECT start FROM starts WHERE host = ? AND model = ? ORDER BY id DESC LIMIT ?"
         rows = self._learned(query, (host, model, _MOST_STARTS))
         return _readable(START, [row["start"] for row in reversed(rows)])
 
-    def rules(self, now: float, host: str | None = None, model: str | None = None) -> tuple[Rule, ...]:
+    def rules(self, now: float, host: str | None = None, model: str | None = None) -> tuple[LearnedLimit, ...]:
         """The rules that still hold at ``now``, of every host and model unless named; read like ``starts``."""
         query = (
             "SELECT rule FROM rules WHERE expires_at > ?1 AND (?2 IS NULL OR host = ?2)"
@@ -334,7 +334,7 @@ class Journal:
         except sqlite3.Error as error:
             raise JournalError(f"the journal can't be read: {error}") from None
         for row in rows:
-            check(row)
+            check_value(row)
         return rows
 
     def write(self, statement: str, values: tuple[Any, ...]) -> None:

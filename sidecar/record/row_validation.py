@@ -24,7 +24,7 @@ _NEEDED = frozenset(
 _MOST_NUMBER = 1e11  # seconds, the year 5138
 
 
-def check(row: sqlite3.Row) -> None:
+def check_value(row: sqlite3.Row) -> None:
     """Raises JournalError for a value that its column must not have."""
     for name in row.keys():  # noqa: SIM118 - a row iterates over its values
         value = row[name]

@@ -97,7 +97,7 @@ class Recorded:
         return trial.ended_at or (self.now if self.alive else trial.started_at)
 
 
-def read(folder: Path, number: int | None = None) -> Recorded:
+def read_run(folder: Path, number: int | None = None) -> Recorded:
     """The run of that ``number``, or the newest. Raises JournalError: also for a journal without one."""
     with closing(Journal(folder, read_only=True)) as journal:
         # A run that begins meanwhile is among the configurations, which are read last.
@@ -146,7 +146,7 @@ def _decided(run: Run) -> Decided | None:
         raise JournalError(f"run {run.id}: its decision can't be read: {problem(error)}") from None
 
 
-def ran(trial: Trial, names: Sequence[str]) -> dict[str, Value]:
+def knobs_that_ran(trial: Trial, names: Sequence[str]) -> dict[str, Value]:
     """The knobs as they ran, after both repairs; of a trial that was refused, as they were proposed."""
     given: dict[str, Any] = dict(trial.plan.proposed if trial.plan.refusal else trial.plan.args)
     given |= {c.name: c.after for c in (trial.result.repairs if trial.result else ()) if c.after is not None}

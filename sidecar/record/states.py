@@ -50,7 +50,7 @@ class Cause(StrEnum):
 
 
 @dataclass(frozen=True)
-class Row:
+class StateRow:
     """One line of the table: what a state is, whether /ready says so, and which states may follow it."""
 
     about: str
@@ -58,23 +58,25 @@ class Row:
     ready: bool = False
 
 
-TABLE: dict[State, Row] = {
-    State.STARTING: Row(
+TABLE: dict[State, StateRow] = {
+    State.STARTING: StateRow(
         "the engine that is to serve is looked for, or started", (State.SERVING, State.RESTORING, State.HALTED)
     ),
-    State.SERVING: Row("vLLM serves, and is probed", (State.DRAINING, State.RESTORING, State.HALTED), ready=True),
-    State.DRAINING: Row(
+    State.SERVING: StateRow("vLLM serves, and is probed", (State.DRAINING, State.RESTORING, State.HALTED), ready=True),
+    State.DRAINING: StateRow(
         "a window has opened: load balancers are told, requests in flight finish",
         (State.SERVING, State.TUNING, State.RESTORING, State.HALTED),
     ),
-    State.TUNING: Row("configurations are tried", (State.VALIDATING, State.PROMOTING, State.RESTORING, State.HALTED)),
-    State.VALIDATING: Row("the best one is measured again", (State.PROMOTING, State.RESTORING, State.HALTED)),
-    State.PROMOTING: Row("the winner is started for serving", (State.SERVING, State.RESTORING, State.HALTED)),
-    State.RESTORING: Row(
+    State.TUNING: StateRow(
+        "configurations are tried", (State.VALIDATING, State.PROMOTING, State.RESTORING, State.HALTED)
+    ),
+    State.VALIDATING: StateRow("the best one is measured again", (State.PROMOTING, State.RESTORING, State.HALTED)),
+    State.PROMOTING: StateRow("the winner is started for serving", (State.SERVING, State.RESTORING, State.HALTED)),
+    State.RESTORING: StateRow(
         "what is promoted, or the file's arguments, is started for serving, until it is up",
         (State.SERVING, State.RESTORING, State.HALTED),
     ),
-    State.HALTED: Row("the sidecar has ended; its engine may serve on", (State.STARTING,)),
+    State.HALTED: StateRow("the sidecar has ended; its engine may serve on", (State.STARTING,)),
 }
 
 
@@ -82,13 +84,13 @@ class IllegalTransition(RuntimeError):  # noqa: N818 - it names what happened
     """A change of state that the table does not have."""
 
 
-def check(before: State, after: State) -> None:
+def check_transition(before: State, after: State) -> None:
     """Raises IllegalTransition unless ``after`` may follow ``before``."""
     if after not in TABLE[before].after:
         raise IllegalTransition(f"{before} can't be followed by {after}")
 
 
-def markdown() -> str:
+def states_markdown() -> str:
     """The table, as the README has it."""
     lines = ["| state | what it is | may be followed by |", "| --- | --- | --- |"]
     for state, row in TABLE.items():

@@ -7,7 +7,7 @@ from sidecar.record.trial import Trial
 
 
 @dataclass(frozen=True)
-class Seconds:
+class TimeBreakdown:
     """Of ``trials`` that ran, by what they were spent on; ``deciding`` is all else: search, guard, records, and
     the pause of a run that was interrupted.
     """
@@ -25,7 +25,7 @@ class Seconds:
         return self.starting + self.warming_up + self.measuring + self.stopping + self.deciding
 
 
-def spent(trials: Sequence[Trial], now: float) -> Seconds:
+def spent(trials: Sequence[Trial], now: float) -> TimeBreakdown:
     """From the beginning of the first of ``trials`` to ``now``, seconds since the epoch.
 
     The time of a start that failed is a start's; that of a trial that was aborted, or crashed under load, is known as a
@@ -36,7 +36,7 @@ def spent(trials: Sequence[Trial], now: float) -> Seconds:
     starting, warming_up, measuring, stopping = (sum(part[n] for part in parts) for n in range(4))
     total = now - min((t.started_at for t in trials), default=now)
     deciding = max(total - starting - warming_up - measuring - stopping, 0.0)
-    return Seconds(len(ran), starting, warming_up, measuring, stopping, deciding)
+    return TimeBreakdown(len(ran), starting, warming_up, measuring, stopping, deciding)
 
 
 def _parts(trial: Trial, now: float) -> tuple[float, float, float, float]:

@@ -10,15 +10,15 @@ from pydantic.dataclasses import dataclass
 
 from sidecar.config.schema import Slo
 from sidecar.measure.capacity_search import Tried
-from sidecar.measure.verdict import Measurement, limits
-from sidecar.search.contract import Observation, Outcome
+from sidecar.measure.verdict import Measurement, slo_limits
+from sidecar.search.contract import Observation, ObservedStatus
 from vllm_sloguard.crash import Crash
 from vllm_sloguard.knobs import Value
 
 _FROZEN = ConfigDict(ser_json_inf_nan="strings", extra="forbid")
 
 
-class Status(StrEnum):
+class TrialStatus(StrEnum):
     """Where a trial stands."""
 
     RUNNING = "running"
@@ -43,7 +43,7 @@ class Role(StrEnum):
 VALIDATING = (Role.REFERENCE, Role.VALIDATION)
 
 
-class Start(StrEnum):
+class StartKind(StrEnum):
     """How a trial's engine came to be."""
 
     ORDINARY = "ordinary"  # by its command line, as an operator starts it
@@ -52,7 +52,7 @@ class Start(StrEnum):
 
 
 @dataclass(frozen=True, config=_FROZEN)
-class Change:
+class RepairChange:
     """One argument that the repair changed; ``before`` is None where it was not given.
 
     ``rules`` are the names of the repair rules that it broke.
@@ -78,7 +78,7 @@ class Plan:
     args: dict[str, bool | int | float | str | list[str]]
     phase: str
     reason: str
-    changes: tuple[Change, ...] = ()
+    changes: tuple[RepairChange, ...] = ()
     refusal: str = ""
     ceilings: dict[str, Value] = field(default_factory=dict[str, Value])
 
@@ -101,10 +101,10 @@ class Result:
     tried: tuple[Tried, ...] = ()
     stopped: str = ""
     crash: Crash | None = None
-    repairs: tuple[Change, ...] = ()
+    repairs: tuple[RepairChange, ...] = ()
     kv_cache_tokens: int | None = None
     vllm_version: str = ""
-    start: Start = Start.ORDINARY
+    start: StartKind = StartKind.ORDINARY
     start_s: float | None = None
     warmup_s: float | None = None
     warmup_requests: int | None = None
@@ -124,17 +124,17 @@ class Trial:
     result: Result | None = None
 
     @property
-    def status(self) -> Status:
+    def status(self) -> TrialStatus:
         """Follows from what was recorded."""
         if self.plan.refusal:
-            return Status.REFUSED
+            return TrialStatus.REFUSED
         if self.ended_at is None:
-            return Status.RUNNING
+            return TrialStatus.RUNNING
         if self.result is None:
-            return Status.ABORTED
+            return TrialStatus.ABORTED
         if self.result.crash is not None:
-            return Status.CRASHED
-        return Status.FEASIBLE if self.result.violation == 0 else Status.INFEASIBLE
+            return TrialStatus.CRASHED
+        return TrialStatus.FEASIBLE if self.result.violation == 0 else TrialStatus.INFEASIBLE
 
     def observation(self, knobs: tuple[str, ...], slo: Slo | None = None) -> Observation | None:
         """What an optimizer is told: the knobs as they ran, and with ``slo`` how far each limit was met or missed.
@@ -142,17 +142,17 @@ class Trial:
         None for a trial that tells nothing about them.
         """
         outcome = {
-            Status.FEASIBLE: Outcome.FEASIBLE,
-            Status.INFEASIBLE: Outcome.INFEASIBLE,
-            Status.CRASHED: Outcome.CRASHED,
-            Status.REFUSED: Outcome.REFUSED,
+            TrialStatus.FEASIBLE: ObservedStatus.FEASIBLE,
+            TrialStatus.INFEASIBLE: ObservedStatus.INFEASIBLE,
+            TrialStatus.CRASHED: ObservedStatus.CRASHED,
+            TrialStatus.REFUSED: ObservedStatus.REFUSED,
         }.get(self.status)
         if outcome is None:
             return None
-        ran = dict(self.plan.proposed if outcome is Outcome.REFUSED else self.plan.args)
+        ran = dict(self.plan.proposed if outcome is ObservedStatus.REFUSED else self.plan.args)
         ran |= {c.name: c.after for c in (self.result.repairs if self.result else ()) if c.after is not None}
         config = {name: v for name, v in ran.items() if name in knobs and not isinstance(v, list)}
-        if self.result is None or outcome is Outcome.CRASHED:
+        if self.result is None or outcome is ObservedStatus.CRASHED:
             return Observation(config, outcome, float("inf"), None)
         measured = self.result.measurement
         told = margins(measured, slo, bounds=bool(self.result.stopped)) if slo and measured else None
@@ -164,7 +164,7 @@ def margins(measurement: Measurement, slo: Slo, *, bounds: bool = False) -> dict
 
     Of lower ``bounds`` only those of limits that were missed: the others may yet have been anything.
     """
-    found = limits(measurement, slo)
+    found = slo_limits(measurement, slo)
     if bounds:
         return {limit.name: limit.excess for limit in found if limit.measured is not None and limit.excess}
     return {
@@ -178,7 +178,7 @@ RESULT = TypeAdapter(Result)
 _TRIAL = TypeAdapter(Trial)
 
 
-def as_json(trial: Trial) -> dict[str, Any]:
+def trial_as_json(trial: Trial) -> dict[str, Any]:
     """For `sloguard trials --json`: everything but the requests' scores."""
     row = json.loads(_TRIAL.dump_json(trial))
     if row["result"] is not None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.format import setting
-from sidecar.record.run_snapshot import Recorded, ran
-from sidecar.record.trial import Status, Trial
+from sidecar.record.run_snapshot import Recorded, knobs_that_ran
+from sidecar.record.trial import Trial, TrialStatus
 from sidecar.report import wording
 from vllm_sloguard.crash import Category
 from vllm_sloguard.knobs import Value
@@ -44,7 +44,7 @@ def groups(recorded: Recorded) -> tuple[CrashGroup, ...]:
         if crash is not None:
             cause = str(crash.category), crash.phase, re.sub(r"[0-9.]+", "#", crash.evidence)
             found.setdefault(cause, []).append(trial)
-    measured = [t for t in recorded.trials if t.status in (Status.FEASIBLE, Status.INFEASIBLE)]
+    measured = [t for t in recorded.trials if t.status in (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE)]
     names = [knob.name for knob in recorded.setup.knobs]
     made = (_group(recorded, trials, measured, names) for trials in found.values())
     return tuple(sorted(made, key=lambda group: -len(group.numbers)))
@@ -66,14 +66,14 @@ def _group(recorded: Recorded, trials: Sequence[Trial], measured: Sequence[Trial
         phase=crash.phase,
         evidence=crash.evidence,
         numbers=tuple(t.number for t in trials),
-        configuration=wording.arguments(different) or "as it was serving",
+        configuration=wording.arguments_text(different) or "as it was serving",
         alone="; ".join(text for text in told if text),
     )
 
 
 def _alone(name: str, crashed: Sequence[Trial], measured: Sequence[Trial]) -> str:
     """How the values of a knob in ``crashed`` lie apart from those in ``measured``; empty where they do not."""
-    ours, theirs = ([ran(t, [name]).get(name) for t in side] for side in (crashed, measured))
+    ours, theirs = ([knobs_that_ran(t, [name]).get(name) for t in side] for side in (crashed, measured))
     if not theirs or set(map(repr, ours)) & set(map(repr, theirs)):
         return ""
     numbers, others = _numbers(ours), _numbers(theirs)

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.export.optuna_study import distributions
-from sidecar.record.run_snapshot import Recorded, ran
-from sidecar.record.trial import VALIDATING, Role, Status, Trial
+from sidecar.record.run_snapshot import Recorded, knobs_that_ran
+from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus
 
 # Optuna advises five trials or more among the best; a quarter of all is called the best here.
 FEWEST = 20
 _BEST_SHARE = 0.25
-_RAN = (Status.FEASIBLE, Status.INFEASIBLE, Status.CRASHED)
+_RAN = (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE, TrialStatus.CRASHED)
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Importance:
     note: str
 
 
-def importance(recorded: Recorded) -> Importance:
+def knob_importance(recorded: Recorded) -> Importance:
     """Over the trials of the search, what serves included once."""
     wanted = [t for t in recorded.trials if t.plan.role not in (*VALIDATING, Role.UNGUARDED) and t.status in _RAN]
     if len(wanted) < FEWEST:
         return Importance({}, f"{len(wanted)} trials are too few to tell: {FEWEST} or more are needed.")
-    if sum(t.status is Status.FEASIBLE for t in wanted) < _BEST_SHARE * FEWEST:
+    if sum(t.status is TrialStatus.FEASIBLE for t in wanted) < _BEST_SHARE * FEWEST:
         return Importance({}, "Too few trials met every limit to say what they have in common.")
     return _evaluated(recorded, wanted)
 
@@ -41,7 +41,7 @@ def _evaluated(recorded: Recorded, wanted: Sequence[Trial]) -> Importance:
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     names = [knob.name for knob in recorded.setup.knobs]
-    rows = [ran(t, names) for t in wanted]
+    rows = [knobs_that_ran(t, names) for t in wanted]
     spaces = distributions(recorded.setup.knobs, rows)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize")
@@ -72,6 +72,6 @@ def _ranks(trials: Sequence[Trial]) -> list[float]:
 
 def _key(trial: Trial) -> tuple[int, float]:
     result = trial.result
-    if result is None or trial.status is Status.CRASHED:
+    if result is None or trial.status is TrialStatus.CRASHED:
         return 2, 0.0
-    return (0, -(result.value or 0.0)) if trial.status is Status.FEASIBLE else (1, result.violation)
+    return (0, -(result.value or 0.0)) if trial.status is TrialStatus.FEASIBLE else (1, result.violation)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sidecar.format import setting
-from sidecar.record.trial import Role, Status
+from sidecar.record.trial import Role, TrialStatus
 from sidecar.report import wording
 from sidecar.report.plot_style import (
     CANDIDATE,
@@ -20,8 +20,8 @@ from sidecar.report.plot_style import (
     new,
     trial_axis,
 )
-from sidecar.report.view_model import Entry, Story
-from vllm_sloguard.knobs import Kind, Knob, Value
+from sidecar.report.view_model import ReportView, TrialEntry
+from vllm_sloguard.knobs import Knob, KnobKind, Value
 
 _ROW_PX = 64
 _BEST_SHARE = 0.25
@@ -36,7 +36,7 @@ _PARTS = {
 }
 
 
-def limits(story: Story) -> tuple[Figure, int] | None:
+def limits_plot(story: ReportView) -> tuple[Figure, int] | None:
     """A row for each limit: what every trial measured, and the limit."""
     names = [n for n in story.limits if any(e.measured.get(n) is not None for e in story.entries)]
     if not names:
@@ -52,7 +52,7 @@ def limits(story: Story) -> tuple[Figure, int] | None:
     return figure, height
 
 
-def _limit_row(figure: Figure, story: Story, name: str, row: int, domain: tuple[float, float]) -> None:
+def _limit_row(figure: Figure, story: ReportView, name: str, row: int, domain: tuple[float, float]) -> None:
     suffix = str(row) if row > 1 else ""
     limit, rate = story.limits[name], name == "error_rate"
     finite = [m for e in story.entries if (m := e.measured.get(name)) is not None and math.isfinite(m)]
@@ -65,14 +65,14 @@ def _limit_row(figure: Figure, story: Story, name: str, row: int, domain: tuple[
         shown = [min(max(v, low / 1.5), top) for v in y] if log else y
         more: dict[str, Any] = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "legendgroup": look.name}
         known = {trace.name for trace in figure.data}
-        text = [f"trial {e.number}: {wording.measured(name, e.measured[name])}" for e in entries]
+        text = [f"trial {e.number}: {wording.measured_text(name, e.measured[name])}" for e in entries]
         markers(figure, look, entries, shown, text, showlegend=look.name not in known, **more)
     figure.add_shape(
         type="line", xref=f"x{suffix} domain", yref=f"y{suffix}", x0=0, x1=1, y0=limit, y1=limit,
         line={"color": "#dd4132", "dash": "dash", "width": 1.5},
     )  # fmt: skip
     figure.add_annotation(
-        text=f"{wording.LIMITS[name]}: limit {wording.measured(name, limit)}", xref=f"x{suffix} domain",
+        text=f"{wording.LIMITS[name]}: limit {wording.measured_text(name, limit)}", xref=f"x{suffix} domain",
         yref=f"y{suffix} domain", x=0, y=1.0, xanchor="left", yanchor="bottom", showarrow=False,
     )  # fmt: skip
     scale: dict[str, Any] = {"range": [-0.08 * (top or 0.01), top or 0.01]}
@@ -84,7 +84,7 @@ def _limit_row(figure: Figure, story: Story, name: str, row: int, domain: tuple[
     figure.layout[f"xaxis{suffix}"] = {"anchor": f"y{suffix}"}
 
 
-def knobs(story: Story) -> tuple[Figure, int] | None:
+def knobs(story: ReportView) -> tuple[Figure, int] | None:
     """Parallel coordinates, a row a knob and a line a trial: rows keep their names readable at any width."""
     rows = [knob for knob in _by_importance(story) if any(knob.name in e.knobs for e in story.entries)]
     entries = [e for e in story.entries if e.role in (Role.BASELINE, Role.SEARCH) and e.knobs]
@@ -117,7 +117,7 @@ def knobs(story: Story) -> tuple[Figure, int] | None:
     return figure, height
 
 
-def _by_importance(story: Story) -> list[Knob]:
+def _by_importance(story: ReportView) -> list[Knob]:
     """As the file has them, unless their importance is known."""
     order = list(story.importance.shares)
     return sorted(story.knobs, key=lambda knob: order.index(knob.name) if knob.name in order else len(order))
@@ -143,7 +143,7 @@ class _Axis:
         self.knob = knob
         self._numbers = [v for v in seen if isinstance(v, int | float) and not isinstance(v, bool)]
         self._choices: list[str] = []
-        if knob.kind is Kind.CATEGORICAL or len(self._numbers) < len(seen):
+        if knob.kind is KnobKind.CATEGORICAL or len(self._numbers) < len(seen):
             self._choices = list(dict.fromkeys(setting(v) for v in (*knob.choices, *seen)))
         self._low = min([knob.low, *self._numbers]) if not self._choices else 0.0
         self._high = max([knob.high, *self._numbers]) if not self._choices else 1.0
@@ -164,11 +164,11 @@ class _Axis:
         if self._choices:
             return [(self.place(choice), choice) for choice in self._choices]
         middle = math.sqrt(self._low * self._high) if self._log else (self._low + self._high) / 2
-        middle = round(middle) if self.knob.kind is Kind.INT else middle
+        middle = round(middle) if self.knob.kind is KnobKind.INT else middle
         return [(self.place(v), _compact(self.knob, v)) for v in (self._low, middle, self._high)]
 
 
-def _figure(story: Story, entry: Entry) -> str:
+def _figure(story: ReportView, entry: TrialEntry) -> str:
     return "no figure" if entry.value is None else wording.with_unit(entry.value, story.objective)
 
 
@@ -178,10 +178,10 @@ def _compact(knob: Knob, value: float) -> str:
     return f"{value:,.4g}" if value < 10000 else f"{value:,.0f}"
 
 
-def _bundles(story: Story, entries: Sequence[Entry]) -> list[tuple[str, str, float, list[Entry]]]:
+def _bundles(story: ReportView, entries: Sequence[TrialEntry]) -> list[tuple[str, str, float, list[TrialEntry]]]:
     """Name, colour and width of the lines, those that matter most on top."""
     met = sorted(
-        (e for e in entries if e.status is Status.FEASIBLE and e.value is not None), key=lambda e: e.value or 0
+        (e for e in entries if e.status is TrialStatus.FEASIBLE and e.value is not None), key=lambda e: e.value or 0
     )
     if story.objective != "latency":
         met.reverse()
@@ -189,9 +189,14 @@ def _bundles(story: Story, entries: Sequence[Entry]) -> list[tuple[str, str, flo
     marked = [e for e in entries if e.role is Role.BASELINE or e.number == story.best]
     rest = [e for e in entries if e not in marked]
     sorts = (
-        ("crashed", "#dd4132", 1.2, [e for e in rest if e.status is Status.CRASHED]),
-        ("missed a limit", "#e6a100", 1.2, [e for e in rest if e.status is Status.INFEASIBLE]),
-        ("met every limit", "#7fb2dd", 1.2, [e for e in rest if e.status is Status.FEASIBLE and e.number not in best]),
+        ("crashed", "#dd4132", 1.2, [e for e in rest if e.status is TrialStatus.CRASHED]),
+        ("missed a limit", "#e6a100", 1.2, [e for e in rest if e.status is TrialStatus.INFEASIBLE]),
+        (
+            "met every limit",
+            "#7fb2dd",
+            1.2,
+            [e for e in rest if e.status is TrialStatus.FEASIBLE and e.number not in best],
+        ),
         ("the best quarter of these", "#1f5f9e", 1.8, [e for e in rest if e.number in best]),
         ("what was serving", INCUMBENT, 3.0, [e for e in marked if e.role is Role.BASELINE]),
         ("the candidate", CANDIDATE, 3.5, [e for e in marked if e.role is not Role.BASELINE]),
@@ -199,7 +204,7 @@ def _bundles(story: Story, entries: Sequence[Entry]) -> list[tuple[str, str, flo
     return [bundle for bundle in sorts if bundle[3]]
 
 
-def importance(story: Story) -> tuple[Figure, int] | None:
+def importance_plot(story: ReportView) -> tuple[Figure, int] | None:
     """A bar a knob."""
     shares = story.importance.shares
     if not shares:
@@ -214,10 +219,10 @@ def importance(story: Story) -> tuple[Figure, int] | None:
     return figure, height
 
 
-def crashes(story: Story) -> tuple[Figure, int] | None:
+def crashes(story: ReportView) -> tuple[Figure, int] | None:
     """A row a knob: where in its range the trials that crashed lie, beside those that were measured."""
-    crashed = [e for e in story.entries if e.status is Status.CRASHED and e.knobs]
-    measured = [e for e in story.entries if e.status in (Status.FEASIBLE, Status.INFEASIBLE)]
+    crashed = [e for e in story.entries if e.status is TrialStatus.CRASHED and e.knobs]
+    measured = [e for e in story.entries if e.status in (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE)]
     rows = [knob for knob in _by_importance(story) if any(knob.name in e.knobs for e in crashed)]
     if len(crashed) < 2 or not rows:
         return None
@@ -243,9 +248,9 @@ def crashes(story: Story) -> tuple[Figure, int] | None:
     return figure, height
 
 
-def seconds(story: Story) -> tuple[Figure, int] | None:
+def time_plot(story: ReportView) -> tuple[Figure, int] | None:
     """A bar a trial: what its seconds were spent on."""
-    spent = [e for e in story.entries if e.status is not Status.REFUSED]
+    spent = [e for e in story.entries if e.status is not TrialStatus.REFUSED]
     if not spent:
         return None
     figure, height = new(320, barmode="stack", bargap=0.15)

@@ -9,7 +9,7 @@ import yaml
 from sidecar.engine.command import flags
 from sidecar.format import change, when
 from sidecar.promote.decision import Outcome
-from sidecar.promote.promoted_file import FILE_NAME as PROMOTED_FILE
+from sidecar.promote.promoted_file import PROMOTED_FILE
 from sidecar.record.run_snapshot import Recorded
 from sidecar.record.states import ENGINE_ENDED, ENGINE_SERVES_ON, State
 from sidecar.report import wording
@@ -98,7 +98,7 @@ def versions(recorded: Recorded) -> tuple[Fact, ...]:
     evidence = next((p.evidence for p in recorded.promotions if p.run == recorded.run.id), None) or {}
     heard = dict.fromkeys(t.result.vllm_version for t in recorded.trials if t.result and t.result.vllm_version)
     limits = "; ".join(
-        f"{wording.LIMITS[name]} at most {wording.measured(name, limit)}"
+        f"{wording.LIMITS[name]} at most {wording.measured_text(name, limit)}"
         for name, limit in setup.slo.model_dump().items()
         if limit is not None
     )

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, TypeAlias
 
-from sidecar.record.trial import Role, Status
+from sidecar.record.trial import Role, TrialStatus
 from sidecar.report import wording
-from sidecar.report.view_model import Entry, Story
+from sidecar.report.view_model import ReportView, TrialEntry
 
 Figure: TypeAlias = Any  # plotly.graph_objects.Figure, which tells no types
 
@@ -26,12 +26,12 @@ class Look:
 
 
 STATUS = {
-    Status.FEASIBLE: Look("met every limit", "#3b82c4", "circle"),
-    Status.INFEASIBLE: Look("missed a limit", "#e6a100", "triangle-up"),
-    Status.CRASHED: Look("crashed", "#dd4132", "x"),
-    Status.REFUSED: Look("refused, not started", PLAIN, "diamond-open"),
-    Status.ABORTED: Look("given up", PLAIN, "circle-open"),
-    Status.RUNNING: Look("running", PLAIN, "hourglass"),
+    TrialStatus.FEASIBLE: Look("met every limit", "#3b82c4", "circle"),
+    TrialStatus.INFEASIBLE: Look("missed a limit", "#e6a100", "triangle-up"),
+    TrialStatus.CRASHED: Look("crashed", "#dd4132", "x"),
+    TrialStatus.REFUSED: Look("refused, not started", PLAIN, "diamond-open"),
+    TrialStatus.ABORTED: Look("given up", PLAIN, "circle-open"),
+    TrialStatus.RUNNING: Look("running", PLAIN, "hourglass"),
 }
 
 
@@ -58,7 +58,7 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
     return {"title": {"text": title}, "fixedrange": True, "zeroline": False, "automargin": True, **more}
 
 
-def hover(entry: Entry) -> str:
+def hover(entry: TrialEntry) -> str:
     """Of a trial. Its texts may come from logs: plotly takes markup for its own."""
     lines = [f"trial {entry.number} ({wording.ROLES[entry.role]}): {wording.STATUSES[entry.status]}"]
     lines += [part for part in (entry.configuration, entry.note[:200]) if part]
@@ -69,14 +69,14 @@ def _wrapped(text: str, columns: int = 70) -> list[str]:
     return textwrap.wrap(text, columns) or [""]
 
 
-def looks(story: Story, entries: Iterable[Entry]) -> dict[Look, list[Entry]]:
+def looks(story: ReportView, entries: Iterable[TrialEntry]) -> dict[Look, list[TrialEntry]]:
     """The entries by how they are drawn; what serves and the candidate stand out."""
     incumbent = Look("what was serving", INCUMBENT, "square")
     candidate = Look("the candidate", CANDIDATE, "star")
-    found: dict[Look, list[Entry]] = {}
+    found: dict[Look, list[TrialEntry]] = {}
     for entry in entries:
         look = STATUS[entry.status]
-        if entry.status in (Status.FEASIBLE, Status.INFEASIBLE):
+        if entry.status in (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE):
             if entry.role in (Role.BASELINE, Role.REFERENCE):
                 look = incumbent
             elif entry.role is Role.VALIDATION or entry.number == story.best:
@@ -86,7 +86,7 @@ def looks(story: Story, entries: Iterable[Entry]) -> dict[Look, list[Entry]]:
 
 
 def markers(
-    figure: Figure, look: Look, entries: Sequence[Entry], y: Sequence[Any], text: Sequence[str] = (), **more: Any
+    figure: Figure, look: Look, entries: Sequence[TrialEntry], y: Sequence[Any], text: Sequence[str] = (), **more: Any
 ) -> None:
     """Adds trials that look alike, at the heights ``y``; open marks are of loads that were stopped early."""
     symbols = [f"{look.symbol}-open" if e.bound and not look.symbol.endswith("open") else look.symbol for e in entries]
@@ -103,7 +103,7 @@ def markers(
     )
 
 
-def trial_axis(story: Story) -> dict[str, Any]:
+def trial_axis(story: ReportView) -> dict[str, Any]:
     """Trials from left to right."""
     last = max((e.number for e in story.entries), default=1)
     step: dict[str, Any] = {"dtick": 1} if last <= 12 else {"tickformat": "d", "nticks": 10}

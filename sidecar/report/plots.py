@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sidecar.config.schema import Objective
-from sidecar.record.trial import Role, Status
+from sidecar.record.trial import Role, TrialStatus
 from sidecar.report import knob_plots, wording
+from sidecar.report.decision_summary import Gain
 from sidecar.report.plot_style import (
     CANDIDATE,
     INCUMBENT,
@@ -20,8 +21,7 @@ from sidecar.report.plot_style import (
     new,
     trial_axis,
 )
-from sidecar.report.verdict import Gain
-from sidecar.report.view_model import Starts, Story
+from sidecar.report.view_model import ReplicateLatencies, ReportView
 
 _ANSWER_POINTS = 200
 # Of the largest to the smallest value, from which on an axis is logarithmic.
@@ -36,18 +36,18 @@ class Plot:
     height: int
 
 
-def plots(story: Story) -> dict[str, Plot]:
+def plots(story: ReportView) -> dict[str, Plot]:
     """Those that there is something to show in, by name."""
-    makers: dict[str, Callable[[Story], tuple[Figure, int] | None]] = {
+    makers: dict[str, Callable[[ReportView], tuple[Figure, int] | None]] = {
         "gain": lambda s: _gain(s.verdict.gain) if s.verdict.gain else None,
         "objective": _objective,
         "answers": _answers,
         "percentiles": _percentiles,
-        "limits": knob_plots.limits,
+        "limits": knob_plots.limits_plot,
         "knobs": knob_plots.knobs,
-        "importance": knob_plots.importance,
+        "importance": knob_plots.importance_plot,
         "crashes": knob_plots.crashes,
-        "time": knob_plots.seconds,
+        "time": knob_plots.time_plot,
     }
     made = {name: maker(story) for name, maker in makers.items()}
     return {name: Plot(*found) for name, found in made.items() if found is not None}
@@ -81,7 +81,7 @@ def _gain(gain: Gain) -> tuple[Figure, int]:
     return figure, height
 
 
-def _objective(story: Story) -> tuple[Figure, int] | None:
+def _objective(story: ReportView) -> tuple[Figure, int] | None:
     if not any(e.value is not None for e in story.entries):
         return None
     figure, height = new(400)
@@ -116,19 +116,19 @@ def _objective(story: Story) -> tuple[Figure, int] | None:
     return figure, height
 
 
-def _best_so_far(story: Story) -> list[tuple[int, float]]:
+def _best_so_far(story: ReportView) -> list[tuple[int, float]]:
     """Of the search: at each trial, the best that had met every limit."""
     lower, best, line = story.objective is Objective.LATENCY, None, list[tuple[int, float]]()
     for entry in story.entries:
         value = entry.value
-        if entry.role is Role.SEARCH and entry.status is Status.FEASIBLE and value is not None:
+        if entry.role is Role.SEARCH and entry.status is TrialStatus.FEASIBLE and value is not None:
             best = value if best is None else min(best, value) if lower else max(best, value)
         if best is not None and entry.role is Role.SEARCH:
             line.append((entry.number, best))
     return line
 
 
-def _answers(story: Story) -> tuple[Figure, int] | None:
+def _answers(story: ReportView) -> tuple[Figure, int] | None:
     """The share of requests that were answered within so long, a line a start."""
     if not any(answers for starts in story.starts for answers in starts.answers_ms):
         return None
@@ -159,11 +159,11 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _sides(starts: Sequence[Starts]) -> list[str]:
+def _sides(starts: Sequence[ReplicateLatencies]) -> list[str]:
     return [INCUMBENT if s.name.startswith("what") else CANDIDATE for s in starts]
 
 
-def _percentiles(story: Story) -> tuple[Figure, int] | None:
+def _percentiles(story: ReportView) -> tuple[Figure, int] | None:
     """Each limit's figure, a dot a start, as a share of the limit."""
     names = [n for n in story.limits if any(e.measured.get(n) is not None for s in story.starts for e in s.entries)]
     if not names:
@@ -184,7 +184,9 @@ def _percentiles(story: Story) -> tuple[Figure, int] | None:
             mode="markers",
             name=starts.name,
             marker={"color": colour, "symbol": "square" if ours else "star", "size": 10, "opacity": 0.85},
-            text=[f"trial {entry.number}: {wording.measured(name, measured)}" for _, entry, name, measured in rows],
+            text=[
+                f"trial {entry.number}: {wording.measured_text(name, measured)}" for _, entry, name, measured in rows
+            ],
             hovertemplate="%{text}<extra></extra>",
             cliponaxis=False,
         )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.format import setting
-from sidecar.record.trial import Change, Trial
+from sidecar.record.trial import RepairChange, Trial
 from sidecar.report import wording
 
 
@@ -36,9 +36,9 @@ def _of(trial: Trial) -> list[tuple[str, str, str]]:
     sides = (("", trial.plan.changes), (" (inside vLLM)", trial.result.repairs if trial.result else ()))
     rows = [(f"changed {c.name}{where}", _example(c), c.reason) for where, changes in sides for c in changes]
     if trial.plan.refusal:
-        rows.append(("refused to start it", wording.arguments(trial.plan.proposed), trial.plan.refusal))
+        rows.append(("refused to start it", wording.arguments_text(trial.plan.proposed), trial.plan.refusal))
     return rows
 
 
-def _example(change: Change) -> str:
+def _example(change: RepairChange) -> str:
     return f"{setting(change.before, change.name)} → {setting(change.after, change.name)}"

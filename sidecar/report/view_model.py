@@ -5,17 +5,17 @@ from dataclasses import dataclass
 
 from sidecar.config.schema import Objective
 from sidecar.format import when
-from sidecar.measure.verdict import in_its_unit, limits
-from sidecar.record.run_snapshot import Recorded, ran
-from sidecar.record.time_breakdown import Seconds, spent
-from sidecar.record.trial import VALIDATING, Role, Status, Trial
+from sidecar.measure.verdict import in_its_unit, slo_limits
+from sidecar.record.run_snapshot import Recorded, knobs_that_ran
+from sidecar.record.time_breakdown import TimeBreakdown, spent
+from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus
 from sidecar.record.wording import why
-from sidecar.report import crashes, importance, repairs, verdict, wording
+from sidecar.report import crashes, decision_summary, importance, repairs, wording
 from sidecar.report.crashes import CrashGroup
+from sidecar.report.decision_summary import DecisionSummary, measurement_of, objective_value
 from sidecar.report.importance import Importance
 from sidecar.report.next_steps import Command, Fact, commands, serving, versions
 from sidecar.report.repairs import Intervention
-from sidecar.report.verdict import Verdict, measurement_of, value_of
 from vllm_sloguard.knobs import Knob, Value
 
 # Of a crash, in the table of trials; the table of crashes has it whole.
@@ -23,7 +23,7 @@ _EVIDENCE = 200
 
 
 @dataclass(frozen=True)
-class Entry:
+class TrialEntry:
     """One trial. ``value`` is the objective in its unit, positive; ``measured`` by limit, in the limit's unit.
 
     ``bound`` says that a load was stopped early: what was measured is then at least so large. ``configuration`` is what
@@ -32,32 +32,32 @@ class Entry:
 
     number: int
     role: Role
-    status: Status
+    status: TrialStatus
     value: float | None
     measured: dict[str, float | None]
     bound: bool
     knobs: dict[str, Value]
     configuration: str
     category: str
-    seconds: Seconds
+    seconds: TimeBreakdown
     took: str
     note: str
 
 
 @dataclass(frozen=True)
-class Starts:
+class ReplicateLatencies:
     """The starts that are compared: by trial, the latencies of its requests, ms, ascending, where they were kept.
 
     Those that failed are infinite.
     """
 
     name: str
-    entries: tuple[Entry, ...]
+    entries: tuple[TrialEntry, ...]
     answers_ms: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
-class Story:
+class ReportView:
     """All of it. ``limits`` are by name, in their units; ``best`` the candidate's trial of the search."""
 
     title: str
@@ -67,13 +67,13 @@ class Story:
     written: str
     began: str
     objective: Objective
-    verdict: Verdict
+    verdict: DecisionSummary
     serving: tuple[str, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[TrialEntry, ...]
     best: int | None
     knobs: tuple[Knob, ...]
     limits: dict[str, float]
-    starts: tuple[Starts, ...]
+    starts: tuple[ReplicateLatencies, ...]
     importance: Importance
     crashes: tuple[CrashGroup, ...]
     spending: str
@@ -83,14 +83,14 @@ class Story:
     configuration: str
 
 
-def story(recorded: Recorded) -> Story:
+def report_view(recorded: Recorded) -> ReportView:
     """The whole story of ``recorded``."""
-    setup, told = recorded.setup, verdict.verdict(recorded)
+    setup, told = recorded.setup, decision_summary.decision_summary(recorded)
     entries = tuple(_entry(recorded, trial) for trial in recorded.trials)
     by_number = {entry.number: entry for entry in entries}
-    chosen = verdict.candidate(recorded.trials)
+    chosen = decision_summary.candidate(recorded.trials)
     asked, yaml = commands(recorded)
-    return Story(
+    return ReportView(
         title=f"Tuning report: {setup.model.rstrip('/').rpartition('/')[2]}, run {recorded.run.id}",
         model=setup.model,
         run=recorded.run.id,
@@ -109,7 +109,7 @@ def story(recorded: Recorded) -> Story:
             for name, trials in (("what was serving", told.incumbents), ("the candidate", told.candidates))
             if trials
         ),
-        importance=importance.importance(recorded),
+        importance=importance.knob_importance(recorded),
         crashes=crashes.groups(recorded),
         spending=_spending(spent(recorded.trials, recorded.until)),
         interventions=repairs.interventions(recorded.trials),
@@ -119,7 +119,7 @@ def story(recorded: Recorded) -> Story:
     )
 
 
-def _spending(seconds: Seconds) -> str:
+def _spending(seconds: TimeBreakdown) -> str:
     parts = (
         f"{what} {wording.duration(part)} ({part / (seconds.total or 1):.0%})"
         for what, part in (
@@ -133,19 +133,19 @@ def _spending(seconds: Seconds) -> str:
     return f"{wording.duration(seconds.total)} in all: {', '.join(parts)}."
 
 
-def _entry(recorded: Recorded, trial: Trial) -> Entry:
+def _entry(recorded: Recorded, trial: Trial) -> TrialEntry:
     measurement = measurement_of(trial)
-    found = limits(measurement, recorded.setup.slo) if measurement else ()
+    found = slo_limits(measurement, recorded.setup.slo) if measurement else ()
     end = recorded.end_of(trial)
     crash = trial.result.crash if trial.result else None
-    return Entry(
+    return TrialEntry(
         number=trial.number,
         role=trial.plan.role,
         status=trial.status,
-        value=in_its_unit(value_of(trial), recorded.setup.objective),
+        value=in_its_unit(objective_value(trial), recorded.setup.objective),
         measured={limit.name: limit.measured for limit in found},
         bound=bool(trial.result and trial.result.stopped),
-        knobs=ran(trial, [knob.name for knob in recorded.setup.knobs]),
+        knobs=knobs_that_ran(trial, [knob.name for knob in recorded.setup.knobs]),
         configuration=_configuration(recorded, trial),
         category=wording.category(crash) if crash else "",
         seconds=spent((trial,), end),
@@ -170,10 +170,12 @@ def _configuration(recorded: Recorded, trial: Trial) -> str:
     incumbent = recorded.run.incumbent
     names = dict.fromkeys((*(knob.name for knob in recorded.setup.knobs), *ran))
     different = {name: ran[name] for name in names if name in ran and incumbent.get(name) != ran[name]}
-    return wording.arguments(different) or "as it was serving"
+    return wording.arguments_text(different) or "as it was serving"
 
 
-def _starts(name: str, trials: Sequence[Trial], entries: dict[int, Entry], objective: Objective) -> Starts:
+def _starts(
+    name: str, trials: Sequence[Trial], entries: dict[int, TrialEntry], objective: Objective
+) -> ReplicateLatencies:
     answers = [
         tuple(sorted(s * 1000 for s in t.result.scores))
         if t.result is not None and objective is Objective.LATENCY
@@ -182,4 +184,4 @@ def _starts(name: str, trials: Sequence[Trial], entries: dict[int, Entry], objec
     ]
     validated = all(t.plan.role in VALIDATING for t in trials)
     title = name if validated else f"{name} (first trial only)"
-    return Starts(title, tuple(entries[t.number] for t in trials), tuple(answers))
+    return ReplicateLatencies(title, tuple(entries[t.number] for t in trials), tuple(answers))

@@ -6,7 +6,7 @@ from typing import Any
 
 from sidecar.config.schema import Objective
 from sidecar.format import setting
-from sidecar.record.trial import Role, Status
+from sidecar.record.trial import Role, TrialStatus
 from vllm_sloguard.crash import Crash
 
 OBJECTIVES = {
@@ -34,12 +34,12 @@ ROLES = {
     Role.VALIDATION: "the candidate, again",
 }
 STATUSES = {
-    Status.RUNNING: "not ended",
-    Status.FEASIBLE: "met the limits",
-    Status.INFEASIBLE: "missed a limit",
-    Status.CRASHED: "crashed",
-    Status.REFUSED: "refused, not started",
-    Status.ABORTED: "given up",
+    TrialStatus.RUNNING: "not ended",
+    TrialStatus.FEASIBLE: "met the limits",
+    TrialStatus.INFEASIBLE: "missed a limit",
+    TrialStatus.CRASHED: "crashed",
+    TrialStatus.REFUSED: "refused, not started",
+    TrialStatus.ABORTED: "given up",
 }
 _ENUMERATED = 12
 
@@ -61,7 +61,7 @@ def with_unit(value: float | None, objective: Objective) -> str:
     return "-" if value is None else f"{figure(abs(value))} {UNITS[objective]}"
 
 
-def measured(name: str, value: float | None) -> str:
+def measured_text(name: str, value: float | None) -> str:
     """What was measured for the limit ``name``."""
     if value is None:
         return "-"
@@ -88,7 +88,7 @@ def listed(parts: Sequence[str]) -> str:
     return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1] if parts else "") if part)
 
 
-def trials(numbers: Iterable[int]) -> str:
+def trial_numbers(numbers: Iterable[int]) -> str:
     """ "trial 3", "trials 3, 5 and 8", and no more of them than can be read."""
     found = list(numbers)
     shown = [str(n) for n in found[:_ENUMERATED]]
@@ -97,7 +97,7 @@ def trials(numbers: Iterable[int]) -> str:
     return f"trial{'s' if len(found) > 1 else ''} {listed(shown)}"
 
 
-def arguments(args: Mapping[str, Any]) -> str:
+def arguments_text(args: Mapping[str, Any]) -> str:
     """ "max_num_seqs = 8, block_size = 32"."""
     return ", ".join(f"{name} = {setting(given, name)}" for name, given in args.items())
 

@@ -18,10 +18,9 @@ from sidecar.engine.live_knobs import LiveHub
 from sidecar.engine.ports import any_free_port
 from sidecar.engine.process_group import Identity, ProcessGroup, log_of, writing_to
 from sidecar.guard.memory_learning import Learning
-from sidecar.metrics.exporter import Metrics
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record.journal import EngineRecord, JournalError, Superseded
-from sidecar.record.trial import Change, Start
+from sidecar.record.trial import RepairChange, StartKind
 from vllm_sloguard.crash import Crash
 from vllm_sloguard.knobs import Value
 
@@ -31,7 +30,7 @@ _KERNELS_VARIABLE = "TRITON_CACHE_DIR"
 _MOST_LOGS = 100
 
 
-class Engines:
+class EngineManager:
     """Starts engines for trials, on a port of their own, and for serving, on the operator's.
 
     They are forked where that is asked for and possible; where it is not, that is said once, and each has an ordinary
@@ -44,7 +43,7 @@ class Engines:
         learning: Learning,
         hub: TelemetryHub,
         live: LiveHub,
-        metrics: Metrics,
+        expect_traffic: Callable[[str, str], None],
         say: Callable[[str], None],
     ) -> None:
         self._config = config
@@ -52,7 +51,7 @@ class Engines:
         self._journal = learning.journal
         self._hub = hub
         self._live = live
-        self._metrics = metrics
+        self._expect_traffic = expect_traffic
         self._say = say
         logs = config.state / LOGS
         logs.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -94,17 +93,17 @@ class Engines:
             self._fork_server.close()
             self._fork_server = None
 
-    def begin(self, launch: Launch, role: str, *, fork: bool) -> tuple[Engine, Start]:
+    def begin(self, launch: Launch, role: str, *, fork: bool) -> tuple[Engine, StartKind]:
         """Starts an engine, forked if it shall and can be, and does not wait for it.
 
         Raises EngineCrashed when the port is taken, OSError, JournalError.
         """
         if fork and self._fork_server is not None and not unforkable(launch.args):
             try:
-                return self._start(launch, role, self._fork_server), Start.FORKED
+                return self._start(launch, role, self._fork_server), StartKind.FORKED
             except ForkServerError as error:
                 self.fork_no_more(str(error))
-        return self._start(launch, role, None), Start.ORDINARY
+        return self._start(launch, role, None), StartKind.ORDINARY
 
     def serve(self, args: Mapping[str, Any], began: Callable[[Engine], None], cancelled: Callable[[], bool]) -> Engine:
         """An engine that serves on the operator's port; ``began`` is told of it before its first token.
@@ -117,13 +116,13 @@ class Engines:
         try:
             engine.wait_ready(self._config.engine.start_timeout_s, cancelled)
         except EngineCrashed:
-            if start is Start.ORDINARY:
+            if start is StartKind.ORDINARY:
                 raise
             # It may have been the fork: nothing is held against what is to serve for that.
             self.end(engine, drain=False)
             self.fork_no_more("what is to serve crashed on a forked engine")
             return self.serve(args, began, cancelled)
-        if start is Start.FORKED:
+        if start is StartKind.FORKED:
             engine = self._let_go(engine)
         self.end_forks()
         return engine
@@ -186,7 +185,7 @@ class Engines:
         cores = launch.args.get("data_parallel_size", 1)
         self._hub.expect(launch.engine_id)
         self._live.expect(launch.engine_id, cores if isinstance(cores, int) else 1)
-        self._metrics.traffic(launch.engine_id, role)
+        self._expect_traffic(launch.engine_id, role)
 
     def _prune_logs(self) -> None:
         logs = sorted((self._config.state / LOGS).glob("engine-*.log"), key=lambda log: log.stat().st_mtime)
@@ -257,11 +256,13 @@ class Engines:
             if crash is not None:
                 self._learning.crashed(args, heard, crash)
 
-    def repairs(self, engine: Engine) -> tuple[Change, ...]:
+    def repairs(self, engine: Engine) -> tuple[RepairChange, ...]:
         """What the plugin has changed inside ``engine``; values as text where they are no numbers."""
         report = self._hub.of(engine.launch.engine_id).repair
         changes = report.changes if report is not None else ()
-        return tuple(Change(c.name, _value(c.from_value), _value(c.to_value), c.reason, (*c.rules,)) for c in changes)
+        return tuple(
+            RepairChange(c.name, _value(c.from_value), _value(c.to_value), c.reason, (*c.rules,)) for c in changes
+        )
 
 
 def known(launch: Launch) -> dict[str, Any]:

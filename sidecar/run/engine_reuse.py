@@ -6,14 +6,15 @@ way with the very arguments.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sidecar.config.schema import Config
+from sidecar.engine.command import Args
 from sidecar.engine.engine import Engine, EngineCrashed, Launch
 from sidecar.engine.live_knobs import LiveError, LiveHub, live_targets
-from sidecar.record.trial import VALIDATING, Plan, Role, Start
-from sidecar.run.engine_manager import Engines
+from sidecar.record.trial import VALIDATING, Plan, Role, StartKind
+from sidecar.run.engine_manager import EngineManager
 from vllm_sloguard.crash import Crash
 from vllm_sloguard.knobs import Value
 
@@ -21,7 +22,6 @@ _CHANGE_TIMEOUT_S = 10.0
 # An engine core asks for changes before its first token.
 _CAPABLE_S = 3.0
 
-Args = Mapping[str, bool | int | float | str | list[str]]
 Launcher = Callable[[Args], Launch]
 
 
@@ -30,7 +30,7 @@ class Given:
     """An engine that has answered its first token. ``exact``: it was started with the plan's very arguments."""
 
     engine: Engine
-    start: Start
+    start: StartKind
     start_s: float
     exact: bool
 
@@ -38,7 +38,7 @@ class Given:
 class NotStartedError(RuntimeError):
     """The start crashed; ``engine`` is None where there never was one. ``exact`` as in Given."""
 
-    def __init__(self, crash: Crash, engine: Engine | None, start: Start, *, exact: bool) -> None:
+    def __init__(self, crash: Crash, engine: Engine | None, start: StartKind, *, exact: bool) -> None:
         super().__init__(crash.evidence)
         self.crash = crash
         self.engine = engine
@@ -49,7 +49,7 @@ class NotStartedError(RuntimeError):
 class TrialEngines:
     """Keeps one engine at most."""
 
-    def __init__(self, config: Config, live: LiveHub, engines: Engines, say: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, live: LiveHub, engines: EngineManager, say: Callable[[str], None]) -> None:
         self._config = config
         self._live = live
         self._engines = engines
@@ -125,7 +125,7 @@ class TrialEngines:
             return None
         began = time.monotonic()
         if engine.alive() and self._lowered(engine, plan.args):
-            return Given(engine, Start.LIVE, time.monotonic() - began, exact=False)
+            return Given(engine, StartKind.LIVE, time.monotonic() - began, exact=False)
         self._end(engine)
         return None
 
@@ -158,7 +158,7 @@ class TrialEngines:
 
     def _started(self, launch: Launch, role: Role, cancelled: Callable[[], bool], *, exact: bool) -> Given:
         engine: Engine | None = None
-        start = Start.ORDINARY
+        start = StartKind.ORDINARY
         began = time.monotonic()
         try:
             fork = self._config.engine.forked_trials and role not in VALIDATING
@@ -167,7 +167,7 @@ class TrialEngines:
         except EngineCrashed as crashed:
             if engine is not None:
                 self._end(engine)
-            if role is Role.BASELINE and start is Start.FORKED:
+            if role is Role.BASELINE and start is StartKind.FORKED:
                 self._engines.fork_no_more("what is serving crashed on a forked engine")
             raise NotStartedError(crashed.crash, engine, start, exact=exact) from None
         except BaseException:

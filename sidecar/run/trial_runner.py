@@ -14,10 +14,10 @@ from sidecar.measure.capacity_search import Tried, capacity, next_rate
 from sidecar.measure.early_stop import Rules
 from sidecar.measure.load_client import LoadClient, LoadError, LoadTimeoutError
 from sidecar.measure.partial_load import Hopeless
-from sidecar.measure.requests import LoadResult, Watch, to_the_end
+from sidecar.measure.requests import LoadResult, StopRule, to_the_end
 from sidecar.observe.telemetry import TelemetryHub
-from sidecar.record.trial import VALIDATING, Plan, Result, Role, Start
-from sidecar.run.engine_manager import LOGS, Engines
+from sidecar.record.trial import VALIDATING, Plan, Result, Role, StartKind
+from sidecar.run.engine_manager import LOGS, EngineManager
 from sidecar.run.engine_reuse import Given, NotStartedError, TrialEngines
 from vllm_sloguard.crash import Category, Crash
 
@@ -27,11 +27,11 @@ _LAST_WORDS_S, _GOING_DOWN_S = 0.5, 5.0
 _HIGHEST_RATE = 16.0
 
 
-class Runner:
+class TrialRunner:
     """Runs trials, one at a time, and keeps what the next one can use: the load client, and an engine."""
 
     def __init__(
-        self, config: Config, engines: Engines, hub: TelemetryHub, live: LiveHub, say: Callable[[str], None]
+        self, config: Config, engines: EngineManager, hub: TelemetryHub, live: LiveHub, say: Callable[[str], None]
     ) -> None:
         self._config = config
         self._engines = engines
@@ -113,7 +113,7 @@ class Runner:
         stop_s = None if kept else self._engines.end(engine, drain=False)
         # A crash past the guard is no news.
         lesson = crash if plan.role is not Role.UNGUARDED else None
-        self._engines.learn(engine, lesson, started=given.start is not Start.LIVE)
+        self._engines.learn(engine, lesson, started=given.start is not StartKind.LIVE)
         timing = Result(crash=crash, start=given.start, start_s=given.start_s, stop_s=stop_s)
         result = self._told(engine, timing)
         return self._judged(loads, loads_s, result) if loads and lasted else result, given.exact
@@ -168,7 +168,7 @@ class Runner:
         while (rate := next_rate([tried for tried, _ in done], workload.rate, highest)) is not None:
             # Prompts that are new to the engine: those of the load before are in its prefix cache.
             changes: dict[str, float] = {"rate": rate, "seed": workload.seed + len(done)}
-            if done or given.start is Start.LIVE:  # the load before has warmed the engine
+            if done or given.start is StartKind.LIVE:  # the load before has warmed the engine
                 changes["warmup_requests"] = 0
             load = self._load(given.engine, workload.model_copy(update=changes), watch, cancelled)
             met = not isinstance(load.ending, Hopeless) and verdict.violation(verdict.measure(load, slo), slo) == 0
@@ -177,7 +177,7 @@ class Runner:
                 break
         return done
 
-    def _load(self, engine: Engine, workload: Workload, watch: Watch, cancelled: Callable[[], bool]) -> LoadResult:
+    def _load(self, engine: Engine, workload: Workload, watch: StopRule, cancelled: Callable[[], bool]) -> LoadResult:
         """The load; an engine that ends or hangs meanwhile is a crash, whatever the client says."""
         config = self._config
         try:

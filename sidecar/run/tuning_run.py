@@ -15,8 +15,8 @@ from sidecar.promote.decision import Decision, Outcome
 from sidecar.record.durations import reserved_pairs
 from sidecar.record.events import Operations
 from sidecar.record.journal import Journal, Run
-from sidecar.record.trial import VALIDATING, Plan, Result, Role, Status, Trial
-from sidecar.run.trial_runner import Runner
+from sidecar.record.trial import VALIDATING, Plan, Result, Role, Trial, TrialStatus
+from sidecar.run.trial_runner import TrialRunner
 from sidecar.search.contract import Context, Observation, Proposal
 from sidecar.search.failed_configs import MOST_REFUSALS_IN_A_ROW
 from sidecar.search.registry import make
@@ -26,7 +26,7 @@ from vllm_sloguard.knobs import Value
 Begin = Callable[[Plan], None]
 Notify = Callable[[Trial], None]
 Fits = Callable[[int, int], bool]
-Cancelled = Callable[[], bool]
+IsCancelled = Callable[[], bool]
 
 
 def incumbent_args(config: Config, journal: Journal) -> Args:
@@ -59,13 +59,13 @@ class Tuner:
         config: Config,
         run: Run,
         journal: Journal,
-        runner: Runner,
+        runner: TrialRunner,
         guard: Guard,
         *,
         begin: Begin = lambda _plan: None,
         notify: Notify,
         fits: Fits,
-        cancelled: Cancelled,
+        cancelled: IsCancelled,
     ) -> None:
         self._config = config
         self._run = run
@@ -83,7 +83,7 @@ class Tuner:
         self._prior = _earlier(config, run, journal, self._knobs, self._quarantined)
 
     def tune(self) -> Decision:
-        """Runs what is left of the search and the validation, and decides. Raises Cancelled, LoadError."""
+        """Runs what is left of the search and the validation, and decides. Raises IsCancelled, LoadError."""
         try:
             while (plan := self._next()) is not None and self._fits(1, self._reserved()):
                 self._attempt(plan)
@@ -116,10 +116,10 @@ class Tuner:
 
     def _next(self) -> Plan | None:
         """The next plan of the search; None when its budget is used up. An aborted trial is tried again."""
-        trials = [t for t in self._trials() if t.status is not Status.ABORTED]
+        trials = [t for t in self._trials() if t.status is not TrialStatus.ABORTED]
         baselines = [t for t in trials if t.plan.role is Role.BASELINE]
         # What serves can crash by accident too, and without its record there is nothing to compare with.
-        if not baselines or (len(baselines) == 1 and baselines[0].status is Status.CRASHED):
+        if not baselines or (len(baselines) == 1 and baselines[0].status is TrialStatus.CRASHED):
             return self._incumbent(Role.BASELINE, "what is serving today")
         tried = [t.plan.proposed for t in trials if t.plan.role is Role.UNGUARDED]
         for args in self._config.search.unguarded[len(tried) :]:
@@ -128,7 +128,7 @@ class Tuner:
             return self._guard.plan(self._run.incumbent, proposal, Role.UNGUARDED)
         if any(t.plan.role in VALIDATING for t in self._trials()):
             return None
-        ran = [t for t in trials if t.status is not Status.REFUSED]
+        ran = [t for t in trials if t.status is not TrialStatus.REFUSED]
         if len(ran) >= self._config.search.budget or _refused_in_a_row(trials) >= MOST_REFUSALS_IN_A_ROW:
             return None
         told = (t.observation(self._knobs, self._config.slo) for t in trials)
@@ -178,7 +178,7 @@ class Tuner:
 
     def _reserved(self) -> int:
         """How many measurements a trial of the search leaves room for: the fewest for the first half of them."""
-        ran = sum(t.status not in (Status.REFUSED, Status.ABORTED) for t in self._trials())
+        ran = sum(t.status not in (TrialStatus.REFUSED, TrialStatus.ABORTED) for t in self._trials())
         return 2 * reserved_pairs(ran, self._config)
 
     def _attempt(self, plan: Plan) -> None:
@@ -211,7 +211,7 @@ def _earlier(
     trials = [t for t in journal.trials() if t.run in alike and _beside(t.plan, knobs) == fixed]
     trials = [t for t in trials if _values(t.plan.args, knobs) not in quarantined]
     # A validation is one configuration again and again: it would outweigh the others.
-    kept = [t for t in trials if t.status is not Status.REFUSED and t.plan.role not in VALIDATING]
+    kept = [t for t in trials if t.status is not TrialStatus.REFUSED and t.plan.role not in VALIDATING]
     told = [o for t in kept if (o := t.observation(knobs, config.slo)) is not None]
     return [dataclasses.replace(o, prior=True) for o in told]
 
@@ -230,7 +230,7 @@ def _beside(plan: Plan, knobs: tuple[str, ...]) -> dict[str, Any]:
 def _refused_in_a_row(trials: Sequence[Trial]) -> int:
     count = 0
     for trial in reversed(trials):
-        if trial.status is not Status.REFUSED:
+        if trial.status is not TrialStatus.REFUSED:
             break
         count += 1
     return count

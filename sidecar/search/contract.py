@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from vllm_sloguard.knobs import Config
+from vllm_sloguard.knobs import KnobValues
 
 
-class Outcome(StrEnum):
+class ObservedStatus(StrEnum):
     """What became of a configuration."""
 
     FEASIBLE = "feasible"
@@ -33,17 +33,17 @@ class Observation:
     observation is of an earlier run: it tells what it tells, and costs no budget.
     """
 
-    config: Config
-    outcome: Outcome
+    config: KnobValues
+    outcome: ObservedStatus
     violation: float
     value: float | None
     margins: Mapping[str, float] | None = None
     prior: bool = False
 
     def __post_init__(self) -> None:
-        if (self.outcome is Outcome.FEASIBLE) != (self.violation == 0):
+        if (self.outcome is ObservedStatus.FEASIBLE) != (self.violation == 0):
             raise ValueError(f"a violation of {self.violation} does not go with {self.outcome}")
-        if self.outcome is Outcome.FEASIBLE and self.value is None:
+        if self.outcome is ObservedStatus.FEASIBLE and self.value is None:
             raise ValueError("a feasible observation must have a value")
         if not self.violation >= 0:  # NaN as well: one such entry would stop every later ask
             raise ValueError(f"a violation must be 0 or more, got {self.violation}")
@@ -60,7 +60,7 @@ class Projection:
     ``kv_tokens`` are the tokens that the KV cache would hold, ``None`` where that is not known.
     """
 
-    config: Config
+    config: KnobValues
     refusal: str = ""
     kv_tokens: int | None = None
 
@@ -74,18 +74,18 @@ class Context:
     ``is_cold`` says whether a configuration needs a restart, where some do not.
     """
 
-    incumbent: Config | None = None
+    incumbent: KnobValues | None = None
     longest_request_tokens: int | None = None
-    project: Callable[[Config], Projection] | None = None
+    project: Callable[[KnobValues], Projection] | None = None
     limits: Mapping[str, float] | None = None
-    is_cold: Callable[[Config], bool] | None = None
+    is_cold: Callable[[KnobValues], bool] | None = None
 
 
 @dataclass(frozen=True)
 class Proposal:
     """A configuration to try, the phase of the search it comes from, and why, in a phrase."""
 
-    config: Config
+    config: KnobValues
     phase: str
     reason: str
 

@@ -10,9 +10,9 @@ from functools import cached_property
 
 import numpy as np
 
-from sidecar.search.contract import Observation, Outcome
+from sidecar.search.contract import Observation, ObservedStatus
 from sidecar.search.encoding import Array, Encoding, span
-from vllm_sloguard.knobs import Kind, Knob
+from vllm_sloguard.knobs import Knob, KnobKind
 
 # How far from what served a step upward leads: a share of 1, or a factor of e. The knobs that take memory.
 _UPWARD: Mapping[str, float] = {
@@ -52,7 +52,7 @@ class CrashRisk:
         cls, encoding: Encoding, tried: Sequence[Observation], places: Array, near: Array, trust: float
     ) -> "CrashRisk":
         """From the trials that ran and their encoded places, as far as these lie close to ``near``."""
-        crashes = np.array([o.outcome is Outcome.CRASHED for o in tried], dtype=bool)
+        crashes = np.array([o.outcome is ObservedStatus.CRASHED for o in tried], dtype=bool)
         served, crashed = places[~crashes], places[crashes]
         served = served[encoding.closest(served, near, _MOST_POINTS)]
         crashed = crashed[encoding.closest(crashed, near, _MOST_POINTS)]
@@ -113,7 +113,7 @@ class CrashRisk:
 
 
 def _weights(knob: Knob) -> tuple[float, float]:
-    if knob.kind is Kind.CATEGORICAL:
+    if knob.kind is KnobKind.CATEGORICAL:
         weight = _OTHER_NAME if any(isinstance(choice, str) for choice in knob.choices) else _OTHER_CHOICE
         return weight, weight
     if knob.name in _UPWARD:
@@ -125,8 +125,8 @@ def threshold(history: Sequence[Observation]) -> float:
     """How likely to serve a proposal must be: stricter after each crash, laxer after each feasible trial."""
     needed = _START
     for observation in history:
-        if observation.outcome is Outcome.CRASHED:
+        if observation.outcome is ObservedStatus.CRASHED:
             needed = min(needed + _STEP, _HIGHEST)
-        elif observation.outcome is Outcome.FEASIBLE:
+        elif observation.outcome is ObservedStatus.FEASIBLE:
             needed = max(needed - _STEP, _LOWEST)
     return needed

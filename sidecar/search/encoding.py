@@ -9,9 +9,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.search.knob_values import Array, bounds, centre, from_unit, nearest, to_unit
+from sidecar.search.knob_values import Array, centre, from_unit, nearest, numeric_bounds, to_unit
 from sidecar.search.space import Space
-from vllm_sloguard.knobs import Config, Kind, Knob, Value
+from vllm_sloguard.knobs import Knob, KnobKind, KnobValues, Value
 
 Indices: TypeAlias = NDArray[np.int64]
 
@@ -28,14 +28,14 @@ class Encoding:
     @cached_property
     def categorical(self) -> NDArray[np.bool_]:
         """Which columns are choices. Shape (knobs,)."""
-        return np.array([knob.kind is Kind.CATEGORICAL for knob in self.space.knobs])
+        return np.array([knob.kind is KnobKind.CATEGORICAL for knob in self.space.knobs])
 
     @cached_property
     def choices(self) -> Indices:
         """How many choices each column has; 0 for a number. Shape (knobs,)."""
         return np.array([len(knob.choices) for knob in self.space.knobs])
 
-    def encode(self, configs: Sequence[Config]) -> Array:
+    def encode(self, configs: Sequence[KnobValues]) -> Array:
         """Shape (configs, knobs)."""
         rows = [[self._place(knob, config.get(knob.name)) for knob in self.space.knobs] for config in configs]
         return np.array(rows, dtype=float).reshape(len(configs), len(self.space.knobs))
@@ -73,18 +73,18 @@ class Encoding:
 def _encoded(knob: Knob, value: Value | None) -> float:
     """The place of one value; the centre's where there is none."""
     known = centre(knob) if value is None else nearest(knob, value)
-    if knob.kind is Kind.CATEGORICAL:
+    if knob.kind is KnobKind.CATEGORICAL:
         return float(knob.choices.index(known))
     return float(to_unit(knob, np.array(known, dtype=float)))
 
 
 def _decoded(knob: Knob, place: float) -> Value:
-    if knob.kind is Kind.CATEGORICAL:
+    if knob.kind is KnobKind.CATEGORICAL:
         return knob.choices[int(place)]
     return from_unit(knob, min(max(place, 0.0), 1.0))
 
 
 def span(knob: Knob) -> float:
     """How far a numeric knob reaches: in factors of e on a logarithmic scale, else in its own unit."""
-    low, high = bounds(knob)
+    low, high = numeric_bounds(knob)
     return math.log(high / low) if knob.log else high - low

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TypeAlias
 
-from sidecar.search.contract import Observation, Outcome
+from sidecar.search.contract import Observation, ObservedStatus
 from sidecar.search.paper_constants import PUBLISHED
 from sidecar.search.space import Space
-from vllm_sloguard.knobs import Config, Kind, Value
+from vllm_sloguard.knobs import KnobKind, KnobValues, Value
 
 Setting: TypeAlias = tuple[str, Value]
 ATTEMPTS = 32
@@ -19,12 +19,12 @@ MOST_REFUSALS_IN_A_ROW = 20
 
 def failed(observation: Observation) -> bool:
     """Whether the configuration gave no measurement at all: it crashed, or the guard refused it."""
-    return observation.outcome in (Outcome.CRASHED, Outcome.REFUSED)
+    return observation.outcome in (ObservedStatus.CRASHED, ObservedStatus.REFUSED)
 
 
-def ran(history: Sequence[Observation]) -> int:
+def trials_run(history: Sequence[Observation]) -> int:
     """How many trials of this run ran. What the guard refused did not, and costs no budget."""
-    return sum(observation.outcome is not Outcome.REFUSED and not observation.prior for observation in history)
+    return sum(observation.outcome is not ObservedStatus.REFUSED and not observation.prior for observation in history)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Failures:
         """Those of ``history``."""
         return cls(frozenset(frozenset(space.active(o.config).items()) for o in history if failed(o)))
 
-    def __contains__(self, config: Config) -> bool:
+    def __contains__(self, config: KnobValues) -> bool:
         return frozenset(config.items()) in self.configs
 
     def avoiding(self, propose: Callable[[], tuple[dict[str, Value], str]]) -> tuple[dict[str, Value], str]:
@@ -74,18 +74,18 @@ class Blacklist:
                     banned_until[held] = index + PUBLISHED.blacklist_trials
         return cls(frozenset(held for held, last in banned_until.items() if len(history) <= last))
 
-    def permits(self, config: Config, name: str, value: Value) -> bool:
+    def permits(self, config: KnobValues, name: str, value: Value) -> bool:
         """Whether ``name`` may be changed to ``value`` where the rest of ``config`` stays."""
         entered = (name, value)
         pairs = (frozenset((entered, (other, held))) for other, held in config.items() if other != name)
         return frozenset((entered,)) not in self.banned and not any(pair in self.banned for pair in pairs)
 
 
-def _held(space: Space, config: Config) -> list[frozenset[Setting]]:
+def _held(space: Space, config: KnobValues) -> list[frozenset[Setting]]:
     """The categorical values of ``config``, alone and in pairs."""
     settings = [
         (name, value)
         for name, value in space.active(config).items()
-        if space.by_name[name].kind is Kind.CATEGORICAL and space.by_name[name].holds(value)
+        if space.by_name[name].kind is KnobKind.CATEGORICAL and space.by_name[name].holds(value)
     ]
     return [frozenset((setting,)) for setting in settings] + [frozenset(pair) for pair in combinations(settings, 2)]

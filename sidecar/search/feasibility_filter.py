@@ -8,10 +8,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sidecar.search.contract import Context, Observation, Outcome, Projection
+from sidecar.search.contract import Context, Observation, ObservedStatus, Projection
 from sidecar.search.space import Space
-from vllm_sloguard.guard.repair import Status, repair
-from vllm_sloguard.knobs import Config, Value
+from vllm_sloguard.guard.repair import RepairStatus, repair
+from vllm_sloguard.knobs import KnobValues, Value
 
 _SHARE, _LENGTH = "gpu_memory_utilization", "max_model_len"
 _SPARE_SHARE = 0.03  # CUDA graphs are captured beside the share that vLLM claims
@@ -32,21 +32,23 @@ class Admission:
 
     @classmethod
     def after(
-        cls, space: Space, context: Context, history: Sequence[Observation], centre: Config, *, rules: bool
+        cls, space: Space, context: Context, history: Sequence[Observation], centre: KnobValues, *, rules: bool
     ) -> "Admission":
         """With the guard's limits as they are around ``centre``; without a guard there are none."""
         if context.project is None:
             return cls(space, context, rules)
-        served = [o.config for o in history[-_RECENT:] if o.outcome in (Outcome.FEASIBLE, Outcome.INFEASIBLE)]
+        served = [
+            o.config for o in history[-_RECENT:] if o.outcome in (ObservedStatus.FEASIBLE, ObservedStatus.INFEASIBLE)
+        ]
         projections = [context.project(config) for config in served]
         rooms = [room for p in projections if (room := _room(p)) is not None]
         least = min(_REQUESTS_THAT_FIT, *rooms, math.inf) * _TOLERANCE
         return cls(space, context, rules, _most_share(space, context, centre, served), least)
 
-    def admitted(self, config: Config) -> dict[str, Value] | None:
+    def admitted(self, config: KnobValues) -> dict[str, Value] | None:
         """What would run, a configuration of the space; None for what is refused or too close to a limit."""
         config = self._long_enough(config)
-        if self.rules and (mended := repair(config, None, None)).status is not Status.UNCHANGED:
+        if self.rules and (mended := repair(config, None, None)).status is not RepairStatus.UNCHANGED:
             config = mended.args
         if self.context.project is None:
             return self.space.project(config)
@@ -57,7 +59,7 @@ class Admission:
             return None
         return self.space.project(projection.config)
 
-    def _long_enough(self, config: Config) -> Config:
+    def _long_enough(self, config: KnobValues) -> KnobValues:
         """Raises a length that the workload's longest request would not fit."""
         needed, length = self.context.longest_request_tokens, config.get(_LENGTH)
         if needed is None or not isinstance(length, int) or length >= needed:
@@ -73,7 +75,7 @@ def _room(projection: Projection) -> float | None:
     return projection.kv_tokens / length
 
 
-def _most_share(space: Space, context: Context, centre: Config, served: Sequence[Config]) -> float:
+def _most_share(space: Space, context: Context, centre: KnobValues, served: Sequence[KnobValues]) -> float:
     """The largest share to try: some way below what the guard lowers the largest one to."""
     knob = space.by_name.get(_SHARE)
     if knob is None or context.project is None or _SHARE not in centre:

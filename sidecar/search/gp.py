@@ -16,10 +16,10 @@ from sidecar.search.contract import Observation, Proposal
 from sidecar.search.failed_configs import Failures
 from sidecar.search.knob_values import centre, nearest
 from sidecar.search.space import Space
-from sidecar.search.tpe import OPTUNA_STARTUP_TRIALS, distribution, drawn, random_start, unless_failed, value_of
-from vllm_sloguard.knobs import Config, Value
+from sidecar.search.tpe import OPTUNA_STARTUP_TRIALS, decoded_value, distribution, drawn, random_start, unless_failed
+from vllm_sloguard.knobs import KnobValues, Value
 
-PHASE = "gp-exploit"
+GP_PHASE = "gp-exploit"
 # A Gaussian process is smooth: the published violation of a crash, 100, would flatten all others.
 _CRASH_VIOLATION = 10.0
 
@@ -45,10 +45,10 @@ class Gp:
         rng = np.random.default_rng([self.seed, len(history)])
         failures = Failures.of(self.space, history)
         if why := random_start(history, self.startup):
-            return drawn(self.space, failures, rng, PHASE, why)
+            return drawn(self.space, failures, rng, GP_PHASE, why)
         best = self._best(history, int(rng.integers(2**31)))
         why = f"constrained expected improvement over {len(history)} trials"
-        return unless_failed(self.space, failures, rng, Proposal(best, PHASE, why))
+        return unless_failed(self.space, failures, rng, Proposal(best, GP_PHASE, why))
 
     def _best(self, history: Sequence[Observation], seed: int) -> dict[str, Value]:
         """What GPSampler proposes. Every knob is in every trial, as it takes no conditional ones."""
@@ -59,9 +59,9 @@ class Gp:
         )
         study.add_trials(_replayed(self._complete(o.config), o, distributions, worst) for o in history)
         suggested = study.ask(distributions).params
-        return self.space.active({name: value_of(self.space.by_name[name], suggested[name]) for name in suggested})
+        return self.space.active({name: decoded_value(self.space.by_name[name], suggested[name]) for name in suggested})
 
-    def _complete(self, config: Config) -> Config:
+    def _complete(self, config: KnobValues) -> KnobValues:
         return {
             knob.name: nearest(knob, config[knob.name]) if knob.name in config else centre(knob)
             for knob in self.space.knobs
@@ -69,7 +69,7 @@ class Gp:
 
 
 def _replayed(
-    config: Config, seen: Observation, distributions: dict[str, BaseDistribution], worst: float
+    config: KnobValues, seen: Observation, distributions: dict[str, BaseDistribution], worst: float
 ) -> FrozenTrial:
     """A finished trial with its one constraint: GPSampler refuses trials that differ in the number of theirs."""
     return create_trial(

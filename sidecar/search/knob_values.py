@@ -6,21 +6,21 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_sloguard.knobs import Kind, Knob, Value
+from vllm_sloguard.knobs import Knob, KnobKind, Value
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 
 
 def draw(knob: Knob, rng: np.random.Generator) -> Value:
     """A value drawn uniformly, on the knob's scale."""
-    if knob.kind is Kind.CATEGORICAL:
+    if knob.kind is KnobKind.CATEGORICAL:
         return knob.choices[int(rng.integers(len(knob.choices)))]
     return from_unit(knob, float(rng.random()))
 
 
 def centre(knob: Knob) -> Value:
     """The first choice (vLLM's default in the knob table), or the middle of the range on the knob's scale."""
-    return knob.choices[0] if knob.kind is Kind.CATEGORICAL else from_unit(knob, 0.5)
+    return knob.choices[0] if knob.kind is KnobKind.CATEGORICAL else from_unit(knob, 0.5)
 
 
 def nearest(knob: Knob, value: Value) -> Value:
@@ -29,19 +29,19 @@ def nearest(knob: Knob, value: Value) -> Value:
         return value
     if isinstance(value, str) or (isinstance(value, float) and math.isnan(value)):
         return centre(knob)
-    if knob.kind is Kind.CATEGORICAL:
+    if knob.kind is KnobKind.CATEGORICAL:
         return _nearest_choice(knob, value)
     if isinstance(value, bool):
         return centre(knob)
     clipped = min(max(value, knob.low), knob.high)
-    if knob.kind is Kind.FLOAT:
+    if knob.kind is KnobKind.FLOAT:
         return float(clipped)
     return min(max(round(clipped), math.ceil(knob.low)), math.floor(knob.high))
 
 
-def bounds(knob: Knob) -> tuple[float, float]:
+def numeric_bounds(knob: Knob) -> tuple[float, float]:
     """The range, half a step wider for integers, so that those at its ends are drawn as often as the others."""
-    margin = 0.5 if knob.kind is Kind.INT else 0.0
+    margin = 0.5 if knob.kind is KnobKind.INT else 0.0
     return knob.low - margin, knob.high + margin
 
 
@@ -55,7 +55,7 @@ def _nearest_choice(knob: Knob, value: float) -> Value:
 
 def to_unit(knob: Knob, values: Array) -> Array:
     """Where numeric values lie in the range, 0 to 1, on the knob's scale. Shape as ``values``."""
-    low, high = bounds(knob)
+    low, high = numeric_bounds(knob)
     if knob.log:
         return np.log(values / low) / math.log(high / low)
     return (values - low) / (high - low)
@@ -63,13 +63,13 @@ def to_unit(knob: Knob, values: Array) -> Array:
 
 def from_unit(knob: Knob, share: float) -> Value:
     """The numeric value at ``share`` of the range, 0 to 1, on the knob's scale."""
-    low, high = bounds(knob)
+    low, high = numeric_bounds(knob)
     return tidy(knob, low * (high / low) ** share if knob.log else low + share * (high - low))
 
 
 def tidy(knob: Knob, value: float) -> Value:
     """The value of a numeric knob closest to ``value`` in four significant digits, which read well in a record."""
-    return nearest(knob, value if knob.kind is Kind.INT else float(f"{value:.4g}"))
+    return nearest(knob, value if knob.kind is KnobKind.INT else float(f"{value:.4g}"))
 
 
 def moved(knob: Knob, value: Value, spread: float, rng: np.random.Generator) -> Value:
@@ -80,7 +80,7 @@ def moved(knob: Knob, value: Value, spread: float, rng: np.random.Generator) -> 
     move = float(rng.normal(0.0, spread))
     # At an end of the range half of the moves lead outside: they are turned round.
     candidates = [from_unit(knob, min(max(here + delta, 0.0), 1.0)) for delta in (move, -move)]
-    if knob.kind is Kind.INT:
+    if knob.kind is KnobKind.INT:
         # A cold step rounds to nothing; the next integer is the smallest step there is.
         candidates += [value + 1, value - 1] if move > 0 else [value - 1, value + 1]
     return next((new for new in candidates if new != value and knob.holds(new)), value)

@@ -9,7 +9,7 @@ from sidecar.search.contract import Observation, Proposal
 from sidecar.search.failed_configs import Failures
 from sidecar.search.space import Space
 
-PHASE = "random"
+RANDOM_PHASE = "random"
 
 
 @dataclass(frozen=True)
@@ -24,4 +24,4 @@ class Uniform:
         rng = np.random.default_rng([self.seed, len(history)])
         failures = Failures.of(self.space, history)
         config, why = failures.avoiding(lambda: (self.space.sample(rng), "uniform draw"))
-        return Proposal(config, PHASE, why)
+        return Proposal(config, RANDOM_PHASE, why)

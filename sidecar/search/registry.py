@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sidecar.search.contract import Context, Observation, Optimizer, Proposal
 from sidecar.search.random_search import Uniform
-from sidecar.search.sloguard import Parts, SloGuard
+from sidecar.search.sloguard import SearchFeatures, SloGuard
 from sidecar.search.space import Space
 from sidecar.search.tba import Annealing
 
@@ -36,15 +36,15 @@ _COLD: Mapping[str, Callable[[Space, int, int], Optimizer]] = {
     "tba": Annealing,
     "tba-tpe": _tba_tpe,
 }
-_PARTS: Mapping[str, Parts] = {
-    "sloguard": Parts(),
-    "sloguard-no-incumbent": Parts(incumbent=False),
-    "sloguard-no-guard": Parts(guard=False),
-    "sloguard-no-crash-model": Parts(crash_model=False),
-    "sloguard-no-priors": Parts(priors=False),
+_PARTS: Mapping[str, SearchFeatures] = {
+    "sloguard": SearchFeatures(),
+    "sloguard-no-incumbent": SearchFeatures(incumbent=False),
+    "sloguard-no-guard": SearchFeatures(guard=False),
+    "sloguard-no-crash-model": SearchFeatures(crash_model=False),
+    "sloguard-no-priors": SearchFeatures(priors=False),
 }
 DEFAULT = "sloguard"
-NAMES = (*_COLD, DEFAULT)
+OPTIMIZERS = (*_COLD, DEFAULT)
 ABLATIONS = tuple(name for name in _PARTS if name != DEFAULT)
 
 
@@ -66,7 +66,7 @@ def make(name: str, space: Space, seed: int, budget: int, context: Context | Non
             ``budget`` is less than one trial.
     """
     if name not in _COLD and name not in _PARTS:
-        raise ValueError(f"no optimizer is called {name!r}; there are {', '.join((*NAMES, *ABLATIONS))}")
+        raise ValueError(f"no optimizer is called {name!r}; there are {', '.join((*OPTIMIZERS, *ABLATIONS))}")
     if seed < 0:
         raise ValueError(f"the seed must not be negative, got {seed}")
     if budget < 1:

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from sidecar.search.candidates import around, by_choice
-from sidecar.search.contract import Context, Observation, Outcome, Proposal
+from sidecar.search.contract import Context, Observation, ObservedStatus, Proposal
 from sidecar.search.crash_risk import CrashRisk, threshold
 from sidecar.search.encoding import Array, Encoding
 from sidecar.search.failed_configs import Failures, failed
@@ -25,7 +25,7 @@ from sidecar.search.latency_priors import eager_effect
 from sidecar.search.space import Space
 from sidecar.search.surrogate import Surrogate, learn
 from sidecar.search.tba import Annealing
-from vllm_sloguard.knobs import Config, Value
+from vllm_sloguard.knobs import KnobValues, Value
 
 _ADMITTED = 24  # candidates that are put to the guard, best first
 _ROUNDS, _ORIGINS = 2, 3  # of other choices with the best candidates
@@ -45,7 +45,7 @@ _RADIUS, _SMALLEST, _GROWTH, _SHRINKING, _PATIENCE = 0.5, 0.08, 1.5, 0.7, 3
 
 
 @dataclass(frozen=True)
-class Parts:
+class SearchFeatures:
     """Which parts of the design are in use; an ablation leaves one out."""
 
     incumbent: bool = True
@@ -72,7 +72,7 @@ class SloGuard:
     seed: int
     budget: int
     context: Context
-    parts: Parts = field(default_factory=Parts)
+    parts: SearchFeatures = field(default_factory=SearchFeatures)
 
     def ask(self, history: Sequence[Observation]) -> Proposal:
         """The incumbent; annealing while nothing has served and there is no incumbent; then the best by the models."""
@@ -83,7 +83,7 @@ class SloGuard:
             start = self.space.project(incumbent)
             if start not in failures:
                 return Proposal(start, "incumbent", "what serves today, as the place to start from")
-        served = any(o.outcome in (Outcome.FEASIBLE, Outcome.INFEASIBLE) for o in history)
+        served = any(o.outcome in (ObservedStatus.FEASIBLE, ObservedStatus.INFEASIBLE) for o in history)
         if not served and incumbent is None:
             return self._annealed(history, failures)
         rng = np.random.default_rng([self.seed, len(history)])
@@ -127,14 +127,14 @@ class SloGuard:
 
     def _view(self, history: Sequence[Observation]) -> _View:
         """The models are fitted around the best value; the search stands where they expect the best."""
-        tried = [o for o in history if o.outcome is not Outcome.REFUSED]
+        tried = [o for o in history if o.outcome is not ObservedStatus.REFUSED]
         places = self.encoding.encode([o.config for o in tried])
         start = self._start(tried, places)
         trust = _TRUST_GUARDED if self._known.project is not None else _TRUST_ALONE
         risk = CrashRisk.of(self.encoding, tried, places, start, trust) if self.parts.crash_model else None
         eager = eager_effect(tried, (self.context.limits or {}).get("itl_p99_ms"))
         model = learn(self.encoding, tried, places, start, risk=risk, priors=self.parts.priors, eager=eager)
-        feasible = np.array([o.outcome is Outcome.FEASIBLE for o in tried], dtype=bool)
+        feasible = np.array([o.outcome is ObservedStatus.FEASIBLE for o in tried], dtype=bool)
         centre = start
         if feasible.any() and model.loss is not None:
             centre = places[feasible][int(np.argmin(model.loss.predict(places[feasible]).mean))]
@@ -148,7 +148,7 @@ class SloGuard:
         if not tried:
             return self.encoding.encode([self.context.incumbent or {}])[0]
         worth = [
-            (o.outcome is Outcome.FEASIBLE, -o.violation, -math.inf if o.value is None else o.value, row)
+            (o.outcome is ObservedStatus.FEASIBLE, -o.violation, -math.inf if o.value is None else o.value, row)
             for row, o in enumerate(tried)
         ]
         return places[max(worth)[-1]]
@@ -204,7 +204,7 @@ class SloGuard:
         longest = steps[~self.encoding.categorical].max(axis=0, initial=0.0)
         return scores - _PER_CHANGE * changes - _OUTSIDE * np.maximum(0.0, longest - reach)
 
-    def _cold(self, configs: Sequence[Config]) -> Array:
+    def _cold(self, configs: Sequence[KnobValues]) -> Array:
         """What counts against those that need a restart. Shape (configs,)."""
         is_cold = self.context.is_cold
         return _COLD * np.array([is_cold is not None and is_cold(config) for config in configs])
@@ -245,7 +245,7 @@ class SloGuard:
 def radius(history: Sequence[Observation]) -> float:
     """The trust region: wider after an improvement, narrower after some trials without; any step before the first
     feasible trial."""
-    size = _RADIUS if any(o.outcome is Outcome.FEASIBLE for o in history) else 1.0
+    size = _RADIUS if any(o.outcome is ObservedStatus.FEASIBLE for o in history) else 1.0
     for change in _changes(history):
         size = min(1.0, size * _GROWTH) if change > 0 else max(_SMALLEST, size * _SHRINKING) if change < 0 else size
     return size
@@ -262,14 +262,18 @@ def _changes(history: Sequence[Observation]) -> list[int]:
     changes: list[int] = []
     best, without = -math.inf, 0
     for observation in history:
-        if observation.outcome is Outcome.FEASIBLE and observation.value is not None and observation.value > best:
+        if (
+            observation.outcome is ObservedStatus.FEASIBLE
+            and observation.value is not None
+            and observation.value > best
+        ):
             changes += [1] if math.isfinite(best) else []
             best, without = observation.value, 0
-        elif math.isfinite(best) and observation.outcome is not Outcome.REFUSED:
+        elif math.isfinite(best) and observation.outcome is not ObservedStatus.REFUSED:
             without = (without + 1) % _PATIENCE
             changes.append(0 if without else -1)
     return changes
 
 
-def _key(config: Config) -> frozenset[tuple[str, Value]]:
+def _key(config: KnobValues) -> frozenset[tuple[str, Value]]:
     return frozenset(config.items())

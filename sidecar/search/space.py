@@ -9,12 +9,12 @@ from typing import TypeAlias
 import numpy as np
 
 from sidecar.search.knob_values import centre, draw, moved, nearest
-from vllm_sloguard.knobs import Config, Kind, Knob, Value
+from vllm_sloguard.knobs import Knob, KnobKind, KnobValues, Value
 
-MayChange: TypeAlias = Callable[[Config, str, Value], bool]
+MayChange: TypeAlias = Callable[[KnobValues, str, Value], bool]
 
 
-def _always(_config: Config, _name: str, _value: Value) -> bool:
+def _always(_config: KnobValues, _name: str, _value: Value) -> bool:
     return True
 
 
@@ -49,7 +49,7 @@ class Space:
         graph = {knob.name: [name for name in knob.requires if name in self.by_name] for knob in self.knobs}
         return tuple(self.by_name[name] for name in TopologicalSorter(graph).static_order())
 
-    def active(self, config: Config) -> dict[str, Value]:
+    def active(self, config: KnobValues) -> dict[str, Value]:
         """``config`` without what is no knob of the space, or is one that does not matter here."""
         kept: dict[str, Value] = {}
         for knob in self.by_requirement:
@@ -57,7 +57,7 @@ class Space:
                 kept[knob.name] = config[knob.name]
         return self._in_order(kept)
 
-    def matters(self, knob: Knob, config: Config) -> bool:
+    def matters(self, knob: Knob, config: KnobValues) -> bool:
         """Whether what ``knob`` requires holds in ``config``, which must have no knob that does not matter itself."""
         required = self._required[knob.name]
         return not required or all(name in config and config[name] == value for name, value in required)
@@ -67,7 +67,7 @@ class Space:
         """What each knob requires of the others in the space."""
         return {k.name: tuple((n, v) for n, v in k.requires.items() if n in self.by_name) for k in self.knobs}
 
-    def contains(self, config: Config) -> bool:
+    def contains(self, config: KnobValues) -> bool:
         """Whether ``config`` holds exactly the knobs that matter in it, each with a value that it may take."""
         active = self.active(config)
         due = {knob.name for knob in self.knobs if self.matters(knob, active)}
@@ -77,13 +77,13 @@ class Space:
         """A configuration drawn uniformly, each knob on its own scale."""
         return self._resolved({}, lambda knob: draw(knob, rng))
 
-    def project(self, config: Config) -> dict[str, Value]:
+    def project(self, config: KnobValues) -> dict[str, Value]:
         """The configuration of the space that is closest to ``config``. A knob that it lacks stands at its centre."""
         return self._resolved(config, centre)
 
     def neighbour(
         self,
-        config: Config,
+        config: KnobValues,
         rng: np.random.Generator,
         structural: float,
         spread: float,
@@ -98,7 +98,7 @@ class Space:
         """
         here = self.project(config)
         prefers_structural = rng.random() < structural
-        numeric = [self.by_name[name] for name in here if self.by_name[name].kind is not Kind.CATEGORICAL]
+        numeric = [self.by_name[name] for name in here if self.by_name[name].kind is not KnobKind.CATEGORICAL]
         choices = self._changes(here, may_change)
         if not choices and not numeric:
             choices = self._changes(here, _always)
@@ -112,7 +112,7 @@ class Space:
             return here, ""
         return self._resolved({**here, name: value}, lambda knob: draw(knob, rng)), name
 
-    def _changes(self, here: Config, may_change: MayChange) -> dict[str, list[Value]]:
+    def _changes(self, here: KnobValues, may_change: MayChange) -> dict[str, list[Value]]:
         """The other values that each categorical knob may take, for the knobs that have any."""
         others = {
             name: [value for value in self.by_name[name].choices if value != current and may_change(here, name, value)]
@@ -120,7 +120,7 @@ class Space:
         }
         return {name: values for name, values in others.items() if values}
 
-    def _resolved(self, config: Config, absent: Callable[[Knob], Value]) -> dict[str, Value]:
+    def _resolved(self, config: KnobValues, absent: Callable[[Knob], Value]) -> dict[str, Value]:
         """Every knob that matters: brought into range where ``config`` has it, else what ``absent`` says."""
         resolved: dict[str, Value] = {}
         for knob in self.by_requirement:
@@ -128,5 +128,5 @@ class Space:
                 resolved[knob.name] = nearest(knob, config[knob.name]) if knob.name in config else absent(knob)
         return self._in_order(resolved)
 
-    def _in_order(self, config: Config) -> dict[str, Value]:
+    def _in_order(self, config: KnobValues) -> dict[str, Value]:
         return {name: config[name] for name in self.by_name if name in config}

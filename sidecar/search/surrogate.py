@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.search.contract import Observation, Outcome
+from sidecar.search.contract import Observation, ObservedStatus
 from sidecar.search.crash_risk import CrashRisk
 from sidecar.search.encoding import Array, Encoding
 from sidecar.search.gaussian_process import GaussianProcess, Prediction, fit
@@ -136,11 +136,13 @@ def learn(
         for name, seen in _margins(tried).items()
         if max(seen.values()) > -_FARTHEST  # what is met by far, everywhere, takes no model
     )
-    values = {row: o.value for row, o in enumerate(tried) if o.value is not None and o.outcome is not Outcome.CRASHED}
+    values = {
+        row: o.value for row, o in enumerate(tried) if o.value is not None and o.outcome is not ObservedStatus.CRASHED
+    }
     if not values:
         return Surrogate(None, margins, risk, None, places, near)
     rows = list(values)
-    feasible = np.array([tried[row].outcome is Outcome.FEASIBLE for row in rows])
+    feasible = np.array([tried[row].outcome is ObservedStatus.FEASIBLE for row in rows])
     losses = losses_of(list(values.values()))
     losses = np.minimum(losses, losses[feasible if feasible.any() else slice(None)].min() + _WORST_LOSS)
     loss = target(LATENCY, rows, losses, _LOSS_SCALE)
@@ -180,7 +182,7 @@ def losses_of(values: Sequence[float]) -> Array:
 
 def _margins(tried: Sequence[Observation]) -> dict[str, dict[int, float]]:
     """log(measured / limit) by constraint and row; of the violation as a whole where no margin was recorded."""
-    served = {row: o for row, o in enumerate(tried) if o.outcome is not Outcome.CRASHED}
+    served = {row: o for row, o in enumerate(tried) if o.outcome is not ObservedStatus.CRASHED}
     names = sorted({name for o in served.values() for name in o.margins or ()})
     if not names and any(o.violation for o in served.values()):
         whole = {row: math.log1p(o.violation) if o.violation else _SURELY_MET for row, o in served.items()}

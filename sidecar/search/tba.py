@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sidecar.search.contract import Observation, Outcome, Proposal
+from sidecar.search.contract import Observation, ObservedStatus, Proposal
 from sidecar.search.failed_configs import Blacklist, Failures
 from sidecar.search.paper_constants import PUBLISHED
 from sidecar.search.space import Space
-from vllm_sloguard.knobs import Config, Value
+from vllm_sloguard.knobs import KnobValues, Value
 
-PHASE = "tba-explore"
+TBA_PHASE = "tba-explore"
 
 
 @dataclass(frozen=True)
-class State:
+class AnnealingState:
     """Where the annealing stands.
 
     ``energy`` is that of ``current`` and is lowered: the violation before anything is feasible, the negated objective
@@ -28,7 +28,7 @@ class State:
     """
 
     temperature: float = PUBLISHED.temperature_start
-    current: Config | None = None
+    current: KnobValues | None = None
     energy: float = math.inf
     best: float = math.inf
     worst_feasible: float = -math.inf
@@ -43,21 +43,21 @@ class State:
         return self.worst_feasible - self.best if self.feasible else PUBLISHED.violation_scale
 
 
-def fold(history: Sequence[Observation], seed: int) -> State:
+def fold(history: Sequence[Observation], seed: int) -> AnnealingState:
     """The state that ``history`` leads to."""
-    state = State()
+    state = AnnealingState()
     for index, observation in enumerate(history):
         state = advanced(state, observation, np.random.default_rng([seed, index, 1]))
     return state
 
 
-def advanced(state: State, seen: Observation, rng: np.random.Generator) -> State:
+def advanced(state: AnnealingState, seen: Observation, rng: np.random.Generator) -> AnnealingState:
     """The state after one more observation. What the guard refused never ran, so it changes nothing."""
-    if seen.outcome is Outcome.REFUSED:
+    if seen.outcome is ObservedStatus.REFUSED:
         return state
     energy = _energy(seen, state.feasible)
-    if seen.outcome is Outcome.FEASIBLE and not state.feasible:
-        return State(
+    if seen.outcome is ObservedStatus.FEASIBLE and not state.feasible:
+        return AnnealingState(
             temperature=PUBLISHED.first_feasible * PUBLISHED.temperature_start,
             current=seen.config,
             energy=energy,
@@ -69,7 +69,7 @@ def advanced(state: State, seen: Observation, rng: np.random.Generator) -> State
         )
     improved = energy < state.best
     after = replace(state, best=min(state.best, energy), trials=state.trials + 1)
-    if seen.outcome is Outcome.FEASIBLE:
+    if seen.outcome is ObservedStatus.FEASIBLE:
         after = replace(after, worst_feasible=max(state.worst_feasible, energy))
     starting = state.trials < PUBLISHED.initial_trials
     if state.current is None or (improved if starting else accepts(energy - state.energy, after, rng)):
@@ -77,14 +77,14 @@ def advanced(state: State, seen: Observation, rng: np.random.Generator) -> State
     return after if starting else _tempered(after, improved)
 
 
-def accepts(rise: float, state: State, rng: np.random.Generator) -> bool:
+def accepts(rise: float, state: AnnealingState, rng: np.random.Generator) -> bool:
     """The Metropolis rule: a fall always, a rise with probability exp(-rise / (temperature * scale))."""
     if rise <= 0:
         return True
     return math.isfinite(rise) and float(rng.random()) < math.exp(-rise / state.scale / state.temperature)
 
 
-def _tempered(state: State, improved: bool) -> State:
+def _tempered(state: AnnealingState, improved: bool) -> AnnealingState:
     """Cooled after an improvement, reheated after too many trials without one. The initial trials do neither."""
     if improved:
         factor = PUBLISHED.cooling if state.feasible else PUBLISHED.cooling_infeasible
@@ -99,7 +99,7 @@ def _tempered(state: State, improved: bool) -> State:
 
 def _energy(seen: Observation, feasible_known: bool) -> float:
     """Once something is feasible, only feasible configurations have a finite energy."""
-    if seen.outcome is Outcome.FEASIBLE and seen.value is not None:
+    if seen.outcome is ObservedStatus.FEASIBLE and seen.value is not None:
         return -seen.value
     return math.inf if feasible_known else min(seen.violation, PUBLISHED.crash_violation)
 
@@ -120,7 +120,7 @@ class Annealing:
         if state.current is None or state.trials < PUBLISHED.initial_trials:
             why = f"random start, {state.trials + 1} of {PUBLISHED.initial_trials}"
             config, why = failures.avoiding(lambda: (self.space.sample(rng), why))
-            return Proposal(config, PHASE, why)
+            return Proposal(config, TBA_PHASE, why)
         current, blacklist = state.current, Blacklist.of(self.space, history)
         structural, spread = self.structural(state.trials), PUBLISHED.step * state.temperature
 
@@ -129,10 +129,10 @@ class Annealing:
 
         config, changed = failures.avoiding(neighbour)
         if config not in failures:
-            return Proposal(config, PHASE, f"T={state.temperature:.2f}, changed {changed or 'nothing'}")
+            return Proposal(config, TBA_PHASE, f"T={state.temperature:.2f}, changed {changed or 'nothing'}")
         why = f"T={state.temperature:.2f}, random, since the neighbours have failed"
         config, why = failures.avoiding(lambda: (self.space.sample(rng), why))
-        return Proposal(config, PHASE, why)
+        return Proposal(config, TBA_PHASE, why)
 
     def structural(self, trials: int) -> float:
         """The probability of a structural change after ``trials``, falling in a line."""

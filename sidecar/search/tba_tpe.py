@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sidecar.search.contract import Observation, Outcome, Proposal
-from sidecar.search.failed_configs import ran
+from sidecar.search.contract import Observation, ObservedStatus, Proposal
+from sidecar.search.failed_configs import trials_run
 from sidecar.search.paper_constants import PUBLISHED
 from sidecar.search.space import Space
 from sidecar.search.tba import Annealing
@@ -18,10 +18,10 @@ def forced_after(budget: int) -> int:
 
 def handed_off(history: Sequence[Observation], budget: int) -> bool:
     """Whether TPE is in charge. The counts only grow, so there is no way back."""
-    trials = ran(history)
+    trials = trials_run(history)
     if trials >= forced_after(budget):
         return True
-    feasible = sum(observation.outcome is Outcome.FEASIBLE for observation in history)
+    feasible = sum(observation.outcome is ObservedStatus.FEASIBLE for observation in history)
     return (
         trials >= max(PUBLISHED.early_trials, budget // PUBLISHED.early_divisor)
         and feasible >= max(PUBLISHED.feasible_trials, budget // PUBLISHED.feasible_divisor)

@@ -16,14 +16,14 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, create_trial
 
-from sidecar.search.contract import Observation, Outcome, Proposal
-from sidecar.search.failed_configs import Failures, failed, ran
-from sidecar.search.knob_values import bounds, tidy
+from sidecar.search.contract import Observation, ObservedStatus, Proposal
+from sidecar.search.failed_configs import Failures, failed, trials_run
+from sidecar.search.knob_values import numeric_bounds, tidy
 from sidecar.search.paper_constants import PUBLISHED
 from sidecar.search.space import Space
-from vllm_sloguard.knobs import Config, Kind, Knob, Value
+from vllm_sloguard.knobs import Knob, KnobKind, KnobValues, Value
 
-PHASE = "tpe-exploit"
+TPE_PHASE = "tpe-exploit"
 OPTUNA_STARTUP_TRIALS = 10  # Optuna's own default
 
 # Each ask makes a study, and a line about each would drown the log. Optuna's other loggers keep their level.
@@ -80,10 +80,10 @@ class Tpe:
         rng = np.random.default_rng([self.seed, len(history)])
         failures = Failures.of(self.space, history)
         if why := random_start(history, self.startup):
-            return drawn(self.space, failures, rng, PHASE, why)
+            return drawn(self.space, failures, rng, TPE_PHASE, why)
         best = self._best(history, int(rng.integers(2**31)))
         return unless_failed(
-            self.space, failures, rng, Proposal(best, PHASE, f"expected improvement over {len(history)} trials")
+            self.space, failures, rng, Proposal(best, TPE_PHASE, f"expected improvement over {len(history)} trials")
         )
 
     def _best(self, history: Sequence[Observation], seed: int) -> dict[str, Value]:
@@ -97,7 +97,7 @@ class Tpe:
         study = optuna.create_study(direction="maximize", sampler=_Sampler(joint, seed))
         study.add_trials(_replayed(self.space.project(o.config), o, distributions) for o in history)
         suggested = study.ask(distributions).params
-        return self.space.active({name: value_of(self.space.by_name[name], suggested[name]) for name in suggested})
+        return self.space.active({name: decoded_value(self.space.by_name[name], suggested[name]) for name in suggested})
 
 
 def random_start(history: Sequence[Observation], startup: int) -> str:
@@ -105,8 +105,8 @@ def random_start(history: Sequence[Observation], startup: int) -> str:
 
     Where all failed a model would take the least bad failure for a good point and stay near it.
     """
-    if ran(history) < startup:
-        return f"random start, {ran(history) + 1} of {startup}"
+    if trials_run(history) < startup:
+        return f"random start, {trials_run(history) + 1} of {startup}"
     return "random, nothing has served yet" if all(failed(observation) for observation in history) else ""
 
 
@@ -129,23 +129,23 @@ def unless_failed(space: Space, failures: Failures, rng: np.random.Generator, be
 
 def distribution(knob: Knob) -> BaseDistribution:
     """The knob's range, as Optuna has it."""
-    if knob.kind is Kind.CATEGORICAL:
+    if knob.kind is KnobKind.CATEGORICAL:
         return _SharedCategorical(knob.choices)
-    return _SharedFloat(*bounds(knob), log=knob.log)
+    return _SharedFloat(*numeric_bounds(knob), log=knob.log)
 
 
-def value_of(knob: Knob, suggested: Value) -> Value:
+def decoded_value(knob: Knob, suggested: Value) -> Value:
     """The knob's value that Optuna means."""
-    if knob.kind is Kind.CATEGORICAL or isinstance(suggested, str):
+    if knob.kind is KnobKind.CATEGORICAL or isinstance(suggested, str):
         return suggested
     return tidy(knob, suggested)
 
 
-def _replayed(config: Config, seen: Observation, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
+def _replayed(config: KnobValues, seen: Observation, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
     """A finished trial. Each has its constraint: Optuna takes one without for feasible."""
     return create_trial(
         params=dict(config),
         distributions={name: distributions[name] for name in config},
-        value=seen.value if seen.outcome is Outcome.FEASIBLE else -math.inf,
+        value=seen.value if seen.outcome is ObservedStatus.FEASIBLE else -math.inf,
         constraints={"violation": min(seen.violation, PUBLISHED.crash_violation)},
     )

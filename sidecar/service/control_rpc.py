@@ -8,13 +8,13 @@ from typing import NoReturn
 import grpc
 
 from sidecar.config.schema import Config
-from sidecar.config.window import LONGEST_S
+from sidecar.config.window import LONGEST_WINDOW_S
 from sidecar.observe.telemetry import TelemetryHub
-from sidecar.record.events import Kind, Operations
+from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import Journal, JournalError, Superseded
 from sidecar.record.states import IN_A_WINDOW
-from sidecar.service.mailbox import Requests, busy, serving_rate
-from sidecar.service.window_policy import refusal
+from sidecar.service.mailbox import Mailbox, busy_reason, serving_rate
+from sidecar.service.window_policy import window_refusal
 from vllm_sloguard.wire import control_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceServicer
 
@@ -24,7 +24,7 @@ _LONGEST_REASON = 200
 class Control(ControlServiceServicer):
     """Answers at once, from threads of its own: it writes the journal, or leaves a request for the loop."""
 
-    def __init__(self, config: Config, requests: Requests, hub: TelemetryHub) -> None:
+    def __init__(self, config: Config, requests: Mailbox, hub: TelemetryHub) -> None:
         self._config = config
         self._requests = requests
         self._hub = hub
@@ -33,13 +33,13 @@ class Control(ControlServiceServicer):
         """Asks the loop for a window."""
         asked = self._requests
         with self._operations(request.epoch, context) as operations:
-            if why_not := busy(asked):
+            if why_not := busy_reason(asked):
                 paused = operations.paused() is not None
                 _refuse(context, f"{why_not}{'; it is paused, too: `sloguard resume`' if paused else ''}")
-            if not 0 <= request.duration_seconds <= LONGEST_S:
-                text = f"duration_seconds: from 0 to {LONGEST_S} are allowed"
+            if not 0 <= request.duration_seconds <= LONGEST_WINDOW_S:
+                text = f"duration_seconds: from 0 to {LONGEST_WINDOW_S} are allowed"
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
-            why_not = refusal(
+            why_not = window_refusal(
                 self._config.window,
                 time.time(),
                 operations.paused(),
@@ -59,7 +59,7 @@ class Control(ControlServiceServicer):
             reason, paused = " ".join(request.reason.split())[:_LONGEST_REASON], operations.paused()
             if paused is not None and reason in ("", paused.reason):
                 return pb.PauseResponse(summary="it was paused already")
-            operations.record(Kind.PAUSED, reason=reason)
+            operations.record(EventKind.PAUSED, reason=reason)
             if paused is not None:
                 before = f', which was "{paused.reason}"' if paused.reason else ""
                 return pb.PauseResponse(summary=f'it was paused already; its reason is now "{reason}"{before}')
@@ -71,7 +71,7 @@ class Control(ControlServiceServicer):
         with self._operations(request.epoch, context) as operations:
             if operations.paused() is None:
                 return pb.ResumeResponse(summary="it was not paused")
-            operations.record(Kind.RESUMED)
+            operations.record(EventKind.RESUMED)
         return pb.ResumeResponse(summary="resumed: windows open again")
 
     def Abort(self, request: pb.AbortRequest, context: grpc.ServicerContext) -> pb.AbortResponse:  # noqa: N802

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from sidecar.config.window import Hooks
-from sidecar.record.events import Kind, Operations
+from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import JournalError
 
 _SHOWN_CHARS = 200
@@ -25,7 +25,7 @@ class HookRunner:
     def before_drain(self) -> str:
         """Tells of a drain; why that failed in one sentence, or nothing. Raises JournalError."""
         if self._hooks.after_restore:
-            self._operations.record(Kind.HOOK_BEFORE)
+            self._operations.record(EventKind.HOOK_BEFORE)
         return self._run("before_drain", self._hooks.before_drain)
 
     def after_restore(self) -> None:
@@ -35,7 +35,7 @@ class HookRunner:
                 return
             problem = self._run("after_restore", self._hooks.after_restore)
             if not problem:
-                self._operations.record(Kind.HOOK_AFTER)
+                self._operations.record(EventKind.HOOK_AFTER)
         except JournalError as error:
             problem = str(error)
         if problem and problem != self._said:

@@ -12,17 +12,18 @@ from contextlib import suppress
 from sidecar.config.schema import Config
 from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.engine.process_group import NotGoneError
-from sidecar.record.events import Kind, WindowOutcome
+from sidecar.format import Say
+from sidecar.record.events import EventKind, WindowOutcome
 from sidecar.record.journal import JournalError, Superseded
 from sidecar.record.states import ENGINE_ENDED, ENGINE_SERVES_ON, FAILED, Cause, State
 from sidecar.record.trial import Trial
 from sidecar.service.drain_hooks import HookRunner
-from sidecar.service.parts import Parts
-from sidecar.service.probation_monitor import Watch
-from sidecar.service.serving_engine import Serving
-from sidecar.service.state_machine import Progress, Say
-from sidecar.service.tuning_window import Window, end_interrupted
-from sidecar.service.window_policy import refusal
+from sidecar.service.parts import ServiceParts
+from sidecar.service.probation_monitor import ProbationMonitor
+from sidecar.service.serving_engine import ServingEngine
+from sidecar.service.state_machine import StateMachine
+from sidecar.service.tuning_window import TuningWindow, end_interrupted
+from sidecar.service.window_policy import window_refusal
 
 _TICK_S = 0.5
 _PROBE_EVERY_S = 5.0
@@ -31,15 +32,15 @@ _PROBE_EVERY_S = 5.0
 class Service:
     """The loop. Everything that it does happens on the thread that calls ``run``."""
 
-    def __init__(self, config: Config, parts: Parts, *, say: Say, notify: Callable[[Trial], None]) -> None:
+    def __init__(self, config: Config, parts: ServiceParts, *, say: Say, notify: Callable[[Trial], None]) -> None:
         self._config = config
         self._parts = parts
         self._requests = parts.requests
-        self.progress = self._progress = Progress(parts.journal, parts.metrics, parts.requests, say)
+        self.progress = self._progress = StateMachine(parts.journal, parts.metrics, parts.requests, say)
         self._hooks = HookRunner(config.window.hooks, parts.operations, say)
-        self._serving = Serving(config, parts, self._progress, self._hooks)
-        self._watch = Watch(config, parts.operations, self._serving, self._progress, parts.metrics)
-        self._window = Window(config, parts, self._progress, self._serving, notify)
+        self._serving = ServingEngine(config, parts, self._progress, self._hooks)
+        self._watch = ProbationMonitor(config, parts.operations, self._serving, self._progress, parts.metrics)
+        self._window = TuningWindow(config, parts, self._progress, self._serving, notify)
         self._opening = config.window.next_opening(time.time())
         self._probed_at = 0.0
         self._trouble = ""
@@ -82,7 +83,7 @@ class Service:
         try:
             self._requests.epoch = self._parts.journal.take_over(os.getpid())
             self._parts.runner.act_for(self._requests.epoch)
-            self._parts.metrics.epoch.set(self._requests.epoch)
+            self._parts.metrics.controller(self._requests.epoch)
         except JournalError as error:
             self._say_once(str(error))
 
@@ -97,7 +98,7 @@ class Service:
         try:
             if self._parts.operations.open_window() is not None:
                 reason = "the sidecar ended during the window"
-                self._parts.operations.record(Kind.WINDOW_ENDED, outcome=WindowOutcome.STOPPED, reason=reason)
+                self._parts.operations.record(EventKind.WINDOW_ENDED, outcome=WindowOutcome.STOPPED, reason=reason)
         except JournalError as error:
             self._progress.say(str(error))
 
@@ -142,13 +143,13 @@ class Service:
     def _scheduled(self) -> None:
         operations = self._parts.operations
         paused, last = operations.paused(), operations.last_window()
-        why_not = refusal(self._config.window, time.time(), paused, last, self._serving.rate(), force=False)
+        why_not = window_refusal(self._config.window, time.time(), paused, last, self._serving.rate(), force=False)
         if not why_not:
             self._window.open(self._config.window.duration, Cause.WINDOW_SCHEDULED, "the window has opened")
             return
         self._progress.say(f"no window: {why_not}")
-        self._parts.metrics.windows.labels(str(WindowOutcome.REFUSED)).inc()
-        operations.record(Kind.WINDOW_ENDED, outcome=WindowOutcome.REFUSED, reason=why_not)
+        self._parts.metrics.window_ended(WindowOutcome.REFUSED)
+        operations.record(EventKind.WINDOW_ENDED, outcome=WindowOutcome.REFUSED, reason=why_not)
 
     def _look(self) -> None:
         """Probes the engine, and looks after what is on probation and what others are owed."""
@@ -157,7 +158,7 @@ class Service:
         if not works:
             self._serving.restart(Cause.ENGINE_HANGS, "the serving engine hangs")
             return
-        self._parts.metrics.paused.set(self._parts.operations.paused() is not None)
+        self._parts.metrics.pausing(paused=self._parts.operations.paused() is not None)
         self._watch.look()
         self._hooks.after_restore()
 

@@ -10,7 +10,7 @@ from sidecar.record.states import IN_A_WINDOW, State
 
 
 @dataclass
-class Requests:
+class Mailbox:
     """What other threads ask of the loop, and what they need to know of it."""
 
     stop_sidecar: threading.Event = field(default_factory=threading.Event)
@@ -31,7 +31,7 @@ def serving_rate(hub: TelemetryHub, engine_id: str) -> float | None:
     return rate(real_requests(traffic), traffic.since, time.monotonic(), RATE_OVER_S)
 
 
-def busy(asked: Requests) -> str:
+def busy_reason(asked: Mailbox) -> str:
     """Why what the sidecar does now leaves no room for a window; empty where it serves."""
     if asked.state in (*IN_A_WINDOW, State.PROMOTING):
         return f"a window is open already: the sidecar is {asked.state}"

@@ -5,20 +5,25 @@ import time
 from pydantic import ValidationError
 
 from sidecar.config.schema import Config
-from sidecar.metrics.exporter import Metrics
 from sidecar.observe.user_requests import RECORD, Record
-from sidecar.promote.probation import Verdict, judge
-from sidecar.record.events import Kind, Operations
+from sidecar.promote.probation import ProbationVerdict, judge
+from sidecar.record.events import EventKind, Operations
 from sidecar.record.states import Cause
-from sidecar.service.serving_engine import Serving
-from sidecar.service.state_machine import Progress
+from sidecar.service.observer import ServiceObserver
+from sidecar.service.serving_engine import ServingEngine
+from sidecar.service.state_machine import StateMachine
 
 
-class Watch:
+class ProbationMonitor:
     """Judges one promotion at a time, from its first start on; a sidecar that comes later goes on with it."""
 
     def __init__(
-        self, config: Config, operations: Operations, serving: Serving, progress: Progress, metrics: Metrics
+        self,
+        config: Config,
+        operations: Operations,
+        serving: ServingEngine,
+        progress: StateMachine,
+        metrics: ServiceObserver,
     ) -> None:
         self._config = config
         self._operations = operations
@@ -27,7 +32,7 @@ class Watch:
         self._promotion: int | None = None
         self._before: Record | None = None
         self._ends_at: float | None = None
-        metrics.probation_remaining.set_function(self.left_s)
+        metrics.clock_probation(self.left_s)
 
     def left_s(self) -> float:
         """Seconds until the probation ends, 0 where there is none; also called by scrapes, on their threads."""
@@ -43,7 +48,7 @@ class Watch:
         rule, serving = self._config.promotion.probation, self._serving
         requests, rate = serving.requests(), serving.rate()
         ruling = judge(self._before, requests, rate, self._config.slo, rule, self.left_s())
-        if ruling.verdict is Verdict.GOES_ON:
+        if ruling.verdict is ProbationVerdict.GOES_ON:
             return
         self._ends_at = None
         if ruling.rolls_back:
@@ -51,7 +56,7 @@ class Watch:
             serving.replace(Cause.ROLLED_BACK, f"promotion {self._promotion} was rolled back: {ruling.reason}")
             return
         self._progress.say(f"promotion {self._promotion} has passed its probation: {ruling.reason}")
-        self._operations.record(Kind.PROBATION, promotion=self._promotion, reason=ruling.reason)
+        self._operations.record(EventKind.PROBATION, promotion=self._promotion, reason=ruling.reason)
 
     def _begin(self, promotion: int | None) -> None:
         current = None if promotion is None else next(p for p in self._operations.promotions() if p.id == promotion)

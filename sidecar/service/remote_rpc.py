@@ -11,21 +11,21 @@ from typing import Any
 import grpc
 
 from sidecar.config.schema import Config, Remote
-from sidecar.config.secret_files import read, secret, token
+from sidecar.config.secret_files import read_secret, secret, token
 from sidecar.rpc import bounded_server
 from vllm_sloguard.hooks.telemetry_client import unix_target
 
 _SCHEME = "Bearer "
 
 
-def serve(remote: Remote, register: Callable[[grpc.Server], Any]) -> grpc.Server:
+def serve_remote(remote: Remote, register: Callable[[grpc.Server], Any]) -> grpc.Server:
     """A started server at ``remote.address``; ``register`` adds its services.
 
     Raises ConfigError for files that can't be used, OSError for an address that is taken.
     """
     credentials = grpc.ssl_server_credentials(
-        [(secret("remote.key", remote.key), read("remote.certificate", remote.certificate))],
-        root_certificates=read("remote.ca", remote.ca),
+        [(secret("remote.key", remote.key), read_secret("remote.certificate", remote.certificate))],
+        root_certificates=read_secret("remote.ca", remote.ca),
         require_client_auth=True,
     )
     server = bounded_server(interceptors=[_TokenNeeded(token("remote.token", remote.token))])
@@ -50,7 +50,9 @@ def channel(config: Config) -> Generator[tuple[grpc.Channel, tuple[tuple[str, st
             yield opened, ()
         return
     credentials = grpc.ssl_channel_credentials(
-        read("remote.ca", remote.ca), secret("remote.key", remote.key), read("remote.certificate", remote.certificate)
+        read_secret("remote.ca", remote.ca),
+        secret("remote.key", remote.key),
+        read_secret("remote.certificate", remote.certificate),
     )
     metadata = (("authorization", _SCHEME + token("remote.token", remote.token)),)
     with grpc.secure_channel(remote.address, credentials) as opened:

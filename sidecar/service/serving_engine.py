@@ -8,16 +8,16 @@ from sidecar.engine.http import Unanswered
 from sidecar.engine.process_group import NotGoneError
 from sidecar.format import setting
 from sidecar.guard.guard import Args
-from sidecar.observe.user_requests import Record, Request, real_requests, record
+from sidecar.observe.user_requests import Record, UserRequest, real_requests, summarize
 from sidecar.promote import promoted_file
-from sidecar.promote.probation import Ruling, Verdict, crash_loop
-from sidecar.record.events import Kind
+from sidecar.promote.probation import ProbationVerdict, Ruling, crash_loop
+from sidecar.record.events import EventKind
 from sidecar.record.journal import JournalError
 from sidecar.record.states import COMING_UP, Cause, State
 from sidecar.service.drain_hooks import HookRunner
 from sidecar.service.mailbox import serving_rate
-from sidecar.service.parts import Parts
-from sidecar.service.state_machine import Progress
+from sidecar.service.parts import ServiceParts
+from sidecar.service.state_machine import StateMachine
 from vllm_sloguard.crash import Category, Crash
 
 _PROBES_TO_HANG = 2
@@ -26,14 +26,14 @@ _LONGEST_BACKOFF_S = 60.0
 _PORT_TAKEN = "Address already in use"
 
 
-class Serving:
+class ServingEngine:
     """What serves is always what the journal says is promoted, or the file's own arguments.
 
     ``promotion`` is the number of the promotion that serves, None for the file's arguments; ``restore_s`` how long a
     restore may take.
     """
 
-    def __init__(self, config: Config, parts: Parts, progress: Progress, hooks: HookRunner) -> None:
+    def __init__(self, config: Config, parts: ServiceParts, progress: StateMachine, hooks: HookRunner) -> None:
         self._config = config
         self._journal = parts.journal
         self._operations = parts.operations
@@ -51,7 +51,7 @@ class Serving:
         self._probe_timeout_s = config.engine.hang_timeout_s / _PROBES_TO_HANG
         self.promotion: int | None = None
         self.restore_s = 0.0
-        parts.metrics.restore_expected.set_function(lambda: self.restore_s or config.engine.start_timeout_s)
+        parts.metrics.clock_restore(lambda: self.restore_s or config.engine.start_timeout_s)
 
     # What is to serve
 
@@ -75,7 +75,7 @@ class Serving:
         """Takes ``promotion`` back and quarantines it; what serves is not touched yet."""
         self._progress.say(f"promotion {promotion} is rolled back and quarantined: {ruling.reason}")
         self._undone.add(promotion)  # also where the journal can't be written
-        self._metrics.rollbacks.labels(str(ruling.verdict)).inc()
+        self._metrics.rolled_back(ruling.verdict)
         try:
             self._operations.roll_back(promotion, ruling.reason)
         except JournalError as error:
@@ -106,7 +106,7 @@ class Serving:
 
     def _earlier_crashes(self) -> list[tuple[int | None, float]]:
         since = time.time() - self._config.promotion.probation.crashes_within
-        events = self._operations.events([Kind.CRASH], since=since)
+        events = self._operations.events([EventKind.CRASH], since=since)
         return [(e.content["promotion"], time.monotonic() - max(time.time() - e.at, 0.0)) for e in events]
 
     def _adoptable(self, args: Args, *, coming_up: bool) -> Engine | None:
@@ -129,7 +129,7 @@ class Serving:
 
         With ``give_up``, raises the EngineCrashed of the first try, unless that came from outside.
         """
-        self._metrics.engine_up.set(0)
+        self._metrics.engine_answers(up=False)
         backoff_s = 1.0
         while not self._requests.stop_engine.is_set():
             if state is not State.STARTING:  # that one was entered before an engine was looked for
@@ -175,18 +175,18 @@ class Serving:
         self._engines.learn(self._engine)
         took_s = time.monotonic() - began
         self.restore_s = max(self.restore_s, took_s)
-        self._record(Kind.START, base=self._config.base_digest(), promotion=promotion, seconds=took_s)
+        self._record(EventKind.START, base=self._config.base_digest(), promotion=promotion, seconds=took_s)
 
     def _began(self, engine: Engine) -> None:
         self._engine = engine
 
     def _did_not_start(self, promotion: int | None, crash: Crash) -> bool:
         """Whether there is something else to start at once: a promotion that does not start is no good."""
-        self._record(Kind.CRASH, promotion=promotion, reason=f"{crash.category}: {crash.evidence}")
+        self._record(EventKind.CRASH, promotion=promotion, reason=f"{crash.category}: {crash.evidence}")
         if promotion is None or _PORT_TAKEN in crash.evidence:
             return False
         self.roll_back(
-            promotion, Ruling(Verdict.START_FAILED, f"it does not start: {crash.category}: {crash.evidence}")
+            promotion, Ruling(ProbationVerdict.START_FAILED, f"it does not start: {crash.category}: {crash.evidence}")
         )
         return True
 
@@ -203,14 +203,14 @@ class Serving:
                 f" to {setting(change.after, change.name)}: {change.reason}"
             )
         self._metrics.serving({**args, **{change.name: change.after for change in repairs}}, promotion)
-        self._metrics.engine_up.set(1)
+        self._metrics.engine_answers(up=True)
         self._progress.enter(State.SERVING, cause, why)
         try:
             promoted_file.keep_true(self._config, args, why)
         except OSError as error:
-            self._progress.say(f"{promoted_file.FILE_NAME}: {error}")
+            self._progress.say(f"{promoted_file.PROMOTED_FILE}: {error}")
 
-    def _record(self, kind: Kind, **content: object) -> None:
+    def _record(self, kind: EventKind, **content: object) -> None:
         """To serve comes before to record."""
         try:
             self._operations.record(kind, **content)
@@ -242,13 +242,13 @@ class Serving:
         else:
             self._misses = 0
         self._steps = steps
-        self._metrics.engine_up.set(0 if self._misses else 1)
+        self._metrics.engine_answers(up=not self._misses)
         self._engine.trim_log()
         return self._misses < _PROBES_TO_HANG
 
     def restart(self, cause: Cause, why: str) -> None:
         """The engine has ended, or hangs: its rest is killed, the crash counted, and what is to serve started."""
-        self._metrics.engine_up.set(0)
+        self._metrics.engine_answers(up=False)
         self._progress.enter(State.RESTORING, cause, why)
         if self._engine is not None:
             try:
@@ -264,7 +264,7 @@ class Serving:
         self._progress.say(f"the serving engine crashed: {crash.category}: {crash.evidence}")
         self._engines.learn(engine, crash, started=False)
         self._crashes = [*self._crashes[-99:], (self.promotion, time.monotonic())]
-        self._record(Kind.CRASH, promotion=self.promotion, reason=f"{crash.category}: {crash.evidence}")
+        self._record(EventKind.CRASH, promotion=self.promotion, reason=f"{crash.category}: {crash.evidence}")
         times = [at for promotion, at in self._crashes if promotion == self.promotion]
         ruling = crash_loop(times, time.monotonic(), self._config.promotion.probation)
         if ruling is not None and self.promotion is not None:
@@ -293,7 +293,7 @@ class Serving:
 
     # Its requests
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[UserRequest]:
         """The real requests of the engine that serves, as far as they were heard of."""
         return real_requests(self._hub.traffic(self._requests.engine_id))
 
@@ -303,7 +303,7 @@ class Serving:
 
     def record(self) -> Record:
         """What its requests come to."""
-        return record(self.requests(), self._config.slo, self.rate())
+        return summarize(self.requests(), self._config.slo, self.rate())
 
 
 def _says_no(crash: Crash) -> bool:

@@ -1,15 +1,13 @@
 """Where the service stands: each change of state is written before it is made, and shown by all who are asked."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from sidecar.metrics.exporter import Metrics
+from sidecar.format import Say
 from sidecar.record.journal import Journal, JournalError
-from sidecar.record.states import TABLE, Cause, State, check
-from sidecar.service.mailbox import Requests
-
-Say = Callable[[str], None]
+from sidecar.record.states import TABLE, Cause, State, check_transition
+from sidecar.service.mailbox import Mailbox
+from sidecar.service.observer import ServiceObserver
 
 
 @dataclass(frozen=True)
@@ -21,21 +19,20 @@ class Standing:
     since: float
 
 
-class Progress:
+class StateMachine:
     """The present state, with its reason; ``window_end`` is in monotonic seconds, None outside of a window.
 
     Other threads read ``standing`` and ``time_left``.
     """
 
-    def __init__(self, journal: Journal, metrics: Metrics, requests: Requests, say: Say) -> None:
+    def __init__(self, journal: Journal, metrics: ServiceObserver, requests: Mailbox, say: Say) -> None:
         self._journal = journal
         self._metrics = metrics
         self._requests = requests
         self.say = say
         self.standing = Standing(State.HALTED, "", time.time())
         self.window_end: float | None = None
-        metrics.window_remaining.set_function(self.time_left)
-        metrics.window_overrun.set_function(self.overrun_s)
+        metrics.clock_window(self.time_left, self.overrun_s)
 
     @property
     def state(self) -> State:
@@ -67,7 +64,7 @@ class Progress:
         """Goes on to ``state``; the same one for the same reason is no change. Raises Superseded."""
         if (state, why) == (self.standing.state, self.standing.why):
             return
-        check(self.state, state)
+        check_transition(self.state, state)
         until = time.time() + self.time_left() if self.window_end is not None else None
         try:
             self._journal.enter(str(state), why, until)

@@ -9,14 +9,14 @@ from sidecar.engine.engine import Cancelled
 from sidecar.promote import promoted_file
 from sidecar.promote.decision import Decision, Outcome, candidate
 from sidecar.record.durations import seconds_of
-from sidecar.record.events import Kind, WindowOutcome, ending
+from sidecar.record.events import EventKind, WindowOutcome, window_ending
 from sidecar.record.journal import Journal, JournalError, Superseded
 from sidecar.record.states import Cause, State
 from sidecar.record.trial import VALIDATING, Plan, Trial
 from sidecar.run.tuning_run import Tuner, incumbent_args, open_run
-from sidecar.service.parts import Parts
-from sidecar.service.serving_engine import Serving
-from sidecar.service.state_machine import Progress
+from sidecar.service.parts import ServiceParts
+from sidecar.service.serving_engine import ServingEngine
+from sidecar.service.state_machine import StateMachine
 
 _POLL_S = 0.1
 _CAUSES = {
@@ -33,15 +33,15 @@ class _RefusedError(RuntimeError):
     """The window does not open after all; the service was not touched."""
 
 
-class Window:
+class TuningWindow:
     """Opens windows, one after another; ``notify`` is told of each trial."""
 
     def __init__(
         self,
         config: Config,
-        parts: Parts,
-        progress: Progress,
-        serving: Serving,
+        parts: ServiceParts,
+        progress: StateMachine,
+        serving: ServingEngine,
         notify: Callable[[Trial], None],
     ) -> None:
         self._config = config
@@ -55,7 +55,7 @@ class Window:
         outcome, reason, decided = WindowOutcome.FAILED, "", ""
         try:
             record = dataclasses.asdict(self._serving.record())
-            self._parts.operations.record(Kind.WINDOW_OPENED, reason=why, record=record)
+            self._parts.operations.record(EventKind.WINDOW_OPENED, reason=why, record=record)
             self._progress.window_end = time.monotonic() + duration_s
             self._drain(cause, why)
             decision = self._tune()
@@ -98,7 +98,7 @@ class Window:
             outcome, reason = self._given_up()
             self._progress.enter(State.SERVING, _CAUSES[outcome], f"{reason} before the drain")
             raise Cancelled
-        self._parts.metrics.engine_up.set(0)
+        self._parts.metrics.engine_answers(up=False)
         self._serving.end(drain=True)
 
     def _stopped(self) -> bool:
@@ -164,12 +164,12 @@ class Window:
         return outcome, reason
 
     def _end(self, outcome: WindowOutcome, reason: str, decided: str) -> None:
-        self._progress.say(f"the window has ended: {ending(outcome, decided)}: {reason}")
-        self._parts.metrics.windows.labels(str(outcome)).inc()
+        self._progress.say(f"the window has ended: {window_ending(outcome, decided)}: {reason}")
+        self._parts.metrics.window_ended(outcome)
         if self._progress.serves():
             self._serving.hooks.after_restore()
         try:
-            self._parts.operations.record(Kind.WINDOW_ENDED, outcome=outcome, reason=reason, decision=decided)
+            self._parts.operations.record(EventKind.WINDOW_ENDED, outcome=outcome, reason=reason, decision=decided)
         except JournalError as error:
             self._progress.say(str(error))
 

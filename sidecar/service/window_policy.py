@@ -7,13 +7,13 @@ It may not while the operator has paused; unless it is forced, it may not either
 2. above ``window.max_rate`` requests/s over the last five minutes, or where that is not known.
 """
 
-from sidecar.config.window import Window
+from sidecar.config.window import WindowConfig
 from sidecar.format import when
 from sidecar.record.events import Event, WindowOutcome
 
 
-def refusal(  # noqa: PLR0917 - all that the rule looks at
-    window: Window, now: float, paused: Event | None, last: Event | None, rate: float | None, force: bool
+def window_refusal(  # noqa: PLR0917 - all that the rule looks at
+    window: WindowConfig, now: float, paused: Event | None, last: Event | None, rate: float | None, force: bool
 ) -> str:
     """Why no window may open at ``now``, seconds since the epoch, in one sentence; empty when one may."""
     if paused is not None:

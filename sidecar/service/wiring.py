@@ -8,21 +8,21 @@ import grpc
 
 from sidecar.config.schema import Config
 from sidecar.engine.live_knobs import LiveHub
+from sidecar.format import Say
 from sidecar.guard.guard import Guard
 from sidecar.guard.memory_learning import Learning
-from sidecar.metrics.exporter import Metrics
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record import lock
 from sidecar.record.events import Operations
 from sidecar.record.journal import Journal
-from sidecar.rpc import serve
-from sidecar.run.engine_manager import Engines
-from sidecar.run.trial_runner import Runner
+from sidecar.rpc import serve_unix_socket
+from sidecar.run.engine_manager import EngineManager
+from sidecar.run.trial_runner import TrialRunner
 from sidecar.service import remote_rpc
 from sidecar.service.control_rpc import Control
-from sidecar.service.mailbox import Requests
-from sidecar.service.parts import Parts
-from sidecar.service.state_machine import Say
+from sidecar.service.mailbox import Mailbox
+from sidecar.service.observer import ServiceObserver
+from sidecar.service.parts import ServiceParts
 from vllm_sloguard.guard import machine
 from vllm_sloguard.wire.control_pb2_grpc import add_ControlServiceServicer_to_server
 from vllm_sloguard.wire.live_pb2_grpc import add_LiveServiceServicer_to_server
@@ -30,13 +30,13 @@ from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_t
 
 
 @contextmanager
-def assembled(config: Config, say: Say) -> Generator[Parts]:
+def assembled(config: Config, say: Say, metrics: ServiceObserver) -> Generator[ServiceParts]:
     """The parts, with their servers started; at the end nothing of a trial runs any more.
 
     Raises LockedError, JournalError, ConfigError, OSError.
     """
     with lock.held(config.state):
-        requests, metrics = Requests(), Metrics(config)
+        requests = Mailbox()
         live, hub = LiveHub(), TelemetryHub(metrics.heard)
         control = Control(config, requests, hub)
 
@@ -54,16 +54,18 @@ def assembled(config: Config, say: Say) -> Generator[Parts]:
             return seen[ranks]
 
         journal = Journal(config.state)
-        servers = [serve(config.socket, register)]
+        servers = [serve_unix_socket(config.socket, register)]
         if config.remote is not None:
-            servers.append(remote_rpc.serve(config.remote, lambda s: add_ControlServiceServicer_to_server(control, s)))
+            servers.append(
+                remote_rpc.serve_remote(config.remote, lambda s: add_ControlServiceServicer_to_server(control, s))
+            )
         learning = Learning(journal, config.state, config.model, observe)
-        engines = Engines(config, learning, hub, live, metrics, say)
-        runner = Runner(config, engines, hub, live, say)
+        engines = EngineManager(config, learning, hub, live, metrics.traffic, say)
+        runner = TrialRunner(config, engines, hub, live, say)
         try:
             guard = Guard(config, observe, learning.current)
             operations = Operations(journal, config.base_digest())
-            yield Parts(journal, operations, engines, runner, guard, hub, metrics, requests)
+            yield ServiceParts(journal, operations, engines, runner, guard, hub, metrics, requests)
         finally:
             runner.close()
             engines.end_forks()

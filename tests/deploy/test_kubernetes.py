@@ -12,7 +12,7 @@ import pytest
 import yaml
 from fake_service import await_state, fake_config, serving, sloguard
 
-from sidecar.config.schema import Config, load
+from sidecar.config.schema import Config, load_config
 from sidecar.record.journal import Journal
 
 MANIFEST = Path(__file__).parents[2] / "deploy" / "kubernetes" / "sloguard.yaml"
@@ -39,7 +39,7 @@ def config(tmp_path: Path) -> Config:
     """The file of the ConfigMap, as the sidecar reads it."""
     path = tmp_path / "sloguard.yaml"
     path.write_text(OBJECTS["ConfigMap"]["data"]["sloguard.yaml"])
-    return load(path)
+    return load_config(path)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -108,7 +108,7 @@ def status(config: Config, probe: Any) -> int:
 
 def test_probes_and_the_end_of_a_pod(tmp_path: Path, container: Any, config: Config) -> None:
     config_file = fake_config(tmp_path)
-    own = load(config_file)
+    own = load_config(config_file)
     with serving(config_file, FAKE_LOAD_S="60") as process:
         for name in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert status(own, container[name]) == 200

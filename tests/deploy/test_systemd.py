@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fake_service import fake_config, serving, sloguard
 
-from sidecar.config.schema import EngineConfig, load
+from sidecar.config.schema import EngineConfig, load_config
 from sidecar.record.journal import Journal
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "sloguard.service"
@@ -81,7 +81,7 @@ def test_a_start_that_fails_ends_with_a_code_that_is_started_again(
 def test_a_stop_leaves_the_engine_and_a_start_takes_it_over(tmp_path: Path, service: configparser.SectionProxy) -> None:
     assert (service["KillMode"], service["OOMPolicy"]) == ("process", "continue")
     config_file = fake_config(tmp_path)
-    state = load(config_file).state
+    state = load_config(config_file).state
     with serving(config_file) as process:
         [engine] = Journal(state, read_only=True).engines()
         process.send_signal(signal.Signals[service["KillSignal"]])

@@ -21,7 +21,7 @@ from sidecar.config.window import Probation, Promotion
 from sidecar.measure.capacity_search import TOLERANCE
 from sidecar.promote import decision as promotion
 from sidecar.promote import statistics
-from sidecar.promote.probation import at_least
+from sidecar.promote.probation import binomial_tail
 from sidecar.record.trial import Result, Role, Trial
 from vllm_sloguard.crash import Category, classify
 from vllm_sloguard.knobs import KNOBS
@@ -129,7 +129,7 @@ def test_the_example_s_arithmetic(tmp_path: Path) -> None:
     logs = [[-math.log(ms) for ms, _ in starts[side]] for side in (INCUMBENT, CANDIDATE)]
     deviations = [float(np.std(side, ddof=1)) for side in logs]
     alpha = (1 - rule.confidence) / len(rule.pairs)
-    found = statistics.compare(logs[0], logs[1], alpha, floor=rule.noise)
+    found = statistics.welch(logs[0], logs[1], alpha, floor=rule.noise)
     error = math.sqrt(2 * rule.noise**2 / 3)
     share = [1 - math.exp(-log) for log in (found.log_ratio, found.low, found.high)]
     limit = (1 - rule.slo_confidence) / len(rule.pairs)
@@ -142,14 +142,14 @@ def test_the_example_s_arithmetic(tmp_path: Path) -> None:
         f"p = {found.p_value:.5f}",
         f"{share[0]:.1%} are saved, between {share[1]:.1%} and {share[2]:.1%}",
         f"m = {', '.join(f'−{-m:.3f}' for m in excess)}; α = (1 − 0.9) / 3 = {limit:.4f}",
-        f"the upper bound of the mean is −{-statistics.bounds(excess, limit)[1]:.3f} ≤ 0",
+        f"the upper bound of the mean is −{-statistics.confidence_bounds(excess, limit)[1]:.3f} ≤ 0",
         f"600 requests ≥ {rule.requests_for_p99}",
         f"which is {rule.requests_for_p99} at 0.9",
         f"ln 1.1 / √12 = {math.log(TOLERANCE) / math.sqrt(12):.4f}",
-        f"from 22 on: P(X ≥ 22) = {at_least(22, 1000, 0.01):.4f}",
+        f"from 22 on: P(X ≥ 22) = {binomial_tail(22, 1000, 0.01):.4f}",
     ):
         assert said in FLAT, said
-    assert at_least(21, 1000, 0.01) > 0.001 > at_least(22, 1000, 0.01)
+    assert binomial_tail(21, 1000, 0.01) > 0.001 > binomial_tail(22, 1000, 0.01)
     assert max(deviations) < rule.noise
 
 

@@ -18,8 +18,8 @@ from malformed import JUNK, broken_bytes, broken_values, contents, fuzzed, took
 
 from sidecar.bench import landscape
 from sidecar.cli import guard, study
-from sidecar.config.schema import ConfigError, load
-from vllm_sloguard.guard.start_history import Learned, Rule, RuleKind, Start, model_key, to_json
+from sidecar.config.schema import ConfigError, load_config
+from vllm_sloguard.guard.start_history import Learned, LearnedLimit, LimitKind, ReportedStart, model_key, to_json
 
 DEMO = (Path(__file__).parents[2] / "deploy" / "demo" / "sloguard.yaml").read_bytes()
 RESULTS = "".join(
@@ -30,7 +30,7 @@ RESULTS = "".join(
 ).encode()
 GOOD_LEARNED = Learned(
     tuple(
-        Start(
+        ReportedStart(
             {"max_num_seqs": 64 * n, "gpu_memory_utilization": 0.9, "enforce_eager": True, "dtype": "bfloat16"},
             "cuda",
             2**37,
@@ -40,7 +40,9 @@ GOOD_LEARNED = Learned(
         )
         for n in (1, 2)
     ),
-    tuple(Rule(kind, 2**14, {"max_num_seqs": 64, "max_model_len": 2**15}, "seen", 0.0, 4e9) for kind in RuleKind),
+    tuple(
+        LearnedLimit(kind, 2**14, {"max_num_seqs": 64, "max_model_len": 2**15}, "seen", 0.0, 4e9) for kind in LimitKind
+    ),
     "0.26.0",
 )
 SMALL = MODELS[min(MODELS)]
@@ -72,7 +74,7 @@ def test_configurations(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "sloguard.yaml"
         path.write_bytes(content)
-        took("configuration", unchanged(Path(name), lambda: load(path)), ConfigError)
+        took("configuration", unchanged(Path(name), lambda: load_config(path)), ConfigError)
 
 
 @fuzzed
@@ -179,7 +181,7 @@ def test_landscapes(told: Any) -> None:
         (Path(name) / "told.json").write_text(json.dumps(told))
 
         def attempt() -> None:
-            for found in landscape.load(path).values():
+            for found in landscape.load_landscapes(path).values():
                 for config in ({}, {"max_num_seqs": 8}):
                     found.evaluate(config, landscape.np.random.default_rng(0))
 
@@ -196,5 +198,5 @@ def test_a_file_that_names_itself_without_an_end_is_read_in_time() -> None:
             path.write_text(f"{bomb}{place}\n")
             began = time.thread_time()
             with pytest.raises(ConfigError):
-                load(path)
+                load_config(path)
             assert time.thread_time() - began < 10

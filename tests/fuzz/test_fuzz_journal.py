@@ -16,11 +16,11 @@ from malformed import JUNK, broken_bytes, broken_values, fuzzed, took
 
 from sidecar.cli import main, operator
 from sidecar.engine.process_group import Identity
-from sidecar.record.events import Kind, Operations
-from sidecar.record.journal import FILE_NAME, Journal, JournalError
+from sidecar.record.events import EventKind, Operations
+from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError
 from sidecar.record.trial import Plan, Result, Role
 from vllm_sloguard.crash import Category, Crash
-from vllm_sloguard.guard.start_history import Rule, RuleKind, Start
+from vllm_sloguard.guard.start_history import LearnedLimit, LimitKind, ReportedStart
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +38,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     journal.promote(run.id, "base", {"max_num_seqs": 8})
     journal.engine_starting("one", "serving", {"args": {}, "log": "x"})
     journal.engine_started(Identity(1, 2.0, "one"))
-    journal.record_start("host", "model", Start({}, "cuda", 2**30, 2**29))
-    journal.record_rule("host", "model", Rule(RuleKind.HEADROOM_BYTES, 5, {}, "seen", 0.0, 4e9))
+    journal.record_start("host", "model", ReportedStart({}, "cuda", 2**30, 2**29))
+    journal.record_rule("host", "model", LearnedLimit(LimitKind.HEADROOM_BYTES, 5, {}, "seen", 0.0, 4e9))
     journal.end_run(run.id, {"outcome": "kept", "reason": "no better one"})
     operations = Operations(journal, "base")
-    operations.record(Kind.START, base="base", promotion=1, seconds=40.0)
-    operations.record(Kind.WINDOW_ENDED, outcome="kept", reason="no better one")
+    operations.record(EventKind.START, base="base", promotion=1, seconds=40.0)
+    operations.record(EventKind.WINDOW_ENDED, outcome="kept", reason="no better one")
     operations.roll_back(1, "it was slower")
     journal.close()
-    return folder / FILE_NAME
+    return folder / JOURNAL_FILE
 
 
 def read_all(folder: Path) -> None:
     """Everything that `status`, `trials` and the sidecar's own start read."""
-    before = (folder / FILE_NAME).read_bytes()
+    before = (folder / JOURNAL_FILE).read_bytes()
     failed: JournalError | None = None
     for command in (operator.status, main.trials):
         for as_json in (True, False):
@@ -60,7 +60,7 @@ def read_all(folder: Path) -> None:
                     command(folder, as_json)
             except JournalError as error:
                 failed = error
-    assert (folder / FILE_NAME).read_bytes() == before
+    assert (folder / JOURNAL_FILE).read_bytes() == before
     try:
         journal = Journal(folder, read_only=True)
         read: list[Callable[[], object]] = [journal.run_configs, journal.engines, journal.states]
@@ -84,7 +84,7 @@ def read_all(folder: Path) -> None:
 def test_bytes(whole: Path, data: st.DataObject) -> None:
     content = data.draw(broken_bytes(whole.read_bytes()))
     with tempfile.TemporaryDirectory() as name:
-        (Path(name) / FILE_NAME).write_bytes(content)
+        (Path(name) / JOURNAL_FILE).write_bytes(content)
         took("journal bytes", lambda: read_all(Path(name)), JournalError)
 
 
@@ -105,7 +105,7 @@ COLUMNS = {
 @given(data=st.data())
 def test_rows(whole: Path, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / FILE_NAME
+        path = Path(name) / JOURNAL_FILE
         path.write_bytes(whole.read_bytes())
         with contextlib.closing(sqlite3.connect(path)) as db:
             table = data.draw(st.sampled_from(sorted(COLUMNS)))

@@ -18,12 +18,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from malformed import COUNTS, assert_clear, broken_bytes, fuzzed
 
-from sidecar.config.schema import Config, load
+from sidecar.config.schema import Config, load_config
 from sidecar.engine.live_knobs import LiveError, LiveHub, live_targets
 from sidecar.metrics.exporter import Metrics
 from sidecar.observe.telemetry import TelemetryHub
-from sidecar.record.journal import FILE_NAME
-from sidecar.rpc import serve
+from sidecar.record.journal import JOURNAL_FILE
+from sidecar.rpc import serve_unix_socket
 from vllm_sloguard.hooks.telemetry_client import unix_target
 from vllm_sloguard.wire import control_pb2, live_pb2
 from vllm_sloguard.wire import telemetry_pb2 as pb
@@ -74,7 +74,7 @@ class Hearing:
 def hearing(tmp_path_factory: pytest.TempPathFactory) -> Generator[Hearing]:
     """One for the module."""
     folder = tmp_path_factory.mktemp("hub")
-    metrics = Metrics(load(fake_config(folder)))
+    metrics = Metrics(load_config(fake_config(folder)))
     hub, logged = TelemetryHub(metrics.heard), Logged()
     hub.expect("one")
     metrics.traffic("one", "serving")
@@ -85,7 +85,7 @@ def hearing(tmp_path_factory: pytest.TempPathFactory) -> Generator[Hearing]:
         add_TelemetryServiceServicer_to_server(hub, server)
         add_LiveServiceServicer_to_server(live, server)
 
-    server = serve(folder / "s", register)
+    server = serve_unix_socket(folder / "s", register)
     loggers = [logging.getLogger(name) for name in ("grpc._server", "grpc._common")]
     for logger in loggers:
         logger.addHandler(logged)
@@ -231,7 +231,7 @@ class Controlled:
 def controlled(tmp_path_factory: pytest.TempPathFactory) -> Generator[Controlled]:
     """One for the module."""
     config_file = fake_config(tmp_path_factory.mktemp("controlled"))
-    config = load(config_file)
+    config = load_config(config_file)
     with serving(config_file), grpc.insecure_channel(unix_target(str(config.socket))) as channel:
         yield Controlled(config_file, config, channel)
 
@@ -259,7 +259,7 @@ def malformed(method: str, message: bytes) -> bool:
 
 def recorded(config: Config) -> dict[str, int]:
     """Rows by table."""
-    with sqlite3.connect(f"file:{config.state / FILE_NAME}?mode=ro", uri=True) as db:
+    with sqlite3.connect(f"file:{config.state / JOURNAL_FILE}?mode=ro", uri=True) as db:
         tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return {name: db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables}  # noqa: S608
 

@@ -22,12 +22,12 @@ from dashboard_queries import DASHBOARDS, Variables, panel_queries
 from engine_bench import write_config
 from prometheus_server import BINARY, PrometheusServer
 
-from sidecar.config.schema import load
+from sidecar.config.schema import load_config
 from sidecar.engine.process_group import Identity, ProcessGroup
 from sidecar.promote.decision import Outcome
 from sidecar.record.journal import Journal, JournalError
 from sidecar.record.states import State
-from sidecar.record.trial import Role, Status
+from sidecar.record.trial import Role, TrialStatus
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
@@ -53,7 +53,7 @@ def searches(state: Path) -> bool:
     """Whether a trial of the search has begun, and with an engine: asked of the journal itself, as it takes seconds."""
     with suppress(JournalError):
         journal = Journal(state, read_only=True)
-        running = [t.plan.role for t in journal.trials() if t.status == Status.RUNNING]
+        running = [t.plan.role for t in journal.trials() if t.status == TrialStatus.RUNNING]
         return running == [Role.SEARCH] and len(journal.engines()) == 1
     return False
 
@@ -75,7 +75,7 @@ def test_a_killed_run_goes_on_and_ends_in_a_file_that_vllm_accepts(tmp_path: Pat
     config_file = write_config(
         tmp_path, search={**SEARCH, "budget": 2}, workload={"requests": 40}, promotion={"min_gain": 0.0, "pairs": [2]}
     )
-    state = load(config_file).state
+    state = load_config(config_file).state
     command = [*SLOGUARD, "tune", "-c", str(config_file)]
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
@@ -169,7 +169,7 @@ def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> 
         promotion={"pairs": [2]},
         engine={"forked_serving": True},
     )
-    config = load(config_file)
+    config = load_config(config_file)
     client = Client(f"http://127.0.0.1:{config.engine.port}", max_tokens=300)
     # Two users, so that at any moment at least one of them waits for an answer.
     users = [threading.Thread(target=client.run) for _ in range(2)]

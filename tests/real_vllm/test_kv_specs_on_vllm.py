@@ -15,7 +15,7 @@ from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import estimate
 from vllm_sloguard.guard.model_shape import ModelShape, from_config
 from vllm_sloguard.guard.weights import embedding_bytes, stages, weights_bytes
-from vllm_sloguard.knobs import Config
+from vllm_sloguard.knobs import KnobValues
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -73,7 +73,7 @@ def told() -> Answers:
     return {(a["model"], a["kind"], a["tp"], a["pp"]): a for a in answers}
 
 
-def ours(name: str, kind: str, tp: int, pp: int) -> tuple[ModelShape, Config]:
+def ours(name: str, kind: str, tp: int, pp: int) -> tuple[ModelShape, KnobValues]:
     return from_config(CONFIGS[name]), {
         "tensor_parallel_size": tp,
         "pipeline_parallel_size": pp,
@@ -113,7 +113,7 @@ def test_blocks_and_capacity_are_vllms(told: Answers, case: Case, budget: int) -
     """Groups, padding and windows included: what vLLM would print as KV cache size and maximum concurrency."""
     shape, known = ours(*case)
     asked, kv_bytes = BUDGETS[budget]
-    args: Config = {**known, **asked, "kv_cache_memory_bytes": kv_bytes}
+    args: KnobValues = {**known, **asked, "kv_cache_memory_bytes": kv_bytes}
     answer = told[case]["budgets"][budget]
     mine = estimate(shape, args, CPU)
     if "error" in answer:

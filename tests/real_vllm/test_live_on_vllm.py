@@ -10,7 +10,7 @@ from live_changes import LiveEngine, Load, change_at_random, complete, live_engi
 
 from sidecar.engine.engine import Engine
 from sidecar.engine.live_knobs import LEASE_S, LiveError, LiveHub
-from vllm_sloguard.live_knobs import LONG_PREFILL, PREFIX_CACHING, RESERVE, SEQS, TOKENS, Verdict
+from vllm_sloguard.live_knobs import LONG_PREFILL, PREFIX_CACHING, RESERVE, SEQS, TOKENS, LiveVerdict
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -105,12 +105,12 @@ def test_prefix_caching_off_finds_nothing_and_on_finds_it_again(live: LiveEngine
     ask(engine)
     hub.change("live", {PREFIX_CACHING: 0}, 60)
     ask(engine)
-    assert hub.verified("live", 60).knobs[PREFIX_CACHING].verdict is Verdict.SHOWN
+    assert hub.verified("live", 60).knobs[PREFIX_CACHING].verdict is LiveVerdict.SHOWN
     assert hits(hub) == (0, 0)
 
     hub.change("live", {}, 60)
     ask(engine)
-    assert hub.verified("live", 60).knobs[PREFIX_CACHING].verdict is Verdict.SHOWN
+    assert hub.verified("live", 60).knobs[PREFIX_CACHING].verdict is LiveVerdict.SHOWN
     assert hits(hub)[1] > 0
 
 
@@ -121,7 +121,7 @@ def test_sixteen_two_and_sixteen_again_under_load(live: LiveEngine) -> None:
         for seqs in (2, 16, 2, 16):
             hub.change("live", {SEQS: seqs}, 60)
             effects = hub.verified("live", 60)
-            assert effects.knobs[SEQS].verdict in (Verdict.OBEYED, Verdict.SHOWN)
+            assert effects.knobs[SEQS].verdict in (LiveVerdict.OBEYED, LiveVerdict.SHOWN)
             assert effects.knobs[SEQS].target == seqs
             # What ran before the limit was lowered counts in its first steps; from then on it holds.
             hub.change("live", {SEQS: seqs}, 60)

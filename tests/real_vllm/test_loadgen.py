@@ -12,7 +12,7 @@ from streaming_engine import StreamingEngine, serving
 
 from sidecar.config.schema import Workload
 from sidecar.measure.load_client import LoadClient, LoadError
-from sidecar.measure.requests import End, Ending, LoadResult, Progress, Watch, to_the_end
+from sidecar.measure.requests import End, Ending, LoadProgress, LoadResult, StopRule, to_the_end
 from vllm_sloguard.starts.warmup import most
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -29,12 +29,12 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadClient]:
     started.close()
 
 
-def send(client: LoadClient, engine: StreamingEngine, workload: Workload, watch: Watch = to_the_end) -> LoadResult:
+def send(client: LoadClient, engine: StreamingEngine, workload: Workload, watch: StopRule = to_the_end) -> LoadResult:
     return client.run(workload, engine.url, MODEL, MODEL, lambda: False, watch=watch)
 
 
 def test_every_request_is_seen_while_the_load_runs(client: LoadClient) -> None:
-    seen: list[Progress] = []
+    seen: list[LoadProgress] = []
     with serving(StreamingEngine(seats=4, step_s=0.02)) as engine:
         load = send(client, engine, LOAD, seen.append)
 
@@ -56,7 +56,7 @@ def test_every_request_is_seen_while_the_load_runs(client: LoadClient) -> None:
 def test_a_stop_cancels_what_is_in_flight_and_leaves_the_engine_idle(client: LoadClient) -> None:
     stopped_at = 0.0
 
-    def stop_at_ten(progress: Progress) -> Ending | None:
+    def stop_at_ten(progress: LoadProgress) -> Ending | None:
         nonlocal stopped_at
         if len(progress.finished) < 10:
             return None
@@ -87,7 +87,7 @@ def test_a_stop_cancels_what_is_in_flight_and_leaves_the_engine_idle(client: Loa
 
 
 def test_enough_waits_for_what_is_in_flight(client: LoadClient) -> None:
-    def enough(progress: Progress) -> Ending | None:
+    def enough(progress: LoadProgress) -> Ending | None:
         return Ending(End.ENOUGH, "seen") if len(progress.finished) >= 10 else None
 
     with serving(StreamingEngine(seats=4, step_s=0.02)) as engine:

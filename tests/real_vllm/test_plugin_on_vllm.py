@@ -24,7 +24,7 @@ from sidecar.record.journal import Journal
 from sidecar.record.trial import Plan, Role
 from sidecar.search.contract import Proposal
 from vllm_sloguard.crash import Category
-from vllm_sloguard.guard.start_history import read
+from vllm_sloguard.guard.start_history import read_history
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -154,7 +154,7 @@ def test_what_vllm_reports_of_its_memory_is_kept_for_the_next_start(sidecar: Ben
     assert memory is not None
     assert memory.vllm_version.startswith("0.32")
     sidecar.engines.learn(engine)
-    start = read(sidecar.learning.path, sidecar.config.model).starts[-1]
+    start = read_history(sidecar.learning.path, sidecar.config.model).starts[-1]
     assert start.kv_bytes == memory.kv_cache_bytes == engine.launch.args["kv_cache_memory_bytes"]
     assert start.kv_tokens == sidecar.hub.of(engine.launch.engine_id).kv_cache_tokens
 

@@ -7,7 +7,7 @@ import psutil
 import pytest
 from engine_bench import INCUMBENT, bench, write_config
 
-from sidecar.record.trial import Plan, Result, Role, Start
+from sidecar.record.trial import Plan, Result, Role, StartKind
 from sidecar.search.contract import Proposal
 
 pytestmark = pytest.mark.engine
@@ -49,10 +49,10 @@ def test_a_search_on_few_engines_and_a_validation_on_one_of_its_own(tmp_path: Pa
         runner.release()
 
         assert [r.start for r in (first, second, third, last)] == [
-            Start.FORKED,
-            Start.LIVE,
-            Start.FORKED,
-            Start.ORDINARY,
+            StartKind.FORKED,
+            StartKind.LIVE,
+            StartKind.FORKED,
+            StartKind.ORDINARY,
         ]
         for result in (first, second, third, last):
             assert result.crash is None

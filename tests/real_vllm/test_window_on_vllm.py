@@ -18,12 +18,12 @@ import pytest
 import yaml
 from engine_bench import write_config
 
-from sidecar.config.schema import Config, load
+from sidecar.config.schema import Config, load_config
 from sidecar.engine.http import EngineHttp, Unanswered
 from sidecar.engine.process_group import Identity, ProcessGroup
 from sidecar.record.events import Operations
-from sidecar.record.journal import FILE_NAME, Journal, JournalError
-from sidecar.record.trial import Status
+from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError
+from sidecar.record.trial import TrialStatus
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
@@ -46,7 +46,7 @@ def config_file(tmp_path: Path) -> Iterator[Path]:
         promotion={"probation": {"crashes": 2}, "pairs": [2], "confidence": 0.6, "slo_confidence": 0.6},
     )
     yield path
-    config = load(path)
+    config = load_config(path)
     found = journal(config)
     for left in found.engines() if found is not None else []:
         ProcessGroup(left.identity).kill()
@@ -119,19 +119,19 @@ def asked(config_file: Path, *words: str) -> None:
 
 def back_after_kill(config_file: Path, process: "subprocess.Popen[bytes]") -> "tuple[subprocess.Popen[bytes], float]":
     """Kills the sidecar, starts another one, and returns it with the seconds until the service was back."""
-    config = load(config_file)
+    config = load_config(config_file)
     process.kill()
     process.wait()
     killed, began = time.time(), time.monotonic()
     again = serve(config_file)
     wait_for(lambda: in_state(config, "serving", killed) and ready(config) and answers(config), "the service again")
     took_s = time.monotonic() - began
-    connection = sqlite3.connect(f"{(config.state / FILE_NAME).as_uri()}?mode=ro", uri=True)
+    connection = sqlite3.connect(f"{(config.state / JOURNAL_FILE).as_uri()}?mode=ro", uri=True)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
     found = journal(config)
     assert found is not None
-    assert Status.RUNNING not in {t.status for t in found.trials()}
+    assert TrialStatus.RUNNING not in {t.status for t in found.trials()}
     assert engines(config, "trial") == []
     assert len(engines(config, "serving")) == 1
     return again, took_s
@@ -141,7 +141,7 @@ def test_a_sidecar_that_is_killed_in_any_state_comes_back_with_the_service(confi
     content = yaml.safe_load(config_file.read_text())
     content["engine"]["forked_serving"] = True
     config_file.write_text(yaml.safe_dump(content))
-    config = load(config_file)
+    config = load_config(config_file)
     incumbent = config.engine.args["max_num_seqs"]
     seconds: dict[str, float] = {}
     process = serve(config_file)
@@ -188,7 +188,7 @@ def test_a_sidecar_that_is_killed_in_any_state_comes_back_with_the_service(confi
 
 
 def test_a_promotion_that_crash_loops_is_rolled_back_without_a_person(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     base = config.base_digest()
     own = Journal(config.state)
     own.promote(None, base, {**config.engine.args, "max_num_seqs": 7})

@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sidecar.config.schema import ConfigError, SearchConfig, load
+from sidecar.config.schema import ConfigError, SearchConfig, load_config
 from sidecar.engine.command import flags
 from sidecar.guard.guard import Guard
 from sidecar.record.trial import Role
-from sidecar.search.contract import Context, Observation, Outcome
-from sidecar.search.registry import NAMES, make
+from sidecar.search.contract import Context, Observation, ObservedStatus
+from sidecar.search.registry import OPTIMIZERS, make
 from sidecar.search.space import Space
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.repair import TUNED
-from vllm_sloguard.knobs import KNOBS, Kind
+from vllm_sloguard.knobs import KNOBS, KnobKind
 
 # They run code, open the service to others, or take a lock off it.
 NEVER = [
@@ -48,7 +48,7 @@ def refused(path: Path, **search: Any) -> str:
     content["search"] |= search
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError) as raised:
-        load(path)
+        load_config(path)
     return str(raised.value)
 
 
@@ -64,20 +64,20 @@ def test_neither_knobs_nor_repair_know_of_them() -> None:
     assert not set(NEVER) & {*KNOBS, *TUNED}
 
 
-@pytest.mark.parametrize("optimizer", NAMES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_an_optimizer_proposes_knobs_of_its_space_alone(optimizer: str) -> None:
     space = Space(tuple(KNOBS.values()))
     incumbent = {"max_num_seqs": 16, "trust_remote_code": True, "middleware": "a.b"}
-    history = [Observation(incumbent, Outcome.FEASIBLE, 0.0, -100.0)]
+    history = [Observation(incumbent, ObservedStatus.FEASIBLE, 0.0, -100.0)]
     rng = random.Random(0)
     for _ in range(3):
         proposal = make(optimizer, space, 0, 5, Context(incumbent=incumbent)).ask(history)
         assert set(proposal.config) <= set(KNOBS)
-        history.append(Observation(proposal.config, Outcome.FEASIBLE, 0.0, -rng.uniform(50, 200)))
+        history.append(Observation(proposal.config, ObservedStatus.FEASIBLE, 0.0, -rng.uniform(50, 200)))
 
 
 def test_what_the_operator_has_set_stays_and_is_not_repaired_away(tmp_path: Path) -> None:
-    config = load(fake_config(tmp_path))
+    config = load_config(fake_config(tmp_path))
     incumbent = {**config.engine.args, "trust_remote_code": True}
     guard = Guard(config, lambda _: CPU)
     proposal = make("random", Space(config.search.space_knobs()), 0, 5).ask([])
@@ -89,7 +89,7 @@ def test_what_the_operator_has_set_stays_and_is_not_repaired_away(tmp_path: Path
 # vLLM reads its command line with argparse; these are the knobs, and what nobody may smuggle in beside them.
 PARSER = argparse.ArgumentParser(exit_on_error=False)
 for knob in KNOBS.values():
-    two = set(knob.choices) == {True, False} and knob.kind is Kind.CATEGORICAL
+    two = set(knob.choices) == {True, False} and knob.kind is KnobKind.CATEGORICAL
     action: Any = argparse.BooleanOptionalAction if two else "store"
     PARSER.add_argument(f"--{knob.name.replace('_', '-')}", action=action)
 PARSER.add_argument("--trust-remote-code", action="store_true")

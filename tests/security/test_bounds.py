@@ -14,11 +14,11 @@ import grpc
 import pytest
 from fake_service import fake_config
 
-from sidecar.config.schema import Config, load
+from sidecar.config.schema import Config, load_config
 from sidecar.engine.http import EngineHttp, Unanswered
 from sidecar.metrics.exporter import Metrics
 from sidecar.observe.telemetry import TelemetryHub
-from sidecar.rpc import serve
+from sidecar.rpc import serve_unix_socket
 from vllm_sloguard.hooks.telemetry_client import unix_target
 from vllm_sloguard.wire import telemetry_pb2 as pb
 from vllm_sloguard.wire.telemetry_pb2_grpc import TelemetryServiceStub, add_TelemetryServiceServicer_to_server
@@ -27,7 +27,7 @@ from vllm_sloguard.wire.telemetry_pb2_grpc import TelemetryServiceStub, add_Tele
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     """Of a sidecar on the fake engine."""
-    return load(fake_config(tmp_path))
+    return load_config(fake_config(tmp_path))
 
 
 def batch(sequence: int, pid: int, *requests: pb.RequestFinished) -> pb.PublishRequest:
@@ -43,7 +43,7 @@ def code_of(error: grpc.RpcError) -> grpc.StatusCode:
 def test_a_message_that_is_too_large_is_refused_and_the_next_one_is_taken(tmp_path: Path) -> None:
     hub = TelemetryHub()
     hub.expect("one")
-    server = serve(tmp_path / "s", lambda server: add_TelemetryServiceServicer_to_server(hub, server))
+    server = serve_unix_socket(tmp_path / "s", lambda server: add_TelemetryServiceServicer_to_server(hub, server))
     try:
         with grpc.insecure_channel(unix_target(str(tmp_path / "s"))) as channel:
             stub = TelemetryServiceStub(channel)
@@ -60,7 +60,7 @@ def test_a_message_that_is_too_large_is_refused_and_the_next_one_is_taken(tmp_pa
 def test_processes_without_end_are_refused_and_the_known_ones_are_heard(tmp_path: Path) -> None:
     hub = TelemetryHub()
     hub.expect("one")
-    server = serve(tmp_path / "s", lambda server: add_TelemetryServiceServicer_to_server(hub, server))
+    server = serve_unix_socket(tmp_path / "s", lambda server: add_TelemetryServiceServicer_to_server(hub, server))
     try:
         with grpc.insecure_channel(unix_target(str(tmp_path / "s"))) as channel:
             stub = TelemetryServiceStub(channel)

@@ -8,7 +8,7 @@ import pytest
 from engine_bench import bench
 from fake_service import fake_config, serving, sloguard
 
-from sidecar.config.schema import load
+from sidecar.config.schema import load_config
 from sidecar.engine.engine import Launch
 from sidecar.engine.process_group import Identity
 from sidecar.record.journal import EngineRecord
@@ -21,8 +21,8 @@ def files(folder: Path) -> dict[str, float]:
 
 def test_a_whole_window_writes_below_the_state_folder_alone(tmp_path: Path) -> None:
     config_file = fake_config(tmp_path)
-    state = load(config_file).state
-    model = Path(load(config_file).model)
+    state = load_config(config_file).state
+    model = Path(load_config(config_file).model)
     before = files(model)
     with serving(config_file):
         assert sloguard("retune", "--now", "--wait", "-c", config_file).returncode == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fake_service import fake_config, serving, sloguard
 
-from sidecar.config.schema import load
+from sidecar.config.schema import load_config
 from sidecar.record import lock
 
 _NOBODY = 65534
@@ -25,7 +25,7 @@ except PermissionError: sys.exit(13)
 def test_what_a_serving_sidecar_leaves_in_the_folder_is_out_of_reach_for_others(tmp_path: Path) -> None:
     config_file = fake_config(tmp_path)
     with serving(config_file):
-        config = load(config_file)
+        config = load_config(config_file)
         assert stat.S_IMODE(config.state.stat().st_mode) == 0o700
         assert stat.S_ISSOCK(config.socket.stat().st_mode)
         assert stat.S_IMODE(config.socket.stat().st_mode) == 0o600
@@ -52,7 +52,7 @@ def test_the_kernel_lets_no_other_user_connect(uid: int, code: int) -> None:
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
 def test_a_folder_that_is_open_to_others_is_refused_before_anything_is_written(tmp_path: Path, mode: int) -> None:
     config_file = fake_config(tmp_path)
-    state = load(config_file).state
+    state = load_config(config_file).state
     state.mkdir()
     state.chmod(mode)
 

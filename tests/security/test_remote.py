@@ -14,7 +14,7 @@ import yaml
 from fake_service import fake_config, said_by, serving, sloguard, state_of
 from own_ports import own_port
 
-from sidecar.config.schema import Config, ConfigError, Remote, load
+from sidecar.config.schema import Config, ConfigError, Remote, load_config
 from sidecar.service import remote_rpc
 from vllm_sloguard.wire import control_pb2
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
@@ -66,7 +66,7 @@ def served(keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Se
     section = {"address": f"127.0.0.1:{own_port()}", **{k: str(keys / v) for k, v in files.items()}}
     config_file = fake_config(tmp_path_factory.mktemp("served"), remote=section)
     with serving(config_file):
-        yield Served(config_file, load(config_file), section)
+        yield Served(config_file, load_config(config_file), section)
 
 
 def elsewhere(served: Served, folder: Path, **files: str) -> Path:
@@ -83,7 +83,7 @@ def elsewhere(served: Served, folder: Path, **files: str) -> Path:
 def asked(config_file: Path, metadata: tuple[tuple[str, str], ...] | None = None) -> grpc.StatusCode:
     """The status of a call that the sidecar would refuse for its content alone."""
     request = control_pb2.RetuneRequest(duration_seconds=-1)
-    with remote_rpc.channel(load(config_file)) as (channel, own), pytest.raises(grpc.RpcError) as refused:
+    with remote_rpc.channel(load_config(config_file)) as (channel, own), pytest.raises(grpc.RpcError) as refused:
         ControlServiceStub(channel).Retune(request, timeout=60, metadata=own if metadata is None else metadata)
     assert isinstance(refused.value, grpc.Call)
     return refused.value.code()
@@ -126,7 +126,7 @@ def test_a_client_without_a_certificate_or_without_tls_is_refused(served: Served
 
 
 def test_telemetry_is_not_taken_over_tcp(served: Served, tmp_path: Path) -> None:
-    with remote_rpc.channel(load(elsewhere(served, tmp_path))) as (channel, metadata):
+    with remote_rpc.channel(load_config(elsewhere(served, tmp_path))) as (channel, metadata):
         publish: Any = channel.unary_unary("/sloguard.v1.TelemetryService/Publish")  # pyright: ignore[reportUnknownVariableType]
         with pytest.raises(grpc.RpcError) as refused:
             publish(b"", timeout=60, metadata=metadata)
@@ -147,7 +147,7 @@ def test_the_command_asks_over_tcp_where_there_is_no_socket(served: Served, tmp_
 def test_the_port_is_not_shared(served: Served) -> None:
     assert served.config.remote is not None
     with pytest.raises(OSError, match=r"remote\.address: 127\.0\.0\.1:"):
-        remote_rpc.serve(served.config.remote, lambda _: None)
+        remote_rpc.serve_remote(served.config.remote, lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_the_port_is_not_shared(served: Served) -> None:
 def test_files_that_can_not_be_used_are_one_line(keys: Path, served: Served, name: str, change: str, said: str) -> None:
     assert served.config.remote is not None
     with pytest.raises(ConfigError, match=said):
-        remote_rpc.serve(served.config.remote.model_copy(update={name: keys / change}), lambda _: None)
+        remote_rpc.serve_remote(served.config.remote.model_copy(update={name: keys / change}), lambda _: None)
 
 
 @pytest.mark.parametrize("name", ["key", "token"])
@@ -170,7 +170,7 @@ def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, served: Served
     path.write_bytes(getattr(served.config.remote, name).read_bytes())
     path.chmod(0o644)
     with pytest.raises(ConfigError, match=f"remote.{name}: .* is open to others; chmod 600 it"):
-        remote_rpc.serve(served.config.remote.model_copy(update={name: path}), lambda _: None)
+        remote_rpc.serve_remote(served.config.remote.model_copy(update={name: path}), lambda _: None)
 
 
 @pytest.mark.parametrize("address", ["", "9465", "host", "host:port", ":9465", "a b:1", "unix:/tmp/s", "host:123456"])
@@ -182,7 +182,7 @@ def test_an_address_is_a_host_and_a_port(keys: Path, address: str) -> None:
 def test_nothing_listens_on_tcp_unless_asked(tmp_path: Path) -> None:
     config_file = fake_config(tmp_path)
     with serving(config_file) as process:
-        config = load(config_file)
+        config = load_config(config_file)
         listening = subprocess.run(["cat", "/proc/net/tcp"], capture_output=True, text=True, check=True).stdout
         inodes: set[str] = set()
         for fd in Path(f"/proc/{process.pid}/fd").iterdir():

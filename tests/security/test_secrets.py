@@ -11,7 +11,7 @@ import pytest
 import yaml
 from fake_service import fake_config, said_by, serving, sloguard
 
-from sidecar.config.schema import Config, ConfigError, load
+from sidecar.config.schema import Config, ConfigError, load_config
 
 API_KEY, HF_TOKEN, OUTER = "sk-0d7e5c0ffee-key", "hf_0d7e5c0ffee_token", "sk-0d7e5c0ffee-outer"
 SECRETS = (API_KEY, HF_TOKEN, OUTER)
@@ -40,7 +40,7 @@ def written(config: Config, config_file: Path) -> dict[str, str]:
 
 def test_a_whole_window_shows_no_secret_anywhere(tmp_path: Path) -> None:
     config_file = fake_config(tmp_path, engine={"env": {"VLLM_API_KEY": API_KEY, "HF_TOKEN": HF_TOKEN}})
-    config = load(config_file)
+    config = load_config(config_file)
     seen: set[str] = set()
     ended = threading.Event()
 
@@ -85,7 +85,7 @@ def test_a_mistake_in_the_file_does_not_show_the_secret_beside_it(tmp_path: Path
     path = tmp_path / "sloguard.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as raised:
-        load(path)
+        load_config(path)
     assert re.search(said, str(raised.value))
     assert not leaks({"error": str(raised.value)})
 
@@ -94,7 +94,7 @@ def test_a_mistake_in_the_file_does_not_show_the_secret_beside_it(tmp_path: Path
 def test_a_value_of_the_environment_is_not_shown(tmp_path: Path, value: object) -> None:
     path = fake_config(tmp_path, engine={"env": {"VLLM_API_KEY": value}})
     with pytest.raises(ConfigError, match=r"engine\.env\.VLLM_API_KEY: .*should be a valid string") as raised:
-        load(path)
+        load_config(path)
     assert f" {value!r}:" not in str(raised.value)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sidecar.bench.landscape import Landscape, load
+from sidecar.bench.landscape import Landscape, load_landscapes
 
 Answer = Mapping[str, Any]
 
@@ -46,7 +46,7 @@ def write(folder: Path, text: str = INSTANCE) -> Path:
 
 
 def slope(folder: Path, text: str = INSTANCE) -> Landscape:
-    return load(write(folder, text))["slope"]
+    return load_landscapes(write(folder, text))["slope"]
 
 
 def generator() -> np.random.Generator:

@@ -10,15 +10,15 @@ import grpc
 import yaml
 from own_ports import own_port
 
-from sidecar.config.schema import Config, load
+from sidecar.config.schema import Config, load_config
 from sidecar.engine.live_knobs import LiveHub
 from sidecar.guard.memory_learning import Learning
 from sidecar.metrics.exporter import Metrics
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record.journal import Journal
-from sidecar.rpc import serve
-from sidecar.run.engine_manager import Engines
-from sidecar.run.trial_runner import Runner
+from sidecar.rpc import serve_unix_socket
+from sidecar.run.engine_manager import EngineManager
+from sidecar.run.trial_runner import TrialRunner
 from vllm_sloguard.guard import machine
 from vllm_sloguard.wire.live_pb2_grpc import add_LiveServiceServicer_to_server
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
@@ -49,15 +49,15 @@ class Bench:
     journal: Journal
     hub: TelemetryHub
     server: grpc.Server
-    engines: Engines
-    runner: Runner
+    engines: EngineManager
+    runner: TrialRunner
     learning: Learning
 
 
 @contextmanager
 def bench(config_file: Path) -> Generator[Bench]:
     """Everything that a trial needs, and nothing left behind at the end."""
-    config = load(config_file)
+    config = load_config(config_file)
     journal = Journal(config.state)
     metrics = Metrics(config)
     hub = TelemetryHub(metrics.heard)
@@ -67,10 +67,10 @@ def bench(config_file: Path) -> Generator[Bench]:
         add_TelemetryServiceServicer_to_server(hub, server)
         add_LiveServiceServicer_to_server(live, server)
 
-    server = serve(config.socket, register)
+    server = serve_unix_socket(config.socket, register)
     learning = Learning(journal, config.state, config.model, lambda ranks: machine.observe(ranks=ranks))
-    engines = Engines(config, learning, hub, live, metrics, print)
-    runner = Runner(config, engines, hub, live, print)
+    engines = EngineManager(config, learning, hub, live, metrics.traffic, print)
+    runner = TrialRunner(config, engines, hub, live, print)
     try:
         yield Bench(config, journal, hub, server, engines, runner, learning)
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine_bench import write_config
 
-from sidecar.config.schema import load
+from sidecar.config.schema import load_config
 from sidecar.engine.process_group import Identity, ProcessGroup
 from sidecar.record.journal import Journal, JournalError
 
@@ -43,7 +43,7 @@ def fake_config(folder: Path, **sections: Any) -> Path:
 @contextmanager
 def serving(config_file: Path, **environment: str) -> Generator["subprocess.Popen[str]"]:
     """`sloguard serve` once it serves; it and its engines are gone at the end. What it says goes to ``said``."""
-    config = load(config_file)
+    config = load_config(config_file)
     said = said_by(config_file)
     began = time.time()
     try:

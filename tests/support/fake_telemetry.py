@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.exposition import generate_latest
 
 from vllm_sloguard.hooks.settings import Settings
-from vllm_sloguard.hooks.telemetry_client import Link
+from vllm_sloguard.hooks.telemetry_client import TelemetryClient
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
 _LABELS = ("model_name", "engine")
@@ -27,7 +27,7 @@ class Telemetry:
     def __init__(self, model: str, *, whole: bool) -> None:
         self.metrics = VllmMetrics(model)
         self._whole = whole
-        self._link = Link(Settings.from_environ(os.environ))
+        self._link = TelemetryClient(Settings.from_environ(os.environ))
         self._link.open()
         self._emit(memory_profiled=pb.MemoryProfiled(kv_cache_bytes=2**26, vllm_version="0.32.0"))
         if whole:

@@ -5,7 +5,7 @@ from typing import Any
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB
 from vllm_sloguard.guard.model_shape import from_config
-from vllm_sloguard.knobs import Config
+from vllm_sloguard.knobs import KnobValues
 
 QWEN: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -225,7 +225,7 @@ QWEN_SHAPE = from_config({**QWEN, "max_position_embeddings": 8192})
 H200_141GB = Machine("cuda", int(139.81 * GIB), int(139.2 * GIB), 1, "NVML: NVIDIA H200")
 
 # What vLLM 0.26 reported with Qwen2-1.5B's shape.
-MEASURED: list[tuple[Config, int]] = [
+MEASURED: list[tuple[KnobValues, int]] = [
     ({}, 4_676_000),
     ({"enforce_eager": True}, 4_675_120),
     ({"gpu_memory_utilization": 0.25}, 1_167_392),

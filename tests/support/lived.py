@@ -20,7 +20,7 @@ from typing import Any
 from fake_service import fake_config, said_by, serving, sloguard, state_of
 from prometheus_server import PrometheusServer
 
-from sidecar.config.schema import Config, load
+from sidecar.config.schema import Config, load_config
 from sidecar.record.events import Operations, WindowOutcome
 from sidecar.record.journal import Journal
 
@@ -49,7 +49,7 @@ class Lived:
 def lived(folder: Path, *, users_s: float = 3.0, load_s: float = 0.1, budget: int = 4) -> Generator[Lived]:
     """The whole story. ``users_s`` is how long users are served before the window, after it and at the end."""
     config_file = _config(folder, budget)
-    config = load(config_file)
+    config = load_config(config_file)
     address = f"127.0.0.1:{config.metrics.port}"
     engine = f"127.0.0.1:{config.engine.port}"
     began = time.time()

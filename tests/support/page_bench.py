@@ -14,20 +14,20 @@ import grpc
 from engine_bench import write_config
 from own_ports import own_port
 
-from sidecar.config.schema import Config, load
+from sidecar.config.schema import Config, load_config
 from sidecar.measure.verdict import Measurement
 from sidecar.metrics.exporter import Metrics
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.page.app import application
 from sidecar.page.server import Sources, served
-from sidecar.record.events import Kind, Operations
+from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import Journal, Run
 from sidecar.record.states import Cause, State
 from sidecar.record.trial import Plan, Result, Role, Trial
-from sidecar.rpc import serve
+from sidecar.rpc import serve_unix_socket
 from sidecar.service.control_rpc import Control
-from sidecar.service.mailbox import Requests
-from sidecar.service.state_machine import Progress
+from sidecar.service.mailbox import Mailbox
+from sidecar.service.state_machine import StateMachine
 from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.wire import telemetry_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import add_ControlServiceServicer_to_server
@@ -56,8 +56,8 @@ class PageBench:
     config: Config
     journal: Journal
     hub: TelemetryHub
-    requests: Requests
-    progress: Progress
+    requests: Mailbox
+    progress: StateMachine
     operations: Operations
     url: str
     said: list[str]
@@ -79,7 +79,7 @@ class PageBench:
 
     def tune(self, left_s: float) -> Run:
         """Opens a window, and begins a run in it."""
-        self.operations.record(Kind.WINDOW_OPENED, reason="a window was asked for")
+        self.operations.record(EventKind.WINDOW_OPENED, reason="a window was asked for")
         self.progress.window_end = time.monotonic() + left_s
         self.enter(State.DRAINING, "a window was asked for")
         run = self.run()
@@ -149,16 +149,16 @@ def result(measurement: Measurement, *, violation: float = 0.0, stopped: str = "
 @contextmanager
 def page_bench(config_file: Path, url: str | None = None) -> Generator[PageBench]:
     """Serves the page, whose address it says unless ``url`` is given."""
-    config = load(config_file)
+    config = load_config(config_file)
     config.state.mkdir(mode=0o700, exist_ok=True)
-    journal, requests, metrics = Journal(config.state), Requests(), Metrics(config)
+    journal, requests, metrics = Journal(config.state), Mailbox(), Metrics(config)
     requests.epoch = journal.take_over(1)
     hub = TelemetryHub(metrics.heard)
     said: list[str] = []
-    progress = Progress(journal, metrics, requests, said.append)
+    progress = StateMachine(journal, metrics, requests, said.append)
     operations = Operations(journal, config.base_digest())
     control = Control(config, requests, hub)
-    server = serve(config.socket, lambda s: add_ControlServiceServicer_to_server(control, s))
+    server = serve_unix_socket(config.socket, lambda s: add_ControlServiceServicer_to_server(control, s))
     try:
         with served(Sources(config, hub, requests, progress), said.append):
             if url is None:

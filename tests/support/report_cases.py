@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sidecar.config.schema import Config, Objective, load
+from sidecar.config.schema import Config, Objective, load_config
 from sidecar.measure.verdict import Measurement, violation
 from sidecar.promote import decision as promotion
 from sidecar.promote.decision import Outcome
-from sidecar.record.journal import FILE_NAME, Journal
-from sidecar.record.trial import PLAN, RESULT, Change, Plan, Result, Role, Start, Status, Trial
+from sidecar.record.journal import JOURNAL_FILE, Journal
+from sidecar.record.trial import PLAN, RESULT, Plan, RepairChange, Result, Role, StartKind, Trial, TrialStatus
 from sidecar.search.space import Space
 from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.knobs import Value
@@ -51,7 +51,7 @@ class Made:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "sloguard.yaml"
         self.file.write_text(yaml.safe_dump({**CONTENT, **sections, "state": "state"}, sort_keys=False))
-        self.config: Config = load(self.file)
+        self.config: Config = load_config(self.file)
         self.state = self.config.state
         self.rng = np.random.default_rng(seed)
         self.journal = Journal(self.state)
@@ -91,7 +91,8 @@ class Made:
         over = violation(measurement, self.config.slo)
         return Result(
             violation=over, value=value.get(self.config.objective, 8.0 * noise), measurement=measurement,
-            scores=tuple(answers), vllm_version="0.26.0", start=Start.FORKED, start_s=9.0, warmup_s=4.0, load_s=28.0,
+            scores=tuple(answers), vllm_version="0.26.0", start=StartKind.FORKED,
+            start_s=9.0, warmup_s=4.0, load_s=28.0,
             stop_s=1.0, kv_cache_tokens=120_000, stopped="17 of 200 requests were over a limit" if over > 0.5 else "",
         )  # fmt: skip
 
@@ -111,7 +112,9 @@ class Made:
                     self.plan(knobs=knobs, refusal="the model's weights take 15.0 of 14.1 GiB that are free"), None, 0.1
                 )
             else:
-                change = Change("max_num_batched_tokens", 512, 2048, "at least 2048 are needed for max_model_len 2048")
+                change = RepairChange(
+                    "max_num_batched_tokens", 512, 2048, "at least 2048 are needed for max_model_len 2048"
+                )
                 changes = (change,) if number % 5 == 0 else ()
                 self.add(self.plan(knobs=knobs, changes=changes), self.measured(knobs), 44.0)
 
@@ -125,7 +128,7 @@ class Made:
             best = promotion.candidate(self.rows)
             assert best is not None
             plan = self.plan(role) if role is Role.REFERENCE else dataclasses.replace(best.plan, role=role)
-            self.add(plan, dataclasses.replace(self.measured(plan.args), start=Start.ORDINARY, start_s=41.0), 80.0)  # pyright: ignore[reportArgumentType]
+            self.add(plan, dataclasses.replace(self.measured(plan.args), start=StartKind.ORDINARY, start_s=41.0), 80.0)  # pyright: ignore[reportArgumentType]
 
     def decide(self) -> None:
         """Ends the run as the tuner would."""
@@ -140,7 +143,7 @@ class Made:
     def close(self) -> Path:
         """Writes the trials, and returns the state folder."""
         self.journal.close()
-        with sqlite3.connect(self.state / FILE_NAME) as db:
+        with sqlite3.connect(self.state / JOURNAL_FILE) as db:
             for t in self.rows:
                 result = RESULT.dump_json(t.result).decode() if t.result is not None else None
                 row = (t.run, t.number, PLAN.dump_json(t.plan).decode(), t.started_at, t.ended_at, result)
@@ -178,5 +181,5 @@ def only_crashes(folder: Path, count: int = 8) -> Path:
     return made.close()
 
 
-def statuses(state: Path) -> list[Status]:
+def statuses(state: Path) -> list[TrialStatus]:
     return [t.status for t in Journal(state, read_only=True).trials()]

@@ -15,7 +15,7 @@ from typing import Any
 
 from engine_bench import write_config
 
-from sidecar.config.schema import Config, load
+from sidecar.config.schema import Config, load_config
 from sidecar.record import lock
 from sidecar.record.journal import Journal, JournalError
 
@@ -103,7 +103,7 @@ def started(config_file: Path, **environment: str) -> "subprocess.Popen[str]":
         text=True,
         env={**os.environ, **environment},
     )
-    config = load(config_file)
+    config = load_config(config_file)
 
     def serves() -> bool:
         # The state of an earlier sidecar is in the journal too.

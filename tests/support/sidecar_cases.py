@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from sidecar.config.schema import Config, load
+from sidecar.config.schema import Config, load_config
 from sidecar.measure.verdict import Measurement
-from sidecar.record.trial import Change, Plan, Result, Role, Trial
+from sidecar.record.trial import Plan, RepairChange, Result, Role, Trial
 from vllm_sloguard.crash import Category, Crash
 
 GOOD: dict[str, Any] = {
@@ -39,7 +39,7 @@ def write(folder: Path, content: object) -> Path:
 
 
 def configured(folder: Path, place: str = "model", value: Any = "some/model") -> Config:
-    return load(write(folder, changed(place, value)))
+    return load_config(write(folder, changed(place, value)))
 
 
 def measured(ttft_p99_ms: float | None = 10.0, failed: int = 0, e2e_mean_ms: float | None = 80.0) -> Measurement:
@@ -56,7 +56,7 @@ def measured(ttft_p99_ms: float | None = 10.0, failed: int = 0, e2e_mean_ms: flo
     )
 
 
-def planned(role: Role = Role.SEARCH, refusal: str = "", changes: tuple[Change, ...] = (), **args: Any) -> Plan:
+def planned(role: Role = Role.SEARCH, refusal: str = "", changes: tuple[RepairChange, ...] = (), **args: Any) -> Plan:
     knobs = args or {"max_num_seqs": 8}
     return Plan(role, knobs, knobs, "anneal", "because", changes, refusal)
 

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 from sidecar.observe.telemetry import TelemetryHub
-from sidecar.rpc import serve
+from sidecar.rpc import serve_unix_socket
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
 
 if __name__ == "__main__":
-    server = serve(Path(sys.argv[1]), lambda s: add_TelemetryServiceServicer_to_server(TelemetryHub(), s))
+    server = serve_unix_socket(Path(sys.argv[1]), lambda s: add_TelemetryServiceServicer_to_server(TelemetryHub(), s))
     print("ready", flush=True)
     time.sleep(600)

@@ -13,14 +13,14 @@ from vllm_sloguard.live_knobs import (
     RESERVE,
     SEQS,
     TOKENS,
-    Change,
     LiveRecord,
+    LiveState,
+    LiveTargets,
+    LiveVerdict,
     Range,
-    State,
     Step,
-    Verdict,
-    refusal,
-    verdict,
+    live_refusal,
+    live_verdict,
 )
 
 RANGES = {SEQS: Range(16, 1, 16), TOKENS: Range(1024, 1, 1024), PREFIX_CACHING: Range(1, 0, 1)}
@@ -32,7 +32,7 @@ def record() -> LiveRecord:
     return LiveRecord(RANGES, COLD)
 
 
-def taken(live: LiveRecord, change: Change, now: float = 0.0) -> None:
+def taken(live: LiveRecord, change: LiveTargets, now: float = 0.0) -> None:
     """``change``, received and applied from what the engine was started with."""
     live.receive(change, now)
     held = live.in_force()
@@ -62,27 +62,27 @@ def test_the_knob_table_says_what_is_live() -> None:
     ],
 )
 def test_what_an_engine_can_take(targets: dict[str, int], why: str) -> None:
-    assert refusal(targets, RANGES, COLD).startswith(why)
-    assert bool(refusal(targets, RANGES, COLD)) == bool(why)
+    assert live_refusal(targets, RANGES, COLD).startswith(why)
+    assert bool(live_refusal(targets, RANGES, COLD)) == bool(why)
 
 
 def test_a_refused_change_leaves_the_one_before_in_force() -> None:
     live = record()
-    taken(live, Change(5, 1, {SEQS: 4}))
-    live.receive(Change(5, 2, {SEQS: 99}), 1.0)
+    taken(live, LiveTargets(5, 1, {SEQS: 4}))
+    live.receive(LiveTargets(5, 2, {SEQS: 99}), 1.0)
 
     held, last = live.in_force(), live.last()
     assert held is not None
     assert last is not None
     assert live.targets(held)[SEQS] == 4
-    assert last.state is State.REFUSED
+    assert last.state is LiveState.REFUSED
     assert "max_num_seqs: 99" in last.refusal
 
 
 def test_an_earlier_controller_is_refused() -> None:
     live = record()
-    taken(live, Change(5, 1, {SEQS: 4}))
-    live.receive(Change(4, 9, {SEQS: 8}), 1.0)
+    taken(live, LiveTargets(5, 1, {SEQS: 4}))
+    live.receive(LiveTargets(4, 9, {SEQS: 8}), 1.0)
 
     last = live.last()
     assert last is not None
@@ -95,14 +95,14 @@ def test_an_earlier_controller_is_refused() -> None:
 def test_an_answer_alone_makes_an_earlier_controller_one() -> None:
     live = record()
     live.answered(6, 0.0)
-    live.receive(Change(5, 1, {SEQS: 4}), 1.0)
+    live.receive(LiveTargets(5, 1, {SEQS: 4}), 1.0)
 
     assert live.in_force() is None
 
 
 def test_a_change_that_comes_again_is_nothing_new() -> None:
     live = record()
-    change = Change(5, 1, {SEQS: 4})
+    change = LiveTargets(5, 1, {SEQS: 4})
     taken(live, change)
     before = live.last(), live.revision
     live.receive(change, 3.0)
@@ -112,8 +112,8 @@ def test_a_change_that_comes_again_is_nothing_new() -> None:
 
 def test_a_knob_that_a_change_does_not_name_goes_back() -> None:
     live = record()
-    taken(live, Change(5, 1, {SEQS: 4, TOKENS: 64}))
-    live.receive(Change(5, 2, {TOKENS: 64}), 1.0)
+    taken(live, LiveTargets(5, 1, {SEQS: 4, TOKENS: 64}))
+    live.receive(LiveTargets(5, 2, {TOKENS: 64}), 1.0)
 
     held = live.in_force()
     assert held is not None
@@ -122,27 +122,27 @@ def test_a_knob_that_a_change_does_not_name_goes_back() -> None:
 
 def test_the_lease_is_renewed_by_the_change_s_own_controller_alone() -> None:
     live = record()
-    taken(live, Change(5, 1, {SEQS: 4}, lease_s=10))
+    taken(live, LiveTargets(5, 1, {SEQS: 4}, lease_s=10))
     live.answered(5, 8.0)
     live.lapsed(17.0)
     held = live.in_force()
     assert held is not None
-    assert held.state is State.APPLIED
+    assert held.state is LiveState.APPLIED
     live.answered(6, 17.5)  # a new sidecar knows nothing of this change
     live.lapsed(18.5)
 
     held = live.in_force()
     assert held is not None
-    assert held.state is State.EXPIRED
+    assert held.state is LiveState.EXPIRED
     assert live.targets(held)[SEQS] == 16
     assert not live.pending()
 
 
 def test_a_change_is_pending_until_it_is_applied_settled_and_seen() -> None:
     live = record()
-    live.receive(Change(5, 1, {SEQS: 4}, settle=True), 1.0)
+    live.receive(LiveTargets(5, 1, {SEQS: 4}, settle=True), 1.0)
     assert live.pending()
-    taken(live, Change(5, 2, {SEQS: 4}, settle=True), 1.0)
+    taken(live, LiveTargets(5, 2, {SEQS: 4}, settle=True), 1.0)
     assert live.pending()
     live.settled(1.5)
     assert live.pending()
@@ -155,100 +155,102 @@ def test_a_change_is_pending_until_it_is_applied_settled_and_seen() -> None:
     assert held is not None
     assert held.settled_s == 0.5
     assert set(held.effects) == {SEQS}
-    assert (held.effects[SEQS].verdict, held.effects[SEQS].seconds) == (Verdict.SHOWN, 2.0)
+    assert (held.effects[SEQS].verdict, held.effects[SEQS].seconds) == (LiveVerdict.SHOWN, 2.0)
     assert held.effects[SEQS].seen == "4 ran, 9 waited"
     assert (held.counters.steps, held.counters.most_running, held.counters.most_tokens) == (2, 9, 300)
 
 
 def test_a_later_step_may_show_what_an_earlier_one_obeyed() -> None:
     live = record()
-    taken(live, Change(5, 1, {SEQS: 4}))
+    taken(live, LiveTargets(5, 1, {SEQS: 4}))
     for running, waiting, now in ((3, 0, 1.0), (4, 2, 2.0), (2, 0, 3.0)):
         live.observed(replace(BUSY, running=running, waiting=waiting), now)
         held = live.in_force()
         assert held is not None
         effect = held.effects[SEQS]
-        expected = (Verdict.OBEYED, 1.0) if now == 1.0 else (Verdict.SHOWN, 2.0)
+        expected = (LiveVerdict.OBEYED, 1.0) if now == 1.0 else (LiveVerdict.SHOWN, 2.0)
         assert (effect.verdict, effect.seconds) == expected
 
 
 def test_a_broken_engine_has_nothing_live() -> None:
     live = record()
-    taken(live, Change(5, 1, {SEQS: 4}))
+    taken(live, LiveTargets(5, 1, {SEQS: 4}))
     live.broken("AttributeError: gone")
 
     last = live.last()
     assert last is not None
-    assert (last.state, last.refusal) == (State.REFUSED, "AttributeError: gone")
+    assert (last.state, last.refusal) == (LiveState.REFUSED, "AttributeError: gone")
     assert live.ranges == {}
     assert live.cold[SEQS] == "AttributeError: gone"
 
 
 LIMIT = [
     # before, target, seen, more to do
-    (16, 4, 9, True, Verdict.OPEN),
-    (16, 4, 4, True, Verdict.SHOWN),
-    (16, 4, 4, False, Verdict.OBEYED),
-    (16, 4, 3, True, Verdict.OBEYED),
-    (4, 16, 4, True, Verdict.OPEN),
-    (4, 16, 4, False, Verdict.OBEYED),
-    (4, 16, 3, True, Verdict.OBEYED),
-    (4, 16, 5, True, Verdict.SHOWN),
+    (16, 4, 9, True, LiveVerdict.OPEN),
+    (16, 4, 4, True, LiveVerdict.SHOWN),
+    (16, 4, 4, False, LiveVerdict.OBEYED),
+    (16, 4, 3, True, LiveVerdict.OBEYED),
+    (4, 16, 4, True, LiveVerdict.OPEN),
+    (4, 16, 4, False, LiveVerdict.OBEYED),
+    (4, 16, 3, True, LiveVerdict.OBEYED),
+    (4, 16, 5, True, LiveVerdict.SHOWN),
 ]
 
 
 @pytest.mark.parametrize(("before", "target", "amount", "more", "expected"), LIMIT)
-def test_a_limit_is_seen_in_what_runs(before: int, target: int, amount: int, more: bool, expected: Verdict) -> None:
+def test_a_limit_is_seen_in_what_runs(before: int, target: int, amount: int, more: bool, expected: LiveVerdict) -> None:
     waiting = 5 if more else 0
     seqs = Step(running=amount, waiting=waiting, admitted=0, tokens=40)
     tokens = Step(running=3, waiting=waiting, admitted=0, tokens=amount)
 
-    assert verdict(SEQS, before, target, seqs)[0] is expected
-    assert verdict(TOKENS, before, target, tokens)[0] is expected
+    assert live_verdict(SEQS, before, target, seqs)[0] is expected
+    assert live_verdict(TOKENS, before, target, tokens)[0] is expected
 
 
 def test_a_step_without_tokens_shows_nothing() -> None:
     for name in (SEQS, TOKENS, LONG_PREFILL, PREFIX_CACHING, RESERVE):
-        assert verdict(name, 1, 0, replace(BUSY, tokens=0))[0] is Verdict.OPEN
+        assert live_verdict(name, 1, 0, replace(BUSY, tokens=0))[0] is LiveVerdict.OPEN
 
 
 @pytest.mark.parametrize(
     ("before", "target", "step", "expected"),
     [
-        (0, 64, replace(BUSY, piece_tokens=64), Verdict.SHOWN),
-        (0, 64, replace(BUSY, piece_tokens=40), Verdict.OBEYED),
-        (0, 64, replace(BUSY, piece_tokens=0), Verdict.OPEN),
-        (0, 64, replace(BUSY, piece_tokens=40, running=1, waiting=0), Verdict.OPEN),
-        (64, 0, replace(BUSY, piece_tokens=65), Verdict.SHOWN),
-        (64, 0, replace(BUSY, piece_tokens=64), Verdict.OPEN),
+        (0, 64, replace(BUSY, piece_tokens=64), LiveVerdict.SHOWN),
+        (0, 64, replace(BUSY, piece_tokens=40), LiveVerdict.OBEYED),
+        (0, 64, replace(BUSY, piece_tokens=0), LiveVerdict.OPEN),
+        (0, 64, replace(BUSY, piece_tokens=40, running=1, waiting=0), LiveVerdict.OPEN),
+        (64, 0, replace(BUSY, piece_tokens=65), LiveVerdict.SHOWN),
+        (64, 0, replace(BUSY, piece_tokens=64), LiveVerdict.OPEN),
     ],
 )
-def test_a_long_prompt_is_seen_in_its_pieces(before: int, target: int, step: Step, expected: Verdict) -> None:
-    assert verdict(LONG_PREFILL, before, target, step)[0] is expected
+def test_a_long_prompt_is_seen_in_its_pieces(before: int, target: int, step: Step, expected: LiveVerdict) -> None:
+    assert live_verdict(LONG_PREFILL, before, target, step)[0] is expected
 
 
 @pytest.mark.parametrize(
     ("target", "admitted", "lookups", "expected"),
     [
-        (0, 2, 0, Verdict.SHOWN),
-        (0, 2, 2, Verdict.OPEN),
-        (0, 0, 0, Verdict.OPEN),
-        (1, 2, 2, Verdict.SHOWN),
-        (1, 2, 0, Verdict.OPEN),
-        (1, 2, None, Verdict.OBEYED),
-        (1, 0, None, Verdict.OPEN),
+        (0, 2, 0, LiveVerdict.SHOWN),
+        (0, 2, 2, LiveVerdict.OPEN),
+        (0, 0, 0, LiveVerdict.OPEN),
+        (1, 2, 2, LiveVerdict.SHOWN),
+        (1, 2, 0, LiveVerdict.OPEN),
+        (1, 2, None, LiveVerdict.OBEYED),
+        (1, 0, None, LiveVerdict.OPEN),
     ],
 )
-def test_prefix_caching_is_seen_in_lookups(target: int, admitted: int, lookups: int | None, expected: Verdict) -> None:
+def test_prefix_caching_is_seen_in_lookups(
+    target: int, admitted: int, lookups: int | None, expected: LiveVerdict
+) -> None:
     step = replace(BUSY, admitted=admitted, lookups=lookups)
 
-    assert verdict(PREFIX_CACHING, 1 - target, target, step)[0] is expected
+    assert live_verdict(PREFIX_CACHING, 1 - target, target, step)[0] is expected
 
 
 def test_the_reserve_is_seen_in_what_the_kv_cache_is_asked_for() -> None:
-    seen = [verdict(RESERVE, 1, 0, replace(BUSY, reserved=reserved))[0] for reserved in (None, True, False)]
+    seen = [live_verdict(RESERVE, 1, 0, replace(BUSY, reserved=reserved))[0] for reserved in (None, True, False)]
 
-    assert seen == [Verdict.OPEN, Verdict.OPEN, Verdict.SHOWN]
+    assert seen == [LiveVerdict.OPEN, LiveVerdict.OPEN, LiveVerdict.SHOWN]
 
 
 STEPS = st.builds(
@@ -259,10 +261,10 @@ STEPS = st.builds(
 @given(st.integers(1, 16), st.lists(STEPS, max_size=20))
 def test_no_step_above_the_target_is_ever_taken_for_its_effect(target: int, steps: list[Step]) -> None:
     live = record()
-    taken(live, Change(1, 1, {SEQS: target}))
+    taken(live, LiveTargets(1, 1, {SEQS: target}))
     for number, step in enumerate(steps):
         live.observed(step, float(number))
     held = live.in_force()
     assert held is not None
-    if held.effects.get(SEQS) is not None and held.effects[SEQS].verdict is not Verdict.OPEN:
+    if held.effects.get(SEQS) is not None and held.effects[SEQS].verdict is not LiveVerdict.OPEN:
         assert any(step.running <= target and step.tokens for step in steps)

@@ -6,11 +6,11 @@ from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.model_shape import ModelShape
 from vllm_sloguard.guard.vllm_defaults import capture_sizes, dtype_bytes, sequences, step_tokens, tensor_parallel
 from vllm_sloguard.guard.weights import embedding_bytes
-from vllm_sloguard.knobs import Config
+from vllm_sloguard.knobs import KnobValues
 
-Version = tuple[int, int]
+MinorVersion = tuple[int, int]
 # The version on which the constants of this package were measured.
-MEASURED: Version = (0, 26)
+MEASURED: MinorVersion = (0, 26)
 # From these on vLLM subtracts the sampler's state (worker/gpu_worker.py takes what the process consumed as a whole),
 # keeps a block back, and measures its CUDA graphs (worker/gpu/cudagraph_utils.py) with model runner V2.
 COUNTS_STATE, COUNTS_GRAPHS = (0, 27), (0, 29)
@@ -21,7 +21,7 @@ _MOST_HIDDEN_STATES = 4
 _GRAPH = 2**20
 
 
-def activation_bytes(shape: ModelShape, args: Config, machine: Machine) -> int:
+def activation_bytes(shape: ModelShape, args: KnobValues, machine: Machine) -> int:
     """The peak of the profile run: one step over all tokens of a batch, then logits for max_num_seqs of them.
 
     On an H200 (0.26) within 0.03 GiB for Qwen2-1.5B, Llama-3.1-8B, Mistral-7B and Qwen2.5-32B, eager, at 1024 to 131072
@@ -51,7 +51,7 @@ def _elements_a_token(shape: ModelShape, tp: int) -> int:
     return (3 if shape.gated_mlp else 2) * widest // tp + states * shape.hidden
 
 
-def sampler_state_bytes(shape: ModelShape, args: Config, machine: Machine) -> int:
+def sampler_state_bytes(shape: ModelShape, args: KnobValues, machine: Machine) -> int:
     """Counts of tokens for penalties: a whole number of 32 bits and a bit for each sequence and word of the vocabulary.
 
     Every start holds them on the GPU (worker/gpu/sample/penalties.py); only newer versions subtract them.
@@ -61,7 +61,7 @@ def sampler_state_bytes(shape: ModelShape, args: Config, machine: Machine) -> in
     return sequences(args, machine) * 4 * (shape.vocab + -(-shape.vocab // 32))
 
 
-def graph_bytes(shape: ModelShape, args: Config, machine: Machine) -> int:
+def graph_bytes(shape: ModelShape, args: KnobValues, machine: Machine) -> int:
     """CUDA graphs, as vLLM reckons them from 0.29 on: the largest one's activations, and a MiB for each other.
 
     Each size is captured in pieces, and once more as a whole where it is no more than max_num_seqs (the default mode,

@@ -36,7 +36,7 @@ class Windows:
     other: bool = False
 
 
-def of_model(text: Fields, layers: int) -> Windows:
+def windows_of_model(text: Fields, layers: int) -> Windows:
     """The windows of a model of so many layers.
 
     Raises:

@@ -20,7 +20,7 @@ from vllm_sloguard.guard.vllm_defaults import (
     tensor_parallel,
 )
 from vllm_sloguard.guard.weights import stages
-from vllm_sloguard.knobs import Config
+from vllm_sloguard.knobs import KnobValues
 
 # The rows of opaque MLA layouts: 512 values, their scales, and the rope part (mla_attention.py, get_kv_cache_spec).
 _MLA_ROWS = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
@@ -65,7 +65,7 @@ class KvLayout:
         return low
 
 
-def layout(shape: ModelShape, args: Config, machine: Machine, stage: range | None = None) -> KvLayout:
+def layout(shape: ModelShape, args: KnobValues, machine: Machine, stage: range | None = None) -> KvLayout:
     """The pool of a rank of ``stage``; of the stage with the largest blocks where none is given."""
     if stage is None:
         every = [layout(shape, args, machine, each) for each in stages(shape, args)]
@@ -97,7 +97,7 @@ def _groups(shape: ModelShape) -> tuple[int, int]:
     return -(-full // size), -(-windowed // size)
 
 
-def kv_bytes_per_token(shape: ModelShape, args: Config) -> int:
+def kv_bytes_per_token(shape: ModelShape, args: KnobValues) -> int:
     """Bytes of one token in all layers of a rank of the fullest stage: the sum of vLLM's KV-cache specs.
 
     Attention keeps a key and a value for each of max(1, kv_heads / TP) heads; MLA keeps one latent vector, which TP
@@ -108,7 +108,7 @@ def kv_bytes_per_token(shape: ModelShape, args: Config) -> int:
     return -(-shape.layers // min(pipeline_parallel(args), shape.layers)) * _layer_bytes_per_token(shape, args)
 
 
-def _layer_bytes_per_token(shape: ModelShape, args: Config) -> int:
+def _layer_bytes_per_token(shape: ModelShape, args: KnobValues) -> int:
     kind = str(args.get("kv_cache_dtype", "auto"))
     if kind == "auto" and shape.quantization is not None and shape.quantization.fp8_kv:
         kind = "fp8"
@@ -125,7 +125,7 @@ def _layer_bytes_per_token(shape: ModelShape, args: Config) -> int:
     return kv_heads * (head_bytes + 8 if kind.endswith("per_token_head") else head_bytes)
 
 
-def request_tokens(shape: ModelShape, args: Config, machine: Machine) -> int | None:
+def request_tokens(shape: ModelShape, args: KnobValues, machine: Machine) -> int | None:
     """KV tokens whose bytes vLLM wants before it starts with max_model_len; None where it fits the length itself (-1).
 
     Whole blocks of one longest request, and the block that newer versions keep back, in units of
@@ -138,7 +138,7 @@ def request_tokens(shape: ModelShape, args: Config, machine: Machine) -> int | N
     return -(-(cache.request_blocks(length) + 1) * cache.bytes_per_block // kv_bytes_per_token(shape, args))
 
 
-def longest_request(shape: ModelShape, args: Config, machine: Machine, kv_bytes: int, longest: int) -> int:
+def longest_request(shape: ModelShape, args: KnobValues, machine: Machine, kv_bytes: int, longest: int) -> int:
     """The longest request, at most ``longest`` tokens, with which vLLM starts on ``kv_bytes``; 0 where none fits.
 
     What vLLM 0.32 proposes in "the estimated maximum model length is N".

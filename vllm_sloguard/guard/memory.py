@@ -14,7 +14,7 @@ from vllm_sloguard.guard.activation_memory import (
     COUNTS_GRAPHS,
     COUNTS_STATE,
     MEASURED,
-    Version,
+    MinorVersion,
     activation_bytes,
     graph_bytes,
     sampler_state_bytes,
@@ -33,7 +33,7 @@ from vllm_sloguard.guard.vllm_defaults import (
     pipeline_parallel,
 )
 from vllm_sloguard.guard.weights import largest_tensors, stages, weights_bytes
-from vllm_sloguard.knobs import Config
+from vllm_sloguard.knobs import KnobValues
 
 __all__ = [
     "DEFAULT_UTILIZATION",
@@ -97,7 +97,12 @@ class Budget:
 
 
 def estimate(
-    shape: ModelShape, args: Config, machine: Machine, *, version: Version = MEASURED, correction_bytes: int = 0
+    shape: ModelShape,
+    args: KnobValues,
+    machine: Machine,
+    *,
+    version: MinorVersion = MEASURED,
+    correction_bytes: int = 0,
 ) -> Budget:
     """The budget of ``args`` (EngineArgs names; absent means vLLM's default) for a model on a machine.
 
@@ -151,7 +156,7 @@ def estimate(
     )
 
 
-def _overhead_bytes(shape: ModelShape, args: Config, machine: Machine) -> int:
+def _overhead_bytes(shape: ModelShape, args: KnobValues, machine: Machine) -> int:
     if machine.kind == "cpu":
         return _CPU_OVERHEAD
     # Cosines and sines of every position (rotary_embedding/base.py).
@@ -189,12 +194,12 @@ def _problem(fixed: int, kv: int, requested: int, outside: int, machine: Machine
     return ""
 
 
-def requested_bytes(args: Config, machine: Machine) -> int:
+def requested_bytes(args: KnobValues, machine: Machine) -> int:
     """What vLLM claims of the device: ceil(total * gpu_memory_utilization) (worker/utils.py, request_memory)."""
     return math.ceil(machine.total_bytes * float(args.get("gpu_memory_utilization", DEFAULT_UTILIZATION)))
 
 
-def explicit_kv_bytes(args: Config) -> int | None:
+def explicit_kv_bytes(args: KnobValues) -> int | None:
     """kv_cache_memory_bytes, None where vLLM sizes the cache itself."""
     value = args.get("kv_cache_memory_bytes")
     return int(value) if value is not None else None

@@ -139,7 +139,7 @@ def stated(weights_bytes: int, kv_bytes_per_token: int, max_model_len: int | Non
     )
 
 
-def read(model_dir: Path) -> ModelShape:
+def read_shape(model_dir: Path) -> ModelShape:
     """The shape of the model in ``model_dir``.
 
     Raises:
@@ -159,10 +159,10 @@ def read(model_dir: Path) -> ModelShape:
     return from_config(cast("dict[str, Any]", loaded))
 
 
-def of_model(model: str) -> ModelShape | None:
+def shape_of_model(model: str) -> ModelShape | None:
     """The shape of a model in a local folder; None for one that is not. Raises ValueError for a bad config.json."""
     folder = Path(model)
-    return read(folder) if (folder / "config.json").is_file() else None
+    return read_shape(folder) if (folder / "config.json").is_file() else None
 
 
 def beyond_arithmetic(args: Mapping[str, object]) -> bool:
@@ -184,7 +184,7 @@ def from_config(config: Fields) -> ModelShape:
     if head_dim is None and hidden % heads:
         raise ValueError(f"model config: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
     layers = required(text, *_ALIASES["layers"])
-    attention = attention_windows.of_model(text, layers)
+    attention = attention_windows.windows_of_model(text, layers)
     return ModelShape(
         layers=layers,
         hidden=hidden,

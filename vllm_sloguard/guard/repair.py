@@ -19,9 +19,9 @@ from vllm_sloguard.guard.model_shape import ModelShape
 from vllm_sloguard.guard.rules import ALL
 from vllm_sloguard.guard.rules.arguments import ARGUMENTS
 from vllm_sloguard.guard.rules.rule import Broken, Case, Estimate, Limits, Rule, Version
-from vllm_sloguard.knobs import Config, Value
+from vllm_sloguard.knobs import KnobValues, Value
 
-__all__ = ["TUNED", "Change", "Limits", "Repair", "Status", "repair"]
+__all__ = ["TUNED", "ArgumentChange", "Limits", "Repair", "RepairStatus", "repair"]
 
 # Every argument that a rule looks at.
 TUNED: tuple[str, ...] = tuple(ARGUMENTS)
@@ -29,7 +29,7 @@ TUNED: tuple[str, ...] = tuple(ARGUMENTS)
 _ROUNDS = 64
 
 
-class Status(StrEnum):
+class RepairStatus(StrEnum):
     """What became of a configuration."""
 
     UNCHANGED = "unchanged"
@@ -38,7 +38,7 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True)
-class Change:
+class ArgumentChange:
     """One argument that was changed; None means absent, so vLLM's default. ``rules`` are the names of those broken."""
 
     name: str
@@ -55,9 +55,9 @@ class Repair:
     ``rule`` names the rule that refused.
     """
 
-    status: Status
-    args: Config
-    changes: tuple[Change, ...]
+    status: RepairStatus
+    args: KnobValues
+    changes: tuple[ArgumentChange, ...]
     refusal: str
     budget: Budget | None
     rule: str = ""
@@ -74,14 +74,14 @@ class _Mended:
 
 
 def repair(
-    args: Config,
+    args: KnobValues,
     shape: ModelShape | None,
     machine: Machine | None,
     *,
     pinned: frozenset[str] = frozenset(),
     workload_max_len: int | None = None,
     estimate: Estimate = memory.estimate,
-    limits: Limits | Callable[[Config], Limits] | None = None,
+    limits: Limits | Callable[[KnobValues], Limits] | None = None,
     vllm_version: Version | None = None,
 ) -> Repair:
     """Mends ``args`` (EngineArgs names; absent or None means vLLM's default), or refuses them.
@@ -98,10 +98,10 @@ def repair(
     if mended.refusal:
         # There is no arithmetic to do with values that have no meaning.
         numbers = _first(case, ALL[:_VALUE_RULES]) is None
-        return Repair(Status.REFUSED, args, (), mended.refusal, case.budget if numbers else None, mended.rule)
+        return Repair(RepairStatus.REFUSED, args, (), mended.refusal, case.budget if numbers else None, mended.rule)
     mended = _minimal(case, mended)
     changes = tuple(
-        Change(
+        ArgumentChange(
             name,
             given.get(name),
             mended.case.args.get(name),
@@ -111,11 +111,11 @@ def repair(
         for name, why in mended.why.items()
         if not _same(given, mended.case.args, name)
     )
-    status = Status.REPAIRED if changes else Status.UNCHANGED
+    status = RepairStatus.REPAIRED if changes else RepairStatus.UNCHANGED
     return Repair(status, mended.case.args if changes else args, changes, "", mended.case.budget)
 
 
-def _taught(limits: Limits | Callable[[Config], Limits] | None) -> Callable[[Config], Limits]:
+def _taught(limits: Limits | Callable[[KnobValues], Limits] | None) -> Callable[[KnobValues], Limits]:
     if callable(limits):
         return limits
     return lambda _: limits or Limits()
@@ -129,7 +129,7 @@ def _takes_no_none(name: str) -> bool:
     return name in ARGUMENTS and ARGUMENTS[name].default is not None
 
 
-def _same(one: Config, other: Config, name: str) -> bool:
+def _same(one: KnobValues, other: KnobValues, name: str) -> bool:
     before, after = one.get(name), other.get(name)
     # Not a number is not equal to itself, and True is not 1.
     same = before is after or (type(before) is type(after) and before == after)

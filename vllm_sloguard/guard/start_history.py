@@ -15,17 +15,17 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from vllm_sloguard.guard import memory
-from vllm_sloguard.guard.activation_memory import MEASURED, Version
+from vllm_sloguard.guard.activation_memory import MEASURED, MinorVersion
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB, Budget
 from vllm_sloguard.guard.model_shape import ModelShape
 from vllm_sloguard.guard.repair import TUNED, Limits, Repair, repair
-from vllm_sloguard.guard.rules.arguments import values
+from vllm_sloguard.guard.rules.arguments import typed_arguments
 from vllm_sloguard.guard.rules.human_sizes import as_number
 from vllm_sloguard.guard.rules.rule import Estimate
-from vllm_sloguard.guard.rules.single_argument import refusal
+from vllm_sloguard.guard.rules.single_argument import unreadable_argument
 from vllm_sloguard.guard.vllm_defaults import sequences
-from vllm_sloguard.knobs import Config, Value
+from vllm_sloguard.knobs import KnobValues, Value
 
 # The error of one start is trusted to a tenth less than whole, so that noise is not carried over as knowledge.
 _PRIOR_WEIGHT = 0.1
@@ -38,14 +38,14 @@ _SAME = ("dtype", "quantization", "tensor_parallel_size", "pipeline_parallel_siz
 
 
 @dataclass(frozen=True)
-class Start:
+class ReportedStart:
     """One start as vLLM reported it: ``kv_bytes`` is what its profiling pass left for the KV cache of one rank.
 
     ``args`` are those that the estimate depends on, as they ran; ``total_bytes`` is the device's memory. The other
     sizes are bytes of one rank, None where vLLM did not say.
     """
 
-    args: Config
+    args: KnobValues
     kind: Literal["cuda", "cpu"]
     total_bytes: Annotated[int, Field(gt=0)]
     kv_bytes: int
@@ -71,7 +71,7 @@ class Start:
         return taken - fixed if plausible else None
 
 
-class RuleKind(StrEnum):
+class LimitKind(StrEnum):
     """What a learned rule limits; the names are those of ``repair.Limits``."""
 
     MAX_MODEL_LEN = "max_model_len"
@@ -80,12 +80,12 @@ class RuleKind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Rule:
+class LearnedLimit:
     """A limit that a crash taught. ``args`` are those that crashed; times are seconds since the epoch."""
 
-    kind: RuleKind
+    kind: LimitKind
     value: int
-    args: Config
+    args: KnobValues
     reason: str
     learned_at: Annotated[float, Field(ge=0, lt=_MOST_TIME)]
     expires_at: Annotated[float, Field(ge=0, lt=_MOST_TIME)]
@@ -99,12 +99,12 @@ class Learned:
     ``vllm_version`` is the one that an estimate is for; ``model`` is ``model_key`` of the model.
     """
 
-    starts: tuple[Start, ...] = ()
-    rules: tuple[Rule, ...] = ()
+    starts: tuple[ReportedStart, ...] = ()
+    rules: tuple[LearnedLimit, ...] = ()
     vllm_version: str = ""
     model: str = ""
 
-    def estimate(self, shape: ModelShape, args: Config, machine: Machine) -> Budget:
+    def estimate(self, shape: ModelShape, args: KnobValues, machine: Machine) -> Budget:
         """``memory.estimate``, corrected by the errors of earlier starts."""
         return self.estimator(shape)(shape, args, machine)
 
@@ -113,7 +113,7 @@ class Learned:
         starts = [(s, error) for s in self.starts if shape is not None and (error := s.error_bytes(shape)) is not None]
         asked_for = version(self.vllm_version)
 
-        def corrected(shape: ModelShape, args: Config, machine: Machine) -> Budget:
+        def corrected(shape: ModelShape, args: KnobValues, machine: Machine) -> Budget:
             correction = _correction_bytes(starts, args, machine) if starts else 0
             return memory.estimate(shape, args, machine, version=asked_for, correction_bytes=correction)
 
@@ -127,11 +127,11 @@ class Learned:
         *,
         pinned: frozenset[str],
         workload_max_len: int | None,
-    ) -> Callable[[Config], Repair]:
+    ) -> Callable[[KnobValues], Repair]:
         """``repair`` with all that is known at ``now``, for many configurations of one model."""
         estimate, vllm_version = self.estimator(shape), _stated_version(self.vllm_version)
 
-        def repaired(args: Config) -> Repair:
+        def repaired(args: KnobValues) -> Repair:
             return repair(
                 args,
                 shape,
@@ -145,17 +145,17 @@ class Learned:
 
         return repaired
 
-    def limits(self, shape: ModelShape | None, args: Config, machine: Machine, now: float) -> Limits:
+    def limits(self, shape: ModelShape | None, args: KnobValues, machine: Machine, now: float) -> Limits:
         """What the rules that still hold at ``now`` say about ``args``."""
         alive = [rule for rule in self.rules if rule.expires_at > now]
         lengths = [
-            r.value for r in alive if r.kind is RuleKind.MAX_MODEL_LEN and _no_more_room(r, shape, args, machine)
+            r.value for r in alive if r.kind is LimitKind.MAX_MODEL_LEN and _no_more_room(r, shape, args, machine)
         ]
-        free = [r.value for r in alive if r.kind is RuleKind.FREE_BYTES]
+        free = [r.value for r in alive if r.kind is LimitKind.FREE_BYTES]
         return Limits(
             max_model_len=min(lengths, default=None),
             free_bytes=min(free, default=None),
-            headroom_bytes=sum(r.value for r in alive if r.kind is RuleKind.HEADROOM_BYTES),
+            headroom_bytes=sum(r.value for r in alive if r.kind is LimitKind.HEADROOM_BYTES),
         )
 
     def of_version(self, vllm_version: str) -> "Learned":
@@ -168,7 +168,7 @@ class Learned:
             self.model,
         )
 
-    def without(self, kind: RuleKind) -> "Learned":
+    def without(self, kind: LimitKind) -> "Learned":
         """The same but for the rules of ``kind``."""
         return replace(self, rules=tuple(rule for rule in self.rules if rule.kind is not kind))
 
@@ -177,17 +177,17 @@ class Learned:
         return self.of_version(self.starts[-1].vllm_version) if self.starts else self
 
 
-def version(text: str) -> Version:
+def version(text: str) -> MinorVersion:
     """Major and minor of a version of vLLM; the one that the estimate was measured on where there is none."""
     return _stated_version(text) or MEASURED
 
 
-def _stated_version(text: str) -> Version | None:
+def _stated_version(text: str) -> MinorVersion | None:
     found = re.match(r"(\d{1,9})\.(\d{1,9})", text)
     return (int(found[1]), int(found[2])) if found else None
 
 
-def _correction_bytes(starts: Sequence[tuple[Start, int]], args: Config, machine: Machine) -> int:
+def _correction_bytes(starts: Sequence[tuple[ReportedStart, int]], args: KnobValues, machine: Machine) -> int:
     """The weighted median of the starts' errors, each weighed by how like ``args`` it was.
 
     A start a doubling of the batch or of the sequences away weighs 0.6 of one that is the same, two doublings 0.14.
@@ -202,7 +202,7 @@ def _correction_bytes(starts: Sequence[tuple[Start, int]], args: Config, machine
     return int(middle * total / (total + _PRIOR_WEIGHT))
 
 
-def _likeness(start: Start, args: Config, machine: Machine) -> float:
+def _likeness(start: ReportedStart, args: KnobValues, machine: Machine) -> float:
     if start.kind != machine.kind:
         return 0.0
     batch = math.log2(memory.batched_tokens(args, machine) / memory.batched_tokens(start.args, start.machine))
@@ -211,7 +211,7 @@ def _likeness(start: Start, args: Config, machine: Machine) -> float:
     return math.exp(-(batch**2 + seqs**2) / 2) / 2**differing
 
 
-def _no_more_room(rule: Rule, shape: ModelShape | None, args: Config, machine: Machine) -> bool:
+def _no_more_room(rule: LearnedLimit, shape: ModelShape | None, args: KnobValues, machine: Machine) -> bool:
     """Whether ``args`` leave no more KV tokens than those that crashed; without a model, whether they are the same."""
     if shape is None:
         tuned = {name: value for name, value in args.items() if name in TUNED}
@@ -224,8 +224,8 @@ def _no_more_room(rule: Rule, shape: ModelShape | None, args: Config, machine: M
     return room <= had
 
 
-START: TypeAdapter[Start] = TypeAdapter(Start)
-RULE: TypeAdapter[Rule] = TypeAdapter(Rule)
+START: TypeAdapter[ReportedStart] = TypeAdapter(ReportedStart)
+RULE: TypeAdapter[LearnedLimit] = TypeAdapter(LearnedLimit)
 _LEARNED: TypeAdapter[Learned] = TypeAdapter(Learned)
 
 
@@ -234,7 +234,7 @@ def to_json(learned: Learned) -> str:
     return _LEARNED.dump_json(learned).decode()
 
 
-def read(path: Path, model: str) -> Learned:
+def read_history(path: Path, model: str) -> Learned:
     """What ``path`` holds of ``model``; nothing where there is no such file, or it is of another model.
 
     Raises:
@@ -268,7 +268,7 @@ def known_args(args: Mapping[str, object]) -> dict[str, Value] | None:
     """
     scalars = {name: value for name in TUNED if isinstance(value := args.get(name), bool | int | float | str)}
     given = {name: as_number(name, value) for name, value in scalars.items()}
-    return None if refusal(given) else dict(values(given))
+    return None if unreadable_argument(given) else dict(typed_arguments(given))
 
 
 def ranks_of(args: Mapping[str, object]) -> int:

@@ -7,29 +7,29 @@ import re
 
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.model_shape import DTYPE_BYTES, ModelShape
-from vllm_sloguard.knobs import Config
+from vllm_sloguard.knobs import KnobValues
 
 GIB = 2**30
 # vllm/config/cache.py.
 DEFAULT_UTILIZATION = 0.92
 
 
-def number(args: Config, name: str, default: int) -> int:
+def whole_number(args: KnobValues, name: str, default: int) -> int:
     """A whole number of ``args``."""
     return int(args.get(name, default))
 
 
-def tensor_parallel(args: Config) -> int:
+def tensor_parallel(args: KnobValues) -> int:
     """Ranks among which each layer is divided."""
-    return number(args, "tensor_parallel_size", 1)
+    return whole_number(args, "tensor_parallel_size", 1)
 
 
-def pipeline_parallel(args: Config) -> int:
+def pipeline_parallel(args: KnobValues) -> int:
     """Stages among which the layers are divided."""
-    return number(args, "pipeline_parallel_size", 1)
+    return whole_number(args, "pipeline_parallel_size", 1)
 
 
-def batched_tokens(args: Config, machine: Machine | None) -> int:
+def batched_tokens(args: KnobValues, machine: Machine | None) -> int:
     """max_num_batched_tokens, or the API server's default for the machine (arg_utils.py, get_batch_defaults)."""
     stated = args.get("max_num_batched_tokens")
     if stated is not None:
@@ -43,7 +43,7 @@ def batched_tokens(args: Config, machine: Machine | None) -> int:
     return 8192 if _large(machine) else 2048
 
 
-def step_tokens(shape: ModelShape, args: Config, machine: Machine) -> int:
+def step_tokens(shape: ModelShape, args: KnobValues, machine: Machine) -> int:
     """Tokens of the largest step: ``batched_tokens``, a default of which vLLM fits to the requests.
 
     It is raised to the length where prompts are not split, and is at most what all sequences hold together
@@ -57,7 +57,7 @@ def step_tokens(shape: ModelShape, args: Config, machine: Machine) -> int:
     return min(tokens, sequences(args, machine) * length)
 
 
-def sequences(args: Config, machine: Machine) -> int:
+def sequences(args: KnobValues, machine: Machine) -> int:
     """max_num_seqs, or the API server's default for the machine, which is at most a stated batch (the same place)."""
     stated = args.get("max_num_seqs")
     if stated is not None:
@@ -66,7 +66,7 @@ def sequences(args: Config, machine: Machine) -> int:
         default = 128 * tensor_parallel(args) * pipeline_parallel(args)
     else:
         default = 1024 if _large(machine) else 256
-    return min(default, number(args, "max_num_batched_tokens", default))
+    return min(default, whole_number(args, "max_num_batched_tokens", default))
 
 
 def _large(machine: Machine) -> bool:
@@ -75,7 +75,7 @@ def _large(machine: Machine) -> bool:
     )
 
 
-def steps_in_flight(args: Config, machine: Machine) -> int:
+def steps_in_flight(args: KnobValues, machine: Machine) -> int:
     """Batches that run at once: one a stage, and one more where scheduling is asynchronous.
 
     It is by default, except on the CPU (config/vllm.py, max_concurrent_batches, with model runner V2).
@@ -84,7 +84,7 @@ def steps_in_flight(args: Config, machine: Machine) -> int:
     return pipeline_parallel(args) + (1 if asynchronous else 0)
 
 
-def capture_sizes(args: Config, machine: Machine) -> tuple[int, ...]:
+def capture_sizes(args: KnobValues, machine: Machine) -> tuple[int, ...]:
     """Batch sizes, in tokens, for which CUDA graphs are captured (config/vllm.py, _set_cudagraph_sizes).
 
     None in eager mode and on the CPU; as stated; else 1, 2, 4, in steps of 8 up to 256 and of 16 up to the largest,
@@ -97,13 +97,13 @@ def capture_sizes(args: Config, machine: Machine) -> tuple[int, ...]:
         # A list, or the same as text.
         stated = {int(digits) for digits in re.findall(r"\d{1,9}", str(args["cudagraph_capture_sizes"]))}
         return tuple(sorted(size for size in stated if 0 < size <= batch))
-    largest = number(args, "max_cudagraph_capture_size", min(2 * sequences(args, machine), 512))
+    largest = whole_number(args, "max_cudagraph_capture_size", min(2 * sequences(args, machine), 512))
     # Nobody captures more graphs than a few hundred: what is beyond says nothing.
     largest = min(largest, batch, 2**14)
     return tuple(size for size in (1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16)) if size <= largest)
 
 
-def max_model_len(shape: ModelShape | None, args: Config) -> int | None:
+def max_model_len(shape: ModelShape | None, args: KnobValues) -> int | None:
     """The longest request, tokens; None where it is unknown or left to vLLM (-1)."""
     stated = args.get("max_model_len")
     if stated is not None:
@@ -111,16 +111,16 @@ def max_model_len(shape: ModelShape | None, args: Config) -> int | None:
     return (shape.default_model_len or shape.max_model_len) if shape is not None else None
 
 
-def block_size(shape: ModelShape, args: Config, machine: Machine) -> int:
+def block_size(shape: ModelShape, args: KnobValues, machine: Machine) -> int:
     """Tokens of one KV block: as stated, else 16, on the CPU 128 (platforms/cpu.py).
 
     The CPU's reference MLA always takes 16, its AMX one what is stated; which of them runs can't be told from here.
     """
     if machine.kind == "cpu" and shape.mla:
         return 16
-    return number(args, "block_size", 128 if machine.kind == "cpu" else 16)
+    return whole_number(args, "block_size", 128 if machine.kind == "cpu" else 16)
 
 
-def dtype_bytes(shape: ModelShape, args: Config) -> int:
+def dtype_bytes(shape: ModelShape, args: KnobValues) -> int:
     """Width of weights and activations; with "auto" vLLM halves a float32 model (config/model.py)."""
     return DTYPE_BYTES.get(str(args.get("dtype", "auto")), min(2, shape.dtype_bytes))

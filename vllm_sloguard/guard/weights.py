@@ -8,13 +8,13 @@ from vllm_sloguard.guard import quantization
 from vllm_sloguard.guard.model_shape import ModelShape
 from vllm_sloguard.guard.quantization import Quantization
 from vllm_sloguard.guard.vllm_defaults import dtype_bytes, pipeline_parallel, tensor_parallel
-from vllm_sloguard.knobs import Config
+from vllm_sloguard.knobs import KnobValues
 
 # VocabParallelEmbedding pads the vocabulary to a multiple of this before it divides it.
 _VOCAB_UNIT = 64
 
 
-def stages(shape: ModelShape, args: Config) -> tuple[range, ...]:
+def stages(shape: ModelShape, args: KnobValues) -> tuple[range, ...]:
     """The layers of each pipeline stage, or of the first, a fullest and the last where there are very many.
 
     What does not divide goes to the stages before the last (distributed/utils.py, get_pp_indices). No stage is left
@@ -31,7 +31,7 @@ def stages(shape: ModelShape, args: Config) -> tuple[range, ...]:
     return tuple(range(start(stage), start(stage + 1)) for stage in few)
 
 
-def weights_bytes(shape: ModelShape, args: Config, stage: range | None = None) -> int:
+def weights_bytes(shape: ModelShape, args: KnobValues, stage: range | None = None) -> int:
     """Parameters of a rank of ``stage``; of the heaviest stage where none is given.
 
     The input embeddings are the first stage's, the output ones the last's; tied ones are one matrix where these are
@@ -55,7 +55,7 @@ def weights_bytes(shape: ModelShape, args: Config, stage: range | None = None) -
     return linear + routers + _embeddings(shape, stage) * embedding_bytes(shape, args)
 
 
-def largest_tensors(shape: ModelShape, args: Config) -> tuple[int, ...]:
+def largest_tensors(shape: ModelShape, args: KnobValues) -> tuple[int, ...]:
     """Bytes of one layer's matrices as vLLM fuses them: query, key and value; output; gate and up; down.
 
     None where the architecture has others: MLA, experts, or no known one.
@@ -75,7 +75,7 @@ def _width(narrow: Quantization | None, wide: int, *, experts: bool) -> float:
     return float(wide) if narrow is None or (narrow.experts_only and not experts) else narrow.bits / 8
 
 
-def embedding_bytes(shape: ModelShape, args: Config) -> int:
+def embedding_bytes(shape: ModelShape, args: KnobValues) -> int:
     """One rank's part of the matrix of input or output embeddings (vocab_parallel_embedding.py)."""
     vocab = -(-shape.vocab // _VOCAB_UNIT) * _VOCAB_UNIT
     return -(-vocab // tensor_parallel(args)) * shape.hidden * dtype_bytes(shape, args)

@@ -13,15 +13,15 @@ from vllm_sloguard.guard import machine, model_shape
 from vllm_sloguard.guard.repair import TUNED, Repair
 from vllm_sloguard.guard.rules.arguments import ARGUMENTS
 from vllm_sloguard.guard.rules.single_argument import QUANTIZATION
-from vllm_sloguard.guard.start_history import Learned, RuleKind, ranks_of, read
+from vllm_sloguard.guard.start_history import Learned, LimitKind, ranks_of, read_history
 from vllm_sloguard.hooks.settings import Settings
-from vllm_sloguard.hooks.telemetry_client import Link
+from vllm_sloguard.hooks.telemetry_client import TelemetryClient
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
 logger = logging.getLogger("vllm.sloguard")
 
 
-def repair_engine_args(engine_args: Any, link: Link, settings: Settings) -> None:
+def repair_engine_args(engine_args: Any, link: TelemetryClient, settings: Settings) -> None:
     """Changes what vLLM would refuse or could not start with; says each change, with its reason.
 
     A configuration that can't work is left as it is: vLLM has the last word.
@@ -29,7 +29,7 @@ def repair_engine_args(engine_args: Any, link: Link, settings: Settings) -> None
     given, known = _given(engine_args), _learned(settings, engine_args.model)
     shape, seen = _shape(engine_args), machine.observe(ranks=ranks_of(given))
     # What is free was just seen; that an earlier start found less says nothing of a service that has to come up.
-    repaired = known.without(RuleKind.FREE_BYTES).repairer(
+    repaired = known.without(LimitKind.FREE_BYTES).repairer(
         shape, seen, time.time(), pinned=settings.pinned, workload_max_len=settings.workload_max_len or None
     )
     result = repaired(given)
@@ -45,7 +45,7 @@ def repair_engine_args(engine_args: Any, link: Link, settings: Settings) -> None
 
 def _learned(settings: Settings, model: str) -> Learned:
     try:
-        learned = read(Path(settings.learned), model) if settings.learned else Learned()
+        learned = read_history(Path(settings.learned), model) if settings.learned else Learned()
     except ValueError as error:
         logger.warning("sloguard: what earlier starts taught is left out: %s", error)
         learned = Learned()
@@ -78,7 +78,7 @@ def _shape(engine_args: Any) -> model_shape.ModelShape | None:
     if model_shape.beyond_arithmetic(cast("dict[str, Any]", vars(engine_args))):
         return None
     try:
-        shape = model_shape.of_model(engine_args.model)
+        shape = model_shape.shape_of_model(engine_args.model)
     except ValueError as error:
         logger.warning("sloguard: no memory budget for this model: %s", error)
         return None

@@ -11,7 +11,7 @@ from typing import Any
 from vllm_sloguard.hooks.live_scheduler import LiveScheduler
 from vllm_sloguard.hooks.settings import Settings
 from vllm_sloguard.hooks.telemetry_client import unix_target
-from vllm_sloguard.live_knobs import Change, Effect, Progress
+from vllm_sloguard.live_knobs import Effect, LiveProgress, LiveTargets
 from vllm_sloguard.wire import live_pb2 as pb
 
 # The counters that the sidecar knows are at most so old.
@@ -91,12 +91,12 @@ class LiveLink:
         )
 
 
-def _change(change: pb.LiveChange) -> Change:
+def _change(change: pb.LiveChange) -> LiveTargets:
     targets = {target.name: target.value for target in change.targets}
-    return Change(change.epoch, change.change_id, targets, change.settle, change.lease_seconds)
+    return LiveTargets(change.epoch, change.change_id, targets, change.settle, change.lease_seconds)
 
 
-def _report(progress: Progress) -> pb.LiveReport:
+def _report(progress: LiveProgress) -> pb.LiveReport:
     counters = progress.counters
     counted = counters.counts_lookups
     return pb.LiveReport(

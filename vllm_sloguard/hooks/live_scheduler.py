@@ -19,11 +19,11 @@ from vllm_sloguard.live_knobs import (
     SEQS,
     TOKENS,
     LiveRecord,
+    LiveState,
+    LiveVerdict,
     Range,
-    State,
     Step,
     Targets,
-    Verdict,
 )
 
 
@@ -154,7 +154,7 @@ class LiveScheduler:
         self._levers, cold = levers(scheduler, version)
         self.record = LiveRecord({name: lever.allowed for name, lever in self._levers.items()}, cold)
         # Which change the levers stand for, in which state of it.
-        self._done: tuple[int, State] | None = None
+        self._done: tuple[int, LiveState] | None = None
         self._approaching = False
         self._lookups: tuple[int, int, int] | None = None
         self._reserved: bool | None = None
@@ -183,7 +183,7 @@ class LiveScheduler:
             self._spying = False
             del self._scheduler.kv_cache_manager.allocate_slots
         held = self.record.in_force()
-        if self._levers and held is not None and held.state is State.APPLIED:
+        if self._levers and held is not None and held.state is LiveState.APPLIED:
             self.record.observed(self._step(output), time.monotonic())
 
     def _apply(self) -> None:
@@ -193,9 +193,9 @@ class LiveScheduler:
             return
         before = self.current()
         self._approaching = self._write(self.record.targets(held))
-        if held.state is State.ACCEPTED:
+        if held.state is LiveState.ACCEPTED:
             self.record.applied(held, before, time.monotonic())
-        self._done = id(held.change), State.APPLIED if held.state is State.ACCEPTED else held.state
+        self._done = id(held.change), LiveState.APPLIED if held.state is LiveState.ACCEPTED else held.state
 
     def _write(self, wanted: Targets) -> bool:
         """Sets every lever as near to what is wanted as is safe now; whether one is not there yet."""
@@ -211,7 +211,7 @@ class LiveScheduler:
         """Empties the caches where nothing runs; elsewhere it waits for that."""
         scheduler = self._scheduler
         held = self.record.in_force()
-        if held is None or held.state is not State.APPLIED or not held.change.settle:
+        if held is None or held.state is not LiveState.APPLIED or not held.change.settle:
             return
         if held.settled_s is not None or scheduler.running:
             return
@@ -235,7 +235,7 @@ class LiveScheduler:
         """For the coming step, sees what the scheduler asks of the KV cache, while that is still to be shown."""
         held = self.record.in_force()
         effect = held.effects.get(RESERVE) if held is not None else None
-        if effect is None or effect.verdict is Verdict.SHOWN:
+        if effect is None or effect.verdict is LiveVerdict.SHOWN:
             return
         manager = self._scheduler.kv_cache_manager
         original = manager.allocate_slots

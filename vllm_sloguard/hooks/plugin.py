@@ -14,8 +14,8 @@ from typing import Any, ParamSpec
 
 from vllm_sloguard.hooks import stack_dump
 from vllm_sloguard.hooks.process_role import current_role, is_model_inspection
-from vllm_sloguard.hooks.settings import NAMES, Settings, SettingsError, unknown
-from vllm_sloguard.hooks.telemetry_client import Link
+from vllm_sloguard.hooks.settings import SETTING_NAMES, Settings, SettingsError, unknown
+from vllm_sloguard.hooks.telemetry_client import TelemetryClient
 from vllm_sloguard.starts import import_list
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
@@ -28,7 +28,7 @@ _LONGEST_MESSAGE = 4096
 _MOST_CRASH_REPORTS = 8  # a minute
 _LAST_WORDS_S = 1.0
 
-_link: Link | None = None
+_link: TelemetryClient | None = None
 _said: set[str] = set()
 _engine_core: Any = None
 
@@ -44,13 +44,13 @@ def register() -> None:
         logger.warning("sloguard is not active: %s", error)
         return
     for name in unknown(os.environ):
-        logger.warning("sloguard: %s is not a setting and is ignored; there are %s", name, ", ".join(NAMES))
-    _link = Link(settings)
+        logger.warning("sloguard: %s is not a setting and is ignored; there are %s", name, ", ".join(SETTING_NAMES))
+    _link = TelemetryClient(settings)
     harmless(_install)(_link, settings)
     harmless(stack_dump.show_when_asked)()
 
 
-def link() -> Link | None:
+def link() -> TelemetryClient | None:
     """The process's link, once registered."""
     return _link
 
@@ -60,7 +60,7 @@ def record_imports() -> None:
     import vllm
 
     if _link is not None and _link.settings.imports:
-        import_list.record(import_list.file(Path(_link.settings.imports), vllm.__version__))
+        import_list.save_imports(import_list.file(Path(_link.settings.imports), vllm.__version__))
 
 
 def harmless(hook: Callable[P, object]) -> Callable[P, None]:
@@ -81,7 +81,7 @@ def harmless(hook: Callable[P, object]) -> Callable[P, None]:
     return call
 
 
-def _install(link: Link, settings: Settings) -> None:
+def _install(link: TelemetryClient, settings: Settings) -> None:
     logging.getLogger("vllm").addHandler(CrashHandler(link))
     link.emit(_phase(pb.PHASE_PLUGIN_LOADED))
     if current_role() == pb.PROCESS_ROLE_API_SERVER:
@@ -90,7 +90,7 @@ def _install(link: Link, settings: Settings) -> None:
         _hook_engine_core(link, settings)
 
 
-def _hook_engine_arguments(link: Link, settings: Settings) -> None:
+def _hook_engine_arguments(link: TelemetryClient, settings: Settings) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     from vllm_sloguard.hooks.engine_args import repair_engine_args
@@ -114,7 +114,7 @@ def _hook_engine_arguments(link: Link, settings: Settings) -> None:
     EngineArgs.create_engine_config = create_engine_config
 
 
-def _hook_engine_core(link: Link, settings: Settings) -> None:
+def _hook_engine_core(link: TelemetryClient, settings: Settings) -> None:
     from vllm.v1.engine.core import EngineCore
 
     original = EngineCore._initialize_kv_caches  # pyright: ignore[reportPrivateUsage]
@@ -181,7 +181,7 @@ def _hook_scheduler(settings: Settings, engine_core: Any) -> None:
     Scheduler.__init__, Scheduler.schedule = initialized, scheduled
 
 
-def _hook_profiling(link: Link, engine_core: Any) -> None:
+def _hook_profiling(link: TelemetryClient, engine_core: Any) -> None:
     """Reports the result of the profiling pass at once: the start may fail on what it found."""
     executor = engine_core.model_executor
     original = executor.determine_available_memory
@@ -194,7 +194,7 @@ def _hook_profiling(link: Link, engine_core: Any) -> None:
     executor.determine_available_memory = determine_available_memory
 
 
-def _report_memory(link: Link, executor: Any, available: list[int]) -> None:
+def _report_memory(link: TelemetryClient, executor: Any, available: list[int]) -> None:
     import vllm
 
     # The worker itself where it lives in this process; its fields are those of vllm/v1/worker/gpu_worker.py.
@@ -227,7 +227,7 @@ def _phase(phase: pb.Phase, kv_cache_tokens: int | None = None) -> pb.Event:
     return pb.Event(phase_reached=pb.PhaseReached(phase=phase, kv_cache_tokens=kv_cache_tokens))
 
 
-def _report_crash(link: Link, error: BaseException, context: str) -> None:
+def _report_crash(link: TelemetryClient, error: BaseException, context: str) -> None:
     kind = type(error)
     name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
     report = pb.CrashReport(
@@ -239,7 +239,7 @@ def _report_crash(link: Link, error: BaseException, context: str) -> None:
 class CrashHandler(logging.Handler):
     """Reports the errors that vLLM logs with an exception: that is how each process says why it goes down."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: TelemetryClient) -> None:
         super().__init__(logging.ERROR)
         self._link = link
         self._reports = 0

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-NAMES = tuple(
+SETTING_NAMES = tuple(
     f"SLOGUARD_{name}"
     for name in ("SOCKET", "ENGINE_ID", "REPAIR", "PINNED", "WORKLOAD_MAX_LEN", "LEARNED", "IMPORTS", "QUEUE_EVENTS")
 )
@@ -81,4 +81,4 @@ def _at_least(low: int) -> Callable[[str], int]:
 
 def unknown(environ: Mapping[str, str]) -> list[str]:
     """Names that look like settings and are none: a slip of the pen, or Kubernetes' own for a service "sloguard"."""
-    return sorted(name for name in environ if name.startswith("SLOGUARD_") and name not in NAMES)
+    return sorted(name for name in environ if name.startswith("SLOGUARD_") and name not in SETTING_NAMES)

@@ -30,7 +30,7 @@ def unix_target(path: str) -> str:
     return f"unix:{quote(path)}"
 
 
-class Link:
+class TelemetryClient:
     """Sends events to the sidecar, or nowhere when ``settings.socket`` is empty."""
 
     def __init__(self, settings: Settings) -> None:

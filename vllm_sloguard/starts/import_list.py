@@ -17,7 +17,7 @@ def file(folder: Path, vllm_version: str) -> Path:
     return folder / f"imports-{vllm_version}.txt"
 
 
-def record(path: Path) -> None:
+def save_imports(path: Path) -> None:
     """Adds what this process has imported and the file lacks. Raises OSError."""
     known = _lines(path)
     new = [name for name, module in list(sys.modules.items()) if name not in known and _wanted(name, module)]
@@ -25,7 +25,7 @@ def record(path: Path) -> None:
         _append(path, new)
 
 
-def read(path: Path) -> list[str]:
+def read_imports(path: Path) -> list[str]:
     """The modules to import, in the order in which they were first seen."""
     known = _lines(path)
     return [name for name in known if not name.startswith(("!", *_NEVER)) and f"!{name}" not in known]

@@ -33,7 +33,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from vllm_sloguard.starts.warmup import LONGEST_S, Batch, batch_size, most, settled
+from vllm_sloguard.starts.warmup import LONGEST_WARMUP_S, Batch, batch_size, most, settled
 
 RequestFunction = Callable[..., Awaitable[Any]]
 
@@ -139,7 +139,7 @@ class Load:
             ttfts = tuple(s.ttft_s for s in good if s.ttft_s is not None)
             batches.append(Batch(ttfts, tuple(itl for s in good for itl in s.output.itl)))
             self.settled = settled(batches)
-            if self.settled or not good or self.how or time.perf_counter() - began > LONGEST_S:
+            if self.settled or not good or self.how or time.perf_counter() - began > LONGEST_WARMUP_S:
                 return
 
     async def send(self, plain: RequestFunction, request_func_input: Any, session: Any, **kwargs: Any) -> Any:

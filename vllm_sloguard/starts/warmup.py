@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 # Between the medians of two batches; a batch has few first tokens, and so a rough median of them.
 ITL_TOLERANCE, TTFT_TOLERANCE = 0.2, 0.5
-LONGEST_S = 60.0  # no batch begins later
+LONGEST_WARMUP_S = 60.0  # no batch begins later
 _MOST_TIMES = 4
 
 

@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sidecar.bench.landscape import Landscape, load
-from sidecar.bench.simulate import Guard, simulate
-from sidecar.bench.summary import Row, row
-from sidecar.search.contract import Outcome
-from vllm_sloguard.knobs import Config
+from sidecar.bench.landscape import Landscape, load_landscapes
+from sidecar.bench.simulate import SimulatedGuard, simulate
+from sidecar.bench.summary import SummaryRow, row
+from sidecar.search.contract import ObservedStatus
+from vllm_sloguard.knobs import KnobValues
 
 FOLDER = Path(__file__).parents[3] / "benchmarks" / "landscapes"
-CRASH_RICH = load(FOLDER / "crash_rich.py")
-PAPER = load(FOLDER / "paper.py")["paper"]
+CRASH_RICH = load_landscapes(FOLDER / "crash_rich.py")
+PAPER = load_landscapes(FOLDER / "paper.py")["paper"]
 ALL = {**CRASH_RICH, "paper": PAPER}
 
 
-def outcomes(landscape: Landscape, config: Config, trials: int) -> list[Outcome]:
+def outcomes(landscape: Landscape, config: KnobValues, trials: int) -> list[ObservedStatus]:
     return [landscape.evaluate(config, np.random.default_rng([5, n])).outcome for n in range(trials)]
 
 
@@ -31,11 +31,11 @@ def test_each_says_what_it_is_scaled_from(name: str) -> None:
 def test_the_incumbent_works_and_the_guard_leaves_it_alone(name: str) -> None:
     landscape = ALL[name]
 
-    args, refusal, kv_tokens = Guard(landscape).plan(landscape.incumbent)
+    args, refusal, kv_tokens = SimulatedGuard(landscape).plan(landscape.incumbent)
 
     assert (args, refusal) == (dict(landscape.incumbent), "")
     assert kv_tokens
-    assert outcomes(landscape, args, 20).count(Outcome.FEASIBLE) >= 17
+    assert outcomes(landscape, args, 20).count(ObservedStatus.FEASIBLE) >= 17
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -54,8 +54,8 @@ def test_most_of_the_space_crashes_or_misses_the_slo(name: str) -> None:
     verdicts = [landscape.evaluate(landscape.space.sample(rng), rng) for _ in range(200)]
 
     found = [verdict.outcome for verdict in verdicts]
-    assert found.count(Outcome.FEASIBLE) < 0.5 * len(found)
-    assert found.count(Outcome.CRASHED) > 0.2 * len(found)
+    assert found.count(ObservedStatus.FEASIBLE) < 0.5 * len(found)
+    assert found.count(ObservedStatus.CRASHED) > 0.2 * len(found)
     assert all(10 < verdict.cost_s < 600 for verdict in verdicts)
 
 
@@ -67,7 +67,7 @@ def test_nothing_that_is_drawn_is_far_better_than_the_best_known(name: str) -> N
     for _ in range(150):
         config = landscape.space.sample(rng)
         again = [landscape.evaluate(config, np.random.default_rng([6, n])) for n in range(5)]
-        latencies = [v.latency_ms for v in again if v.outcome is Outcome.FEASIBLE and v.latency_ms is not None]
+        latencies = [v.latency_ms for v in again if v.outcome is ObservedStatus.FEASIBLE and v.latency_ms is not None]
         if len(latencies) == 5:
             assert statistics.median(latencies) > 0.95 * landscape.best_known_ms
 
@@ -76,11 +76,11 @@ def test_a_neighbour_that_grows_is_seen_by_no_guard() -> None:
     landscape = CRASH_RICH["growing-tenant"]
     config = {**landscape.incumbent, "gpu_memory_utilization": 0.7}
 
-    assert Guard(landscape).plan(config)[0] == config
-    assert outcomes(landscape, config, 20).count(Outcome.CRASHED) >= 15
+    assert SimulatedGuard(landscape).plan(config)[0] == config
+    assert outcomes(landscape, config, 20).count(ObservedStatus.CRASHED) >= 15
 
 
-def on_the_papers(optimizer: str) -> Row:
+def on_the_papers(optimizer: str) -> SummaryRow:
     runs = [simulate(PAPER, optimizer, seed, 15, guarded=False) for seed in range(100)]
     return row(runs, None, PAPER.fast_ms, [])
 

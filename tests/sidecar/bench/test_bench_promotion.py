@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from sidecar.bench.simulated_windows import Case, Recording, recorded, tally
-from sidecar.cli.bench import app
+from sidecar.bench.simulated_windows import PromotionScenario, Recording, recorded, tally
+from sidecar.cli.bench import bench_app
 from sidecar.cli.bench_promotion import RECORDED_A100
 from sidecar.config.schema import ConfigError
 
@@ -35,7 +35,7 @@ def test_the_recording_is_of_real_loads(recording: Recording) -> None:
     ],
 )
 def test_how_often_it_promotes(recording: Recording, factor: float, noise: float, low: float, high: float) -> None:
-    result = tally(Case("small", factor, noise), recording, windows=40, seed=7)
+    result = tally(PromotionScenario("small", factor, noise), recording, windows=40, seed=7)
 
     assert low <= result.promoted / 40 <= high
     assert result.promoted + result.kept + result.worse + result.inconclusive == 40
@@ -43,20 +43,20 @@ def test_how_often_it_promotes(recording: Recording, factor: float, noise: float
 
 def test_the_best_of_many_equal_ones_comes_to_a_validation_by_luck(recording: Recording) -> None:
     """What the search saw would have promoted nearly all of them."""
-    result = tally(Case("small", 1.0, 0.05), recording, windows=40, seed=7)
+    result = tally(PromotionScenario("small", 1.0, 0.05), recording, windows=40, seed=7)
 
     assert result.validated >= 30
     assert result.promoted <= 2
 
 
 def test_the_same_seed_gives_the_same_windows(recording: Recording) -> None:
-    case = Case("small", 0.9, 0.05)
+    case = PromotionScenario("small", 0.9, 0.05)
 
     assert tally(case, recording, 5, seed=1) == tally(case, recording, 5, seed=1)
 
 
 def test_the_command_says_what_holds() -> None:
-    ended = CliRunner().invoke(app, ["promotion", "--windows", "2", "--json"])
+    ended = CliRunner().invoke(bench_app, ["promotion", "--windows", "2", "--json"])
 
     rows = json.loads(ended.stdout)
     assert {row["case"] for row in rows} >= {"A100: equal", "recorded starts: 10% better", "power"}

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from bench_cases import INSTANCE, slope
 
-from sidecar.bench.simulate import Guard, simulate
-from sidecar.search.contract import Outcome
-from sidecar.search.registry import NAMES
+from sidecar.bench.simulate import SimulatedGuard, simulate
+from sidecar.search.contract import ObservedStatus
+from sidecar.search.registry import OPTIMIZERS
 
 # Memory decides: the card has 20 GiB free of 80.
 CROWDED = INSTANCE.replace('"gpu_free_gib": 79', '"gpu_free_gib": 20').replace(
@@ -17,7 +17,7 @@ CROWDED = INSTANCE.replace('"gpu_free_gib": 79', '"gpu_free_gib": 20').replace(
 )
 
 
-@pytest.mark.parametrize("optimizer", NAMES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_run_is_as_long_as_its_budget_and_the_same_for_a_seed(tmp_path: Path, optimizer: str) -> None:
     landscape = slope(tmp_path)
 
@@ -31,13 +31,17 @@ def test_a_run_is_as_long_as_its_budget_and_the_same_for_a_seed(tmp_path: Path, 
 def test_the_best_is_the_lowest_feasible_latency_and_is_served_again(tmp_path: Path) -> None:
     run = simulate(slope(tmp_path), "random", 0, 12)
 
-    feasible = [t for t in run.trials if t.verdict.outcome is Outcome.FEASIBLE]
+    feasible = [t for t in run.trials if t.verdict.outcome is ObservedStatus.FEASIBLE]
     assert run.best is not None
     assert run.best.latency_ms == min(t.latency_ms for t in feasible)
     assert run.served_ms == pytest.approx(run.best.latency_ms, abs=1)
     assert run.served_ms != run.best.latency_ms
     assert run.served_feasible == 1
-    assert {t.verdict.outcome for t in run.trials} == {Outcome.FEASIBLE, Outcome.INFEASIBLE, Outcome.CRASHED}
+    assert {t.verdict.outcome for t in run.trials} == {
+        ObservedStatus.FEASIBLE,
+        ObservedStatus.INFEASIBLE,
+        ObservedStatus.CRASHED,
+    }
 
 
 def test_noise_depends_on_seed_and_trial_alone(tmp_path: Path) -> None:
@@ -75,7 +79,7 @@ def test_without_the_guard_nothing_is_changed(tmp_path: Path) -> None:
 
 
 def test_the_guard_tells_an_optimizer_what_would_run(tmp_path: Path) -> None:
-    guard = Guard(slope(tmp_path, CROWDED))
+    guard = SimulatedGuard(slope(tmp_path, CROWDED))
 
     mended = guard.project({"max_num_seqs": 16, "gpu_memory_utilization": 0.9})
     assert set(mended.config) == {"max_num_seqs", "gpu_memory_utilization"}
@@ -84,7 +88,7 @@ def test_the_guard_tells_an_optimizer_what_would_run(tmp_path: Path) -> None:
     assert mended.kv_tokens > 2048
     raised = guard.project({"max_num_seqs": 16, "gpu_memory_utilization": 0.1})
     assert float(raised.config["gpu_memory_utilization"]) > 0.19
-    heavy = Guard(slope(tmp_path, CROWDED.replace('"weights_gib": 15', '"weights_gib": 25')))
+    heavy = SimulatedGuard(slope(tmp_path, CROWDED.replace('"weights_gib": 15', '"weights_gib": 25')))
     assert "needs utilization" in heavy.project({"max_num_seqs": 16, "gpu_memory_utilization": 0.1}).refusal
 
 
@@ -92,4 +96,4 @@ def test_a_host_that_says_nothing_is_not_guarded_for_memory(tmp_path: Path) -> N
     start, end = CROWDED.index('return {"gpu_total_gib"'), CROWDED.index("    def slo")
     landscape = slope(tmp_path, f"{CROWDED[:start]}return {{}}\n\n{CROWDED[end:]}")
 
-    assert Guard(landscape).project({"max_num_seqs": 16, "gpu_memory_utilization": 0.95}).refusal == ""
+    assert SimulatedGuard(landscape).project({"max_num_seqs": 16, "gpu_memory_utilization": 0.95}).refusal == ""

@@ -7,25 +7,25 @@ from pathlib import Path
 import pytest
 from bench_cases import LISTED
 
-from sidecar.bench.landscape import Verdict
-from sidecar.bench.report import as_json, markdown, marks, put_into
-from sidecar.bench.simulate import Run, Trial
-from sidecar.bench.summary import best_known, compare, row
-from sidecar.search.contract import Outcome
+from sidecar.bench.landscape import LandscapeVerdict
+from sidecar.bench.report import marks, put_into, rows_as_json, summary_markdown
+from sidecar.bench.simulate import SimulatedRun, SimulatedTrial
+from sidecar.bench.summary import best_known, mann_whitney, row
+from sidecar.search.contract import ObservedStatus
 
 
-def run(*latencies: float | None, name: str = "ours", seed: int = 0) -> Run:
+def run(*latencies: float | None, name: str = "ours", seed: int = 0) -> SimulatedRun:
     """A run by its trials: a latency that met the SLO, a negative one that did not, None for a crash."""
-    trials: list[Trial] = []
+    trials: list[SimulatedTrial] = []
     for ms in latencies:
         if ms is None:
-            verdict = Verdict(Outcome.CRASHED, "oom", None, math.inf, None, 20)
+            verdict = LandscapeVerdict(ObservedStatus.CRASHED, "oom", None, math.inf, None, 20)
         elif ms < 0:
-            verdict = Verdict(Outcome.INFEASIBLE, "", -ms, 0.5, {}, 60)
+            verdict = LandscapeVerdict(ObservedStatus.INFEASIBLE, "", -ms, 0.5, {}, 60)
         else:
-            verdict = Verdict(Outcome.FEASIBLE, "", ms, 0, {}, 60)
-        trials.append(Trial({}, verdict, "phase", "why"))
-    made = Run("here", name, seed, tuple(trials), 2, None, None)
+            verdict = LandscapeVerdict(ObservedStatus.FEASIBLE, "", ms, 0, {}, 60)
+        trials.append(SimulatedTrial({}, verdict, "phase", "why"))
+    made = SimulatedRun("here", name, seed, tuple(trials), 2, None, None)
     return (
         made if made.best is None else dataclasses.replace(made, served_ms=made.best.latency_ms + 10, served_feasible=1)
     )
@@ -64,8 +64,8 @@ def test_runs_that_found_nothing() -> None:
     nothing = (made.first_feasible_median, made.best_median, made.best_std, made.regret, made.served_median)
     assert nothing == (None,) * 5
     assert (made.fast_mean, made.consistency_mean, made.against, made.p) == (None,) * 4
-    assert "NaN" not in as_json([made])
-    assert "| ours | 0/2 | - |" in markdown([made])
+    assert "NaN" not in rows_as_json([made])
+    assert "| ours | 0/2 | - |" in summary_markdown([made])
 
 
 def test_the_best_known_is_the_landscapes_own_or_the_best_that_ran() -> None:
@@ -77,11 +77,11 @@ def test_the_best_known_is_the_landscapes_own_or_the_best_that_ran() -> None:
 def test_the_comparison_is_scipys() -> None:
     lower = [float(n) for n in range(10)]
 
-    p, a12 = compare(lower, [n + 100 for n in lower])
+    p, a12 = mann_whitney(lower, [n + 100 for n in lower])
     assert (p, a12) == (pytest.approx(0.0001827, abs=1e-6), 1)
-    assert compare(lower, lower) == (pytest.approx(1), 0.5)
+    assert mann_whitney(lower, lower) == (pytest.approx(1), 0.5)
     # Where nothing was found on either side, nothing can be said.
-    assert compare([math.inf] * 5, [math.inf] * 5) == (1, 0.5)
+    assert mann_whitney([math.inf] * 5, [math.inf] * 5) == (1, 0.5)
 
 
 def test_json_holds_what_was_asked_for() -> None:

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.bench.published_study import Comparison, StudyError, Summary, comparisons, consistency, read, summary
+from sidecar.bench.published_study import (
+    StudyComparison,
+    StudyError,
+    Summary,
+    comparisons,
+    consistency,
+    read_runs,
+    summary,
+)
 
 PUBLISHED = Path(__file__).parents[4] / "shared" / "data" / "slo_guard_published"
 Line = dict[str, object]
@@ -31,8 +39,8 @@ MADE_UP: dict[str, list[Line]] = {
 }
 
 
-def of(folder: Path) -> tuple[dict[str, Summary], dict[str, Comparison]]:
-    runs = read(folder)
+def of(folder: Path) -> tuple[dict[str, Summary], dict[str, StudyComparison]]:
+    runs = read_runs(folder)
     return {name: summary(name, found) for name, found in runs.items()}, {c.metric: c for c in comparisons(runs)}
 
 
@@ -81,25 +89,25 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, wanted: str) -> None:
     path.write_text(json.dumps(served(5)[0]) + "\n" + line, encoding="utf-8")
 
     with pytest.raises(StudyError, match=r"results\.jsonl, line 2: ") as raised:
-        read(tmp_path)
+        read_runs(tmp_path)
 
     assert wanted in str(raised.value)
 
 
 def test_what_is_no_study_is_named(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="there is no such folder"):
-        read(tmp_path / "absent")
+        read_runs(tmp_path / "absent")
     with pytest.raises(StudyError, match=r"holds no <optimizer>_seed<n>/results\.jsonl"):
-        read(tmp_path)
+        read_runs(tmp_path)
     write(tmp_path, {"random_seed1": served(5)})
     with pytest.raises(StudyError, match="holds runs of random alone"):
-        read(tmp_path)
+        read_runs(tmp_path)
     write(tmp_path, {"ours_seed1": []})
     with pytest.raises(StudyError, match=r"ours_seed1/results.jsonl: holds no trial"):
-        read(tmp_path)
+        read_runs(tmp_path)
     write(tmp_path, {"else": served(5)})
     with pytest.raises(StudyError, match="must be called <optimizer>_seed<n>"):
-        read(tmp_path)
+        read_runs(tmp_path)
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"the published trials are not at {PUBLISHED}")

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from sidecar.cli.bench import optimizer_names
 from sidecar.cli.main import app, main
-from sidecar.config.schema import load
+from sidecar.config.schema import load_config
 from sidecar.record import lock
 from sidecar.record.journal import Journal
 from sidecar.run.tuning_run import open_run
@@ -76,7 +76,7 @@ def sloguard(*words: object, **environment: str) -> subprocess.CompletedProcess[
 def config_file(tmp_path: Path) -> Path:
     """A configuration with a run of three trials in its state folder."""
     path = write_config(tmp_path)
-    config = load(path)
+    config = load_config(path)
     journal = Journal(config.state)
     run = open_run(config, journal)
     for n in (4, 8, 16):
@@ -120,7 +120,7 @@ def test_json_is_json_and_nothing_else(name: str, config_file: Path, tmp_path: P
         line = json.dumps({"trial": 1, "status": "feasible", "avg_latency_ms": latency})
         (tmp_path / "study" / run / "results.jsonl").write_text(f"{line}\n{line}\n")
     places = {
-        "STATE": str(load(config_file).state),
+        "STATE": str(load_config(config_file).state),
         "CONFIG": str(config_file),
         "MODEL": str(DEMO / "model"),
         "STUDY": str(tmp_path / "study"),
@@ -195,7 +195,7 @@ def test_a_state_folder_that_can_not_be_used_is_one_line(name: str, tmp_path: Pa
 
 
 def test_status_says_that_no_sidecar_runs_and_how_the_last_one_ended(config_file: Path, tmp_path: Path) -> None:
-    state = load(config_file).state
+    state = load_config(config_file).state
     Journal(tmp_path / "new").close()
 
     def told(folder: Path = state) -> str:
@@ -218,7 +218,7 @@ def test_status_says_that_no_sidecar_runs_and_how_the_last_one_ended(config_file
 
 @pytest.mark.parametrize("name", ["plan", "history", "tune"])
 def test_a_state_folder_of_a_newer_version_stops_every_command(name: str, config_file: Path, one_line: Say) -> None:
-    with sqlite3.connect(load(config_file).state / "journal.sqlite") as db:
+    with sqlite3.connect(load_config(config_file).state / "journal.sqlite") as db:
         db.execute("PRAGMA user_version = 99")
     assert "journal of version 99" in one_line(name, "-c", config_file, code=1)
 
@@ -250,7 +250,7 @@ def test_a_mistake_in_the_command_is_code_2(words: tuple[str, ...]) -> None:
     "words", [("trials", "STATE"), ("trials", "STATE", "--json"), ("plan", "-c", "CONFIG"), ("--help",)]
 )
 def test_a_closed_pipe_ends_it_quietly(words: tuple[str, ...], config_file: Path) -> None:
-    state = load(config_file).state
+    state = load_config(config_file).state
     journal = Journal(state)
     for n in range(300):
         journal.begin_trial(1, planned(max_num_seqs=n + 1))
@@ -276,10 +276,10 @@ def test_ctrl_c_at_any_moment_has_no_traceback(after_s: float) -> None:
 
 
 def test_ctrl_c_while_it_waits_for_a_sidecar(config_file: Path) -> None:
-    state = load(config_file).state
+    state = load_config(config_file).state
     with lock.held(state):  # a sidecar that never serves again
         journal = Journal(state)
-        journal.promote(None, load(config_file).base_digest(), {"max_num_seqs": 8})
+        journal.promote(None, load_config(config_file).base_digest(), {"max_num_seqs": 8})
         journal.enter("restoring", "for the tests")
         code = (
             "from sidecar import cli, operator_commands as o; o._ask = lambda *_: None; looks = o._looks\n"

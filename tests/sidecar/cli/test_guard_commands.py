@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from sidecar.cli import main
 from sidecar.config.schema import ConfigError
 from vllm_sloguard.guard.memory import GIB
-from vllm_sloguard.guard.start_history import Learned, Start, model_key, to_json
+from vllm_sloguard.guard.start_history import Learned, ReportedStart, model_key, to_json
 
 MODEL = Path(__file__).parents[3] / "deploy/demo/model"
 CARD = ("--gpu-total-gib", "24", "--gpu-free-gib", "22.5")
@@ -208,7 +208,7 @@ def test_any_value_has_an_answer(command: str, name: str, value: str, as_json: b
 def test_what_a_state_folder_learned_corrects_the_estimate(tmp_path: Path) -> None:
     asked = (*CARD, *args(gpu_memory_utilization=0.5, max_model_len=1024))
     plain = answer("budget", *asked)
-    start = Start(
+    start = ReportedStart(
         {"gpu_memory_utilization": 0.5}, "cuda", 24 * GIB, plain["kv_bytes"] - GIB // 2, vllm_version="0.26.0"
     )
     (tmp_path / "learned.json").write_text(to_json(Learned((start,) * 9, model=model_key(str(MODEL)))))

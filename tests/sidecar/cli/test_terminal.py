@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 from sidecar_cases import measured, oom, planned, served, trial
 
-from sidecar.cli.terminal import View, line, table
-from sidecar.record.trial import Change, Plan, Result, Role, Trial
+from sidecar.cli.terminal import View, line, trials_table
+from sidecar.record.trial import Plan, RepairChange, Result, Role, Trial
 
 KNOBS = ["max_num_seqs", "gpu_memory_utilization"]
 REPAIRED = Plan(
@@ -17,7 +17,7 @@ REPAIRED = Plan(
     {"max_num_seqs": 8, "gpu_memory_utilization": 0.91234, "dtype": "auto"},
     "anneal",
     "",
-    (Change("max_num_seqs", 64, 8, "the KV cache holds no more"), Change("block_size", None, 16, "CPU")),
+    (RepairChange("max_num_seqs", 64, 8, "the KV cache holds no more"), RepairChange("block_size", None, 16, "CPU")),
 )
 HEAD = "trial 3 anneal: max_num_seqs=8"
 STOPPED = Result(
@@ -84,6 +84,6 @@ def test_table_shows_what_vllm_said_as_it_said_it(evidence: str) -> None:
     output = io.StringIO()
     cases = [trial(3, planned(), Result(crash=oom(evidence))), trial(4, planned(refusal=evidence), None)]
 
-    Console(file=output, width=300).print(table(cases, KNOBS))
+    Console(file=output, width=300).print(trials_table(cases, KNOBS))
 
     assert output.getvalue().count(evidence) == 2

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sidecar_cases import GOOD, changed, configured, write
 
-from sidecar.config.schema import Config, ConfigError, Objective, load
+from sidecar.config.schema import Config, ConfigError, Objective, load_config
 
 DEMO = Path(__file__).parents[3] / "deploy" / "demo" / "sloguard.yaml"
 SLOGUARD = Path(sys.executable).with_name("sloguard")
 
 
 def test_demo_file_is_good() -> None:
-    config = load(DEMO)
+    config = load_config(DEMO)
 
     assert Path(config.model) == DEMO.parent / "model"
     assert config.objective is Objective.LATENCY
@@ -42,8 +42,8 @@ def test_state_is_relative_to_the_file_and_not_to_where_the_command_runs(
     path = write(tmp_path, changed("state", "state"))
     monkeypatch.chdir(tmp_path / "elsewhere")
 
-    assert load(path).state == tmp_path / "state"
-    assert load(Path("..") / path.name).state == tmp_path / "state"
+    assert load_config(path).state == tmp_path / "state"
+    assert load_config(Path("..") / path.name).state == tmp_path / "state"
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("45m", 2700), ("2h", 7200), ("1.5h", 5400), ("0.5s", 0.5)])
@@ -223,7 +223,7 @@ def test_a_value_that_would_fail_later_is_refused_now(tmp_path: Path, place: str
 
 def complaint(path: Path) -> str:
     with pytest.raises(ConfigError) as raised:
-        load(path)
+        load_config(path)
     said = str(raised.value)
     assert len(said.splitlines()) == 1
     return said
@@ -231,7 +231,7 @@ def complaint(path: Path) -> str:
 
 def loaded(path: Path) -> Config | None:
     try:
-        return load(path)
+        return load_config(path)
     except ConfigError:
         return None
 

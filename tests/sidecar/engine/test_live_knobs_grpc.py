@@ -12,19 +12,19 @@ from fake_scheduler import FakeScheduler, Request
 from sidecar_cases import until
 
 from sidecar.engine.live_knobs import Capabilities, LiveError, LiveHub, live_targets, reachable
-from sidecar.rpc import serve
+from sidecar.rpc import serve_unix_socket
 from vllm_sloguard.hooks.live_client import LiveLink
 from vllm_sloguard.hooks.live_scheduler import LiveScheduler
 from vllm_sloguard.hooks.settings import Settings
-from vllm_sloguard.knobs import Config
-from vllm_sloguard.live_knobs import LONG_PREFILL, PREFIX_CACHING, RESERVE, SEQS, TOKENS, Range, Verdict
+from vllm_sloguard.knobs import KnobValues
+from vllm_sloguard.live_knobs import LONG_PREFILL, PREFIX_CACHING, RESERVE, SEQS, TOKENS, LiveVerdict, Range
 from vllm_sloguard.wire import live_pb2 as pb
 from vllm_sloguard.wire.live_pb2_grpc import LiveServiceStub, add_LiveServiceServicer_to_server
 
 
 @contextlib.contextmanager
 def serving(hub: LiveHub, socket: Path) -> Generator[None]:
-    server = serve(socket, lambda server: add_LiveServiceServicer_to_server(hub, server))
+    server = serve_unix_socket(socket, lambda server: add_LiveServiceServicer_to_server(hub, server))
     try:
         yield
     finally:
@@ -89,7 +89,7 @@ def test_a_change_is_taken_at_once_and_verified_under_load(tmp_path: Path, core:
         effects = hub.verified("one", 60)
 
         assert effects.verified()
-        assert effects.knobs[SEQS].verdict is Verdict.SHOWN
+        assert effects.knobs[SEQS].verdict is LiveVerdict.SHOWN
         assert (effects.knobs[SEQS].before, effects.knobs[SEQS].target) == (16, 4)
         assert "ran" in effects.knobs[SEQS].seen
         assert effects.most_running <= 4
@@ -229,7 +229,12 @@ ABLE = Capabilities(
     {LONG_PREFILL: "cold here"},
     {SEQS: 64, TOKENS: 2048, PREFIX_CACHING: 1, RESERVE: 1},
 )
-STARTED: Config = {"max_num_seqs": 64, "max_num_batched_tokens": 2048, "block_size": 16, "enable_prefix_caching": True}
+STARTED: KnobValues = {
+    "max_num_seqs": 64,
+    "max_num_batched_tokens": 2048,
+    "block_size": 16,
+    "enable_prefix_caching": True,
+}
 
 
 @pytest.mark.parametrize(
@@ -252,7 +257,7 @@ STARTED: Config = {"max_num_seqs": 64, "max_num_batched_tokens": 2048, "block_si
 def test_what_an_engine_reaches_without_a_restart(
     changed: dict[str, int | bool | None], targets: dict[str, int] | None
 ) -> None:
-    wanted: Config = {name: value for name, value in {**STARTED, **changed}.items() if value is not None}
+    wanted: KnobValues = {name: value for name, value in {**STARTED, **changed}.items() if value is not None}
 
     assert live_targets(STARTED, wanted, ABLE) == targets
     assert reachable(STARTED, wanted, ABLE) == (targets is not None)

@@ -13,7 +13,7 @@ from report_cases import INCUMBENT, Made, only_crashes, statuses, whole
 
 from sidecar.export.optuna_study import METRICS
 from sidecar.record.journal import Journal
-from sidecar.record.trial import RESULT, Status, Trial
+from sidecar.record.trial import RESULT, Trial, TrialStatus
 from vllm_sloguard.crash import Category
 
 States = optuna.trial.TrialState
@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_optuna_shows_nothing_as_best_that_missed_a_limit(run: Path, tmp_path: Path) -> None:
     exported(run, "--optuna", f"sqlite:///{tmp_path / 'trials.db'}")
     study, rows = study_of(tmp_path / "trials.db"), trials_of(run)
-    feasible = [t for t in rows if t.status is Status.FEASIBLE]
+    feasible = [t for t in rows if t.status is TrialStatus.FEASIBLE]
     best = max(feasible, key=lambda t: t.result.value if t.result and t.result.value else -math.inf)
     # optuna-dashboard asks the storage, which looks at no constraint.
     by_storage = study._storage.get_best_trial(study._study_id)  # pyright: ignore[reportPrivateUsage]
@@ -57,14 +57,14 @@ def test_optuna_shows_nothing_as_best_that_missed_a_limit(run: Path, tmp_path: P
 def test_optuna_has_every_trial_as_it_ran(run: Path, tmp_path: Path) -> None:
     exported(run, "--optuna", f"sqlite:///{tmp_path / 'trials.db'}")
     study, rows = study_of(tmp_path / "trials.db"), trials_of(run)
-    state = {Status.FEASIBLE: States.COMPLETE, Status.INFEASIBLE: States.PRUNED}
+    state = {TrialStatus.FEASIBLE: States.COMPLETE, TrialStatus.INFEASIBLE: States.PRUNED}
 
     assert [t.user_attrs["trial"] for t in study.trials] == [t.number for t in rows]
     for theirs, ours in zip(study.trials, rows, strict=True):
         assert theirs.state is state.get(ours.status, States.FAIL)
         # Met, as Optuna counts it.
         met = bool(theirs.constraints) and all(value <= 0 for value in theirs.constraints.values())
-        assert met is (ours.status is Status.FEASIBLE)
+        assert met is (ours.status is TrialStatus.FEASIBLE)
         ran = ours.plan.proposed if ours.plan.refusal else ours.plan.args
         assert theirs.params == {name: ran[name] for name in theirs.params}
         assert set(INCUMBENT) <= set(theirs.params)

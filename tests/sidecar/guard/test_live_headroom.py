@@ -7,7 +7,7 @@ import pytest
 
 from sidecar.guard.live_headroom import ceilings
 from vllm_sloguard.guard.memory import Budget
-from vllm_sloguard.guard.repair import Repair, Status
+from vllm_sloguard.guard.repair import Repair, RepairStatus
 from vllm_sloguard.knobs import KNOBS, Value
 
 SEQS = replace(KNOBS["max_num_seqs"], low=1, high=256)
@@ -16,7 +16,7 @@ CACHING, BLOCK = KNOBS["enable_prefix_caching"], KNOBS["block_size"]
 ARGS: Mapping[str, Value] = {"max_num_seqs": 16, "max_num_batched_tokens": 2048, "block_size": 32}
 
 
-def found(args: Mapping[str, Value], kv_tokens: int | None, status: Status = Status.UNCHANGED) -> Repair:
+def found(args: Mapping[str, Value], kv_tokens: int | None, status: RepairStatus = RepairStatus.UNCHANGED) -> Repair:
     """What the guard finds: so many tokens, and nothing else that matters here."""
     budget = None if kv_tokens is None else Budget(0, 0, 0, 0, 0, 1, kv_tokens, 0, 0, True, "", 0, None, None, None)
     return Repair(status, args, (), "", budget)
@@ -48,7 +48,7 @@ def test_they_rise_only_as_far_as_the_kv_cache_stays_what_it_is(most: int) -> No
 
 
 def test_what_the_guard_would_change_is_not_started() -> None:
-    assert ceilings((SEQS,), ARGS, lambda asked: found(asked, 1000, Status.REPAIRED)) == {}
+    assert ceilings((SEQS,), ARGS, lambda asked: found(asked, 1000, RepairStatus.REPAIRED)) == {}
 
 
 def test_without_a_budget_the_guards_rules_alone_hold() -> None:

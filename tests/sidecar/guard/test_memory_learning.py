@@ -14,7 +14,7 @@ from sidecar.search.contract import Proposal
 from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB
-from vllm_sloguard.guard.start_history import Learned, Rule, RuleKind, read
+from vllm_sloguard.guard.start_history import Learned, LearnedLimit, LimitKind, read_history
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
 H200 = Machine("cuda", 140 * GIB, 139 * GIB, 1, "NVML: NVIDIA H200")
@@ -35,19 +35,19 @@ def crash(evidence: str, phase: str = "starting", category: Category = Category.
     return Crash(category, evidence, "EngineCore", phase, 1)
 
 
-def taught(found: Crash, known: Learned = Learned()) -> Rule | None:  # noqa: B008 - it is frozen
+def taught(found: Crash, known: Learned = Learned()) -> LearnedLimit | None:  # noqa: B008 - it is frozen
     return rule_of(found, ARGS, H200, known, "0.26.0", 1000.0)
 
 
 @pytest.mark.parametrize(
     ("found", "kind", "value", "days"),
     [
-        (crash(TOO_LONG), RuleKind.MAX_MODEL_LEN, 1792, 30),
-        (crash(TENANT), RuleKind.FREE_BYTES, int(38.69 * GIB), 1 / 96),
-        (crash(UNDER_LOAD, "serving"), RuleKind.HEADROOM_BYTES, int(2.8 * GIB), 7),
+        (crash(TOO_LONG), LimitKind.MAX_MODEL_LEN, 1792, 30),
+        (crash(TENANT), LimitKind.FREE_BYTES, int(38.69 * GIB), 1 / 96),
+        (crash(UNDER_LOAD, "serving"), LimitKind.HEADROOM_BYTES, int(2.8 * GIB), 7),
     ],
 )
-def test_a_crash_becomes_a_rule(found: Crash, kind: RuleKind, value: int, days: float) -> None:
+def test_a_crash_becomes_a_rule(found: Crash, kind: LimitKind, value: int, days: float) -> None:
     rule = taught(found)
     assert rule is not None
     assert (rule.kind, rule.value, rule.args) == (kind, value, ARGS)
@@ -60,7 +60,7 @@ def test_other_crashes_teach_no_limit() -> None:
 
 
 def test_head_room_grows_up_to_a_tenth_of_the_card() -> None:
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[LearnedLimit, ...] = ()
     while (rule := taught(crash(UNDER_LOAD, "serving"), Learned((), rules))) is not None:
         rules = (*rules, rule)
     assert len(rules) == 5
@@ -87,10 +87,10 @@ def test_starts_and_rules_reach_the_journal_the_file_and_the_next_plan(tmp_path:
         learning.crashed(ARGS, profiled(100 * GIB), crash(UNDER_LOAD, "serving"))
     learning.started(ARGS, EngineTelemetry())
 
-    known = read(learning.path, config.model)
+    known = read_history(learning.path, config.model)
     assert known == learning.current()
     assert [(start.kv_bytes, start.args) for start in known.starts] == [(100 * GIB, ARGS)] * 3
-    assert [rule.kind for rule in known.rules] == [RuleKind.HEADROOM_BYTES] * 2
+    assert [rule.kind for rule in known.rules] == [LimitKind.HEADROOM_BYTES] * 2
     plan = guard.plan({}, proposal, Role.SEARCH)
     share = plan.args["gpu_memory_utilization"]
     assert isinstance(share, float)

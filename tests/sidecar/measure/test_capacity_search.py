@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sidecar.config.schema import Objective, Slo
 from sidecar.measure.capacity_search import Tried, capacity, next_rate
-from sidecar.measure.requests import LoadResult, Request
+from sidecar.measure.requests import LoadResult, RequestResult
 from sidecar.measure.verdict import measure, scores, value
 
 
@@ -41,7 +41,7 @@ def test_a_rate_that_missed_below_one_that_met_counts() -> None:
 
 def served(rate: float, requests: int) -> LoadResult:
     return LoadResult(
-        tuple(Request(0.01, 0.1, (0.01,), start_s=number / rate) for number in range(requests)), requests / rate
+        tuple(RequestResult(0.01, 0.1, (0.01,), start_s=number / rate) for number in range(requests)), requests / rate
     )
 
 
@@ -53,5 +53,5 @@ def test_value_and_scores_of_a_load() -> None:
     assert value(measure(load, slo), Objective.CAPACITY, tried[2:]) == 0.0
     gaps = scores(load, slo, Objective.CAPACITY)
     assert gaps == pytest.approx([0.25] * 19)
-    late = Request(1.0, 1.1, (0.01,), start_s=0.1)
+    late = RequestResult(1.0, 1.1, (0.01,), start_s=0.1)
     assert len(scores(LoadResult((*load.requests, late), 5.0), slo, Objective.CAPACITY)) == 19

@@ -7,26 +7,26 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from sidecar.config.schema import Slo, Workload
-from sidecar.measure.early_stop import Rules, missed
+from sidecar.measure.early_stop import Rules, surely_missed
 from sidecar.measure.partial_load import Hopeless, arrivals
-from sidecar.measure.requests import End, Ending, InFlight, LoadResult, Progress, Request
-from sidecar.measure.verdict import least_violation, limits, measure, violation
+from sidecar.measure.requests import End, Ending, InFlight, LoadProgress, LoadResult, RequestResult
+from sidecar.measure.verdict import least_violation, measure, slo_limits, violation
 
 WORKLOAD = Workload(rate=10, requests=300, input_tokens=16, output_tokens=8, spread=0.5)
 ENDLESS = WORKLOAD.model_copy(update={"requests": None})
 SLO = Slo(ttft_p99_ms=200, itl_p99_ms=50, e2e_p99_ms=2000)
 
 
-def ok(start_s: float = 0.0, ttft_s: float = 0.1, itl_s: float = 0.01) -> Request:
-    return Request(ttft_s, ttft_s + 7 * itl_s, (itl_s,) * 7, "", start_s)
+def ok(start_s: float = 0.0, ttft_s: float = 0.1, itl_s: float = 0.01) -> RequestResult:
+    return RequestResult(ttft_s, ttft_s + 7 * itl_s, (itl_s,) * 7, "", start_s)
 
 
-def failed(start_s: float = 0.0) -> Request:
-    return Request(None, None, (), "aborted after 3 of 8 tokens", start_s)
+def failed(start_s: float = 0.0) -> RequestResult:
+    return RequestResult(None, None, (), "aborted after 3 of 8 tokens", start_s)
 
 
-def progress(*finished: Request, flying: tuple[InFlight, ...] = (), now_s: float = 10.0) -> Progress:
-    return Progress(now_s, 300, finished, flying)
+def progress(*finished: RequestResult, flying: tuple[InFlight, ...] = (), now_s: float = 10.0) -> LoadProgress:
+    return LoadProgress(now_s, 300, finished, flying)
 
 
 def test_what_was_seen_is_said_and_bounded() -> None:
@@ -74,7 +74,7 @@ def test_the_error_budget(count: int, ends: bool) -> None:
 
 def test_times_between_tokens_are_of_tokens_not_of_requests() -> None:
     # 300 requests of at most 13 tokens: even the 100 that have ended leave room for more than one slow one each.
-    slow = Request(0.1, 0.5, (0.06, *(0.01,) * 6), "", 0.0)
+    slow = RequestResult(0.1, 0.5, (0.06, *(0.01,) * 6), "", 0.0)
     rules = Rules(Slo(itl_p99_ms=50), WORKLOAD, 0.98)
 
     assert rules(progress(*[slow] * 30, *[ok()] * 70)) is None
@@ -108,7 +108,7 @@ def growing(sent: int, growth: float = 0.5, thorough: bool = False, limit_ms: fl
     ended = tuple(r for r in all_sent if (r.start_s or 0) + (r.e2e_s or 0) <= now_s)
     flying = tuple(InFlight(r.start_s or 0, None) for r in all_sent[len(ended) :])
     rules = Rules(Slo(ttft_p99_ms=limit_ms), WORKLOAD.model_copy(update={"requests": 600}), 0.98, thorough)
-    return rules(Progress(now_s, 600, ended, flying))
+    return rules(LoadProgress(now_s, 600, ended, flying))
 
 
 def test_what_grows_steadily_is_ended_before_it_misses() -> None:
@@ -127,8 +127,8 @@ def test_what_grows_steadily_is_ended_before_it_misses() -> None:
 times = st.floats(0.001, 0.5)
 
 
-def request(start_s: float, ttft_s: float, gaps: list[float], fails: bool) -> Request:
-    return failed(start_s) if fails else Request(ttft_s, ttft_s + sum(gaps), tuple(gaps), "", start_s)
+def request(start_s: float, ttft_s: float, gaps: list[float], fails: bool) -> RequestResult:
+    return failed(start_s) if fails else RequestResult(ttft_s, ttft_s + sum(gaps), tuple(gaps), "", start_s)
 
 
 requests = st.builds(
@@ -144,7 +144,7 @@ requests = st.builds(
     st.tuples(*[st.none() | st.floats(10, 800)] * 2, st.floats(10, 3000)),
 )
 def test_arithmetic_never_ends_what_would_have_met_its_slo(
-    load: list[Request], now_s: float, error_rate: float, p99s: tuple[float | None, float | None, float]
+    load: list[RequestResult], now_s: float, error_rate: float, p99s: tuple[float | None, float | None, float]
 ) -> None:
     """Whatever is still in flight or not yet sent, and whether or not what is in flight fails in the end."""
     slo = Slo(ttft_p99_ms=p99s[0], itl_p99_ms=p99s[1], e2e_p99_ms=p99s[2], error_rate=error_rate)
@@ -155,14 +155,14 @@ def test_arithmetic_never_ends_what_would_have_met_its_slo(
         for r in sent
         if r not in finished
     )
-    seen = Progress(now_s, len(load), finished, flying)
-    ending = missed(arrivals(seen), now_s, len(load), slo, WORKLOAD)
+    seen = LoadProgress(now_s, len(load), finished, flying)
+    ending = surely_missed(arrivals(seen), now_s, len(load), slo, WORKLOAD)
     if ending is None:
         event("goes on")
         return
     whole = measure(LoadResult(tuple(load), 5.0), slo)
     assert violation(whole, slo) > 0
     assert 0 < least_violation(ending.at_least, slo) <= violation(whole, slo) + 1e-9
-    ends = {limit.name: math.inf if limit.measured is None else limit.measured for limit in limits(whole, slo)}
-    for bound in limits(ending.at_least, slo):
+    ends = {limit.name: math.inf if limit.measured is None else limit.measured for limit in slo_limits(whole, slo)}
+    for bound in slo_limits(ending.at_least, slo):
         assert bound.measured is None or bound.measured <= ends[bound.name] + 1e-6

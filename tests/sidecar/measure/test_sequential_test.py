@@ -42,7 +42,7 @@ def test_however_often_one_looks_it_is_wrong_as_rarely_as_promised(share: float,
 )
 def test_how_many_it_takes(misses: int, count: int, how: End | None) -> None:
     sent = [*[answered(1.0)] * misses, *[answered(0.0)] * (count - misses)]
-    ending = sequential_test.ending(sent, 10.0, Slo(ttft_p99_ms=100, error_rate=0.0), 0.98)
+    ending = sequential_test.sequential_ending(sent, 10.0, Slo(ttft_p99_ms=100, error_rate=0.0), 0.98)
 
     assert (ending.how if ending is not None else None) == how
 
@@ -51,8 +51,8 @@ def test_the_quick_ones_do_not_count_before_those_that_came_earlier() -> None:
     waiting = Arrival(0.0, 0.02, 0.02, (), begun=False, ended=False, failed=False)
     rest = [answered(0.0)] * 300
 
-    assert sequential_test.ending([waiting, *rest], 10.0, SLO, 0.98) is None
-    assert sequential_test.ending([*rest, waiting], 10.0, SLO, 0.98) is not None
+    assert sequential_test.sequential_ending([waiting, *rest], 10.0, SLO, 0.98) is None
+    assert sequential_test.sequential_ending([*rest, waiting], 10.0, SLO, 0.98) is not None
 
 
 def test_shares_of_slow_tokens_are_tested_as_shares() -> None:
@@ -61,8 +61,8 @@ def test_shares_of_slow_tokens_are_tested_as_shares() -> None:
     few = [answered(0.0)] + [answered(0.0, (0.01,) * 50)] * 260
     many = [answered(0.0, one_slow_in_50)] * 400
 
-    assert _how(sequential_test.ending(few, 10.0, slo, 0.98)) == End.ENOUGH
-    ending = sequential_test.ending([*many, *many], 10.0, slo, 0.98)
+    assert _how(sequential_test.sequential_ending(few, 10.0, slo, 0.98)) == End.ENOUGH
+    ending = sequential_test.sequential_ending([*many, *many], 10.0, slo, 0.98)
     assert isinstance(ending, Hopeless)
     assert "itl_p99_ms" in ending.why
     assert ending.at_least.itl_p99_ms == pytest.approx(200)
@@ -92,7 +92,7 @@ def stops(load: list[Arrival], rate: float, slo: Slo) -> float | None:
             a if a.start_s + a.ttft_s <= now_s else Arrival(a.start_s, now_s - a.start_s, 0.0, (), False, False, False)
             for a in sent
         ]
-        if saturation.ending(seen, now_s, len(load), rate, slo) is not None:
+        if saturation.saturation_ending(seen, now_s, len(load), rate, slo) is not None:
             return now_s / (end_s + load[-1].ttft_s)
     return None
 

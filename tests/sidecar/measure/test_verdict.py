@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 from sidecar_cases import measured
 
 from sidecar.config.schema import Objective, Slo
-from sidecar.measure.requests import LoadResult, Request
-from sidecar.measure.verdict import limits, measure, scores, value, violation
+from sidecar.measure.requests import LoadResult, RequestResult
+from sidecar.measure.verdict import measure, scores, slo_limits, value, violation
 
-FAILED = Request(None, None, (), "aborted after 3 of 9 tokens")
-
-
-def ok(ttft_s: float = 0.1, e2e_s: float = 1.0, *itls_s: float) -> Request:
-    return Request(ttft_s, e2e_s, itls_s)
+FAILED = RequestResult(None, None, (), "aborted after 3 of 9 tokens")
 
 
-def load(*requests: Request, duration_s: float = 10.0) -> LoadResult:
+def ok(ttft_s: float = 0.1, e2e_s: float = 1.0, *itls_s: float) -> RequestResult:
+    return RequestResult(ttft_s, e2e_s, itls_s)
+
+
+def load(*requests: RequestResult, duration_s: float = 10.0) -> LoadResult:
     return LoadResult(requests, duration_s)
 
 
@@ -66,7 +66,10 @@ def test_what_was_not_measured_is_not_met() -> None:
 
     assert result.itl_p99_ms is None
     assert violation(result, slo) > 0
-    assert [(limit.name, limit.excess) for limit in limits(result, slo)] == [("itl_p99_ms", 1.0), ("error_rate", 0.0)]
+    assert [(limit.name, limit.excess) for limit in slo_limits(result, slo)] == [
+        ("itl_p99_ms", 1.0),
+        ("error_rate", 0.0),
+    ]
 
 
 def test_a_load_without_requests_meets_nothing() -> None:

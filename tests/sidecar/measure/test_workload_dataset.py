@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sidecar_cases import GOOD, write
 
-from sidecar.config.schema import Config, ConfigError, Workload, load
+from sidecar.config.schema import Config, ConfigError, Workload, load_config
 from sidecar.measure.load_client import benchmark_argv
 from sidecar.promote import provenance
 from sidecar.record.run_snapshot import setup_of
@@ -16,7 +16,7 @@ LENGTHS = {"input_tokens": 300, "output_tokens": 80}
 
 
 def workload(folder: Path, **fields: Any) -> Config:
-    return load(write(folder, {**GOOD, "workload": {"rate": 4, **fields}}))
+    return load_config(write(folder, {**GOOD, "workload": {"rate": 4, **fields}}))
 
 
 def argv(given: Workload) -> list[str]:

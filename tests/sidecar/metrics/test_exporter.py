@@ -18,16 +18,16 @@ from engine_bench import write_config
 from prometheus_client.parser import text_string_to_metric_families
 from sidecar_cases import configured, measured, oom, planned, served, trial
 
-from sidecar.config.schema import load
+from sidecar.config.schema import load_config
 from sidecar.metrics import docs_page
 from sidecar.metrics.exporter import Metrics
 from sidecar.observe.telemetry import EngineTelemetry
 from sidecar.promote.decision import Decision, Outcome
 from sidecar.record.journal import Journal
 from sidecar.record.states import Cause, State
-from sidecar.record.trial import Change, Result, Role
-from sidecar.service.mailbox import Requests
-from sidecar.service.state_machine import Progress
+from sidecar.record.trial import RepairChange, Result, Role
+from sidecar.service.mailbox import Mailbox
+from sidecar.service.state_machine import StateMachine
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
 
@@ -222,7 +222,7 @@ def test_repairs_by_the_rule_that_was_broken(page: Page) -> None:
     page.metrics.traffic("one", "serving")
     inside = pb.Change(name="block_size", rules=["blocks", "not a rule of this version"])
     heard(page.metrics, pb.Event(repair_report=pb.RepairReport(changes=[inside])))
-    before = Change("max_num_seqs", 9, 8, "memory", ("blocks", "some-kv"))
+    before = RepairChange("max_num_seqs", 9, 8, "memory", ("blocks", "some-kv"))
     page.metrics.trial(repaired := trial(1, planned(changes=(before,)), served(-50.0)), [repaired])
 
     counted = {rule: page.value("sloguard_repairs_total", rule=rule) for rule in ("blocks", "some-kv", "other")}
@@ -261,7 +261,7 @@ def test_where_a_window_went(page: Page) -> None:
 
 
 def test_a_window_that_is_overrun(page: Page, tmp_path: Path) -> None:
-    progress = Progress(Journal(tmp_path / "state"), page.metrics, Requests(), print)
+    progress = StateMachine(Journal(tmp_path / "state"), page.metrics, Mailbox(), print)
     assert page.value("sloguard_window_overrun_seconds") == 0
 
     progress.window_end = time.monotonic() + 600
@@ -284,7 +284,7 @@ def test_a_window_that_was_refused_took_no_time(page: Page) -> None:
 
 def test_trials(page: Page) -> None:
     base = trial(1, planned(Role.BASELINE), replace(served(-100.0), measurement=measured(e2e_mean_ms=100.0)))
-    best = trial(2, planned(changes=(Change("max_num_seqs", 9, 8, "memory"),)), served(-50.0))
+    best = trial(2, planned(changes=(RepairChange("max_num_seqs", 9, 8, "memory"),)), served(-50.0))
     failing = Result(violation=1, value=-90.0, measurement=measured(math.inf, e2e_mean_ms=90.0))
     rest = [
         trial(3, planned(), Result(crash=oom())),
@@ -357,7 +357,7 @@ def test_labels_have_an_end(page: Page) -> None:
 def test_the_page_of_the_metrics_is_fresh() -> None:
     written = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
-    assert docs_page.page() == written, "python -m sidecar.metrics.docs_page > docs/metrics.md"
+    assert docs_page.metrics_page() == written, "python -m sidecar.metrics.docs_page > docs/metrics.md"
 
 
 # A sidecar that has no time just now: the system takes the connections for it.
@@ -376,7 +376,7 @@ signal.pause()
 
 def test_a_busy_sidecar_keeps_no_load_balancer_from_connecting(tmp_path: Path) -> None:
     config_file = write_config(tmp_path)
-    port = load(config_file).metrics.port
+    port = load_config(config_file).metrics.port
     with subprocess.Popen(
         [sys.executable, "-c", PAUSED, str(config_file)], stdout=subprocess.PIPE, text=True
     ) as paused:

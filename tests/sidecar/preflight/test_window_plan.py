@@ -13,16 +13,15 @@ from engine_bench import DEMO, write_config
 from sidecar_cases import planned as a_plan
 from sidecar_cases import served, trial
 
-from sidecar.config.schema import load
+from sidecar.config.schema import load_config
 from sidecar.preflight.window_forecast import Durations, Known, drains, durations, forecast
 from sidecar.preflight.window_plan import cold, knob_plan
-from sidecar.record.events import Kind, Operations, WindowOutcome
+from sidecar.record.events import EventKind, Operations, WindowOutcome
 from sidecar.record.journal import Journal
-from sidecar.record.trial import Role, Status
+from sidecar.record.trial import Role, TrialStatus
 from sidecar.run.tuning_run import open_run
 from sidecar.search.contract import Projection
-from vllm_sloguard.knobs import KNOBS, Config, Knob
-from vllm_sloguard.knobs import Kind as KnobKind
+from vllm_sloguard.knobs import KNOBS, Knob, KnobKind, KnobValues
 
 
 def sloguard(*words: object) -> subprocess.CompletedProcess[str]:
@@ -90,7 +89,7 @@ def test_an_argument_that_is_misspelt_is_told(config_file: Path) -> None:
 
 
 def test_what_the_journal_has_measured_is_used(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     journal = Journal(config.state)
     run = open_run(config, journal)
     for role, took_s in ((Role.BASELINE, 40), (Role.SEARCH, 20), (Role.SEARCH, 30), (Role.VALIDATION, 50)):
@@ -100,7 +99,7 @@ def test_what_the_journal_has_measured_is_used(config_file: Path) -> None:
             "UPDATE trials SET started_at = ?, ended_at = ? WHERE number = ?", (0.0, float(took_s), begun.number)
         )
     Operations(journal, config.base_digest()).record(
-        Kind.START, base=config.base_digest(), promotion=None, seconds=33.0
+        EventKind.START, base=config.base_digest(), promotion=None, seconds=33.0
     )
     for at, state in ((10.0, "serving"), (20.0, "draining"), (27.0, "tuning")):
         journal.write("INSERT INTO states (at, state, reason) VALUES (?, ?, '')", (at, state))
@@ -116,7 +115,7 @@ def test_what_the_journal_has_measured_is_used(config_file: Path) -> None:
 
 
 def test_trials_of_another_load_say_nothing(config_file: Path, tmp_path: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     journal = Journal(config.state)
     begun = journal.begin_trial(open_run(config, journal).id, a_plan())
     journal.end_trial(begun, served(-80.0))
@@ -128,7 +127,7 @@ def test_trials_of_another_load_say_nothing(config_file: Path, tmp_path: Path) -
 
 
 def test_a_promotion_is_what_is_planned_from(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     journal = Journal(config.state)
     journal.promote(None, config.base_digest(), {**config.engine.args, "max_num_seqs": 48})
     journal.close()
@@ -202,17 +201,17 @@ def test_what_refuses_a_window_now(config_file: Path) -> None:
     content = yaml.safe_load(config_file.read_text())
     content["window"] |= {"cron": "0 3 * * *", "max_rate": 5.0}
     config_file.write_text(yaml.safe_dump(content))
-    config = load(config_file)
+    config = load_config(config_file)
     journal = Journal(config.state)
     operations = Operations(journal, config.base_digest())
-    operations.record(Kind.WINDOW_OPENED, reason="", record=None)
-    operations.record(Kind.WINDOW_ENDED, outcome=WindowOutcome.FAILED, reason="it broke")
+    operations.record(EventKind.WINDOW_OPENED, reason="", record=None)
+    operations.record(EventKind.WINDOW_ENDED, outcome=WindowOutcome.FAILED, reason="it broke")
     before = time.time()
     found = answer(config_file)["opening"]
     assert "the window that ended" in found["refusals"][1]
     assert before < found["next_at"] <= time.time() + 25 * 3600  # as long as a day may be
     assert "above 5 requests/s" in found["notes"][0]
-    operations.record(Kind.PAUSED, reason="release week")
+    operations.record(EventKind.PAUSED, reason="release week")
     assert "release week" in answer(config_file)["opening"]["refusals"][1]
 
 
@@ -230,7 +229,7 @@ def in_seconds(trial_s: float, start_s: float, validation_s: float) -> Durations
 
 def test_time_left_for_the_validation_bounds_the_search(tmp_path: Path) -> None:
     path = write_config(tmp_path, promotion={"pairs": [3, 5]}, search={"budget": 8}, window={"duration": "1000s"})
-    config = load(path)
+    config = load_config(path)
     # The first half leaves time for 3 pairs, 240 s, the second for 5, 400 s; the restore takes 60.
     found = forecast(config, in_seconds(50.0, 60.0, 40.0))
     assert (found.trials, found.pairs_reserved, found.looks, found.pairs) == (8, 5, (3, 5), 5)
@@ -243,16 +242,16 @@ def test_time_left_for_the_validation_bounds_the_search(tmp_path: Path) -> None:
 
 def test_an_engine_of_its_own_for_each_trial_takes_longer(tmp_path: Path) -> None:
     forked, ordinary = (
-        durations(load(write_config(tmp_path, engine={"forked_trials": on})), [], None, []).trial.seconds
+        durations(load_config(write_config(tmp_path, engine={"forked_trials": on})), [], None, []).trial.seconds
         for on in (True, False)
     )
     assert ordinary > forked
 
 
 def test_crashed_and_aborted_trials() -> None:
-    config = load(DEMO / "sloguard.yaml")
+    config = load_config(DEMO / "sloguard.yaml")
     aborted = trial(1, a_plan(), None)
-    assert aborted.status is Status.ABORTED
+    assert aborted.status is TrialStatus.ABORTED
     assert "assumed" in durations(config, [aborted], None, []).trial.source
 
 
@@ -264,7 +263,7 @@ def test_only_drains_that_led_to_a_search_count() -> None:
 def test_the_edges_of_a_range_are_found() -> None:
     knob = Knob("max_num_seqs", KnobKind.INT, 4, 1024, log=True)
 
-    def project(config: Config) -> Projection:
+    def project(config: KnobValues) -> Projection:
         value = config["max_num_seqs"]
         assert isinstance(value, int)
         return Projection({"max_num_seqs": min(max(value, 7), 777)}, "")

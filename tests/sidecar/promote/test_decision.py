@@ -13,7 +13,7 @@ from sidecar_cases import GOOD, measured, oom, planned, trial
 from sidecar.config.schema import Config, Objective, Slo
 from sidecar.config.window import Promotion
 from sidecar.promote.decision import Decision, Outcome, baseline, candidate, decide, missing, next_role
-from sidecar.record.trial import Result, Role, Status, Trial
+from sidecar.record.trial import Result, Role, Trial, TrialStatus
 
 CONFIG = Config.model_validate(GOOD).model_copy(
     update={"slo": Slo(ttft_p99_ms=500, e2e_p99_ms=5000), "promotion": Promotion(pairs=(3, 5))}
@@ -52,7 +52,7 @@ def going_on(
         role = next_role(done, config)
         if role is None:
             return done
-        nth = sum(t.plan.role is role and t.status is not Status.ABORTED for t in done)
+        nth = sum(t.plan.role is role and t.status is not TrialStatus.ABORTED for t in done)
         result = (incumbent if role is Role.REFERENCE else challenger)(nth)
         done.append(trial(len(done) + 1, planned(role, max_num_seqs=2), result))
     return done

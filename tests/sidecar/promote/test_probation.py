@@ -6,17 +6,17 @@ import pytest
 
 from sidecar.config.schema import Slo
 from sidecar.config.window import Probation
-from sidecar.observe.user_requests import Record, Request, missed, rate, record
-from sidecar.promote.probation import Verdict, at_least, comparable, crash_loop, judge
+from sidecar.observe.user_requests import Record, UserRequest, missed_slo, rate, summarize
+from sidecar.promote.probation import ProbationVerdict, binomial_tail, comparable, crash_loop, judge
 
 SLO = Slo(ttft_p99_ms=500, itl_p99_ms=50, e2e_p99_ms=5000, error_rate=0.01)
 RULE = Probation()
 
 
-def requests(count: int, ttft_ms: float = 100.0, *, slow: int = 0, slow_ms: float = 0.0) -> list[Request]:
+def requests(count: int, ttft_ms: float = 100.0, *, slow: int = 0, slow_ms: float = 0.0) -> list[UserRequest]:
     """``count`` requests of which the last ``slow`` ones take ``slow_ms`` to their first token."""
     times = [ttft_ms] * (count - slow) + [slow_ms] * slow
-    return [Request(float(i), ms, 10.0, 1000.0, 500, 100) for i, ms in enumerate(times)]
+    return [UserRequest(float(i), ms, 10.0, 1000.0, 500, 100) for i, ms in enumerate(times)]
 
 
 def before(count: int = 1000, ttft_p99_ms: float = 120.0, missed: int = 0, rate: float = 4.0) -> Record:
@@ -24,17 +24,17 @@ def before(count: int = 1000, ttft_p99_ms: float = 120.0, missed: int = 0, rate:
 
 
 def ruled(
-    real: list[Request], earlier: Record | None, *, left_s: float = 60.0, rate: float | None = 4.0
-) -> tuple[Verdict, str]:
+    real: list[UserRequest], earlier: Record | None, *, left_s: float = 60.0, rate: float | None = 4.0
+) -> tuple[ProbationVerdict, str]:
     ruling = judge(earlier, real, rate, SLO, RULE, left_s)
     return ruling.verdict, ruling.reason
 
 
 def test_good_requests_go_on_and_pass() -> None:
-    assert ruled(requests(1000), before())[0] is Verdict.GOES_ON
+    assert ruled(requests(1000), before())[0] is ProbationVerdict.GOES_ON
     verdict, reason = ruled(requests(1000), before(), left_s=0)
     assert (verdict, reason) == (
-        Verdict.PASSED,
+        ProbationVerdict.PASSED,
         "1000 requests, 0 of them missed the SLO; no worse than the incumbent was",
     )
 
@@ -42,39 +42,39 @@ def test_good_requests_go_on_and_pass() -> None:
 @pytest.mark.parametrize("count", [0, 199])
 def test_few_requests_say_nothing_however_bad_they_are(count: int) -> None:
     bad = requests(count, 9000.0)
-    assert ruled(bad, before())[0] is Verdict.GOES_ON
+    assert ruled(bad, before())[0] is ProbationVerdict.GOES_ON
     assert ruled(bad, before(), left_s=0) == (
-        Verdict.PASSED,
+        ProbationVerdict.PASSED,
         f"{count} requests in the probation were too few to judge by",
     )
 
 
 def test_slo_burn() -> None:
     # 6 times the budget of 1%.
-    assert ruled(requests(1000, slow=59, slow_ms=900.0), None)[0] is Verdict.GOES_ON
+    assert ruled(requests(1000, slow=59, slow_ms=900.0), None)[0] is ProbationVerdict.GOES_ON
     verdict, reason = ruled(requests(1000, slow=60, slow_ms=900.0), None)
     assert (verdict, reason) == (
-        Verdict.SLO_BURN,
+        ProbationVerdict.SLO_BURN,
         "60 of 1000 requests missed the SLO, 6.0 times the error budget",
     )
 
 
 def test_no_burn_where_the_incumbent_missed_as_much_under_the_same_traffic() -> None:
     real = requests(1000, slow=100, slow_ms=900.0)
-    assert ruled(real, before(ttft_p99_ms=1000.0, missed=100))[0] is Verdict.GOES_ON
-    assert ruled(real, before(ttft_p99_ms=1000.0, missed=99))[0] is Verdict.SLO_BURN
+    assert ruled(real, before(ttft_p99_ms=1000.0, missed=100))[0] is ProbationVerdict.GOES_ON
+    assert ruled(real, before(ttft_p99_ms=1000.0, missed=99))[0] is ProbationVerdict.SLO_BURN
     # Its record under another traffic excuses nothing.
-    assert ruled(real, before(ttft_p99_ms=1000.0, missed=100, rate=1.0))[0] is Verdict.SLO_BURN
+    assert ruled(real, before(ttft_p99_ms=1000.0, missed=100, rate=1.0))[0] is ProbationVerdict.SLO_BURN
 
 
 def test_a_regression_within_the_slo() -> None:
     # The incumbent's p99 of 120 ms and a quarter more is 150 ms.
-    assert ruled(requests(1000, slow=40, slow_ms=149.0), before())[0] is Verdict.GOES_ON
+    assert ruled(requests(1000, slow=40, slow_ms=149.0), before())[0] is ProbationVerdict.GOES_ON
     verdict, reason = ruled(requests(1000, slow=40, slow_ms=151.0), before())
-    assert verdict is Verdict.REGRESSION
+    assert verdict is ProbationVerdict.REGRESSION
     assert "40 of 1000 requests had a TTFT above 150 ms" in reason
     # One in a hundred is what a p99 is.
-    assert ruled(requests(1000, slow=10, slow_ms=400.0), before())[0] is Verdict.GOES_ON
+    assert ruled(requests(1000, slow=10, slow_ms=400.0), before())[0] is ProbationVerdict.GOES_ON
 
 
 @pytest.mark.parametrize(
@@ -84,13 +84,13 @@ def test_a_regression_within_the_slo() -> None:
 )
 def test_no_regression_without_a_comparable_record(earlier: Record | None) -> None:
     real = requests(1000, slow=40, slow_ms=400.0)
-    assert ruled(real, earlier)[0] is Verdict.GOES_ON
+    assert ruled(real, earlier)[0] is ProbationVerdict.GOES_ON
     assert "no comparable traffic" in ruled(real, earlier, left_s=0)[1]
-    assert ruled(real, before(), rate=None)[0] is Verdict.GOES_ON
+    assert ruled(real, before(), rate=None)[0] is ProbationVerdict.GOES_ON
 
 
 def test_longer_prompts_are_another_traffic() -> None:
-    now = record([Request(0.0, 1.0, 1.0, 1.0, 800, 100)], SLO, 4.0)
+    now = summarize([UserRequest(0.0, 1.0, 1.0, 1.0, 800, 100)], SLO, 4.0)
     assert not comparable(before(), now)
 
 
@@ -98,12 +98,12 @@ def test_the_incumbent_again_is_not_rolled_back() -> None:
     """A/A: 200 probations of 2000 requests, looked at after every 100 of them, with long-tailed latencies."""
     draw = random.Random(1)
 
-    def real(count: int) -> list[Request]:
-        return [Request(0.0, draw.lognormvariate(4.5, 0.3), 10.0, 900.0, 500, 100) for _ in range(count)]
+    def real(count: int) -> list[UserRequest]:
+        return [UserRequest(0.0, draw.lognormvariate(4.5, 0.3), 10.0, 900.0, 500, 100) for _ in range(count)]
 
     rolled_back = 0
     for _ in range(200):
-        earlier, now = record(real(500), SLO, 4.0), real(2000)
+        earlier, now = summarize(real(500), SLO, 4.0), real(2000)
         rolled_back += any(
             judge(earlier, now[:seen], 4.0, SLO, RULE, 60.0).rolls_back for seen in range(200, 2001, 100)
         )
@@ -114,9 +114,11 @@ def test_what_is_half_slower_is_rolled_back() -> None:
     draw = random.Random(2)
     found = 0
     for _ in range(50):
-        earlier = record([Request(0, draw.lognormvariate(4.5, 0.3), None, 900, 500, 100) for _ in range(500)], SLO, 4)
-        now = [Request(0, 1.5 * draw.lognormvariate(4.5, 0.3), None, 900, 500, 100) for _ in range(1000)]
-        found += judge(earlier, now, 4.0, SLO, RULE, 60.0).verdict is Verdict.REGRESSION
+        earlier = summarize(
+            [UserRequest(0, draw.lognormvariate(4.5, 0.3), None, 900, 500, 100) for _ in range(500)], SLO, 4
+        )
+        now = [UserRequest(0, 1.5 * draw.lognormvariate(4.5, 0.3), None, 900, 500, 100) for _ in range(1000)]
+        found += judge(earlier, now, 4.0, SLO, RULE, 60.0).verdict is ProbationVerdict.REGRESSION
     assert found >= 45
 
 
@@ -135,20 +137,20 @@ def test_a_crash_loop(times: list[float], loops: bool) -> None:
 @pytest.mark.parametrize(
     ("request_", "expected"),
     [
-        (Request(0, 500.0, 50.0, 5000.0, 1, 1), False),
-        (Request(0, 500.1, 50.0, 5000.0, 1, 1), True),
-        (Request(0, None, None, 5000.0, 1, 1), False),
-        (Request(0, None, 51.0, 1.0, 1, 1), True),
-        (Request(0, 1.0, 1.0, 5001.0, 1, 1), True),
-        (Request(0, 1.0, 1.0, 1.0, 1, 1, failed=True), True),
+        (UserRequest(0, 500.0, 50.0, 5000.0, 1, 1), False),
+        (UserRequest(0, 500.1, 50.0, 5000.0, 1, 1), True),
+        (UserRequest(0, None, None, 5000.0, 1, 1), False),
+        (UserRequest(0, None, 51.0, 1.0, 1, 1), True),
+        (UserRequest(0, 1.0, 1.0, 5001.0, 1, 1), True),
+        (UserRequest(0, 1.0, 1.0, 1.0, 1, 1, failed=True), True),
     ],
 )
-def test_a_miss(request_: Request, expected: bool) -> None:
-    assert missed(request_, SLO) is expected
+def test_a_miss(request_: UserRequest, expected: bool) -> None:
+    assert missed_slo(request_, SLO) is expected
 
 
 def test_the_rate_is_unknown_in_the_first_minute() -> None:
-    real = [Request(float(at), 1.0, 1.0, 1.0, 1, 1) for at in range(1000)]
+    real = [UserRequest(float(at), 1.0, 1.0, 1.0, 1, 1) for at in range(1000)]
     assert rate(real, 0.0, 59.0, 300.0) is None
     assert rate(real[:101], 0.0, 100.0, 300.0) == pytest.approx(1.0)
     assert rate(real, 0.0, 999.0, 300.0) == pytest.approx(1.0)
@@ -156,7 +158,7 @@ def test_the_rate_is_unknown_in_the_first_minute() -> None:
 
 
 def test_the_binomial_tail() -> None:
-    assert at_least(0, 10, 0.5) == 1.0
-    assert at_least(10, 10, 0.5) == pytest.approx(0.5**10)
-    assert at_least(1, 100, 0.01) == pytest.approx(1 - 0.99**100)
-    assert at_least(400, 10_000, 0.01) == pytest.approx(0.0, abs=1e-9)
+    assert binomial_tail(0, 10, 0.5) == 1.0
+    assert binomial_tail(10, 10, 0.5) == pytest.approx(0.5**10)
+    assert binomial_tail(1, 100, 0.01) == pytest.approx(1 - 0.99**100)
+    assert binomial_tail(400, 10_000, 0.01) == pytest.approx(0.0, abs=1e-9)

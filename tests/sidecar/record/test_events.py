@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.record.events import Kind, Operations, WindowOutcome
+from sidecar.record.events import EventKind, Operations, WindowOutcome
 from sidecar.record.journal import Journal, JournalError, Superseded
 
 
@@ -20,13 +20,13 @@ def operations(journal: Journal) -> Operations:
 
 def test_a_pause_holds_until_it_is_taken_back_and_outlives_the_sidecar(tmp_path: Path, operations: Operations) -> None:
     assert operations.paused() is None
-    operations.record(Kind.PAUSED, reason="release week")
+    operations.record(EventKind.PAUSED, reason="release week")
 
     later = Operations(Journal(tmp_path), "base")
     paused = later.paused()
     assert paused is not None
     assert paused.reason == "release week"
-    later.record(Kind.RESUMED)
+    later.record(EventKind.RESUMED)
     assert operations.paused() is None
 
 
@@ -34,9 +34,9 @@ def test_another_reason_for_a_pause_is_kept_and_the_pause_stays_as_old_as_it_is(
     journal: Journal, operations: Operations
 ) -> None:
     for reason in ("of an earlier pause", "", "release week", "audit"):
-        operations.record(Kind.PAUSED, reason=reason)
+        operations.record(EventKind.PAUSED, reason=reason)
         if reason == "of an earlier pause":
-            operations.record(Kind.RESUMED)
+            operations.record(EventKind.RESUMED)
     journal.write("UPDATE events SET at = id", ())
 
     paused = operations.paused()
@@ -55,17 +55,17 @@ def test_another_reason_for_a_pause_is_kept_and_the_pause_stays_as_old_as_it_is(
     ],
 )
 def test_a_window_says_what_its_run_says(operations: Operations, outcome: str, decision: str, shown: str) -> None:
-    operations.record(Kind.WINDOW_ENDED, outcome=outcome, reason="noise", decision=decision)
-    operations.record(Kind.WINDOW_ENDED, outcome=outcome, reason="of an older sloguard")
+    operations.record(EventKind.WINDOW_ENDED, outcome=outcome, reason="noise", decision=decision)
+    operations.record(EventKind.WINDOW_ENDED, outcome=outcome, reason="of an older sloguard")
 
-    new, old = operations.events([Kind.WINDOW_ENDED])
+    new, old = operations.events([EventKind.WINDOW_ENDED])
 
     assert (new.outcome, old.outcome) == (shown, outcome.replace("_", " "))
 
 
 def test_a_refused_window_does_not_hide_a_failed_one(operations: Operations) -> None:
-    operations.record(Kind.WINDOW_ENDED, outcome=WindowOutcome.FAILED, reason="no disk")
-    operations.record(Kind.WINDOW_ENDED, outcome=WindowOutcome.REFUSED, reason="too soon")
+    operations.record(EventKind.WINDOW_ENDED, outcome=WindowOutcome.FAILED, reason="no disk")
+    operations.record(EventKind.WINDOW_ENDED, outcome=WindowOutcome.REFUSED, reason="too soon")
 
     last = operations.last_window()
 
@@ -75,10 +75,10 @@ def test_a_refused_window_does_not_hide_a_failed_one(operations: Operations) -> 
 
 def test_a_restore_takes_as_long_as_the_longest_of_the_last_starts_of_these_arguments(operations: Operations) -> None:
     assert operations.longest_start_s() is None
-    operations.record(Kind.START, base="base", promotion=None, seconds=99.0)
+    operations.record(EventKind.START, base="base", promotion=None, seconds=99.0)
     for _ in range(10):
-        operations.record(Kind.START, base="base", promotion=None, seconds=20.0)
-    operations.record(Kind.START, base="another", promotion=None, seconds=50.0)
+        operations.record(EventKind.START, base="base", promotion=None, seconds=20.0)
+    operations.record(EventKind.START, base="another", promotion=None, seconds=50.0)
 
     assert operations.longest_start_s() == 20.0
 
@@ -86,15 +86,15 @@ def test_a_restore_takes_as_long_as_the_longest_of_the_last_starts_of_these_argu
 @pytest.mark.parametrize(
     ("kind", "content"),
     [
-        (Kind.WINDOW_ENDED, {"reason": "no disk"}),
-        (Kind.WINDOW_ENDED, {"outcome": 5}),
-        (Kind.START, {"base": "base", "promotion": 1}),
-        (Kind.START, {"base": "base", "promotion": 1, "seconds": "long"}),
-        (Kind.START, {"base": "base", "promotion": 1, "seconds": 10**400}),
-        (Kind.PROBATION, {"reason": "it has passed"}),
+        (EventKind.WINDOW_ENDED, {"reason": "no disk"}),
+        (EventKind.WINDOW_ENDED, {"outcome": 5}),
+        (EventKind.START, {"base": "base", "promotion": 1}),
+        (EventKind.START, {"base": "base", "promotion": 1, "seconds": "long"}),
+        (EventKind.START, {"base": "base", "promotion": 1, "seconds": 10**400}),
+        (EventKind.PROBATION, {"reason": "it has passed"}),
     ],
 )
-def test_a_damaged_event_is_one_line(operations: Operations, kind: Kind, content: dict[str, object]) -> None:
+def test_a_damaged_event_is_one_line(operations: Operations, kind: EventKind, content: dict[str, object]) -> None:
     operations.record(kind, **content)
     with pytest.raises(JournalError, match=f"the journal is damaged: {kind}: ") as caught:
         operations.events([kind])
@@ -140,7 +140,7 @@ def test_a_stale_controller_writes_nothing(tmp_path: Path) -> None:
     for write in (
         lambda: first.enter("draining", "stale"),
         lambda: first.promote(None, "base", {}),
-        lambda: Operations(first, "base").record(Kind.PAUSED),
+        lambda: Operations(first, "base").record(EventKind.PAUSED),
         first.still_mine,
     ):
         with pytest.raises(Superseded, match="epoch 2, this one has 1"):

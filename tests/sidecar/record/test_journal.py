@@ -18,32 +18,37 @@ from sidecar_cases import measured, oom, planned, served
 from sidecar.engine.process_group import Identity
 from sidecar.record import migrations
 from sidecar.record.events import Operations
-from sidecar.record.journal import FILE_NAME, Journal, JournalError
-from sidecar.record.trial import Change, Plan, Result, Role, Status, as_json
-from vllm_sloguard.guard.start_history import Rule, RuleKind, Start
+from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError
+from sidecar.record.trial import Plan, RepairChange, Result, Role, TrialStatus, trial_as_json
+from vllm_sloguard.guard.start_history import LearnedLimit, LimitKind, ReportedStart
 from vllm_sloguard.knobs import Value
 
-CHANGES = (Change("max_num_batched_tokens", 4, 8, "at least max_num_seqs"), Change("block_size", None, 16, "CPU"))
+CHANGES = (
+    RepairChange("max_num_batched_tokens", 4, 8, "at least max_num_seqs"),
+    RepairChange("block_size", None, 16, "CPU"),
+)
 
 
 @pytest.mark.parametrize(
     ("result", "status"),
     [
-        (served(-80.5, (0.1, math.inf, 0.3)), Status.FEASIBLE),
-        (Result(violation=0.5, value=-80.5, measurement=measured(math.inf, failed=9)), Status.INFEASIBLE),
-        (Result(violation=1.0, value=None, measurement=measured(None, 200, None)), Status.INFEASIBLE),
-        (Result(crash=oom('„Speicher“ [rank0] 100 % — it\'s "full"'), kv_cache_tokens=4096), Status.CRASHED),
-        (None, Status.ABORTED),
+        (served(-80.5, (0.1, math.inf, 0.3)), TrialStatus.FEASIBLE),
+        (Result(violation=0.5, value=-80.5, measurement=measured(math.inf, failed=9)), TrialStatus.INFEASIBLE),
+        (Result(violation=1.0, value=None, measurement=measured(None, 200, None)), TrialStatus.INFEASIBLE),
+        (Result(crash=oom('„Speicher“ [rank0] 100 % — it\'s "full"'), kv_cache_tokens=4096), TrialStatus.CRASHED),
+        (None, TrialStatus.ABORTED),
     ],
 )
-def test_what_is_written_is_read_by_the_next_sidecar(tmp_path: Path, result: Result | None, status: Status) -> None:
+def test_what_is_written_is_read_by_the_next_sidecar(
+    tmp_path: Path, result: Result | None, status: TrialStatus
+) -> None:
     proposed: dict[str, Value] = {"max_num_seqs": 8, "gpu_memory_utilization": 0.9, "enforce_eager": True}
     plan = Plan(Role.SEARCH, proposed, {**proposed, "middleware": ["a", "b"]}, "anneal", "", CHANGES)
     journal = Journal(tmp_path)
     run = journal.begin_run("digest", "{}", {"max_num_seqs": 2})
     begun = journal.begin_trial(run.id, plan)
     assert journal.trials() == [begun]
-    assert begun.status is Status.RUNNING
+    assert begun.status is TrialStatus.RUNNING
     ended = journal.end_trial(begun, result)
     journal.close()
 
@@ -85,7 +90,7 @@ def test_a_trial_ends_once(tmp_path: Path) -> None:
 
     journal.end_trial(begun, None)
 
-    assert journal.trials()[0].status is Status.FEASIBLE
+    assert journal.trials()[0].status is TrialStatus.FEASIBLE
 
 
 def test_trials_are_counted_in_each_run(tmp_path: Path) -> None:
@@ -128,7 +133,7 @@ def test_runs_engines_promotions_and_states(tmp_path: Path) -> None:
 def test_json_is_json_without_scores(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     result = Result(violation=1, value=-1, measurement=measured(math.inf), scores=(1.0,))
-    row = as_json(journal.end_trial(journal.begin_trial(1, planned()), result))
+    row = trial_as_json(journal.end_trial(journal.begin_trial(1, planned()), result))
 
     assert row["status"] == "infeasible"
     assert "scores" not in row["result"]
@@ -175,10 +180,10 @@ def test_kill_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path: Path) 
         assert set(acknowledged) <= set(trials)
         for key, trial in trials.items():
             if acknowledged.get(key) == "feasible":
-                assert trial.status is Status.FEASIBLE
+                assert trial.status is TrialStatus.FEASIBLE
                 assert trial.result == Result(value=float(trial.number))
         runs = {run for run, _ in trials}
-        assert all(sum(t.status is Status.RUNNING for t in trials.values() if t.run == run) <= 1 for run in runs)
+        assert all(sum(t.status is TrialStatus.RUNNING for t in trials.values() if t.run == run) <= 1 for run in runs)
         assert len(set(trials) - set(acknowledged)) <= len(runs)
     assert {run for run, _ in acknowledged} == {1, 2, 3}
 
@@ -204,17 +209,17 @@ def test_a_missing_journal_is_not_made_by_a_reader(tmp_path: Path) -> None:
 def test_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path, read_only: bool) -> None:
     Journal(tmp_path).close()
     alter(tmp_path, "PRAGMA user_version = 99")
-    before = (tmp_path / FILE_NAME).read_bytes()
+    before = (tmp_path / JOURNAL_FILE).read_bytes()
 
     assert complaint(tmp_path, read_only) == "journal of version 99; this sloguard knows version 4"
-    assert (tmp_path / FILE_NAME).read_bytes() == before
+    assert (tmp_path / JOURNAL_FILE).read_bytes() == before
 
 
 @pytest.mark.parametrize("version", range(1, migrations.VERSION))
 def test_a_journal_of_an_older_version_is_read_as_it_is_and_taken_further_by_a_writer(
     tmp_path: Path, version: int
 ) -> None:
-    made = sqlite3.connect(tmp_path / FILE_NAME)
+    made = sqlite3.connect(tmp_path / JOURNAL_FILE)
     made.executescript("".join(migrations.MIGRATIONS[:version]) + f"PRAGMA user_version = {version};")
     made.execute("INSERT INTO promotions (base_digest, args, at) VALUES ('base', '{\"a\": 1}', 5)")
     made.commit()
@@ -224,7 +229,7 @@ def test_a_journal_of_an_older_version_is_read_as_it_is_and_taken_further_by_a_w
     operations = Operations(older, "base")
     assert (older.rules(0.0), older.epoch(), operations.paused()) == ((), 0, None)
     assert [(p.args, p.rolled_back_at) for p in operations.promotions()] == [({"a": 1}, None)]
-    rule = Rule(RuleKind.HEADROOM_BYTES, 5, {"max_num_seqs": 8}, "seen", 1.0, 2.0)
+    rule = LearnedLimit(LimitKind.HEADROOM_BYTES, 5, {"max_num_seqs": 8}, "seen", 1.0, 2.0)
     later = Journal(tmp_path)
     later.record_rule("host", "model", rule)
 
@@ -238,10 +243,10 @@ def test_a_journal_of_an_older_version_is_read_as_it_is_and_taken_further_by_a_w
 
 def test_what_was_learned_is_kept_by_host_and_model(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    starts = [Start({"max_num_seqs": n}, "cuda", 2**36, 2**33 + n, vllm_version="0.26.0") for n in range(60)]
+    starts = [ReportedStart({"max_num_seqs": n}, "cuda", 2**36, 2**33 + n, vllm_version="0.26.0") for n in range(60)]
     for start in starts:
         journal.record_start("host", "model", start)
-    journal.record_rule("host", "model", Rule(RuleKind.FREE_BYTES, 7, {}, "seen", 1.0, 50.0))
+    journal.record_rule("host", "model", LearnedLimit(LimitKind.FREE_BYTES, 7, {}, "seen", 1.0, 50.0))
 
     assert journal.starts("host", "model") == tuple(starts[-50:])
     assert journal.starts("host", "another") == journal.starts("elsewhere", "model") == ()
@@ -252,16 +257,16 @@ def test_what_was_learned_is_kept_by_host_and_model(tmp_path: Path) -> None:
 def test_a_damaged_lesson_is_left_out(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     for size in (8, 9):
-        journal.record_start("host", "model", Start({}, "cpu", size, 4))
+        journal.record_start("host", "model", ReportedStart({}, "cpu", size, 4))
     alter(tmp_path, "UPDATE starts SET start = '{}' WHERE id = 1")
     assert [start.total_bytes for start in journal.starts("host", "model")] == [9]
 
 
 @pytest.mark.parametrize("read_only", [True, False])
 def test_what_is_no_database_is_refused(tmp_path: Path, read_only: bool) -> None:
-    (tmp_path / FILE_NAME).write_text("not a database, and long enough to be looked at as one" * 9)
+    (tmp_path / JOURNAL_FILE).write_text("not a database, and long enough to be looked at as one" * 9)
 
-    assert str(tmp_path / FILE_NAME) in complaint(tmp_path, read_only)
+    assert str(tmp_path / JOURNAL_FILE) in complaint(tmp_path, read_only)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +331,7 @@ def test_a_begun_trial_that_can_not_be_written_leaves_the_journal_usable(tmp_pat
 
 
 def alter(folder: Path, *statements: str) -> None:
-    database = sqlite3.connect(folder / FILE_NAME)
+    database = sqlite3.connect(folder / JOURNAL_FILE)
     with database:
         for statement in statements:
             database.execute(statement)
@@ -341,5 +346,5 @@ def complaint(folder: Path, read_only: bool) -> str:
 
 
 def test_a_reader_that_comes_before_the_tables_is_told_so(tmp_path: Path) -> None:
-    (tmp_path / FILE_NAME).touch()
+    (tmp_path / JOURNAL_FILE).touch()
     assert complaint(tmp_path, read_only=True) == "the journal is only just being made"

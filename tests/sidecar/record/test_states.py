@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.record.states import TABLE, IllegalTransition, State, check, markdown
+from sidecar.record.states import TABLE, IllegalTransition, State, check_transition, states_markdown
 
 
 def reached_from(start: State) -> set[State]:
@@ -24,19 +24,19 @@ def test_every_state_can_be_reached_from_every_other(start: State) -> None:
 
 @pytest.mark.parametrize("state", sorted(set(State) - {State.HALTED}))
 def test_a_stop_is_possible_in_every_state(state: State) -> None:
-    check(state, State.HALTED)
+    check_transition(state, State.HALTED)
 
 
 @pytest.mark.parametrize("state", [State.DRAINING, State.TUNING, State.VALIDATING, State.PROMOTING])
 def test_every_step_of_a_window_may_end_with_what_served_before(state: State) -> None:
-    check(state, State.RESTORING)
-    check(State.RESTORING, State.SERVING)
+    check_transition(state, State.RESTORING)
+    check_transition(State.RESTORING, State.SERVING)
 
 
 @pytest.mark.parametrize(("before", "after"), [(b, a) for b, a in product(State, State) if a not in TABLE[b].after])
 def test_an_illegal_change_raises(before: State, after: State) -> None:
     with pytest.raises(IllegalTransition, match=f"{before} can't be followed by {after}"):
-        check(before, after)
+        check_transition(before, after)
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,11 @@ def test_an_illegal_change_raises(before: State, after: State) -> None:
 )
 def test_no_step_is_left_out(before: State, after: State) -> None:
     with pytest.raises(IllegalTransition):
-        check(before, after)
+        check_transition(before, after)
 
 
 def test_the_readme_has_the_table() -> None:
-    assert markdown() in (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    assert states_markdown() in (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 
 
 def test_ready_while_it_serves_alone() -> None:

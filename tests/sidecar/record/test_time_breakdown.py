@@ -4,7 +4,7 @@ import pytest
 from sidecar_cases import oom, planned
 
 from sidecar.cli.terminal import spending
-from sidecar.record.time_breakdown import Seconds, spent
+from sidecar.record.time_breakdown import TimeBreakdown, spent
 from sidecar.record.trial import Result, Trial
 
 
@@ -25,7 +25,7 @@ def test_each_second_is_counted_once() -> None:
 
     found = spent(trials, now=220)
 
-    assert found == Seconds(4, 20 + 10 + 15, 3, 30 + 9 + 8, 4 + 2 + 1, deciding=18)
+    assert found == TimeBreakdown(4, 20 + 10 + 15, 3, 30 + 9 + 8, 4 + 2 + 1, deciding=18)
     assert found.total == 120
     assert spending(found) == (
         "4 trials in 120 s: starting 45 s (38%), warm-up 3 s (2%), measuring 47 s (39%), stopping 7 s (6%), "
@@ -34,7 +34,7 @@ def test_each_second_is_counted_once() -> None:
 
 
 def test_a_run_without_trials_took_no_time() -> None:
-    assert spent([], now=5.0) == Seconds(0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    assert spent([], now=5.0) == TimeBreakdown(0, 0.0, 0.0, 0.0, 0.0, 0.0)
     assert spending(spent([], now=5.0)).startswith("0 trials in 0 s")
 
 

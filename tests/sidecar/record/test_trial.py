@@ -8,8 +8,8 @@ from sidecar_cases import measured, oom, planned, served, trial
 
 from sidecar.config.schema import Slo
 from sidecar.measure.verdict import least_violation
-from sidecar.record.trial import Change, Plan, Result, Role, Status, Trial
-from sidecar.search.contract import Outcome
+from sidecar.record.trial import Plan, RepairChange, Result, Role, Trial, TrialStatus
+from sidecar.search.contract import ObservedStatus
 
 KNOBS = ("max_num_seqs", "block_size")
 REPAIRED = Plan(
@@ -18,7 +18,7 @@ REPAIRED = Plan(
     {"max_num_seqs": 8, "block_size": 16, "dtype": "auto", "middleware": ["a"]},
     "anneal",
     "",
-    (Change("max_num_seqs", 64, 8, "memory"),),
+    (RepairChange("max_num_seqs", 64, 8, "memory"),),
 )
 REFUSED = planned(refusal="no memory for the model", max_num_seqs=64)
 
@@ -26,19 +26,19 @@ REFUSED = planned(refusal="no memory for the model", max_num_seqs=64)
 @pytest.mark.parametrize(
     ("case", "status"),
     [
-        (trial(1, planned(), None, ended_at=None), Status.RUNNING),
-        (trial(1, planned(), None), Status.ABORTED),
-        (trial(1, planned(), Result(crash=oom())), Status.CRASHED),
+        (trial(1, planned(), None, ended_at=None), TrialStatus.RUNNING),
+        (trial(1, planned(), None), TrialStatus.ABORTED),
+        (trial(1, planned(), Result(crash=oom())), TrialStatus.CRASHED),
         # Its load was measured before it crashed.
-        (trial(1, planned(), Result(violation=0.0, value=-1.0, crash=oom())), Status.CRASHED),
-        (trial(1, planned(), served(-1.0)), Status.FEASIBLE),
-        (trial(1, planned(), served(-1.0, violation=0.01)), Status.INFEASIBLE),
-        (trial(1, REFUSED, None), Status.REFUSED),
+        (trial(1, planned(), Result(violation=0.0, value=-1.0, crash=oom())), TrialStatus.CRASHED),
+        (trial(1, planned(), served(-1.0)), TrialStatus.FEASIBLE),
+        (trial(1, planned(), served(-1.0, violation=0.01)), TrialStatus.INFEASIBLE),
+        (trial(1, REFUSED, None), TrialStatus.REFUSED),
         # Killed between the two writes: it never ran all the same.
-        (trial(1, REFUSED, None, ended_at=None), Status.REFUSED),
+        (trial(1, REFUSED, None, ended_at=None), TrialStatus.REFUSED),
     ],
 )
-def test_status_follows_from_the_record(case: Trial, status: Status) -> None:
+def test_status_follows_from_the_record(case: Trial, status: TrialStatus) -> None:
     assert case.status is status
 
 
@@ -47,14 +47,14 @@ def test_an_optimizer_is_told_what_ran_after_repair() -> None:
 
     assert told is not None
     assert told.config == {"max_num_seqs": 8, "block_size": 16}
-    assert (told.outcome, told.violation, told.value) == (Outcome.FEASIBLE, 0.0, -80.0)
+    assert (told.outcome, told.violation, told.value) == (ObservedStatus.FEASIBLE, 0.0, -80.0)
 
 
 def test_an_optimizer_is_told_how_far_a_limit_was_missed() -> None:
     told = trial(1, REPAIRED, served(-80.0, violation=0.25)).observation(KNOBS)
 
     assert told is not None
-    assert (told.outcome, told.violation, told.value) == (Outcome.INFEASIBLE, 0.25, -80.0)
+    assert (told.outcome, told.violation, told.value) == (ObservedStatus.INFEASIBLE, 0.25, -80.0)
 
 
 def test_of_a_load_that_was_stopped_an_optimizer_is_told_bounds_of_what_was_missed() -> None:
@@ -65,7 +65,7 @@ def test_of_a_load_that_was_stopped_an_optimizer_is_told_bounds_of_what_was_miss
     told = trial(1, planned(), stopped).observation(KNOBS, slo)
 
     assert told is not None
-    assert told.outcome is Outcome.INFEASIBLE
+    assert told.outcome is ObservedStatus.INFEASIBLE
     assert told.value is None
     assert told.violation == pytest.approx(0.7 / 4)
     assert told.margins == {"ttft_p99_ms": pytest.approx(0.7)}  # the others may have been anything
@@ -75,7 +75,7 @@ def test_a_crash_is_infinitely_bad_even_when_a_load_was_measured() -> None:
     told = trial(1, REPAIRED, Result(value=-1.0, crash=oom())).observation(KNOBS)
 
     assert told is not None
-    assert (told.outcome, told.violation, told.value) == (Outcome.CRASHED, math.inf, None)
+    assert (told.outcome, told.violation, told.value) == (ObservedStatus.CRASHED, math.inf, None)
     assert told.config == {"max_num_seqs": 8, "block_size": 16}
 
 
@@ -83,7 +83,7 @@ def test_of_a_refusal_an_optimizer_is_told_what_it_asked_for() -> None:
     told = trial(1, REFUSED, None).observation(KNOBS)
 
     assert told is not None
-    assert (told.outcome, told.violation, told.value) == (Outcome.REFUSED, math.inf, None)
+    assert (told.outcome, told.violation, told.value) == (ObservedStatus.REFUSED, math.inf, None)
     assert told.config == {"max_num_seqs": 64}
 
 

@@ -11,8 +11,8 @@ import pytest
 from report_cases import INCUMBENT, Made, only_crashes, whole
 
 from sidecar.record import run_snapshot
-from sidecar.report.page import page
-from sidecar.report.view_model import story
+from sidecar.report.page import report_page
+from sidecar.report.view_model import report_view
 from vllm_sloguard.crash import Category
 
 CHROMIUM = shutil.which("chromium")
@@ -50,7 +50,7 @@ setTimeout(() => {
 
 
 def opened(state: Path, folder: Path, width: int = 1280) -> dict[str, object]:
-    text = page(story(run_snapshot.read(state)))
+    text = report_page(report_view(run_snapshot.read_run(state)))
     assert "<head>\n" in text
     probed = text.replace("<head>\n", f"<head>\n{PROBE}", 1).replace("</body>", f"{REPORT}</body>")
     (folder / "report.html").write_text(probed, encoding="utf-8")

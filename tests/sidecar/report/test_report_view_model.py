@@ -6,29 +6,29 @@ from pathlib import Path
 import pytest
 from report_cases import INCUMBENT, OOM, Made, only_crashes, whole
 
-from sidecar.config.schema import load
+from sidecar.config.schema import load_config
 from sidecar.record import run_snapshot
 from sidecar.record.row_validation import JournalError
 from sidecar.record.states import ENGINE_ENDED, ENGINE_SERVES_ON, FAILED, State
-from sidecar.record.trial import Result, Role, Status
+from sidecar.record.trial import Result, Role, TrialStatus
+from sidecar.report.decision_summary import Gain, Tone
 from sidecar.report.importance import FEWEST
 from sidecar.report.plots import plots
-from sidecar.report.verdict import Gain, Tone
-from sidecar.report.view_model import Story, story
+from sidecar.report.view_model import ReportView, report_view
 from vllm_sloguard import __version__
 from vllm_sloguard.crash import Category
 
 
-def told(state: Path, run: int | None = None) -> Story:
-    return story(run_snapshot.read(state, run))
+def told(state: Path, run: int | None = None) -> ReportView:
+    return report_view(run_snapshot.read_run(state, run))
 
 
 @pytest.fixture(scope="module")
-def forty(tmp_path_factory: pytest.TempPathFactory) -> Story:
+def forty(tmp_path_factory: pytest.TempPathFactory) -> ReportView:
     return told(whole(tmp_path_factory.mktemp("forty")))
 
 
-def test_a_promotion_comes_with_its_evidence(forty: Story) -> None:
+def test_a_promotion_comes_with_its_evidence(forty: ReportView) -> None:
     verdict = forty.verdict
 
     assert verdict.tone is Tone.GOOD
@@ -45,7 +45,7 @@ def test_a_promotion_comes_with_its_evidence(forty: Story) -> None:
     assert any("rollback --promotion 1" in command.line for command in forty.commands)
 
 
-def test_every_trial_and_every_limit_is_there(forty: Story) -> None:
+def test_every_trial_and_every_limit_is_there(forty: ReportView) -> None:
     assert [entry.number for entry in forty.entries] == list(range(1, len(forty.entries) + 1))
     assert set(forty.limits) == {"ttft_p99_ms", "itl_p99_ms", "e2e_p99_ms", "error_rate"}
     shown = plots(forty)
@@ -57,7 +57,7 @@ def test_every_trial_and_every_limit_is_there(forty: Story) -> None:
     assert sorted(drawn) == measured
 
 
-def test_the_knob_that_the_engine_hangs_on_matters_most(forty: Story) -> None:
+def test_the_knob_that_the_engine_hangs_on_matters_most(forty: ReportView) -> None:
     assert next(iter(forty.importance.shares)) == "max_num_seqs"
     assert sum(forty.importance.shares.values()) == pytest.approx(1)
 
@@ -90,13 +90,13 @@ def test_only_crashes_leave_a_story(tmp_path: Path) -> None:
     found = told(only_crashes(tmp_path))
 
     assert found.verdict.headline == "What was serving stays: nothing met every limit, nor did what was serving"
-    assert {entry.status for entry in found.entries} == {Status.CRASHED}
+    assert {entry.status for entry in found.entries} == {TrialStatus.CRASHED}
     assert sum(len(group.numbers) for group in found.crashes) == 8
     assert {"crashes", "time"} <= set(plots(found))
     assert not {"objective", "answers", "limits"} & set(plots(found))
 
 
-def test_the_sloguard_of_a_run_is_told_where_it_was_recorded(forty: Story, tmp_path: Path) -> None:
+def test_the_sloguard_of_a_run_is_told_where_it_was_recorded(forty: ReportView, tmp_path: Path) -> None:
     recorded_, unknown = (
         next(fact.value for fact in one.versions if fact.name == "sloguard")
         for one in (forty, told(only_crashes(tmp_path / "run")))
@@ -121,7 +121,7 @@ def test_a_run_that_goes_on_says_so(tmp_path: Path) -> None:
     made.search(5)
     made.add(made.plan(), None, running=True)
 
-    found = story(dataclasses.replace(run_snapshot.read(made.close()), alive=True, now=made.now + 100))
+    found = report_view(dataclasses.replace(run_snapshot.read_run(made.close()), alive=True, now=made.now + 100))
 
     assert found.verdict.tone is Tone.OPEN
     assert found.verdict.headline.startswith("This run is still going")
@@ -178,7 +178,7 @@ def test_the_configuration_on_the_page_is_that_of_the_run(tmp_path: Path) -> Non
     made.close()
     again = tmp_path / "again.yaml"
     again.write_text(told(made.state).configuration)
-    read = load(again)
+    read = load_config(again)
 
     assert list(read.search.knobs) == list(made.config.search.knobs)
     # The environment is never recorded.
@@ -229,7 +229,7 @@ def test_whether_what_was_serving_surely_misses_is_in_the_rule(tmp_path: Path, m
     assert any(check.found.startswith("mean of its starts at most ") for check in verdict.checks)
 
 
-def test_no_line_of_the_gain_crosses_the_text_of_another(forty: Story) -> None:
+def test_no_line_of_the_gain_crosses_the_text_of_another(forty: ReportView) -> None:
     close = Gain(estimate=-0.1, low=-0.2, high=-0.05, least=0.02, confidence=0.95)
     drawn = plots(dataclasses.replace(forty, verdict=dataclasses.replace(forty.verdict, gain=close)))["gain"].figure
     texts = {note.text: note for note in drawn.layout.annotations}

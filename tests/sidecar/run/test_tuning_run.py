@@ -8,7 +8,7 @@ import pytest
 from sidecar_cases import configured, planned, served
 
 from sidecar.record.journal import Journal
-from sidecar.record.trial import Role, Status
+from sidecar.record.trial import Role, TrialStatus
 from sidecar.run.tuning_run import incumbent_args, open_run
 
 
@@ -26,7 +26,7 @@ def test_the_same_configuration_goes_on_and_its_trial_in_flight_is_aborted(tmp_p
     assert open_run(config, journal) == run
 
     assert journal.trials()[0] == ended
-    assert [trial.status for trial in journal.trials()] == [Status.FEASIBLE, Status.ABORTED]
+    assert [trial.status for trial in journal.trials()] == [TrialStatus.FEASIBLE, TrialStatus.ABORTED]
 
 
 def test_a_run_goes_on_where_only_the_window_or_the_port_is_another(tmp_path: Path, journal: Journal) -> None:
@@ -44,7 +44,7 @@ def test_another_configuration_gives_the_run_up(tmp_path: Path, journal: Journal
     second = open_run(configured(tmp_path, place, value), journal)
 
     assert second.id != first.id
-    assert [trial.status for trial in journal.trials(first.id)] == [Status.ABORTED]
+    assert [trial.status for trial in journal.trials(first.id)] == [TrialStatus.ABORTED]
     assert journal.trials(second.id) == []
     decision = decisions(tmp_path / "state")[0]
     assert decision == {"outcome": "abandoned", "reason": "the configuration was changed"}

@@ -14,8 +14,8 @@ from sidecar.guard.guard import Guard
 from sidecar.promote.decision import Decision, Outcome
 from sidecar.record.durations import seconds_of
 from sidecar.record.journal import Journal
-from sidecar.record.trial import VALIDATING, Plan, Result, Role, Status, Trial
-from sidecar.run.trial_runner import Runner
+from sidecar.record.trial import VALIDATING, Plan, Result, Role, Trial, TrialStatus
+from sidecar.run.trial_runner import TrialRunner
 from sidecar.run.tuning_run import Tuner, open_run
 from vllm_sloguard.guard.machine import Machine
 
@@ -74,7 +74,7 @@ def tune(config: Config, starts: Starts, fits: Callable[[int, int], bool] = lamb
         config,
         run,
         journal,
-        cast(Runner, starts),
+        cast(TrialRunner, starts),
         Guard(config, lambda _: HOST),
         notify=lambda _: None,
         fits=fits,
@@ -91,7 +91,7 @@ def recorded(config: Config) -> list[Trial]:
 
 
 def roles(config: Config) -> list[Role]:
-    return [t.plan.role for t in recorded(config) if t.status is not Status.ABORTED]
+    return [t.plan.role for t in recorded(config) if t.status is not TrialStatus.ABORTED]
 
 
 def test_the_winner_and_the_incumbent_take_turns_and_the_evidence_is_kept(config: Config) -> None:

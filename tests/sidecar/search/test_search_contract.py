@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from search_cases import ONE_SWITCH, SPACE, SPACES, crashed, feasible, infeasible, refused
 
-from sidecar.search.contract import Observation, Outcome
-from sidecar.search.registry import ABLATIONS, DEFAULT, NAMES, make
+from sidecar.search.contract import Observation, ObservedStatus
+from sidecar.search.registry import ABLATIONS, DEFAULT, OPTIMIZERS, make
 from sidecar.search.space import Space
-from vllm_sloguard.knobs import KNOBS, Config, Value
+from vllm_sloguard.knobs import KNOBS, KnobValues, Value
 
 BUDGET = 10
-every_optimizer = pytest.mark.parametrize("name", [*NAMES, *ABLATIONS])
+every_optimizer = pytest.mark.parametrize("name", [*OPTIMIZERS, *ABLATIONS])
 every_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
 
 # What a journal may hold: values outside the range, of another type, knobs that are absent, arguments that are none.
@@ -40,7 +40,7 @@ observations = st.one_of(
 def outcomes_in_turn(space: Space, count: int) -> list[Observation]:
     """A history over the space in which each outcome occurs."""
     rng = np.random.default_rng(7)
-    makers: tuple[Callable[[Config, float], Observation], ...] = (
+    makers: tuple[Callable[[KnobValues, float], Observation], ...] = (
         feasible,
         lambda config, _: crashed(config),
         infeasible,
@@ -85,7 +85,7 @@ def test_another_seed_gives_another_proposal(name: str, length: int) -> None:
 @every_space
 @pytest.mark.parametrize("observe", [crashed, refused])
 def test_a_history_of_failures_alone_is_no_dead_end(
-    name: str, space: Space, observe: Callable[[Config], Observation]
+    name: str, space: Space, observe: Callable[[KnobValues], Observation]
 ) -> None:
     optimizer = make(name, space, 3, BUDGET)
     history: list[Observation] = []
@@ -98,8 +98,8 @@ def test_a_history_of_failures_alone_is_no_dead_end(
 @every_optimizer
 @pytest.mark.parametrize("observe", [crashed, refused])
 @pytest.mark.parametrize("bad", [False, True])
-def test_what_failed_is_not_proposed_again(name: str, observe: Callable[[Config], Observation], bad: bool) -> None:
-    config: Config = {"enforce_eager": bad}
+def test_what_failed_is_not_proposed_again(name: str, observe: Callable[[KnobValues], Observation], bad: bool) -> None:
+    config: KnobValues = {"enforce_eager": bad}
     history = [observe(config), *(feasible({"enforce_eager": not bad}, float(i)) for i in range(12)), observe(config)]
     for seed in range(10):
         assert make(name, ONE_SWITCH, seed, BUDGET).ask(history).config == {"enforce_eager": not bad}
@@ -130,7 +130,9 @@ def test_optuna_neither_logs_nor_warns(name: str, capfd: pytest.CaptureFixture[s
     assert logging.getLogger("optuna").level != logging.CRITICAL
 
 
-@pytest.mark.parametrize("name", [name for name in (*NAMES, *ABLATIONS) if name != "gp"])  # that one is for comparison
+@pytest.mark.parametrize(
+    "name", [name for name in (*OPTIMIZERS, *ABLATIONS) if name != "gp"]
+)  # that one is for comparison
 def test_an_ask_after_300_trials_is_quick(name: str) -> None:
     space = Space(tuple(KNOBS.values()))
     optimizer, history = make(name, space, 0, 400), outcomes_in_turn(space, 300)
@@ -155,17 +157,17 @@ def test_the_registry_names_what_it_has() -> None:
 @pytest.mark.parametrize(
     ("outcome", "violation", "value"),
     [
-        (Outcome.FEASIBLE, 0.1, 1.0),
-        (Outcome.FEASIBLE, 0.0, None),
-        (Outcome.FEASIBLE, 0.0, math.nan),
-        (Outcome.INFEASIBLE, 0.0, 1.0),
-        (Outcome.INFEASIBLE, math.nan, 1.0),
-        (Outcome.INFEASIBLE, -1.0, 1.0),
-        (Outcome.CRASHED, math.inf, -math.inf),
+        (ObservedStatus.FEASIBLE, 0.1, 1.0),
+        (ObservedStatus.FEASIBLE, 0.0, None),
+        (ObservedStatus.FEASIBLE, 0.0, math.nan),
+        (ObservedStatus.INFEASIBLE, 0.0, 1.0),
+        (ObservedStatus.INFEASIBLE, math.nan, 1.0),
+        (ObservedStatus.INFEASIBLE, -1.0, 1.0),
+        (ObservedStatus.CRASHED, math.inf, -math.inf),
     ],
 )
 def test_an_observation_that_contradicts_itself_is_refused(
-    outcome: Outcome, violation: float, value: float | None
+    outcome: ObservedStatus, violation: float, value: float | None
 ) -> None:
     with pytest.raises(ValueError, match="v"):
         Observation({}, outcome, violation, value)

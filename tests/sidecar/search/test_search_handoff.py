@@ -6,9 +6,9 @@ from search_cases import ONE_INT, SPACE, crashed, feasible, infeasible, refused
 from sidecar.search.contract import Observation
 from sidecar.search.tba_tpe import TbaTpe, forced_after, handed_off
 from sidecar.search.tpe import Tpe
-from vllm_sloguard.knobs import Config
+from vllm_sloguard.knobs import KnobValues
 
-HERE: Config = {"max_num_seqs": 16, "enforce_eager": False, "block_size": 16}
+HERE: KnobValues = {"max_num_seqs": 16, "enforce_eager": False, "block_size": 16}
 MAKERS = {
     "f": lambda: feasible(HERE, 1.0),
     "i": lambda: infeasible(HERE, 0.5),
@@ -64,7 +64,7 @@ def test_the_phase_and_the_reason_say_who_proposed() -> None:
 
 
 def test_tpe_steps_aside_where_its_point_has_failed() -> None:
-    def at(seqs: int) -> Config:
+    def at(seqs: int) -> KnobValues:
         return {"max_num_seqs": seqs}
 
     # The best value was measured where it crashed the second time.

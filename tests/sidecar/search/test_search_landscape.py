@@ -7,27 +7,27 @@ import numpy as np
 import pytest
 from search_cases import crashed, feasible, infeasible, refused
 
-from sidecar.search.contract import Observation, Outcome
+from sidecar.search.contract import Observation, ObservedStatus
 from sidecar.search.knob_values import to_unit
 from sidecar.search.registry import make
 from sidecar.search.space import Space
-from vllm_sloguard.knobs import Config, Kind, Knob
+from vllm_sloguard.knobs import Knob, KnobKind, KnobValues
 
 SEEDS = range(20)
 BUDGET = 30
 SPACE = Space(
     (
-        Knob("max_num_seqs", Kind.INT, 4, 1024, log=True),
-        Knob("max_num_batched_tokens", Kind.INT, 512, 16384, log=True),
-        Knob("gpu_memory_utilization", Kind.FLOAT, 0.60, 0.95),
-        Knob("enforce_eager", Kind.CATEGORICAL, choices=(False, True)),
-        Knob("enable_chunked_prefill", Kind.CATEGORICAL, choices=(True, False), requires={"enforce_eager": False}),
-        Knob("block_size", Kind.CATEGORICAL, choices=(16, 32, 64, 128)),
+        Knob("max_num_seqs", KnobKind.INT, 4, 1024, log=True),
+        Knob("max_num_batched_tokens", KnobKind.INT, 512, 16384, log=True),
+        Knob("gpu_memory_utilization", KnobKind.FLOAT, 0.60, 0.95),
+        Knob("enforce_eager", KnobKind.CATEGORICAL, choices=(False, True)),
+        Knob("enable_chunked_prefill", KnobKind.CATEGORICAL, choices=(True, False), requires={"enforce_eager": False}),
+        Knob("block_size", KnobKind.CATEGORICAL, choices=(16, 32, 64, 128)),
     )
 )
 
 
-def served(config: Config) -> Observation:
+def served(config: KnobValues) -> Observation:
     """Too little memory is refused, too many tokens at once crash, and the best lies near that edge."""
     seqs, tokens, memory = (
         float(to_unit(SPACE.by_name[name], np.array(config[name], dtype=float)))
@@ -48,16 +48,18 @@ def search(name: str, seed: int) -> list[Observation]:
     """The trials that ran, the incumbent's first: a configuration that serves, but misses the SLO."""
     history = [served({**SPACE.project({}), "enforce_eager": True, "max_num_seqs": 64})]
     optimizer = make(name, SPACE, seed, BUDGET)
-    while sum(o.outcome is not Outcome.REFUSED for o in history) < BUDGET:
+    while sum(o.outcome is not ObservedStatus.REFUSED for o in history) < BUDGET:
         history.append(served(optimizer.ask(history).config))
-    return [o for o in history if o.outcome is not Outcome.REFUSED]
+    return [o for o in history if o.outcome is not ObservedStatus.REFUSED]
 
 
 def best(trials: list[Observation]) -> float:
-    return max((o.value for o in trials if o.outcome is Outcome.FEASIBLE and o.value is not None), default=-math.inf)
+    return max(
+        (o.value for o in trials if o.outcome is ObservedStatus.FEASIBLE and o.value is not None), default=-math.inf
+    )
 
 
-def share(trials: list[Observation], outcome: Outcome) -> float:
+def share(trials: list[Observation], outcome: ObservedStatus) -> float:
     return mean(o.outcome is outcome for o in trials)
 
 
@@ -72,6 +74,6 @@ def test_it_serves_more_crashes_less_and_ends_higher_than_random(
 ) -> None:
     runs = [search(name, seed) for seed in SEEDS]
     assert median(map(best, runs)) > median(map(best, random_runs))
-    for outcome, sign in ((Outcome.FEASIBLE, 1), (Outcome.CRASHED, -1)):
+    for outcome, sign in ((ObservedStatus.FEASIBLE, 1), (ObservedStatus.CRASHED, -1)):
         ours, theirs = (mean(share(trials, outcome) for trials in side) for side in (runs, random_runs))
         assert sign * (ours - theirs) > 0.05, (outcome, ours, theirs)

@@ -8,19 +8,19 @@ from statistics import median
 import pytest
 from search_cases import INCUMBENT, ONE_SWITCH, SPACE, crashed, feasible, infeasible, with_margins
 
-from sidecar.search.contract import Context, Observation, Optimizer, Outcome, Projection
+from sidecar.search.contract import Context, Observation, ObservedStatus, Optimizer, Projection
 from sidecar.search.registry import make
 from sidecar.search.space import Space
-from vllm_sloguard.knobs import KNOBS, Config, Kind, Knob, Value
+from vllm_sloguard.knobs import KNOBS, Knob, KnobKind, KnobValues, Value
 
 CONTEXT = Context(incumbent=INCUMBENT)
 
 
-def asked(history: list[Observation], context: Context = CONTEXT, name: str = "sloguard", seed: int = 0) -> Config:
+def asked(history: list[Observation], context: Context = CONTEXT, name: str = "sloguard", seed: int = 0) -> KnobValues:
     return make(name, SPACE, seed, 15, context).ask(history).config
 
 
-def number(config: Config, name: str) -> float:
+def number(config: KnobValues, name: str) -> float:
     value = config[name]
     assert not isinstance(value, str)
     return float(value)
@@ -44,9 +44,9 @@ def test_earlier_runs_inform_but_cost_no_budget() -> None:
 
 @pytest.mark.parametrize("limit", [0.7, 0.8])
 def test_every_proposal_is_what_the_guard_passes(limit: float) -> None:
-    seen: list[Config] = []
+    seen: list[KnobValues] = []
 
-    def project(config: Config) -> Projection:
+    def project(config: KnobValues) -> Projection:
         share = number(config, "gpu_memory_utilization")
         seen.append(config)
         return Projection({**config, "gpu_memory_utilization": min(share, limit)}, "odd" if share < 0.62 else "")
@@ -60,7 +60,7 @@ def test_every_proposal_is_what_the_guard_passes(limit: float) -> None:
 
 
 def test_a_guard_that_refuses_everything_is_no_dead_end() -> None:
-    def refuse(config: Config) -> Projection:
+    def refuse(config: KnobValues) -> Projection:
         return Projection(config, "no")
 
     refusing = replace(CONTEXT, project=refuse)
@@ -106,7 +106,7 @@ def test_a_choice_that_crashed_is_blamed_and_not_tried_with_others() -> None:
 
 
 def test_eager_mode_is_not_tried_where_graphs_serve_and_left_where_they_would() -> None:
-    def served(config: Config) -> Observation:
+    def served(config: KnobValues) -> Observation:
         return feasible(config, -1500.0 if config["enforce_eager"] else -500.0)
 
     for seed in range(5):
@@ -130,11 +130,11 @@ def test_nothing_is_repeated_while_there_is_something_new() -> None:
 
 def test_what_is_good_only_together_is_found_by_a_look_afar() -> None:
     names = ("enable_prefix_caching", "async_scheduling")
-    switches = [Knob(name, Kind.CATEGORICAL, choices=(False, True)) for name in names]
-    space = Space((Knob("max_num_seqs", Kind.INT, 4, 512, log=True), *switches))
-    start: Config = {"max_num_seqs": 128, "enable_prefix_caching": False, "async_scheduling": False}
+    switches = [Knob(name, KnobKind.CATEGORICAL, choices=(False, True)) for name in names]
+    space = Space((Knob("max_num_seqs", KnobKind.INT, 4, 512, log=True), *switches))
+    start: KnobValues = {"max_num_seqs": 128, "enable_prefix_caching": False, "async_scheduling": False}
 
-    def served(config: Config) -> Observation:
+    def served(config: KnobValues) -> Observation:
         on = [bool(config[name]) for name in names]
         factor = 0.7 if all(on) else 1.25 if any(on) else 1.0
         return feasible(config, -500.0 * factor * (1 + 0.1 * abs(math.log(number(config, "max_num_seqs") / 64))))
@@ -215,13 +215,13 @@ def test_the_outcomes_of_the_crash_threshold() -> None:
     assert threshold([crashed({})]) == pytest.approx(0.55)
     assert threshold([crashed({})] * 9) == pytest.approx(0.75)
     assert threshold([feasible({}, 1.0)] * 9) == pytest.approx(0.25)
-    assert threshold([Observation({}, Outcome.INFEASIBLE, math.inf, None)]) == 0.5
+    assert threshold([Observation({}, ObservedStatus.INFEASIBLE, math.inf, None)]) == 0.5
 
 
 def test_of_two_that_promise_alike_the_one_without_a_restart_is_tried() -> None:
-    space = Space((Knob("live", Kind.INT, 1, 64, log=True), Knob("cold", Kind.INT, 1, 64, log=True)))
-    incumbent: Config = {"live": 8, "cold": 8}
-    history = [Observation(incumbent, Outcome.FEASIBLE, 0.0, -100.0, {"ttft_p99_ms": -0.5})]
+    space = Space((Knob("live", KnobKind.INT, 1, 64, log=True), Knob("cold", KnobKind.INT, 1, 64, log=True)))
+    incumbent: KnobValues = {"live": 8, "cold": 8}
+    history = [Observation(incumbent, ObservedStatus.FEASIBLE, 0.0, -100.0, {"ttft_p99_ms": -0.5})]
 
     def warm(cold: str) -> int:
         context = Context(incumbent, is_cold=lambda config: config[cold] != 8)

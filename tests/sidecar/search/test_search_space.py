@@ -11,12 +11,12 @@ from search_cases import ONE_CHOICE, ONE_INT, SPACE, SPACES
 
 from sidecar.search.knob_values import draw, from_unit, moved, nearest, to_unit
 from sidecar.search.space import Space
-from vllm_sloguard.knobs import KNOBS, Config, Kind, Knob, Value
+from vllm_sloguard.knobs import KNOBS, Knob, KnobKind, KnobValues, Value
 
 SEQS = SPACE.by_name["max_num_seqs"]
 MEMORY = SPACE.by_name["gpu_memory_utilization"]
 BLOCK = SPACE.by_name["block_size"]
-INSIDE: Config = {
+INSIDE: KnobValues = {
     "max_num_seqs": 16,
     "max_num_batched_tokens": 2048,
     "gpu_memory_utilization": 0.9,
@@ -39,7 +39,7 @@ def test_samples_and_their_neighbours_lie_inside(seed: int) -> None:
 
 
 def test_a_projection_clips_fills_and_drops() -> None:
-    incumbent: Config = {"max_num_seqs": 1024, "gpu_memory_utilization": 0.5, "block_size": 128, "dtype": "half"}
+    incumbent: KnobValues = {"max_num_seqs": 1024, "gpu_memory_utilization": 0.5, "block_size": 128, "dtype": "half"}
     assert SPACE.project(incumbent) == {
         "enable_chunked_prefill": True,
         "max_num_seqs": 128,
@@ -86,9 +86,9 @@ def test_requirements_chain_and_those_outside_the_space_hold() -> None:
     switch = (False, True)
     space = Space(
         (
-            Knob("c", Kind.CATEGORICAL, choices=switch, requires={"b": True}),
-            Knob("b", Kind.CATEGORICAL, choices=switch, requires={"a": True}),
-            Knob("a", Kind.CATEGORICAL, choices=switch, requires={"elsewhere": 1}),
+            Knob("c", KnobKind.CATEGORICAL, choices=switch, requires={"b": True}),
+            Knob("b", KnobKind.CATEGORICAL, choices=switch, requires={"a": True}),
+            Knob("a", KnobKind.CATEGORICAL, choices=switch, requires={"elsewhere": 1}),
         )
     )
     assert space.active({"a": False, "b": True, "c": True}) == {"a": False}
@@ -101,8 +101,8 @@ def test_requirements_chain_and_those_outside_the_space_hold() -> None:
         (),
         (SEQS, SEQS),
         (
-            Knob("a", Kind.CATEGORICAL, choices=(1,), requires={"b": 1}),
-            Knob("b", Kind.CATEGORICAL, choices=(1,), requires={"a": 1}),
+            Knob("a", KnobKind.CATEGORICAL, choices=(1,), requires={"b": 1}),
+            Knob("b", KnobKind.CATEGORICAL, choices=(1,), requires={"a": 1}),
         ),
     ],
 )

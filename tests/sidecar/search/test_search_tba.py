@@ -10,11 +10,11 @@ from search_cases import ONE_CHOICE, ONE_SWITCH, SPACE, crashed, feasible, infea
 from sidecar.search.contract import Observation
 from sidecar.search.failed_configs import Blacklist
 from sidecar.search.paper_constants import PUBLISHED
-from sidecar.search.tba import Annealing, State, accepts, fold
-from vllm_sloguard.knobs import Config
+from sidecar.search.tba import Annealing, AnnealingState, accepts, fold
+from vllm_sloguard.knobs import KnobValues
 
-HERE: Config = {"max_num_seqs": 16, "enforce_eager": False, "block_size": 16}
-THERE: Config = {"max_num_seqs": 32, "enforce_eager": True, "block_size": 16}
+HERE: KnobValues = {"max_num_seqs": 16, "enforce_eager": False, "block_size": 16}
+THERE: KnobValues = {"max_num_seqs": 32, "enforce_eager": True, "block_size": 16}
 
 
 def temperature(*history: Observation) -> float:
@@ -78,7 +78,7 @@ def test_once_something_is_feasible_nothing_else_is_moved_to() -> None:
 
 def test_a_fall_is_accepted_and_a_rise_by_its_probability() -> None:
     rng = np.random.default_rng(0)
-    hot = State(temperature=1.0)
+    hot = AnnealingState(temperature=1.0)
     assert accepts(0.0, hot, rng)
     assert accepts(-1.0, hot, rng)
     assert not accepts(math.inf, hot, rng)
@@ -87,7 +87,7 @@ def test_a_fall_is_accepted_and_a_rise_by_its_probability() -> None:
     assert taken == pytest.approx(math.exp(-1), abs=0.03)
     assert not any(accepts(0.1, replace(hot, temperature=0.001), rng) for _ in range(100))
     # Of the objective it is the range among feasible trials: here 8.
-    ranged = State(temperature=0.5, feasible=True, best=-10.0, worst_feasible=-2.0)
+    ranged = AnnealingState(temperature=0.5, feasible=True, best=-10.0, worst_feasible=-2.0)
     taken = sum(accepts(4.0, ranged, rng) for _ in range(5000)) / 5000
     assert taken == pytest.approx(math.exp(-1), abs=0.03)
 
@@ -98,7 +98,7 @@ def test_structural_changes_grow_rarer_over_the_phase() -> None:
 
 
 def test_a_value_is_banned_after_three_failures_in_a_row_for_eight_trials() -> None:
-    eager: Config = {"enforce_eager": True}
+    eager: KnobValues = {"enforce_eager": True}
     fine = feasible({"enforce_eager": False}, 1.0)
     bad = [crashed(eager), refused(eager), crashed(eager)]
 
@@ -115,7 +115,7 @@ def test_a_value_is_banned_after_three_failures_in_a_row_for_eight_trials() -> N
 
 
 def test_a_pair_is_banned_where_its_halves_are_not() -> None:
-    def of(eager: bool, block: int) -> Config:
+    def of(eager: bool, block: int) -> KnobValues:
         return {"enforce_eager": eager, "block_size": block}
 
     history = [

@@ -28,10 +28,10 @@ from service_process import (
     wait_for,
 )
 
-from sidecar.config.schema import Config, load
+from sidecar.config.schema import Config, load_config
 from sidecar.engine.process_group import Identity, ProcessGroup
 from sidecar.record import lock
-from sidecar.record.journal import FILE_NAME, Journal
+from sidecar.record.journal import JOURNAL_FILE, Journal
 from vllm_sloguard.hooks.telemetry_client import unix_target
 from vllm_sloguard.wire import control_pb2
 from vllm_sloguard.wire import telemetry_pb2 as pb
@@ -44,7 +44,7 @@ def config_file(tmp_path: Path) -> Iterator[Path]:
     """The incumbent has 2 sequences; everything that it started is ended with the test."""
     path = configured(tmp_path)
     yield path
-    state = load(path).state
+    state = load_config(path).state
     if (pid := lock.holder(state)) is not None:  # of a test that has failed
         os.kill(pid, signal.SIGKILL)
     kill_engines(state)
@@ -120,7 +120,7 @@ def publish(config: Config, count: int, ttft_s: float, sequence: int = 1) -> Non
 
 
 def test_a_pause_lets_no_window_open_and_outlives_the_sidecar(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     serve = started(config_file)
     assert asked(config_file, "pause", "--reason", "release week") == "paused: no window opens\n"
     assert asked(config_file, "pause") == "it was paused already\n"
@@ -143,7 +143,7 @@ def test_a_pause_lets_no_window_open_and_outlives_the_sidecar(config_file: Path)
 
 
 def test_an_abort_ends_the_window_and_the_incumbent_serves(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     serve = started(config_file, FAKE_LOAD_S="60")
     assert asked(config_file, "abort") == "no window is open: the sidecar is serving\n"
     asked(config_file, "retune", "--now")
@@ -165,7 +165,7 @@ def test_an_abort_ends_the_window_and_the_incumbent_serves(config_file: Path) ->
 
 
 def test_a_rollback_returns_to_what_served_before_and_quarantines(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     serve = started(config_file)
     assert "nothing to roll back to" in refused(config_file, "rollback")
     asked(config_file, "retune", "--now", "--wait")
@@ -194,7 +194,7 @@ def test_a_rollback_returns_to_what_served_before_and_quarantines(config_file: P
 
 
 def test_a_rollback_goes_to_the_promotion_before(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     promoted(config, 5, 8)
     serve = started(config_file)
     assert serving_seqs(config) == 8
@@ -207,11 +207,11 @@ def test_a_rollback_goes_to_the_promotion_before(config_file: Path) -> None:
 
 
 def test_a_rollback_that_was_cut_off_is_done_by_the_next_sidecar(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     promoted(config, 8)
     serve = started(config_file)
     # What the control service writes, and then the kill: the sidecar does not see it any more.
-    with closing(sqlite3.connect(config.state / FILE_NAME, timeout=60, isolation_level=None)) as db:
+    with closing(sqlite3.connect(config.state / JOURNAL_FILE, timeout=60, isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
         db.execute("INSERT INTO rollbacks VALUES (1, 0, 'asked for')")
         serve.kill()
@@ -225,7 +225,7 @@ def test_a_rollback_that_was_cut_off_is_done_by_the_next_sidecar(config_file: Pa
 
 
 def test_a_promotion_that_crash_loops_is_rolled_back_by_itself(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     promoted(config, 5, 8)
     serve = started(config_file)
     for expected in (8, 8, 5):
@@ -238,7 +238,7 @@ def test_a_promotion_that_crash_loops_is_rolled_back_by_itself(config_file: Path
 
 
 def test_crashes_are_counted_across_sidecars(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     promoted(config, 8)
     serve = started(config_file)
     kill_serving(config)
@@ -251,7 +251,7 @@ def test_crashes_are_counted_across_sidecars(config_file: Path) -> None:
 
 
 def test_a_promotion_that_burns_the_error_budget_is_rolled_back_by_itself(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     promoted(config, 8)
     serve = started(config_file)
     publish(config, 300, ttft_s=2.0)
@@ -265,7 +265,7 @@ def test_a_promotion_that_burns_the_error_budget_is_rolled_back_by_itself(config
 
 
 def test_a_probation_ends(config_file: Path) -> None:
-    config = load(changed(config_file, promotion={"probation": {"duration": "8s"}}))
+    config = load_config(changed(config_file, promotion={"probation": {"duration": "8s"}}))
     promoted(config, 8)
     serve = started(config_file)
     publish(config, 300, ttft_s=0.1)
@@ -283,7 +283,7 @@ def passed(config: Config) -> bool:
 def test_hooks_run_around_a_window_also_when_the_sidecar_is_killed_in_it(config_file: Path, tmp_path: Path) -> None:
     told = tmp_path / "told"
     hooks = {name: ["sh", "-c", f"echo {name} >> {told}"] for name in ("before_drain", "after_restore")}
-    config = load(changed(config_file, window={"hooks": hooks}))
+    config = load_config(changed(config_file, window={"hooks": hooks}))
     serve = started(config_file, FAKE_LOAD_S="60")
     assert not told.exists()
     asked(config_file, "retune", "--now")
@@ -313,7 +313,7 @@ def test_hooks_run_around_a_window_also_when_the_sidecar_is_killed_in_it(config_
 def test_a_hook_that_fails_leaves_the_service_as_it_is(
     config_file: Path, hook: list[str], timeout: str, said: str
 ) -> None:
-    config = load(changed(config_file, window={"hooks": {"before_drain": hook, "timeout": timeout}}))
+    config = load_config(changed(config_file, window={"hooks": {"before_drain": hook, "timeout": timeout}}))
     serve = started(config_file)
     [before] = Journal(config.state, read_only=True).engines()
     assert f"serving: {said}" in asked(config_file, "retune", "--now", "--wait")
@@ -324,7 +324,7 @@ def test_a_hook_that_fails_leaves_the_service_as_it_is(
 
 
 def test_no_window_above_the_rate_or_where_it_is_not_known_but_by_force(config_file: Path) -> None:
-    config = load(changed(config_file, window={"max_rate": 1.0}))
+    config = load_config(changed(config_file, window={"max_rate": 1.0}))
     serve = started(config_file, FAKE_LOAD_S="60")
     assert "not watched for a minute" in refused(config_file, "retune", "--now")
     asked(config_file, "retune", "--now", "--force")
@@ -334,7 +334,7 @@ def test_no_window_above_the_rate_or_where_it_is_not_known_but_by_force(config_f
 
 def test_after_a_failed_window_the_next_one_waits(config_file: Path) -> None:
     """The load client's program is taken away: no trial can be measured."""
-    config = load(config_file)
+    config = load_config(config_file)
     serve = started(config_file)
     journal = Journal(config.state)
     # Trials can't be written down any more; the service can.
@@ -351,7 +351,7 @@ def test_after_a_failed_window_the_next_one_waits(config_file: Path) -> None:
 
 def test_a_stale_sidecar_acts_no_more(config_file: Path, tmp_path: Path) -> None:
     """The lock's file is removed under a sidecar, and a second one takes the folder over."""
-    config = load(config_file)
+    config = load_config(config_file)
     first = started(config_file)
     [record] = Journal(config.state, read_only=True).engines()
     (config.state / "lock").unlink()
@@ -376,7 +376,7 @@ def test_an_engine_that_can_not_even_be_executed_does_not_end_the_sidecar(tmp_pa
     python = tmp_path / "python"
     shutil.copy(FAKE, python)
     config_file = changed(configured(tmp_path), engine={"python": str(python)})
-    config = load(config_file)
+    config = load_config(config_file)
     serve = started(config_file)
     python.chmod(0o600)
     [record] = Journal(config.state, read_only=True).engines()
@@ -392,7 +392,7 @@ def test_an_engine_that_can_not_even_be_executed_does_not_end_the_sidecar(tmp_pa
 
 
 def test_an_engine_that_was_starting_when_its_sidecar_died_is_taken_over(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     serve = started(config_file)
     [record] = Journal(config.state, read_only=True).engines()
     journal = Journal(config.state)

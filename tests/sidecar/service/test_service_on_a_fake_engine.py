@@ -23,7 +23,7 @@ from service_process import (
     wait_for,
 )
 
-from sidecar.config.schema import load
+from sidecar.config.schema import load_config
 from sidecar.engine.process_group import Identity, ProcessGroup
 from sidecar.record.journal import Journal
 from sidecar.record.trial import Role
@@ -34,13 +34,13 @@ def config_file(tmp_path: Path) -> Iterator[Path]:
     """A configuration whose incumbent is slow; everything that it started is ended with the test."""
     path = configured(tmp_path)
     yield path
-    state = load(path).state
+    state = load_config(path).state
     for log in (state / "logs").glob("engine-*.log"):
         ProcessGroup(Identity(-1, 0.0, log.stem.removeprefix("engine-"))).kill()
 
 
 def test_a_window_promotes_the_better_configuration(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     serve = started(config_file)
     assert (serving_seqs(config), ready(config)) == (2, 200)
 
@@ -79,7 +79,7 @@ def test_crashes_are_observations_and_the_incumbent_is_restored(tmp_path: Path) 
         budget=5,
         knobs={"max_num_seqs": {"low": 4, "high": 6}},
     )
-    config = load(config_file)
+    config = load_config(config_file)
     serve = started(config_file)
     asked = sloguard("retune", "--now", "--wait", "-c", config_file)
     assert asked.returncode == 0, asked.stderr
@@ -96,7 +96,7 @@ def test_crashes_are_observations_and_the_incumbent_is_restored(tmp_path: Path) 
 
 
 def test_a_serving_engine_that_dies_is_started_again(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     serve = started(config_file)
     [record] = Journal(config.state, read_only=True).engines()
     os.kill(record.identity.pid, signal.SIGKILL)
@@ -107,7 +107,7 @@ def test_a_serving_engine_that_dies_is_started_again(config_file: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_engine_serves_on_without_its_sidecar_and_is_taken_over(config_file: Path, number: signal.Signals) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     serve = started(config_file)
     [record] = Journal(config.state, read_only=True).engines()
     serve.send_signal(number)
@@ -125,7 +125,7 @@ def test_the_engine_serves_on_without_its_sidecar_and_is_taken_over(config_file:
 
 
 def test_sigterm_in_a_window_restores_the_incumbent(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     serve = started(config_file, FAKE_LOAD_S="60")
     assert sloguard("retune", "--now", "-c", config_file).returncode == 0
     wait_for(lambda: [r.role for r in Journal(config.state, read_only=True).engines()] == ["trial"], "a trial")
@@ -139,7 +139,7 @@ def test_sigterm_in_a_window_restores_the_incumbent(config_file: Path) -> None:
 
 
 def test_a_sidecar_killed_in_a_window_restores_when_it_is_back(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     serve = started(config_file, FAKE_LOAD_S="60")
     assert sloguard("retune", "--now", "-c", config_file).returncode == 0
     wait_for(lambda: [r.role for r in Journal(config.state, read_only=True).engines()] == ["trial"], "a trial")
@@ -157,7 +157,7 @@ def test_a_sidecar_killed_in_a_window_restores_when_it_is_back(config_file: Path
 
 def test_a_window_ends_in_time(config_file: Path) -> None:
     """The second trial would not fit before the restore: none is begun."""
-    config = load(config_file)
+    config = load_config(config_file)
     serve = started(config_file, FAKE_LOAD_S="8")
     assert sloguard("retune", "--now", "--wait", "--for", "20s", "-c", config_file).returncode == 0
     *_, tuning, restoring, serving = Journal(config.state, read_only=True).states()
@@ -170,7 +170,7 @@ def test_a_window_ends_in_time(config_file: Path) -> None:
 
 
 def test_a_promoted_configuration_that_no_longer_starts_is_undone(config_file: Path) -> None:
-    config = load(config_file)
+    config = load_config(config_file)
     journal = Journal(config.state)
     journal.promote(None, config.base_digest(), {**config.engine.args, "max_num_seqs": OUT_OF_MEMORY})
     journal.close()
@@ -185,7 +185,7 @@ def test_what_can_not_start_is_one_line(tmp_path: Path) -> None:
     assert failed.returncode == 1
     assert len(failed.stderr.splitlines()) == 1
     assert "CUDA out of memory" in failed.stderr
-    told = sloguard("status", load(config_file).state).stdout
+    told = sloguard("status", load_config(config_file).state).stdout
     assert told.startswith("sidecar: not running; it ended 20")
     assert "failed: the engine did not start: out_of_memory: torch.OutOfMemoryError: CUDA out of memory" in told
     assert "state:" not in told
@@ -198,7 +198,7 @@ def test_what_can_not_start_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_first_start_that_hangs_is_tried_again(config_file: Path) -> None:
-    config = load(configured(config_file.parent, start_timeout_s=15))
+    config = load_config(configured(config_file.parent, start_timeout_s=15))
     # It is stopped long before it would be up.
     command, env = [*SLOGUARD, "serve", "-c", str(config_file)], {**os.environ, "FAKE_START_S": "5"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as serve:

@@ -6,18 +6,18 @@ from datetime import datetime
 
 import pytest
 
-from sidecar.config.window import Window
-from sidecar.record.events import Event, Kind, WindowOutcome
+from sidecar.config.window import WindowConfig
+from sidecar.record.events import Event, EventKind, WindowOutcome
 from sidecar.record.states import State
-from sidecar.service.mailbox import Requests, busy
-from sidecar.service.window_policy import refusal
+from sidecar.service.mailbox import Mailbox, busy_reason
+from sidecar.service.window_policy import window_refusal
 
 NOW = 1_000_000.0
-PAUSED = Event(NOW - 5, Kind.PAUSED, {"reason": "release week"})
+PAUSED = Event(NOW - 5, EventKind.PAUSED, {"reason": "release week"})
 
 
 def ended(outcome: WindowOutcome, ago_s: float = 3600.0) -> Event:
-    return Event(NOW - ago_s, Kind.WINDOW_ENDED, {"outcome": outcome, "reason": "no disk"})
+    return Event(NOW - ago_s, EventKind.WINDOW_ENDED, {"outcome": outcome, "reason": "no disk"})
 
 
 def why_not(
@@ -28,7 +28,7 @@ def why_not(
     force: bool = False,
     **window: float | str,
 ) -> str:
-    return refusal(Window.model_validate(window), NOW, paused, last, rate, force)
+    return window_refusal(WindowConfig.model_validate(window), NOW, paused, last, rate, force)
 
 
 def test_nothing_speaks_against_it() -> None:
@@ -72,14 +72,14 @@ def test_not_above_the_rate_nor_without_knowing_it_but_by_force() -> None:
     ],
 )
 def test_what_leaves_no_room_for_a_window_is_named(state: State, said: str) -> None:
-    assert busy(Requests(state=state)).startswith(said)
-    assert bool(busy(Requests(state=state))) == bool(said)
+    assert busy_reason(Mailbox(state=state)).startswith(said)
+    assert bool(busy_reason(Mailbox(state=state))) == bool(said)
 
 
 def test_a_window_that_was_asked_for_leaves_no_room_for_another() -> None:
-    requests = Requests(state=State.SERVING)
+    requests = Mailbox(state=State.SERVING)
     requests.retune.set()
-    assert busy(requests) == "a window has been asked for already"
+    assert busy_reason(requests) == "a window has been asked for already"
 
 
 @pytest.fixture
@@ -104,10 +104,10 @@ def in_berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
 )
 def test_a_window_opens_by_the_clock_on_the_wall(cron: str, now: str, opens: str) -> None:
-    found = Window(cron=cron).next_opening(datetime.fromisoformat(now).timestamp())
+    found = WindowConfig(cron=cron).next_opening(datetime.fromisoformat(now).timestamp())
 
     assert found == datetime.fromisoformat(opens).timestamp()
 
 
 def test_no_window_opens_by_itself_without_cron() -> None:
-    assert Window().next_opening(NOW) is None
+    assert WindowConfig().next_opening(NOW) is None

@@ -10,8 +10,8 @@ from guard_cases import MODELS
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB, estimate
 from vllm_sloguard.guard.model_shape import from_config
-from vllm_sloguard.guard.repair import Status, repair
-from vllm_sloguard.guard.start_history import Learned, Start
+from vllm_sloguard.guard.repair import RepairStatus, repair
+from vllm_sloguard.guard.start_history import Learned, ReportedStart
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 ROWS: list[dict[str, Any]] = [
@@ -43,7 +43,7 @@ def test_kv_tokens(row: dict[str, Any]) -> None:
 def test_kv_tokens_once_calibrated_by_the_first_start_of_the_model(row: dict[str, Any]) -> None:
     shape = from_config(MODELS[row["model"]])
     first = next(r for r in STARTED if r["model"] == row["model"] and "kv_cache_memory_bytes" not in r["ran"])
-    learned = Learned((Start(first["ran"], "cuda", first["total_bytes"], first["kv_bytes"], first["tokens"]),))
+    learned = Learned((ReportedStart(first["ran"], "cuda", first["total_bytes"], first["kv_bytes"], first["tokens"]),))
     budget = learned.estimate(shape, row["ran"], machine(row))
     if row["kv_bytes"] > 2 * GIB:
         assert abs(budget.kv_tokens / row["tokens"] - 1) < 0.012
@@ -55,6 +55,6 @@ def test_verdict(row: dict[str, Any]) -> None:
     verdict = repair(row["args"], from_config(MODELS[row["model"]]), machine(row))
     given_failed = row["forced_error"] if row["verdict"] == "repaired" else row["error"]
     if given_failed:
-        assert verdict.status is not Status.UNCHANGED
+        assert verdict.status is not RepairStatus.UNCHANGED
     else:
-        assert verdict.status is not Status.REFUSED
+        assert verdict.status is not RepairStatus.REFUSED

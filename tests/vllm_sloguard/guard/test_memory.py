@@ -13,7 +13,7 @@ from vllm_sloguard.guard.memory import GIB, estimate, kv_bytes_per_token, reques
 from vllm_sloguard.guard.model_shape import from_config
 from vllm_sloguard.guard.vllm_defaults import capture_sizes
 from vllm_sloguard.guard.weights import stages
-from vllm_sloguard.knobs import Config
+from vllm_sloguard.knobs import KnobValues
 
 FP8_KV = {
     "quant_method": "compressed-tensors",
@@ -24,7 +24,7 @@ CPU = Machine("cpu", 16 * GIB, 14 * GIB, 0, "meminfo")
 
 
 @pytest.mark.parametrize(("args", "tokens"), MEASURED)
-def test_kv_tokens_that_vllm_reported_on_an_h200(args: Config, tokens: int) -> None:
+def test_kv_tokens_that_vllm_reported_on_an_h200(args: KnobValues, tokens: int) -> None:
     budget = estimate(QWEN_SHAPE, args, H200_141GB)
     assert budget.starts, budget.reason
     # The one off by more than 0.1% has the least KV: 0.03 GiB are 1.1% of it.
@@ -38,7 +38,7 @@ def test_kv_tokens_that_vllm_reported_on_an_h200(args: Config, tokens: int) -> N
         ({"gpu_memory_utilization": 0.03, "max_num_batched_tokens": 32_768, "enforce_eager": True}, -1.09),
     ],
 )
-def test_memory_that_vllm_lacked_on_an_h200(args: Config, available_gib: float) -> None:
+def test_memory_that_vllm_lacked_on_an_h200(args: KnobValues, available_gib: float) -> None:
     budget = estimate(QWEN_SHAPE, args, H200_141GB)
     assert not budget.starts
     assert "none is left for KV" in budget.reason
@@ -65,7 +65,7 @@ def test_tiny_cpu_model_as_vllm_reported_it() -> None:
     fields = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 512}
     shape = from_config({**QWEN, **fields, "num_attention_heads": 4, "max_position_embeddings": 2048})
     # vLLM 0.32: "CPU KV cache size: 652,880 tokens" at 0.15 of 6.59 GiB, of which it found 0.31 GiB for KV.
-    args: Config = {"gpu_memory_utilization": 0.15, "block_size": 16, "max_model_len": 1024}
+    args: KnobValues = {"gpu_memory_utilization": 0.15, "block_size": 16, "max_model_len": 1024}
     budget = estimate(shape, args, Machine("cpu", 7_073_902_592, 6 * GIB, 0, "cgroup"))
     assert budget.kv_bytes_per_token == 512
     assert abs(budget.kv_tokens / 652_880 - 1) < 0.05
@@ -88,7 +88,7 @@ def test_tiny_cpu_model_as_vllm_reported_it() -> None:
         ({"quantization_config": FP8_KV}, {"kv_cache_dtype": "bfloat16"}, 28 * 2 * 2 * 128 * 2),
     ],
 )
-def test_bytes_of_a_token(fields: dict[str, Any], args: Config, expected: int) -> None:
+def test_bytes_of_a_token(fields: dict[str, Any], args: KnobValues, expected: int) -> None:
     assert kv_bytes_per_token(from_config({**QWEN, **fields}), args) == expected
 
 
@@ -141,7 +141,7 @@ def test_stages_share_the_layers() -> None:
 
 def test_a_window_bounds_a_request() -> None:
     shape = from_config(MISTRAL)
-    args: Config = {"max_num_batched_tokens": 2048, "block_size": 16}
+    args: KnobValues = {"max_num_batched_tokens": 2048, "block_size": 16}
     # Two batches are in flight on a GPU, where scheduling is asynchronous.
     assert request_tokens(shape, args, H200_141GB) == (-(-(4095 + 2 * 2048) // 16) + 2) * 16
     assert request_tokens(shape, {**args, "async_scheduling": False}, H200_141GB) == (-(-(4095 + 2048) // 16) + 2) * 16
@@ -174,7 +174,7 @@ def test_the_share_at_which_it_starts() -> None:
 
 
 def test_newer_versions_count_more() -> None:
-    args: Config = {"max_num_seqs": 1024}
+    args: KnobValues = {"max_num_seqs": 1024}
     old, state, graphs = (estimate(QWEN_SHAPE, args, H200_141GB, version=(0, minor)) for minor in (26, 27, 29))
     # worker/gpu/sample/penalties.py: an int32 a token of the vocabulary, and a bit.
     assert state.overhead_bytes - old.overhead_bytes == 1024 * 4 * (151_936 + 4748)
@@ -196,7 +196,7 @@ def test_newer_versions_count_more() -> None:
         ({"cudagraph_capture_sizes": "[1, 2, 4, 16]", "max_num_batched_tokens": 8}, 3, 4),
     ],
 )
-def test_capture_sizes(args: Config, count: int, largest: int) -> None:
+def test_capture_sizes(args: KnobValues, count: int, largest: int) -> None:
     sizes = capture_sizes(args, H200_141GB)
     assert (len(sizes), sizes[-1]) == (count, largest)
     assert capture_sizes({**args, "enforce_eager": True}, H200_141GB) == capture_sizes(args, CPU) == ()
@@ -211,7 +211,7 @@ def test_many_sequences_take_their_logits() -> None:
 @pytest.mark.parametrize(
     "args", [{"max_num_seqs": 10**400}, {"kv_cache_memory_bytes": 10**400}, {"block_size": 10**400}]
 )
-def test_huge_arguments_are_numbers_like_others(args: Config) -> None:
+def test_huge_arguments_are_numbers_like_others(args: KnobValues) -> None:
     for shape in map(from_config, FAMILIES.values()):
         for machine in (H200_141GB, CPU):
             assert "\n" not in estimate(shape, args, machine).reason

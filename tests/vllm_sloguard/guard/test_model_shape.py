@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB, estimate
-from vllm_sloguard.guard.model_shape import ModelShape, from_config, read, stated
+from vllm_sloguard.guard.model_shape import ModelShape, from_config, read_shape, stated
 
 
 def test_ordinary_decoder() -> None:
@@ -162,24 +162,24 @@ def test_windows_that_families_leave_unsaid() -> None:
 
 def test_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
-        read(tmp_path)
+        read_shape(tmp_path)
     path = tmp_path / "config.json"
     path.write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="not JSON"):
-        read(tmp_path)
+        read_shape(tmp_path)
     path.write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match="JSON object"):
-        read(tmp_path)
+        read_shape(tmp_path)
     for text in (b"\xff\xfe", b"[" * 100_000, b'{"hidden_size": ' + b"9" * 5000 + b"}"):
         path.write_bytes(text)
         with pytest.raises(ValueError, match="not JSON") as error:
-            read(tmp_path)
+            read_shape(tmp_path)
         assert "\n" not in str(error.value)
     path.write_text(json.dumps(QWEN), encoding="utf-8")
-    assert read(tmp_path).layers == 28
+    assert read_shape(tmp_path).layers == 28
     (tmp_path / "folder" / "config.json").mkdir(parents=True)
     with pytest.raises(ValueError, match="cannot be read"):
-        read(tmp_path / "folder")
+        read_shape(tmp_path / "folder")
 
 
 # Every field that is read, and what a hand or a tool may write there.

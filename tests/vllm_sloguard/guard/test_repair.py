@@ -8,10 +8,10 @@ from guard_models import CPU, DEEPSEEK, H200, SMALL
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB
 from vllm_sloguard.guard.model_shape import from_config, stated
-from vllm_sloguard.guard.repair import Status, repair
+from vllm_sloguard.guard.repair import RepairStatus, repair
 from vllm_sloguard.guard.rules import ALL
 from vllm_sloguard.guard.rules.rule import Versions
-from vllm_sloguard.knobs import Config
+from vllm_sloguard.knobs import KnobValues
 
 MLA = from_config({**DEEPSEEK, "n_routed_experts": 0})
 
@@ -49,10 +49,10 @@ MLA = from_config({**DEEPSEEK, "n_routed_experts": 0})
         ({"max_num_batched_tokens": 10**30}, {}),
     ],
 )
-def test_repairs_on_a_gpu(args: dict[str, Any], expected: Config) -> None:
+def test_repairs_on_a_gpu(args: dict[str, Any], expected: KnobValues) -> None:
     machine = Machine("cuda", H200.total_bytes, H200.free_bytes, 8, "NVML: NVIDIA H200")
     outcome = repair(args, SMALL, machine)
-    assert outcome.status is Status.REPAIRED
+    assert outcome.status is RepairStatus.REPAIRED
     assert outcome.args == expected
     for change in outcome.changes:
         assert (change.before, change.after) == (args.get(change.name), expected.get(change.name))
@@ -78,27 +78,27 @@ def test_repairs_on_a_gpu(args: dict[str, Any], expected: Config) -> None:
         {"max_num_seqs": "8", "max_num_batched_tokens": " 1_024 "},
     ],
 )
-def test_what_works_is_left_alone(args: Config) -> None:
+def test_what_works_is_left_alone(args: KnobValues) -> None:
     outcome = repair(args, SMALL, H200)
-    assert (outcome.status, outcome.changes) == (Status.UNCHANGED, ())
+    assert (outcome.status, outcome.changes) == (RepairStatus.UNCHANGED, ())
     assert outcome.args is args
 
 
 def test_text_is_no_number_where_vllm_computes_with_it() -> None:
     assert repair({"max_num_seqs": "8"}, SMALL, H200).args == {"max_num_seqs": 8}
     assert repair({"tensor_parallel_size": "1"}, SMALL, H200).args == {"tensor_parallel_size": 1}
-    split: Config = {"enable_chunked_prefill": "off", "max_model_len": 32768}
+    split: KnobValues = {"enable_chunked_prefill": "off", "max_model_len": 32768}
     assert repair(split, SMALL, CPU).args == {"enable_chunked_prefill": False, "max_model_len": 32768}
 
 
 def test_cpu_blocks_are_multiples_of_32() -> None:
     assert repair({"block_size": 16}, SMALL, CPU).args == {"block_size": 32}
-    assert repair({"block_size": 16}, MLA, CPU).status is Status.UNCHANGED
+    assert repair({"block_size": 16}, MLA, CPU).status is RepairStatus.UNCHANGED
 
 
 def test_mla_has_no_nvfp4_cache() -> None:
     assert repair({"kv_cache_dtype": "nvfp4"}, MLA, CPU).args == {"kv_cache_dtype": "auto"}
-    assert repair({"kv_cache_dtype": "nvfp4_ds_mla"}, MLA, CPU).status is Status.UNCHANGED
+    assert repair({"kv_cache_dtype": "nvfp4_ds_mla"}, MLA, CPU).status is RepairStatus.UNCHANGED
 
 
 @pytest.mark.parametrize(
@@ -112,15 +112,15 @@ def test_mla_has_no_nvfp4_cache() -> None:
         ),
     ],
 )
-def test_every_rank_has_a_gpu(args: Config, expected: Config) -> None:
+def test_every_rank_has_a_gpu(args: KnobValues, expected: KnobValues) -> None:
     two = Machine("cuda", 80 * GIB, 79 * GIB, 2, "NVML")
     assert repair(args, SMALL, two).args == expected
-    assert repair({**args, "nnodes": 2}, SMALL, two).status is Status.UNCHANGED
+    assert repair({**args, "nnodes": 2}, SMALL, two).status is RepairStatus.UNCHANGED
 
 
 def test_a_model_of_which_only_sizes_are_known_has_no_heads() -> None:
     outcome = repair({"tensor_parallel_size": 2}, stated(2**31, 2**16, 4096), CPU)
-    assert outcome.status is Status.UNCHANGED
+    assert outcome.status is RepairStatus.UNCHANGED
 
 
 @pytest.mark.parametrize(
@@ -139,38 +139,38 @@ def test_a_model_of_which_only_sizes_are_known_has_no_heads() -> None:
 )
 def test_what_cannot_be_read_is_refused(args: dict[str, Any], message: str) -> None:
     outcome = repair(args, SMALL, H200)
-    assert (outcome.status, outcome.refusal, outcome.changes) == (Status.REFUSED, message, ())
+    assert (outcome.status, outcome.refusal, outcome.changes) == (RepairStatus.REFUSED, message, ())
     assert outcome.args is args
 
 
 def test_pins_send_repair_to_the_other_argument() -> None:
-    args: Config = {"max_num_seqs": 256, "max_num_batched_tokens": 128}
+    args: KnobValues = {"max_num_seqs": 256, "max_num_batched_tokens": 128}
     assert repair(args, SMALL, H200, pinned=frozenset({"max_num_batched_tokens"})).args["max_num_seqs"] == 128
     both = repair(args, SMALL, H200, pinned=frozenset(args))
-    assert both.status is Status.REFUSED
+    assert both.status is RepairStatus.REFUSED
     assert both.rule == "batch-sequences"
     assert both.refusal.endswith("pinned: max_num_batched_tokens, max_num_seqs")
-    split: Config = {"max_num_batched_tokens": 512, "max_model_len": 4096, "enable_chunked_prefill": False}
+    split: KnobValues = {"max_num_batched_tokens": 512, "max_model_len": 4096, "enable_chunked_prefill": False}
     batch = frozenset({"max_num_batched_tokens"})
     assert repair(split, SMALL, H200, pinned=batch).args["enable_chunked_prefill"] is True
     rest = frozenset({"max_num_batched_tokens", "enable_chunked_prefill"})
     assert repair(split, SMALL, H200, pinned=rest).args["max_model_len"] == 512
-    assert repair(split, SMALL, H200, pinned=rest, workload_max_len=1024).status is Status.REFUSED
+    assert repair(split, SMALL, H200, pinned=rest, workload_max_len=1024).status is RepairStatus.REFUSED
     unknown = repair({"kv_cache_dtype": "int4"}, SMALL, H200, pinned=frozenset({"kv_cache_dtype"}))
     assert unknown.refusal.endswith("pinned: kv_cache_dtype")
 
 
 def test_less_is_repaired_where_less_is_known() -> None:
-    args: Config = {"max_num_seqs": 4096, "block_size": 7, "max_model_len": 10**6, "tensor_parallel_size": 5}
-    assert repair(args, None, None).status is Status.UNCHANGED
+    args: KnobValues = {"max_num_seqs": 4096, "block_size": 7, "max_model_len": 10**6, "tensor_parallel_size": 5}
+    assert repair(args, None, None).status is RepairStatus.UNCHANGED
     assert repair({"max_num_seqs": 64, "max_num_batched_tokens": 8}, None, None).args["max_num_batched_tokens"] == 64
 
 
 def test_rules_hold_in_their_versions_only() -> None:
     for version in ((0, 26), (0, 33)):
-        assert repair({"quantization": "gguf"}, SMALL, H200, vllm_version=version).status is Status.UNCHANGED
-        assert repair({"max_num_seqs": 0}, SMALL, H200, vllm_version=version).status is Status.REPAIRED
-    assert repair({"quantization": "gguf"}, SMALL, H200, vllm_version=(0, 32, 1)).status is Status.REPAIRED
+        assert repair({"quantization": "gguf"}, SMALL, H200, vllm_version=version).status is RepairStatus.UNCHANGED
+        assert repair({"max_num_seqs": 0}, SMALL, H200, vllm_version=version).status is RepairStatus.REPAIRED
+    assert repair({"quantization": "gguf"}, SMALL, H200, vllm_version=(0, 32, 1)).status is RepairStatus.REPAIRED
     assert Versions((0, 26)).hold(None)
 
 

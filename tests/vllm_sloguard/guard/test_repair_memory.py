@@ -8,15 +8,15 @@ from guard_models import CONSUMER, CPU, CROWDED, H200, LARGE, QWEN, SMALL
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB
 from vllm_sloguard.guard.model_shape import from_config
-from vllm_sloguard.guard.repair import Limits, Status, repair
-from vllm_sloguard.knobs import Config
+from vllm_sloguard.guard.repair import Limits, RepairStatus, repair
+from vllm_sloguard.knobs import KnobValues
 
 SHARE = frozenset({"gpu_memory_utilization"})
 
 
 def test_a_share_is_lowered_to_what_is_free() -> None:
     outcome = repair({}, SMALL, CROWDED)
-    assert outcome.status is Status.REPAIRED
+    assert outcome.status is RepairStatus.REPAIRED
     assert outcome.args == {"gpu_memory_utilization": 0.266}
     assert (
         outcome.changes[0].reason == "requested 128.63 GiB and 0.73 GiB beside them exceed the 38.69 GiB that are free"
@@ -24,18 +24,18 @@ def test_a_share_is_lowered_to_what_is_free() -> None:
     # On CUDA a stated cache does not lift the check; on the CPU it does.
     assert "gpu_memory_utilization" in repair({"kv_cache_memory_bytes": GIB}, SMALL, CROWDED).args
     busy = Machine("cpu", 16 * GIB, 8 * GIB, 0, "meminfo")
-    assert repair({"kv_cache_memory_bytes": GIB}, SMALL, busy).status is Status.UNCHANGED
+    assert repair({"kv_cache_memory_bytes": GIB}, SMALL, busy).status is RepairStatus.UNCHANGED
 
 
 def test_a_stated_cache_is_lowered_to_what_is_free() -> None:
     outcome = repair({"kv_cache_memory_bytes": 64 * GIB}, SMALL, CPU)
-    assert outcome.status is Status.REPAIRED
+    assert outcome.status is RepairStatus.REPAIRED
     assert 8 * GIB < int(outcome.args["kv_cache_memory_bytes"]) < 15 * GIB
 
 
 def test_a_share_too_small_for_the_model_is_raised_to_what_it_needs() -> None:
     outcome = repair({"gpu_memory_utilization": 0.25, "max_num_batched_tokens": 2048}, LARGE, CONSUMER)
-    assert outcome.status is Status.REPAIRED
+    assert outcome.status is RepairStatus.REPAIRED
     assert [change.name for change in outcome.changes] == ["gpu_memory_utilization"]
     share = float(outcome.args["gpu_memory_utilization"])
     assert outcome.budget is not None
@@ -46,17 +46,17 @@ def test_a_share_too_small_for_the_model_is_raised_to_what_it_needs() -> None:
 
 
 def test_a_length_is_lowered_to_what_fits_where_no_more_memory_may_be_taken() -> None:
-    args: Config = {"gpu_memory_utilization": 0.72, "max_num_batched_tokens": 2048}
+    args: KnobValues = {"gpu_memory_utilization": 0.72, "max_num_batched_tokens": 2048}
     pinned = SHARE | {"max_num_batched_tokens"}
     outcome = repair(args, LARGE, CONSUMER, pinned=pinned)
-    assert outcome.status is Status.REPAIRED
+    assert outcome.status is RepairStatus.REPAIRED
     assert int(outcome.args["max_model_len"]) < 32768
     assert outcome.budget is not None
     assert outcome.budget.starts
     more = {**outcome.args, "max_model_len": int(outcome.args["max_model_len"]) + 16}
     assert repair(more, LARGE, CONSUMER, pinned=pinned | {"max_model_len"}).budget != outcome.budget
     needed = repair(args, LARGE, CONSUMER, pinned=pinned, workload_max_len=32768)
-    assert needed.status is Status.REFUSED
+    assert needed.status is RepairStatus.REFUSED
     assert "the workload needs 32768" in needed.refusal
 
 
@@ -65,7 +65,7 @@ def test_the_length_that_vllm_itself_proposes(kv_bytes: int, block: int, longest
     """vLLM 0.32 on two starts that failed: "the estimated maximum model length is N"."""
     fields = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 512}
     tiny = from_config({**QWEN, **fields, "num_attention_heads": 4})
-    args: Config = {"kv_cache_memory_bytes": kv_bytes, "block_size": block, "max_model_len": 4096}
+    args: KnobValues = {"kv_cache_memory_bytes": kv_bytes, "block_size": block, "max_model_len": 4096}
     pinned = frozenset({"kv_cache_memory_bytes", "block_size"})
     assert repair(args, tiny, CPU, pinned=pinned).args == {**args, "max_model_len": longest}
     grown = repair(args, tiny, CPU, pinned=frozenset({"block_size"}))
@@ -73,19 +73,19 @@ def test_the_length_that_vllm_itself_proposes(kv_bytes: int, block: int, longest
 
 
 def test_a_step_is_made_smaller_where_its_activations_are_too_large() -> None:
-    args: Config = {"max_num_batched_tokens": 200_000, "max_model_len": 8192}
+    args: KnobValues = {"max_num_batched_tokens": 200_000, "max_model_len": 8192}
     outcome = repair(args, LARGE, CONSUMER, pinned=SHARE | {"max_model_len"})
     assert {change.name for change in outcome.changes} == {"max_num_batched_tokens"}
     batch = int(outcome.args["max_num_batched_tokens"])
     assert 8192 < batch < 200_000
     more = repair({**args, "max_num_batched_tokens": batch + 256}, LARGE, CONSUMER, pinned=frozenset({*SHARE, *args}))
-    assert more.status is Status.REFUSED
+    assert more.status is RepairStatus.REFUSED
 
 
 def test_a_refusal_does_the_arithmetic() -> None:
-    args: Config = {"gpu_memory_utilization": 0.25}
+    args: KnobValues = {"gpu_memory_utilization": 0.25}
     outcome = repair(args, LARGE, CONSUMER, pinned=SHARE)
-    assert outcome.status is Status.REFUSED
+    assert outcome.status is RepairStatus.REFUSED
     assert outcome.args is args
     assert outcome.rule == "some-kv"
     parts, total = outcome.refusal.split(" exceed 0.25 × 24.00 GiB; needs utilization ≥ ")  # noqa: RUF001
@@ -97,13 +97,13 @@ def test_a_refusal_does_the_arithmetic() -> None:
     assert pinned == "pinned: gpu_memory_utilization"
     small = Machine("cuda", 12 * GIB, 12 * GIB, 1, "NVML")
     beyond = repair({}, LARGE, small)
-    assert beyond.status is Status.REFUSED
+    assert beyond.status is RepairStatus.REFUSED
     assert re.search(r"needs utilization ≥ 1\.\d\d$", beyond.refusal)
 
 
 def test_a_change_that_a_later_one_makes_needless_is_undone() -> None:
     # Raised to hold a prompt of 32768 tokens at first; the cache then allows fewer.
-    args: Config = {
+    args: KnobValues = {
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": 2048,
         "max_num_seqs": 4,
@@ -122,8 +122,12 @@ def test_learned_limits() -> None:
     length = repair({}, SMALL, H200, limits=Limits(max_model_len=4096))
     assert length.args == {"max_model_len": 4096}
     assert length.changes[0].reason == "max_model_len 32768 is above the 4096 that vLLM said would fit here (learned)"
-    assert repair({}, SMALL, H200, limits=Limits(max_model_len=4096), workload_max_len=8192).status is Status.REFUSED
-    assert repair({"max_model_len": -1}, SMALL, H200, limits=Limits(max_model_len=4096)).status is Status.UNCHANGED
+    assert (
+        repair({}, SMALL, H200, limits=Limits(max_model_len=4096), workload_max_len=8192).status is RepairStatus.REFUSED
+    )
+    assert (
+        repair({"max_model_len": -1}, SMALL, H200, limits=Limits(max_model_len=4096)).status is RepairStatus.UNCHANGED
+    )
 
     taken = repair({}, SMALL, H200, limits=Limits(free_bytes=64 * GIB))
     assert float(taken.args["gpu_memory_utilization"]) * H200.total_bytes < 64 * GIB

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB, estimate
 from vllm_sloguard.guard.model_shape import ModelShape, from_config
-from vllm_sloguard.guard.repair import TUNED, Limits, Status, repair
+from vllm_sloguard.guard.repair import TUNED, Limits, RepairStatus, repair
 from vllm_sloguard.guard.rules import ALL
-from vllm_sloguard.guard.rules.arguments import values
+from vllm_sloguard.guard.rules.arguments import typed_arguments
 
 ARGS: dict[str, st.SearchStrategy[Any]] = {
     "max_num_seqs": st.integers(-1, 20_000),
@@ -87,26 +87,26 @@ def check(args: dict[str, Any], case: dict[str, Any]) -> None:
     for text in (first.refusal, *(change.reason for change in first.changes)):
         assert len(text.splitlines()) <= 1
         assert len(text) < 2000
-    if first.status is Status.REFUSED:
+    if first.status is RepairStatus.REFUSED:
         assert first.args is args
         assert first.refusal
         assert first.rule in {rule.name for rule in ALL}
         assert first.changes == ()
         return
     twice = repair(first.args, **case)
-    assert twice.status is Status.UNCHANGED
+    assert twice.status is RepairStatus.UNCHANGED
     assert twice.args is first.args
-    if first.status is Status.UNCHANGED:
+    if first.status is RepairStatus.UNCHANGED:
         assert first.args is args
     assert all(first.args.get(name) is args.get(name) for name in case["pinned"])
-    before, after = values(args).get("max_model_len"), values(first.args).get("max_model_len")
+    before, after = typed_arguments(args).get("max_model_len"), typed_arguments(first.args).get("max_model_len")
     if after is not None and after != before:
         assert int(after) >= (case["workload_max_len"] or 1)
     changed = {change.name for change in first.changes}
     assert_same(_but(first.args, changed), _but(args, changed))
     assert changed <= set(TUNED)
     if shape is not None and machine is not None:
-        assert first.budget == estimate(shape, values(first.args), machine)
+        assert first.budget == estimate(shape, typed_arguments(first.args), machine)
 
 
 def _but(args: Mapping[str, Any], changed: set[str]) -> dict[str, Any]:

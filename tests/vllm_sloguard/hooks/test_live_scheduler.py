@@ -14,10 +14,10 @@ from vllm_sloguard.live_knobs import (
     RESERVE,
     SEQS,
     TOKENS,
-    Change,
-    Progress,
-    State,
-    Verdict,
+    LiveProgress,
+    LiveState,
+    LiveTargets,
+    LiveVerdict,
 )
 
 NOW = (0, 32)
@@ -37,7 +37,7 @@ class Engine:
 
     def change(self, settle: bool = False, **targets: int) -> None:
         self._changes += 1
-        self.live.record.receive(Change(1, self._changes, targets, settle), 0.0)
+        self.live.record.receive(LiveTargets(1, self._changes, targets, settle), 0.0)
 
     def submit(self, count: int, prompt: int = 64, output: int = 4) -> None:
         self.scheduler.waiting.extend(Request(prompt, output) for _ in range(count))
@@ -48,12 +48,12 @@ class Engine:
         self.live.after_step(output)
         return output
 
-    def progress(self) -> Progress:
+    def progress(self) -> LiveProgress:
         held = self.live.record.in_force()
         assert held is not None
         return held
 
-    def shown(self) -> dict[str, Verdict]:
+    def shown(self) -> dict[str, LiveVerdict]:
         return {name: effect.verdict for name, effect in self.progress().effects.items()}
 
 
@@ -89,14 +89,14 @@ def test_fewer_requests_are_approached_as_they_finish(engine: Engine) -> None:
     assert limits[0] == 16
     assert limits[-1] == 3
     assert len(engine.scheduler.running) == 3
-    assert engine.shown() == {SEQS: Verdict.SHOWN}
+    assert engine.shown() == {SEQS: LiveVerdict.SHOWN}
     effect = engine.progress().effects[SEQS]
     assert (effect.before, effect.target) == (16, 3)
 
     engine.change()  # all back
     engine.step()
     assert len(engine.scheduler.running) == 16
-    assert engine.shown() == {SEQS: Verdict.SHOWN}
+    assert engine.shown() == {SEQS: LiveVerdict.SHOWN}
 
 
 def test_fewer_tokens_still_give_one_to_each_that_runs(engine: Engine) -> None:
@@ -120,7 +120,11 @@ def test_pieces_of_prompts_prefix_caching_and_the_reserve_change(engine: Engine)
     engine.submit(2, prompt=300)
     engine.step()
 
-    assert engine.shown() == {LONG_PREFILL: Verdict.SHOWN, PREFIX_CACHING: Verdict.SHOWN, RESERVE: Verdict.SHOWN}
+    assert engine.shown() == {
+        LONG_PREFILL: LiveVerdict.SHOWN,
+        PREFIX_CACHING: LiveVerdict.SHOWN,
+        RESERVE: LiveVerdict.SHOWN,
+    }
     manager = engine.scheduler.kv_cache_manager
     assert not manager.enable_caching
     assert not manager.coordinator.single_type_managers[0].enable_caching
@@ -156,7 +160,7 @@ def test_an_expired_change_is_undone_before_the_next_step(engine: Engine) -> Non
     engine.live.record.lapsed(1e9)
     engine.step()
 
-    assert engine.progress().state is State.EXPIRED
+    assert engine.progress().state is LiveState.EXPIRED
     assert engine.live.current() == {SEQS: 16, TOKENS: 1024, LONG_PREFILL: 0, PREFIX_CACHING: 1, RESERVE: 1}
     assert len(engine.scheduler.running) == 16
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from vllm_sloguard.hooks.settings import NAMES, Settings, SettingsError, unknown
+from vllm_sloguard.hooks.settings import SETTING_NAMES, Settings, SettingsError, unknown
 
 
 def test_nothing_set_is_the_default() -> None:
     assert Settings.from_environ({}) == Settings()
-    assert Settings.from_environ(dict.fromkeys(NAMES, " ")) == Settings()
+    assert Settings.from_environ(dict.fromkeys(SETTING_NAMES, " ")) == Settings()
     assert Settings().repair
 
 
@@ -27,7 +27,7 @@ def test_everything_set() -> None:
     assert Settings.from_environ(environ) == Settings(
         "/run/a b/s", "one", False, frozenset({"max_num_seqs", "block_size"}), 0, "/var/lib/learned.json", "/var/lib", 1
     )
-    assert set(environ) - {"PATH"} == set(NAMES)
+    assert set(environ) - {"PATH"} == set(SETTING_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,9 @@ def test_a_bad_value_is_one_line_with_name_given_and_allowed(name: str, text: st
 
 
 def test_unknown_names_are_listed() -> None:
-    environ = dict.fromkeys(["SLOGUARD_SOKET", "SLOGUARD_PORT", "sloguard_socket", "MY_SLOGUARD_X", *NAMES], "x")
+    environ = dict.fromkeys(
+        ["SLOGUARD_SOKET", "SLOGUARD_PORT", "sloguard_socket", "MY_SLOGUARD_X", *SETTING_NAMES], "x"
+    )
 
     assert unknown(environ) == ["SLOGUARD_PORT", "SLOGUARD_SOKET"]
-    assert unknown(dict.fromkeys(NAMES, "x")) == []
+    assert unknown(dict.fromkeys(SETTING_NAMES, "x")) == []

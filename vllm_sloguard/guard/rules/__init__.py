@@ -8,4 +8,9 @@ broken, and which single arguments would mend it.
 from vllm_sloguard.guard.rules import batching, memory, model_and_devices, single_argument
 from vllm_sloguard.guard.rules.rule import Rule
 
-ALL: tuple[Rule, ...] = (*single_argument.RULES, *model_and_devices.RULES, *batching.RULES, *memory.RULES)
+ALL: tuple[Rule, ...] = (
+    *single_argument.ARGUMENT_RULES,
+    *model_and_devices.MODEL_RULES,
+    *batching.BATCHING_RULES,
+    *memory.MEMORY_RULES,
+)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from vllm_sloguard.guard import memory
-from vllm_sloguard.knobs import Config, Value
+from vllm_sloguard.knobs import KnobValues, Value
 
 
-class Kind(StrEnum):
+class ArgumentKind(StrEnum):
     """What an argument is, in words for an error."""
 
     INT = "a whole number"
@@ -28,28 +28,28 @@ class Kind(StrEnum):
 class Argument:
     """``lowest`` bounds a whole number. ``default`` is set where EngineArgs takes no None for the argument."""
 
-    kind: Kind
+    kind: ArgumentKind
     lowest: int = 0
     default: Value | None = None
 
 
 ARGUMENTS: Mapping[str, Argument] = {
-    "max_num_seqs": Argument(Kind.INT, 1),
-    "max_num_batched_tokens": Argument(Kind.INT, 1),
-    "max_model_len": Argument(Kind.INT, -1),
-    "block_size": Argument(Kind.INT, 1),
-    "kv_cache_memory_bytes": Argument(Kind.INT, 1),
-    "long_prefill_token_threshold": Argument(Kind.INT, 0, 0),
-    "stream_interval": Argument(Kind.INT, 1, 1),
-    "tensor_parallel_size": Argument(Kind.INT, 1, 1),
-    "pipeline_parallel_size": Argument(Kind.INT, 1, 1),
-    "gpu_memory_utilization": Argument(Kind.FLOAT, default=memory.DEFAULT_UTILIZATION),
-    "enforce_eager": Argument(Kind.BOOL, default=False),
-    "enable_chunked_prefill": Argument(Kind.BOOL),
-    "enable_prefix_caching": Argument(Kind.BOOL),
-    "kv_cache_dtype": Argument(Kind.TEXT, default="auto"),
-    "dtype": Argument(Kind.TEXT, default="auto"),
-    "quantization": Argument(Kind.TEXT),
+    "max_num_seqs": Argument(ArgumentKind.INT, 1),
+    "max_num_batched_tokens": Argument(ArgumentKind.INT, 1),
+    "max_model_len": Argument(ArgumentKind.INT, -1),
+    "block_size": Argument(ArgumentKind.INT, 1),
+    "kv_cache_memory_bytes": Argument(ArgumentKind.INT, 1),
+    "long_prefill_token_threshold": Argument(ArgumentKind.INT, 0, 0),
+    "stream_interval": Argument(ArgumentKind.INT, 1, 1),
+    "tensor_parallel_size": Argument(ArgumentKind.INT, 1, 1),
+    "pipeline_parallel_size": Argument(ArgumentKind.INT, 1, 1),
+    "gpu_memory_utilization": Argument(ArgumentKind.FLOAT, default=memory.DEFAULT_UTILIZATION),
+    "enforce_eager": Argument(ArgumentKind.BOOL, default=False),
+    "enable_chunked_prefill": Argument(ArgumentKind.BOOL),
+    "enable_prefix_caching": Argument(ArgumentKind.BOOL),
+    "kv_cache_dtype": Argument(ArgumentKind.TEXT, default="auto"),
+    "dtype": Argument(ArgumentKind.TEXT, default="auto"),
+    "quantization": Argument(ArgumentKind.TEXT),
 }
 
 # vLLM has these besides, and they are spelt much like one of the above.
@@ -83,7 +83,7 @@ def misspelt(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def values(args: Config) -> dict[str, Value]:
+def typed_arguments(args: KnobValues) -> dict[str, Value]:
     """The arguments as vLLM reads them; those that no rule looks at as they are, the unreadable left out."""
     found: dict[str, Value] = {}
     for name, value in args.items():
@@ -96,13 +96,13 @@ def values(args: Config) -> dict[str, Value]:
 def reading(name: str, value: object) -> Value | None:
     """What vLLM makes of ``value`` for the argument ``name``; None where it refuses the type."""
     match ARGUMENTS[name].kind:
-        case Kind.INT:
+        case ArgumentKind.INT:
             return _whole(value)
-        case Kind.FLOAT:
+        case ArgumentKind.FLOAT:
             return _number(value)
-        case Kind.BOOL:
+        case ArgumentKind.BOOL:
             return _boolean(value)
-        case Kind.TEXT:
+        case ArgumentKind.TEXT:
             return value if isinstance(value, str) else None
 
 

@@ -41,7 +41,7 @@ def _long_prefill(case: Case) -> Broken | None:
     return Broken(reason, (("long_prefill_token_threshold", length),))
 
 
-RULES: tuple[Rule, ...] = (
+BATCHING_RULES: tuple[Rule, ...] = (
     Rule("batch-sequences", "a step has a token for every sequence", Stage.CONFIG, _batch_holds_sequences),
     Rule("batch-prompt", "without chunked prefill a step holds the longest prompt", Stage.CONFIG, _batch_holds_prompt),
     Rule("long-prefill", "long_prefill_token_threshold is at most max_model_len", Stage.CONFIG, _long_prefill),

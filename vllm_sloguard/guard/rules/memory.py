@@ -312,7 +312,7 @@ def _smallest(low: int, high: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
-RULES: tuple[Rule, ...] = (
+MEMORY_RULES: tuple[Rule, ...] = (
     Rule("share-free", "the requested share of the memory is free", Stage.MEMORY, _share_is_free),
     Rule("share-free-learned", "it leaves what was found taken", Stage.LEARNED, _share_is_free_as_learned),
     Rule("stated-kv-free", "a stated KV cache is free beside the model", Stage.MEMORY, _stated_kv_is_free),

@@ -117,7 +117,7 @@ def _blocks(case: Case) -> Broken | None:
     return Broken(f"block_size {size} is no multiple of {unit} on {machine.kind}", (("block_size", wanted),))
 
 
-RULES: tuple[Rule, ...] = (
+MODEL_RULES: tuple[Rule, ...] = (
     Rule("heads", "tensor_parallel_size divides the attention heads", Stage.CONFIG, _heads),
     Rule("devices", "every rank has a GPU", Stage.CONFIG, _devices),
     Rule("deprecated", "deprecated quantization is allowed expressly", Stage.CONFIG, _deprecated, _AS_IN_0_32),

@@ -11,13 +11,13 @@ from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import Budget
 from vllm_sloguard.guard.model_shape import ModelShape
 from vllm_sloguard.guard.rules import arguments
-from vllm_sloguard.knobs import Config, Value
+from vllm_sloguard.knobs import KnobValues, Value
 
 Version: TypeAlias = tuple[int, ...]
 # An argument and the value that would mend a rule; None is vLLM's default.
 Way: TypeAlias = tuple[str, Value | None]
 # The memory arithmetic of a model's shape, arguments as vLLM reads them, and a machine.
-Estimate: TypeAlias = Callable[[ModelShape, Config, Machine], Budget]
+Estimate: TypeAlias = Callable[[ModelShape, KnobValues, Machine], Budget]
 
 
 class Stage(StrEnum):
@@ -63,19 +63,19 @@ class Case:
     ``workload_max_len`` is 0 where unknown; ``pinned`` arguments are not to be changed.
     """
 
-    args: Config
+    args: KnobValues
     shape: ModelShape | None
     machine: Machine | None
     pinned: frozenset[str] = frozenset()
     workload_max_len: int = 0
-    taught: Callable[[Config], Limits] = field(default=lambda _: Limits())
+    taught: Callable[[KnobValues], Limits] = field(default=lambda _: Limits())
     version: Version | None = None
     estimate: Estimate = memory.estimate
 
     @cached_property
     def values(self) -> Mapping[str, Value]:
         """The arguments as vLLM reads them. All must be readable: the first rule sees to that."""
-        return arguments.values(self.args)
+        return arguments.typed_arguments(self.args)
 
     @cached_property
     def limits(self) -> Limits:

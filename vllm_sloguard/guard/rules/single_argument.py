@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from vllm_sloguard.guard import memory
 from vllm_sloguard.guard.rules import arguments
-from vllm_sloguard.guard.rules.arguments import ARGUMENTS, Kind, shown
+from vllm_sloguard.guard.rules.arguments import ARGUMENTS, ArgumentKind, shown
 from vllm_sloguard.guard.rules.rule import Broken, Case, Rule, Stage, Versions
-from vllm_sloguard.knobs import Config
+from vllm_sloguard.knobs import KnobValues
 
 
 def _words(text: str) -> frozenset[str]:
@@ -44,7 +44,7 @@ _EARLY = ("max_num_seqs", "max_num_batched_tokens", "pipeline_parallel_size")
 _AS_IN_0_32 = Versions((0, 32), (0, 32))
 
 
-def refusal(args: Config) -> str:
+def unreadable_argument(args: KnobValues) -> str:
     """One line on the first argument that has no value to reckon with; empty where all have."""
     case = Case(args, None, None)
     for rule in (_READABLE, _NOT_NONE, _BITS, _BOUNDS):
@@ -104,7 +104,7 @@ def _early_bool(case: Case) -> Broken | None:
 
 def _bits(case: Case) -> Broken | None:
     for name, argument in ARGUMENTS.items():
-        value = case.number(name) if argument.kind is Kind.INT else None
+        value = case.number(name) if argument.kind is ArgumentKind.INT else None
         if value is not None and abs(value) > _MOST:
             return Broken(f"{name} does not fit into 64 bits: {shown(value)}", ((name, argument.default),))
     return None
@@ -113,7 +113,7 @@ def _bits(case: Case) -> Broken | None:
 def _bounds(case: Case) -> Broken | None:
     """What lies out of bounds says nothing, so the default stands in."""
     for name, argument in ARGUMENTS.items():
-        value = case.number(name) if argument.kind is Kind.INT and name != "kv_cache_memory_bytes" else None
+        value = case.number(name) if argument.kind is ArgumentKind.INT and name != "kv_cache_memory_bytes" else None
         if value is not None and value < argument.lowest:
             return Broken(f"{name} must be at least {argument.lowest}, got {value}", ((name, argument.default),))
     if case.number("max_model_len") == 0:
@@ -149,7 +149,7 @@ _READABLE = Rule(
 _NOT_NONE = Rule("not-none", "some arguments take no None", Stage.CONFIG, _not_none)
 _BITS = Rule("64-bits", "whole numbers fit into 64 bits, as tensors' sizes do", Stage.START, _bits)
 _BOUNDS = Rule("bounds", "numbers lie in their bounds (Field(ge=..., gt=..., le=...))", Stage.CONFIG, _bounds)
-RULES: tuple[Rule, ...] = (
+ARGUMENT_RULES: tuple[Rule, ...] = (
     _READABLE,
     _NOT_NONE,
     Rule("early-text", "what EngineArgs computes with is no text", Stage.CONFIG, _early_text, _AS_IN_0_32),

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sidecar.config.schema import Objective
-from sidecar.measure.verdict import Measurement, limits
+from sidecar.measure.verdict import Measurement, slo_limits
 from sidecar.promote.decision import CRASHES_THAT_COUNT, Outcome, baseline, candidate
-from sidecar.promote.statistics import bounds
+from sidecar.promote.statistics import confidence_bounds
 from sidecar.record.run_snapshot import Recorded
-from sidecar.record.trial import VALIDATING, Role, Status, Trial, margins
+from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus, margins
 from sidecar.report import wording
 
 
@@ -53,7 +53,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DecisionSummary:
     """``incumbents`` and ``candidates`` are the trials that are compared: those of the pairs, else their first ones."""
 
     tone: Tone
@@ -66,13 +66,13 @@ class Verdict:
     candidates: tuple[Trial, ...]
 
 
-def verdict(recorded: Recorded) -> Verdict:
+def decision_summary(recorded: Recorded) -> DecisionSummary:
     """What there is to say of the decision; of a run that goes on, of what is known so far."""
     incumbents, candidates = (_side(recorded, role) for role in VALIDATING)
     tone, headline = _headline(recorded)
     chosen = candidate(recorded.trials)
     first = baseline(recorded.trials)
-    return Verdict(
+    return DecisionSummary(
         tone=tone,
         headline=headline,
         sentences=tuple(text for said in (_tried, _left, _best, _compared, _reason) if (text := said(recorded))),
@@ -106,8 +106,8 @@ def _headline(recorded: Recorded) -> tuple[Tone, str]:
         number = decision.trial if chosen is None else chosen.number
         return Tone.GOOD, f"A better configuration was found and promoted: that of trial {number}"
     first = baseline(recorded.trials)
-    none = "no other configuration met every limit" if not _searched(recorded, Status.FEASIBLE) else ""
-    if none and first is not None and first.status in (Status.INFEASIBLE, Status.CRASHED):
+    none = "no other configuration met every limit" if not _searched(recorded, TrialStatus.FEASIBLE) else ""
+    if none and first is not None and first.status in (TrialStatus.INFEASIBLE, TrialStatus.CRASHED):
         none = "nothing met every limit, nor did what was serving"
     stays = {
         Outcome.KEPT: f"What was serving stays: {none or 'nothing was better by enough'}",
@@ -120,14 +120,14 @@ def _headline(recorded: Recorded) -> tuple[Tone, str]:
 
 
 def _tried(recorded: Recorded) -> str:
-    by_status = {status: sum(t.status is status for t in recorded.trials) for status in Status}
+    by_status = {status: sum(t.status is status for t in recorded.trials) for status in TrialStatus}
     said = {
-        Status.FEASIBLE: "met every limit",
-        Status.INFEASIBLE: "missed one",
-        Status.CRASHED: "crashed",
-        Status.REFUSED: "were refused by the memory guard before they cost anything",
-        Status.ABORTED: "were given up",
-        Status.RUNNING: "did not end yet",
+        TrialStatus.FEASIBLE: "met every limit",
+        TrialStatus.INFEASIBLE: "missed one",
+        TrialStatus.CRASHED: "crashed",
+        TrialStatus.REFUSED: "were refused by the memory guard before they cost anything",
+        TrialStatus.ABORTED: "were given up",
+        TrialStatus.RUNNING: "did not end yet",
     }
     counts = wording.listed([f"{by_status[status]} {what}" for status, what in said.items() if by_status[status]])
     if not recorded.trials:
@@ -136,7 +136,7 @@ def _tried(recorded: Recorded) -> str:
     return f"{wording.plural(len(recorded.trials), 'trial')} in {took}: {counts}."
 
 
-def _searched(recorded: Recorded, status: Status) -> bool:
+def _searched(recorded: Recorded, status: TrialStatus) -> bool:
     return any(t.plan.role is Role.SEARCH and t.status is status for t in recorded.trials)
 
 
@@ -153,22 +153,23 @@ def _best(recorded: Recorded) -> str:
     objective = recorded.setup.objective
     if first is None:
         serving = "what was serving was not measured"
-    elif value_of(first) is None:
-        failed = first.status in (Status.INFEASIBLE, Status.CRASHED)
+    elif objective_value(first) is None:
+        failed = first.status in (TrialStatus.INFEASIBLE, TrialStatus.CRASHED)
         had = f"{wording.STATUSES[first.status]} in its first trial" if failed else "has no figure"
         serving = f"what was serving {had}"
     else:
-        missed = ", and missed a limit" if first.status is Status.INFEASIBLE else ""
-        serving = f"what was serving had {wording.with_unit(value_of(first), objective)}{missed}"
+        missed = ", and missed a limit" if first.status is TrialStatus.INFEASIBLE else ""
+        serving = f"what was serving had {wording.with_unit(objective_value(first), objective)}{missed}"
     if chosen is None:
-        if not _searched(recorded, Status.FEASIBLE):
+        if not _searched(recorded, TrialStatus.FEASIBLE):
             return f"No trial of the search met every limit; {serving}.{_nearest(recorded)}"
         return f"No trial of the search that met every limit had a better {wording.OBJECTIVES[objective]}: {serving}."
     again = any(t.plan.role is Role.VALIDATION for t in recorded.trials)
     return (
         f"The best of the search, the candidate, is trial {chosen.number}: {wording.OBJECTIVES[objective]} "
-        f"{wording.with_unit(value_of(chosen), objective)}; {serving}. The luckiest of many looks better than it is, so"
-        f" this is no evidence yet: both {'were' if again else 'have to be'} measured anew, in pairs of fresh starts."
+        f"{wording.with_unit(objective_value(chosen), objective)}; {serving}. The luckiest of many trials looks"
+        f" better than it is, so this proves nothing yet: both {'were' if again else 'have to be'} re-measured, in"
+        " pairs of fresh starts."
     )
 
 
@@ -183,10 +184,11 @@ def _nearest(recorded: Recorded) -> str:
     if not missed:
         return ""
     (name, _), trial, measurement = min(missed, key=lambda found: found[0][1])
-    limit = next(limit.limit for limit in limits(measurement, slo) if limit.name == name)
+    limit = next(limit.limit for limit in slo_limits(measurement, slo) if limit.name == name)
     return (
         f" The nearest, of those whose load ran to its end, is trial {trial.number}: {wording.LIMITS[name]}"
-        f" {wording.measured(name, _measured(measurement, name))}, where {wording.measured(name, limit)} is the limit."
+        f" {wording.measured_text(name, _measured(measurement, name))},"
+        f" where {wording.measured_text(name, limit)} is the limit."
     )
 
 
@@ -261,12 +263,12 @@ def _failed_check(recorded: Recorded, incumbents: Sequence[Trial]) -> list[Check
     """Whether what was serving fails, so that no gain is needed; as sidecar.promote.decision has it."""
     rule, slo = recorded.setup.promotion, recorded.setup.slo
     again = [t for t in recorded.trials if t.plan.role is Role.REFERENCE]
-    crashed = sum(t.status is Status.CRASHED for t in again)
+    crashed = sum(t.status is TrialStatus.CRASHED for t in again)
     rows = [margins(m, slo) for t in incumbents if (m := measurement_of(t))]
     if not rows and not crashed:
         return []
     alpha = (1 - rule.slo_confidence) / len(rule.pairs)
-    surely = any(bounds([row[name] for row in rows], alpha)[0] > 0 for name in (rows[0] if rows else ()))
+    surely = any(confidence_bounds([row[name] for row in rows], alpha)[0] > 0 for name in (rows[0] if rows else ()))
     missed = sum(max(row.values(), default=0.0) > 0 for row in rows)
     parts = [f"{missed} of {wording.plural(len(rows), 'start')} missed a limit"] if rows else []
     parts += [f"{wording.plural(crashed, 'start')} crashed"] if crashed else []
@@ -282,16 +284,16 @@ def _limit_checks(recorded: Recorded, candidates: Sequence[Trial]) -> list[Check
     alpha = (1 - rule.slo_confidence) / len(rule.pairs)
     starts = [m for t in candidates if (m := measurement_of(t))]
     checks: list[Check] = []
-    for limit in limits(starts[0], slo) if starts else ():
+    for limit in slo_limits(starts[0], slo) if starts else ():
         rows = [margins(m, slo)[limit.name] for m in starts]
-        high = bounds(rows, alpha)[1]
+        high = confidence_bounds(rows, alpha)[1]
         worst = max(_measured(m, limit.name) for m in starts)
         bound = "unknown from a single start" if math.isinf(high) else _bounded(limit.name, limit.limit, high)
         checks.append(
             Check(
                 f"Meets its limit: {wording.LIMITS[limit.name]}",
-                f"at most {wording.measured(limit.name, limit.limit)}, at {rule.slo_confidence:.0%} confidence",
-                f"{bound}; worst start {wording.measured(limit.name, worst)}",
+                f"at most {wording.measured_text(limit.name, limit.limit)}, at {rule.slo_confidence:.0%} confidence",
+                f"{bound}; worst start {wording.measured_text(limit.name, worst)}",
                 # One start that is too far beyond it is enough.
                 False if max(rows) > rule.tolerance else None if math.isinf(high) else high <= 0,
             )
@@ -300,7 +302,7 @@ def _limit_checks(recorded: Recorded, candidates: Sequence[Trial]) -> list[Check
 
 
 def _bounded(name: str, limit: float, high: float) -> str:
-    return f"mean of its starts at most {wording.measured(name, max(limit * (1 + high), 0.0))}"
+    return f"mean of its starts at most {wording.measured_text(name, max(limit * (1 + high), 0.0))}"
 
 
 def _measured(measurement: Measurement, name: str) -> float:
@@ -310,11 +312,11 @@ def _measured(measurement: Measurement, name: str) -> float:
 
 def _pair(recorded: Recorded, incumbent: Trial, chosen: Trial) -> Pair:
     objective = recorded.setup.objective
-    ours, theirs = value_of(incumbent), value_of(chosen)
+    ours, theirs = objective_value(incumbent), objective_value(chosen)
     ratio = "-"
     if ours and theirs and math.isfinite(ours) and math.isfinite(theirs):
         ratio = f"{(1 - theirs / ours) if objective is Objective.LATENCY else (theirs / ours - 1):+.1%}"
-    left, right = (f"trial {t.number}: {wording.with_unit(value_of(t), objective)}" for t in (incumbent, chosen))
+    left, right = (f"trial {t.number}: {wording.with_unit(objective_value(t), objective)}" for t in (incumbent, chosen))
     return Pair(left, right, ratio)
 
 
@@ -323,6 +325,6 @@ def measurement_of(trial: Trial) -> Measurement | None:
     return trial.result.measurement if trial.result is not None else None
 
 
-def value_of(trial: Trial) -> float | None:
+def objective_value(trial: Trial) -> float | None:
     """The objective, higher is better; None where it was not measured."""
     return trial.result.value if trial.result is not None else None
