@@ -35,6 +35,7 @@ PURE = (
     "guard",
     "hooks.settings",
     "knobs",
+    "latency",
     "live_knobs",
     "starts.import_list",
     "starts.warmup",
