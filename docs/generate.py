@@ -20,7 +20,7 @@ from vllm_sloguard.guard.rules import ALL
 from vllm_sloguard.knobs import KNOBS, Knob, KnobKind
 
 HERE = Path(__file__).resolve().parent
-LOGS = HERE.parent / "tests" / "crash" / "logs"
+LOGS = HERE.parent / "tests" / "vllm_sloguard" / "crash_logs"
 DO_NOT_EDIT = "<!-- Written by docs/generate.py; change that, or the code that it reads. -->"
 
 # Configurations whose repair is looked at, to say which rules change which argument.

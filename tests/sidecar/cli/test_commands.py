@@ -282,7 +282,7 @@ def test_ctrl_c_while_it_waits_for_a_sidecar(config_file: Path) -> None:
         journal.promote(None, load_config(config_file).base_digest(), {"max_num_seqs": 8})
         journal.enter("restoring", "for the tests")
         code = (
-            "from sidecar import cli, operator_commands as o; o._ask = lambda *_: None; looks = o._looks\n"
+            "from sidecar.cli import main as cli, operator as o; o._ask = lambda *_: None; looks = o._looks\n"
             "o._looks = lambda *given: print('it waits', flush=True) or looks(*given)\n"
             "cli.main()"
         )

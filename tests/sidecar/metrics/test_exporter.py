@@ -364,10 +364,10 @@ def test_the_page_of_the_metrics_is_fresh() -> None:
 PAUSED = """
 import os, signal, sys
 from pathlib import Path
-from sidecar.config.schema import load
+from sidecar.config.schema import load_config
 from sidecar.metrics.exporter import Metrics
 
-server = Metrics(load(Path(sys.argv[1]))).serve()
+server = Metrics(load_config(Path(sys.argv[1]))).serve()
 print("serving", flush=True)
 os.kill(os.getpid(), signal.SIGSTOP)
 signal.pause()

@@ -262,14 +262,15 @@ def test_without_a_sidecar_nobody_waits_and_one_that_comes_later_hears_all(tmp_p
 SERVER = """
 import sys, time
 from pathlib import Path
-from sidecar.observe.telemetry import TelemetryHub, serve
+from sidecar.observe.telemetry import TelemetryHub
+from sidecar.rpc import serve_unix_socket
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
 def heard(batch, engine):
     for event in batch.events:
         print(event.request_finished.prompt_tokens, flush=True)
 hub = TelemetryHub(heard)
 hub.expect("one")
-server = serve(Path(sys.argv[1]), lambda server: add_TelemetryServiceServicer_to_server(hub, server))
+server = serve_unix_socket(Path(sys.argv[1]), lambda server: add_TelemetryServiceServicer_to_server(hub, server))
 print("up", flush=True)
 time.sleep(600)
 """
@@ -303,10 +304,10 @@ def test_a_sidecar_that_hangs_is_waited_for_by_nobody_and_hears_all_once_it_goes
 
 FORKER = """
 import os, sys
-from vllm_sloguard.hooks.telemetry_client import Link
+from vllm_sloguard.hooks.telemetry_client import TelemetryClient
 from vllm_sloguard.hooks.settings import Settings
 from vllm_sloguard.wire import telemetry_pb2 as pb
-link = Link(Settings(socket=sys.argv[1], engine_id="one"))
+link = TelemetryClient(Settings(socket=sys.argv[1], engine_id="one"))
 def emit(number):
     link.emit(pb.Event(request_finished=pb.RequestFinished(prompt_tokens=number)))
 emit(1), emit(2)

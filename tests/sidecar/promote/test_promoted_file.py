@@ -99,8 +99,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_promoted_file import ARGS, PROMOTED, TRIALS
 from sidecar.promote import promoted_file
-from sidecar.config.schema import load
-config = load(Path(sys.argv[1]))
+from sidecar.config.schema import load_config
+config = load_config(Path(sys.argv[1]))
 for number in range(10**6):
     promoted_file.write(config, {**ARGS, "max_num_seqs": number}, PROMOTED, TRIALS)
     if not number:

@@ -13,7 +13,7 @@ from sidecar.record import lock
 HOLDER = """
 import sys, time
 from pathlib import Path
-from sidecar import lock
+from sidecar.record import lock
 with lock.held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

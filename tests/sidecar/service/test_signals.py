@@ -10,10 +10,10 @@ import pytest
 # Nearly always inside of the event's lock, where a handler that takes it would wait for ever.
 LOOP = """
 import time
-from sidecar.service.control_rpc import Requests
+from sidecar.service.mailbox import Mailbox
 from sidecar.service.signals import heard_by
 
-requests = Requests()
+requests = Mailbox()
 heard_by(requests)
 print("ready", flush=True)
 end = time.monotonic() + 3
