@@ -34,7 +34,7 @@ chaos: setup
 	$(BIN)/python tests/chaos/campaign.py --runs $(RUNS) --seed $(SEED)
 
 # Both put their table into benchmarks/README.md; minutes on two cores.
-BENCH := $(BIN)/sloguard bench optimizers --seeds 50 --into benchmarks/README.md \
+BENCH := $(BIN)/sloguard dev bench optimizers --seeds 50 --into benchmarks/README.md \
 	--landscape benchmarks/landscapes/paper.py --landscape benchmarks/landscapes/crash_rich.py
 
 bench-optimizers: setup

@@ -3,7 +3,7 @@
     python benchmarks/starts.py -c deploy/demo/sloguard.yaml [--starts 8] [--arg name=value ...] >> FILE.jsonl
 
 Run by a Python that has vLLM and this project. One line of JSON a start: what was measured, and each request's
-end-to-end latency in seconds, in the order in which they were sent. `sloguard bench promotion` reads such a file.
+end-to-end latency in seconds, in the order in which they were sent. `sloguard dev bench promotion` reads such a file.
 """
 
 import argparse

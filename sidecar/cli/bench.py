@@ -1,4 +1,4 @@
-"""`sloguard bench`."""
+"""The command `sloguard dev bench`."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ from sidecar.search.registry import ABLATIONS, DEFAULT, OPTIMIZERS, make
 from sidecar.search.space import Space
 from vllm_sloguard.knobs import Knob, KnobKind
 
-bench_app = typer.Typer(help="Measures this program's own parts.", no_args_is_help=True)
+bench_app = typer.Typer(no_args_is_help=True)
 bench_app.command()(bench_promotion.promotion)
 bench_app.command()(bench_restart.restart)
 
@@ -36,7 +36,7 @@ _ANY = Space((Knob("any", KnobKind.FLOAT, 0, 1),))  # to ask whether an optimize
 
 @bench_app.callback()
 def bench() -> None:
-    """Measures this program's own parts."""
+    """Benchmarks of sloguard's own parts."""
 
 
 @bench_app.command()
@@ -64,7 +64,7 @@ def optimizers(
     "best" is the lowest latency that a run measured, "regret" its median over the best known, "served" what the chosen
     configuration does when it is evaluated again.
 
-    Example: sloguard bench optimizers --landscape benchmarks/landscapes/paper.py --optimizers random,tba-tpe --seeds 20
+    Example: sloguard dev bench optimizers --landscape benchmarks/landscapes/paper.py --seeds 20
     """
     chosen = _chosen(names, budget, ablation=ablation)
     reference = against or (DEFAULT if ablation else "tba-tpe")

@@ -1,8 +1,9 @@
-"""`sloguard bench promotion`."""
+"""The command `sloguard dev bench promotion`."""
 
 import json
 import sys
 from collections.abc import Sequence
+from importlib.resources import files
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,8 @@ from sidecar.bench.simulated_windows import (
 )
 from sidecar.cli.terminal import busy_indicator
 
-RECORDED_A100 = Path(__file__).parents[2] / "benchmarks/results/starts-cpu-0.32.jsonl"
+# Part of the package; written by benchmarks/starts.py.
+RECORDED_STARTS = Path(str(files("sidecar.bench").joinpath("starts-cpu-0.32.jsonl")))
 # The standard deviation of the logarithm of avg_latency_ms, pooled over the 16 configurations that the published
 # concurrent runs of the SLO-Guard study (A100) measured more than once: 18 degrees of freedom.
 _PUBLISHED_NOISE = 0.0151
@@ -34,7 +36,7 @@ _LOOKS = ((3,), (3, 5), (3, 5, 8), (3, 5, 8, 12))
 def promotion(
     *,
     windows: Annotated[int, typer.Option(min=1, help="Simulated windows of each case.")] = 200,
-    starts: Annotated[Path, typer.Option(metavar="FILE", help="Recorded by benchmarks/starts.py.")] = RECORDED_A100,
+    starts: Annotated[Path, typer.Option(metavar="FILE", help="Recorded by benchmarks/starts.py.")] = RECORDED_STARTS,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
@@ -44,7 +46,7 @@ def promotion(
     starts, and decides. Exit code 1 when a bound does not hold: promoted is what is equal in at most 2% of the windows,
     what is worse by 10% in at most 1%, what is better by 10% in at least 90%.
 
-    Example: sloguard bench promotion --windows 200
+    Example: sloguard dev bench promotion --windows 200
     """
     recording = recorded(starts)
     sources = {"A100": _PUBLISHED_NOISE, "H200, one pair": _H200_NOISE, "recorded starts": recording.noise}

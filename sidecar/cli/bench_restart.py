@@ -1,4 +1,4 @@
-"""`sloguard bench restart`."""
+"""The command `sloguard dev bench restart`."""
 
 import json
 import sys
@@ -10,18 +10,16 @@ import typer
 from sidecar.bench.engine_starts import as_dict, as_text, measure_starts
 from sidecar.config.schema import load_config
 
-_DEMO = Path("deploy/demo/sloguard.yaml")
-
 
 def restart(
-    config_file: Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="Whose engine starts.")] = _DEMO,
+    config_file: Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="Whose engine to start.")],
     starts: Annotated[int, typer.Option(min=1, help="Starts each way.")] = 5,
     in_a_row: Annotated[int, typer.Option(min=0, help="Forked starts that must leave nothing behind.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Starts real vLLM the ordinary way and forked, side by side, and times the first token.
 
-    Example: sloguard bench restart -c deploy/demo/sloguard.yaml
+    Example: sloguard dev bench restart -c deploy/demo/sloguard.yaml
     """
 
     def say(text: str) -> None:

@@ -4,12 +4,12 @@ import json
 import os
 import sys
 import time
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
-from sidecar.cli import bench, doctor, guard, operator, plan, report, study
+from sidecar.cli import dev, doctor, guard, operator, plan, report
 from sidecar.cli.operator import CommandRefused, ConfigFile, StateFolder
 from sidecar.cli.rendering import AsJson
 from sidecar.cli.terminal import View, line, show, spending, unfailing_console
@@ -32,11 +32,11 @@ from sidecar.run.tuning_run import Tuner, incumbent_args, open_run
 from sidecar.service import signals
 from sidecar.service.loop import Service
 from sidecar.service.wiring import assembled
+from vllm_sloguard import __version__
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
-    help="Tunes vLLM under latency objectives: see https://arxiv.org/abs/2604.17627.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -48,8 +48,22 @@ operator.register(app)
 plan.register(app)
 doctor.register(app)
 report.register(app)
-app.add_typer(bench.bench_app, name="bench")
-app.add_typer(study.study_app, name="study")
+dev.register(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"sloguard {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Tunes vLLM under latency SLOs: see https://arxiv.org/abs/2604.17627."""
 
 
 def main() -> None:

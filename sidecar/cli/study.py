@@ -1,4 +1,4 @@
-"""`sloguard study`."""
+"""The command `sloguard dev study`."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def stats(
 ) -> None:
     """Fast trials (mean latency under a second), consistency, best latency, and their Mann-Whitney tests.
 
-    Example: sloguard study stats slo_guard_published/concurrent
+    Example: sloguard dev study stats slo_guard_published/concurrent
     """
     runs = published_study.read_runs(folder)
     summaries = [published_study.summary(name, found) for name, found in sorted(runs.items())]

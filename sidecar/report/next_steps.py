@@ -107,7 +107,8 @@ def versions(recorded: Recorded) -> tuple[Fact, ...]:
         "model": setup.model,
         "SHA-256 of its config.json": evidence.get("model_config_sha256"),
         "vLLM": ", ".join(heard) or evidence.get("vllm") or "its plugin did not say",
-        "sloguard": f"{evidence.get('sloguard') or unknown}; this page: {__version__}",
+        "sloguard": f"{setup.content.get('sloguard') or evidence.get('sloguard') or 'not recorded'} (run),"
+        f" {__version__} (report)",
         "device": evidence.get("device") or unknown,
         "driver": evidence.get("driver"),
         "limits (SLO)": limits,

@@ -4,6 +4,7 @@ The journal is the state: ``Tuner`` reads it before each step, so a run that was
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from sidecar.search.contract import Context, Observation, Proposal
 from sidecar.search.failed_configs import MOST_REFUSALS_IN_A_ROW
 from sidecar.search.registry import make
 from sidecar.search.space import Space
+from vllm_sloguard import __version__
 from vllm_sloguard.knobs import Value
 
 Begin = Callable[[Plan], None]
@@ -43,7 +45,8 @@ def open_run(config: Config, journal: Journal) -> Run:
             return last
         journal.end_run(last.id, {"outcome": "abandoned", "reason": "the configuration was changed"})
     incumbent = dict(incumbent_args(config, journal))
-    return journal.begin_run(config.digest(), config.model_dump_json(exclude={"engine": {"env"}}), incumbent)
+    content = {"sloguard": __version__, **config.model_dump(mode="json", exclude={"engine": {"env"}})}
+    return journal.begin_run(config.digest(), json.dumps(content), incumbent)
 
 
 class Tuner:

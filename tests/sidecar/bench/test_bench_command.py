@@ -1,4 +1,4 @@
-"""`sloguard bench optimizers` and `sloguard study stats`, as commands."""
+"""`sloguard dev bench optimizers` and `sloguard dev study stats`, as commands."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def sloguard(*args: object) -> subprocess.CompletedProcess[str]:
 
 
 def bench(path: Path, *args: object) -> subprocess.CompletedProcess[str]:
-    return sloguard("bench", "optimizers", "--landscape", path, *args)
+    return sloguard("dev", "bench", "optimizers", "--landscape", path, *args)
 
 
 def test_json_is_the_same_on_one_process_and_on_two(tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_the_study_command(tmp_path: Path) -> None:
             (folder / "results.jsonl").write_text("".join(line.format(ms) for ms in latencies), encoding="utf-8")
 
     table, rows = (
-        sloguard("study", "stats", tmp_path / "study"),
-        sloguard("study", "stats", tmp_path / "study", "--json"),
+        sloguard("dev", "study", "stats", tmp_path / "study"),
+        sloguard("dev", "study", "stats", tmp_path / "study", "--json"),
     )
 
     assert "| fast trials | 3.00 ± 0.00 | 1.00 ± 0.00 |" in table.stdout
@@ -116,7 +116,7 @@ def test_the_study_command(tmp_path: Path) -> None:
 
 
 def test_a_study_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    ended = sloguard("study", "stats", tmp_path / "absent")
+    ended = sloguard("dev", "study", "stats", tmp_path / "absent")
 
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == f"sloguard: {tmp_path}/absent: there is no such folder\n"

@@ -1,4 +1,4 @@
-"""`sloguard bench promotion`: windows whose truth is known, few of them, with generous bounds."""
+"""`sloguard dev bench promotion`: windows whose truth is known, few of them, with generous bounds."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,13 @@ from typer.testing import CliRunner
 
 from sidecar.bench.simulated_windows import PromotionScenario, Recording, recorded, tally
 from sidecar.cli.bench import bench_app
-from sidecar.cli.bench_promotion import RECORDED_A100
+from sidecar.cli.bench_promotion import RECORDED_STARTS
 from sidecar.config.schema import ConfigError
 
 
 @pytest.fixture(scope="module")
 def recording() -> Recording:
-    return recorded(RECORDED_A100)
+    return recorded(RECORDED_STARTS)
 
 
 def test_the_recording_is_of_real_loads(recording: Recording) -> None:

@@ -21,12 +21,15 @@ from sidecar_cases import planned, served
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import sidecar
 from sidecar.cli.bench import optimizer_names
+from sidecar.cli.bench_promotion import RECORDED_STARTS
 from sidecar.cli.main import app, main
 from sidecar.config.schema import load_config
 from sidecar.record import lock
 from sidecar.record.journal import Journal
 from sidecar.run.tuning_run import open_run
+from vllm_sloguard import __version__
 
 ROOT = Path(__file__).parents[3]
 LANDSCAPE = ROOT / "benchmarks" / "landscapes" / "paper.py"
@@ -42,17 +45,19 @@ ASKED = {
     "trials": "STATE",
     "plan": "-c CONFIG",
     "doctor": "-c CONFIG --quick",
-    "bench promotion": "--windows 1",
-    "bench optimizers": f"--landscape {LANDSCAPE} --optimizers random,tba --seeds 1 --budget 3",
-    "study stats": "STUDY",
+    "dev bench promotion": "--windows 1",
+    "dev bench optimizers": f"--landscape {LANDSCAPE} --optimizers random,tba --seeds 1 --budget 3",
+    "dev study stats": "STUDY",
 }
 # Those that start real vLLM are tried where that is tested.
-STARTS_VLLM = {"bench restart"}
+STARTS_VLLM = {"dev bench restart"}
 
 
 def walk(command: Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Command]]:
     children: dict[str, Command] = getattr(command, "commands", {})
     for name, child in children.items():
+        if child.hidden:
+            continue
         yield from walk(child, (*path, name))
     if not children:
         yield " ".join(path), command
@@ -87,7 +92,7 @@ def config_file(tmp_path: Path) -> Path:
 
 
 def test_the_walk_finds_the_commands() -> None:
-    assert {"tune", "serve", "status", "plan", "doctor", "bench optimizers", "study stats"} <= set(COMMANDS)
+    assert {"tune", "serve", "status", "plan", "doctor", "dev bench optimizers", "dev study stats"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
@@ -127,8 +132,8 @@ def test_json_is_json_and_nothing_else(name: str, config_file: Path, tmp_path: P
     }
     words = [places.get(word, word) for word in ASKED[name].split()]
     done = sloguard(*name.split(), *words, "--json")
-    # One window is too few for the bounds of `bench promotion`.
-    assert done.returncode == 0 or name == "bench promotion", done.stderr
+    # One window is too few for the bounds of `dev bench promotion`.
+    assert done.returncode == 0 or name == "dev bench promotion", done.stderr
     assert json.loads(done.stdout, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
 
 
@@ -239,7 +244,7 @@ def test_orders_to_nobody(config_file: Path, one_line: Say) -> None:
     assert "--now is needed" in one_line("retune", "-c", config_file, code=2)
 
 
-@pytest.mark.parametrize("words", [("nonsense",), ("status",), ("plan", "--nonsense"), ("bench", "nonsense")])
+@pytest.mark.parametrize("words", [("nonsense",), ("status",), ("plan", "--nonsense"), ("dev", "bench", "nonsense")])
 def test_a_mistake_in_the_command_is_code_2(words: tuple[str, ...]) -> None:
     done = sloguard(*words)
     assert done.returncode == 2
@@ -264,7 +269,9 @@ def test_a_closed_pipe_ends_it_quietly(words: tuple[str, ...], config_file: Path
 
 @pytest.mark.parametrize("after_s", [0.0, 0.1, 0.3, 3.0])
 def test_ctrl_c_at_any_moment_has_no_traceback(after_s: float) -> None:
-    asked = subprocess.Popen([*START, "bench", "promotion"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    asked = subprocess.Popen(
+        [*START, "dev", "bench", "promotion"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     # In the middle of the imports; before them, Python itself would be interrupted.
     while "pydantic_core" not in Path(f"/proc/{asked.pid}/maps").read_text():
         time.sleep(0.002)
@@ -348,9 +355,42 @@ def test_completion(config_file: Path) -> None:
     assert completed("sloguard sta", folder) == ["status"]
     assert completed("sloguard status ", folder) == ["state", "sloguard.yaml", "other/"]
     assert completed("sloguard trials s", folder) == ["state", "sloguard.yaml"]
-    assert completed("sloguard bench optimizers --optimizers tba", folder) == ["tba", "tba-tpe"]
-    assert completed("sloguard bench optimizers --optimizers random,tp", folder) == ["random,tpe"]
+    assert completed("sloguard dev bench optimizers --optimizers tba", folder) == ["tba", "tba-tpe"]
+    assert completed("sloguard dev bench optimizers --optimizers random,tp", folder) == ["random,tpe"]
     assert optimizer_names("tba,tba") == ["tba,tba-tpe"]
+
+
+def test_the_former_names_of_development_commands_work_but_are_not_listed(tmp_path: Path) -> None:
+    listed = CliRunner().invoke(app, ["--help"]).stdout
+    assert re.search(r"^\s+dev\s", listed, re.MULTILINE)
+    assert not re.search(r"^\s+(bench|study)\s", listed, re.MULTILINE)
+    assert "promotion" in CliRunner().invoke(app, ["bench", "--help"]).stdout
+    assert CliRunner().invoke(app, ["study", "stats", str(tmp_path / "absent")]).exit_code != 0
+
+
+def test_bench_promotion_needs_no_file_outside_the_package(tmp_path: Path) -> None:
+    command = [*START, "dev", "bench", "promotion", "--windows", "1", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path, env=environment
+    )
+    assert json.loads(done.stdout), done.stderr
+    assert RECORDED_STARTS.is_relative_to(Path(sidecar.__file__).parent)
+
+
+def test_bench_restart_asks_for_a_configuration() -> None:
+    done = sloguard("dev", "bench", "restart")
+    assert done.returncode == 2
+    assert "--config" in done.stderr
+
+
+def test_version() -> None:
+    assert sloguard("--version").stdout == f"sloguard {__version__}\n"
+
+
+def test_a_run_records_the_version_that_made_it(config_file: Path) -> None:
+    journal = Journal(load_config(config_file).state, read_only=True)
+    assert journal.run_configs()[1]["sloguard"] == __version__
 
 
 def test_completion_can_be_installed() -> None:
