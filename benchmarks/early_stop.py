@@ -25,9 +25,10 @@ from recorded_loads import Recorded, read
 from rich.console import Console
 from rich.table import Table
 
-from sidecar.config.schema import Slo
+from sidecar.config.slo import Slo
 from sidecar.measure import verdict
 from sidecar.measure.early_stop import Rules
+from sidecar.measure.measurement import measure
 from sidecar.measure.partial_load import Hopeless
 from sidecar.measure.requests import Ending, InFlight, LoadProgress, LoadResult, RequestResult
 
@@ -70,7 +71,7 @@ def replay(recorded: Recorded, *, fixed: bool) -> Outcome:
     slo, requests = recorded.slo, recorded.requests
     ends = [_end(r) for r in requests]
     full_s = max(ends)
-    violation = verdict.violation(verdict.measure(LoadResult(requests, full_s), slo), slo)
+    violation = verdict.violation(measure(LoadResult(requests, full_s), slo), slo)
     workload = recorded.workload.model_copy(update={"requests": len(requests) if fixed else None})
     rules = Rules(slo, workload, CONFIDENCE)
     ended_s, ending = full_s, None
@@ -87,7 +88,7 @@ def replay(recorded: Recorded, *, fixed: bool) -> Outcome:
 
 def eased(recorded: Recorded) -> Recorded:
     """``recorded`` with limits that it just meets."""
-    measured = verdict.measure(LoadResult(recorded.requests, 1.0), recorded.slo)
+    measured = measure(LoadResult(recorded.requests, 1.0), recorded.slo)
     names = ("ttft_p99_ms", "itl_p99_ms", "e2e_p99_ms")
     limits = {name: 1.25 * shown for name in names if (shown := getattr(measured, name)) is not None}
     kept = {name: limit for name, limit in limits.items() if getattr(recorded.slo, name) is not None}

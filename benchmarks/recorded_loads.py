@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from sidecar.config.schema import Config, Slo, Workload, load_config
+from sidecar.config.schema import Config, Workload, load_config
+from sidecar.config.slo import Slo
 from sidecar.engine.engine import Engine, Launch
 from sidecar.engine.ports import any_free_port
 from sidecar.measure.load_client import LoadClient

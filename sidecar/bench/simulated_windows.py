@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.config.schema import Config, ConfigError, SearchConfig, Slo, Workload
+from sidecar.config.schema import Config, ConfigError, SearchConfig, Workload
+from sidecar.config.slo import Slo
 from sidecar.config.window import Promotion
-from sidecar.measure.verdict import Measurement, violation
+from sidecar.measure.measurement import Measurement
+from sidecar.measure.verdict import violation
 from sidecar.promote import decision as promotion
 from sidecar.promote.decision import Outcome
 from sidecar.record.trial import Plan, Result, Role, Trial

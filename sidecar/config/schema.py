@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from sidecar.config.knob_ranges import check_kind, narrowed
+from sidecar.config.slo import ALLOWED_NAMES, Slo
 from sidecar.config.window import Promotion, Section, WindowConfig
 from sidecar.search.registry import DEFAULT as DEFAULT_OPTIMIZER
 from sidecar.search.registry import OPTIMIZERS, make
@@ -106,21 +107,6 @@ class EngineConfig(Section):
         for name, instead in _OWN_ARGS.items():
             if name in self.args:
                 raise ValueError(f"args.{name} can't be set: {instead}")
-        return self
-
-
-class Slo(Section):
-    """The latency objectives: limits on the 99th percentiles, milliseconds, and on the share of failed requests."""
-
-    ttft_p99_ms: PositiveFloat | None = None
-    itl_p99_ms: PositiveFloat | None = None
-    e2e_p99_ms: PositiveFloat | None = None
-    error_rate: Annotated[float, Field(ge=0, lt=1)] = 0.01
-
-    @model_validator(mode="after")
-    def _one_limit(self) -> "Slo":
-        if self.ttft_p99_ms is None and self.itl_p99_ms is None and self.e2e_p99_ms is None:
-            raise ValueError("at least one of ttft_p99_ms, itl_p99_ms, e2e_p99_ms is needed")
         return self
 
 
@@ -373,7 +359,8 @@ def _first(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in problem["loc"]) or "the file"
     if problem["type"] == "extra_forbidden":
-        allowed = ", ".join(_fields_at(problem["loc"][:-1]))
+        in_slo = problem["loc"][:-1] == ("slo",)
+        allowed = ALLOWED_NAMES if in_slo else ", ".join(_fields_at(problem["loc"][:-1]))
         return f"{field}: there is no such field; there are {allowed}"
     if problem["type"] == "model_type":
         return f"{field}: a mapping of fields is needed, got {problem['input']!r}"

@@ -18,7 +18,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sidecar.config.schema import Slo, Workload
+from sidecar.config.schema import Workload
+from sidecar.config.slo import Slo
 from sidecar.measure import saturation, sequential_test
 from sidecar.measure.partial_load import Arrival, Hopeless, arrivals, least_p99_ms, lower_bounds, rank
 from sidecar.measure.requests import End, Ending, LoadProgress

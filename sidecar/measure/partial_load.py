@@ -1,13 +1,13 @@
 """What a load has shown while it still runs, and what that says at least of its end. Pure."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from sidecar.measure.measurement import Measurement, never_if_none
 from sidecar.measure.requests import Ending, LoadProgress
-from sidecar.measure.verdict import Measurement, or_forever
+from vllm_sloguard.latency import nearest_rank
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Arrival:
 def arrivals(progress: LoadProgress) -> list[Arrival]:
     """The requests that were sent, in that order."""
     found = [
-        Arrival(r.start_s or 0.0, or_forever(r.ttft_s), or_forever(r.e2e_s), r.itls_s, True, True, bool(r.error))
+        Arrival(r.start_s or 0.0, never_if_none(r.ttft_s), never_if_none(r.e2e_s), r.itls_s, True, True, bool(r.error))
         for r in progress.finished
     ]
     for r in progress.in_flight:
@@ -47,8 +47,8 @@ def arrivals(progress: LoadProgress) -> list[Arrival]:
 
 
 def rank(total: int) -> int:
-    """The p99 of ``total`` values is at least the so-manieth largest of them."""
-    return total - math.floor((total - 1) * 0.99)
+    """The p99 of ``total`` values is the so-manieth largest of them."""
+    return total - nearest_rank(total, 0.99) + 1
 
 
 def least_p99_ms(known_s: Sequence[float], total: int) -> float | None:

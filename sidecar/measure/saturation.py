@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from itertools import pairwise, takewhile
 from typing import Any
 
-from sidecar.config.schema import Slo
+from sidecar.config.slo import Slo
 from sidecar.measure.partial_load import Arrival, Hopeless, lower_bounds
 from sidecar.measure.requests import End
 

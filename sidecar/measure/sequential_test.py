@@ -27,7 +27,7 @@ from itertools import takewhile
 
 import numpy as np
 
-from sidecar.config.schema import Slo
+from sidecar.config.slo import Slo
 from sidecar.measure.partial_load import Arrival, Hopeless, least_p99_ms, lower_bounds
 from sidecar.measure.requests import End, Ending
 
@@ -54,6 +54,9 @@ def sequential_ending(sent: Sequence[Arrival], now_s: float, slo: Slo, confidenc
             hopeless = _hopeless(sample, sent, now_s, slo, confidence)
             if hopeless is not None:
                 return hopeless
+    covered = {sample.name for sample in samples}
+    if not all(limit.name in covered for limit in slo.latency_limits):
+        return None  # of a limit that is not tested here, nothing was shown
     if all(log_ratio(sample.misses, sample.allowed) <= -enough for sample in samples):
         fewest = min(len(sample.misses) for sample in samples)
         return Ending(End.ENOUGH, f"{fewest} requests show every limit met, at confidence {confidence:.0%}")

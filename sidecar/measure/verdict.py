@@ -1,67 +1,15 @@
-"""From a load's requests to a verdict. Pure.
-
-A request that failed took for ever: it counts in the percentiles, where the usual clients leave it out and so report
-the latencies of the survivors.
-"""
+"""Whether a measurement meets the SLO, how far it misses it, and its value for the objective. Pure."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass as pydantic_dataclass
-
-from sidecar.config.schema import Objective, Slo
+from sidecar.config.schema import Objective
+from sidecar.config.slo import ERROR_RATE, Slo
 from sidecar.measure.capacity_search import Tried, capacity
-from sidecar.measure.requests import LoadResult, RequestResult
-
-
-@pydantic_dataclass(frozen=True, config=ConfigDict(ser_json_inf_nan="strings"))
-class Measurement:
-    """What one load showed. ``None`` is unmeasured, which never meets a limit; ``inf`` has failed requests in it."""
-
-    requests: int
-    failed: int
-    duration_s: float
-    ttft_p99_ms: float | None
-    itl_p99_ms: float | None
-    e2e_p99_ms: float | None
-    ttft_mean_ms: float | None  # of the requests that succeeded
-    e2e_mean_ms: float | None  # of the requests that succeeded
-    goodput_rps: float  # requests a second that met every limit
-
-    @property
-    def error_rate(self) -> float:
-        """Share of the requests that failed."""
-        return self.failed / self.requests if self.requests else 1.0
-
-
-def measure(load: LoadResult, slo: Slo) -> Measurement:
-    """Sums up ``load``."""
-    good = [request for request in load.requests if not request.error]
-    met = sum(meets(request, slo) for request in good)
-    return Measurement(
-        requests=len(load.requests),
-        failed=len(load.requests) - len(good),
-        duration_s=load.duration_s,
-        ttft_p99_ms=_p99_ms([or_forever(r.ttft_s) for r in load.requests]),
-        itl_p99_ms=_p99_ms([itl for r in good for itl in r.itls_s]),
-        e2e_p99_ms=_p99_ms([or_forever(r.e2e_s) for r in load.requests]),
-        ttft_mean_ms=_mean_ms([r.ttft_s for r in good if r.ttft_s is not None]),
-        e2e_mean_ms=_mean_ms([r.e2e_s for r in good if r.e2e_s is not None]),
-        goodput_rps=met / load.duration_s if load.duration_s > 0 else 0.0,
-    )
-
-
-def meets(request: RequestResult, slo: Slo) -> bool:
-    """Whether one request stayed within every limit; its inter-token latency by its mean."""
-    if request.error:
-        return False
-    itl_s = float(np.mean(request.itls_s)) if request.itls_s else 0.0
-    pairs = ((request.ttft_s, slo.ttft_p99_ms), (itl_s, slo.itl_p99_ms), (request.e2e_s, slo.e2e_p99_ms))
-    return all(limit_ms is None or (value_s is not None and value_s * 1000 <= limit_ms) for value_s, limit_ms in pairs)
+from sidecar.measure.measurement import Measurement, meets, never_if_none
+from sidecar.measure.requests import LoadResult
 
 
 @dataclass(frozen=True)
@@ -84,13 +32,8 @@ class Limit:
 
 def slo_limits(measurement: Measurement, slo: Slo) -> tuple[Limit, ...]:
     """Every limit that the SLO sets."""
-    pairs = (
-        ("ttft_p99_ms", slo.ttft_p99_ms, measurement.ttft_p99_ms),
-        ("itl_p99_ms", slo.itl_p99_ms, measurement.itl_p99_ms),
-        ("e2e_p99_ms", slo.e2e_p99_ms, measurement.e2e_p99_ms),
-        ("error_rate", slo.error_rate, measurement.error_rate),
-    )
-    return tuple(Limit(name, limit, measured) for name, limit, measured in pairs if limit is not None)
+    latencies = (Limit(limit.name, limit.limit_ms, measurement.latency_ms(limit)) for limit in slo.latency_limits)
+    return (*latencies, Limit(ERROR_RATE, slo.error_rate, measurement.error_rate))
 
 
 def violation(measurement: Measurement, slo: Slo) -> float:
@@ -134,29 +77,10 @@ def scores(load: LoadResult, slo: Slo, objective: Objective) -> tuple[float, ...
         return _gaps(load, slo)
     if objective is Objective.GOODPUT:
         return tuple(0.0 if meets(request, slo) else 1.0 for request in load.requests)
-    return tuple(or_forever(request.e2e_s) for request in load.requests)
+    return tuple(never_if_none(request.e2e_s) for request in load.requests)
 
 
 def _gaps(load: LoadResult, slo: Slo) -> tuple[float, ...]:
     good = [r for r in load.requests if meets(r, slo)]
     ends = sorted(r.start_s + r.e2e_s for r in good if r.start_s is not None and r.e2e_s is not None)
     return tuple(later - earlier for earlier, later in pairwise(ends))
-
-
-def or_forever(seconds: float | None) -> float:
-    """A time in seconds; what never came took for ever."""
-    return math.inf if seconds is None else seconds
-
-
-def _p99_ms(seconds: Sequence[float]) -> float | None:
-    if not seconds:
-        return None
-    # The percentile between two values is undefined when one of them is infinite.
-    low, high = (float(np.percentile(seconds, 99, method=m)) for m in ("lower", "higher"))
-    if math.isinf(high):
-        return math.inf if len(seconds) < 100 or math.isinf(low) else low * 1000
-    return float(np.percentile(seconds, 99)) * 1000
-
-
-def _mean_ms(seconds: Sequence[float]) -> float | None:
-    return float(np.mean(seconds)) * 1000 if seconds else None

@@ -5,7 +5,7 @@ import threading
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from sidecar.config.schema import Slo
+from sidecar.config.slo import Slo
 from sidecar.observe.telemetry import EngineTelemetry, Traffic
 from sidecar.observe.user_requests import UserRequest, missed_slo, real_requests
 from vllm_sloguard.guard.rules import ALL

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
-from sidecar.config.schema import Slo
+from sidecar.config.slo import Slo
 from sidecar.observe.telemetry import Traffic
 from vllm_sloguard.wire import telemetry_pb2 as pb
 

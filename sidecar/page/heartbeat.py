@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from sidecar.config.schema import Slo
+from sidecar.config.slo import Slo
 from sidecar.observe.telemetry import Traffic
 from sidecar.observe.user_requests import RATE_OVER_S, p99, rate, real_requests, summarize
 from sidecar.page.slo_meters import SloMeter, figures

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sidecar.config.schema import Objective, Slo
+from sidecar.config.schema import Objective
+from sidecar.config.slo import Slo
 from sidecar.record.wording import milliseconds
 
 LATENCIES = {

@@ -23,7 +23,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sidecar.config.schema import Config, Objective, Slo
+from sidecar.config.schema import Config, Objective
+from sidecar.config.slo import Slo
 from sidecar.measure.capacity_search import TOLERANCE
 from sidecar.promote.statistics import Comparison, confidence_bounds, request_error, welch
 from sidecar.record.trial import Role, Trial, TrialStatus, margins

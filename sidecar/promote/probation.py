@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sidecar.config.schema import Slo
+from sidecar.config.slo import Slo
 from sidecar.config.window import Probation
 from sidecar.observe.user_requests import Record, UserRequest, summarize
 

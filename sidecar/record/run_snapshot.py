@@ -12,7 +12,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from sidecar.config.knob_ranges import narrowed
-from sidecar.config.schema import Config, EngineConfig, KnobRange, Objective, Slo, Workload
+from sidecar.config.schema import Config, EngineConfig, KnobRange, Objective, Workload
+from sidecar.config.slo import Slo
 from sidecar.config.window import Promotion
 from sidecar.record import lock
 from sidecar.record.events import Operations

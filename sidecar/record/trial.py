@@ -8,9 +8,10 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from sidecar.config.schema import Slo
+from sidecar.config.slo import Slo
 from sidecar.measure.capacity_search import Tried
-from sidecar.measure.verdict import Measurement, slo_limits
+from sidecar.measure.measurement import Measurement
+from sidecar.measure.verdict import slo_limits
 from sidecar.search.contract import Observation, ObservedStatus
 from vllm_sloguard.crash import Crash
 from vllm_sloguard.knobs import Value

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sidecar.config.schema import Objective
-from sidecar.measure.verdict import Measurement, slo_limits
+from sidecar.measure.measurement import Measurement
+from sidecar.measure.verdict import slo_limits
 from sidecar.promote.decision import CRASHES_THAT_COUNT, Outcome, baseline, candidate
 from sidecar.promote.statistics import confidence_bounds
 from sidecar.record.run_snapshot import Recorded

@@ -203,4 +203,4 @@ def _short(name: str) -> str:
         "itl_p99_ms": "between tokens<br>p99",
         "e2e_p99_ms": "whole answer<br>p99",
         "error_rate": "failed<br>requests",
-    }[name]
+    }.get(name, wording.LIMITS[name])

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sidecar.config.schema import Objective
+from sidecar.config.slo import LATENCY_STATISTICS
 from sidecar.format import setting
 from sidecar.record.trial import Role, TrialStatus
 from vllm_sloguard.crash import Crash
@@ -21,6 +22,7 @@ AXES = {
 }
 UNITS = {Objective.LATENCY: "ms", Objective.GOODPUT: "answers/s", Objective.CAPACITY: "requests/s"}
 LIMITS = {
+    **{statistic.name: statistic.label for statistic in LATENCY_STATISTICS},
     "ttft_p99_ms": "first token, p99",
     "itl_p99_ms": "between tokens, p99",
     "e2e_p99_ms": "whole answer, p99",

@@ -13,6 +13,7 @@ from sidecar.measure import verdict
 from sidecar.measure.capacity_search import Tried, capacity, next_rate
 from sidecar.measure.early_stop import Rules
 from sidecar.measure.load_client import LoadClient, LoadError, LoadTimeoutError
+from sidecar.measure.measurement import measure
 from sidecar.measure.partial_load import Hopeless
 from sidecar.measure.requests import LoadResult, StopRule, to_the_end
 from sidecar.observe.telemetry import TelemetryHub
@@ -143,7 +144,7 @@ class TrialRunner:
                 tried=tried if objective is Objective.CAPACITY else (),
                 stopped=ending.why,
             )
-        measurement = verdict.measure(loads[0][1], slo)
+        measurement = measure(loads[0][1], slo)
         reached = capacity(tried)
         best = next((load for rate, load in loads if rate.rate == reached), loads[0][1])
         return replace(
@@ -171,7 +172,7 @@ class TrialRunner:
             if done or given.start is StartKind.LIVE:  # the load before has warmed the engine
                 changes["warmup_requests"] = 0
             load = self._load(given.engine, workload.model_copy(update=changes), watch, cancelled)
-            met = not isinstance(load.ending, Hopeless) and verdict.violation(verdict.measure(load, slo), slo) == 0
+            met = not isinstance(load.ending, Hopeless) and verdict.violation(measure(load, slo), slo) == 0
             done.append((Tried(rate, met), load))
             if self._config.objective is not Objective.CAPACITY:
                 break

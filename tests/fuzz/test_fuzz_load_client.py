@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from malformed import broken_bytes, broken_values, fuzzed, took
 
-from sidecar.config.schema import Objective, Slo, Workload
+from sidecar.config.schema import Objective, Workload
+from sidecar.config.slo import Slo
 from sidecar.measure import verdict
 from sidecar.measure.load_client import LoadClient, LoadError
+from sidecar.measure.measurement import measure
 
 CLIENT = f"""#!{sys.executable}
 import sys
@@ -61,7 +63,7 @@ def test_answers(told: Told, content: bytes) -> None:
     def attempt() -> None:
         load = told.client.run(Workload(rate=4, requests=10), "http://127.0.0.1:1", "m", "m", lambda: False)
         slo = Slo(e2e_p99_ms=5)
-        measurement = verdict.measure(load, slo)
+        measurement = measure(load, slo)
         verdict.violation(measurement, slo)
         verdict.value(measurement, Objective.LATENCY, ())
         verdict.scores(load, slo, Objective.LATENCY)

@@ -18,7 +18,7 @@ from engine_bench import DEMO, INCUMBENT, Bench, bench, write_config
 from sidecar.config.schema import Workload
 from sidecar.engine.engine import Engine, Launch
 from sidecar.engine.ports import any_free_port
-from sidecar.measure import verdict
+from sidecar.measure.measurement import measure
 from sidecar.measure.requests import LoadResult
 from sidecar.record.journal import Journal
 from sidecar.record.trial import Plan, Role
@@ -174,7 +174,7 @@ def test_latencies_agree_with_what_the_client_measured(sidecar: Bench, engine: E
         assert heard(sidecar, engine, known) == known
         requests = list(sidecar.hub.of(engine.launch.engine_id).requests)[-len(load.requests) :]
         check_parts(requests)
-        assert verdict.measure(load, sidecar.config.slo).failed == 0
+        assert measure(load, sidecar.config.slo).failed == 0
         # Medians: one stall of the machine between the two does not count.
         ours = [1000 * median(part) for part in zip(*((r.ttft_seconds, r.e2e_seconds) for r in requests), strict=True)]
         seen = [(r.ttft_s, r.e2e_s) for r in load.requests if r.ttft_s is not None and r.e2e_s is not None]
@@ -201,7 +201,7 @@ def test_the_engine_serves_whatever_becomes_of_the_sidecar(sidecar: Bench, engin
     """Killed, stopped without closing its socket, and gone: the last test on this engine, for it takes the sidecar."""
     socket = sidecar.config.socket
     sidecar.server.stop(0).wait()
-    assert verdict.measure(send_load(sidecar, engine), sidecar.config.slo).failed == 0
+    assert measure(send_load(sidecar, engine), sidecar.config.slo).failed == 0
 
     script = Path(__file__).parents[1] / "support" / "silent_sidecar.py"
     with subprocess.Popen([sys.executable, str(script), str(socket)], stdout=subprocess.PIPE, text=True) as silent:
@@ -210,10 +210,10 @@ def test_the_engine_serves_whatever_becomes_of_the_sidecar(sidecar: Bench, engin
         engine.probe(120)
         time.sleep(6)  # longer than the plugin's longest pause: it connects
         silent.send_signal(signal.SIGSTOP)
-        assert verdict.measure(send_load(sidecar, engine), sidecar.config.slo).failed == 0
+        assert measure(send_load(sidecar, engine), sidecar.config.slo).failed == 0
         silent.kill()
     socket.unlink(missing_ok=True)
-    assert verdict.measure(send_load(sidecar, engine), sidecar.config.slo).failed == 0
+    assert measure(send_load(sidecar, engine), sidecar.config.slo).failed == 0
     assert engine.alive()
 
 

@@ -15,7 +15,7 @@ from engine_bench import write_config
 from own_ports import own_port
 
 from sidecar.config.schema import Config, load_config
-from sidecar.measure.verdict import Measurement
+from sidecar.measure.measurement import Measurement
 from sidecar.metrics.exporter import Metrics
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.page.app import application

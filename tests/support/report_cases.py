@@ -10,7 +10,8 @@ import numpy as np
 import yaml
 
 from sidecar.config.schema import Config, Objective, load_config
-from sidecar.measure.verdict import Measurement, violation
+from sidecar.measure.measurement import Measurement
+from sidecar.measure.verdict import violation
 from sidecar.promote import decision as promotion
 from sidecar.promote.decision import Outcome
 from sidecar.record.journal import JOURNAL_FILE, Journal

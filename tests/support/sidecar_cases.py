@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from sidecar.config.schema import Config, load_config
-from sidecar.measure.verdict import Measurement
+from sidecar.measure.measurement import Measurement
 from sidecar.record.trial import Plan, RepairChange, Result, Role, Trial
 from vllm_sloguard.crash import Category, Crash
 

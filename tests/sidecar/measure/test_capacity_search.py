@@ -4,10 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.config.schema import Objective, Slo
+from sidecar.config.schema import Objective
+from sidecar.config.slo import Slo
 from sidecar.measure.capacity_search import Tried, capacity, next_rate
+from sidecar.measure.measurement import measure
 from sidecar.measure.requests import LoadResult, RequestResult
-from sidecar.measure.verdict import measure, scores, value
+from sidecar.measure.verdict import scores, value
 
 
 def searched(true_capacity: float, base: float, highest: float) -> list[Tried]:

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from sidecar.config.schema import Slo, Workload
+from sidecar.config.schema import Workload
+from sidecar.config.slo import Slo
 from sidecar.measure.early_stop import Rules, surely_missed
+from sidecar.measure.measurement import measure
 from sidecar.measure.partial_load import Hopeless, arrivals
 from sidecar.measure.requests import End, Ending, InFlight, LoadProgress, LoadResult, RequestResult
-from sidecar.measure.verdict import least_violation, measure, slo_limits, violation
+from sidecar.measure.verdict import least_violation, slo_limits, violation
 
 WORKLOAD = Workload(rate=10, requests=300, input_tokens=16, output_tokens=8, spread=0.5)
 ENDLESS = WORKLOAD.model_copy(update={"requests": None})

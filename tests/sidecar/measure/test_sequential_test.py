@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from sidecar.config.schema import Slo
+from sidecar.config.slo import Slo
 from sidecar.measure import saturation, sequential_test
 from sidecar.measure.partial_load import Arrival, Hopeless
 from sidecar.measure.requests import End, Ending

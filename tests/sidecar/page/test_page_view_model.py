@@ -12,7 +12,8 @@ from engine_bench import write_config
 from page_bench import OOM, measured, result
 from pydantic import TypeAdapter
 
-from sidecar.config.schema import Config, Slo, load_config
+from sidecar.config.schema import Config, load_config
+from sidecar.config.slo import Slo
 from sidecar.observe.telemetry import Traffic
 from sidecar.page.access_control import known_host
 from sidecar.page.heartbeat import live

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sidecar_cases import GOOD, measured, oom, planned, trial
 
-from sidecar.config.schema import Config, Objective, Slo
+from sidecar.config.schema import Config, Objective
+from sidecar.config.slo import Slo
 from sidecar.config.window import Promotion
 from sidecar.promote.decision import Decision, Outcome, baseline, candidate, decide, missing, next_role
 from sidecar.record.trial import Result, Role, Trial, TrialStatus

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from sidecar.config.schema import Slo
+from sidecar.config.slo import Slo
 from sidecar.config.window import Probation
 from sidecar.observe.user_requests import Record, UserRequest, missed_slo, rate, summarize
 from sidecar.promote.probation import ProbationVerdict, binomial_tail, comparable, crash_loop, judge

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from sidecar_cases import measured, oom, planned, served, trial
 
-from sidecar.config.schema import Slo
+from sidecar.config.slo import Slo
 from sidecar.measure.verdict import least_violation
 from sidecar.record.trial import Plan, RepairChange, Result, Role, Trial, TrialStatus
 from sidecar.search.contract import ObservedStatus

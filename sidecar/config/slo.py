@@ -1,0 +1,156 @@
+"""The SLO as operators write it: limits named KIND_STATISTIC_ms, such as ``ttft_p99_ms``, and an error rate.
+
+``sidecar.config.slo.LatencyLimit`` is what everything else iterates over; no other module lists the fields. The kinds
+of latency are those of vllm_sloguard.latency. A statistic of ``itl`` is over all gaps between tokens of all requests, a
+statistic of the other kinds is over requests.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveFloat, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from sidecar.config.window import Section
+
+
+class LatencyKind(StrEnum):
+    """Which latency: see vllm_sloguard.latency for the definitions."""
+
+    TTFT = "ttft"
+    ITL = "itl"
+    TPOT = "tpot"
+    E2E = "e2e"
+
+
+class Statistic(StrEnum):
+    """Which statistic of a sample of latencies."""
+
+    P50 = "p50"
+    P90 = "p90"
+    P95 = "p95"
+    P99 = "p99"
+    MEAN = "mean"
+
+    @property
+    def share(self) -> float | None:
+        """0.99 for p99; None for the mean."""
+        return None if self is Statistic.MEAN else int(self.value[1:]) / 100
+
+
+@dataclass(frozen=True)
+class LatencyStatistic:
+    """One statistic of one kind of latency: what is measured, and what a limit can be set on."""
+
+    kind: LatencyKind
+    statistic: Statistic
+
+    @property
+    def name(self) -> str:
+        """The field of the SLO and of a measurement: "ttft_p99_ms"."""
+        return f"{self.kind}_{self.statistic}_ms"
+
+    @property
+    def label(self) -> str:
+        """For people: "TTFT p99", "mean E2E"."""
+        kind = self.kind.upper()
+        return f"mean {kind}" if self.statistic is Statistic.MEAN else f"{kind} {self.statistic}"
+
+
+@dataclass(frozen=True)
+class LatencyLimit(LatencyStatistic):
+    """A limit of the SLO, in milliseconds."""
+
+    limit_ms: float
+
+    @property
+    def allowed_share(self) -> float | None:
+        """The share of the sample that may exceed the limit: 0.01 for p99; None for the mean, which allows any."""
+        share = self.statistic.share
+        return None if share is None else round(1 - share, 9)
+
+
+# In the order in which they are listed for people.
+LATENCY_STATISTICS = tuple(LatencyStatistic(kind, statistic) for kind in LatencyKind for statistic in Statistic)
+ERROR_RATE = "error_rate"
+_FROM_THE_START = frozenset({"ttft_p99_ms", "itl_p99_ms", "e2e_p99_ms", ERROR_RATE})
+ALLOWED_NAMES = (
+    "ttft, itl, tpot or e2e, then p50, p90, p95, p99 or mean, then ms (ttft_p99_ms: 500, tpot_mean_ms: 30),"
+    " and error_rate (0.01)"
+)
+
+
+class Slo(Section):
+    """Limits on latencies, in milliseconds, and on the share of requests that fail.
+
+    Goodput counts the requests that meet ``per_request``, the limits that apply to a single request.
+    """
+
+    ttft_p50_ms: PositiveFloat | None = None
+    ttft_p90_ms: PositiveFloat | None = None
+    ttft_p95_ms: PositiveFloat | None = None
+    ttft_p99_ms: PositiveFloat | None = None
+    ttft_mean_ms: PositiveFloat | None = None
+    itl_p50_ms: PositiveFloat | None = None
+    itl_p90_ms: PositiveFloat | None = None
+    itl_p95_ms: PositiveFloat | None = None
+    itl_p99_ms: PositiveFloat | None = None
+    itl_mean_ms: PositiveFloat | None = None
+    tpot_p50_ms: PositiveFloat | None = None
+    tpot_p90_ms: PositiveFloat | None = None
+    tpot_p95_ms: PositiveFloat | None = None
+    tpot_p99_ms: PositiveFloat | None = None
+    tpot_mean_ms: PositiveFloat | None = None
+    e2e_p50_ms: PositiveFloat | None = None
+    e2e_p90_ms: PositiveFloat | None = None
+    e2e_p95_ms: PositiveFloat | None = None
+    e2e_p99_ms: PositiveFloat | None = None
+    e2e_mean_ms: PositiveFloat | None = None
+    error_rate: Annotated[float, Field(ge=0, lt=1)] = 0.01
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "Slo":
+        if not self.latency_limits:
+            raise ValueError(f"at least one latency limit is needed: {ALLOWED_NAMES}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # An SLO of p99s is written as earlier versions wrote it: what they measured is still the same SLO's.
+        content: dict[str, Any] = dump(self)
+        return {name: limit for name, limit in content.items() if limit is not None or name in _FROM_THE_START}
+
+    @property
+    def latency_limits(self) -> tuple[LatencyLimit, ...]:
+        """Every latency limit that is set."""
+        limits = ((s, getattr(self, s.name)) for s in LATENCY_STATISTICS)
+        return tuple(LatencyLimit(s.kind, s.statistic, limit_ms) for s, limit_ms in limits if limit_ms is not None)
+
+    @property
+    def per_request(self) -> tuple[LatencyLimit, ...]:
+        """The limits that a single request can miss: of each kind the highest percentile that has one.
+
+        A mean says nothing of a single request, and of two percentiles the lower one leaves room for slower requests.
+        """
+        highest: dict[LatencyKind, LatencyLimit] = {}
+        for limit in self.latency_limits:  # percentiles ascending
+            if limit.allowed_share is not None:
+                highest[limit.kind] = limit
+        return tuple(highest.values())
+
+    @property
+    def allowed_misses(self) -> float:
+        """The error budget: the share of requests that may miss one of ``per_request``, or fail."""
+        shares = [limit.allowed_share for limit in self.per_request if limit.allowed_share is not None]
+        return max([*shares, self.error_rate])
+
+
+# Reads one latency of one request, in seconds; None where the request has none, such as a gap of a single token.
+RequestLatency = Callable[[LatencyLimit], float | None]
+
+
+def within_limits(limits: Iterable[LatencyLimit], latency_s: RequestLatency) -> bool:
+    """Whether a request that did not fail meets every one of ``limits``."""
+    found = ((limit, latency_s(limit)) for limit in limits)
+    return all(seconds is None or seconds * 1000 <= limit.limit_ms for limit, seconds in found)

@@ -1,0 +1,158 @@
+"""The statistics of one load. Pure.
+
+A request that failed counts in the percentiles of TTFT, TPOT and E2E latency as one that never ended. The usual clients
+leave it out, and so report the latencies of the survivors.
+"""
+
+import math
+from collections.abc import Sequence
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from sidecar.config.slo import LATENCY_STATISTICS, LatencyKind, LatencyStatistic, Slo, Statistic, within_limits
+from sidecar.measure.requests import LoadResult, RequestResult
+from vllm_sloguard.latency import interval_ranks, least_resolving, nearest_rank, percentile, tpot
+
+_JSON = ConfigDict(ser_json_inf_nan="strings")
+
+
+@pydantic_dataclass(frozen=True, config=_JSON)
+class PercentileInterval:
+    """The 99% confidence interval of a percentile, each side on its own. None where ``n`` values give no bound."""
+
+    name: str
+    low_ms: float | None
+    high_ms: float | None
+    n: int
+    needed: int  # the fewest values that bound it from above
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the sample was large enough to bound the percentile from above."""
+        return self.n >= self.needed
+
+
+@pydantic_dataclass(frozen=True, config=_JSON)
+class Measurement:
+    """The statistics of one load. ``None`` is unmeasured, which never meets a limit; ``inf`` includes failed requests.
+
+    ``intervals`` are those of the percentiles that the SLO limits.
+    """
+
+    requests: int
+    failed: int
+    duration_s: float
+    ttft_p99_ms: float | None
+    itl_p99_ms: float | None
+    e2e_p99_ms: float | None
+    ttft_mean_ms: float | None  # means are over the requests that succeeded
+    e2e_mean_ms: float | None
+    goodput_rps: float  # requests a second that met every limit
+    # Journals of earlier versions have none of what follows.
+    ttft_p50_ms: float | None = None
+    ttft_p90_ms: float | None = None
+    ttft_p95_ms: float | None = None
+    itl_p50_ms: float | None = None
+    itl_p90_ms: float | None = None
+    itl_p95_ms: float | None = None
+    itl_mean_ms: float | None = None
+    tpot_p50_ms: float | None = None
+    tpot_p90_ms: float | None = None
+    tpot_p95_ms: float | None = None
+    tpot_p99_ms: float | None = None
+    tpot_mean_ms: float | None = None
+    e2e_p50_ms: float | None = None
+    e2e_p90_ms: float | None = None
+    e2e_p95_ms: float | None = None
+    goodput_share: float | None = None  # of all requests, those that met every limit
+    intervals: tuple[PercentileInterval, ...] = ()
+
+    @property
+    def error_rate(self) -> float:
+        """Share of the requests that failed."""
+        return self.failed / self.requests if self.requests else 1.0
+
+    def latency_ms(self, statistic: LatencyStatistic) -> float | None:
+        """What was measured for ``statistic``; None where it was not."""
+        return getattr(self, statistic.name)
+
+    @property
+    def unresolved(self) -> tuple[PercentileInterval, ...]:
+        """The limited percentiles for which the sample was too small."""
+        return tuple(interval for interval in self.intervals if not interval.resolved)
+
+
+def measure(load: LoadResult, slo: Slo) -> Measurement:
+    """The statistics of ``load``; goodput and the intervals are those of ``slo``."""
+    samples = {kind: _sample(load.requests, kind) for kind in LatencyKind}
+    latencies = {s.name: _statistic_ms(samples[s.kind], s.statistic) for s in LATENCY_STATISTICS}
+    met = sum(meets(request, slo) for request in load.requests)
+    return Measurement(
+        requests=len(load.requests),
+        failed=sum(bool(request.error) for request in load.requests),
+        duration_s=load.duration_s,
+        goodput_rps=met / load.duration_s if load.duration_s > 0 else 0.0,
+        goodput_share=met / len(load.requests) if load.requests else None,
+        intervals=tuple(
+            _interval(samples[limit.kind], limit, share)
+            for limit in slo.latency_limits
+            if (share := limit.statistic.share) is not None and samples[limit.kind]
+        ),
+        **latencies,
+    )
+
+
+def meets(request: RequestResult, slo: Slo) -> bool:
+    """Whether one request met every limit that a single request can miss.
+
+    Its gaps between tokens are judged like those of a load: an ``itl_p99_ms`` by the p99 of its own gaps, so that one
+    stall is a miss, a ``tpot_p99_ms`` by their mean.
+    """
+    return not request.error and within_limits(slo.per_request, lambda limit: _of_request(request, limit))
+
+
+def _of_request(request: RequestResult, limit: LatencyStatistic) -> float | None:
+    """Seconds; None for the gaps of a request of one token."""
+    match limit.kind:
+        case LatencyKind.TTFT:
+            return never_if_none(request.ttft_s)
+        case LatencyKind.E2E:
+            return never_if_none(request.e2e_s)
+        case LatencyKind.TPOT:
+            return tpot(request.itls_s)
+        case LatencyKind.ITL:
+            return percentile(request.itls_s, limit.statistic.share or 0.0)
+
+
+def never_if_none(seconds: float | None) -> float:
+    """A time in seconds; infinite where the request was never answered."""
+    return math.inf if seconds is None else seconds
+
+
+def _sample(requests: Sequence[RequestResult], kind: LatencyKind) -> list[float]:
+    """The ascending latencies of ``kind``, in seconds; infinite for failed requests, whose gaps are not judged."""
+    good = [r for r in requests if not r.error]
+    failed = [math.inf] * (len(requests) - len(good))
+    match kind:
+        case LatencyKind.TTFT:
+            return sorted([never_if_none(r.ttft_s) for r in good] + failed)
+        case LatencyKind.E2E:
+            return sorted([never_if_none(r.e2e_s) for r in good] + failed)
+        case LatencyKind.TPOT:
+            return sorted([mean for r in good if (mean := tpot(r.itls_s)) is not None] + failed)
+        case LatencyKind.ITL:
+            return sorted(gap for r in good for gap in r.itls_s)
+
+
+def _statistic_ms(ascending: Sequence[float], statistic: Statistic) -> float | None:
+    if statistic.share is None:
+        finite = [value for value in ascending if math.isfinite(value)]
+        return math.fsum(finite) / len(finite) * 1000 if finite else None
+    return ascending[nearest_rank(len(ascending), statistic.share) - 1] * 1000 if ascending else None
+
+
+def _interval(ascending: Sequence[float], limit: LatencyStatistic, share: float) -> PercentileInterval:
+    n = len(ascending)
+    low, high = (ascending[rank - 1] * 1000 if rank else None for rank in interval_ranks(n, share))
+    return PercentileInterval(limit.name, low, high, n, least_resolving(share))
