@@ -25,7 +25,7 @@ cpu)
     ;;
 cuda)
     say "vLLM for CUDA with PyTorch and all that they need: several GB and minutes; pip says nothing in between"
-    pip install --quiet -r $pins/engine-cuda.txt -r $pins/dev.txt "setuptools>=77" .
+    pip install --quiet -r $pins/engine-cuda.txt -r $pins/dev.txt "setuptools>=77" ".[sidecar]"
     ;;
 *)
     echo "install.sh: $1: cpu or cuda is needed" >&2
