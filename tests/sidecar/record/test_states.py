@@ -53,8 +53,8 @@ def test_no_step_is_left_out(before: State, after: State) -> None:
         check_transition(before, after)
 
 
-def test_the_readme_has_the_table() -> None:
-    assert states_markdown() in (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+def test_the_operations_page_has_the_table() -> None:
+    assert states_markdown() in (Path(__file__).parents[3] / "docs" / "operations.md").read_text(encoding="utf-8")
 
 
 def test_ready_while_it_serves_alone() -> None:
