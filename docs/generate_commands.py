@@ -15,10 +15,11 @@ INTRODUCTION = """\
 
 <!-- Written by docs/generate_commands.py; change the commands' help instead. -->
 
-Durations need a unit: `90s`, `45m`, `2h`. `sloguard --install-completion` completes commands, state folders and optimizers.
+Durations need a unit: `90s`, `45m`, `2h`. `sloguard --install-completion` completes commands, state folders and
+optimizers.
 
-Exit codes: 0 done; 1 failed; 2 a mistake in the file or on the command line (the message names it, nothing was started);
-130 interrupted.
+Exit codes: 0 done; 1 failed; 2 a mistake in the file or on the command line (the message names it, and nothing was
+started); 130 interrupted.
 """
 
 
