@@ -1,4 +1,4 @@
-"""Writes the module lists of docs/architecture.md from the modules' docstrings; ``--check`` exits with 1 where stale."""
+"""Writes the module lists of docs/architecture.md from the modules' docstrings; ``--check``: 1 where they are stale."""
 
 import argparse
 import ast
