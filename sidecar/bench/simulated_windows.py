@@ -24,7 +24,7 @@ from sidecar.config.window import Promotion
 from sidecar.measure.measurement import Measurement
 from sidecar.measure.verdict import violation
 from sidecar.promote import decision as promotion
-from sidecar.promote.decision import Outcome
+from sidecar.record.decisions import DECIDED, Decision, Outcome
 from sidecar.record.trial import Plan, Result, Role, Trial
 
 _SEARCHED = 15
@@ -99,13 +99,11 @@ def tally(case: PromotionScenario, recording: Recording, windows: int, seed: int
         outcomes[decision.outcome] += 1
         if decision.candidates:
             pairs.append(len(decision.candidates))
-    counts = {outcome.name.lower(): outcomes[outcome] for outcome in Outcome}
+    counts = {str(outcome): outcomes[outcome] for outcome in DECIDED}
     return Tally(case, windows, len(pairs), **counts, pairs=float(np.mean(pairs)) if pairs else 0.0)
 
 
-def window(
-    case: PromotionScenario, recording: Recording, config: Config, rng: np.random.Generator
-) -> promotion.Decision:
+def window(case: PromotionScenario, recording: Recording, config: Config, rng: np.random.Generator) -> Decision:
     """One window, from the baseline to the decision."""
     load = partial(_load, recording, case.noise, config.slo, rng)
     measured: dict[Role, Callable[[], Result]] = {

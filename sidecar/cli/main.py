@@ -23,11 +23,12 @@ from sidecar.measure.load_client import LoadError
 from sidecar.metrics.exporter import Metrics
 from sidecar.page import server as page
 from sidecar.promote import promoted_file
-from sidecar.promote.decision import Outcome
 from sidecar.record import lock
+from sidecar.record.decisions import Outcome
 from sidecar.record.journal import Journal, JournalError, Superseded
 from sidecar.record.time_breakdown import spent
 from sidecar.record.trial import trial_as_json
+from sidecar.record.wording import OUTCOMES
 from sidecar.run.tuning_run import Tuner, incumbent_args, open_run
 from sidecar.service import signals
 from sidecar.service.loop import Service
@@ -139,7 +140,7 @@ def tune(config_file: ConfigFile) -> None:
         if console.is_terminal:
             show(console, trials, list(config.search.knobs))
         say(spending(spent(trials, time.time())))
-        say(f"{decision.outcome}: {decision.reason}")
+        say(f"{OUTCOMES[decision.outcome]}: {decision.reason}")
         if decision.outcome is Outcome.PROMOTED:
             chosen = next(t for t in trials if t.number == decision.trial)
             say(line(chosen, list(config.search.knobs)))

@@ -20,10 +20,12 @@ from sidecar.config.window import parse_duration
 from sidecar.engine.process_group import ProcessGroup
 from sidecar.format import address, assignments, setting, when
 from sidecar.record import lock
+from sidecar.record.decisions import Decision, decision_as_json, evidence_as_json
 from sidecar.record.events import Event, EventKind, Operations
 from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError, Promoted, Run, StateRecord
 from sidecar.record.states import COMING_UP, State
 from sidecar.record.trial import TrialStatus
+from sidecar.record.wording import OUTCOMES
 from sidecar.service import remote_rpc
 from vllm_sloguard.guard.start_history import RULE, LearnedLimit
 from vllm_sloguard.wire import control_pb2 as pb
@@ -194,14 +196,16 @@ def history(config_file: ConfigFile, as_json_: AsJson = False) -> None:
         print("nothing was promoted, and no window has ended")
 
 
-def _promotion(p: Promoted, current: Promoted | None, decisions: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def _promotion(p: Promoted, current: Promoted | None, decisions: dict[int, Decision]) -> dict[str, Any]:
+    of_run = decisions.get(p.run) if p.run is not None else None
+    rests_on = decision_as_json(of_run) if of_run else None
     return {
         "promotion": p.id,
         "at": p.at,
         "run": p.run,
         "current": current is not None and current.id == p.id,
         "args": p.args,
-        "evidence": p.evidence or (decisions.get(p.run) if p.run is not None else None),
+        "evidence": evidence_as_json(p.evidence) if p.evidence else rests_on,
         "rolled_back_at": p.rolled_back_at,
         "rollback_reason": p.rollback_reason,
     }
@@ -212,7 +216,7 @@ def _window(event: Event) -> dict[str, Any]:
     return {
         "at": event.at,
         "outcome": content["outcome"],
-        "decision": content.get("decision"),
+        "decision": event.decision,
         "shown": event.outcome,
         "reason": event.reason,
     }
@@ -242,7 +246,7 @@ def status(state: StateFolder, as_json_: AsJson = False) -> None:
         "last_window": _window(windows[-1]) if windows else None,
         **_serves(journal, operations, record),
         "run": run.id if run else None,
-        "decision": run.decision if run else None,
+        "decision": decision_as_json(run.decision) if run and run.decision else None,
         "trials": len(journal.trials(run.id)) if run else 0,
         "rules": [_rule(rule) for rule in journal.rules(time.time())],
     }
@@ -258,7 +262,7 @@ def status(state: StateFolder, as_json_: AsJson = False) -> None:
     if windows:
         print(f"last window: {when(windows[-1].at)}: {windows[-1].outcome}: {windows[-1].reason}")
     if run:
-        decision = f"{run.decision['outcome']}: {run.decision['reason']}" if run.decision else "not decided yet"
+        decision = f"{OUTCOMES[run.decision.outcome]}: {run.decision.reason}" if run.decision else "not decided yet"
         count = facts["trials"]
         print(f"last run: {run.id}, {count} trial{'' if count == 1 else 's'}, {decision}")
     for rule in facts["rules"]:

@@ -19,8 +19,8 @@ from sidecar.metrics.engine import EngineMetrics
 from sidecar.metrics.trials import TrialMetrics
 from sidecar.metrics.window import WindowMetrics
 from sidecar.observe.telemetry import EngineTelemetry
-from sidecar.promote.decision import Decision
 from sidecar.promote.probation import ProbationVerdict
+from sidecar.record.decisions import Decision
 from sidecar.record.events import WindowOutcome
 from sidecar.record.states import Cause, State
 from sidecar.record.trial import Trial

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info
 
-from sidecar.promote.decision import Decision, Outcome
 from sidecar.promote.probation import ProbationVerdict
+from sidecar.record.decisions import DECIDED, Decision
 from sidecar.record.events import WindowOutcome
 from sidecar.record.states import Cause, State
 from sidecar.record.time_breakdown import spent
@@ -89,8 +89,8 @@ class WindowMetrics:
         self._decisions = Counter(
             "sloguard_decisions", "Runs that were decided, by outcome.", ["outcome"], registry=reg
         )
-        for outcome in Outcome:
-            self._decisions.labels(outcome.name.lower())
+        for outcome in DECIDED:
+            self._decisions.labels(str(outcome))
         self._gain = Gauge(
             "sloguard_decision_gain_ratio",
             "The last decision: by how much the candidate is better than the incumbent; 0.1 is 10 %.",
@@ -164,6 +164,6 @@ class WindowMetrics:
 
     def decided(self, decision: Decision) -> None:
         """Takes the decision of a run."""
-        self._decisions.labels(decision.outcome.name.lower()).inc()
+        self._decisions.labels(str(decision.outcome)).inc()
         for bound, gain in (("estimate", decision.gain), ("low", decision.low), ("high", decision.high)):
             self._gain.labels(bound).set(math.nan if gain is None else gain)

@@ -6,20 +6,19 @@ The words are those of `sloguard status` and of the terminal; figures come as te
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sidecar.config.schema import Config
 from sidecar.engine.command import Args
 from sidecar.format import change, setting
 from sidecar.measure.verdict import in_its_unit
 from sidecar.page.slo_meters import GOALS, Goal, SloMeter, figures, in_words
-from sidecar.promote.decision import Outcome
+from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.events import Event
 from sidecar.record.journal import Promoted, Run
 from sidecar.record.run_snapshot import Setup
 from sidecar.record.states import IN_A_WINDOW, TABLE
 from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus
-from sidecar.record.wording import configuration, why
+from sidecar.record.wording import OUTCOMES, configuration, why
 from sidecar.service.state_machine import Standing
 
 # A page with more of them is slow on a phone.
@@ -43,6 +42,8 @@ _HEADLINES = {
     Outcome.KEPT: "What served before stays: nothing was clearly better.",
     Outcome.WORSE: "What served before stays: the best candidate was worse.",
     Outcome.INCONCLUSIVE: "What served before stays: the evidence was not clear enough for a change.",
+    Outcome.INTERRUPTED: "The run ended before its decision.",
+    Outcome.ABANDONED: "The run ended before its decision.",
 }
 _UNDONE = "A better configuration was found and promoted, and has been rolled back since."
 
@@ -132,7 +133,8 @@ class TrialShown:
 class DecisionShown:
     """The outcome, what it means, why; the gain is relative, between ``low`` and ``high``."""
 
-    outcome: str
+    outcome: Outcome
+    label: str
     headline: str
     reason: str
     at: float | None
@@ -286,21 +288,18 @@ def _what(trial: Trial) -> str:
     return _ROLES.get(trial.plan.role) or f"search: {trial.plan.phase}"
 
 
-def _decision(decision: dict[str, Any], at: float | None, *, undone: bool) -> DecisionShown:
-    outcome = str(decision["outcome"])
-    known = next((o for o in Outcome if o == outcome), None)
-    headline = _HEADLINES[known] if known else "The run ended before its decision."
+def _decision(decision: Decision, at: float | None, *, undone: bool) -> DecisionShown:
     return DecisionShown(
-        outcome=outcome,
-        headline=_UNDONE if undone else headline,
-        reason=str(decision["reason"]),
+        outcome=decision.outcome,
+        label=OUTCOMES[decision.outcome],
+        headline=_UNDONE if undone else _HEADLINES[decision.outcome],
+        reason=decision.reason,
         at=at,
-        gain=_number(decision.get("gain")),
-        low=_number(decision.get("low")),
-        high=_number(decision.get("high")),
+        gain=_finite(decision.gain),
+        low=_finite(decision.low),
+        high=_finite(decision.high),
     )
 
 
-def _number(value: object) -> float | None:
-    """The journal may hold anything."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

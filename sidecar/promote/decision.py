@@ -21,12 +21,12 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 from sidecar.config.schema import Config, Objective
 from sidecar.config.slo import Slo
 from sidecar.measure.capacity_search import TOLERANCE
 from sidecar.promote.statistics import Comparison, confidence_bounds, request_error, welch
+from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.trial import Role, Trial, TrialStatus, margins
 
 # One crash of what serves may be an accident.
@@ -34,36 +34,6 @@ CRASHES_THAT_COUNT = 2
 _MOST_LOG = 700.0  # whose exponential is still a number
 # The standard deviation of a value that is known up to a factor: that of a uniform distribution.
 _CAPACITY_NOISE = math.log(TOLERANCE) / math.sqrt(12)
-
-
-class Outcome(StrEnum):
-    """What the run led to."""
-
-    PROMOTED = "promoted"
-    KEPT = "kept (no clear winner)"
-    WORSE = "kept (worse)"
-    INCONCLUSIVE = "inconclusive"
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The outcome, in words, with its numbers. ``trial`` is the number of the trial that is served from now on.
-
-    ``gain`` is of the objective, relative, between ``low`` and ``high``; ``noise`` between starts, relative.
-    ``incumbents`` and ``candidates`` are the trials that were compared.
-    """
-
-    outcome: Outcome
-    reason: str
-    trial: int
-    gain: float | None = None
-    p_value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    noise: float | None = None
-    pairs: int = 0
-    incumbents: tuple[int, ...] = ()
-    candidates: tuple[int, ...] = ()
 
 
 def baseline(trials: Sequence[Trial]) -> Trial | None:

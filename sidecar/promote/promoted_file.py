@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -16,9 +15,11 @@ from sidecar.engine.command import Args, config_yaml
 from sidecar.format import when
 from sidecar.measure.verdict import slo_limits
 from sidecar.promote import provenance
-from sidecar.promote.decision import Decision, baseline
+from sidecar.promote.decision import baseline
 from sidecar.record.atomic_write import write_whole
+from sidecar.record.decisions import Decision, Provenance
 from sidecar.record.trial import Trial
+from sidecar.record.wording import OUTCOMES
 from vllm_sloguard import __version__
 
 PROMOTED_FILE = "promoted.yaml"
@@ -71,8 +72,8 @@ def comments(config: Config, decision: Decision, trials: Sequence[Trial]) -> lis
     origin = provenance.of(config, trials)
     run = trials[-1].run if trials else 0
     lines = [
-        f"Written by sloguard {origin['sloguard']}, {when(time.time())}.",
-        f"Decision: {decision.outcome}: {decision.reason}.",
+        f"Written by sloguard {origin.sloguard}, {when(time.time())}.",
+        f"Decision: {OUTCOMES[decision.outcome]}: {decision.reason}.",
         *_origin(origin),
         f"Load: {config.workload.rate:g} requests/s of {config.workload.prompts}; objective {config.objective}.",
     ]
@@ -88,12 +89,12 @@ def comments(config: Config, decision: Decision, trials: Sequence[Trial]) -> lis
     return [*lines, f"Run {run}, {ran} trials; `sloguard trials {config.state}` lists them.", ""]
 
 
-def _origin(origin: dict[str, Any]) -> list[str]:
-    digest = origin["model_config_sha256"]
-    driver = f", driver {origin['driver']}" if origin["driver"] else ""
+def _origin(origin: Provenance) -> list[str]:
+    digest = origin.model_config_sha256
+    driver = f", driver {origin.driver}" if origin.driver else ""
     return [
-        f"vLLM {origin['vllm']} on {origin['device']}{driver}.",
-        f"Model {origin['model']}" + (f", its config.json of SHA-256 {digest}." if digest else "."),
+        f"vLLM {origin.vllm} on {origin.device}{driver}.",
+        f"Model {origin.model}" + (f" (SHA-256 of its config.json: {digest})." if digest else "."),
     ]
 
 

@@ -8,13 +8,16 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from sidecar.record import migrations
+from sidecar.record.decisions import Outcome, outcome_of
 from sidecar.record.journal import Journal, Promoted
 from sidecar.record.row_validation import JournalError, is_number, object_of
+from sidecar.record.wording import OUTCOMES
 
 # A restore may take as long as the longest of so many ordinary starts.
 _STARTS = 10
@@ -23,6 +26,10 @@ _MOST_SHOWN = 1000
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
+
+
+def _is_window_outcome(value: object) -> bool:
+    return value in list(WindowOutcome)
 
 
 def _is_promotion(value: object) -> bool:
@@ -45,7 +52,7 @@ class EventKind(StrEnum):
 
 # What is read of each kind, by whoever asks for it.
 _READ: dict[EventKind, dict[str, Callable[[object], bool]]] = {
-    EventKind.WINDOW_ENDED: {"outcome": _is_text},
+    EventKind.WINDOW_ENDED: {"outcome": _is_window_outcome},
     EventKind.START: {"base": _is_text, "promotion": _is_promotion, "seconds": is_number},
     EventKind.CRASH: {"promotion": _is_promotion},
     EventKind.PROBATION: {"promotion": _is_promotion},
@@ -79,15 +86,20 @@ class Event:
 
     @property
     def outcome(self) -> str:
-        """Of a window's end, for people."""
-        return window_ending(str(self.content["outcome"]), str(self.content.get("decision", "")))
+        """Of a window's end, in words."""
+        return window_ending(WindowOutcome(self.content["outcome"]), self.decision)
+
+    @property
+    def decision(self) -> Outcome | None:
+        """The decision of a window's run, where the window ended with it."""
+        with suppress(ValueError):
+            return outcome_of(str(self.content.get("decision")))
+        return None
 
 
-def window_ending(outcome: str, decision: str) -> str:
-    """How a window ended, for people, with the ``decision`` of its run where that says more: "kept (inconclusive)"."""
-    if decision.startswith(outcome):
-        return decision
-    return f"{outcome} ({decision})" if decision else outcome.replace("_", " ")
+def window_ending(outcome: WindowOutcome, decision: Outcome | None) -> str:
+    """How a window ended, in words; the ``decision`` of its run says more than "kept"."""
+    return OUTCOMES[decision] if outcome is WindowOutcome.KEPT and decision else outcome.replace("_", " ")
 
 
 class Operations:

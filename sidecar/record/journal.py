@@ -16,6 +16,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from sidecar.engine.process_group import Identity
 from sidecar.record import migrations
+from sidecar.record.decisions import (
+    Decision,
+    Evidence,
+    decision_as_json,
+    evidence_as_json,
+    read_decision,
+    read_evidence,
+)
 from sidecar.record.row_validation import JournalError, check_value, object_of, problem
 from sidecar.record.trial import PLAN, RESULT, Plan, Result, Trial, TrialStatus
 from vllm_sloguard.guard.start_history import RULE, START, LearnedLimit, ReportedStart
@@ -40,7 +48,7 @@ class Run:
     incumbent: dict[str, Any]
     started_at: float
     ended_at: float | None
-    decision: dict[str, Any] | None
+    decision: Decision | None
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class Promoted:
     base_digest: str
     args: dict[str, Any]
     at: float
-    evidence: dict[str, Any] | None
+    evidence: Evidence | None
     rolled_back_at: float | None = None
     rollback_reason: str | None = None
 
@@ -136,9 +144,10 @@ class Journal:
         assert run is not None
         return run
 
-    def end_run(self, run: int, decision: dict[str, Any]) -> None:
+    def end_run(self, run: int, decision: Decision) -> None:
         """Ends a run with its decision."""
-        self.write("UPDATE runs SET ended_at = ?, decision = ? WHERE id = ?", (time.time(), json.dumps(decision), run))
+        content = json.dumps(decision_as_json(decision))
+        self.write("UPDATE runs SET ended_at = ?, decision = ? WHERE id = ?", (time.time(), content, run))
 
     def last_run(self) -> Run | None:
         """The newest run."""
@@ -150,10 +159,10 @@ class Journal:
         rows = self.read("SELECT * FROM runs WHERE id = ?", (number,))
         return _run(rows[0]) if rows else None
 
-    def decisions(self) -> dict[int, dict[str, Any]]:
+    def decisions(self) -> dict[int, Decision]:
         """The decision of each run that has one."""
         rows = self.read("SELECT id, decision FROM runs WHERE decision IS NOT NULL", ())
-        return {row["id"]: object_of(row["decision"], "decision") for row in rows}
+        return {row["id"]: read_decision(row["decision"]) for row in rows}
 
     def run_configs(self) -> dict[int, dict[str, Any]]:
         """The configuration of each run, as it was recorded."""
@@ -221,12 +230,13 @@ class Journal:
     # Promotions
 
     def promote(
-        self, run: int | None, base_digest: str, args: dict[str, Any], evidence: dict[str, Any] | None = None
+        self, run: int | None, base_digest: str, args: dict[str, Any], evidence: Evidence | None = None
     ) -> None:
         """Makes ``args`` what is served from now on, as long as the file's own arguments stay as they are."""
+        content = json.dumps(evidence_as_json(evidence)) if evidence else None
         self.write(
             "INSERT INTO promotions (run, base_digest, args, at, evidence) VALUES (?, ?, ?, ?, ?)",
-            (run, base_digest, json.dumps(args), time.time(), json.dumps(evidence) if evidence else None),
+            (run, base_digest, json.dumps(args), time.time(), content),
         )
 
     def promoted(self, base_digest: str) -> dict[str, Any] | None:
@@ -250,7 +260,7 @@ class Journal:
         rows = [dict(row) for row in self.read(query, ())]
         for row in rows:
             row["args"] = object_of(row["args"], "args")
-            row["evidence"] = object_of(row["evidence"], "evidence") if row.get("evidence") else None
+            row["evidence"] = read_evidence(row["evidence"]) if row.get("evidence") else None
         return [Promoted(**row) for row in rows]
 
     # What was learned, of one model on one host
@@ -363,9 +373,7 @@ class Journal:
 
 
 def _run(row: sqlite3.Row) -> Run:
-    decision = object_of(row["decision"], "decision") if row["decision"] else None
-    if decision is not None and not {"outcome", "reason"} <= set(decision):
-        raise JournalError("the journal is damaged: decision: outcome and reason are needed")
+    decision = read_decision(row["decision"]) if row["decision"] else None
     incumbent = object_of(row["incumbent"], "incumbent")
     return Run(row["id"], row["digest"], incumbent, row["started_at"], row["ended_at"], decision)
 

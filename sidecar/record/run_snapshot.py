@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as checked
+from pydantic import BaseModel, ValidationError
 
 from sidecar.config.knob_ranges import narrowed
 from sidecar.config.schema import Config, EngineConfig, KnobRange, Objective, Workload
 from sidecar.config.slo import Slo
 from sidecar.config.window import Promotion
 from sidecar.record import lock
+from sidecar.record.decisions import Decision
 from sidecar.record.events import Operations
 from sidecar.record.journal import Journal, Promoted, Run, StateRecord
 from sidecar.record.row_validation import JournalError, problem
@@ -23,25 +23,6 @@ from sidecar.record.trial import Trial
 from vllm_sloguard.knobs import KNOBS, Knob, Value
 
 _Section = TypeVar("_Section", bound=BaseModel)
-
-
-@checked(frozen=True)
-class Decided:
-    """The decision of a run as the journal has it: sidecar.promote.decision's, or that of a run which was cut off."""
-
-    outcome: str
-    reason: str
-    trial: int = 0
-    gain: float | None = None
-    low: float | None = None
-    high: float | None = None
-    noise: float | None = None
-    pairs: int = 0
-    incumbents: tuple[int, ...] = ()
-    candidates: tuple[int, ...] = ()
-
-
-_DECIDED = TypeAdapter(Decided)
 
 
 @dataclass(frozen=True)
@@ -78,7 +59,7 @@ class Recorded:
     folder: Path
     runs: tuple[int, ...]
     run: Run
-    decision: Decided | None
+    decision: Decision | None
     setup: Setup
     trials: tuple[Trial, ...]
     promotions: tuple[Promoted, ...]
@@ -130,7 +111,7 @@ def _recorded(folder: Path, journal: Journal, configs: dict[int, dict[str, Any]]
         folder=folder.absolute(),
         runs=tuple(configs),
         run=run,
-        decision=_decided(run),
+        decision=run.decision,
         setup=setup,
         trials=tuple(journal.trials(run.id)),
         promotions=tuple(Operations(journal, setup.base_digest).promotions()),
@@ -138,13 +119,6 @@ def _recorded(folder: Path, journal: Journal, configs: dict[int, dict[str, Any]]
         alive=lock.holder(folder) is not None,
         now=time.time(),
     )
-
-
-def _decided(run: Run) -> Decided | None:
-    try:
-        return None if run.decision is None else _DECIDED.validate_python(run.decision)
-    except ValidationError as error:
-        raise JournalError(f"run {run.id}: its decision can't be read: {problem(error)}") from None
 
 
 def knobs_that_ran(trial: Trial, names: Sequence[str]) -> dict[str, Value]:

@@ -4,9 +4,19 @@ import math
 from collections.abc import Sequence
 
 from sidecar.format import assignments, change
+from sidecar.record.decisions import Outcome
 from sidecar.record.trial import Role, Trial
 
 _MOST_EVIDENCE = 160  # characters
+
+OUTCOMES = {
+    Outcome.PROMOTED: "promoted",
+    Outcome.KEPT: "kept (no clear winner)",
+    Outcome.WORSE: "kept (candidate worse)",
+    Outcome.INCONCLUSIVE: "kept (inconclusive)",
+    Outcome.INTERRUPTED: "interrupted",
+    Outcome.ABANDONED: "abandoned",
+}
 
 
 def configuration(trial: Trial, knobs: Sequence[str]) -> str:

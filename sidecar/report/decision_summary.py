@@ -8,8 +8,9 @@ from enum import StrEnum
 from sidecar.config.schema import Objective
 from sidecar.measure.measurement import Measurement
 from sidecar.measure.verdict import slo_limits
-from sidecar.promote.decision import CRASHES_THAT_COUNT, Outcome, baseline, candidate
+from sidecar.promote.decision import CRASHES_THAT_COUNT, baseline, candidate
 from sidecar.promote.statistics import confidence_bounds
+from sidecar.record.decisions import Outcome
 from sidecar.record.run_snapshot import Recorded
 from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus, margins
 from sidecar.report import wording
@@ -114,10 +115,10 @@ def _headline(recorded: Recorded) -> tuple[Tone, str]:
         Outcome.KEPT: f"What was serving stays: {none or 'nothing was better by enough'}",
         Outcome.WORSE: "What was serving stays: the best candidate did not hold up when it was measured again",
         Outcome.INCONCLUSIVE: "What was serving stays: the measurements could not tell whether the candidate is better",
-        "interrupted": "The run was cut off before a decision: what was serving stays",
-        "abandoned": "The run was given up before a decision: what was serving stays",
+        Outcome.INTERRUPTED: "The run was cut off before a decision: what was serving stays",
+        Outcome.ABANDONED: "The run was given up before a decision: what was serving stays",
     }
-    return Tone.STAYS, stays.get(outcome, f"What was serving stays: {outcome}")
+    return Tone.STAYS, stays[outcome]
 
 
 def _tried(recorded: Recorded) -> str:

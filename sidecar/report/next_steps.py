@@ -8,8 +8,8 @@ import yaml
 
 from sidecar.engine.command import flags
 from sidecar.format import change, when
-from sidecar.promote.decision import Outcome
 from sidecar.promote.promoted_file import PROMOTED_FILE
+from sidecar.record.decisions import Outcome
 from sidecar.record.run_snapshot import Recorded
 from sidecar.record.states import ENGINE_ENDED, ENGINE_SERVES_ON, State
 from sidecar.report import wording
@@ -95,7 +95,8 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
 def versions(recorded: Recorded) -> tuple[Fact, ...]:
     """What the figures depend on: the model, the load, vLLM, the machine as far as it was recorded."""
     setup, load = recorded.setup, recorded.setup.workload
-    evidence = next((p.evidence for p in recorded.promotions if p.run == recorded.run.id), None) or {}
+    evidence = next((p.evidence for p in recorded.promotions if p.run == recorded.run.id), None)
+    origin = evidence.provenance if evidence else None
     heard = dict.fromkeys(t.result.vllm_version for t in recorded.trials if t.result and t.result.vllm_version)
     limits = "; ".join(
         f"{wording.LIMITS[name]} at most {wording.measured_text(name, limit)}"
@@ -105,12 +106,12 @@ def versions(recorded: Recorded) -> tuple[Fact, ...]:
     unknown = "recorded with promotions only"
     facts = {
         "model": setup.model,
-        "SHA-256 of its config.json": evidence.get("model_config_sha256"),
-        "vLLM": ", ".join(heard) or evidence.get("vllm") or "its plugin did not say",
-        "sloguard": f"{setup.content.get('sloguard') or evidence.get('sloguard') or 'not recorded'} (run),"
+        "SHA-256 of its config.json": origin.model_config_sha256 if origin else None,
+        "vLLM": ", ".join(heard) or (origin.vllm if origin else "") or "its plugin did not say",
+        "sloguard": f"{setup.content.get('sloguard') or (origin.sloguard if origin else 'not recorded')} (run),"
         f" {__version__} (report)",
-        "device": evidence.get("device") or unknown,
-        "driver": evidence.get("driver"),
+        "device": origin.device if origin else unknown,
+        "driver": origin.driver if origin else None,
         "limits (SLO)": limits,
         "objective": wording.OBJECTIVES[setup.objective],
         "load": f"{load.rate:g} requests/s of {load.prompts}, seed {load.seed}",

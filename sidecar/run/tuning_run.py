@@ -12,7 +12,7 @@ from sidecar.config.schema import Config
 from sidecar.guard.guard import Args, Guard
 from sidecar.promote import decision as promotion
 from sidecar.promote import provenance
-from sidecar.promote.decision import Decision, Outcome
+from sidecar.record.decisions import Decision, Evidence, Outcome
 from sidecar.record.durations import reserved_pairs
 from sidecar.record.events import Operations
 from sidecar.record.journal import Journal, Run
@@ -43,7 +43,7 @@ def open_run(config: Config, journal: Journal) -> Run:
     if last is not None and last.ended_at is None:
         if last.digest == config.digest():
             return last
-        journal.end_run(last.id, {"outcome": "abandoned", "reason": "the configuration was changed"})
+        journal.end_run(last.id, Decision(Outcome.ABANDONED, "the configuration was changed"))
     incumbent = dict(incumbent_args(config, journal))
     content = {"sloguard": __version__, **config.model_dump(mode="json", exclude={"engine": {"env"}})}
     return journal.begin_run(config.digest(), json.dumps(content), incumbent)
@@ -106,9 +106,9 @@ class Tuner:
                 decision = dataclasses.replace(decision, outcome=Outcome.KEPT, reason=reason)
         if decision.outcome is Outcome.PROMOTED:
             args = self._args_of(decision.trial)
-            evidence = {**dataclasses.asdict(decision), **provenance.of(self._config, self._trials())}
+            evidence = Evidence(decision, provenance.of(self._config, self._trials()))
             self._journal.promote(self._run.id, self._config.base_digest(), args, evidence)
-        self._journal.end_run(self._run.id, {**dataclasses.asdict(decision)})
+        self._journal.end_run(self._run.id, decision)
         return decision
 
     def _args_of(self, number: int) -> dict[str, bool | int | float | str | list[str]]:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from sidecar.observe.telemetry import EngineTelemetry
-from sidecar.promote.decision import Decision
 from sidecar.promote.probation import ProbationVerdict
+from sidecar.record.decisions import Decision
 from sidecar.record.events import WindowOutcome
 from sidecar.record.states import Cause, State
 from sidecar.record.trial import Trial

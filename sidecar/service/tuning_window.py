@@ -7,12 +7,14 @@ from collections.abc import Callable
 from sidecar.config.schema import Config
 from sidecar.engine.engine import Cancelled
 from sidecar.promote import promoted_file
-from sidecar.promote.decision import Decision, Outcome, candidate
+from sidecar.promote.decision import candidate
+from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.durations import seconds_of
 from sidecar.record.events import EventKind, WindowOutcome, window_ending
 from sidecar.record.journal import Journal, JournalError, Superseded
 from sidecar.record.states import Cause, State
 from sidecar.record.trial import VALIDATING, Plan, Trial
+from sidecar.record.wording import OUTCOMES
 from sidecar.run.tuning_run import Tuner, incumbent_args, open_run
 from sidecar.service.parts import ServiceParts
 from sidecar.service.serving_engine import ServingEngine
@@ -52,7 +54,7 @@ class TuningWindow:
 
     def open(self, duration_s: float, cause: Cause, why: str) -> None:
         """One window, from a service to a service."""
-        outcome, reason, decided = WindowOutcome.FAILED, "", ""
+        outcome, reason, decided = WindowOutcome.FAILED, "", None
         try:
             record = dataclasses.asdict(self._serving.record())
             self._parts.operations.record(EventKind.WINDOW_OPENED, reason=why, record=record)
@@ -60,7 +62,7 @@ class TuningWindow:
             self._drain(cause, why)
             decision = self._tune()
             outcome = WindowOutcome.PROMOTED if decision.outcome is Outcome.PROMOTED else WindowOutcome.KEPT
-            reason, decided = decision.reason, str(decision.outcome)
+            reason, decided = decision.reason, decision.outcome
         except Superseded:
             raise
         except _RefusedError as error:
@@ -73,7 +75,7 @@ class TuningWindow:
         self._progress.window_end = None
         self._parts.requests.retune.clear()
         self._parts.requests.abort.clear()
-        self._end(outcome, reason, decided if outcome in _DECIDED else "")
+        self._end(outcome, reason, decided if outcome in _DECIDED else None)
 
     def _given_up(self) -> tuple[WindowOutcome, str]:
         requests = self._parts.requests
@@ -146,7 +148,7 @@ class TuningWindow:
         )
         decision = tuner.tune()
         metrics.decided(decision)
-        self._progress.say(f"run {run.id}: {decision.outcome}: {decision.reason}")
+        self._progress.say(f"run {run.id}: {OUTCOMES[decision.outcome]}: {decision.reason}")
         promoted_file.write(config, incumbent_args(config, journal), decision, journal.trials(run.id))
         return decision
 
@@ -163,7 +165,7 @@ class TuningWindow:
             return WindowOutcome.FAILED, f"promotion {winner} did not start"
         return outcome, reason
 
-    def _end(self, outcome: WindowOutcome, reason: str, decided: str) -> None:
+    def _end(self, outcome: WindowOutcome, reason: str, decided: Outcome | None) -> None:
         self._progress.say(f"the window has ended: {window_ending(outcome, decided)}: {reason}")
         self._parts.metrics.window_ended(outcome)
         if self._progress.serves():
@@ -180,6 +182,6 @@ def end_interrupted(journal: Journal, why: str, say: Callable[[str], None]) -> N
         journal.abort_running()
         last = journal.last_run()
         if last is not None and last.ended_at is None:
-            journal.end_run(last.id, {"outcome": "interrupted", "reason": why})
+            journal.end_run(last.id, Decision(Outcome.INTERRUPTED, why))
     except JournalError as error:
         say(str(error))

@@ -16,6 +16,7 @@ from malformed import JUNK, broken_bytes, broken_values, fuzzed, took
 
 from sidecar.cli import main, operator
 from sidecar.engine.process_group import Identity
+from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError
 from sidecar.record.trial import Plan, Result, Role
@@ -40,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     journal.engine_started(Identity(1, 2.0, "one"))
     journal.record_start("host", "model", ReportedStart({}, "cuda", 2**30, 2**29))
     journal.record_rule("host", "model", LearnedLimit(LimitKind.HEADROOM_BYTES, 5, {}, "seen", 0.0, 4e9))
-    journal.end_run(run.id, {"outcome": "kept", "reason": "no better one"})
+    journal.end_run(run.id, Decision(Outcome.KEPT, "no better one"))
     operations = Operations(journal, "base")
     operations.record(EventKind.START, base="base", promotion=1, seconds=40.0)
     operations.record(EventKind.WINDOW_ENDED, outcome="kept", reason="no better one")

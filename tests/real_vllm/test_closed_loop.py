@@ -24,7 +24,7 @@ from prometheus_server import BINARY, PrometheusServer
 
 from sidecar.config.schema import load_config
 from sidecar.engine.process_group import Identity, ProcessGroup
-from sidecar.promote.decision import Outcome
+from sidecar.record.decisions import Outcome
 from sidecar.record.journal import Journal, JournalError
 from sidecar.record.states import State
 from sidecar.record.trial import Role, TrialStatus

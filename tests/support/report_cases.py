@@ -13,7 +13,8 @@ from sidecar.config.schema import Config, Objective, load_config
 from sidecar.measure.measurement import Measurement
 from sidecar.measure.verdict import violation
 from sidecar.promote import decision as promotion
-from sidecar.promote.decision import Outcome
+from sidecar.promote import provenance
+from sidecar.record.decisions import Evidence, Outcome
 from sidecar.record.journal import JOURNAL_FILE, Journal
 from sidecar.record.trial import PLAN, RESULT, Plan, RepairChange, Result, Role, StartKind, Trial, TrialStatus
 from sidecar.search.space import Space
@@ -134,12 +135,17 @@ class Made:
     def decide(self) -> None:
         """Ends the run as the tuner would."""
         decision = promotion.decide(self.rows, self.config)
-        content = dataclasses.asdict(decision)
         if decision.outcome is Outcome.PROMOTED:
             args = next(t.plan.args for t in self.rows if t.number == decision.trial)
-            origin = {"sloguard": "0.1.0", "vllm": "0.26.0", "device": "NVIDIA H200", "driver": "570.1"}
-            self.journal.promote(self.run.id, self.config.base_digest(), dict(args), {**content, **origin})
-        self.journal.end_run(self.run.id, content)
+            origin = dataclasses.replace(
+                provenance.of(self.config, self.rows),
+                sloguard="0.1.0",
+                vllm="0.26.0",
+                device="NVIDIA H200",
+                driver="570.1",
+            )
+            self.journal.promote(self.run.id, self.config.base_digest(), dict(args), Evidence(decision, origin))
+        self.journal.end_run(self.run.id, decision)
 
     def close(self) -> Path:
         """Writes the trials, and returns the state folder."""

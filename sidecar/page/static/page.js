@@ -119,7 +119,7 @@ function showDecision() {
   if (decision === null) return;
   write("decided-head", `Decision of run ${story.run.id}${decision.at === null ? "" : `, ${clock(decision.at)}`}`);
   at("outcome").className = `tag ${OUTCOMES[decision.outcome] ?? "quiet"}`;
-  write("outcome", decision.outcome);
+  write("outcome", decision.label);
   write("headline", decision.headline);
   write("reason", story.state.why.includes(decision.reason) ? "" : decision.reason); // it stands above then
   at("gain").replaceChildren(...gain(decision));

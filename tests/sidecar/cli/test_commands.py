@@ -27,6 +27,7 @@ from sidecar.cli.bench_promotion import RECORDED_STARTS
 from sidecar.cli.main import app, main
 from sidecar.config.schema import load_config
 from sidecar.record import lock
+from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.journal import Journal
 from sidecar.run.tuning_run import open_run
 from vllm_sloguard import __version__
@@ -213,7 +214,7 @@ def test_status_says_that_no_sidecar_runs_and_how_the_last_one_ended(config_file
     assert re.fullmatch("sidecar: not running; it ended 20.{17} [A-Z]+: stopped, with its engine", told())
     with lock.held(state):
         assert told() == f"sidecar: process {os.getpid()}, `sloguard tune`: it does not serve"
-        Journal(state).end_run(1, {"outcome": "kept", "reason": "for the tests"})
+        Journal(state).end_run(1, Decision(Outcome.KEPT, "for the tests"))
         assert told() == f"sidecar: process {os.getpid()}, which begins or ends: it does not serve"
         for name, until in (("starting", None), ("tuning", 3e9), ("serving", 3e9)):
             Journal(state).enter(name, "for the tests", until)

@@ -22,7 +22,7 @@ from sidecar.config.schema import load_config
 from sidecar.metrics import docs_page
 from sidecar.metrics.exporter import Metrics
 from sidecar.observe.telemetry import EngineTelemetry
-from sidecar.promote.decision import Decision, Outcome
+from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.journal import Journal
 from sidecar.record.states import Cause, State
 from sidecar.record.trial import RepairChange, Result, Role

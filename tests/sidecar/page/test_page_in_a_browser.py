@@ -14,10 +14,12 @@ from own_ports import own_port
 from page_bench import OOM, PageBench, measured, page_bench, page_config, result
 
 from sidecar.config.schema import Config, load_config
+from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.events import Operations
 from sidecar.record.journal import Journal
 from sidecar.record.states import State
 from sidecar.record.trial import Result, Role
+from sidecar.record.wording import OUTCOMES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -86,14 +88,14 @@ def test_what_others_wrote_is_text(bench: PageBench, tab: "Page") -> None:
     bad = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
     run = bench.tune(600)
     bench.begin(run, Role.VALIDATION, bad, reason=bad)
-    bench.journal.end_run(run.id, {"outcome": bad, "reason": bad})
+    bench.journal.end_run(run.id, Decision(Outcome.KEPT, bad))
     opened(tab, bench.url)
     bench.enter(State.RESTORING, bad)
     waits(tab, "#why", bad)
     assert tab.locator("img, main script").count() == 0
     assert tab.title() == "restoring · sloguard"
     assert bad in tab.inner_text("#trials")
-    assert bad in tab.inner_text("#outcome")
+    assert tab.inner_text("#outcome") == OUTCOMES[Outcome.KEPT]
 
 
 def test_a_focused_field_does_not_cut_its_label(bench: PageBench, tab: "Page") -> None:

@@ -19,6 +19,7 @@ from sidecar.page.access_control import known_host
 from sidecar.page.heartbeat import live
 from sidecar.page.slo_meters import figures
 from sidecar.page.view_model import PageFacts, PageView, TrialShown, page_view
+from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.events import Event, EventKind
 from sidecar.record.journal import Promoted, Run
 from sidecar.record.run_snapshot import setup_of
@@ -147,14 +148,13 @@ def test_of_very_many_trials_the_newest_are_shown(config: Config) -> None:
 @pytest.mark.parametrize(
     ("outcome", "headline"),
     [
-        ("promoted", "A better configuration was found, and promoted."),
-        ("inconclusive", "What served before stays: the evidence was not clear enough for a change."),
-        ("interrupted", "The run ended before its decision."),
+        (Outcome.PROMOTED, "A better configuration was found, and promoted."),
+        (Outcome.INCONCLUSIVE, "What served before stays: the evidence was not clear enough for a change."),
+        (Outcome.INTERRUPTED, "The run ended before its decision."),
     ],
 )
-def test_a_decision_says_what_it_means(config: Config, outcome: str, headline: str) -> None:
-    # The journal may hold anything beside the outcome and the reason.
-    decision = {"outcome": outcome, "reason": "so it is", "gain": 0.1, "low": "x", "high": None}
+def test_a_decision_says_what_it_means(config: Config, outcome: Outcome, headline: str) -> None:
+    decision = Decision(outcome, "so it is", gain=0.1, low=-math.inf)
     run = told(config, run=Run(3, "digest", {}, 90.0, 200.0, decision)).run
 
     assert run is not None
@@ -164,7 +164,7 @@ def test_a_decision_says_what_it_means(config: Config, outcome: str, headline: s
 
 
 def test_a_decision_that_was_undone_says_so(config: Config) -> None:
-    run = Run(3, "digest", {}, 90.0, 200.0, {"outcome": "promoted", "reason": "so it is"})
+    run = Run(3, "digest", {}, 90.0, 200.0, Decision(Outcome.PROMOTED, "so it is"))
     headlines: list[str] = []
     for of_run in (3, 2):
         undone = Promoted(5, of_run, "base", {}, 60.0, None, 70.0, "it crashed 3 times")

@@ -49,7 +49,8 @@ def test_another_reason_for_a_pause_is_kept_and_the_pause_stays_as_old_as_it_is(
     ("outcome", "decision", "shown"),
     [
         ("kept", "inconclusive", "kept (inconclusive)"),
-        ("kept", "kept (worse)", "kept (worse)"),
+        ("kept", "worse", "kept (candidate worse)"),
+        ("kept", "kept (worse)", "kept (candidate worse)"),  # as sloguard 0.1 wrote it
         ("promoted", "promoted", "promoted"),
         ("out_of_time", "", "out of time"),
     ],

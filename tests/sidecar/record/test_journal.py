@@ -15,14 +15,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sidecar_cases import measured, oom, planned, served
 
+from sidecar.config.schema import Objective, Slo, Workload
+from sidecar.config.window import Promotion
 from sidecar.engine.process_group import Identity
 from sidecar.record import migrations
+from sidecar.record.decisions import Decision, Evidence, Outcome, Provenance
 from sidecar.record.events import Operations
 from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError
 from sidecar.record.trial import Plan, RepairChange, Result, Role, TrialStatus, trial_as_json
 from vllm_sloguard.guard.start_history import LearnedLimit, LimitKind, ReportedStart
 from vllm_sloguard.knobs import Value
 
+EVIDENCE = Evidence(
+    Decision(Outcome.PROMOTED, "better", 4, gain=0.1, incumbents=(3,), candidates=(4,)),
+    Provenance(
+        "0.1.0", "0.26.0", "NVIDIA H200", None, "model", None, Objective.LATENCY,
+        Slo(ttft_p99_ms=500), Workload(rate=4), Promotion(),
+    ),
+)  # fmt: skip
 CHANGES = (
     RepairChange("max_num_batched_tokens", 4, 8, "at least max_num_seqs"),
     RepairChange("block_size", None, 16, "CPU"),
@@ -104,7 +114,7 @@ def test_runs_engines_promotions_and_states(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     assert (journal.last_run(), journal.state(), journal.promoted("base")) == (None, None, None)
     run = journal.begin_run("digest", "{}", {"a": 1})
-    journal.end_run(run.id, {"outcome": "promoted", "reason": "better"})
+    journal.end_run(run.id, Decision(Outcome.PROMOTED, "better"))
     journal.engine_starting("one", "trial", {"port": 1})
     journal.engine_starting("two", "serving", {"port": 2})
     journal.engine_started(Identity(123, 4.5, "two"))
@@ -119,7 +129,7 @@ def test_runs_engines_promotions_and_states(tmp_path: Path) -> None:
 
     last = again.last_run()
     assert last is not None
-    assert last.decision == {"outcome": "promoted", "reason": "better"}
+    assert last.decision == Decision(Outcome.PROMOTED, "better")
     assert last.ended_at is not None
     assert [(e.identity, e.role, e.launch) for e in again.engines()] == [
         (Identity(123, 4.5, "two"), "serving", {"port": 2})
@@ -145,6 +155,7 @@ import sys
 from pathlib import Path
 from sidecar.record.journal import Journal
 from sidecar.record.trial import Plan, Result, Role
+from sidecar.record.decisions import Decision, Evidence, Outcome, Provenance
 journal = Journal(Path(sys.argv[1]))
 run = journal.begin_run("digest", "{}", {}).id
 while True:
@@ -233,12 +244,12 @@ def test_a_journal_of_an_older_version_is_read_as_it_is_and_taken_further_by_a_w
     later = Journal(tmp_path)
     later.record_rule("host", "model", rule)
 
-    later.promote(None, "base", {"a": 2}, {"gain": 0.1})
+    later.promote(None, "base", {"a": 2}, EVIDENCE)
     assert later.promoted("base") == {"a": 2}
     assert later.take_over(1) == 1
     again = Journal(tmp_path, read_only=True)
     assert again.rules(1.0) == (rule,)
-    assert [(p.args, p.evidence) for p in again.promotions()] == [({"a": 1}, None), ({"a": 2}, {"gain": 0.1})]
+    assert [(p.args, p.evidence) for p in again.promotions()] == [({"a": 1}, None), ({"a": 2}, EVIDENCE)]
 
 
 def test_what_was_learned_is_kept_by_host_and_model(tmp_path: Path) -> None:

@@ -307,7 +307,7 @@ def test_a_decision_that_is_damaged_is_one_line(tmp_path: Path, part: str) -> No
     made = Made(tmp_path)
     made.journal.write("UPDATE runs SET decision = ?", ('{"outcome": "promoted", "reason": "x", ' + part + "}",))
 
-    with pytest.raises(JournalError, match="run 1: its decision can't be read: "):
+    with pytest.raises(JournalError, match="the journal is damaged: decision: "):
         told(made.close())
 
 

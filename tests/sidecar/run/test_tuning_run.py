@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sidecar_cases import configured, planned, served
 
+from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.journal import Journal
 from sidecar.record.trial import Role, TrialStatus
 from sidecar.run.tuning_run import incumbent_args, open_run
@@ -46,17 +47,16 @@ def test_another_configuration_gives_the_run_up(tmp_path: Path, journal: Journal
     assert second.id != first.id
     assert [trial.status for trial in journal.trials(first.id)] == [TrialStatus.ABORTED]
     assert journal.trials(second.id) == []
-    decision = decisions(tmp_path / "state")[0]
-    assert decision == {"outcome": "abandoned", "reason": "the configuration was changed"}
+    assert decisions(tmp_path / "state") == ["abandoned", None]
 
 
 def test_a_decided_run_is_not_opened_again(tmp_path: Path, journal: Journal) -> None:
     config = configured(tmp_path)
     first = open_run(config, journal)
-    journal.end_run(first.id, {"outcome": "kept", "reason": "no better one"})
+    journal.end_run(first.id, Decision(Outcome.KEPT, "no better one"))
 
     assert open_run(config, journal).id != first.id
-    assert decisions(tmp_path / "state") == [{"outcome": "kept", "reason": "no better one"}, None]
+    assert decisions(tmp_path / "state") == ["kept", None]
 
 
 def test_the_incumbent_is_the_promotion_as_long_as_the_file_s_arguments_stay(tmp_path: Path, journal: Journal) -> None:
@@ -81,4 +81,4 @@ def decisions(folder: Path) -> list[Any]:
     import sqlite3
 
     rows = sqlite3.connect(folder / "journal.sqlite").execute("SELECT decision FROM runs ORDER BY id").fetchall()
-    return [json.loads(row[0]) if row[0] else None for row in rows]
+    return [json.loads(row[0])["outcome"] if row[0] else None for row in rows]

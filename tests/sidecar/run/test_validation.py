@@ -11,7 +11,7 @@ from sidecar.config.schema import Config, SearchConfig
 from sidecar.config.window import Promotion
 from sidecar.engine.engine import Cancelled
 from sidecar.guard.guard import Guard
-from sidecar.promote.decision import Decision, Outcome
+from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.durations import seconds_of
 from sidecar.record.journal import Journal
 from sidecar.record.trial import VALIDATING, Plan, Result, Role, Trial, TrialStatus
@@ -105,10 +105,9 @@ def test_the_winner_and_the_incumbent_take_turns_and_the_evidence_is_kept(config
     [promoted] = Journal(config.state, read_only=True).promotions()
     assert promoted.args == trials[decision.trial - 1].plan.args
     assert promoted.evidence is not None
-    assert promoted.evidence["candidates"] == [5, 6, 9]
-    assert promoted.evidence["incumbents"] == [4, 7, 8]
-    assert promoted.evidence["gain"] == pytest.approx(decision.gain)
-    assert promoted.evidence["vllm"] == "0.32.0"
+    assert promoted.evidence.decision == decision
+    assert (decision.incumbents, decision.candidates) == ((4, 7, 8), (5, 6, 9))
+    assert promoted.evidence.provenance.vllm == "0.32.0"
 
 
 @pytest.mark.parametrize("lives", [[1, 1000], [4, 1000], [5, 1000], [6, 1000], [3, 1, 1, 1, 1, 1, 1000], [8, 1000]])
