@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = (
     "rpc",
     "format",
+    "http_server",
     "search",
     "config",
     "engine",

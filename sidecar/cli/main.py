@@ -178,16 +178,15 @@ def serve(config_file: ConfigFile) -> None:
         View(console, list(config.search.knobs), config.search.budget, say) as view,
     ):
         signals.heard_by(parts.requests)
-        server = metrics.serve()
+        server = metrics.serve(say)
         try:
-            where = server.server_address
-            say(f"metrics: http://{where[0]}:{where[1]}/metrics")
+            say(f"metrics: {server.url}/metrics")
             say(f"vLLM: {address(config.engine.host, config.engine.port)}, once it serves")
             service = Service(config, parts, say=say, notify=view.notify)
             with page.served(page.Sources(config, parts.hub, parts.requests, service.progress), say):
                 service.run()
         finally:
-            server.shutdown()
+            server.stop()
 
 
 @app.command()

@@ -1,20 +1,16 @@
 """What Prometheus reads: /metrics, and beside it /ready for load balancers."""
 
 import re
-import sys
-import threading
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from socketserver import ThreadingMixIn
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from prometheus_client import CollectorRegistry, Gauge, Info, disable_created_metrics
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Info, disable_created_metrics, make_asgi_app  # pyright: ignore[reportUnknownVariableType]
 
 from sidecar.config.schema import Config
 from sidecar.engine.ports import port_owner
+from sidecar.format import Say
+from sidecar.http_server import BACKLOG, AsgiApplication, HttpApplication, HttpReceive, HttpScope, HttpSend, HttpServer
 from sidecar.metrics.engine import EngineMetrics
 from sidecar.metrics.trials import TrialMetrics
 from sidecar.metrics.window import WindowMetrics
@@ -28,8 +24,6 @@ from vllm_sloguard import __version__
 from vllm_sloguard.crash import Crash
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
-# A client that says nothing does not keep a thread.
-_PATIENCE_S = 10.0
 _LONGEST_VALUE = 200
 # The promotion that serves, where that is the file's own arguments.
 _NONE = "none"
@@ -169,49 +163,34 @@ class Metrics:
 
     # HTTP
 
-    def serve(self) -> WSGIServer:
-        """Starts the HTTP server; its address is ``server_address``. Raises OSError."""
+    def serve(self, say: Say) -> HttpServer:
+        """Starts the HTTP server. Raises OSError for a port that is taken."""
         where = self._config.metrics
+        family = socket.AF_INET6 if ":" in where.host else socket.AF_INET
         try:
-            server = make_server(where.host, where.port, self._app(), _Server, _QuietHandler)
+            listener = socket.create_server((where.host, where.port), family=family, backlog=BACKLOG)
         except OSError as error:
-            raise OSError(f"metrics: {where.host}:{where.port}: {error.strerror}{port_owner(where.port)}") from None
-        # So often it looks whether it is to end.
-        poll = {"poll_interval": 0.1}
-        threading.Thread(target=server.serve_forever, kwargs=poll, name="sloguard-metrics", daemon=True).start()
+            why = str(error.strerror).partition(" (")[0]  # then it repeats the address
+            raise OSError(f"metrics: {where.host}:{where.port}: {why}{port_owner(where.port)}") from None
+        server = HttpServer("metrics", listener, self._application, say)
+        server.start()
         return server
 
-    def _app(self) -> WSGIApplication:
-        def app(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
-            path = environ.get("PATH_INFO")
-            if path == "/metrics":
-                start_response("200 OK", [("Content-Type", CONTENT_TYPE_LATEST)])
-                return [generate_latest(self.registry)]
-            status = "404 Not Found"
-            if path == "/ready":
-                status = "200 OK" if self._ready else "503 Service Unavailable"
-            start_response(status, [("Content-Type", "text/plain")])
-            return [status.encode() + b"\n"]
+    def _application(self) -> HttpApplication:
+        from starlette.responses import PlainTextResponse
 
-        return app
+        exposition: AsgiApplication = make_asgi_app(self.registry, disable_compression=True)
 
+        async def app(scope: HttpScope, receive: HttpReceive, send: HttpSend) -> None:
+            if scope["path"] == "/metrics":
+                await exposition(scope, receive, send)
+                return
+            status, text = 404, "Not Found"
+            if scope["path"] == "/ready":
+                status, text = (200, "OK") if self._ready else (503, "Service Unavailable")
+            await PlainTextResponse(f"{status} {text}\n", status)(scope, receive, send)
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    # A load balancer's connections must not wait, one second and more, for a place in the queue.
-    request_queue_size = 128
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing of a client that has gone away."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
-
-
-class _QuietHandler(WSGIRequestHandler):
-    timeout = _PATIENCE_S
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing: a scrape is no event."""
+        return HttpApplication(app)
 
 
 def _model_name(config: Config) -> str:

@@ -52,8 +52,8 @@ class _Stream(StreamingResponse):
             self._feed.viewers -= 1
 
 
-def application(config: Config, feed: Feed, static: Files) -> FastAPI:
-    """The application; a Gate belongs before it."""
+def page_application(config: Config, feed: Feed, static: Files) -> FastAPI:
+    """The routes; sidecar.page.access_control belongs in front of them."""
     app = FastAPI(openapi_url=None)
 
     def add(path: str, name: str) -> None:

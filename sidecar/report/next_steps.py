@@ -16,7 +16,7 @@ from sidecar.report import wording
 from vllm_sloguard import __version__
 
 # What a run does not depend on, and what may name the host's other business.
-_NOT_OF_THE_RUN = ("state", "window", "metrics", "page", "remote")
+_NOT_OF_THE_RUN = ("sloguard", "state", "window", "metrics", "page", "remote")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sidecar.config.schema import Config, load_config
 from sidecar.measure.measurement import Measurement
 from sidecar.metrics.exporter import Metrics
 from sidecar.observe.telemetry import TelemetryHub
-from sidecar.page.app import application
+from sidecar.page.app import page_application
 from sidecar.page.server import Sources, served
 from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import Journal, Run
@@ -33,7 +33,7 @@ from vllm_sloguard.wire import telemetry_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import add_ControlServiceServicer_to_server
 
 # A page imports it in its thread, which a test that ends at once would have to wait for.
-assert application
+assert page_application
 OOM = Crash(
     Category.OUT_OF_MEMORY,
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",

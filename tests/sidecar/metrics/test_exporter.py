@@ -1,6 +1,7 @@
 """What Prometheus reads, over real HTTP and through Prometheus' own parser."""
 
 import math
+import resource
 import signal
 import socket
 import subprocess
@@ -9,15 +10,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from engine_bench import write_config
 from prometheus_client.parser import text_string_to_metric_families
 from sidecar_cases import configured, measured, oom, planned, served, trial
 
+from sidecar import http_server
 from sidecar.config.schema import load_config
 from sidecar.metrics import docs_page
 from sidecar.metrics.exporter import Metrics
@@ -73,10 +76,9 @@ def page(tmp_path: Path) -> Iterator[Page]:
     config = config.model_copy(update={"slo": config.slo.model_copy(update={"ttft_p99_ms": 123.0})})
     clock = Clock()
     metrics = Metrics(config, clock)
-    server = metrics.serve()
-    yield Page(metrics, clock, f"http://127.0.0.1:{server.server_address[1]}")
-    server.shutdown()
-    server.server_close()
+    server = metrics.serve(print)
+    yield Page(metrics, clock, server.url)
+    server.stop()
 
 
 def heard(metrics: Metrics, *events: pb.Event, engine_id: str = "one") -> None:
@@ -367,7 +369,7 @@ from pathlib import Path
 from sidecar.config.schema import load_config
 from sidecar.metrics.exporter import Metrics
 
-server = Metrics(load_config(Path(sys.argv[1]))).serve()
+server = Metrics(load_config(Path(sys.argv[1]))).serve(print)
 print("serving", flush=True)
 os.kill(os.getpid(), signal.SIGSTOP)
 signal.pause()
@@ -383,6 +385,8 @@ def test_a_busy_sidecar_keeps_no_load_balancer_from_connecting(tmp_path: Path) -
         try:
             assert paused.stdout is not None
             assert paused.stdout.readline() == "serving\n"
+            while psutil.Process(paused.pid).status() != psutil.STATUS_STOPPED:
+                time.sleep(0.01)
             with ExitStack() as connected:
                 for _ in range(50):
                     connected.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
@@ -391,3 +395,84 @@ def test_a_busy_sidecar_keeps_no_load_balancer_from_connecting(tmp_path: Path) -
                     assert answer.status == 200
         finally:
             paused.kill()
+
+
+# The port, and what to do while 1,100 clients send a byte every few seconds to it, with 1,024 descriptors.
+SLOW_CLIENTS = """
+import resource, subprocess, sys, threading, time
+from pathlib import Path
+from sidecar.config.schema import load_config
+from sidecar.metrics.exporter import Metrics
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+server = Metrics(load_config(Path(sys.argv[1]))).serve(print)
+print("serving", flush=True)
+for line in sys.stdin:
+    engine = subprocess.run(["true"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    print(engine.returncode, descriptors, threading.active_count(), flush=True)
+"""
+
+
+def test_slow_clients_keep_neither_ready_nor_engines_from_working(tmp_path: Path) -> None:
+    config_file = write_config(tmp_path)
+    port = load_config(config_file).metrics.port
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 4096),) * 2)
+    command = [sys.executable, "-c", SLOW_CLIENTS, str(config_file)]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sidecar,
+        ExitStack() as opened,
+    ):
+        opened.callback(sidecar.kill)
+        assert sidecar.stdin is not None
+        assert sidecar.stdout is not None
+        assert sidecar.stdout.readline() == "serving\n"
+        clients = [slow_client(port, opened) for _ in range(1100)]
+        for _ in range(4):
+            assert answers_within(5.0, f"http://127.0.0.1:{port}/ready") == 503
+            sidecar.stdin.write("start an engine\n")
+            sidecar.stdin.flush()
+            code, descriptors, threads = map(int, sidecar.stdout.readline().split())
+            assert (code, threads) == (0, 2)
+            assert descriptors < http_server.MOST_AT_ONCE + http_server.BACKLOG + 50
+            for client in clients:
+                with suppress(OSError):
+                    client.send(b"x")
+            time.sleep(0.5)
+
+
+def answers_within(seconds: float, url: str) -> int:
+    """The status; a client in the middle of a flood may have to try again, as a load balancer does."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=seconds) as response:
+                return response.status
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            assert time.monotonic() < deadline
+
+
+def slow_client(port: int, opened: ExitStack) -> socket.socket:
+    client = opened.enter_context(socket.socket())
+    client.setblocking(False)
+    client.connect_ex(("127.0.0.1", port))
+    return client
+
+
+@pytest.fixture
+def short_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "REQUEST_DEADLINE_S", 1.0)
+
+
+@pytest.mark.usefixtures("short_deadline")
+def test_a_request_that_is_never_complete_is_ended(page: Page) -> None:
+    port = int(page.url.rpartition(":")[2])
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        with suppress(ConnectionError):
+            while time.monotonic() - began < 60:
+                client.send(b"G")
+                time.sleep(0.1)
+        assert time.monotonic() - began < 15

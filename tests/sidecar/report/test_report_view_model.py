@@ -1,6 +1,7 @@
 """What the report says, from journals whose story is known."""
 
 import dataclasses
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -96,13 +97,18 @@ def test_only_crashes_leave_a_story(tmp_path: Path) -> None:
     assert not {"objective", "answers", "limits"} & set(plots(found))
 
 
-def test_the_sloguard_of_a_run_is_told_where_it_was_recorded(forty: ReportView, tmp_path: Path) -> None:
-    recorded_, unknown = (
-        next(fact.value for fact in one.versions if fact.name == "sloguard")
-        for one in (forty, told(only_crashes(tmp_path / "run")))
-    )
-    assert recorded_.startswith("0.1.0; this page: ")
-    assert unknown == f"recorded with promotions only; this page: {__version__}"
+def test_a_report_names_the_version_that_made_the_run_and_the_one_that_wrote_the_report(forty: ReportView) -> None:
+    [version] = [fact.value for fact in forty.versions if fact.name == "sloguard"]
+    assert version == f"{__version__} (run), {__version__} (report)"
+    assert not [line for line in forty.configuration.splitlines() if line.startswith("sloguard:")]
+
+
+def test_a_run_of_an_earlier_version_has_none_recorded(tmp_path: Path) -> None:
+    folder = only_crashes(tmp_path)
+    with sqlite3.connect(folder / "journal.sqlite") as db:
+        db.execute("UPDATE runs SET config = json_remove(config, '$.sloguard')")
+    [version] = [fact.value for fact in told(folder).versions if fact.name == "sloguard"]
+    assert version == f"not recorded (run), {__version__} (report)"
 
 
 def test_one_trial_is_enough(tmp_path: Path) -> None:
