@@ -4,6 +4,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from prometheus_client import CollectorRegistry, Gauge, Info, disable_created_metrics, make_asgi_app  # pyright: ignore[reportUnknownVariableType]
 
@@ -179,7 +180,7 @@ class Metrics:
     def _application(self) -> HttpApplication:
         from starlette.responses import PlainTextResponse
 
-        exposition: AsgiApplication = make_asgi_app(self.registry, disable_compression=True)
+        exposition = cast("AsgiApplication", make_asgi_app(self.registry, disable_compression=True))
 
         async def app(scope: HttpScope, receive: HttpReceive, send: HttpSend) -> None:
             if scope["path"] == "/metrics":

@@ -417,7 +417,8 @@ for line in sys.stdin:
 def test_slow_clients_keep_neither_ready_nor_engines_from_working(tmp_path: Path) -> None:
     config_file = write_config(tmp_path)
     port = load_config(config_file).metrics.port
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 4096),) * 2)
+    wanted = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 4096)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
     command = [sys.executable, "-c", SLOW_CLIENTS, str(config_file)]
     with (
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sidecar,
