@@ -71,14 +71,18 @@ def harmless(hook: Callable[P, object]) -> Callable[P, None]:
         try:
             hook(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - the boundary to vLLM
-            if _link is not None:
-                _link.hook_errors += 1
-            name = getattr(hook, "__name__", "hook")
-            if name not in _said:
-                _said.add(name)
-                logger.warning("sloguard: %s failed and is ignored: %s: %s", name, type(error).__name__, error)
+            hook_failed(getattr(hook, "__name__", "hook"), error)
 
     return call
+
+
+def hook_failed(name: str, error: Exception) -> None:
+    """Counts what a hook raised, and logs each hook's first failure."""
+    if _link is not None:
+        _link.hook_errors += 1
+    if name not in _said:
+        _said.add(name)
+        logger.warning("sloguard: %s failed and is ignored: %s: %s", name, type(error).__name__, error)
 
 
 def _install(link: TelemetryClient, settings: Settings) -> None:

@@ -1,17 +1,29 @@
-"""vLLM's statistics, request by request and step by step, as telemetry. vLLM alone imports this module."""
+"""vLLM's statistics as telemetry. vLLM alone imports this module.
 
-import functools
+``record`` runs on vLLM's step: it keeps references to what vLLM hands over, and the sending thread does the rest.
+"""
+
 import time
+from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.v1.metrics.loggers import StatLoggerBase
-from vllm.v1.metrics.stats import FinishedRequestStats, IterationStats, SchedulerStats
+from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
-from vllm_sloguard.hooks import plugin
+from vllm_sloguard.hooks import plugin, request_hooks
+from vllm_sloguard.hooks.request_events import aborted_event, finished_event, rejected_event
+from vllm_sloguard.hooks.request_hooks import front_end, settle_stalls, step_number
+from vllm_sloguard.hooks.step_log import StepLog
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
-_STEP_PERIOD_S = 0.25
+# Bounds what waits while the sidecar hangs: some seconds of steps.
+_MOST_PENDING = 4096
+# The interpreter's lock is let go after this many steps, so that vLLM's own thread never waits for long.
+_STEPS_AT_ONCE = 16
+
+_loggers: "list[SloguardStatLogger]" = []
 
 
 class SloguardStatLogger(StatLoggerBase):
@@ -19,10 +31,16 @@ class SloguardStatLogger(StatLoggerBase):
 
     def __init__(self, vllm_config: VllmConfig, engine_index: int = 0) -> None:
         self._index = engine_index
-        self._steps = pb.StepStats(engine_index=engine_index)
-        self._sent_at = 0.0
+        self._pending: deque[tuple[int, float, SchedulerStats | None, IterationStats | None]] = deque(
+            maxlen=_MOST_PENDING
+        )
+        self._steps = StepLog()
         self._answered = False
-        plugin.harmless(_keep_first_token_latency)()
+        client = plugin.link()
+        self._active = client is not None and bool(client.settings.socket)
+        if self._active:
+            request_hooks.install()
+        _loggers.append(self)
 
     def record(
         self,
@@ -32,80 +50,72 @@ class SloguardStatLogger(StatLoggerBase):
         engine_idx: int = 0,
     ) -> None:
         """Called by vLLM after each step."""
-        plugin.harmless(self._record)(scheduler_stats, iteration_stats)
+        if self._active:
+            step_number.done = number = step_number.done + 1
+            self._pending.append((number, time.monotonic(), scheduler_stats, iteration_stats))
 
     def log_engine_initialized(self) -> None:
         """Called by vLLM once the engine is up."""
         plugin.harmless(self._opened)()
 
     def _opened(self) -> None:
-        link = plugin.link()
-        if link is not None:
-            link.emit(pb.Event(phase_reached=pb.PhaseReached(phase=pb.PHASE_ENGINE_READY)))
+        client = plugin.link()
+        if client is not None:
+            client.emit(pb.Event(phase_reached=pb.PhaseReached(phase=pb.PHASE_ENGINE_READY)))
+            client.add_source(self.collect)
             # The engine's processes exist by now, so this one forks no more.
-            link.open()
+            client.open()
 
-    def _record(self, scheduler: SchedulerStats | None, iteration: IterationStats | None) -> None:
-        link = plugin.link()
-        if link is None:
-            return
-        if scheduler is not None:
-            self._steps.running_requests = scheduler.num_running_reqs
-            self._steps.waiting_requests = scheduler.num_waiting_reqs
-            self._steps.kv_cache_usage = scheduler.kv_cache_usage
-            self._steps.steps += 1
-        if iteration is not None:
-            self._steps.preemptions += iteration.num_preempted_reqs
-            self._steps.generated_tokens += iteration.num_generation_tokens
-            for request in iteration.finished_requests:
-                link.emit(pb.Event(request_finished=_finished(request)))
-            if iteration.finished_requests and not self._answered:
-                # By now what is imported late, with the first request, is there too.
-                self._answered = True
-                plugin.record_imports()
-        self._send_steps(link)
+    def collect(self) -> Iterator[pb.Event]:
+        """The events of the steps since the last call, on the sending thread."""
+        if self is _loggers[0]:
+            yield from _front_end_events()
+        levels: SchedulerStats | None = None
+        totals = pb.StepStats(engine_index=self._index)
+        for count in range(1, len(self._pending) + 1):
+            number, at, scheduler, iteration = self._pending.popleft()
+            if scheduler is not None:
+                levels = scheduler
+                totals.steps += 1
+            if iteration is not None:
+                totals.preemptions += iteration.num_preempted_reqs
+                totals.generated_tokens += iteration.num_generation_tokens
+                yield from self._iteration_events(number, at, iteration)
+            if count % _STEPS_AT_ONCE == 0:
+                time.sleep(0)
+        if levels is not None:
+            yield pb.Event(step_stats=self._step_stats(totals, levels))
 
-    def _send_steps(self, link: Any) -> None:
-        now = time.monotonic()
-        idle = not self._steps.running_requests and not self._steps.waiting_requests
-        if now - self._sent_at < _STEP_PERIOD_S and not idle:
-            return
-        link.emit(pb.Event(step_stats=self._steps))
-        self._steps = pb.StepStats(engine_index=self._index)
-        self._sent_at = now
+    def _iteration_events(self, number: int, at: float, iteration: IterationStats) -> Iterator[pb.Event]:
+        self._steps.add(number, at, iteration.inter_token_latencies_iter)
+        settle_stalls(iteration)
+        for request in iteration.finished_requests:
+            yield finished_event(request, self._steps, number)
+        if iteration.finished_requests and not self._answered:
+            # By now what is imported late, with the first request, is there too.
+            self._answered = True
+            plugin.harmless(plugin.record_imports)()
 
+    def _step_stats(self, totals: pb.StepStats, levels: SchedulerStats) -> pb.StepStats:
+        totals.running_requests = levels.num_running_reqs
+        totals.waiting_requests = levels.num_waiting_reqs
+        totals.kv_cache_usage = levels.kv_cache_usage
+        gaps = self._steps.take_histogram().counts
+        totals.gap_buckets.extend(gaps.keys())
+        totals.gap_counts.extend(gaps.values())
+        return totals
 
-def _finished(request: FinishedRequestStats) -> pb.RequestFinished:
-    tokens = request.num_generation_tokens
-    ttft = getattr(request, "sloguard_ttft", None) or request.e2e_latency - request.decode_time
-    return pb.RequestFinished(
-        ttft_seconds=ttft if tokens else None,
-        inter_token_seconds=request.decode_time / (tokens - 1) if tokens > 1 else None,
-        e2e_seconds=request.e2e_latency,
-        queue_seconds=max(request.queued_time, 0.0),
-        prefill_seconds=max(request.prefill_time, 0.0),
-        decode_seconds=max(request.decode_time, 0.0),
-        prompt_tokens=request.num_prompt_tokens,
-        output_tokens=tokens,
-        finish_reason=str(request.finish_reason),
-    )
+    def steps(self) -> StepLog:
+        """The steps of this engine; for the sending thread."""
+        return self._steps
 
 
-def _keep_first_token_latency() -> None:
-    """Carries each request's own time to first token, which vLLM measures and then leaves out, to its record."""
-    original = IterationStats.update_from_finished_request
-    if getattr(original, "sloguard", False):
-        return
-
-    @functools.wraps(original)
-    def update(self: IterationStats, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        plugin.harmless(_attach)(self, args, kwargs)
-
-    setattr(update, "sloguard", True)  # noqa: B010 - a type checker knows no attributes of functions
-    IterationStats.update_from_finished_request = update
-
-
-def _attach(stats: IterationStats, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    state = kwargs.get("req_stats") or next(a for a in args if hasattr(a, "first_token_latency"))
-    stats.finished_requests[-1].sloguard_ttft = state.first_token_latency  # pyright: ignore[reportAttributeAccessIssue]
+def _front_end_events() -> Iterator[pb.Event]:
+    if admitted := front_end.take_admitted():
+        yield pb.Event(admission_counts=pb.AdmissionCounts(admitted=admitted))
+    # With several engines, which of them a request was on is not known here.
+    steps = _loggers[0].steps() if len(_loggers) == 1 else None
+    while front_end.aborts:
+        yield aborted_event(front_end.aborts.popleft(), steps)
+    while front_end.rejections:
+        yield rejected_event(front_end.rejections.popleft())

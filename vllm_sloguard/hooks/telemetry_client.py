@@ -1,6 +1,8 @@
 """The plugin's way out: a bounded queue, and a thread that sends it to the sidecar.
 
-``emit`` never blocks and never raises; what does not fit is dropped, oldest first, and counted. gRPC must not be alive
+Rare events come through ``emit``, which never blocks and never raises. What happens with every step or request is
+collected from ``sources`` by the sending thread, so that vLLM's own thread does no work for it. What does not fit into
+the queue is dropped, oldest first, and counted. gRPC must not be alive
 in a process that forks, and vLLM forks its engine and workers by default, so nothing touches gRPC before ``open``,
 which a process calls when it will fork no more, or ``flush``, which it calls on its way down.
 """
@@ -9,6 +11,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -20,7 +23,10 @@ if TYPE_CHECKING:
     import grpc
 
 _DEADLINE_S = 2.0
-_PERIOD_S = 0.2
+_PERIOD_S = 1.0
+# An event that is emitted is sent this much later, with what follows it.
+_GROUP_S = 0.05
+_SHORTEST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 5.0
 _BATCH_EVENTS = 500
 
@@ -35,6 +41,7 @@ class TelemetryClient:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._sources: list[Callable[[], Iterable[pb.Event]]] = []
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
 
@@ -43,6 +50,7 @@ class TelemetryClient:
         self._queue: deque[pb.Event] = deque()
         self._lock = threading.Lock()
         self._sending = threading.Lock()
+        self._wake = threading.Event()
         self._channel: grpc.Channel | None = None
         self._thread: threading.Thread | None = None
         self._unsent: pb.PublishRequest | None = None
@@ -50,10 +58,18 @@ class TelemetryClient:
         self.dropped = 0
         self.hook_errors = 0
 
+    def add_source(self, collect: Callable[[], Iterable[pb.Event]]) -> None:
+        """Has the sending thread call ``collect`` before it sends, for the events since the last call."""
+        self._sources.append(collect)
+
     def emit(self, event: pb.Event) -> None:
         """Queues ``event``; stamps it with the time where it has none."""
         if not self.settings.socket:
             return
+        self._enqueue(event)
+        self._wake.set()
+
+    def _enqueue(self, event: pb.Event) -> None:
         if not event.time_unix_seconds:
             event.time_unix_seconds = time.time()
         with self._lock:
@@ -78,19 +94,36 @@ class TelemetryClient:
         sender.join(timeout_s)
 
     def _run(self) -> None:
-        wait_s = _PERIOD_S
+        wait_s, not_before = _SHORTEST_WAIT_S, 0.0
         while True:
-            time.sleep(wait_s)
+            self._wake.wait(_PERIOD_S)
+            time.sleep(_GROUP_S)
+            self._wake.clear()
             try:
+                if time.monotonic() < not_before:
+                    self._collect()
+                    continue
                 emptied = self._send_all(_DEADLINE_S)
             except Exception:  # noqa: BLE001 - the boundary to vLLM: this thread outlives whatever happens to it
                 self.hook_errors += 1
                 emptied = False
-            wait_s = _PERIOD_S if emptied else min(wait_s * 2, _LONGEST_WAIT_S)
+            wait_s = _SHORTEST_WAIT_S if emptied else min(wait_s * 2, _LONGEST_WAIT_S)
+            not_before = 0.0 if emptied else time.monotonic() + wait_s
+
+    def _collect(self) -> None:
+        """Takes the events of the sources while nothing can be sent."""
+        with self._sending:
+            self._collect_sources()
+
+    def _collect_sources(self) -> None:
+        for collect in self._sources:
+            for event in collect():
+                self._enqueue(event)
 
     def _send_all(self, deadline_s: float) -> bool:
         """Whether the queue could be emptied."""
         with self._sending:
+            self._collect_sources()
             while self._unsent is not None or self._next_batch():
                 if not self._send(deadline_s):
                     return False

@@ -61,7 +61,7 @@ class Process(_message.Message):
     def __init__(self, role: _Optional[_Union[ProcessRole, str]] = ..., pid: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("time_unix_seconds", "request_finished", "step_stats", "phase_reached", "crash_report", "repair_report", "memory_profiled")
+    __slots__ = ("time_unix_seconds", "request_finished", "step_stats", "phase_reached", "crash_report", "repair_report", "memory_profiled", "admission_counts")
     TIME_UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FINISHED_FIELD_NUMBER: _ClassVar[int]
     STEP_STATS_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,7 @@ class Event(_message.Message):
     CRASH_REPORT_FIELD_NUMBER: _ClassVar[int]
     REPAIR_REPORT_FIELD_NUMBER: _ClassVar[int]
     MEMORY_PROFILED_FIELD_NUMBER: _ClassVar[int]
+    ADMISSION_COUNTS_FIELD_NUMBER: _ClassVar[int]
     time_unix_seconds: float
     request_finished: RequestFinished
     step_stats: StepStats
@@ -76,10 +77,11 @@ class Event(_message.Message):
     crash_report: CrashReport
     repair_report: RepairReport
     memory_profiled: MemoryProfiled
-    def __init__(self, time_unix_seconds: _Optional[float] = ..., request_finished: _Optional[_Union[RequestFinished, _Mapping]] = ..., step_stats: _Optional[_Union[StepStats, _Mapping]] = ..., phase_reached: _Optional[_Union[PhaseReached, _Mapping]] = ..., crash_report: _Optional[_Union[CrashReport, _Mapping]] = ..., repair_report: _Optional[_Union[RepairReport, _Mapping]] = ..., memory_profiled: _Optional[_Union[MemoryProfiled, _Mapping]] = ...) -> None: ...
+    admission_counts: AdmissionCounts
+    def __init__(self, time_unix_seconds: _Optional[float] = ..., request_finished: _Optional[_Union[RequestFinished, _Mapping]] = ..., step_stats: _Optional[_Union[StepStats, _Mapping]] = ..., phase_reached: _Optional[_Union[PhaseReached, _Mapping]] = ..., crash_report: _Optional[_Union[CrashReport, _Mapping]] = ..., repair_report: _Optional[_Union[RepairReport, _Mapping]] = ..., memory_profiled: _Optional[_Union[MemoryProfiled, _Mapping]] = ..., admission_counts: _Optional[_Union[AdmissionCounts, _Mapping]] = ...) -> None: ...
 
 class RequestFinished(_message.Message):
-    __slots__ = ("ttft_seconds", "inter_token_seconds", "e2e_seconds", "queue_seconds", "prefill_seconds", "decode_seconds", "prompt_tokens", "output_tokens", "finish_reason")
+    __slots__ = ("ttft_seconds", "inter_token_seconds", "e2e_seconds", "queue_seconds", "prefill_seconds", "decode_seconds", "prompt_tokens", "output_tokens", "finish_reason", "largest_gap_seconds", "gap_p99_seconds")
     TTFT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     INTER_TOKEN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     E2E_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +91,8 @@ class RequestFinished(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_GAP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    GAP_P99_SECONDS_FIELD_NUMBER: _ClassVar[int]
     ttft_seconds: float
     inter_token_seconds: float
     e2e_seconds: float
@@ -98,10 +102,12 @@ class RequestFinished(_message.Message):
     prompt_tokens: int
     output_tokens: int
     finish_reason: str
-    def __init__(self, ttft_seconds: _Optional[float] = ..., inter_token_seconds: _Optional[float] = ..., e2e_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., prefill_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., finish_reason: _Optional[str] = ...) -> None: ...
+    largest_gap_seconds: float
+    gap_p99_seconds: float
+    def __init__(self, ttft_seconds: _Optional[float] = ..., inter_token_seconds: _Optional[float] = ..., e2e_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., prefill_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., finish_reason: _Optional[str] = ..., largest_gap_seconds: _Optional[float] = ..., gap_p99_seconds: _Optional[float] = ...) -> None: ...
 
 class StepStats(_message.Message):
-    __slots__ = ("engine_index", "running_requests", "waiting_requests", "kv_cache_usage", "preemptions", "steps", "generated_tokens")
+    __slots__ = ("engine_index", "running_requests", "waiting_requests", "kv_cache_usage", "preemptions", "steps", "generated_tokens", "gap_buckets", "gap_counts")
     ENGINE_INDEX_FIELD_NUMBER: _ClassVar[int]
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +115,8 @@ class StepStats(_message.Message):
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GAP_BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    GAP_COUNTS_FIELD_NUMBER: _ClassVar[int]
     engine_index: int
     running_requests: int
     waiting_requests: int
@@ -116,7 +124,15 @@ class StepStats(_message.Message):
     preemptions: int
     steps: int
     generated_tokens: int
-    def __init__(self, engine_index: _Optional[int] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., preemptions: _Optional[int] = ..., steps: _Optional[int] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
+    gap_buckets: _containers.RepeatedScalarFieldContainer[int]
+    gap_counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, engine_index: _Optional[int] = ..., running_requests: _Optional[int] = ..., waiting_requests: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., preemptions: _Optional[int] = ..., steps: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., gap_buckets: _Optional[_Iterable[int]] = ..., gap_counts: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class AdmissionCounts(_message.Message):
+    __slots__ = ("admitted",)
+    ADMITTED_FIELD_NUMBER: _ClassVar[int]
+    admitted: int
+    def __init__(self, admitted: _Optional[int] = ...) -> None: ...
 
 class PhaseReached(_message.Message):
     __slots__ = ("phase", "kv_cache_tokens")

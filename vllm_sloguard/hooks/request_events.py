@@ -1,0 +1,73 @@
+"""Telemetry of requests, from vLLM's records of them. Runs in the sending thread."""
+
+from typing import Any
+
+from vllm_sloguard.hooks.step_log import StepLog
+from vllm_sloguard.wire import telemetry_pb2 as pb
+
+REJECTED = "rejected"
+
+
+def finished_event(request: Any, steps: StepLog, step: int) -> pb.Event:
+    """``request`` is vLLM's FinishedRequestStats, which ended in the step ``step``."""
+    tokens = request.num_generation_tokens
+    stats = getattr(request, "sloguard_stats", None)
+    ttft_s = getattr(stats, "first_token_latency", None) or request.e2e_latency - request.decode_time
+    own = _own_gaps(stats, steps, step, tokens)
+    return pb.Event(
+        request_finished=pb.RequestFinished(
+            ttft_seconds=ttft_s if tokens else None,
+            inter_token_seconds=request.decode_time / (tokens - 1) if tokens > 1 else None,
+            e2e_seconds=request.e2e_latency,
+            queue_seconds=max(request.queued_time, 0.0),
+            prefill_seconds=max(request.prefill_time, 0.0),
+            decode_seconds=max(request.decode_time, 0.0),
+            prompt_tokens=request.num_prompt_tokens,
+            output_tokens=tokens,
+            finish_reason=str(request.finish_reason),
+            largest_gap_seconds=own[0],
+            gap_p99_seconds=own[1],
+        )
+    )
+
+
+def aborted_event(abort: Any, steps: StepLog | None) -> pb.Event:
+    """``abort`` is an Abort. Of its request everything counts up to the abort, the wait for the next token too."""
+    state, stats = abort.state, abort.state.stats
+    tokens = stats.num_generation_tokens
+    decode_s = max(stats.last_token_ts - stats.first_token_ts, 0.0) if tokens else 0.0
+    largest_s = p99_s = None
+    if tokens:
+        open_gap_s = min(max(abort.since_token_s, 0.0), abort.age_s)
+        own = _own_gaps(stats, steps, abort.step, tokens) if steps is not None else (None, None)
+        largest_s, p99_s = max(own[0] or 0.0, open_gap_s), own[1]
+        # Among fewer than 100 gaps the largest is the 99th percentile.
+        p99_s = largest_s if p99_s is None or tokens < 100 else p99_s
+    return pb.Event(
+        request_finished=pb.RequestFinished(
+            ttft_seconds=stats.first_token_latency if tokens else None,
+            inter_token_seconds=decode_s / (tokens - 1) if tokens > 1 else None,
+            e2e_seconds=max(abort.age_s, 0.0),
+            queue_seconds=max(stats.scheduled_ts - stats.queued_ts, 0.0) if stats.scheduled_ts else 0.0,
+            prefill_seconds=max(stats.first_token_ts - stats.scheduled_ts, 0.0) if tokens else 0.0,
+            decode_seconds=decode_s,
+            prompt_tokens=state.prompt_len,
+            output_tokens=tokens,
+            finish_reason="abort",
+            largest_gap_seconds=largest_s,
+            gap_p99_seconds=p99_s,
+        )
+    )
+
+
+def rejected_event(at: float) -> pb.Event:
+    """A request that was refused at ``at``, seconds since the epoch."""
+    return pb.Event(time_unix_seconds=at, request_finished=pb.RequestFinished(finish_reason=REJECTED))
+
+
+def _own_gaps(stats: Any, steps: StepLog, step: int, tokens: int) -> tuple[float | None, float | None]:
+    first = getattr(stats, "sloguard_first_step", None)
+    if first is None or tokens < 2:
+        return None, None
+    own = steps.own_gaps(first, step, getattr(stats, "sloguard_stalls", ()))
+    return (None, None) if own is None else (own.largest_s, own.p99_s)

@@ -1,0 +1,80 @@
+"""The gaps between tokens, from vLLM's steps. Pure arithmetic; it runs in the sending thread, never on vLLM's step.
+
+A request that runs gets a token in every step, so its gaps are those of the steps between its first and last token. The
+exception is a request that was preempted: its gap across the pause (``stalls``) is recorded apart. That leaves requests
+that skip single steps without preemption (no token budget left, waiting for a grammar): the histogram over all
+requests counts their gaps exactly, but their own largest gap is only a lower bound.
+"""
+
+from array import array
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vllm_sloguard.latency import GapHistogram, nearest_rank
+
+# 20 minutes of 50 steps/s. What began earlier is judged by the steps that are left.
+_MOST_STEPS = 60_000
+
+
+@dataclass(frozen=True)
+class OwnGaps:
+    """One request's gaps, in seconds: the largest, and the 99th percentile by nearest rank."""
+
+    largest_s: float
+    p99_s: float
+
+
+class StepLog:
+    """The steps of one engine: a histogram of all gaps, and the gap that most requests had in each step."""
+
+    def __init__(self) -> None:
+        self._histogram = GapHistogram()
+        self._numbers = array("Q")
+        self._gaps = array("d")
+        self._before: float | None = None
+
+    def add(self, number: int, at: float, gaps: Sequence[float]) -> None:
+        """Adds the step ``number``, processed at ``at`` (monotonic seconds), in which requests had these ``gaps``.
+
+        vLLM takes its gaps in the engine. A front end that lags adds to what its clients see, so no gap is shorter
+        than the time since the front end processed the step before.
+        """
+        before, self._before = self._before, at
+        if not gaps:
+            return
+        waited = 0.0 if before is None else at - before
+        usual = gaps[0]
+        if gaps.count(usual) == len(gaps):
+            usual = max(usual, waited)
+            self._histogram.add(usual, len(gaps))
+        else:
+            counts = Counter(gaps)
+            usual = max(max(counts, key=counts.__getitem__), waited)
+            for gap, count in counts.items():
+                self._histogram.add(max(gap, waited), count)
+        self._numbers.append(number)
+        self._gaps.append(usual)
+        if len(self._numbers) > 2 * _MOST_STEPS:
+            del self._numbers[:_MOST_STEPS], self._gaps[:_MOST_STEPS]
+
+    def own_gaps(self, first: int, last: int, stalls: Sequence[float] = ()) -> OwnGaps | None:
+        """The gaps of a request with its first token in step ``first`` and its last in step ``last``."""
+        begin, end = bisect_right(self._numbers, first), bisect_right(self._numbers, last)
+        own = np.frombuffer(self._gaps[begin:end], dtype=float) if end > begin else np.empty(0)
+        if stalls:
+            own = np.append(own, stalls)
+        n = len(own)
+        if not n:
+            return None
+        largest = float(own.max())
+        rank = nearest_rank(n, 0.99)
+        return OwnGaps(largest, largest if rank == n else float(np.partition(own, rank - 1)[rank - 1]))
+
+    def take_histogram(self) -> GapHistogram:
+        """The gaps since the last call."""
+        taken, self._histogram = self._histogram, GapHistogram()
+        return taken
