@@ -17,6 +17,9 @@ from typing import cast
 
 # Of a percentile's interval, and of whether a sample resolves a percentile at all.
 CONFIDENCE = 0.99
+# A gap this many times as long as an ITL limit is a stall: one is a miss, even in a request of so many tokens that its
+# own p99 leaves room for it.
+STALL_FACTOR = 10.0
 # Neighbouring bucket bounds of a GapHistogram differ by this factor, so a percentile read from it is within 1%.
 _GROWTH = 1.02
 _LOG_GROWTH = math.log(_GROWTH)

@@ -6,8 +6,9 @@ import threading
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from sidecar.config.slo import Slo
-from sidecar.observe.telemetry import EngineTelemetry, Traffic
-from sidecar.observe.user_requests import UserRequest, missed_slo, real_requests
+from sidecar.observe.telemetry import EngineTelemetry
+from sidecar.observe.traffic import is_probe
+from sidecar.observe.user_requests import UserRequest, missed_slo, user_request
 from vllm_sloguard.guard.rules import ALL
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
@@ -198,11 +199,11 @@ class EngineMetrics:
             case "request_finished":
                 self._request(traffic, event.request_finished)
             case "step_stats":
-                stats = event.step_stats
-                self._running.labels(traffic).set(stats.running_requests)
-                self._waiting.labels(traffic).set(stats.waiting_requests)
-                self._kv_usage.labels(traffic).set(stats.kv_cache_usage)
-                self._preemptions.labels(traffic).inc(stats.preemptions)
+                levels = engine.levels
+                self._running.labels(traffic).set(levels.running_requests)
+                self._waiting.labels(traffic).set(levels.waiting_requests)
+                self._kv_usage.labels(traffic).set(levels.kv_cache_usage)
+                self._preemptions.labels(traffic).inc(event.step_stats.preemptions)
             case "phase_reached" if event.phase_reached.HasField("kv_cache_tokens"):
                 self._kv_tokens.labels("reported").set(event.phase_reached.kv_cache_tokens)
                 self._compare_tokens(engine)
@@ -228,9 +229,8 @@ class EngineMetrics:
         if request.HasField("inter_token_seconds"):
             self._observe("itl", traffic, request.inter_token_seconds)
         self._observe("e2e", traffic, request.e2e_seconds)
-        if traffic == "serving":
-            for judged in real_requests(Traffic(0.0, ((0.0, request),))):
-                self._judge(judged)
+        if traffic == "serving" and not is_probe(request):
+            self._judge(user_request(0.0, request))
 
     def _observe(self, latency: str, traffic: str, seconds: float) -> None:
         # A sum that is not a number would stay so.
@@ -238,7 +238,10 @@ class EngineMetrics:
             self._latency[latency].labels(traffic).observe(seconds)
 
     def _judge(self, request: UserRequest) -> None:
-        took_ms = {"ttft": request.ttft_ms, "itl": request.itl_ms, "e2e": request.e2e_ms}
+        if request.aborted and not missed_slo(request, self._slo):
+            return
+        itl_ms = request.itl.p99_ms if request.itl is not None else request.tpot_ms
+        took_ms = {"ttft": request.ttft_ms, "itl": itl_ms, "e2e": request.e2e_ms}
         met: dict[str, bool] = {"errors": not request.failed, "any": not missed_slo(request, self._slo)}
         met |= {
             name: ms <= self._limits_ms[name]

@@ -1,36 +1,44 @@
-"""What the plugins say: a gRPC service on the private socket that sorts their events by engine.
+"""The plugins' telemetry: a gRPC service on the private socket that sorts their events by engine.
 
-Bounded: each engine keeps its last requests, and only the last few engines are kept.
+Bounded: of each engine a sample of its requests is kept (sidecar.observe.traffic), and only the last few engines.
 """
 
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import grpc
 
+from sidecar.observe.traffic import Traffic, TrafficRecorder
 from vllm_sloguard.wire import telemetry_pb2 as pb
 from vllm_sloguard.wire.telemetry_pb2_grpc import TelemetryServiceServicer
 
 _MOST_ENGINES = 8
-_MOST_REQUESTS = 10_000
+_MOST_RANKS = 1024
 _MOST_REPORTS = 32
 _MOST_PROCESSES = 4096
 
 
+@dataclass(frozen=True)
+class EngineLevels:
+    """The scheduler's levels over all data-parallel ranks: sums of requests, the fullest rank's KV cache (0 to 1)."""
+
+    running_requests: int
+    waiting_requests: int
+    kv_cache_usage: float
+
+
 @dataclass
 class EngineTelemetry:
-    """What one engine has said. ``phases`` are seconds since the epoch, the first time that each was reached.
+    """What one engine has reported. ``phases`` are seconds since the epoch, the first time that each was reached.
 
-    ``since`` and ``heard_at``, of each of the ``requests``, are this process's monotonic seconds.
+    ``ranks`` has the last report of each data-parallel rank.
     """
 
-    requests: deque[pb.RequestFinished] = field(default_factory=lambda: deque(maxlen=_MOST_REQUESTS))
-    heard_at: deque[float] = field(default_factory=lambda: deque[float](maxlen=_MOST_REQUESTS))
-    since: float = field(default_factory=time.monotonic)
-    steps: pb.StepStats = field(default_factory=pb.StepStats)
+    recorder: TrafficRecorder = field(default_factory=lambda: TrafficRecorder(time.monotonic()))
+    ranks: dict[int, pb.StepStats] = field(default_factory=dict[int, pb.StepStats])
     total_steps: int = 0
     preemptions: int = 0
     phases: dict[int, float] = field(default_factory=dict[int, float])
@@ -42,16 +50,35 @@ class EngineTelemetry:
     dropped: dict[int, int] = field(default_factory=dict[int, int])
     hook_errors: dict[int, int] = field(default_factory=dict[int, int])
 
+    @property
+    def requests(self) -> list[pb.RequestFinished]:
+        """Requests that have ended, probes included; a sample where there were many."""
+        return self.recorder.requests
+
+    @property
+    def open_requests(self) -> int:
+        """How many admitted requests have not ended yet, as far as reported."""
+        return max(self.recorder.admitted - self.recorder.ended, 0)
+
+    @property
+    def levels(self) -> EngineLevels:
+        """The scheduler's levels now."""
+        ranks = self.ranks.values()
+        return EngineLevels(
+            sum(r.running_requests for r in ranks),
+            sum(r.waiting_requests for r in ranks),
+            max((r.kv_cache_usage for r in ranks), default=0.0),
+        )
+
     def add(self, event: pb.Event) -> None:
         """Takes one event."""
         match event.WhichOneof("kind"):
             case "request_finished":
-                self.requests.append(event.request_finished)
-                self.heard_at.append(time.monotonic())
+                self.recorder.request(event.request_finished, time.monotonic())
             case "step_stats":
-                self.steps = event.step_stats
-                self.total_steps += event.step_stats.steps
-                self.preemptions += event.step_stats.preemptions
+                self._step(event.step_stats)
+            case "admission_counts":
+                self.recorder.admitted += event.admission_counts.admitted
             case "phase_reached":
                 phase, at = event.phase_reached.phase, event.time_unix_seconds
                 self.phases[phase] = min(at, self.phases.get(phase, at))
@@ -66,13 +93,12 @@ class EngineTelemetry:
             case _:
                 return
 
-
-@dataclass(frozen=True)
-class Traffic:
-    """Every request since ``since``, each with when it was heard of, in this process's monotonic seconds."""
-
-    since: float
-    requests: tuple[tuple[float, pb.RequestFinished], ...]
+    def _step(self, stats: pb.StepStats) -> None:
+        if stats.engine_index in self.ranks or len(self.ranks) < _MOST_RANKS:
+            self.ranks[stats.engine_index] = stats
+        self.total_steps += stats.steps
+        self.preemptions += stats.preemptions
+        self.recorder.step_gaps(stats, time.monotonic())
 
 
 # Called with each batch and what its engine has said so far, on a server thread; it must be quick and must not raise.
@@ -100,14 +126,10 @@ class TelemetryHub(TelemetryServiceServicer):
             return self._engines.get(engine_id, EngineTelemetry())
 
     def traffic(self, engine_id: str) -> Traffic | None:
-        """The requests that ``engine_id`` has told of; None while it has said nothing at all."""
+        """The requests that ``engine_id`` has reported; None while it has reported nothing at all."""
         with self._lock:
             engine = self._engines.get(engine_id)
-            if engine is None or not engine.sequences:
-                return None
-            full = len(engine.requests) == _MOST_REQUESTS
-            since = engine.heard_at[0] if full else engine.since
-            return Traffic(since, tuple(zip(engine.heard_at, engine.requests, strict=True)))
+            return engine.recorder.snapshot() if engine is not None and engine.sequences else None
 
     def Publish(self, request: pb.PublishRequest, context: grpc.ServicerContext) -> pb.PublishResponse:  # noqa: N802
         """Takes one batch; one that has come before is taken only once."""

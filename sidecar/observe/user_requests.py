@@ -1,38 +1,64 @@
-"""The service's own requests, from what the plugin tells of them."""
+"""Real users' requests, from what the plugin reports."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated, cast
 
-from pydantic import TypeAdapter
+from pydantic import BeforeValidator, TypeAdapter
 
-from sidecar.config.slo import Slo
-from sidecar.observe.telemetry import Traffic
+from sidecar.config.slo import LatencyKind, LatencyLimit, Slo, Statistic, within_limits
+from sidecar.observe.traffic import REJECTED, Traffic, is_probe
+from vllm_sloguard.latency import STALL_FACTOR, GapHistogram, percentile
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
 # What a window's ceiling is compared with.
 RATE_OVER_S = 300.0
-# The sidecar's own probe: "a", and one token.
-_PROBE_PROMPT_TOKENS, _PROBE_OUTPUT_TOKENS = 2, 1
 _SHORTEST_S = 60.0
 
 
 @dataclass(frozen=True)
+class OwnItls:
+    """Percentiles (nearest rank) and the largest of one request's gaps between tokens, in milliseconds."""
+
+    p50_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    largest_ms: float
+
+
+@dataclass(frozen=True)
 class UserRequest:
-    """A real request. ``at`` is in monotonic seconds; what was not measured is None."""
+    """A real request that has ended. ``at`` is in monotonic seconds; what was not measured is None.
+
+    ``tpot_ms`` is the mean gap between its tokens, ``itl`` has the gaps' percentiles; None of a request of fewer than
+    two tokens, or where the plugin reports none. ``failed`` requests ended in an error or were rejected. ``aborted``
+    ones were cut by the client; their latencies are those up to the cut.
+    """
 
     at: float
     ttft_ms: float | None
-    itl_ms: float | None  # mean of the request
+    tpot_ms: float | None
     e2e_ms: float
     prompt_tokens: int
     output_tokens: int
     failed: bool = False
+    itl: OwnItls | None = None
+    aborted: bool = False
+
+    @property
+    def largest_gap_ms(self) -> float | None:
+        """The largest gap between two tokens."""
+        return self.itl.largest_ms if self.itl is not None else None
 
 
 @dataclass(frozen=True)
 class Record:
-    """What many requests come to. ``rate`` is in requests/s, None where it was not watched for long enough."""
+    """Many requests, summed up. ``rate`` is in requests/s, None where it was not watched for long enough.
+
+    ``itl_p99_ms`` is over all gaps between tokens, the other percentiles are over requests. Requests that were aborted
+    within the SLO count as ``aborted`` and nowhere else.
+    """
 
     requests: int
     missed: int
@@ -41,22 +67,31 @@ class Record:
     output_tokens: float
     ttft_p99_ms: float | None
     itl_p99_ms: float | None
+    tpot_p99_ms: float | None = None
+    e2e_p99_ms: float | None = None
+    aborted: int = 0
+    failed: int = 0
 
 
-RECORD = TypeAdapter(Record)
+def _with_tpot(content: object) -> object:
+    """Earlier versions stored the p99 of TPOT under the name of ITL's."""
+    if isinstance(content, dict) and "itl_p99_ms" in content and "tpot_p99_ms" not in content:
+        stored = cast("dict[str, object]", content)
+        return {**stored, "tpot_p99_ms": stored["itl_p99_ms"], "itl_p99_ms": None}
+    return cast("object", content)
+
+
+RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, BeforeValidator(_with_tpot)])
 
 
 def real_requests(traffic: Traffic | None) -> list[UserRequest]:
-    """Without the sidecar's probes, and without what a client has given up."""
-    heard = traffic.requests if traffic is not None else ()
-    return [_request(at, r) for at, r in heard if r.finish_reason != "abort" and not _is_probe(r)]
+    """The sampled requests without the sidecar's probes."""
+    reported = traffic.requests if traffic is not None else ()
+    return [user_request(at, request) for at, request in reported if not is_probe(request)]
 
 
-def _is_probe(request: pb.RequestFinished) -> bool:
-    return request.prompt_tokens <= _PROBE_PROMPT_TOKENS and request.output_tokens <= _PROBE_OUTPUT_TOKENS
-
-
-def _request(at: float, request: pb.RequestFinished) -> UserRequest:
+def user_request(at: float, request: pb.RequestFinished) -> UserRequest:
+    """The request that was reported at ``at``."""
     return UserRequest(
         at,
         request.ttft_seconds * 1000 if request.HasField("ttft_seconds") else None,
@@ -64,42 +99,96 @@ def _request(at: float, request: pb.RequestFinished) -> UserRequest:
         request.e2e_seconds * 1000,
         request.prompt_tokens,
         request.output_tokens,
-        failed=request.finish_reason == "error",
+        failed=request.finish_reason in ("error", REJECTED),
+        itl=_own_itls(request),
+        aborted=request.finish_reason == "abort",
     )
 
 
-def rate(requests: Sequence[UserRequest], since: float, now: float, over_s: float) -> float | None:
-    """Requests a second over the last ``over_s``, of those heard of since ``since``; None in the first minute."""
-    watched_s = min(now - since, over_s)
+def _own_itls(request: pb.RequestFinished) -> OwnItls | None:
+    if not request.HasField("gap_p99_seconds"):
+        return None
+    return OwnItls(
+        request.gap_p50_seconds * 1000,
+        request.gap_p90_seconds * 1000,
+        request.gap_p95_seconds * 1000,
+        request.gap_p99_seconds * 1000,
+        request.largest_gap_seconds * 1000,
+    )
+
+
+def rate(traffic: Traffic, now: float, over_s: float) -> float | None:
+    """Real users' requests a second over the last ``over_s``; None in the first minute."""
+    watched_s = min(now - traffic.since, over_s)
     if watched_s < _SHORTEST_S:
         return None
-    return sum(r.at > now - watched_s for r in requests) / watched_s
+    return traffic.ended_after(now - watched_s) / watched_s
 
 
-def summarize(requests: Sequence[UserRequest], slo: Slo, requests_per_s: float | None) -> Record:
-    """The record of ``requests``."""
-    count = len(requests)
+def judged(requests: Iterable[UserRequest], slo: Slo) -> list[UserRequest]:
+    """The requests that count against the SLO: all but those that were aborted before they had missed a limit."""
+    return [r for r in requests if not r.aborted or missed_slo(r, slo)]
+
+
+def summarize(
+    requests: Sequence[UserRequest], slo: Slo, requests_per_s: float | None, gaps: GapHistogram | None = None
+) -> Record:
+    """The record of ``requests``; ``gaps`` are those between their tokens."""
+    counted = judged(requests, slo)
+    count = len(counted)
+    completed = [r for r in counted if not r.failed]
+    itl_p99_s = gaps.percentile(0.99) if gaps is not None else None
     return Record(
         count,
-        sum(missed_slo(r, slo) for r in requests),
+        sum(missed_slo(r, slo) for r in counted),
         requests_per_s,
-        sum(r.prompt_tokens for r in requests) / count if count else 0.0,
-        sum(r.output_tokens for r in requests) / count if count else 0.0,
-        p99([r.ttft_ms for r in requests if r.ttft_ms is not None]),
-        p99([r.itl_ms for r in requests if r.itl_ms is not None]),
+        sum(r.prompt_tokens for r in counted) / count if count else 0.0,
+        sum(r.output_tokens for r in counted) / count if count else 0.0,
+        p99([ms for r in counted if (ms := _ttft_ms(r)) is not None]),
+        None if itl_p99_s is None else itl_p99_s * 1000,
+        p99([r.tpot_ms for r in counted if r.tpot_ms is not None]),
+        p99([r.e2e_ms for r in completed]),
+        len(requests) - count,
+        sum(r.failed for r in counted),
     )
 
 
 def missed_slo(request: UserRequest, slo: Slo) -> bool:
-    """Whether it failed, or was above any limit."""
-    pairs = (
-        (request.ttft_ms, slo.ttft_p99_ms),
-        (request.itl_ms, slo.itl_p99_ms),
-        (request.e2e_ms, slo.e2e_p99_ms),
-    )
-    return request.failed or any(ms is not None and limit is not None and ms > limit for ms, limit in pairs)
+    """Whether it failed, was above a limit, or was aborted after a limit had passed."""
+    limits = slo.per_request
+    return request.failed or not within_limits(limits, lambda limit: latency_s(request, limit))
 
 
-def p99(values: Sequence[float]) -> float | None:
+def latency_s(request: UserRequest, limit: LatencyLimit) -> float | None:
+    """What ``limit`` applies to, in seconds; None where the request has none."""
+    match limit.kind:
+        case LatencyKind.TTFT:
+            ms = _ttft_ms(request)
+        case LatencyKind.ITL:
+            ms = _itl_ms(request, limit)
+        case LatencyKind.TPOT:
+            ms = request.tpot_ms
+        case LatencyKind.E2E:
+            ms = request.e2e_ms
+    return None if ms is None else ms / 1000
+
+
+def _ttft_ms(request: UserRequest) -> float | None:
+    """Who gave up without a token has waited for the first one until then."""
+    return request.e2e_ms if request.ttft_ms is None and request.aborted else request.ttft_ms
+
+
+def _itl_ms(request: UserRequest, limit: LatencyLimit) -> float | None:
+    """The request's own percentile of its gaps, or its largest gap where that is a stall."""
+    itl = request.itl
+    if itl is None:
+        return request.tpot_ms  # a plugin that reports no gaps; their p99 is hardly ever below their mean
+    if itl.largest_ms > STALL_FACTOR * limit.limit_ms:
+        return itl.largest_ms
+    own = {Statistic.P50: itl.p50_ms, Statistic.P90: itl.p90_ms, Statistic.P95: itl.p95_ms}
+    return own.get(limit.statistic, itl.p99_ms)
+
+
+def p99(values: Iterable[float]) -> float | None:
     """The smallest value that 99% do not exceed."""
-    return sorted(values)[math.ceil(0.99 * len(values)) - 1] if values else None
+    return percentile(values, 0.99)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 
 from sidecar.config.slo import Slo
-from sidecar.observe.telemetry import Traffic
-from sidecar.observe.user_requests import RATE_OVER_S, p99, rate, real_requests, summarize
+from sidecar.observe.traffic import Traffic
+from sidecar.observe.user_requests import RATE_OVER_S, rate, real_requests, summarize
 from sidecar.page.slo_meters import SloMeter, figures
 
 # Of fewer, the p99 is the slowest.
@@ -40,12 +40,12 @@ def live(traffic: Traffic | None, now: float, slo: Slo) -> RecentRequests | None
     since = max(traffic.since, now - RATE_OVER_S)
     recent = replace(traffic, requests=tuple(pair for pair in traffic.requests if pair[0] > since))
     requests = real_requests(recent)
-    requests_per_s = rate(requests, traffic.since, now, RATE_OVER_S)
-    summed = summarize(requests, slo, requests_per_s)
+    requests_per_s = rate(traffic, now, RATE_OVER_S)
+    summed = summarize(requests, slo, requests_per_s, traffic.gaps_after(since))
     p99s_ms = {
         "ttft_p99_ms": summed.ttft_p99_ms,
         "itl_p99_ms": summed.itl_p99_ms,
-        "e2e_p99_ms": p99([r.e2e_ms for r in requests]),
+        "e2e_p99_ms": summed.e2e_p99_ms,
     }
     few = 0 < len(requests) < _REQUESTS_FOR_P99
     return RecentRequests(now - since, len(requests), summed.missed, requests_per_s, few, figures(p99s_ms, slo))

@@ -104,7 +104,7 @@ def _burns(now: Record, before: Record | None, slo: Slo, rule: Probation) -> str
 def _slower(before: Record, requests: Sequence[UserRequest], rule: Probation) -> str:
     looked_at: tuple[tuple[str, float | None, Callable[[UserRequest], float | None]], ...] = (
         ("TTFT", before.ttft_p99_ms, lambda r: r.ttft_ms),
-        ("ITL", before.itl_p99_ms, lambda r: r.itl_ms),
+        ("TPOT", before.tpot_p99_ms, lambda r: r.tpot_ms),
     )
     for name, p99_ms, of in looked_at:
         measured = [ms for r in requests if (ms := of(r)) is not None]

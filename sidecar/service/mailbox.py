@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 from sidecar.observe.telemetry import TelemetryHub
-from sidecar.observe.user_requests import RATE_OVER_S, rate, real_requests
+from sidecar.observe.user_requests import RATE_OVER_S, rate
 from sidecar.record.states import IN_A_WINDOW, State
 
 
@@ -28,7 +28,7 @@ def serving_rate(hub: TelemetryHub, engine_id: str) -> float | None:
     traffic = hub.traffic(engine_id)
     if traffic is None:
         return None
-    return rate(real_requests(traffic), traffic.since, time.monotonic(), RATE_OVER_S)
+    return rate(traffic, time.monotonic(), RATE_OVER_S)
 
 
 def busy_reason(asked: Mailbox) -> str:

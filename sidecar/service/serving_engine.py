@@ -303,7 +303,9 @@ class ServingEngine:
 
     def record(self) -> Record:
         """What its requests come to."""
-        return summarize(self.requests(), self._config.slo, self.rate())
+        traffic = self._hub.traffic(self._requests.engine_id)
+        gaps = traffic.gaps_after(traffic.since) if traffic is not None else None
+        return summarize(real_requests(traffic), self._config.slo, self.rate(), gaps)
 
 
 def _says_no(crash: Crash) -> bool:

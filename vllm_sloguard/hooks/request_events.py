@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vllm_sloguard.hooks.step_log import StepLog
+from vllm_sloguard.hooks.step_log import OwnGaps, StepLog
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
 REJECTED = "rejected"
@@ -25,8 +25,7 @@ def finished_event(request: Any, steps: StepLog, step: int) -> pb.Event:
             prompt_tokens=request.num_prompt_tokens,
             output_tokens=tokens,
             finish_reason=str(request.finish_reason),
-            largest_gap_seconds=own[0],
-            gap_p99_seconds=own[1],
+            **_gap_fields(own),
         )
     )
 
@@ -36,13 +35,13 @@ def aborted_event(abort: Any, steps: StepLog | None) -> pb.Event:
     state, stats = abort.state, abort.state.stats
     tokens = stats.num_generation_tokens
     decode_s = max(stats.last_token_ts - stats.first_token_ts, 0.0) if tokens else 0.0
-    largest_s = p99_s = None
+    gaps: dict[str, float] = {}
     if tokens:
+        gaps = _gap_fields(_own_gaps(stats, steps, abort.step, tokens) if steps is not None else None)
         open_gap_s = min(max(abort.since_token_s, 0.0), abort.age_s)
-        own = _own_gaps(stats, steps, abort.step, tokens) if steps is not None else (None, None)
-        largest_s, p99_s = max(own[0] or 0.0, open_gap_s), own[1]
-        # Among fewer than 100 gaps the largest is the 99th percentile.
-        p99_s = largest_s if p99_s is None or tokens < 100 else p99_s
+        gaps["largest_gap_seconds"] = max(gaps.get("largest_gap_seconds", 0.0), open_gap_s)
+        if tokens < 100 or steps is None:  # the largest of fewer than 100 gaps is their 99th percentile
+            gaps["gap_p99_seconds"] = gaps["largest_gap_seconds"]
     return pb.Event(
         request_finished=pb.RequestFinished(
             ttft_seconds=stats.first_token_latency if tokens else None,
@@ -54,8 +53,7 @@ def aborted_event(abort: Any, steps: StepLog | None) -> pb.Event:
             prompt_tokens=state.prompt_len,
             output_tokens=tokens,
             finish_reason="abort",
-            largest_gap_seconds=largest_s,
-            gap_p99_seconds=p99_s,
+            **gaps,
         )
     )
 
@@ -65,9 +63,20 @@ def rejected_event(at: float) -> pb.Event:
     return pb.Event(time_unix_seconds=at, request_finished=pb.RequestFinished(finish_reason=REJECTED))
 
 
-def _own_gaps(stats: Any, steps: StepLog, step: int, tokens: int) -> tuple[float | None, float | None]:
+def _own_gaps(stats: Any, steps: StepLog, step: int, tokens: int) -> OwnGaps | None:
     first = getattr(stats, "sloguard_first_step", None)
     if first is None or tokens < 2:
-        return None, None
-    own = steps.own_gaps(first, step, getattr(stats, "sloguard_stalls", ()))
-    return (None, None) if own is None else (own.largest_s, own.p99_s)
+        return None
+    return steps.own_gaps(first, step, getattr(stats, "sloguard_stalls", ()))
+
+
+def _gap_fields(own: OwnGaps | None) -> dict[str, float]:
+    if own is None:
+        return {}
+    return {
+        "largest_gap_seconds": own.largest_s,
+        "gap_p50_seconds": own.p50_s,
+        "gap_p90_seconds": own.p90_s,
+        "gap_p95_seconds": own.p95_s,
+        "gap_p99_seconds": own.p99_s,
+    }

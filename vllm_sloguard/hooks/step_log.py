@@ -22,9 +22,12 @@ _MOST_STEPS = 60_000
 
 @dataclass(frozen=True)
 class OwnGaps:
-    """One request's gaps, in seconds: the largest, and the 99th percentile by nearest rank."""
+    """One request's gaps, in seconds: the largest, and percentiles by nearest rank."""
 
     largest_s: float
+    p50_s: float
+    p90_s: float
+    p95_s: float
     p99_s: float
 
 
@@ -64,15 +67,15 @@ class StepLog:
     def own_gaps(self, first: int, last: int, stalls: Sequence[float] = ()) -> OwnGaps | None:
         """The gaps of a request with its first token in step ``first`` and its last in step ``last``."""
         begin, end = bisect_right(self._numbers, first), bisect_right(self._numbers, last)
-        own = np.frombuffer(self._gaps[begin:end], dtype=float) if end > begin else np.empty(0)
+        own = np.array(self._gaps[begin:end])
         if stalls:
             own = np.append(own, stalls)
+        own.sort()
         n = len(own)
         if not n:
             return None
-        largest = float(own.max())
-        rank = nearest_rank(n, 0.99)
-        return OwnGaps(largest, largest if rank == n else float(np.partition(own, rank - 1)[rank - 1]))
+        p50_s, p90_s, p95_s, p99_s = (float(own[nearest_rank(n, share) - 1]) for share in (0.5, 0.9, 0.95, 0.99))
+        return OwnGaps(float(own[-1]), p50_s, p90_s, p95_s, p99_s)
 
     def take_histogram(self) -> GapHistogram:
         """The gaps since the last call."""

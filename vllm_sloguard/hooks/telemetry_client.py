@@ -41,13 +41,13 @@ class TelemetryClient:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._sources: list[Callable[[], Iterable[pb.Event]]] = []
         self._reset()
         os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
         # A forked child starts with nothing: its parent sends what was queued before the fork.
         self._queue: deque[pb.Event] = deque()
+        self._sources: list[Callable[[], Iterable[pb.Event]]] = []
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._wake = threading.Event()

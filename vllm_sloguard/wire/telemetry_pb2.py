@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"vllm_sloguard/wire/telemetry.proto\x12\x0bsloguard.v1\"\xad\x01\n\x0ePublishRequest\x12\x11\n\tengine_id\x18\x01 \x01(\t\x12%\n\x07process\x18\x02 \x01(\x0b\x32\x14.sloguard.v1.Process\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x16\n\x0e\x64ropped_events\x18\x04 \x01(\x04\x12\x13\n\x0bhook_errors\x18\x05 \x01(\x04\x12\"\n\x06\x65vents\x18\x06 \x03(\x0b\x32\x12.sloguard.v1.Event\"\x11\n\x0fPublishResponse\">\n\x07Process\x12&\n\x04role\x18\x01 \x01(\x0e\x32\x18.sloguard.v1.ProcessRole\x12\x0b\n\x03pid\x18\x02 \x01(\x03\"\x9e\x03\n\x05\x45vent\x12\x19\n\x11time_unix_seconds\x18\x01 \x01(\x01\x12\x38\n\x10request_finished\x18\x02 \x01(\x0b\x32\x1c.sloguard.v1.RequestFinishedH\x00\x12,\n\nstep_stats\x18\x03 \x01(\x0b\x32\x16.sloguard.v1.StepStatsH\x00\x12\x32\n\rphase_reached\x18\x04 \x01(\x0b\x32\x19.sloguard.v1.PhaseReachedH\x00\x12\x30\n\x0c\x63rash_report\x18\x05 \x01(\x0b\x32\x18.sloguard.v1.CrashReportH\x00\x12\x32\n\rrepair_report\x18\x06 \x01(\x0b\x32\x19.sloguard.v1.RepairReportH\x00\x12\x36\n\x0fmemory_profiled\x18\x07 \x01(\x0b\x32\x1b.sloguard.v1.MemoryProfiledH\x00\x12\x38\n\x10\x61\x64mission_counts\x18\x08 \x01(\x0b\x32\x1c.sloguard.v1.AdmissionCountsH\x00\x42\x06\n\x04kind\"\x85\x03\n\x0fRequestFinished\x12\x19\n\x0cttft_seconds\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12 \n\x13inter_token_seconds\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x13\n\x0b\x65\x32\x65_seconds\x18\x03 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x04 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x05 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x06 \x01(\x01\x12\x15\n\rprompt_tokens\x18\x07 \x01(\r\x12\x15\n\routput_tokens\x18\x08 \x01(\r\x12\x15\n\rfinish_reason\x18\t \x01(\t\x12 \n\x13largest_gap_seconds\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x1c\n\x0fgap_p99_seconds\x18\x0b \x01(\x01H\x03\x88\x01\x01\x42\x0f\n\r_ttft_secondsB\x16\n\x14_inter_token_secondsB\x16\n\x14_largest_gap_secondsB\x12\n\x10_gap_p99_seconds\"\xd4\x01\n\tStepStats\x12\x14\n\x0c\x65ngine_index\x18\x01 \x01(\r\x12\x18\n\x10running_requests\x18\x02 \x01(\r\x12\x18\n\x10waiting_requests\x18\x03 \x01(\r\x12\x16\n\x0ekv_cache_usage\x18\x04 \x01(\x01\x12\x13\n\x0bpreemptions\x18\x05 \x01(\r\x12\r\n\x05steps\x18\x06 \x01(\r\x12\x18\n\x10generated_tokens\x18\x07 \x01(\r\x12\x13\n\x0bgap_buckets\x18\x08 \x03(\x11\x12\x12\n\ngap_counts\x18\t \x03(\r\"#\n\x0f\x41\x64missionCounts\x12\x10\n\x08\x61\x64mitted\x18\x01 \x01(\r\"c\n\x0cPhaseReached\x12!\n\x05phase\x18\x01 \x01(\x0e\x32\x12.sloguard.v1.Phase\x12\x1c\n\x0fkv_cache_tokens\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x12\n\x10_kv_cache_tokens\"\xf4\x01\n\x0eMemoryProfiled\x12\x16\n\x0ekv_cache_bytes\x18\x01 \x01(\x03\x12\x18\n\x0btotal_bytes\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\rweights_bytes\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x1d\n\x10\x61\x63tivation_bytes\x18\x04 \x01(\x04H\x02\x88\x01\x01\x12\x18\n\x0bgraph_bytes\x18\x05 \x01(\x04H\x03\x88\x01\x01\x12\x14\n\x0cvllm_version\x18\x06 \x01(\tB\x0e\n\x0c_total_bytesB\x10\n\x0e_weights_bytesB\x13\n\x11_activation_bytesB\x0e\n\x0c_graph_bytes\"G\n\x0b\x43rashReport\x12\x16\n\x0e\x65xception_type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x03 \x01(\t\"\x8b\x01\n\x0cRepairReport\x12$\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x13.sloguard.v1.Change\x12\x0f\n\x07refusal\x18\x02 \x01(\t\x12&\n\x19predicted_kv_cache_tokens\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x1c\n\x1a_predicted_kv_cache_tokens\"[\n\x06\x43hange\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nfrom_value\x18\x02 \x01(\t\x12\x10\n\x08to_value\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05rules\x18\x05 \x03(\t*\x7f\n\x0bProcessRole\x12\x1c\n\x18PROCESS_ROLE_UNSPECIFIED\x10\x00\x12\x1b\n\x17PROCESS_ROLE_API_SERVER\x10\x01\x12\x1c\n\x18PROCESS_ROLE_ENGINE_CORE\x10\x02\x12\x17\n\x13PROCESS_ROLE_WORKER\x10\x03*\x99\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x17\n\x13PHASE_PLUGIN_LOADED\x10\x01\x12\x16\n\x12PHASE_CONFIG_READY\x10\x02\x12\x16\n\x12PHASE_MODEL_LOADED\x10\x03\x12\x18\n\x14PHASE_KV_CACHE_READY\x10\x04\x12\x16\n\x12PHASE_ENGINE_READY\x10\x05\x32X\n\x10TelemetryService\x12\x44\n\x07Publish\x12\x1b.sloguard.v1.PublishRequest\x1a\x1c.sloguard.v1.PublishResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"vllm_sloguard/wire/telemetry.proto\x12\x0bsloguard.v1\"\xad\x01\n\x0ePublishRequest\x12\x11\n\tengine_id\x18\x01 \x01(\t\x12%\n\x07process\x18\x02 \x01(\x0b\x32\x14.sloguard.v1.Process\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x16\n\x0e\x64ropped_events\x18\x04 \x01(\x04\x12\x13\n\x0bhook_errors\x18\x05 \x01(\x04\x12\"\n\x06\x65vents\x18\x06 \x03(\x0b\x32\x12.sloguard.v1.Event\"\x11\n\x0fPublishResponse\">\n\x07Process\x12&\n\x04role\x18\x01 \x01(\x0e\x32\x18.sloguard.v1.ProcessRole\x12\x0b\n\x03pid\x18\x02 \x01(\x03\"\x9e\x03\n\x05\x45vent\x12\x19\n\x11time_unix_seconds\x18\x01 \x01(\x01\x12\x38\n\x10request_finished\x18\x02 \x01(\x0b\x32\x1c.sloguard.v1.RequestFinishedH\x00\x12,\n\nstep_stats\x18\x03 \x01(\x0b\x32\x16.sloguard.v1.StepStatsH\x00\x12\x32\n\rphase_reached\x18\x04 \x01(\x0b\x32\x19.sloguard.v1.PhaseReachedH\x00\x12\x30\n\x0c\x63rash_report\x18\x05 \x01(\x0b\x32\x18.sloguard.v1.CrashReportH\x00\x12\x32\n\rrepair_report\x18\x06 \x01(\x0b\x32\x19.sloguard.v1.RepairReportH\x00\x12\x36\n\x0fmemory_profiled\x18\x07 \x01(\x0b\x32\x1b.sloguard.v1.MemoryProfiledH\x00\x12\x38\n\x10\x61\x64mission_counts\x18\x08 \x01(\x0b\x32\x1c.sloguard.v1.AdmissionCountsH\x00\x42\x06\n\x04kind\"\x9b\x04\n\x0fRequestFinished\x12\x19\n\x0cttft_seconds\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12 \n\x13inter_token_seconds\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x13\n\x0b\x65\x32\x65_seconds\x18\x03 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x04 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x05 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x06 \x01(\x01\x12\x15\n\rprompt_tokens\x18\x07 \x01(\r\x12\x15\n\routput_tokens\x18\x08 \x01(\r\x12\x15\n\rfinish_reason\x18\t \x01(\t\x12 \n\x13largest_gap_seconds\x18\n \x01(\x01H\x02\x88\x01\x01\x12\x1c\n\x0fgap_p50_seconds\x18\x0b \x01(\x01H\x03\x88\x01\x01\x12\x1c\n\x0fgap_p90_seconds\x18\x0c \x01(\x01H\x04\x88\x01\x01\x12\x1c\n\x0fgap_p95_seconds\x18\r \x01(\x01H\x05\x88\x01\x01\x12\x1c\n\x0fgap_p99_seconds\x18\x0e \x01(\x01H\x06\x88\x01\x01\x42\x0f\n\r_ttft_secondsB\x16\n\x14_inter_token_secondsB\x16\n\x14_largest_gap_secondsB\x12\n\x10_gap_p50_secondsB\x12\n\x10_gap_p90_secondsB\x12\n\x10_gap_p95_secondsB\x12\n\x10_gap_p99_seconds\"\xd4\x01\n\tStepStats\x12\x14\n\x0c\x65ngine_index\x18\x01 \x01(\r\x12\x18\n\x10running_requests\x18\x02 \x01(\r\x12\x18\n\x10waiting_requests\x18\x03 \x01(\r\x12\x16\n\x0ekv_cache_usage\x18\x04 \x01(\x01\x12\x13\n\x0bpreemptions\x18\x05 \x01(\r\x12\r\n\x05steps\x18\x06 \x01(\r\x12\x18\n\x10generated_tokens\x18\x07 \x01(\r\x12\x13\n\x0bgap_buckets\x18\x08 \x03(\x11\x12\x12\n\ngap_counts\x18\t \x03(\r\"#\n\x0f\x41\x64missionCounts\x12\x10\n\x08\x61\x64mitted\x18\x01 \x01(\r\"c\n\x0cPhaseReached\x12!\n\x05phase\x18\x01 \x01(\x0e\x32\x12.sloguard.v1.Phase\x12\x1c\n\x0fkv_cache_tokens\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x12\n\x10_kv_cache_tokens\"\xf4\x01\n\x0eMemoryProfiled\x12\x16\n\x0ekv_cache_bytes\x18\x01 \x01(\x03\x12\x18\n\x0btotal_bytes\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\rweights_bytes\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x1d\n\x10\x61\x63tivation_bytes\x18\x04 \x01(\x04H\x02\x88\x01\x01\x12\x18\n\x0bgraph_bytes\x18\x05 \x01(\x04H\x03\x88\x01\x01\x12\x14\n\x0cvllm_version\x18\x06 \x01(\tB\x0e\n\x0c_total_bytesB\x10\n\x0e_weights_bytesB\x13\n\x11_activation_bytesB\x0e\n\x0c_graph_bytes\"G\n\x0b\x43rashReport\x12\x16\n\x0e\x65xception_type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontext\x18\x03 \x01(\t\"\x8b\x01\n\x0cRepairReport\x12$\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x13.sloguard.v1.Change\x12\x0f\n\x07refusal\x18\x02 \x01(\t\x12&\n\x19predicted_kv_cache_tokens\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x1c\n\x1a_predicted_kv_cache_tokens\"[\n\x06\x43hange\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nfrom_value\x18\x02 \x01(\t\x12\x10\n\x08to_value\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\r\n\x05rules\x18\x05 \x03(\t*\x7f\n\x0bProcessRole\x12\x1c\n\x18PROCESS_ROLE_UNSPECIFIED\x10\x00\x12\x1b\n\x17PROCESS_ROLE_API_SERVER\x10\x01\x12\x1c\n\x18PROCESS_ROLE_ENGINE_CORE\x10\x02\x12\x17\n\x13PROCESS_ROLE_WORKER\x10\x03*\x99\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x17\n\x13PHASE_PLUGIN_LOADED\x10\x01\x12\x16\n\x12PHASE_CONFIG_READY\x10\x02\x12\x16\n\x12PHASE_MODEL_LOADED\x10\x03\x12\x18\n\x14PHASE_KV_CACHE_READY\x10\x04\x12\x16\n\x12PHASE_ENGINE_READY\x10\x05\x32X\n\x10TelemetryService\x12\x44\n\x07Publish\x12\x1b.sloguard.v1.PublishRequest\x1a\x1c.sloguard.v1.PublishResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vllm_sloguard.wire.telemetry_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROCESSROLE']._serialized_start=2027
-  _globals['_PROCESSROLE']._serialized_end=2154
-  _globals['_PHASE']._serialized_start=2157
-  _globals['_PHASE']._serialized_end=2310
+  _globals['_PROCESSROLE']._serialized_start=2177
+  _globals['_PROCESSROLE']._serialized_end=2304
+  _globals['_PHASE']._serialized_start=2307
+  _globals['_PHASE']._serialized_end=2460
   _globals['_PUBLISHREQUEST']._serialized_start=52
   _globals['_PUBLISHREQUEST']._serialized_end=225
   _globals['_PUBLISHRESPONSE']._serialized_start=227
@@ -44,21 +44,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENT']._serialized_start=311
   _globals['_EVENT']._serialized_end=725
   _globals['_REQUESTFINISHED']._serialized_start=728
-  _globals['_REQUESTFINISHED']._serialized_end=1117
-  _globals['_STEPSTATS']._serialized_start=1120
-  _globals['_STEPSTATS']._serialized_end=1332
-  _globals['_ADMISSIONCOUNTS']._serialized_start=1334
-  _globals['_ADMISSIONCOUNTS']._serialized_end=1369
-  _globals['_PHASEREACHED']._serialized_start=1371
-  _globals['_PHASEREACHED']._serialized_end=1470
-  _globals['_MEMORYPROFILED']._serialized_start=1473
-  _globals['_MEMORYPROFILED']._serialized_end=1717
-  _globals['_CRASHREPORT']._serialized_start=1719
-  _globals['_CRASHREPORT']._serialized_end=1790
-  _globals['_REPAIRREPORT']._serialized_start=1793
-  _globals['_REPAIRREPORT']._serialized_end=1932
-  _globals['_CHANGE']._serialized_start=1934
-  _globals['_CHANGE']._serialized_end=2025
-  _globals['_TELEMETRYSERVICE']._serialized_start=2312
-  _globals['_TELEMETRYSERVICE']._serialized_end=2400
+  _globals['_REQUESTFINISHED']._serialized_end=1267
+  _globals['_STEPSTATS']._serialized_start=1270
+  _globals['_STEPSTATS']._serialized_end=1482
+  _globals['_ADMISSIONCOUNTS']._serialized_start=1484
+  _globals['_ADMISSIONCOUNTS']._serialized_end=1519
+  _globals['_PHASEREACHED']._serialized_start=1521
+  _globals['_PHASEREACHED']._serialized_end=1620
+  _globals['_MEMORYPROFILED']._serialized_start=1623
+  _globals['_MEMORYPROFILED']._serialized_end=1867
+  _globals['_CRASHREPORT']._serialized_start=1869
+  _globals['_CRASHREPORT']._serialized_end=1940
+  _globals['_REPAIRREPORT']._serialized_start=1943
+  _globals['_REPAIRREPORT']._serialized_end=2082
+  _globals['_CHANGE']._serialized_start=2084
+  _globals['_CHANGE']._serialized_end=2175
+  _globals['_TELEMETRYSERVICE']._serialized_start=2462
+  _globals['_TELEMETRYSERVICE']._serialized_end=2550
 # @@protoc_insertion_point(module_scope)

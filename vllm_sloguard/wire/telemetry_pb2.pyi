@@ -81,7 +81,7 @@ class Event(_message.Message):
     def __init__(self, time_unix_seconds: _Optional[float] = ..., request_finished: _Optional[_Union[RequestFinished, _Mapping]] = ..., step_stats: _Optional[_Union[StepStats, _Mapping]] = ..., phase_reached: _Optional[_Union[PhaseReached, _Mapping]] = ..., crash_report: _Optional[_Union[CrashReport, _Mapping]] = ..., repair_report: _Optional[_Union[RepairReport, _Mapping]] = ..., memory_profiled: _Optional[_Union[MemoryProfiled, _Mapping]] = ..., admission_counts: _Optional[_Union[AdmissionCounts, _Mapping]] = ...) -> None: ...
 
 class RequestFinished(_message.Message):
-    __slots__ = ("ttft_seconds", "inter_token_seconds", "e2e_seconds", "queue_seconds", "prefill_seconds", "decode_seconds", "prompt_tokens", "output_tokens", "finish_reason", "largest_gap_seconds", "gap_p99_seconds")
+    __slots__ = ("ttft_seconds", "inter_token_seconds", "e2e_seconds", "queue_seconds", "prefill_seconds", "decode_seconds", "prompt_tokens", "output_tokens", "finish_reason", "largest_gap_seconds", "gap_p50_seconds", "gap_p90_seconds", "gap_p95_seconds", "gap_p99_seconds")
     TTFT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     INTER_TOKEN_SECONDS_FIELD_NUMBER: _ClassVar[int]
     E2E_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,9 @@ class RequestFinished(_message.Message):
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     LARGEST_GAP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    GAP_P50_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    GAP_P90_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    GAP_P95_SECONDS_FIELD_NUMBER: _ClassVar[int]
     GAP_P99_SECONDS_FIELD_NUMBER: _ClassVar[int]
     ttft_seconds: float
     inter_token_seconds: float
@@ -103,8 +106,11 @@ class RequestFinished(_message.Message):
     output_tokens: int
     finish_reason: str
     largest_gap_seconds: float
+    gap_p50_seconds: float
+    gap_p90_seconds: float
+    gap_p95_seconds: float
     gap_p99_seconds: float
-    def __init__(self, ttft_seconds: _Optional[float] = ..., inter_token_seconds: _Optional[float] = ..., e2e_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., prefill_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., finish_reason: _Optional[str] = ..., largest_gap_seconds: _Optional[float] = ..., gap_p99_seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, ttft_seconds: _Optional[float] = ..., inter_token_seconds: _Optional[float] = ..., e2e_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ..., prefill_seconds: _Optional[float] = ..., decode_seconds: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., finish_reason: _Optional[str] = ..., largest_gap_seconds: _Optional[float] = ..., gap_p50_seconds: _Optional[float] = ..., gap_p90_seconds: _Optional[float] = ..., gap_p95_seconds: _Optional[float] = ..., gap_p99_seconds: _Optional[float] = ...) -> None: ...
 
 class StepStats(_message.Message):
     __slots__ = ("engine_index", "running_requests", "waiting_requests", "kv_cache_usage", "preemptions", "steps", "generated_tokens", "gap_buckets", "gap_counts")

@@ -82,7 +82,10 @@ def page(tmp_path: Path) -> Iterator[Page]:
 
 
 def heard(metrics: Metrics, *events: pb.Event, engine_id: str = "one") -> None:
-    metrics.heard(pb.PublishRequest(engine_id=engine_id, events=events), EngineTelemetry())
+    engine = EngineTelemetry()
+    for event in events:
+        engine.add(event)
+    metrics.heard(pb.PublishRequest(engine_id=engine_id, events=events), engine)
 
 
 def finished(ttft_s: float, reason: str = "stop", prompt_tokens: int = 100) -> pb.Event:
@@ -138,16 +141,15 @@ def test_the_slo_is_judged_by_what_users_sent(page: Page) -> None:
     page.metrics.traffic("one", "serving")
     page.metrics.traffic("two", "trial")
 
-    # Met, missed, failed; then a request that its client gave up, and the sidecar's own probe.
-    heard(
-        page.metrics, finished(0.1), finished(0.2), finished(0.1, "error"), finished(9, "abort"), finished(9, "stop", 2)
-    )
+    # Met, missed, failed, aborted after it had missed; then one that was aborted early, and the sidecar's own probe.
+    heard(page.metrics, finished(0.1), finished(0.2), finished(0.1, "error"), finished(9, "abort"))
+    heard(page.metrics, finished(0.1, "abort"), finished(9, "stop", 2))
     heard(page.metrics, finished(9), engine_id="two")
 
     judged = {name: page.value("sloguard_slo_requests_total", objective=name) for name in ("ttft", "errors", "any")}
     missed = {name: page.value("sloguard_slo_misses_total", objective=name) for name in ("ttft", "errors", "any")}
-    assert judged == {"ttft": 3, "errors": 3, "any": 3}
-    assert missed == {"ttft": 1, "errors": 1, "any": 2}
+    assert judged == {"ttft": 4, "errors": 4, "any": 4}
+    assert missed == {"ttft": 2, "errors": 1, "any": 3}
     assert page.value("sloguard_slo_error_budget_ratio", objective="ttft") == 0.01
     assert page.value("sloguard_slo_requests_total", objective="itl") is None  # it has no limit
 

@@ -227,7 +227,7 @@ def test_steps_crashes_and_repairs_are_sorted(tmp_path: Path) -> None:
         link.flush(60.0)
 
     said = hub.of("one")
-    assert (said.steps.running_requests, said.total_steps, said.preemptions) == (2, 20, 2)
+    assert (said.levels.running_requests, said.total_steps, said.preemptions) == (2, 20, 2)
     assert [c.exception_type for c in said.crashes] == ["E"]
     assert said.repair is not None
     assert said.repair.refusal == "no"

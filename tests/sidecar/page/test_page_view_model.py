@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from sidecar.config.schema import Config, load_config
 from sidecar.config.slo import Slo
-from sidecar.observe.telemetry import Traffic
+from sidecar.observe.traffic import Traffic
 from sidecar.page.heartbeat import live
 from sidecar.page.slo_meters import figures
 from sidecar.page.view_model import PageFacts, PageView, TrialShown, page_view

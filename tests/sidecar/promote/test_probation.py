@@ -6,7 +6,7 @@ import pytest
 
 from sidecar.config.slo import Slo
 from sidecar.config.window import Probation
-from sidecar.observe.user_requests import Record, UserRequest, missed_slo, rate, summarize
+from sidecar.observe.user_requests import Record, UserRequest, missed_slo, summarize
 from sidecar.promote.probation import ProbationVerdict, binomial_tail, comparable, crash_loop, judge
 
 SLO = Slo(ttft_p99_ms=500, itl_p99_ms=50, e2e_p99_ms=5000, error_rate=0.01)
@@ -20,7 +20,7 @@ def requests(count: int, ttft_ms: float = 100.0, *, slow: int = 0, slow_ms: floa
 
 
 def before(count: int = 1000, ttft_p99_ms: float = 120.0, missed: int = 0, rate: float = 4.0) -> Record:
-    return Record(count, missed, rate, 500.0, 100.0, ttft_p99_ms, 12.0)
+    return Record(count, missed, rate, 500.0, 100.0, ttft_p99_ms, None, 12.0)
 
 
 def ruled(
@@ -79,7 +79,7 @@ def test_a_regression_within_the_slo() -> None:
 
 @pytest.mark.parametrize(
     "earlier",
-    [None, before(199), before(rate=9.0), Record(1000, 0, None, 500.0, 100.0, 120.0, 12.0)],
+    [None, before(199), before(rate=9.0), Record(1000, 0, None, 500.0, 100.0, 120.0, None, 12.0)],
     ids=["none", "few requests", "another rate", "unknown rate"],
 )
 def test_no_regression_without_a_comparable_record(earlier: Record | None) -> None:
@@ -147,14 +147,6 @@ def test_a_crash_loop(times: list[float], loops: bool) -> None:
 )
 def test_a_miss(request_: UserRequest, expected: bool) -> None:
     assert missed_slo(request_, SLO) is expected
-
-
-def test_the_rate_is_unknown_in_the_first_minute() -> None:
-    real = [UserRequest(float(at), 1.0, 1.0, 1.0, 1, 1) for at in range(1000)]
-    assert rate(real, 0.0, 59.0, 300.0) is None
-    assert rate(real[:101], 0.0, 100.0, 300.0) == pytest.approx(1.0)
-    assert rate(real, 0.0, 999.0, 300.0) == pytest.approx(1.0)
-    assert rate(real, 0.0, 2000.0, 300.0) == 0.0
 
 
 def test_the_binomial_tail() -> None:

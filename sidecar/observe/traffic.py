@@ -1,0 +1,133 @@
+"""The traffic of one engine, bounded in memory whatever the rate: exact counts by time, and a sample of requests."""
+
+import random
+from collections import deque
+from dataclasses import dataclass
+
+from vllm_sloguard.latency import GapHistogram
+from vllm_sloguard.wire import telemetry_pb2 as pb
+
+# Requests and gaps older than this are forgotten.
+HORIZON_S = 3600.0
+_MOST_SAMPLED = 10_000
+_COUNT_SLOT_S = 1.0
+_COUNTED_S = 900.0
+_GAP_SLOT_S = 10.0
+_LARGEST_BUCKET = 1100  # a nanosecond is -1047, a century 1105
+# The sidecar's own probe: "a", and one token.
+_PROBE_PROMPT_TOKENS, _PROBE_OUTPUT_TOKENS = 2, 1
+REJECTED = "rejected"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Something counted from ``at`` on, in monotonic seconds."""
+
+    at: float
+    count: int
+
+
+@dataclass(frozen=True)
+class GapSlot:
+    """The gaps between tokens from ``at`` on, in monotonic seconds."""
+
+    at: float
+    gaps: GapHistogram
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What is known of an engine's requests since ``since``, in this process's monotonic seconds.
+
+    ``requests`` are a uniform sample of those that have ended, each with the time of its report: all of them as long as
+    ``sampled_share`` is 1. ``ended`` counts all of real users' requests over the last minutes. ``gaps`` is empty where
+    the plugin reports none.
+    """
+
+    since: float
+    requests: tuple[tuple[float, pb.RequestFinished], ...]
+    sampled_share: float = 1.0
+    ended: tuple[Slot, ...] | None = None
+    gaps: tuple[GapSlot, ...] = ()
+    admitted: int = 0
+
+    def ended_after(self, at: float) -> int:
+        """How many of real users' requests have ended after ``at``."""
+        if self.ended is None:
+            return sum(heard_at > at for heard_at, request in self.requests if not is_probe(request))
+        return sum(slot.count for slot in self.ended if slot.at > at)
+
+    def gaps_after(self, at: float) -> GapHistogram:
+        """The gaps between tokens after ``at``, to within ten seconds."""
+        merged = GapHistogram()
+        for slot in self.gaps:
+            if slot.at + _GAP_SLOT_S > at:
+                merged.merge(slot.gaps.counts)
+        return merged
+
+
+def is_probe(request: pb.RequestFinished) -> bool:
+    """Whether the sidecar itself has sent this request."""
+    short = request.prompt_tokens <= _PROBE_PROMPT_TOKENS and request.output_tokens <= _PROBE_OUTPUT_TOKENS
+    return short and request.finish_reason != REJECTED
+
+
+class TrafficRecorder:
+    """Takes requests and gaps as they are reported, from ``since`` on."""
+
+    def __init__(self, since: float, most_sampled: int = _MOST_SAMPLED) -> None:
+        self._since = since
+        self._most_sampled = most_sampled
+        self._sample: deque[tuple[float, pb.RequestFinished]] = deque()
+        self._share = 1.0
+        self._draw = random.Random(0)  # noqa: S311 - a sample, no secret
+        self._ended: deque[list[float]] = deque()
+        self._gaps: deque[GapSlot] = deque()
+        self.admitted = 0
+        self.ended = 0
+
+    def request(self, request: pb.RequestFinished, now: float) -> None:
+        """Takes a request that has ended, reported at ``now``."""
+        self.ended += request.finish_reason != REJECTED
+        if not is_probe(request):
+            if not self._ended or now >= self._ended[-1][0] + _COUNT_SLOT_S:
+                self._ended.append([now, 0])
+                while self._ended[0][0] < now - _COUNTED_S:
+                    self._ended.popleft()
+            self._ended[-1][1] += 1
+        while self._sample and self._sample[0][0] < now - HORIZON_S:
+            self._sample.popleft()
+        if self._share < 1 and len(self._sample) < self._most_sampled / 4:
+            self._share *= 2
+        if self._share == 1 or self._draw.random() < self._share:
+            self._sample.append((now, request))
+        if len(self._sample) > self._most_sampled:
+            self._share /= 2
+            self._sample = deque(kept for kept in self._sample if self._draw.random() < 0.5)
+
+    def step_gaps(self, stats: pb.StepStats, now: float) -> None:
+        """Takes the gap counts of ``stats``."""
+        if not stats.gap_buckets:
+            return
+        if not self._gaps or now >= self._gaps[-1].at + _GAP_SLOT_S:
+            self._gaps.append(GapSlot(now, GapHistogram()))
+            while self._gaps[0].at < now - HORIZON_S:
+                self._gaps.popleft()
+        counts: dict[int, int] = {}
+        for bucket, count in zip(stats.gap_buckets, stats.gap_counts, strict=False):
+            bounded = min(max(bucket, -_LARGEST_BUCKET), _LARGEST_BUCKET)
+            counts[bounded] = counts.get(bounded, 0) + count
+        self._gaps[-1].gaps.merge(counts)
+
+    @property
+    def requests(self) -> list[pb.RequestFinished]:
+        """The sample, oldest first."""
+        return [request for _, request in self._sample]
+
+    def snapshot(self) -> Traffic:
+        """The traffic now."""
+        gaps = list(self._gaps)
+        if gaps:  # the last one goes on growing
+            gaps[-1] = GapSlot(gaps[-1].at, GapHistogram(dict(gaps[-1].gaps.counts)))
+        ended = tuple(Slot(at, int(count)) for at, count in self._ended)
+        return Traffic(self._since, tuple(self._sample), self._share, ended, tuple(gaps), self.admitted)
