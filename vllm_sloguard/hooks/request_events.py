@@ -5,7 +5,7 @@ from typing import Any
 from vllm_sloguard.hooks.step_log import OwnGaps, StepLog
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
-REJECTED = "rejected"
+_REJECTED = "rejected"
 
 
 def finished_event(request: Any, steps: StepLog, step: int) -> pb.Event:
@@ -60,7 +60,7 @@ def aborted_event(abort: Any, steps: StepLog | None) -> pb.Event:
 
 def rejected_event(at: float) -> pb.Event:
     """A request that was refused at ``at``, seconds since the epoch."""
-    return pb.Event(time_unix_seconds=at, request_finished=pb.RequestFinished(finish_reason=REJECTED))
+    return pb.Event(time_unix_seconds=at, request_finished=pb.RequestFinished(finish_reason=_REJECTED))
 
 
 def _own_gaps(stats: Any, steps: StepLog, step: int, tokens: int) -> OwnGaps | None:
