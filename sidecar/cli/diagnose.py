@@ -1,0 +1,73 @@
+"""The command `sloguard diagnose`."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sidecar.cli.rendering import AsJson, console_for_tables
+from sidecar.config.schema import ConfigError
+from vllm_sloguard.crash import Crash, classify_file, classify_stream
+from vllm_sloguard.crash.advice import CrashAdvice, advice_for
+
+_NO_CAUSE = 1
+_CHUNK_CHARS = 1 << 16
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to ``app``."""
+    app.command()(diagnose)
+
+
+def diagnose(
+    log: Annotated[str, typer.Argument(metavar="LOG", help="vLLM's log, of any deployment; - is standard input.")],
+    as_json: AsJson = False,
+) -> None:
+    """Says why vLLM ended, from its log: the category, the line that shows it, what it means and what to change.
+
+    Of several crashes in a log, the last run's counts. The exit code is 1 where the log does not say why.
+
+    Example: docker compose logs vllm | sloguard diagnose -
+    """
+    crash = _read(log)
+    advice = advice_for(crash)
+    if as_json:
+        facts = asdict(crash)
+        del facts["exit_code"]
+        print(json.dumps(facts | {"meaning": advice.meaning, "changes": advice.changes, "link": _link(advice)}))
+    else:
+        _print(crash, advice)
+    if crash.line_number is None:
+        raise typer.Exit(_NO_CAUSE)
+
+
+def _read(log: str) -> Crash:
+    if log == "-":
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace", newline="")  # type: ignore[union-attr]
+        return classify_stream(iter(lambda: sys.stdin.read(_CHUNK_CHARS), ""), exit_code=None)
+    try:
+        return classify_file(Path(log), exit_code=None)
+    except OSError as error:
+        raise ConfigError(f"LOG: {log}: {error.strerror}; give a file, or - for standard input") from error
+
+
+def _link(advice: CrashAdvice) -> str:
+    return f"docs/crashes.md#{advice.anchor}"
+
+
+def _print(crash: Crash, advice: CrashAdvice) -> None:
+    console = console_for_tables()
+    if crash.line_number is None:
+        console.print("no error in this log says why vLLM ended")
+        console.print("if it was killed: `dmesg` and the container's exit code say by what (137: memory)")
+        return
+    console.print(f"{crash.category}, while {crash.phase}{f': {advice.title}' if ' ' in advice.title else ''}")
+    console.print(f"line {crash.line_number}{f', {crash.process}' if crash.process else ''}: {crash.evidence}")
+    console.print(f"\nWhat it means: {advice.meaning}")
+    console.print("What to change:")
+    for change in advice.changes:
+        console.print(f"  - {change}")
+    console.print(f"\nMore: {_link(advice)}")

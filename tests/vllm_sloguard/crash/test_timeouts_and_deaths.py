@@ -1,0 +1,204 @@
+"""Processes that waited in vain, native crashes, and engines that are found dead."""
+
+import pytest
+from vllm_logs import DIRECT, engine_dead, printed, serving, start_failed, traceback, v0, v1, v08
+
+from vllm_sloguard.crash import Category, classify
+
+WATCHDOG = (
+    "[Rank 2] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=2, OpType=ALLREDUCE, NumelIn=128,"
+    " Timeout(ms)=600000) ran for 600059 milliseconds before timing out."
+)
+SUPPOSED = (
+    "Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of"
+    " file. There are some potential root causes. (1) The process is killed by SIGKILL by OOM killer due to high memory"
+    " usage. (2) ray stop --force is called. (3) The worker is crashed unexpectedly due to SIGSEGV."
+)
+
+TIMEOUTS = {
+    "watchdog": (
+        f"[rank2]:[E1112 09:49:50.783340025 ProcessGroupNCCL.cpp:616] {WATCHDOG}\n"
+        "[rank2]:[E1112 09:49:50.79 ProcessGroupNCCL.cpp:630] To avoid data inconsistency, we are taking the process down.\n"
+        "terminate called after throwing an instance of 'c10::DistBackendError'\n"
+        f"  what():  {WATCHDOG}\nFatal Python error: Aborted\n{engine_dead()}",
+        "Watchdog caught collective operation timeout",
+    ),
+    "watchdog in Ray": (
+        printed("RayWorkerVllm", f"[E ProcessGroupNCCL.cpp:475] {WATCHDOG}") + f"\n{SUPPOSED}",
+        "Watchdog caught collective operation timeout",
+    ),
+    "heartbeat": (
+        "[rank0]:[F1112 10:00:00.1 ProcessGroupNCCL.cpp:1557] [PG ID 0 Rank 0] Heartbeat monitor timed out! Process will"
+        " be terminated after dumping debug info.",
+        "Heartbeat monitor timed out!",
+    ),
+    "a queue between processes": (
+        v1(
+            "EngineCore_0",
+            "EngineCore encountered a fatal error.\n"
+            + traceback("TimeoutError", "raise TimeoutError")
+            + f"\n{DIRECT}\n"
+            + traceback("RuntimeError: the executor has failed"),
+        )
+        + f"\n{engine_dead()}",
+        "TimeoutError",
+    ),
+    "a queue, and the call that waited": (
+        v1(
+            "EngineCore_DP0",
+            traceback("TimeoutError", "raise TimeoutError")
+            + f"\n{DIRECT}\n"
+            + traceback("TimeoutError: RPC call to sample_tokens timed out."),
+        ),
+        "TimeoutError: RPC call to sample_tokens timed out.",
+    ),
+    "engines that never said hello": (
+        printed(
+            "ApiServer_0",
+            traceback("RuntimeError: Timed out waiting for engines to send initial message on input socket."),
+        ),
+        "Timed out waiting for engines to send initial message",
+    ),
+    "V0 iteration": (
+        v0(
+            "Engine iteration timed out. This should never happen!\n" + traceback("asyncio.exceptions.TimeoutError"),
+            source="async_llm_engine.py:663",
+        ),
+        "Engine iteration timed out. This should never happen!",
+    ),
+    "store of another node": (
+        v08(
+            traceback(
+                "torch.distributed.DistStoreError: Timed out after 601 seconds waiting for clients. 1/2 clients joined."
+            )
+        ),
+        "Timed out after 601 seconds waiting for clients",
+    ),
+}
+
+SIGNALS = {
+    "absl": (
+        printed(
+            "RayWorkerWrapper", "*** SIGSEGV received at time=1721904360 on cpu 48 ***\nPC: @ 0x7f17f832d44a (unknown)"
+        )
+        + "\n"
+        + printed(
+            "RayWorkerWrapper", "[2026-07-25 10:46:00,050 E 24036 24036] logging.cc:440: *** SIGSEGV received at time=1"
+        )
+        + "\n"
+        + printed("RayWorkerWrapper", "Fatal Python error: Segmentation fault"),
+        "*** SIGSEGV received at time=1721904360 on cpu 48 ***",
+        "SIGSEGV",
+    ),
+    "absl, bus error": (
+        f"{SUPPOSED}\n(RayWorker pid=4712, ip=192.0.2.1) *** SIGBUS received at time=1692322557 on cpu 3 ***",
+        "*** SIGBUS received at time=1692322557",
+        "SIGBUS",
+    ),
+    "faulthandler": (
+        "Fatal Python error: Segmentation fault\n\nThread 0x00007f74511ef700 (most recent call first):\n"
+        '  File "/usr/lib/vllm/pynccl_wrapper.py", line 257 in ncclAllReduce',
+        "Fatal Python error: Segmentation fault",
+        "SIGSEGV",
+    ),
+    "torch": (
+        '!!!!!!! Segfault encountered !!!!!!!\n  File "<unknown>", line 0, in fn',
+        "!!!!!!! Segfault encountered !!!!!!!",
+        "SIGSEGV",
+    ),
+    "shell": (
+        "./serve.sh: line 3:  4711 Illegal instruction (core dumped) vllm serve x",
+        "Illegal instruction (core dumped)",
+        "SIGILL",
+    ),
+}
+
+DEATHS = {
+    "V0 process": (
+        v0("RuntimeError('Engine process (pid 76) died.')", source="client.py:282"),
+        "RuntimeError('Engine process (pid 76) died.')",
+    ),
+    "V0 loop": (
+        v0(
+            f"RuntimeError('Engine loop has died')\n{traceback('RuntimeError: Engine loop has died')}",
+            source="client.py:250",
+        ),
+        "Engine loop has died",
+    ),
+    "V1 core": (engine_dead(), "EngineDeadError"),
+    "a worker": (
+        v1(
+            "EngineCore_DP0",
+            "Worker proc VllmWorker-1 died unexpectedly, shutting down executor.",
+            source="multiproc_executor.py:154",
+        ),
+        "Worker proc VllmWorker-1 died unexpectedly",
+    ),
+    "Ray's actor": (
+        traceback("ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.")
+        + f"\n\tclass_name: W\n{SUPPOSED}",
+        "ray.exceptions.ActorDiedError: The actor died unexpectedly",
+    ),
+    "an assertion of the engine": (
+        v1(
+            "EngineCore_DP0",
+            f"EngineCore encountered a fatal error.\n{traceback('AssertionError: num_new_tokens > 0')}",
+        )
+        + f"\n{engine_dead()}",
+        "AssertionError: num_new_tokens > 0",
+    ),
+    "a worker's exception before the peers' complaints": (
+        v1(
+            "Worker_TP0",
+            f"WorkerProc hit an exception.\n{traceback('IndexError: list index out of range')}",
+            source="multiproc_executor.py:596",
+        )
+        + "\n"
+        + v1("Worker_TP1", traceback("RuntimeError: NCCL error: remote process exited or there was a network error"))
+        + "\n"
+        + printed(
+            "Worker_TP2",
+            traceback("RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"),
+        )
+        + f"\n{engine_dead()}",
+        "IndexError: list index out of range",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TIMEOUTS)
+def test_timeouts(name: str) -> None:
+    log, cause = TIMEOUTS[name]
+    crash = classify(log, phase="serving", exit_code=None)
+    assert crash.category is Category.TIMEOUT
+    assert cause in crash.evidence
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_native_signals_are_named(name: str) -> None:
+    log, cause, number = SIGNALS[name]
+    crash = classify(f"{serving()}\n{log}", exit_code=None)
+    assert crash.category is Category.ENGINE_DEATH
+    assert cause in crash.evidence
+    assert number in crash.evidence
+
+
+@pytest.mark.parametrize("name", DEATHS)
+def test_dead_engines(name: str) -> None:
+    log, cause = DEATHS[name]
+    crash = classify(f"{serving()}\n{log}", exit_code=None)
+    assert (crash.category, crash.phase) == (Category.ENGINE_DEATH, "serving")
+    assert cause in crash.evidence
+
+
+def test_a_start_that_failed_without_a_word() -> None:
+    crash = classify(start_failed(), exit_code=None)
+    assert crash.category is Category.STARTUP_FAILURE
+    assert crash.evidence.startswith("RuntimeError: Engine core initialization failed. See root cause above.")
+
+
+def test_an_exception_before_a_timeout_is_the_cause_and_one_after_it_is_not() -> None:
+    broken = v1("Worker_TP1", traceback("KeyError: 'kv'"), source="multiproc_executor.py:596")
+    waited = v1("EngineCore_DP0", traceback("TimeoutError: RPC call to execute_model timed out."))
+    assert classify(f"{broken}\n{waited}", phase="serving", exit_code=0).evidence == "KeyError: 'kv'"
+    assert classify(f"{waited}\n{broken}", phase="serving", exit_code=0).category is Category.TIMEOUT

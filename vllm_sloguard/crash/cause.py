@@ -1,0 +1,379 @@
+"""Finds the cause of an engine's end in the records of its log, in one pass and bounded memory.
+
+A failed start prints its cause once, where it happened, and every process on the way up wraps it again; the last line
+is never the cause. So the earliest root in time over all processes wins: a text that names its cause, an exception of
+the start or of the engine's processes, a native signal, a timeout. What only reports the end of something else counts
+where there is no root.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+from vllm_sloguard.crash import texts
+from vllm_sloguard.crash.kinds import Category
+from vllm_sloguard.crash.log_records import QUIET_LEVELS, LogRecord
+
+_MOST_TRACEBACKS = 4096
+_WRAPPED_CHARS = 20
+_VALIDATION_LINES = 12
+_EVIDENCE_CHARS = 2000
+_RESTATED_WITHIN = 400  # records between a message and the exception line that repeats it
+
+
+class CauseRank(IntEnum):
+    """What a line is evidence of. The roots come first; among them the earliest in time wins."""
+
+    MEMORY = 0
+    DEVICE = 1
+    START = 2
+    EXCEPTION = 3
+    SIGNAL = 4
+    TIMEOUT = 5
+    NCCL = 6
+    ABORT = 7
+    QUOTED = 8
+    CHAINED = 9
+    HOST_KILL = 10
+    COLLATERAL = 11
+    DEATH = 12
+    ERROR = 13
+    WRAPPER = 14
+
+
+_ROOTS = (*(CauseRank(rank) for rank in range(CauseRank.NCCL + 1)),)
+_KNOWN_RANKS = {
+    Category.OUT_OF_MEMORY: CauseRank.MEMORY,
+    Category.CUDA_ERROR: CauseRank.DEVICE,
+    Category.STARTUP_FAILURE: CauseRank.START,
+}
+
+
+@dataclass(frozen=True)
+class CauseLine:
+    """A line that may be the cause. ``category`` None: the phase decides."""
+
+    rank: CauseRank
+    category: Category | None
+    evidence: str
+    process: str
+    number: int
+    order: int
+
+
+@dataclass
+class _Traceback:
+    """Where one process is in what it prints."""
+
+    header: str = ""
+    inside: bool = False
+    chained: str = ""
+    first: CauseLine | None = None
+    of_request: bool = False
+    ignored: bool = False
+
+
+class CauseFinder:
+    """Reads records and keeps the best evidence. ``phase`` None: read from the log itself."""
+
+    def __init__(self, phase: str | None) -> None:
+        self._given_phase = phase
+        self._order = 0
+        self._previous_run: tuple[CauseLine, str] | None = None
+        self._begin_run()
+
+    def _begin_run(self) -> None:
+        self._serving = self._given_phase not in {None, "starting"}
+        self._best: dict[CauseRank, CauseLine] = {}
+        self._tracebacks: dict[tuple[str, str], _Traceback] = {}
+        self._last: LogRecord | None = None
+        self._growing: CauseLine | None = None
+        self._to_grow = 0
+
+    def result(self) -> tuple[CauseLine | None, str]:
+        """The cause of the last run that has one, and the phase in which it ended."""
+        phase = self._given_phase or ("serving" if self._serving else "starting")
+        cause = self._choose()
+        if cause is None and self._previous_run is not None:
+            return self._previous_run
+        return cause, phase
+
+    def feed(self, record: LogRecord) -> None:
+        """Takes the next record into account."""
+        self._order += 1
+        self._follow_runs(record)
+        text = record.text.strip()
+        if record.level in QUIET_LEVELS:
+            if record.level == "WARNING" and texts.DEATH_TEXTS.search(text):
+                self._add(CauseRank.DEATH, None, text, record)
+            self._last = None
+            self._growing = None
+            return
+        if not text or self._grow(record, text):
+            return
+        state = self._traceback(record)
+        if _is_source(record.text, text, inside=state.inside):
+            return
+        if self._chain(state, text):
+            return
+        if texts.TRACEBACK in text and not texts.QUOTED.search(text):
+            self._enter(state, record)
+            return
+        self._consider(record, text, state)
+        self._last = record
+
+    def _follow_runs(self, record: LogRecord) -> None:
+        if not self._serving and self._given_phase is None and texts.SERVING_MARKS.search(record.text):
+            self._serving = True
+        if "vLLM" in record.text or "LLM engine" in record.text or "non-default" in record.text:
+            ended = self._best.keys() - {CauseRank.ERROR, CauseRank.WRAPPER}
+            if ended and texts.STARTING_HEADER.search(record.text):
+                cause, phase = self.result()
+                if cause is not None:
+                    self._previous_run = cause, phase
+                self._begin_run()
+
+    # Tracebacks
+
+    def _traceback(self, record: LogRecord) -> _Traceback:
+        key = record.process, record.source
+        state = self._tracebacks.get(key)
+        if state is None:
+            if len(self._tracebacks) >= _MOST_TRACEBACKS:
+                self._tracebacks.clear()
+            state = self._tracebacks[key] = _Traceback()
+        return state
+
+    @staticmethod
+    def _chain(state: _Traceback, text: str) -> bool:
+        if texts.DIRECT_CAUSE in text:
+            state.chained = "direct"
+        elif texts.DURING_HANDLING in text:
+            state.chained = "handling"
+        else:
+            return False
+        return True
+
+    def _enter(self, state: _Traceback, record: LogRecord) -> None:
+        state.inside = True
+        if not state.chained:
+            state.first = None
+            state.of_request = self._of_request(record, state.header)
+            state.ignored = bool(texts.IGNORED_HEADERS.search(state.header))
+
+    def _of_request(self, record: LogRecord, header: str) -> bool:
+        if texts.REQUEST_HEADERS.search(header):
+            return True
+        return self._serving and (
+            record.process.lower().startswith("apiserver") or bool(texts.REQUEST_SOURCES.match(record.source))
+        )
+
+    # Causes
+
+    def _consider(self, record: LogRecord, text: str, state: _Traceback) -> None:
+        ends_traceback = state.inside and bool(texts.TRACEBACK_END.match(text))
+        if texts.NOISE.search(text) or texts.IGNORED_HEADERS.search(text):
+            state.header = text[:300]
+            return
+        if state.ignored and (ends_traceback or texts.EXCEPTION_LINE.match(text)):
+            state.inside = state.ignored = False
+            state.header = ""
+            return
+        if not state.inside:
+            state.of_request = self._of_request(record, text)
+        rank, category, evidence = self._rank_of(record, text, state, ends_traceback=ends_traceback)
+        if rank is not None:
+            self._take(rank, category, evidence, record, state)
+        else:
+            self._unwrap(record, text)
+        state.header = text[:300]
+        if ends_traceback or texts.EXCEPTION_LINE.match(text):
+            state.inside, state.chained, state.header = False, "", ""
+
+    def _rank_of(
+        self, record: LogRecord, text: str, state: _Traceback, *, ends_traceback: bool
+    ) -> tuple[CauseRank | None, Category | None, str]:
+        if match := texts.QUOTED.search(text):
+            quote = next((group for group in match.groups() if group), "")
+            return CauseRank.QUOTED, _known(quote), quote
+        rank, category = _rank_by_text(text)
+        if rank in {CauseRank.MEMORY, CauseRank.DEVICE} and state.of_request:
+            rank = CauseRank.CHAINED
+        if rank is CauseRank.START and state.of_request and "validation error" in text:
+            return None, None, ""
+        if rank is not None:
+            return rank, category, _with_signal(text)
+        if texts.WRAPPERS.search(text):
+            return (CauseRank.WRAPPER, None, text) if record.level else (None, None, "")
+        if ends_traceback or texts.EXCEPTION_LINE.match(text) or texts.CPP_WHAT.match(text):
+            return (None, None, "") if state.of_request else (CauseRank.EXCEPTION, None, text)
+        if (record.level or texts.ERROR_WORDS.search(text)) and not state.of_request:
+            return CauseRank.ERROR, None, text
+        return None, None, ""
+
+    def _take(
+        self, rank: CauseRank, category: Category | None, evidence: str, record: LogRecord, state: _Traceback
+    ) -> None:
+        first = state.first if state.chained else None
+        if first is not None and rank in _ROOTS:
+            if self._informs(first, rank, evidence, state.chained):
+                self._swap(first, CauseLine(rank, category, evidence, record.process, record.number, first.order))
+                return
+            rank = CauseRank.CHAINED
+        line = self._add(rank, category, evidence, record)
+        if rank in _ROOTS and (first is None or not state.chained):
+            state.first = line
+
+    @staticmethod
+    def _informs(first: CauseLine, rank: CauseRank, evidence: str, chained: str) -> bool:
+        """Whether an exception that was raised from ``first`` says more than that does."""
+        if first.rank is CauseRank.EXCEPTION and rank in {CauseRank.MEMORY, CauseRank.DEVICE}:
+            return True
+        if first.rank is CauseRank.TIMEOUT and ":" not in first.evidence:
+            return rank is CauseRank.TIMEOUT and ":" in evidence
+        return chained == "handling" and bool(texts.TERSE_EXCEPTION.match(first.evidence))
+
+    def _add(self, rank: CauseRank, category: Category | None, evidence: str, record: LogRecord) -> CauseLine:
+        line = CauseLine(rank, category, evidence[:_EVIDENCE_CHARS], record.process, record.number, self._order)
+        kept = self._best.get(rank)
+        if kept is None or rank is CauseRank.ERROR:
+            self._best[rank] = line
+        elif self._restates(kept, line):
+            line = replace(line, order=kept.order)
+            self._best[rank] = line
+        if _VALIDATION.search(evidence):
+            line = self._swap(line, replace(line, evidence=_VALIDATION.search(evidence)[1]))  # type: ignore[index]
+            self._growing, self._to_grow = line, _VALIDATION_LINES
+        elif evidence.endswith(":") and texts.EXCEPTION_LINE.match(evidence):
+            self._growing, self._to_grow = line, 1
+        return line
+
+    @staticmethod
+    def _restates(kept: CauseLine, line: CauseLine) -> bool:
+        """Whether ``line`` is the exception whose bare message was kept before."""
+        return (
+            line.order - kept.order < _RESTATED_WITHIN
+            and line.evidence.endswith(f": {kept.evidence}")
+            and not texts.EXCEPTION_LINE.match(kept.evidence)
+            and bool(texts.EXCEPTION_LINE.match(line.evidence))
+        )
+
+    def _swap(self, old: CauseLine, new: CauseLine) -> CauseLine:
+        if self._best.get(old.rank) is old:
+            del self._best[old.rank]
+            kept = self._best.get(new.rank)
+            if kept is None or new.order <= kept.order:
+                self._best[new.rank] = new
+        for state in self._tracebacks.values():
+            if state.first is old:
+                state.first = new
+        return new
+
+    def _grow(self, record: LogRecord, text: str) -> bool:
+        """Joins what pydantic and multi-line messages say with their header, without the echo of the input."""
+        line = self._growing
+        if line is None:
+            return False
+        self._to_grow -= 1
+        if (
+            self._to_grow < 0
+            or record.process != line.process
+            or texts.TRACEBACK in text
+            or texts.EXCEPTION_LINE.match(text)
+            or text.startswith("For further information")
+        ):
+            self._growing = None
+            return text.startswith("For further information")
+        header = ": " not in line.evidence and not line.evidence.endswith(":")
+        piece = text.partition(" [type=")[0]
+        number = record.number if header or line.evidence.endswith(":") else line.number
+        grown = replace(
+            line, evidence=f"{line.evidence}{':' if header else ''} {piece}"[:_EVIDENCE_CHARS], number=number
+        )
+        self._growing = self._swap(line, grown)
+        return True
+
+    def _unwrap(self, record: LogRecord, text: str) -> None:
+        """A known text that a terminal's width has broken into two lines."""
+        last = self._last
+        if last is None or record.prefixed or len(last.text) < _WRAPPED_CHARS:
+            return
+        start = last.text.strip()
+        for joined in (start + text, f"{start} {text}"):
+            rank, category = _rank_by_text(joined)
+            if rank not in _ROOTS or texts.WRAPPERS.search(joined):
+                continue
+            mistaken = self._best.get(CauseRank.EXCEPTION)
+            if mistaken is not None and mistaken.number == last.number:
+                del self._best[CauseRank.EXCEPTION]
+            self._add(rank, category, joined, last)
+            return
+
+    # The choice
+
+    def _choose(self) -> CauseLine | None:
+        best = self._best
+        roots = [best[rank] for rank in _ROOTS if rank in best]
+        if roots:
+            first = min(roots, key=lambda line: line.order)
+            if first.rank in {CauseRank.TIMEOUT, CauseRank.NCCL}:
+                return best.get(CauseRank.MEMORY) or best.get(CauseRank.DEVICE) or first
+            return first
+        order = [CauseRank(rank) for rank in range(CauseRank.ABORT, CauseRank.WRAPPER + 1)]
+        error = best.get(CauseRank.ERROR)
+        if error is not None and not self._serving and error.process.startswith(("EngineCore", "Worker", "VllmWorker")):
+            order.remove(CauseRank.ERROR)
+            order.insert(order.index(CauseRank.DEATH), CauseRank.ERROR)
+        return next((best[rank] for rank in order if rank in best), None)
+
+
+_VALIDATION = re.compile(r"(\d+ validation errors? for \w+)$")
+
+
+def _is_source(raw: str, text: str, *, inside: bool) -> bool:
+    """Whether a line is a traceback's frame or source. C++ and pydantic indent their causes too."""
+    if text.startswith(('File "', "raise ", "File “", "~", "^")) or not text.strip("^~ "):
+        return True
+    if inside and text[0] in "\"'([{)]}" and not text.startswith("[Errno"):
+        return True
+    if inside and text.startswith(('f"', "f'", "return ", "self.", "await ", "with ", "assert ")):
+        return True
+    return raw[0].isspace() and not text.startswith(("what():", "Value error, ", "Assertion failed, "))
+
+
+def _known(text: str) -> Category | None:
+    return next((category for category, pattern in texts.KNOWN_TEXTS if pattern.search(text)), None)
+
+
+def _rank_by_text(text: str) -> tuple[CauseRank | None, Category | None]:  # noqa: PLR0911 - one rule after another
+    if texts.SUPPOSITIONS.search(text):
+        return (CauseRank.DEATH, None) if texts.DEATH_TEXTS.search(text) else (None, None)
+    if "RayTaskError" in text:
+        return CauseRank.QUOTED, _known(text)
+    category = _known(text)
+    if category is Category.OUT_OF_MEMORY:
+        return CauseRank.MEMORY, category
+    if texts.NATIVE_SIGNALS.search(text):
+        return CauseRank.SIGNAL, Category.ENGINE_DEATH
+    if texts.COLLATERAL.search(text):
+        return CauseRank.COLLATERAL, category
+    if category is not Category.STARTUP_FAILURE and texts.NCCL_ERRORS.search(text):
+        return CauseRank.NCCL, Category.CUDA_ERROR
+    if category is not None:
+        return _KNOWN_RANKS[category], category
+    if texts.TIMEOUT_TEXTS.search(text):
+        return CauseRank.TIMEOUT, Category.TIMEOUT
+    if texts.ABORTS.search(text):
+        return CauseRank.ABORT, Category.ENGINE_DEATH
+    if texts.HOST_KILLS.search(text):
+        return CauseRank.HOST_KILL, Category.OUT_OF_MEMORY
+    if texts.DEATH_TEXTS.search(text):
+        return CauseRank.DEATH, None
+    return None, None
+
+
+def _with_signal(text: str) -> str:
+    match = texts.NATIVE_SIGNALS.search(text)
+    words = next((group for group in match.groups() if group), "") if match else ""
+    name = texts.SIGNAL_NAMES.get(words, "")
+    return f"{text} ({name})" if name and name not in text else text

@@ -1,0 +1,105 @@
+"""One crash from one log: the category, the line that says why, the process and the phase."""
+
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from vllm_sloguard.crash.cause import CauseFinder, CauseLine, CauseRank
+from vllm_sloguard.crash.kinds import Category, Crash
+from vllm_sloguard.crash.log_records import LogRecord, records
+
+_EVIDENCE_CHARS = 500
+_CHUNK_CHARS = 1 << 16
+_EXIT_OF_KILLED_CONTAINER = 128 + signal.SIGKILL
+# Ranks that say that something ended, and not why.
+_SILENT = frozenset({CauseRank.DEATH, CauseRank.WRAPPER})
+# Ranks that go before a deadline of the caller's.
+_NAMED = frozenset({CauseRank.MEMORY, CauseRank.DEVICE, CauseRank.START, CauseRank.SIGNAL, CauseRank.NCCL})
+
+
+def classify(log_text: str, *, phase: str | None = None, exit_code: int | None, timed_out: bool = False) -> Crash:
+    """The cause of an engine's end.
+
+    ``phase`` is "starting" until the engine was healthy, anything else after; None reads it from the log.
+    ``exit_code`` is the API server's, as subprocess gives it (negative: a signal), None where it has not ended or is
+    not known. ``timed_out``: a deadline of the caller passed; a cause that the log names goes before it.
+    """
+    chunks = (log_text[at : at + _CHUNK_CHARS] for at in range(0, len(log_text), _CHUNK_CHARS))
+    return classify_stream(chunks, phase=phase, exit_code=exit_code, timed_out=timed_out)
+
+
+def classify_file(path: Path, *, phase: str | None = None, exit_code: int | None, timed_out: bool = False) -> Crash:
+    """The same for a log of any size. Raises OSError."""
+    with path.open(encoding="utf-8", errors="replace", newline="") as log:
+        chunks = iter(lambda: log.read(_CHUNK_CHARS), "")
+        return classify_stream(chunks, phase=phase, exit_code=exit_code, timed_out=timed_out)
+
+
+def classify_stream(
+    chunks: Iterable[str], *, phase: str | None = None, exit_code: int | None, timed_out: bool = False
+) -> Crash:
+    """The same for a log that comes in pieces. One pass: linear time, bounded memory."""
+    finder = CauseFinder(phase)
+    last: deque[LogRecord] = deque(maxlen=1)
+    for record in _with_text(records(chunks)):
+        finder.feed(record)
+        last.append(record)
+    cause, phase = finder.result()
+    if timed_out and (cause is None or cause.rank not in _NAMED):
+        line = last[0].text.strip() if last else "none"
+        evidence = f"the deadline passed while {phase}; last line: {line}"
+        return Crash(Category.TIMEOUT, _trim(evidence), cause.process if cause else "", phase, exit_code)
+    if cause is None or (cause.rank is CauseRank.ERROR and exit_code == _EXIT_OF_KILLED_CONTAINER):
+        return Crash(_category_of_exit(phase, exit_code), _silence(exit_code), "", phase, exit_code)
+    return Crash(_category(cause, phase), _evidence(cause, exit_code), cause.process, phase, exit_code, cause.number)
+
+
+def _with_text(lines: Iterable[LogRecord]) -> Iterator[LogRecord]:
+    return (line for line in lines if line.text)
+
+
+def _category(cause: CauseLine, phase: str) -> Category:
+    return cause.category or _category_of(phase)
+
+
+def _category_of(phase: str) -> Category:
+    return Category.STARTUP_FAILURE if phase == "starting" else Category.ENGINE_DEATH
+
+
+def _category_of_exit(phase: str, exit_code: int | None) -> Category:
+    return Category.OUT_OF_MEMORY if exit_code == _EXIT_OF_KILLED_CONTAINER else _category_of(phase)
+
+
+def _evidence(cause: CauseLine, exit_code: int | None) -> str:
+    if cause.rank in _SILENT and exit_code is not None:
+        return f"{_trim(cause.evidence)} ({_exit(exit_code)})"
+    return _trim(cause.evidence)
+
+
+def _silence(exit_code: int | None) -> str:
+    return f"{_exit(exit_code)}; nothing in the log says why"
+
+
+def _exit(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "no exit code"
+    if exit_code == 0:
+        return "unexpected exit, code 0"
+    if exit_code < 0:
+        return f"exit code {exit_code}, {_signal(-exit_code)}"
+    if exit_code > 128:  # noqa: PLR2004 - a shell's code for a signal
+        return f"exit code {exit_code}, 128 + {_signal(exit_code - 128)}"
+    return f"exit code {exit_code}"
+
+
+def _signal(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+    return f"{name}, often the kernel's when memory runs out" if name == "SIGKILL" else name
+
+
+def _trim(text: str) -> str:
+    return text if len(text) <= _EVIDENCE_CHARS else text[: _EVIDENCE_CHARS - 1] + "…"

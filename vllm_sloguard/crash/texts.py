@@ -1,0 +1,246 @@
+"""What vLLM, PyTorch, Ray, NCCL and the kernel print when an engine ends, by what it means.
+
+The order of ``KNOWN_TEXTS`` matters: "CUDA error: out of memory" is a memory failure first.
+"""
+
+import re
+
+from vllm_sloguard.crash.kinds import Category
+
+KNOWN_TEXTS: tuple[tuple[Category, re.Pattern[str]], ...] = (
+    (
+        Category.OUT_OF_MEMORY,
+        re.compile(
+            r"Free memory on device .{0,80}on startup is less than"
+            r"|Available memory on node .{0,120}is less than"
+            r"|No available memory for the cache blocks"
+            r"|To serve at least one request with the model.{0,12}max seq len"
+            r"|KV cache is needed, which is larger than the available KV cache memory"
+            r"|max seq(?:uence)?[ _]len.{0,60}larger than the maximum number of tokens that can be stored in KV cache"
+            r"|Cannot auto-fit max_model_len"
+            r"|Failed to load model - not enough GPU memory"
+            r"|\bOutOfMemoryError\b"
+            r"|(?i:\b(?:CUDA|HIP|XPU|NPU|MPS|SYCL|backend|hbm|device|GPU|host)\b[^.]{0,30}\bout of memory\b)"
+            r"|(?i:Cuda failure \d* ?:? ?'?out of memory)"
+            r"|(?i:\b(?:cuda|hip)Error(?:MemoryAllocation|OutOfMemory)\b)"
+            r"|CUDA_ERROR_OUT_OF_MEMORY"
+            r"|CU[A-Z]+_STATUS_ALLOC_FAILED"
+            r"|RESULT_ERROR_OUT_OF_(?:DEVICE|HOST)_MEMORY"
+            r"|RESOURCE_EXHAUSTED.{0,200}(?:[Oo]ut of memory|allocat)"
+            r"|Error in memory profiling"
+            r"|DefaultCPUAllocator: (?:can't allocate|not enough) memory"
+            r"|Cannot allocate memory"
+            r"|\bunable to mmap \d+ bytes"
+            r"|unable to allocate shared memory"
+            r"|Unable to allocate .{1,40} for an array"
+            r"|(?:shared memory|/dev/shm).{0,160}No space left on device"
+            r"|No space left on device.{0,160}(?:shared memory|/dev/shm)"
+            r"|insufficient shared memory \(shm\)"
+            r"|lack of CPU swap space"
+            r"|Too large swap space"
+            r"|^MemoryError\b"
+            r"|\bstd::bad_alloc\b"
+            r"|\bOOMKilled\b"
+            r"|\boom-kill(?:er)?:"
+            r"|Out of memory: Killed process"
+            r"|[1-9]\d* Workers \(tasks / actors\) killed due to memory pressure"
+            r"|killed due to the node running low on memory"
+        ),
+    ),
+    (
+        Category.STARTUP_FAILURE,
+        re.compile(
+            r"^(?:[\w./-]{1,80}|vllm \w+|usage: .{0,60}): error: "
+            r"|\d+ validation errors? for \w+$"
+            r"|^(?:Value|Assertion) (?:error|failed), "
+            r"|[Aa]ddress already in use|\bEADDRINUSE\b"
+            r"|error while attempting to bind on address"
+            r"|Error in inspecting model architecture"
+            r"|Cannot re-initialize CUDA in forked subprocess"
+            r"|\.(?:c|cc|cpp|cu|cuh|h|hip)(?::\d+){1,2}: (?:fatal )?error: "
+            r"|\bld: cannot find -l"
+        ),
+    ),
+    (
+        Category.CUDA_ERROR,
+        re.compile(
+            r"(?i:(?:CUDA|HIP) (?:runtime |driver |unknown )?error\b(?! code)(?!s))"
+            r"|(?i:Cuda failure \d* ?:? ?')"
+            r"|CUDA kernel failed"
+            r"|Triton Error \[(?:CUDA|HIP)\]"
+            r"|\bCU(?:BLAS|DNN|SPARSE|SOLVER|FFT)(?:LT)?_STATUS_[A-Z]"
+            r"|\b(?:HIPBLAS|rocblas|miopen)_?[Ss](?:TATUS|tatus)_?[A-Z]"
+            r"|\b(?:cuda|hip)Error[A-Z]\w+"
+            r"|\bCUDA_ERROR_[A-Z]"
+            r"|\bHSA_STATUS_ERROR"
+            r"|\bUR_RESULT_ERROR|\bZE_RESULT_ERROR"
+            r"|Memory access fault by GPU"
+            r"|device-side assert triggered"
+            r"|illegal memory access was encountered"
+            r"|no kernel image is available"
+            r"|block: \[\d+,\d+,\d+\], thread: \[\d+,\d+,\d+\] Assertion"
+            r"|Unexpected error from (?:cuda|hip)GetDeviceCount"
+            r"|NVIDIA driver on your system is too old"
+            r"|Found no NVIDIA driver"
+            r"|No (?:CUDA|HIP) GPUs are available"
+            r"|forward compatibility was attempted on non supported HW"
+            r"|\bNVMLError_(?:LibraryNotFound|DriverNotLoaded|LibRmVersionMismatch|GpuIsLost|Unknown)"
+            r"|libcuda\.so\.1: cannot open shared object"
+            r"|\bXid \(PCI"
+        ),
+    ),
+)
+# NCCL's own errors: true, but a more specific text after them says what it was.
+NCCL_ERRORS = re.compile(
+    r"\b[NRH]CCL error\b|\bnccl(?:Unhandled|System|Internal|Invalid)\w*Error?\b|\bncclSystemError\b"
+)
+# What vLLM's processes say when they wait for each other in vain.
+TIMEOUT_TEXTS = re.compile(
+    r"Timed out waiting for engine"
+    r"|RPC call to .{0,80} timed out"
+    r"|Did not receive response from front-end"
+    r"|Watchdog caught collective operation timeout"
+    r"|Heartbeat monitor timed out"
+    r"|watchdog got stuck for"
+    r"|Engine iteration timed out"
+    r"|No heartbeat received from MQLLMEngine|MQLLMEngine didn't reply"
+    r"|Timed out after \d+ seconds waiting for clients"
+    r"|client socket has timed out after"
+    r"|Timed out waiting \d+ms for"
+    r"|[Ww]ait timeout after \d+ ?ms"
+    r"|^TimeoutError\b|^(?:asyncio\.(?:exceptions\.)?|concurrent\.futures\.)TimeoutError\b"
+    r"|^(?:\w+\.)*GetTimeoutError\b"
+)
+# vLLM's word for an engine that is dead, whatever the reason, and Ray's for a worker.
+DEATH_TEXTS = re.compile(
+    r"EngineDeadError"
+    r"|EngineCore encountered an issue"
+    r"|engine core exited unexpectedly"
+    r"|Engine process \(pid \d+\) died"
+    r"|Engine loop has died"
+    r"|MQLLMEngine is already dead"
+    r"|(?:Worker|RayWorkerProc|Engine core) proc.{0,80} died unexpectedly|RayWorkerProc rank=\d+ died"
+    r"|Worker \w+ pid \d+ died, exit code"
+    r"|\bActorDiedError\b|\bRayActorError\b|actor died unexpectedly"
+    r"|A worker died or was killed while executing"
+    r"|Engine core initialization failed\. See root cause above"
+    r"|Failed core proc\(s\): \{"
+)
+# Native crashes in the words of faulthandler, absl (Ray), torch and the shell.
+NATIVE_SIGNALS = re.compile(
+    r"\*\*\* (SIG(?:SEGV|BUS|ILL|FPE)) received at time"
+    r"|^Fatal Python error: (Segmentation fault|Bus error|Illegal instruction|Floating.point exception)"
+    r"|!+ (Segfault) encountered"
+    r"|(Segmentation fault|Bus error|Illegal instruction|Floating point exception) \(core dumped\)"
+    r"|^(Segmentation fault|Bus error)$"
+    r"|killed by signal: (Bus error|Segmentation fault)"
+    r"|double free or corruption|free\(\): invalid (?:pointer|size)|malloc\(\): |corrupted (?:size|double-linked list)"
+    r"|stack smashing detected"
+)
+SIGNAL_NAMES = {
+    "Segmentation fault": "SIGSEGV",
+    "Segfault": "SIGSEGV",
+    "Bus error": "SIGBUS",
+    "Illegal instruction": "SIGILL",
+    "Floating point exception": "SIGFPE",
+    "Floating-point exception": "SIGFPE",
+}
+# An abort follows its cause: a C++ exception or a watchdog.
+ABORTS = re.compile(
+    r"^Fatal Python error: Aborted|\*\*\* SIGABRT received at time|Aborted \(core dumped\)"
+    r"|^terminate called after throwing an instance"
+)
+# Something sent SIGKILL, mostly the kernel or a container's memory limit.
+HOST_KILLS = re.compile(
+    r"(?i:exit(?:ed)?(?: with)?(?: (?:status|code))?:? ?\(?137\b)|^Killed$|: line \d+: +\d+ Killed\b|\bKilled +(?:vllm|python)"
+)
+# Re-raised, or printed by whoever saw the end of another process.
+WRAPPERS = re.compile(
+    r"WorkerProc initialization failed due to an exception"
+    r"|Engine process failed to start"
+    r"|EngineCore (?:failed to start|encountered a fatal error|hit an exception)"
+    r"|WorkerProc (?:hit an exception|failed)"
+    r"|AsyncLLM output_handler failed"
+    r"|Background loop (?:has errored|is) "
+    r"|Engine background task failed"
+    r"|Engine loop is not running"
+    r"|Task finished unexpectedly"
+    r"|Error executing method"
+    r"|Exception in (?:callback|ASGI application|worker)|Exception in thread"
+    r"|Killing local vLLM worker processes"
+    r"|Application startup failed"
+    r"|failed to be inspected"
+    r"|^RuntimeError: Error raised in subprocess"
+    r"|^(?:\w+\.)*CalledProcessError\b"
+    r"|\bRayTaskError\b"
+    r"|^RuntimeError: cancelled$|CancelledError\b|KeyboardInterrupt|^SystemExit\b|GeneratorExit"
+    r"|^Process [\w-]+:$|^subprocess exited|ninja: build stopped"
+)
+# What a process prints because another one has ended.
+COLLATERAL = re.compile(
+    r"Connection (?:closed by (?:remote )?peer|reset by peer|refused)|Broken pipe|ConnectionResetError|BrokenPipeError|\bEOFError\b"
+    r"|remote process exited|failed to recv, got 0 bytes|ncclRemoteError|Socket closed"
+    r"|ContextTerminated|Event loop is closed|cannot schedule new futures|BrokenProcessPool|ClientDisconnect"
+    r"|recvValueWithTimeout|Failed to check the .should dump. flag|Connection was likely closed"
+)
+# Ray lists causes that it only supposes.
+SUPPOSITIONS = re.compile(
+    r"potential root causes|common causes include|The process (?:is|was) killed by (?:SIGKILL by )?(?:the )?OOM killer"
+    r"|If it is due to|possible that"
+)
+# Known not to be the end of anything, at whatever level they are printed.
+NOISE = re.compile(
+    r"CUDA kernel errors might be asynchronously|For debugging consider passing|Compile with `TORCH_USE_CUDA_DSA`"
+    r"|^(?:Device-side assertion tracking|Search for `(?:cuda|hip)Error)"
+    r"|^(?:frame #\d+|#\d+ |Exception raised from |PC: @|@ +0x)"
+    r"|^(?:Dumping |SchedulerOutput\(|SchedulerStats\()"
+    r"|Cannot use FA version|Error retrieving (?:safetensors|file list)|resource_tracker"
+    r"|destroy_process_group|\bUserWarning\b|\bFutureWarning\b|\bDeprecationWarning\b"
+    r"|^(?:To fix this|If you|You can|Please |Try |Note: |Hint: )"
+    r"|^Namespace\(|^args: "
+    r"|Failed to advance FSM|grammar rejected tokens|^Uncaught exception$"
+)
+# An exception announced by one of these ends one request, a thread or a log line, and not the engine.
+REQUEST_HEADERS = re.compile(
+    r"Exception in ASGI application|Unexpected error pre-processing request|Invocation of .{0,60} method failed"
+    r"|Error in preprocessing prompt|Error with model |[Ee]xception caught\. Request id|Error in .{0,60}generator"
+    r"|Error in applying chat template|Failed to (?:compile grammar|abort|decode|load AsyncMultiModal)"
+    r"|failed with an internal error during generation|Task exception was never retrieved"
+)
+IGNORED_HEADERS = re.compile(
+    r"Exception ignored in|--- Logging error ---|_report_usage|Exception in thread .{0,40}(?:usage|tqdm|Tqdm|monitor)"
+    r"|Error in atexit|Error in sys\.excepthook"
+)
+REQUEST_SOURCES = re.compile(
+    r"^(?:serving\w*|chat_utils|protocol|logger|exception_handlers?|error_handling|api_router|preprocess\w*)\.py$"
+)
+STARTING_HEADER = re.compile(r"vLLM API server version|Initializing an? LLM engine \(v|^non-default args")
+SERVING_MARKS = re.compile(
+    r"Application startup complete|Uvicorn running on|Avg prompt throughput|\"(?:POST|GET) /\S* HTTP/\d"
+    r"|(?:Added|Received|Finished|Aborted) request\b|output_handler failed|Engine background task failed"
+    r"|EngineCore encountered a fatal error|Engine iteration timed out|MQLLMEngine is already dead"
+    r"|, in run_busy_loop|, in run_engine_loop|, in _process_engine_step|Processed prompts:"
+    r"|Dumping (?:scheduler output|input data)|Error in model execution"
+)
+QUOTED = re.compile(
+    r"Worker failed with error ['\"](.+?)['\"](?:, please check|$)"
+    r"|Exception in worker \w+ while processing method \w+: (.+?)(?:, Traceback \(most recent call last\):|\.?$)"
+    r"|Call to \w+ method failed: (.+)"
+)
+EXCEPTION_LINE = re.compile(
+    r"^(?:[A-Za-z_]\w*\.){0,8}[A-Z]\w*(?:Error|Exception|NotFound|Timeout|Failure|Failed|Unsupported|OutOfResources)"
+    r"(?:\(.{0,2000}\)|:(?: .*)?)?$"
+)
+# Anything that a traceback can end with.
+TRACEBACK_END = re.compile(r"^(?:[A-Za-z_]\w*\.){0,8}[A-Z]\w{2,60}(?:: .*)?$")
+# These say where something was missing, and the exception raised while handling them says what it means.
+TERSE_EXCEPTION = re.compile(
+    r"^(?:\w+\.)*(?:KeyError|StopIteration|StopAsyncIteration|IndexError|Empty|LookupError|JSONDecodeError)\b"
+)
+CPP_WHAT = re.compile(r"^what\(\): +")
+ERROR_WORDS = re.compile(
+    r"^(?:Error|ERROR|FATAL|Fatal|fatal|panic)\b|panicked at |^Failed: |: not found$|: command not found"
+)
+DIRECT_CAUSE = "The above exception was the direct cause of the following exception"
+DURING_HANDLING = "During handling of the above exception, another exception occurred"
+TRACEBACK = "Traceback (most recent call last)"
