@@ -4,14 +4,13 @@
 
 import argparse
 import random
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vllm_sloguard import crash
-from vllm_sloguard.crash import Category, classify
+from vllm_sloguard.crash import Category, classify_file
+from vllm_sloguard.crash.advice import CRASH_RULES, CrashRule
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB
 from vllm_sloguard.guard.model_shape import ModelShape, from_config
@@ -20,7 +19,7 @@ from vllm_sloguard.guard.rules import ALL
 from vllm_sloguard.knobs import KNOBS, Knob, KnobKind
 
 HERE = Path(__file__).resolve().parent
-LOGS = HERE.parent / "tests" / "vllm_sloguard" / "crash_logs"
+LOGS = HERE.parent / "tests" / "vllm_sloguard" / "crash" / "logs"
 DO_NOT_EDIT = "<!-- Written by docs/generate.py; change that, or the code that it reads. -->"
 
 # Configurations whose repair is looked at, to say which rules change which argument.
@@ -152,100 +151,63 @@ def mended() -> dict[str, dict[str, str]]:
     return {name: {rule.name: rule.demand for rule in ALL if rule.name in rules} for name, rules in seen.items()}
 
 
-# What it means, what the sidecar does, and what an operator can do.
-ADVICE: dict[Category, tuple[str, str, tuple[str, ...]]] = {
+# What it is, and what the sidecar does.
+CATEGORIES: dict[Category, tuple[str, str]] = {
     Category.OUT_OF_MEMORY: (
-        "Memory of the GPU, or of the host on the CPU build, did not suffice: before loading, after profiling, or under load.",
-        "In a trial: an observation; the search keeps away. The limit that the text states is learned: the longest length"
-        " that fits (30 days), what was free on the card (15 minutes), or head-room kept after an allocation that failed"
-        " (a week). `sloguard status` lists what was learned.",
-        (
-            "`sloguard budget --model DIR --arg ...` shows where the memory goes, `sloguard repair` the nearest"
-            " configuration that fits.",
-            "Another process on the card? `sloguard doctor` names it. Lower `gpu_memory_utilization`, or end it.",
-            "While it served: leave more free, by a lower `gpu_memory_utilization` or `max_num_batched_tokens`.",
-        ),
+        "Memory of the GPU or of the host did not suffice: before loading, after profiling, or under load.",
+        "In a trial: an observation; the search avoids the region. The limit that the text states is learned: the longest"
+        " length that fits (30 days), what was free on the GPU (15 minutes), or headroom after a failed allocation (a week)."
+        " `sloguard status` lists what was learned.",
     ),
     Category.CUDA_ERROR: (
         "The GPU, its driver or a library on it failed.",
-        "In a trial: an observation. While it serves: the engine is killed whole and started again; a promotion that"
-        " crashes three times in ten minutes is rolled back.",
-        (
-            "Look for `Xid` in `dmesg`: a number there is the driver's or the hardware's word.",
-            'An "illegal memory access" that follows one configuration is a bug of a kernel: report it, and take the'
-            " value out of `search.knobs`.",
-            "`CUDA driver error`, `cudaErrorInsufficientDriver`: the driver is older than vLLM's CUDA.",
-        ),
+        "In a trial: an observation. While serving: the engine is killed with all its processes and started again; a"
+        " promotion that crashes three times in ten minutes is rolled back.",
     ),
     Category.STARTUP_FAILURE: (
         "The engine ended before it answered its first token, for another reason than memory: a value that vLLM does not"
-        " take, a model that is not there, a port that is taken.",
-        "In a trial: an observation. The file's own arguments, at the very first start: `serve` ends with that line and"
-        " code 1. A promotion that does not start is rolled back and quarantined at once, a taken port excepted.",
-        (
-            "The evidence names the argument: `sloguard repair` knows what vLLM 0.26 to 0.32 demand.",
-            "`sloguard doctor -c FILE` looks at the port, the model's folder and vLLM itself.",
-            "The whole output is in `STATE/logs/engine-*.log`.",
-        ),
+        " accept, a model that is not there, a port in use.",
+        "In a trial: an observation. With the file's own arguments, at the very first start, `serve` ends with that line"
+        " and exit code 1. A promotion that does not start is rolled back and quarantined at once, unless the port was in use.",
     ),
     Category.TIMEOUT: (
         "A deadline passed without an answer: `engine.start_timeout_s`, or one of vLLM's own between its processes.",
-        "In a trial: an observation. While it serves: an engine that makes no token for `engine.hang_timeout_s` is killed"
-        " and started again.",
-        (
-            "A first start compiles, and may download: raise `engine.start_timeout_s`.",
-            "`RPC call to ... timed out`: a worker hangs; its own lines come before.",
-            "What is killed for not answering first writes the stacks of all its threads to its log.",
-        ),
+        "In a trial: an observation. While serving: an engine that produces no token for `engine.hang_timeout_s` is killed"
+        " and started again. Before it is killed, it writes the stacks of all its threads to its log.",
     ),
     Category.ENGINE_DEATH: (
-        "It had served, and ended for a reason that is none of the others, or without a word. vLLM's API server then ends with"
-        " exit code 0: the code says nothing.",
-        "Whatever the code, an exit that nobody asked for is a crash. The evidence is then vLLM's word for the death, with"
-        " the exit code; or what the plugin reported from inside.",
-        (
-            'SIGKILL: mostly the kernel, when the host\'s memory ran out. `dmesg` has "Out of memory: Killed process"; a'
-            " container's limit shows in its memory.events.",
-            "An exception's name: the worker's lines in `STATE/logs/engine-*.log` have its traceback.",
-        ),
+        "The engine had served, and ended for a reason that is none of the others, or without one in its log. vLLM's API"
+        " server then exits with code 0: the code says nothing. Native crashes belong here in every phase.",
+        "Every unexpected exit is a crash, whatever its code. The evidence is then the report of the death with the exit"
+        " code, or what the plugin reported from inside the engine.",
     ),
 }
 
-# Lines of real failures: of vLLM 0.26 on an H200 and of 0.32 on the CPU build; others are texts of its sources.
-SEEN: tuple[tuple[str, str, str], ...] = (
-    ("H200, 0.26", "starting", "ValueError: Free memory on device cuda:0 (38.69/139.8 GiB) on startup is less than desired GPU memory utilization (0.95, 132.81 GiB)."),
-    ("H200, 0.26", "starting", "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing the engine"),
-    ("CPU, 0.32", "starting", "ValueError: To serve at least one request with the model's max seq len (4096), (0.0 GiB KV cache is needed, which is larger than the available KV cache memory (0.0 GiB)."),
-    ("CPU, 0.32, injected", "starting", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.81 GiB of which 1.00 GiB is free."),
-    ("a text of vLLM's", "serving", "torch.AcceleratorError: CUDA error: an illegal memory access was encountered"),
-    ("a text of vLLM's", "serving", "RuntimeError: NCCL error: unhandled cuda error (run with NCCL_DEBUG=INFO for details)"),
-    ("H200, 0.26", "starting", "ValueError: Selected backend AttentionBackendEnum.FLASHINFER is not valid for this configuration. Reason: ['ImportError']"),
-    ("CPU, 0.32", "starting", "api_server.py: error: unrecognized arguments: --no-such-flag"),
-    ("CPU, 0.32", "starting", "OSError: [Errno 98] Address already in use"),
-    ("CPU, 0.32", "starting", "huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/nonexistent/model'."),
-    ("a text of vLLM's", "serving", "TimeoutError: RPC call to execute_model timed out."),
-    ("a text of vLLM's", "starting", "TimeoutError: Timed out waiting for engine core processes to start."),
-    ("a text of vLLM's", "serving", "EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause."),
-)  # fmt: skip
-
 
 def crashes_page() -> str:
-    """Every category: what it is, the texts that show it, real evidence, and what to do."""
+    """How a crash is classified, and every category with its kinds: an example, what it means, what to change."""
     lines = [
         "# Crashes",
         "",
         DO_NOT_EDIT,
         "",
-        "Why an engine ended is read from its log: one category, and one line of evidence. The whole log is read, as the",
-        "last line is never the cause: a failed start prints it once where it happened, and then wraps it in every process",
-        "on the way up. Each line that may be a cause gets a rank, and the first of the best rank wins:",
+        "`sloguard diagnose LOG` reads the log of any vLLM deployment and reports one category and the line that shows why",
+        "the engine ended. The sidecar classifies its trials and its serving engine with the same code.",
         "",
-        "1. a text that names its cause (below); 2. another exception, of the start or of the engine's own processes; 3. a",
-        "timeout between vLLM's processes; 4. what a wrapper quotes; 5. vLLM's word that the engine is dead.",
+        "The last line of a log is never the cause: a failed start prints its cause once, where it happened, and every",
+        "process on the way up wraps it again. So the whole log is read, and the earliest root over all processes wins:",
         "",
-        'Lines of the levels DEBUG, INFO and WARNING, tracebacks\' frames and wrappers ("See root cause above") are no',
-        "causes. An exception without a text of its own is a `startup_failure` until the first token, an `engine_death`",
-        "after. A crash in a trial is an observation; the other trials go on.",
+        "1. a root: a text that names its cause, an exception of a start or of an engine process, a native signal, a timeout.",
+        "   A timeout gives way to a memory or GPU error that is found later, as a hang is reported before its cause;",
+        "2. an exception quoted or re-raised by another process;",
+        "3. what a process prints because another one ended (connection closed, remote process exited);",
+        "4. a report that the engine is dead, without a reason;",
+        "5. the last error line.",
+        "",
+        "Lines of the levels DEBUG, INFO and WARNING, the source lines of tracebacks, advice, Ray's lists of possible causes",
+        "and errors of single requests are never the cause. An exception that no text below names is a `startup_failure`",
+        "before the engine was healthy and an `engine_death` after. Where a log holds several runs, the last one counts.",
+        "A crash in a trial is an observation; the other trials go on.",
     ]
     for category in Category:
         lines += ["", f"## {category}", "", *_category(category)]
@@ -253,7 +215,7 @@ def crashes_page() -> str:
         "",
         "## Whole excerpts",
         "",
-        "The tests read these logs of vLLM 0.32 (CPU build); what is said of each:",
+        "The tests read these logs of vLLM 0.32 (CPU build), and find in them:",
         "",
     ]
     lines += ["| log | category | evidence |", "| --- | --- | --- |", *_excerpts()]
@@ -261,61 +223,27 @@ def crashes_page() -> str:
 
 
 def _category(category: Category) -> Iterator[str]:
-    about, done, advice = ADVICE[category]
+    about, done = CATEGORIES[category]
     yield about
     yield ""
-    if texts := _texts(category):
-        yield "**Texts that show it.**"
-        yield ""
-        yield from (f"- `{text}`" for text in texts)
-        yield ""
-    yield "**Seen.**"
-    yield ""
-    for where, phase, line in SEEN:
-        found = classify(line, phase=phase, exit_code=0)
-        if found.category is category:
-            yield f"- {where}: `{line.replace('`', '')}`"
-    if category is Category.ENGINE_DEATH:
-        yield f"- nothing in the log: `{classify('', phase='serving', exit_code=-9).evidence}`"
-    yield ""
     yield f"**What the sidecar does.** {done}"
-    yield ""
-    yield "**What to do.**"
-    yield ""
-    yield from (f"- {line}" for line in advice)
+    for rule in CRASH_RULES:
+        if rule.category is category:
+            yield from _kind(rule)
 
 
-def _texts(category: Category) -> list[str]:
-    """The alternatives of the patterns that are the category's, readable."""
-    patterns = [pattern for name, pattern in crash.KNOWN if name is category]
-    patterns += {Category.TIMEOUT: [crash.TIMEOUTS], Category.ENGINE_DEATH: [crash.DEATHS]}.get(category, [])
-    return [_readable(part) for pattern in patterns for part in pattern.pattern.split("|")]
-
-
-_WORDS: tuple[tuple[str, str], ...] = (
-    (r"\.\{0,\d+\}", "... "),
-    (r"\[\\w\./ -\]\{1,80\}", "PROGRAM"),
-    (r"\\d\+|\\d\*", "N"),
-    (r"\[A-Z\](\\w\+)?", "..."),
-    (r"\[\^\}\]", "..."),
-    (r"\\w\+", "NAME"),
-    (r"\\b|\^|\$", ""),
-    (r"(\w) \?", r"\1 "),
-    (r"s\?", "(s)"),
-    (r"\\(.)", r"\1"),
-)
-
-
-def _readable(pattern: str) -> str:
-    for expression, word in _WORDS:
-        pattern = re.sub(expression, word, pattern)
-    return " ".join(pattern.split())
+def _kind(rule: CrashRule) -> Iterator[str]:
+    advice = rule.advice(rule.example)
+    changes = advice.changes if advice else ()
+    yield from ("", f"### {rule.title}", "", f"`{rule.example.replace('`', '')}`", "", rule.meaning, "")
+    yield from (
+        f"- {change[0].upper()}{change[1:]}" if " " in change.split(":")[0] else f"- {change}" for change in changes
+    )
 
 
 def _excerpts() -> Iterator[str]:
     for log in sorted(LOGS.glob("*.log")):
-        phase = "serving" if log.stem.endswith("killed") else "starting"
-        found = classify(log.read_text(encoding="utf-8"), phase=phase, exit_code=0)
+        found = classify_file(log, exit_code=0)
         evidence = found.evidence.replace("|", "\\|").replace("`", "")
         yield f"| `{log.name}` | {found.category} | `{evidence[:200]}{'…' if len(evidence) > 200 else ''}` |"
 

@@ -30,7 +30,7 @@ def diagnose(
 
     Of several crashes in a log, the last run's counts. The exit code is 1 where the log does not say why.
 
-    Example: docker compose logs vllm | sloguard diagnose -
+    Example: sloguard diagnose - < vllm.log
     """
     crash = _read(log)
     advice = advice_for(crash)

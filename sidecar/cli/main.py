@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from sidecar.cli import dev, doctor, guard, operator, plan, report
+from sidecar.cli import dev, diagnose, doctor, guard, operator, plan, report
 from sidecar.cli.operator import CommandRefused, ConfigFile, StateFolder
 from sidecar.cli.rendering import AsJson
 from sidecar.cli.terminal import View, line, show, spending, unfailing_console
@@ -47,6 +47,7 @@ app = typer.Typer(
 guard.register(app)
 operator.register(app)
 plan.register(app)
+diagnose.register(app)
 doctor.register(app)
 report.register(app)
 dev.register(app)

@@ -12,12 +12,12 @@ from sidecar.engine.fork_server import ForkServer
 from sidecar.engine.http import EngineHttp, Unanswered
 from sidecar.engine.ports import port_free, port_owner
 from sidecar.engine.process_group import ENGINE_ID_VARIABLE, Identity, ProcessGroup, socket_folder
-from vllm_sloguard.crash import Crash, classify
+from vllm_sloguard.crash import Crash, classify, classify_file
 
 _POLL_S = 0.1
 _FIRST_TOKEN_S = 30.0
 _STOP_GRACE_S = 10.0
-_LOG_TAIL_BYTES = 2**20
+_LOG_TAIL_BYTES = 2**23
 _LOG_MOST_BYTES = 2**26
 
 
@@ -130,23 +130,20 @@ class Engine:
         """Kills what is left of it, and says why it ended, from its log; where it hung, stays in the log."""
         exit_code = self.group.exit_code()
         if timed_out:
-            said = self.log_tail()
+            crash = self._classify(phase, exit_code, timed_out=True)
             self.group.show_stacks()
             self.group.kill()
-        else:
-            self.group.kill()
-            said = self.log_tail()
-        return EngineCrashed(classify(said, phase=phase, exit_code=exit_code, timed_out=timed_out))
+            return EngineCrashed(crash)
+        self.group.kill()
+        return EngineCrashed(self._classify(phase, exit_code, timed_out=False))
 
-    def log_tail(self) -> str:
-        """The end of its log, at most 1 MiB; empty when somebody has removed it."""
+    def _classify(self, phase: str, exit_code: int | None, *, timed_out: bool) -> Crash:
         try:
-            with self.launch.log.open("rb") as log:
-                size = log.seek(0, os.SEEK_END)
-                log.seek(max(size - _LOG_TAIL_BYTES, 0))
-                return log.read().decode("utf-8", errors="replace")
+            return classify_file(
+                self.launch.log, phase=phase, exit_code=exit_code, timed_out=timed_out, tail_bytes=_LOG_TAIL_BYTES
+            )
         except FileNotFoundError:
-            return ""
+            return classify("", phase=phase, exit_code=exit_code, timed_out=timed_out)
 
     def trim_log(self) -> None:
         """Empties a log that has grown large; vLLM appends to it, so it goes on at the start."""

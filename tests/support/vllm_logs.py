@@ -1,5 +1,7 @@
 """Builds logs as vLLM prints them: V1 and V0 prefixes, tracebacks, chains, container runtimes."""
 
+# ruff: noqa: E501 - the logs' own lines
+
 DIRECT = "\nThe above exception was the direct cause of the following exception:\n"
 HANDLING = "\nDuring handling of the above exception, another exception occurred:\n"
 

@@ -3,6 +3,8 @@
 The first rule whose pattern is found wins. Each has an example, which docs/crashes.md shows and the tests classify.
 """
 
+# ruff: noqa: E501 - the logs' own lines
+
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,8 +88,8 @@ CRASH_RULES: tuple[CrashRule, ...] = (
         "KV cache too small for one request",
         _OOM,
         re.compile(
-            r"estimated maximum model length is (\d+)|stored in KV cache \((\d+)\)|KV cache is needed, which is larger"
-            r"|Cannot auto-fit max_model_len"
+            r"(?:KV cache is needed|max seq(?:uence)?[ _]len|Cannot auto-fit max_model_len).*?"
+            r"(?:model length is (\d+)|stored in KV cache \((\d+)\)|$)"
         ),
         "ValueError: To serve at least one request with the model's max seq len (4096), (0.02 GiB KV cache is needed, which"
         " is larger than the available KV cache memory (0.01 GiB). Based on the available memory, the estimated maximum"
@@ -131,7 +133,7 @@ CRASH_RULES: tuple[CrashRule, ...] = (
     CrashRule(
         "Shared memory too small",
         _OOM,
-        re.compile(r"/dev/shm|shared memory"),
+        re.compile(r"/dev/shm|shared memory"),  # noqa: S108 - a text
         "Error while creating shared memory segment /dev/shm/nccl-Gb5uHx (size 33030528), error: No space left on device (28)",
         "The processes of one engine talk through /dev/shm, and a container's default of 64 MiB is too small.",
         ("start the container with --ipc=host or --shm-size=16g; in Kubernetes, mount an emptyDir of medium Memory",),
@@ -140,7 +142,7 @@ CRASH_RULES: tuple[CrashRule, ...] = (
         "Host memory ran out",
         _OOM,
         re.compile(
-            r"mmap|Cannot allocate memory|DefaultCPUAllocator|MemoryError|bad_alloc|137\b|OOMKilled|oom-kill|Killed|swap space"
+            r"mmap|Cannot allocate memory|DefaultCPUAllocator|\bMemoryError|bad_alloc|137\b|OOMKilled|oom-kill|Killed|swap space"
             r"|memory pressure|running low on memory|Unable to allocate"
         ),
         "RuntimeError: unable to mmap 16933256392 bytes from file <model.safetensors>: Cannot allocate memory (12)",

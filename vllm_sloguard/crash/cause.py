@@ -8,45 +8,17 @@ where there is no root.
 
 import re
 from dataclasses import dataclass, replace
-from enum import IntEnum
 
 from vllm_sloguard.crash import texts
 from vllm_sloguard.crash.kinds import Category
 from vllm_sloguard.crash.log_records import QUIET_LEVELS, LogRecord
+from vllm_sloguard.crash.ranks import ROOT_RANKS, CauseRank, TextMeaning, category_of, meaning_of, with_signal_name
 
 _MOST_TRACEBACKS = 4096
 _WRAPPED_CHARS = 20
 _VALIDATION_LINES = 12
 _EVIDENCE_CHARS = 2000
 _RESTATED_WITHIN = 400  # records between a message and the exception line that repeats it
-
-
-class CauseRank(IntEnum):
-    """What a line is evidence of. The roots come first; among them the earliest in time wins."""
-
-    MEMORY = 0
-    DEVICE = 1
-    START = 2
-    EXCEPTION = 3
-    SIGNAL = 4
-    TIMEOUT = 5
-    NCCL = 6
-    ABORT = 7
-    QUOTED = 8
-    CHAINED = 9
-    HOST_KILL = 10
-    COLLATERAL = 11
-    DEATH = 12
-    ERROR = 13
-    WRAPPER = 14
-
-
-_ROOTS = (*(CauseRank(rank) for rank in range(CauseRank.NCCL + 1)),)
-_KNOWN_RANKS = {
-    Category.OUT_OF_MEMORY: CauseRank.MEMORY,
-    Category.CUDA_ERROR: CauseRank.DEVICE,
-    Category.STARTUP_FAILURE: CauseRank.START,
-}
 
 
 @dataclass(frozen=True)
@@ -105,7 +77,7 @@ class CauseFinder:
         text = record.text.strip()
         if record.level in QUIET_LEVELS:
             if record.level == "WARNING" and texts.DEATH_TEXTS.search(text):
-                self._add(CauseRank.DEATH, None, text, record)
+                self._add(TextMeaning(CauseRank.DEATH, None), text, record)
             self._last = None
             self._growing = None
             return
@@ -181,47 +153,44 @@ class CauseFinder:
             return
         if not state.inside:
             state.of_request = self._of_request(record, text)
-        rank, category, evidence = self._rank_of(record, text, state, ends_traceback=ends_traceback)
-        if rank is not None:
-            self._take(rank, category, evidence, record, state)
+        ends = ends_traceback or bool(texts.EXCEPTION_LINE.match(text))
+        if match := texts.QUOTED.search(text):
+            quote = next((group for group in match.groups() if group), "")
+            self._take(TextMeaning(CauseRank.QUOTED, category_of(quote)), quote, record, state)
+        elif meaning := self._meaning(record, text, state, ends_traceback=ends):
+            self._take(meaning, with_signal_name(text), record, state)
         else:
             self._unwrap(record, text)
         state.header = text[:300]
-        if ends_traceback or texts.EXCEPTION_LINE.match(text):
+        if ends:
             state.inside, state.chained, state.header = False, "", ""
 
-    def _rank_of(
-        self, record: LogRecord, text: str, state: _Traceback, *, ends_traceback: bool
-    ) -> tuple[CauseRank | None, Category | None, str]:
-        if match := texts.QUOTED.search(text):
-            quote = next((group for group in match.groups() if group), "")
-            return CauseRank.QUOTED, _known(quote), quote
-        rank, category = _rank_by_text(text)
-        if rank in {CauseRank.MEMORY, CauseRank.DEVICE} and state.of_request:
-            rank = CauseRank.CHAINED
-        if rank is CauseRank.START and state.of_request and "validation error" in text:
-            return None, None, ""
-        if rank is not None:
-            return rank, category, _with_signal(text)
+    @staticmethod
+    def _meaning(record: LogRecord, text: str, state: _Traceback, *, ends_traceback: bool) -> TextMeaning | None:
+        known = meaning_of(text)
+        if known is not None:
+            if state.of_request and known.rank in {CauseRank.MEMORY, CauseRank.DEVICE}:
+                return TextMeaning(CauseRank.CHAINED, known.category)
+            return None if state.of_request and "validation error" in text else known
         if texts.WRAPPERS.search(text):
-            return (CauseRank.WRAPPER, None, text) if record.level else (None, None, "")
-        if ends_traceback or texts.EXCEPTION_LINE.match(text) or texts.CPP_WHAT.match(text):
-            return (None, None, "") if state.of_request else (CauseRank.EXCEPTION, None, text)
-        if (record.level or texts.ERROR_WORDS.search(text)) and not state.of_request:
-            return CauseRank.ERROR, None, text
-        return None, None, ""
+            return TextMeaning(CauseRank.WRAPPER, None) if record.level else None
+        if state.of_request:
+            return None
+        if ends_traceback or texts.CPP_WHAT.match(text):
+            return TextMeaning(CauseRank.EXCEPTION, None)
+        is_error = record.level or texts.ERROR_WORDS.search(text)
+        return TextMeaning(CauseRank.ERROR, None) if is_error else None
 
-    def _take(
-        self, rank: CauseRank, category: Category | None, evidence: str, record: LogRecord, state: _Traceback
-    ) -> None:
+    def _take(self, meaning: TextMeaning, evidence: str, record: LogRecord, state: _Traceback) -> None:
         first = state.first if state.chained else None
-        if first is not None and rank in _ROOTS:
+        rank, category = meaning.rank, meaning.category
+        if first is not None and rank in ROOT_RANKS:
             if self._informs(first, rank, evidence, state.chained):
                 self._swap(first, CauseLine(rank, category, evidence, record.process, record.number, first.order))
                 return
             rank = CauseRank.CHAINED
-        line = self._add(rank, category, evidence, record)
-        if rank in _ROOTS and (first is None or not state.chained):
+        line = self._add(TextMeaning(rank, category), evidence, record)
+        if rank in ROOT_RANKS and not state.chained:
             state.first = line
 
     @staticmethod
@@ -233,16 +202,18 @@ class CauseFinder:
             return rank is CauseRank.TIMEOUT and ":" in evidence
         return chained == "handling" and bool(texts.TERSE_EXCEPTION.match(first.evidence))
 
-    def _add(self, rank: CauseRank, category: Category | None, evidence: str, record: LogRecord) -> CauseLine:
-        line = CauseLine(rank, category, evidence[:_EVIDENCE_CHARS], record.process, record.number, self._order)
+    def _add(self, meaning: TextMeaning, evidence: str, record: LogRecord) -> CauseLine:
+        rank = meaning.rank
+        evidence = evidence[:_EVIDENCE_CHARS]
+        line = CauseLine(rank, meaning.category, evidence, record.process, record.number, self._order)
         kept = self._best.get(rank)
         if kept is None or rank is CauseRank.ERROR:
             self._best[rank] = line
         elif self._restates(kept, line):
             line = replace(line, order=kept.order)
             self._best[rank] = line
-        if _VALIDATION.search(evidence):
-            line = self._swap(line, replace(line, evidence=_VALIDATION.search(evidence)[1]))  # type: ignore[index]
+        if header := _VALIDATION.search(evidence):
+            line = self._swap(line, replace(line, evidence=header[1]))
             self._growing, self._to_grow = line, _VALIDATION_LINES
         elif evidence.endswith(":") and texts.EXCEPTION_LINE.match(evidence):
             self._growing, self._to_grow = line, 1
@@ -300,20 +271,20 @@ class CauseFinder:
             return
         start = last.text.strip()
         for joined in (start + text, f"{start} {text}"):
-            rank, category = _rank_by_text(joined)
-            if rank not in _ROOTS or texts.WRAPPERS.search(joined):
+            meaning = meaning_of(joined)
+            if meaning is None or meaning.rank not in ROOT_RANKS or texts.WRAPPERS.search(joined):
                 continue
             mistaken = self._best.get(CauseRank.EXCEPTION)
             if mistaken is not None and mistaken.number == last.number:
                 del self._best[CauseRank.EXCEPTION]
-            self._add(rank, category, joined, last)
+            self._add(meaning, joined, last)
             return
 
     # The choice
 
     def _choose(self) -> CauseLine | None:
         best = self._best
-        roots = [best[rank] for rank in _ROOTS if rank in best]
+        roots = [best[rank] for rank in ROOT_RANKS if rank in best]
         if roots:
             first = min(roots, key=lambda line: line.order)
             if first.rank in {CauseRank.TIMEOUT, CauseRank.NCCL}:
@@ -339,41 +310,3 @@ def _is_source(raw: str, text: str, *, inside: bool) -> bool:
     if inside and text.startswith(('f"', "f'", "return ", "self.", "await ", "with ", "assert ")):
         return True
     return raw[0].isspace() and not text.startswith(("what():", "Value error, ", "Assertion failed, "))
-
-
-def _known(text: str) -> Category | None:
-    return next((category for category, pattern in texts.KNOWN_TEXTS if pattern.search(text)), None)
-
-
-def _rank_by_text(text: str) -> tuple[CauseRank | None, Category | None]:  # noqa: PLR0911 - one rule after another
-    if texts.SUPPOSITIONS.search(text):
-        return (CauseRank.DEATH, None) if texts.DEATH_TEXTS.search(text) else (None, None)
-    if "RayTaskError" in text:
-        return CauseRank.QUOTED, _known(text)
-    category = _known(text)
-    if category is Category.OUT_OF_MEMORY:
-        return CauseRank.MEMORY, category
-    if texts.NATIVE_SIGNALS.search(text):
-        return CauseRank.SIGNAL, Category.ENGINE_DEATH
-    if texts.COLLATERAL.search(text):
-        return CauseRank.COLLATERAL, category
-    if category is not Category.STARTUP_FAILURE and texts.NCCL_ERRORS.search(text):
-        return CauseRank.NCCL, Category.CUDA_ERROR
-    if category is not None:
-        return _KNOWN_RANKS[category], category
-    if texts.TIMEOUT_TEXTS.search(text):
-        return CauseRank.TIMEOUT, Category.TIMEOUT
-    if texts.ABORTS.search(text):
-        return CauseRank.ABORT, Category.ENGINE_DEATH
-    if texts.HOST_KILLS.search(text):
-        return CauseRank.HOST_KILL, Category.OUT_OF_MEMORY
-    if texts.DEATH_TEXTS.search(text):
-        return CauseRank.DEATH, None
-    return None, None
-
-
-def _with_signal(text: str) -> str:
-    match = texts.NATIVE_SIGNALS.search(text)
-    words = next((group for group in match.groups() if group), "") if match else ""
-    name = texts.SIGNAL_NAMES.get(words, "")
-    return f"{text} ({name})" if name and name not in text else text

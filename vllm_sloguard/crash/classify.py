@@ -1,16 +1,20 @@
 """One crash from one log: the category, the line that says why, the process and the phase."""
 
+import io
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from vllm_sloguard.crash.cause import CauseFinder, CauseLine, CauseRank
+from vllm_sloguard.crash.cause import CauseFinder, CauseLine
 from vllm_sloguard.crash.kinds import Category, Crash
 from vllm_sloguard.crash.log_records import LogRecord, records
+from vllm_sloguard.crash.ranks import CauseRank
 
 _EVIDENCE_CHARS = 500
 _CHUNK_CHARS = 1 << 16
+_SKIPPED_BYTES = 1 << 20
 _EXIT_OF_KILLED_CONTAINER = 128 + signal.SIGKILL
 # Ranks that say that something ended, and not why.
 _SILENT = frozenset({CauseRank.DEATH, CauseRank.WRAPPER})
@@ -29,20 +33,45 @@ def classify(log_text: str, *, phase: str | None = None, exit_code: int | None, 
     return classify_stream(chunks, phase=phase, exit_code=exit_code, timed_out=timed_out)
 
 
-def classify_file(path: Path, *, phase: str | None = None, exit_code: int | None, timed_out: bool = False) -> Crash:
-    """The same for a log of any size. Raises OSError."""
-    with path.open(encoding="utf-8", errors="replace", newline="") as log:
-        chunks = iter(lambda: log.read(_CHUNK_CHARS), "")
-        return classify_stream(chunks, phase=phase, exit_code=exit_code, timed_out=timed_out)
+def classify_file(
+    path: Path,
+    *,
+    phase: str | None = None,
+    exit_code: int | None,
+    timed_out: bool = False,
+    tail_bytes: int | None = None,
+) -> Crash:
+    """The same for a log of any size; ``tail_bytes`` reads its end alone. Raises OSError."""
+    with path.open("rb") as log:
+        first_number = 1 if tail_bytes is None else _skip(log, max(path.stat().st_size - tail_bytes, 0)) + 1
+        with io.TextIOWrapper(log, encoding="utf-8", errors="replace", newline="") as text:
+            chunks = iter(lambda: text.read(_CHUNK_CHARS), "")
+            return classify_stream(
+                chunks, phase=phase, exit_code=exit_code, timed_out=timed_out, first_number=first_number
+            )
+
+
+def _skip(log: BinaryIO, size: int) -> int:
+    """Reads over ``size`` bytes and returns how many lines ended in them."""
+    lines = 0
+    while size > 0 and (chunk := log.read(min(size, _SKIPPED_BYTES))):
+        size -= len(chunk)
+        lines += chunk.count(b"\n")
+    return lines
 
 
 def classify_stream(
-    chunks: Iterable[str], *, phase: str | None = None, exit_code: int | None, timed_out: bool = False
+    chunks: Iterable[str],
+    *,
+    phase: str | None = None,
+    exit_code: int | None,
+    timed_out: bool = False,
+    first_number: int = 1,
 ) -> Crash:
     """The same for a log that comes in pieces. One pass: linear time, bounded memory."""
     finder = CauseFinder(phase)
     last: deque[LogRecord] = deque(maxlen=1)
-    for record in _with_text(records(chunks)):
+    for record in _with_text(records(chunks, first_number)):
         finder.feed(record)
         last.append(record)
     cause, phase = finder.result()
@@ -88,7 +117,7 @@ def _exit(exit_code: int | None) -> str:
         return "unexpected exit, code 0"
     if exit_code < 0:
         return f"exit code {exit_code}, {_signal(-exit_code)}"
-    if exit_code > 128:  # noqa: PLR2004 - a shell's code for a signal
+    if exit_code > 128:
         return f"exit code {exit_code}, 128 + {_signal(exit_code - 128)}"
     return f"exit code {exit_code}"
 

@@ -6,7 +6,7 @@ Memory is bounded: a line of the file is held at most ``_LONGEST_PIECE`` charact
 import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 QUIET_LEVELS = frozenset({"DEBUG", "INFO", "WARNING"})
 
@@ -74,15 +74,15 @@ _FLAT_TRACEBACK = re.compile(
 )
 
 
-def records(chunks: Iterable[str]) -> Iterator[LogRecord]:
-    """The records of a log that comes in pieces of any size."""
-    for number, line in _numbered(chunks):
+def records(chunks: Iterable[str], first_number: int = 1) -> Iterator[LogRecord]:
+    """The records of a log that comes in pieces of any size; ``first_number`` is its first line's."""
+    for number, line in _numbered(chunks, first_number):
         for part in _parts(line):
             yield parse_record(number, part)
 
 
-def _numbered(chunks: Iterable[str]) -> Iterator[tuple[int, str]]:
-    number, rest = 1, ""
+def _numbered(chunks: Iterable[str], number: int) -> Iterator[tuple[int, str]]:
+    rest = ""
     for chunk in chunks:
         *lines, rest = (rest + chunk).split("\n")
         for line in lines:
@@ -100,7 +100,7 @@ def _parts(line: str) -> Iterator[str]:
     for part in line.split("\r") if "\r" in line else (line,):
         if part.startswith("{"):
             part = _from_json(part)  # noqa: PLW2901 - a container runtime's wrapping of the same line
-        if len(part) < 160:  # noqa: PLR2004 - one record
+        if len(part) < 160:
             yield part
             continue
         for record in _cut(part):
@@ -135,13 +135,16 @@ def _from_json(line: str) -> str:
         return line
     if not isinstance(fields, dict):
         return line
-    values: dict[str, object] = {str(key): value for key, value in fields.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    message = next((v for k in ("log", "message", "msg") if isinstance(v := values.get(k), str)), None)
-    if message is None:
+    values = cast("dict[str, object]", fields)
+    message = _first_text(values, ("log", "message", "msg")).rstrip("\n")
+    level = _first_text(values, ("level", "levelname", "severity")).upper()
+    if not message:
         return line
-    level = next((v for k in ("level", "levelname", "severity") if isinstance(v := values.get(k), str)), "")
-    text = message.rstrip("\n")
-    return f"{level.upper()}: {text}" if level.upper() in {*QUIET_LEVELS, "ERROR", "CRITICAL"} else text
+    return f"{level}: {message}" if level in {*QUIET_LEVELS, "ERROR", "CRITICAL"} else message
+
+
+def _first_text(values: dict[str, object], names: tuple[str, ...]) -> str:
+    return next((value for name in names if isinstance(value := values.get(name), str)), "")
 
 
 def parse_record(number: int, raw: str) -> LogRecord:

@@ -1,94 +1,78 @@
-"""What vLLM, PyTorch, Ray, NCCL and the kernel print when an engine ends, by what it means.
-
-The order of ``KNOWN_TEXTS`` matters: "CUDA error: out of memory" is a memory failure first.
-"""
+"""What vLLM, PyTorch, Ray, NCCL and the kernel print when an engine ends, by what it means."""
 
 import re
 
-from vllm_sloguard.crash.kinds import Category
-
-KNOWN_TEXTS: tuple[tuple[Category, re.Pattern[str]], ...] = (
-    (
-        Category.OUT_OF_MEMORY,
-        re.compile(
-            r"Free memory on device .{0,80}on startup is less than"
-            r"|Available memory on node .{0,120}is less than"
-            r"|No available memory for the cache blocks"
-            r"|To serve at least one request with the model.{0,12}max seq len"
-            r"|KV cache is needed, which is larger than the available KV cache memory"
-            r"|max seq(?:uence)?[ _]len.{0,60}larger than the maximum number of tokens that can be stored in KV cache"
-            r"|Cannot auto-fit max_model_len"
-            r"|Failed to load model - not enough GPU memory"
-            r"|\bOutOfMemoryError\b"
-            r"|(?i:\b(?:CUDA|HIP|XPU|NPU|MPS|SYCL|backend|hbm|device|GPU|host)\b[^.]{0,30}\bout of memory\b)"
-            r"|(?i:Cuda failure \d* ?:? ?'?out of memory)"
-            r"|(?i:\b(?:cuda|hip)Error(?:MemoryAllocation|OutOfMemory)\b)"
-            r"|CUDA_ERROR_OUT_OF_MEMORY"
-            r"|CU[A-Z]+_STATUS_ALLOC_FAILED"
-            r"|RESULT_ERROR_OUT_OF_(?:DEVICE|HOST)_MEMORY"
-            r"|RESOURCE_EXHAUSTED.{0,200}(?:[Oo]ut of memory|allocat)"
-            r"|Error in memory profiling"
-            r"|DefaultCPUAllocator: (?:can't allocate|not enough) memory"
-            r"|Cannot allocate memory"
-            r"|\bunable to mmap \d+ bytes"
-            r"|unable to allocate shared memory"
-            r"|Unable to allocate .{1,40} for an array"
-            r"|(?:shared memory|/dev/shm).{0,160}No space left on device"
-            r"|No space left on device.{0,160}(?:shared memory|/dev/shm)"
-            r"|insufficient shared memory \(shm\)"
-            r"|lack of CPU swap space"
-            r"|Too large swap space"
-            r"|^MemoryError\b"
-            r"|\bstd::bad_alloc\b"
-            r"|\bOOMKilled\b"
-            r"|\boom-kill(?:er)?:"
-            r"|Out of memory: Killed process"
-            r"|[1-9]\d* Workers \(tasks / actors\) killed due to memory pressure"
-            r"|killed due to the node running low on memory"
-        ),
-    ),
-    (
-        Category.STARTUP_FAILURE,
-        re.compile(
-            r"^(?:[\w./-]{1,80}|vllm \w+|usage: .{0,60}): error: "
-            r"|\d+ validation errors? for \w+$"
-            r"|^(?:Value|Assertion) (?:error|failed), "
-            r"|[Aa]ddress already in use|\bEADDRINUSE\b"
-            r"|error while attempting to bind on address"
-            r"|Error in inspecting model architecture"
-            r"|Cannot re-initialize CUDA in forked subprocess"
-            r"|\.(?:c|cc|cpp|cu|cuh|h|hip)(?::\d+){1,2}: (?:fatal )?error: "
-            r"|\bld: cannot find -l"
-        ),
-    ),
-    (
-        Category.CUDA_ERROR,
-        re.compile(
-            r"(?i:(?:CUDA|HIP) (?:runtime |driver |unknown )?error\b(?! code)(?!s))"
-            r"|(?i:Cuda failure \d* ?:? ?')"
-            r"|CUDA kernel failed"
-            r"|Triton Error \[(?:CUDA|HIP)\]"
-            r"|\bCU(?:BLAS|DNN|SPARSE|SOLVER|FFT)(?:LT)?_STATUS_[A-Z]"
-            r"|\b(?:HIPBLAS|rocblas|miopen)_?[Ss](?:TATUS|tatus)_?[A-Z]"
-            r"|\b(?:cuda|hip)Error[A-Z]\w+"
-            r"|\bCUDA_ERROR_[A-Z]"
-            r"|\bHSA_STATUS_ERROR"
-            r"|\bUR_RESULT_ERROR|\bZE_RESULT_ERROR"
-            r"|Memory access fault by GPU"
-            r"|device-side assert triggered"
-            r"|illegal memory access was encountered"
-            r"|no kernel image is available"
-            r"|block: \[\d+,\d+,\d+\], thread: \[\d+,\d+,\d+\] Assertion"
-            r"|Unexpected error from (?:cuda|hip)GetDeviceCount"
-            r"|NVIDIA driver on your system is too old"
-            r"|Found no NVIDIA driver"
-            r"|No (?:CUDA|HIP) GPUs are available"
-            r"|forward compatibility was attempted on non supported HW"
-            r"|\bNVMLError_(?:LibraryNotFound|DriverNotLoaded|LibRmVersionMismatch|GpuIsLost|Unknown)"
-            r"|libcuda\.so\.1: cannot open shared object"
-            r"|\bXid \(PCI"
-        ),
-    ),
+MEMORY_TEXTS = re.compile(
+    r"Free memory on device .{0,80}on startup is less than"
+    r"|Available memory on node .{0,120}is less than"
+    r"|No available memory for the cache blocks"
+    r"|To serve at least one request with the model.{0,12}max seq len"
+    r"|KV cache is needed, which is larger than the available KV cache memory"
+    r"|max seq(?:uence)?[ _]len.{0,60}larger than the maximum number of tokens that can be stored in KV cache"
+    r"|Cannot auto-fit max_model_len"
+    r"|Failed to load model - not enough GPU memory"
+    r"|\bOutOfMemoryError\b"
+    r"|(?i:\b(?:CUDA|HIP|XPU|NPU|MPS|SYCL|backend|hbm|device|GPU|host)\b[^.]{0,30}\bout of memory\b)"
+    r"|(?i:Cuda failure \d* ?:? ?'?out of memory)"
+    r"|(?i:\b(?:cuda|hip)Error(?:MemoryAllocation|OutOfMemory)\b)"
+    r"|CUDA_ERROR_OUT_OF_MEMORY"
+    r"|CU[A-Z]+_STATUS_ALLOC_FAILED"
+    r"|RESULT_ERROR_OUT_OF_(?:DEVICE|HOST)_MEMORY"
+    r"|RESOURCE_EXHAUSTED.{0,200}(?:[Oo]ut of memory|allocat)"
+    r"|Error in memory profiling"
+    r"|DefaultCPUAllocator: (?:can't allocate|not enough) memory"
+    r"|Cannot allocate memory"
+    r"|\bunable to mmap \d+ bytes"
+    r"|unable to allocate shared memory"
+    r"|Unable to allocate .{1,40} for an array"
+    r"|(?:shared memory|/dev/shm).{0,160}No space left on device"
+    r"|No space left on device.{0,160}(?:shared memory|/dev/shm)"
+    r"|insufficient shared memory \(shm\)"
+    r"|lack of CPU swap space"
+    r"|Too large swap space"
+    r"|^MemoryError\b"
+    r"|\bstd::bad_alloc\b"
+    r"|\bOOMKilled\b"
+    r"|\boom-kill(?:er)?:"
+    r"|Out of memory: Killed process"
+    r"|[1-9]\d* Workers \(tasks / actors\) killed due to memory pressure"
+    r"|killed due to the node running low on memory"
+)
+START_TEXTS = re.compile(
+    r"^(?:[\w./-]{1,80}|vllm \w+|usage: .{0,60}): error: "
+    r"|\d+ validation errors? for \w+$"
+    r"|^(?:Value|Assertion) (?:error|failed), "
+    r"|[Aa]ddress already in use|\bEADDRINUSE\b"
+    r"|error while attempting to bind on address"
+    r"|Error in inspecting model architecture"
+    r"|Cannot re-initialize CUDA in forked subprocess"
+    r"|\.(?:c|cc|cpp|cu|cuh|h|hip)(?::\d+){1,2}: (?:fatal )?error: "
+    r"|\bld: cannot find -l"
+)
+DEVICE_TEXTS = re.compile(
+    r"(?i:(?:CUDA|HIP) (?:runtime |driver |unknown )?error\b(?! code)(?!s))"
+    r"|(?i:Cuda failure \d* ?:? ?')"
+    r"|CUDA kernel failed"
+    r"|Triton Error \[(?:CUDA|HIP)\]"
+    r"|\bCU(?:BLAS|DNN|SPARSE|SOLVER|FFT)(?:LT)?_STATUS_[A-Z]"
+    r"|\b(?:HIPBLAS|rocblas|miopen)_?[Ss](?:TATUS|tatus)_?[A-Z]"
+    r"|\b(?:cuda|hip)Error[A-Z]\w+"
+    r"|\bCUDA_ERROR_[A-Z]"
+    r"|\bHSA_STATUS_ERROR"
+    r"|\bUR_RESULT_ERROR|\bZE_RESULT_ERROR"
+    r"|Memory access fault by GPU"
+    r"|device-side assert triggered"
+    r"|illegal memory access was encountered"
+    r"|no kernel image is available"
+    r"|block: \[\d+,\d+,\d+\], thread: \[\d+,\d+,\d+\] Assertion"
+    r"|Unexpected error from (?:cuda|hip)GetDeviceCount"
+    r"|NVIDIA driver on your system is too old"
+    r"|Found no NVIDIA driver"
+    r"|No (?:CUDA|HIP) GPUs are available"
+    r"|forward compatibility was attempted on non supported HW"
+    r"|\bNVMLError_(?:LibraryNotFound|DriverNotLoaded|LibRmVersionMismatch|GpuIsLost|Unknown)"
+    r"|libcuda\.so\.1: cannot open shared object"
+    r"|\bXid \(PCI"
 )
 # NCCL's own errors: true, but a more specific text after them says what it was.
 NCCL_ERRORS = re.compile(
@@ -152,7 +136,8 @@ ABORTS = re.compile(
 )
 # Something sent SIGKILL, mostly the kernel or a container's memory limit.
 HOST_KILLS = re.compile(
-    r"(?i:exit(?:ed)?(?: with)?(?: (?:status|code))?:? ?\(?137\b)|^Killed$|: line \d+: +\d+ Killed\b|\bKilled +(?:vllm|python)"
+    r"(?i:exit(?:ed)?(?: with)?(?: (?:status|code))?:? ?\(?137\b)"
+    r"|^Killed$|: line \d+: +\d+ Killed\b|\bKilled +(?:vllm|python)"
 )
 # Re-raised, or printed by whoever saw the end of another process.
 WRAPPERS = re.compile(
@@ -178,7 +163,8 @@ WRAPPERS = re.compile(
 )
 # What a process prints because another one has ended.
 COLLATERAL = re.compile(
-    r"Connection (?:closed by (?:remote )?peer|reset by peer|refused)|Broken pipe|ConnectionResetError|BrokenPipeError|\bEOFError\b"
+    r"Connection (?:closed by (?:remote )?peer|reset by peer|refused)|ConnectionResetError"
+    r"|Broken pipe|BrokenPipeError|\bEOFError\b"
     r"|remote process exited|failed to recv, got 0 bytes|ncclRemoteError|Socket closed"
     r"|ContextTerminated|Event loop is closed|cannot schedule new futures|BrokenProcessPool|ClientDisconnect"
     r"|recvValueWithTimeout|Failed to check the .should dump. flag|Connection was likely closed"

@@ -46,6 +46,7 @@ ASKED = {
     "trials": "STATE",
     "plan": "-c CONFIG",
     "doctor": "-c CONFIG --quick",
+    "diagnose": str(ROOT / "tests/vllm_sloguard/crash/logs/port_in_use.log"),
     "dev bench promotion": "--windows 1",
     "dev bench optimizers": f"--landscape {LANDSCAPE} --optimizers random,tba --seeds 1 --budget 3",
     "dev study stats": "STUDY",

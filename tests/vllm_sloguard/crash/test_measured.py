@@ -1,5 +1,7 @@
 """Failures that were measured with vLLM 0.26 on an H200 and 0.32 on the CPU build, as their deciding lines."""
 
+# ruff: noqa: E501 - the logs' own lines
+
 import pytest
 from vllm_logs import printed, start_failed, traceback, v1
 

@@ -1,7 +1,9 @@
 """Memory failures of every device, of the host and of shared memory, in all their wordings."""
 
+# ruff: noqa: E501 - the logs' own lines
+
 import pytest
-from vllm_logs import DIRECT, engine_dead, prefixed, printed, serving, start_failed, traceback, v0, v1, v08
+from vllm_logs import DIRECT, engine_dead, prefixed, printed, serving, start_failed, traceback, v0, v08, v1
 
 from vllm_sloguard.crash import Category, classify
 

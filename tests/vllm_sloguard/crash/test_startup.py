@@ -1,7 +1,9 @@
 """Starts that fail for another reason than memory, the GPU or a deadline."""
 
+# ruff: noqa: E501 - the logs' own lines
+
 import pytest
-from vllm_logs import DIRECT, HANDLING, prefixed, printed, serving, start_failed, traceback, v0, v1, v08
+from vllm_logs import DIRECT, HANDLING, prefixed, printed, serving, start_failed, traceback, v0, v08, v1
 
 from vllm_sloguard.crash import Category, classify
 
