@@ -127,7 +127,7 @@ def test_an_invalid_argument_is_repaired_before_the_engine_starts(sidecar: Bench
     change = changes["max_num_batched_tokens"]
     assert (change.from_value, int(change.to_value)) == ("8", 128)
     assert "max_num_seqs" in change.reason
-    assert f"max_num_batched_tokens: 8 → {change.to_value}" in engine.log_tail()
+    assert f"max_num_batched_tokens: 8 → {change.to_value}" in engine.launch.log.read_text(errors="replace")
 
 
 def test_every_process_says_where_it_is_when_asked_and_goes_on(engine: Engine) -> None:
@@ -135,7 +135,7 @@ def test_every_process_says_where_it_is_when_asked_and_goes_on(engine: Engine) -
     deadline = time.monotonic() + 60
     while unseen and time.monotonic() < deadline:  # where the machine is busy, one writes into another's lines
         engine.group.show_stacks()
-        log = engine.log_tail()
+        log = engine.launch.log.read_text(errors="replace")
         unseen = {where for where in unseen if f" in {where}\n" not in log}
     assert unseen == set()
     engine.probe(60)
@@ -146,7 +146,7 @@ def test_every_phase_of_the_start_is_reported_in_its_order(sidecar: Bench, engin
     reached = [telemetry.phases[phase] for phase in PHASES]
     assert reached == sorted(reached)
     assert telemetry.kv_cache_tokens
-    assert f"KV cache size: {telemetry.kv_cache_tokens:,} tokens" in engine.log_tail()
+    assert f"KV cache size: {telemetry.kv_cache_tokens:,} tokens" in engine.launch.log.read_text(errors="replace")
 
 
 def test_what_vllm_reports_of_its_memory_is_kept_for_the_next_start(sidecar: Bench, engine: Engine) -> None:
@@ -228,7 +228,7 @@ def test_without_a_sidecar_vllm_serves_and_stops_as_ever(sidecar: Bench, tmp_pat
         engine.wait_ready(START_TIMEOUT_S, lambda: False)
         assert engine.http.complete("a", 4, 120)
         # A bad setting is one clear line, and the plugin steps aside.
-        assert "SLOGUARD_REPAIR: 'perhaps' is not on or off" in engine.log_tail()
+        assert "SLOGUARD_REPAIR: 'perhaps' is not on or off" in engine.launch.log.read_text(errors="replace")
     finally:
         engine.stop()
     assert engine.group.members() == []
