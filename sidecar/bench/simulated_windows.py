@@ -1,17 +1,16 @@
-"""Tuning windows whose truth is known, decided by the real rule: how often it promotes what it should not.
+"""Tuning windows whose truth is known, decided by the rule of production: how often it promotes what it should not.
 
-A simulated load is put together of pieces of recorded ones, neighbouring requests at their own place in the load, as
-they were relative to the mean of their start; times what the configuration is worth; times a factor of the start,
-lognormal with the measured deviation between starts. The search is there for its luck alone: the candidate is the best
-of many equal trials.
+A simulated load is assembled from pieces of recorded ones: neighbouring requests at their own place in the load,
+relative to the mean of their start, times the factor of the configuration, times a lognormal factor of the start with
+the measured run-to-run spread. It is measured and judged by the functions of sidecar.measure, and decided by those of
+sidecar.promote. The search contributes its luck alone: the candidate is the best of many equal trials.
 """
 
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,20 @@ from numpy.typing import NDArray
 from sidecar.config.schema import Config, ConfigError, SearchConfig, Workload
 from sidecar.config.slo import Slo
 from sidecar.config.window import Promotion
-from sidecar.measure.measurement import Measurement
-from sidecar.measure.verdict import violation
+from sidecar.measure.measurement import measure
+from sidecar.measure.requests import LoadResult, RequestResult
+from sidecar.measure.verdict import scores, value, violation
 from sidecar.promote import decision as promotion
 from sidecar.record.decisions import DECIDED, Decision, Outcome
-from sidecar.record.trial import Plan, Result, Role, Trial
+from sidecar.record.trial import VALIDATING, Plan, Result, Role, Trial
 
 _SEARCHED = 15
 _RATE = 12.0
 _PIECES = 10
+# Loads that the truth about the incumbent's percentiles is averaged over.
+_TRUTH_LOADS = 500
+# Of the drift, from one start to the next.
+_PERSISTENCE = 0.8
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,6 @@ class Recording:
     shapes: NDArray[np.float64]
     mean_s: float
     noise: float
-
-    @property
-    def p99_s(self) -> float:
-        """As a load of that length shows it, the mean over the starts."""
-        return float(np.percentile(self.shapes, 99, axis=1).mean()) * self.mean_s
 
 
 def recorded(path: Path) -> Recording:
@@ -66,13 +65,20 @@ def recorded(path: Path) -> Recording:
 
 @dataclass(frozen=True)
 class PromotionScenario:
-    """``factor`` is what the candidate makes of every latency; the limit is ``limit`` times the incumbent's p99."""
+    """``factor`` multiplies every latency of the candidate, ``tail`` their distance from the mean.
+
+    Each limit is ``limit`` times the incumbent's own percentile. ``drift`` is the standard deviation of a drift of the
+    machine over starts (AR(1)), relative to ``noise``. The window has room for ``room`` pairs, None for all.
+    """
 
     name: str
     factor: float
     noise: float
     pairs: tuple[int, ...] = Promotion().pairs
     limit: float = 1.5
+    tail: float = 1.0
+    drift: float = 0.0
+    room: int | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,8 @@ def tally(case: PromotionScenario, recording: Recording, windows: int, seed: int
     outcomes: Counter[Outcome] = Counter()
     pairs: list[int] = []
     for number in range(windows):
-        decision = window(case, recording, config, np.random.default_rng([seed, number]))
+        machine = _Machine(case, recording, config, np.random.default_rng([seed, number]))
+        decision = machine.window()
         outcomes[decision.outcome] += 1
         if decision.candidates:
             pairs.append(len(decision.candidates))
@@ -103,55 +110,82 @@ def tally(case: PromotionScenario, recording: Recording, windows: int, seed: int
     return Tally(case, windows, len(pairs), **counts, pairs=float(np.mean(pairs)) if pairs else 0.0)
 
 
-def window(case: PromotionScenario, recording: Recording, config: Config, rng: np.random.Generator) -> Decision:
-    """One window, from the baseline to the decision."""
-    load = partial(_load, recording, case.noise, config.slo, rng)
-    measured: dict[Role, Callable[[], Result]] = {
-        Role.BASELINE: partial(load, 1.0),
-        Role.REFERENCE: partial(load, 1.0),
-        Role.SEARCH: partial(load, case.factor),
-        Role.VALIDATION: partial(load, case.factor),
-    }
-    trials: list[Trial] = []
+@dataclass
+class _Machine:
+    """One window on one machine, which drifts from start to start."""
 
-    def attempt(role: Role) -> None:
-        number = len(trials) + 1
-        trials.append(Trial(1, number, Plan(role, {}, {}, "", ""), number, number + 1.0, measured[role]()))
+    case: PromotionScenario
+    recording: Recording
+    config: Config
+    rng: np.random.Generator
+    drifted: float = 0.0
+    trials: list[Trial] = field(default_factory=list[Trial])
 
-    for role in (Role.BASELINE, *[Role.SEARCH] * _SEARCHED):
-        attempt(role)
-    while (turn := promotion.next_role(trials, config)) is not None:
-        attempt(turn)
-    return promotion.decide(trials, config)
+    def window(self) -> Decision:
+        """From the baseline to the decision."""
+        for role in (Role.BASELINE, *[Role.SEARCH] * _SEARCHED):
+            self._run(role)
+        while (role := promotion.next_role(self.trials, self.config)) is not None and self._fits():
+            self._run(role)
+        return promotion.decide(self.trials, self.config)
+
+    def _fits(self) -> bool:
+        measured = sum(t.plan.role in VALIDATING for t in self.trials)
+        needed = promotion.missing(self.trials, self.config)
+        return self.case.room is None or measured + needed <= 2 * self.case.room
+
+    def _run(self, role: Role) -> None:
+        case = self.case
+        innovation = case.drift * case.noise * math.sqrt(1 - _PERSISTENCE**2)
+        self.drifted = _PERSISTENCE * self.drifted + self.rng.normal(0.0, 1.0) * innovation
+        slow = math.exp(self.drifted + self.rng.normal(0.0, case.noise))
+        ours = role in (Role.BASELINE, Role.REFERENCE)
+        latencies_s = _latencies_s(self.recording, self.rng, 1.0 if ours else case.tail)
+        result = _judged(latencies_s * slow * (1.0 if ours else case.factor), self.config)
+        number = len(self.trials) + 1
+        self.trials.append(Trial(1, number, Plan(role, {}, {}, "", ""), number, number + 1.0, result))
 
 
-def _load(recording: Recording, noise: float, slo: Slo, rng: np.random.Generator, factor: float) -> Result:
+def _latencies_s(recording: Recording, rng: np.random.Generator, tail: float) -> NDArray[np.float64]:
+    """Of one load, whose mean is that of the recording."""
     count, requests = recording.shapes.shape
     chosen = np.repeat(rng.integers(count, size=_PIECES), math.ceil(requests / _PIECES))[:requests]
     shape: NDArray[np.float64] = recording.shapes[chosen, np.arange(requests)]
-    latencies_s: NDArray[np.float64] = (
-        shape / shape.mean() * recording.mean_s * factor * math.exp(rng.normal(0.0, noise))
+    return np.maximum(1 + (shape / shape.mean() - 1) * tail, 1e-3) * recording.mean_s
+
+
+def _load(latencies_s: NDArray[np.float64]) -> LoadResult:
+    requests = tuple(RequestResult(float(s), float(s), (), start_s=n / _RATE) for n, s in enumerate(latencies_s))
+    return LoadResult(requests, len(requests) / _RATE)
+
+
+def _judged(latencies_s: NDArray[np.float64], config: Config) -> Result:
+    """As sidecar.run judges the load of a trial."""
+    load = _load(latencies_s)
+    measurement = measure(load, config.slo)
+    return Result(
+        violation=violation(measurement, config.slo),
+        value=value(measurement, config.objective),
+        measurement=measurement,
+        scores=scores(load, config.slo, config.objective),
     )
-    p99_ms, mean_ms = float(np.percentile(latencies_s, 99)) * 1000, float(latencies_s.mean()) * 1000
-    measurement = Measurement(
-        requests=len(latencies_s),
-        failed=0,
-        duration_s=len(latencies_s) / _RATE,
-        ttft_p99_ms=None,
-        itl_p99_ms=None,
-        e2e_p99_ms=p99_ms,
-        ttft_mean_ms=None,
-        e2e_mean_ms=mean_ms,
-        goodput_rps=_RATE,
-    )
-    scores = tuple(map(float, latencies_s))
-    return Result(violation=violation(measurement, slo), value=-mean_ms, measurement=measurement, scores=scores)
 
 
 def _config(case: PromotionScenario, recording: Recording) -> Config:
+    """With limits on three percentiles, relative to those that the incumbent has on average."""
+    rng, any_slo = np.random.default_rng(0), Slo(e2e_p99_ms=1.0)
+    loads = [measure(_load(_latencies_s(recording, rng, 1.0)), any_slo) for _ in range(_TRUTH_LOADS)]
+    # The mean of the lognormal factor of a start.
+    mean_factor = math.exp(case.noise**2 * (1 + case.drift**2) / 2)
+
+    def limit_ms(name: str) -> float:
+        return case.limit * mean_factor * float(np.mean([getattr(load, name) for load in loads]))
+
     return Config(
         model="simulated",
-        slo=Slo(e2e_p99_ms=case.limit * recording.p99_s * 1000),
+        slo=Slo(
+            e2e_p90_ms=limit_ms("e2e_p90_ms"), e2e_p95_ms=limit_ms("e2e_p95_ms"), e2e_p99_ms=limit_ms("e2e_p99_ms")
+        ),
         workload=Workload(rate=_RATE, requests=recording.shapes.shape[1]),
         search=SearchConfig(knobs={"max_num_seqs": None}, budget=_SEARCHED),
         promotion=Promotion(pairs=case.pairs),
@@ -167,6 +201,9 @@ def as_row(result: Tally) -> dict[str, Any]:
         "noise": case.noise,
         "pairs": list(case.pairs),
         "limit": case.limit,
+        "tail": case.tail,
+        "drift": case.drift,
+        "room": case.room,
         "windows": result.windows,
         "validated": result.validated,
         "promoted": result.promoted,
@@ -178,26 +215,28 @@ def as_row(result: Tally) -> dict[str, Any]:
 
 
 def power_table(results: Sequence[Tally]) -> str:
-    """How much is promoted, by noise and number of pairs: of what is equal, and of what is better by 10%."""
-    looks = list(dict.fromkeys(result.case.pairs for result in results))
+    """The share promoted by spread and planned analyses, with the mean pairs: equal candidates, and 10% better ones."""
+    plans = list(dict.fromkeys(result.case.pairs for result in results))
     lines = [
-        ["between starts", *(f"pairs {', '.join(map(str, pairs))}" for pairs in looks)],
-        ["---"] * (len(looks) + 1),
+        ["run-to-run spread", *(f"pairs {', '.join(map(str, pairs))}" for pairs in plans)],
+        ["---"] * (len(plans) + 1),
     ]
     for noise in dict.fromkeys(result.case.noise for result in results):
         cells = [
             " / ".join(
-                f"{r.promoted / r.windows:.1%}" for r in results if (r.case.noise, r.case.pairs) == (noise, pairs)
+                f"{r.promoted / r.windows:.1%} ({r.pairs:.1f})"
+                for r in results
+                if (r.case.noise, r.case.pairs) == (noise, pairs)
             )
-            for pairs in looks
+            for pairs in plans
         ]
         lines.append([f"{noise:.1%}", *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def promotion_table(results: Sequence[Tally]) -> str:
-    """One line a case."""
-    heads = ["case", "between starts", "validated", "promoted", "no clear winner", "worse", "inconclusive", "pairs"]
+    """A line for each case."""
+    heads = ["case", "run-to-run spread", "validated", "promoted", "no clear winner", "worse", "inconclusive", "pairs"]
     lines = [heads, ["---"] * len(heads)]
     for r in results:
         counts = (r.validated, r.promoted, r.kept, r.worse, r.inconclusive)

@@ -74,14 +74,14 @@ class Probation(Section):
 class Promotion(Section):
     """When a configuration replaces the incumbent: see sidecar.promote.decision for the rule.
 
-    ``pairs`` are the numbers of pairs of starts after which the evidence is looked at. ``min_gain`` is of the
+    ``pairs`` are the numbers of pairs of starts after which there is an interim analysis. ``min_gain`` is of the
     objective, relative; ``tolerance`` is how far one start of the candidate may exceed a limit, relative to it.
     ``noise`` is the least that starts of one configuration are taken to deviate, relative.
     """
 
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.98
     min_gain: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    pairs: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1, strict=False)] = (3, 5, 8)
+    pairs: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1, strict=False)] = (3, 5, 8, 12, 16)
     slo_confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.9
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
     noise: Annotated[float, Field(gt=0, lt=1)] = 0.01

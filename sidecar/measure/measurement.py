@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from sidecar.config.slo import LATENCY_STATISTICS, LatencyKind, LatencyStatistic, Slo, Statistic, within_limits
+from sidecar.config.slo import (
+    LATENCY_STATISTICS,
+    LatencyKind,
+    LatencyLimit,
+    LatencyStatistic,
+    Slo,
+    Statistic,
+    within_limits,
+)
 from sidecar.measure.requests import LoadResult, RequestResult
 from vllm_sloguard.latency import interval_ranks, least_resolving, nearest_rank, percentile, tpot
 
@@ -87,7 +95,8 @@ def measure(load: LoadResult, slo: Slo) -> Measurement:
     """The statistics of ``load``; goodput and the intervals are those of ``slo``."""
     samples = {kind: _sample(load.requests, kind) for kind in LatencyKind}
     latencies = {s.name: _statistic_ms(samples[s.kind], s.statistic) for s in LATENCY_STATISTICS}
-    met = sum(meets(request, slo) for request in load.requests)
+    limits = slo.per_request
+    met = sum(_meets(request, limits) for request in load.requests)
     return Measurement(
         requests=len(load.requests),
         failed=sum(bool(request.error) for request in load.requests),
@@ -109,7 +118,11 @@ def meets(request: RequestResult, slo: Slo) -> bool:
     Its gaps between tokens are judged like those of a load: an ``itl_p99_ms`` by the p99 of its own gaps, so that one
     stall is a miss, a ``tpot_p99_ms`` by their mean.
     """
-    return not request.error and within_limits(slo.per_request, lambda limit: _of_request(request, limit))
+    return _meets(request, slo.per_request)
+
+
+def _meets(request: RequestResult, limits: Sequence[LatencyLimit]) -> bool:
+    return not request.error and within_limits(limits, lambda limit: _of_request(request, limit))
 
 
 def _of_request(request: RequestResult, limit: LatencyStatistic) -> float | None:

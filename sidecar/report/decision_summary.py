@@ -9,7 +9,7 @@ from sidecar.config.schema import Objective
 from sidecar.measure.measurement import Measurement
 from sidecar.measure.verdict import slo_limits
 from sidecar.promote.decision import CRASHES_THAT_COUNT, baseline, candidate
-from sidecar.promote.statistics import confidence_bounds
+from sidecar.promote.interim_analysis import InterimAnalysis, margins_of
 from sidecar.record.decisions import Outcome
 from sidecar.record.run_snapshot import Recorded
 from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus, margins
@@ -240,15 +240,19 @@ def _checks(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequenc
             Check("Better by enough", f"an estimated gain of {rule.min_gain:.0%} or more", f"{gain.estimate:+.1%}",
                   gain.estimate >= rule.min_gain),
         ]  # fmt: skip
-    found += _failed_check(recorded, incumbents)
+    analysis = _analysis(recorded, incumbents, candidates)
+    found += _failed_check(recorded, analysis)
     pairs = min(len(incumbents), len(candidates))
-    looks = wording.listed([str(n) for n in rule.pairs])
+    planned = wording.listed([str(n) for n in rule.pairs])
     found.append(
         Check(
-            "Enough pairs of starts", f"looked at after {looks}", wording.plural(pairs, "pair"), pairs >= rule.pairs[0]
+            "Enough pairs of starts",
+            f"interim analyses after {planned}",
+            wording.plural(pairs, "pair"),
+            pairs >= rule.pairs[0],
         )
     )
-    found += _limit_checks(recorded, candidates)
+    found += _limit_checks(recorded, analysis)
     requests = sum(m.requests for t in candidates if (m := measurement_of(t)))
     found.append(
         Check(
@@ -261,34 +265,47 @@ def _checks(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequenc
     return tuple(found)
 
 
-def _failed_check(recorded: Recorded, incumbents: Sequence[Trial]) -> list[Check]:
-    """Whether what was serving fails, so that no gain is needed; as sidecar.promote.decision has it."""
-    rule, slo = recorded.setup.promotion, recorded.setup.slo
+def _analysis(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequence[Trial]) -> InterimAnalysis:
+    """The interim analysis that decided; of a run that goes on, the one that these starts would have."""
+    setup, decision, pairs = recorded.setup, recorded.decision, len(candidates)
+    planned = setup.promotion.pairs
+    ended = decision is not None and (decision.outcome is Outcome.INCONCLUSIVE or pairs not in planned)
+    return InterimAnalysis(
+        tuple(t for t in incumbents if measurement_of(t)),
+        tuple(t for t in candidates if measurement_of(t)),
+        setup.slo,
+        setup.objective,
+        setup.promotion,
+        last=ended or pairs == planned[-1],
+    )
+
+
+def _failed_check(recorded: Recorded, analysis: InterimAnalysis) -> list[Check]:
+    """Whether the incumbent fails, so that no gain is needed."""
+    rule = recorded.setup.promotion
     again = [t for t in recorded.trials if t.plan.role is Role.REFERENCE]
     crashed = sum(t.status is TrialStatus.CRASHED for t in again)
-    rows = [margins(m, slo) for t in incumbents if (m := measurement_of(t))]
+    rows = [margins_of(t, recorded.setup.slo) for t in analysis.incumbents]
     if not rows and not crashed:
         return []
-    alpha = (1 - rule.slo_confidence) / len(rule.pairs)
-    surely = any(confidence_bounds([row[name] for row in rows], alpha)[0] > 0 for name in (rows[0] if rows else ()))
     missed = sum(max(row.values(), default=0.0) > 0 for row in rows)
     parts = [f"{missed} of {wording.plural(len(rows), 'start')} missed a limit"] if rows else []
     parts += [f"{wording.plural(crashed, 'start')} crashed"] if crashed else []
-    asked = f"it surely misses a limit, at {rule.slo_confidence:.0%} confidence, or crashes twice"
-    what = "What was serving fails (then no gain is needed)"
-    fails = surely or crashed >= CRASHES_THAT_COUNT
+    asked = f"it surely misses a limit, at {rule.confidence:.0%} confidence over all limits, or crashes twice"
+    what = "The incumbent fails (then no gain is needed)"
+    fails = bool(analysis.missed_for_sure()) or crashed >= CRASHES_THAT_COUNT
     return [Check(what, asked, wording.listed(parts), fails if fails or len(rows) > 1 else None)]
 
 
-def _limit_checks(recorded: Recorded, candidates: Sequence[Trial]) -> list[Check]:
-    """For each limit, the upper bound over the starts; as sidecar.promote.decision has it."""
+def _limit_checks(recorded: Recorded, analysis: InterimAnalysis) -> list[Check]:
+    """For each limit, the upper bound of the mean over the starts."""
     rule, slo = recorded.setup.promotion, recorded.setup.slo
-    alpha = (1 - rule.slo_confidence) / len(rule.pairs)
-    starts = [m for t in candidates if (m := measurement_of(t))]
+    starts = [m for t in analysis.candidates if (m := measurement_of(t))]
+    bounds = analysis.candidate_bounds()
     checks: list[Check] = []
     for limit in slo_limits(starts[0], slo) if starts else ():
-        rows = [margins(m, slo)[limit.name] for m in starts]
-        high = confidence_bounds(rows, alpha)[1]
+        rows = [margins_of(t, slo)[limit.name] for t in analysis.candidates]
+        high = bounds[limit.name][1]
         worst = max(_measured(m, limit.name) for m in starts)
         bound = "unknown from a single start" if math.isinf(high) else _bounded(limit.name, limit.limit, high)
         checks.append(
@@ -296,7 +313,7 @@ def _limit_checks(recorded: Recorded, candidates: Sequence[Trial]) -> list[Check
                 f"Meets its limit: {wording.LIMITS[limit.name]}",
                 f"at most {wording.measured_text(limit.name, limit.limit)}, at {rule.slo_confidence:.0%} confidence",
                 f"{bound}; worst start {wording.measured_text(limit.name, worst)}",
-                # One start that is too far beyond it is enough.
+                # One start that exceeds it by more than the tolerance is enough.
                 False if max(rows) > rule.tolerance else None if math.isinf(high) else high <= 0,
             )
         )

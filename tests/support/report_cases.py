@@ -49,7 +49,7 @@ OOM = (
 class Made:
     """A state folder with one run in its journal; times are made up, ``now`` goes on with each trial."""
 
-    def __init__(self, folder: Path, seed: int = 0, **sections: Any) -> None:
+    def __init__(self, folder: Path, seed: int = 1, **sections: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "sloguard.yaml"
         self.file.write_text(yaml.safe_dump({**CONTENT, **sections, "state": "state"}, sort_keys=False))

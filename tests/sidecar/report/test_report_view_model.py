@@ -38,8 +38,8 @@ def test_a_promotion_comes_with_its_evidence(forty: ReportView) -> None:
     assert 0 < verdict.gain.low < verdict.gain.estimate < verdict.gain.high
     unmet = [(check.what, check.found) for check in verdict.checks if not check.met]
     starts = len(verdict.incumbents)
-    assert unmet == [("What was serving fails (then no gain is needed)", f"0 of {starts} starts missed a limit")]
-    assert len(verdict.pairs) in (3, 5, 8)
+    assert unmet == [("The incumbent fails (then no gain is needed)", f"0 of {starts} starts missed a limit")]
+    assert len(verdict.pairs) in (3, 5, 8, 12, 16)
     assert any(f"{verdict.gain.estimate:.1%} shorter" in said for said in verdict.sentences)
     assert forty.serving[0].startswith("Nothing is known to serve: no sidecar has served")
     assert "this run's winner (promotion 1), since " in forty.serving[1]
@@ -229,7 +229,7 @@ def test_whether_what_was_serving_surely_misses_is_in_the_rule(tmp_path: Path, m
 
     verdict = told(made.close()).verdict
 
-    row = next(check for check in verdict.checks if check.what.startswith("What was serving fails"))
+    row = next(check for check in verdict.checks if check.what.startswith("The incumbent fails"))
     assert (row.found, row.met) == (f"{misses} of 3 starts missed a limit", met)
     assert "; what was serving missed a limit in its first trial. The luckiest" in verdict.sentences[1]
     assert any(check.found.startswith("mean of its starts at most ") for check in verdict.checks)
@@ -297,7 +297,7 @@ def test_runs_are_chosen_by_number(tmp_path: Path) -> None:
 def test_what_an_older_journal_lacks_is_left_open(tmp_path: Path) -> None:
     made = Made(tmp_path)
     made.search(6, crashes=False)
-    decision = '{"outcome": "promoted", "reason": "it was better", "trial": 4}'
+    decision = '{"outcome": "promoted", "reason": "it was better", "trial": 2}'
     made.journal.write("UPDATE runs SET decision = ?", (decision,))
     # A field of another version of the configuration does no harm.
     made.journal.write("UPDATE runs SET config = json_set(config, '$.promotion.repeats', 2)", ())
@@ -305,7 +305,7 @@ def test_what_an_older_journal_lacks_is_left_open(tmp_path: Path) -> None:
     found = told(made.close())
 
     assert found.verdict.gain is None
-    assert found.verdict.headline == "A better configuration was found and promoted: that of trial 4"
+    assert found.verdict.headline == "A better configuration was found and promoted: that of trial 2"
 
 
 @pytest.mark.parametrize("part", ['"pairs": "many"', '"candidates": 7', '"gain": {}'])
