@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from vllm_sloguard.crash import texts
 from vllm_sloguard.crash.kinds import Category
-from vllm_sloguard.crash.log_records import QUIET_LEVELS, LogRecord
+from vllm_sloguard.crash.log_records import QUIET_LEVELS
+from vllm_sloguard.crash.prefixes import LogRecord
 from vllm_sloguard.crash.ranks import ROOT_RANKS, CauseRank, TextMeaning, category_of, meaning_of, with_signal_name
 
 _MOST_TRACEBACKS = 4096
@@ -156,7 +157,8 @@ class CauseFinder:
         ends = ends_traceback or bool(texts.EXCEPTION_LINE.match(text))
         if match := texts.QUOTED.search(text):
             quote = next((group for group in match.groups() if group), "")
-            self._take(TextMeaning(CauseRank.QUOTED, category_of(quote)), quote, record, state)
+            evidence = text if "original error" in text else quote
+            self._take(TextMeaning(CauseRank.QUOTED, category_of(quote)), evidence, record, state)
         elif meaning := self._meaning(record, text, state, ends_traceback=ends):
             self._take(meaning, with_signal_name(text), record, state)
         else:
@@ -169,13 +171,13 @@ class CauseFinder:
     def _meaning(record: LogRecord, text: str, state: _Traceback, *, ends_traceback: bool) -> TextMeaning | None:
         known = meaning_of(text)
         if known is not None:
-            if state.of_request and known.rank in {CauseRank.MEMORY, CauseRank.DEVICE}:
+            if state.of_request and known.rank in {CauseRank.MEMORY, CauseRank.DEVICE, CauseRank.TIMEOUT}:
                 return TextMeaning(CauseRank.CHAINED, known.category)
             return None if state.of_request and "validation error" in text else known
-        if texts.WRAPPERS.search(text):
-            return TextMeaning(CauseRank.WRAPPER, None) if record.level else None
         if state.of_request:
             return None
+        if texts.WRAPPERS.search(text):
+            return TextMeaning(CauseRank.WRAPPER, None) if record.level else None
         if ends_traceback or texts.CPP_WHAT.match(text):
             return TextMeaning(CauseRank.EXCEPTION, None)
         is_error = record.level or texts.ERROR_WORDS.search(text)
@@ -246,11 +248,12 @@ class CauseFinder:
         if line is None:
             return False
         self._to_grow -= 1
+        unfinished = line.evidence.endswith(":")
         if (
             self._to_grow < 0
             or record.process != line.process
             or texts.TRACEBACK in text
-            or texts.EXCEPTION_LINE.match(text)
+            or (texts.EXCEPTION_LINE.match(text) and not unfinished)
             or text.startswith("For further information")
         ):
             self._growing = None
@@ -309,4 +312,6 @@ def _is_source(raw: str, text: str, *, inside: bool) -> bool:
         return True
     if inside and text.startswith(('f"', "f'", "return ", "self.", "await ", "with ", "assert ")):
         return True
-    return raw[0].isspace() and not text.startswith(("what():", "Value error, ", "Assertion failed, "))
+    return raw[0].isspace() and not text.startswith(
+        ("what():", "Value error, ", "Assertion failed, ", "Reason: ", "Exit Code: ")
+    )

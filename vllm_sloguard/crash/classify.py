@@ -9,7 +9,8 @@ from typing import BinaryIO
 
 from vllm_sloguard.crash.cause import CauseFinder, CauseLine
 from vllm_sloguard.crash.kinds import Category, Crash
-from vllm_sloguard.crash.log_records import LogRecord, records
+from vllm_sloguard.crash.log_records import records
+from vllm_sloguard.crash.prefixes import LogRecord
 from vllm_sloguard.crash.ranks import CauseRank
 
 _EVIDENCE_CHARS = 500

@@ -49,6 +49,7 @@ _MEANINGS: tuple[tuple[re.Pattern[str], TextMeaning], ...] = (
     (texts.DEVICE_TEXTS, TextMeaning(CauseRank.DEVICE, Category.CUDA_ERROR)),
     (texts.TIMEOUT_TEXTS, TextMeaning(CauseRank.TIMEOUT, Category.TIMEOUT)),
     (texts.ABORTS, TextMeaning(CauseRank.ABORT, Category.ENGINE_DEATH)),
+    (texts.SIGNAL_EXITS, TextMeaning(CauseRank.HOST_KILL, Category.ENGINE_DEATH)),
     (texts.HOST_KILLS, TextMeaning(CauseRank.HOST_KILL, Category.OUT_OF_MEMORY)),
     (texts.DEATH_TEXTS, TextMeaning(CauseRank.DEATH, None)),
 )
@@ -61,7 +62,10 @@ def meaning_of(text: str) -> TextMeaning | None:
         return _DEATH if texts.DEATH_TEXTS.search(text) else None
     if "RayTaskError" in text:
         return TextMeaning(CauseRank.QUOTED, category_of(text))
-    return next((meaning for pattern, meaning in _MEANINGS if pattern.search(text)), None)
+    found = next((meaning for pattern, meaning in _MEANINGS if pattern.search(text)), None)
+    if found is not None and found.rank is CauseRank.COLLATERAL and texts.NCCL_ERRORS.search(text):
+        return TextMeaning(CauseRank.COLLATERAL, Category.CUDA_ERROR)
+    return found
 
 
 def category_of(text: str) -> Category | None:

@@ -50,7 +50,7 @@ START_TEXTS = re.compile(
     r"|\bld: cannot find -l"
 )
 DEVICE_TEXTS = re.compile(
-    r"(?i:(?:CUDA|HIP) (?:runtime |driver |unknown )?error\b(?! code)(?!s))"
+    r"(?i:(?:CUDA|HIP) (?:runtime |driver |unknown )?error\b)"
     r"|(?i:Cuda failure \d* ?:? ?')"
     r"|CUDA kernel failed"
     r"|Triton Error \[(?:CUDA|HIP)\]"
@@ -73,6 +73,7 @@ DEVICE_TEXTS = re.compile(
     r"|\bNVMLError_(?:LibraryNotFound|DriverNotLoaded|LibRmVersionMismatch|GpuIsLost|Unknown)"
     r"|libcuda\.so\.1: cannot open shared object"
     r"|\bXid \(PCI"
+    r"|NPU function error|\bACL error|aicore exception|\bDEVICE_LOST\b"
 )
 # NCCL's own errors: true, but a more specific text after them says what it was.
 NCCL_ERRORS = re.compile(
@@ -101,12 +102,12 @@ DEATH_TEXTS = re.compile(
     r"|EngineCore encountered an issue"
     r"|engine core exited unexpectedly"
     r"|Engine process \(pid \d+\) died"
-    r"|Engine loop has died"
+    r"|Engine loop has died|\b[Ee]ngine (?:is |already )?dead\b|Engine died"
     r"|MQLLMEngine is already dead"
     r"|(?:Worker|RayWorkerProc|Engine core) proc.{0,80} died unexpectedly|RayWorkerProc rank=\d+ died"
     r"|Worker \w+ pid \d+ died, exit code"
     r"|\bActorDiedError\b|\bRayActorError\b|actor died unexpectedly"
-    r"|A worker died or was killed while executing"
+    r"|A worker died or was killed while executing|\bworker died\b"
     r"|Engine core initialization failed\. See root cause above"
     r"|Failed core proc\(s\): \{"
 )
@@ -120,10 +121,13 @@ NATIVE_SIGNALS = re.compile(
     r"|killed by signal: (Bus error|Segmentation fault)"
     r"|double free or corruption|free\(\): invalid (?:pointer|size)|malloc\(\): |corrupted (?:size|double-linked list)"
     r"|stack smashing detected"
+    r"|trap (invalid opcode) ip:|(segfault) at [0-9a-f]+ ip"
 )
 SIGNAL_NAMES = {
     "Segmentation fault": "SIGSEGV",
     "Segfault": "SIGSEGV",
+    "segfault": "SIGSEGV",
+    "invalid opcode": "SIGILL",
     "Bus error": "SIGBUS",
     "Illegal instruction": "SIGILL",
     "Floating point exception": "SIGFPE",
@@ -134,9 +138,11 @@ ABORTS = re.compile(
     r"^Fatal Python error: Aborted|\*\*\* SIGABRT received at time|Aborted \(core dumped\)"
     r"|^terminate called after throwing an instance"
 )
+# A container that ended with 128 + SIGILL, SIGABRT, SIGBUS, SIGFPE or SIGSEGV.
+SIGNAL_EXITS = re.compile(r"(?i:exit(?:ed)?(?: with)?(?: exit)?(?: (?:status|code))?:? *\(?13[24569]\b)")
 # Something sent SIGKILL, mostly the kernel or a container's memory limit.
 HOST_KILLS = re.compile(
-    r"(?i:exit(?:ed)?(?: with)?(?: (?:status|code))?:? ?\(?137\b)"
+    r"(?i:exit(?:ed)?(?: with)?(?: exit)?(?: (?:status|code))?:? *\(?137\b)"
     r"|^Killed$|: line \d+: +\d+ Killed\b|\bKilled +(?:vllm|python)"
 )
 # Re-raised, or printed by whoever saw the end of another process.
@@ -150,6 +156,7 @@ WRAPPERS = re.compile(
     r"|Engine background task failed"
     r"|Engine loop is not running"
     r"|Task finished unexpectedly"
+    r"|got fatal signal from worker processes"
     r"|Error executing method"
     r"|Exception in (?:callback|ASGI application|worker)|Exception in thread"
     r"|Killing local vLLM worker processes"
@@ -205,20 +212,22 @@ SERVING_MARKS = re.compile(
     r"Application startup complete|Uvicorn running on|Avg prompt throughput|\"(?:POST|GET) /\S* HTTP/\d"
     r"|(?:Added|Received|Finished|Aborted) request\b|output_handler failed|Engine background task failed"
     r"|EngineCore encountered a fatal error|Engine iteration timed out|MQLLMEngine is already dead"
-    r"|, in run_busy_loop|, in run_engine_loop|, in _process_engine_step|Processed prompts:"
+    r"|, in (?:run_busy_loop|run_engine_loop|_process_engine_step|step_with_batch_queue|engine_step|run_heartbeat_loop)\b"
+    r"|, in (?:output_handler|check_health)\b|Processed prompts:"
     r"|Dumping (?:scheduler output|input data)|Error in model execution"
 )
 QUOTED = re.compile(
     r"Worker failed with error ['\"](.+?)['\"](?:, please check|$)"
     r"|Exception in worker \w+ while processing method \w+: (.+?)(?:, Traceback \(most recent call last\):|\.?$)"
     r"|Call to \w+ method failed: (.+)"
+    r"|Inspect the stacktrace to find the original error: (.+?)\.?$"
 )
 EXCEPTION_LINE = re.compile(
     r"^(?:[A-Za-z_]\w*\.){0,8}[A-Z]\w*(?:Error|Exception|NotFound|Timeout|Failure|Failed|Unsupported|OutOfResources)"
     r"(?:\(.{0,2000}\)|:(?: .*)?)?$"
 )
 # Anything that a traceback can end with.
-TRACEBACK_END = re.compile(r"^(?:[A-Za-z_]\w*\.){0,8}[A-Z]\w{2,60}(?:: .*)?$")
+TRACEBACK_END = re.compile(r"^(?:[A-Za-z_]\w*\.){0,8}[A-Z]\w{2,60}(?:: .*)?$|^(?:[a-z_]\w*\.){1,4}[a-z]\w*: ")
 # These say where something was missing, and the exception raised while handling them says what it means.
 TERSE_EXCEPTION = re.compile(
     r"^(?:\w+\.)*(?:KeyError|StopIteration|StopAsyncIteration|IndexError|Empty|LookupError|JSONDecodeError)\b"

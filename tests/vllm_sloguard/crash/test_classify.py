@@ -67,6 +67,8 @@ def test_every_excerpt_has_an_expectation() -> None:
         "[36m(RayWorkerWrapper pid=7)[0m ",
         "[rank0]: ",
         "│ ",
+        "[vllm] | ",
+        "(APIServer pid=32) (EngineCore_0 pid=296) (VllmWorker TP0 pid=302) ",
     ],
 )
 @pytest.mark.parametrize("own", ["", "v1", "v0"])
@@ -80,11 +82,39 @@ def test_prefixes(prefix: str, own: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "prefix", ["gpu-7/web~{0} <{0:04d}> ", "[Runner kooEr8Ccal]: 2024-11-13T03:15:{0:02d}.672Z 1 stdout: "]
+)
+def test_a_prefix_of_unknown_shape_is_learned_from_vllms_own_lines(prefix: str) -> None:
+    def shown(index: int, line: str) -> str:
+        return f"{prefix.format(index)}{line}"
+
+    lines = ["INFO 11-18 18:07:28 api_server.py:528] vLLM API server version 0.6.3", *traceback(NO_BLOCKS).split("\n")]
+    crash = classify("\n".join(shown(n, line) for n, line in enumerate(lines)), phase="starting", exit_code=1)
+    assert (crash.category, crash.evidence) == (OOM, NO_BLOCKS)
+
+
+@pytest.mark.parametrize(
+    ("line", "process"),
+    [
+        ("(EngineCore) ERROR [core.py:1138] KeyError: 'kv'", "EngineCore"),
+        ("(VllmWorker TP1 pid=302) ERROR 08-25 11:01:23 [x.py:7] KeyError: 'kv'", "VllmWorker TP1"),
+        ("(VllmWorker rank=3 pid=406) ERROR 07-23 19:34:51 [x.py:487] KeyError: 'kv'", "VllmWorker rank=3"),
+        ("(EngineCore_DP0 pid=7) (RayWorkerWrapper pid=132, ip=192.0.2.9) KeyError: 'kv'", "RayWorkerWrapper"),
+        ("(EngineCore_DP0 pid=2776) ERROR 11-03 23:14 [core.py:710] KeyError: 'kv'", "EngineCore_DP0"),
+    ],
+)
+def test_names_of_processes(line: str, process: str) -> None:
+    crash = classify(line, phase="serving", exit_code=None)
+    assert (crash.evidence, crash.process) == ("KeyError: 'kv'", process)
+
+
+@pytest.mark.parametrize(
     "line",
     [
         "(APIServer pid=1) INFO 11-22 05:29:01 [api.py:1] prompt: 'CUDA out of memory'",
         "(EngineCore pid=1) WARNING 11-22 05:29:01 [a.py:1] little headroom; CUDA error: recovered",
         "little headroom, the zoom is off",
+        "ERROR:    Exception in ASGI application",
         "(EngineCore pid=1) INFO 11-22 05:29:01 [a.py:1] Resolved architecture: BloomForCausalLM",
         "args: Namespace(model='bloom', middleware=['timing_middleware'], timeout_keep_alive=5)",
         "(EngineCore pid=1) ERROR 11-22 05:29:01 [core.py:1]     raise torch.OutOfMemoryError('CUDA out of memory')",

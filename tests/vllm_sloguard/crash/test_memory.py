@@ -156,6 +156,10 @@ STARTING = {
         + "\nvllm-1 exited with code 137",
         "vllm-1 exited with code 137",
     ),
+    "kubectl describe": (
+        "    Last State:     Terminated\n      Reason:       OOMKilled\n      Exit Code:    137",
+        "OOMKilled",
+    ),
     "killed by the shell's word": (
         v1("EngineCore", "Starting to load model", level="INFO")
         + "\n./serve.sh: line 12:  4711 Killed   vllm serve /models/x",

@@ -94,6 +94,13 @@ LOGS = {
         + traceback("OSError: You are trying to access a gated repo."),
         "GatedRepoError: 401 Client Error",
     ),
+    "an exception that names another": (
+        v08(
+            traceback("torch._dynamo.exc.BackendCompilerFailed: backend='inductor' raised:")
+            + "\nImportError: cannot import name 'triton_key' from 'triton.compiler.compiler'\n\nSet TORCH_LOGS=+dynamo"
+        ),
+        "raised: ImportError: cannot import name 'triton_key'",
+    ),
     "message on the next line": (
         traceback("ImportError: ") + "\nXLMRobertaConverter requires the protobuf library but it was not found.",
         "requires the protobuf library",

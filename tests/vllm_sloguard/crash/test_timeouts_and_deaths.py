@@ -68,6 +68,16 @@ TIMEOUTS = {
         ),
         "Engine iteration timed out. This should never happen!",
     ),
+    "V0 heartbeat": (
+        v0(
+            "vllm.engine.multiprocessing.MQEngineDeadError: Engine loop is not running. Inspect the stacktrace to find the"
+            " original error: TimeoutError('No heartbeat received from MQLLMEngine').",
+            source="serving_chat.py:596",
+        )
+        + "\n"
+        + v0("MQLLMEngine is already dead, terminating server process", level="CRITICAL", source="launcher.py:99"),
+        "TimeoutError('No heartbeat received from MQLLMEngine')",
+    ),
     "store of another node": (
         v08(
             traceback(
@@ -108,6 +118,12 @@ SIGNALS = {
         "!!!!!!! Segfault encountered !!!!!!!",
         "SIGSEGV",
     ),
+    "kernel": (
+        "traps: python3[135514] trap invalid opcode ip:7065e0b0a751 sp:7ffef1bd82c0",
+        "trap invalid opcode",
+        "SIGILL",
+    ),
+    "a container's exit": ("vllm-1 exited with code 139", "vllm-1 exited with code 139", "139"),
     "shell": (
         "./serve.sh: line 3:  4711 Illegal instruction (core dumped) vllm serve x",
         "Illegal instruction (core dumped)",
@@ -135,6 +151,21 @@ DEATHS = {
             source="multiproc_executor.py:154",
         ),
         "Worker proc VllmWorker-1 died unexpectedly",
+    ),
+    "V0 executor of 0.8": (
+        v08(
+            "MulitprocExecutor got fatal signal from worker processes, shutting down. See stack trace above for root cause issue.",
+            level="CRITICAL",
+        ),
+        "got fatal signal from worker processes",
+    ),
+    "what a dead engine left behind": (
+        v0(
+            "vllm.engine.multiprocessing.MQEngineDeadError: Engine loop is not running. Inspect the stacktrace to find the"
+            " original error: AssertionError('Error in model execution').",
+            source="serving_chat.py:596",
+        ),
+        "AssertionError('Error in model execution')",
     ),
     "Ray's actor": (
         traceback("ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.")
