@@ -212,8 +212,8 @@ SERVING_MARKS = re.compile(
     r"Application startup complete|Uvicorn running on|Avg prompt throughput|\"(?:POST|GET) /\S* HTTP/\d"
     r"|(?:Added|Received|Finished|Aborted) request\b|output_handler failed|Engine background task failed"
     r"|EngineCore encountered a fatal error|Engine iteration timed out|MQLLMEngine is already dead"
-    r"|, in (?:run_busy_loop|run_engine_loop|_process_engine_step|step_with_batch_queue|engine_step|run_heartbeat_loop)\b"
-    r"|, in (?:output_handler|check_health)\b|Processed prompts:"
+    r"|, in (?:run_busy_loop|run_engine_loop|_process_engine_step|step_with_batch_queue|engine_step)\b"
+    r"|, in (?:output_handler|check_health|run_heartbeat_loop)\b|Processed prompts:"
     r"|Dumping (?:scheduler output|input data)|Error in model execution"
 )
 QUOTED = re.compile(
