@@ -36,7 +36,7 @@ SEARCH: dict[str, Any] = {"unguarded": [], "knobs": {"max_num_seqs": {"low": 4, 
 
 
 def trials(state: Path) -> list[dict[str, Any]]:
-    """What `sloguard trials --json` prints; nothing before there is a journal."""
+    """The output of `sloguard trials --json`; empty before there is a journal."""
     output = subprocess.run([*SLOGUARD, "trials", str(state), "--json"], capture_output=True, text=True, check=False)
     return json.loads(output.stdout) if output.returncode == 0 else []
 
@@ -50,7 +50,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float, what: str) -> None
 
 
 def searches(state: Path) -> bool:
-    """Whether a trial of the search has begun, and with an engine: asked of the journal itself, as it takes seconds."""
+    """Whether a search trial runs on an engine. Reads the journal: the command takes seconds to start."""
     with suppress(JournalError):
         journal = Journal(state, read_only=True)
         running = [t.plan.role for t in journal.trials() if t.status == TrialStatus.RUNNING]
@@ -71,7 +71,7 @@ def engine_ids(state: Path) -> set[str]:
     return {log.stem.removeprefix("engine-") for log in (state / "logs").glob("engine-*.log")}
 
 
-def test_a_killed_run_goes_on_and_ends_in_a_file_that_vllm_accepts(tmp_path: Path) -> None:
+def test_a_killed_run_continues_and_writes_a_file_that_vllm_accepts(tmp_path: Path) -> None:
     config_file = write_config(
         tmp_path, search={**SEARCH, "budget": 2}, workload={"requests": 40}, promotion={"min_gain": 0.0, "pairs": [2]}
     )
@@ -83,7 +83,7 @@ def test_a_killed_run_goes_on_and_ends_in_a_file_that_vllm_accepts(tmp_path: Pat
         first.send_signal(signal.SIGKILL)
     *before, cut = trials(state)
     assert cut["status"] == "running"
-    # Where vLLM did not answer, the baseline was tried again.
+    # The baseline is repeated where vLLM did not answer.
     assert before[-1]["status"] in ("feasible", "infeasible"), before
 
     again = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -103,7 +103,7 @@ def test_a_killed_run_goes_on_and_ends_in_a_file_that_vllm_accepts(tmp_path: Pat
 
 
 def vllm_accepts(path: Path) -> dict[str, Any]:
-    """What vLLM's own parser makes of ``vllm serve --config path``."""
+    """The arguments that vLLM's own parser reads from ``vllm serve --config path``."""
     script = (
         "import json, sys\n"
         "from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args\n"
@@ -119,7 +119,7 @@ def vllm_accepts(path: Path) -> dict[str, Any]:
 
 @dataclass
 class Client:
-    """Sends one completion after another, as a service's users do, and keeps what became of each."""
+    """Sends one completion after another, as a user does, and keeps each result."""
 
     base_url: str
     max_tokens: int
@@ -146,10 +146,7 @@ class Client:
 
 
 def every_panel_has_data(prometheus: PrometheusServer) -> None:
-    """Asserts that each query of the dashboards has an answer, once there was traffic to rate: vLLM's own metrics too.
-
-    But for those that count what went wrong, where nothing has to.
-    """
+    """Asserts that each query of the dashboards returns data, vLLM's metrics included; failure counts may be empty."""
     variables = Variables(interval="5s", rate_interval="1m", range="30m")
     queries = dict.fromkeys(query for path in DASHBOARDS for _, query in panel_queries(path, variables))
     assert any("vllm:" in query for query in queries)
@@ -171,7 +168,7 @@ def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> 
     )
     config = load_config(config_file)
     client = Client(f"http://127.0.0.1:{config.engine.port}", max_tokens=300)
-    # Two users, so that at any moment at least one of them waits for an answer.
+    # Two users, so that a request is in flight at any moment.
     users = [threading.Thread(target=client.run) for _ in range(2)]
 
     def state() -> str:
@@ -214,10 +211,10 @@ def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> 
     draining = next(s.at for s in states if s.state == State.DRAINING)
     before = [a for a in client.answers if a[0] < draining]
     assert any(a[1] > draining for a in before), "a request was in flight when the window opened"
-    # Whatever was asked for before the drain was answered whole, but for what is sent in its very last moment: there is
-    # no notice here, and vLLM's server loses what has not reached its engine yet.
+    # Requests sent before the drain were answered completely, except in its last moment: there is no notice here, and
+    # vLLM's server drops requests that have not reached its engine yet.
     sent = draining - statistics.median(a[1] - a[0] for a in before) / 2
     assert {a[2] for a in before if a[0] < sent} == {300}
     nothing_left(config.state, engine_ids(config.state))
     if prometheus is None:
-        pytest.skip("all but the dashboard's queries was checked: Prometheus is not installed")
+        pytest.skip("the dashboards' queries were not checked: prometheus is not installed (Debian: prometheus)")

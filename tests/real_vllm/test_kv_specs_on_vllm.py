@@ -1,4 +1,4 @@
-"""The memory model against vLLM's own: KV-cache specs, blocks, capacities and parameters of models that it builds."""
+"""The memory model against vLLM's own KV-cache specs, blocks, capacities and parameter counts."""
 
 import json
 import re
@@ -37,15 +37,15 @@ QUANTIZED: dict[str, dict[str, Any]] = {
         "ignore": ["lm_head"],
     },
 }
-# The CPU build has no kernels for gpt-oss's own quantization: its experts are built wide.
+# The CPU build has no kernels for gpt-oss's own quantization: its experts are built in full width.
 CONFIGS: dict[str, dict[str, Any]] = {
     **{name: {k: v for k, v in config.items() if k != "quantization_config"} for name, config in FAMILIES.items()},
     **{name: {**LLAMA, "torch_dtype": "float16", "quantization_config": found} for name, found in QUANTIZED.items()},
 }
 LAYOUTS = [(1, 1), (2, 1), (4, 1), (1, 2)]
 KINDS = ["auto", "fp8"]
-# Arguments and bytes for KV: lengths that are whole blocks and not, one left to vLLM, too little for most models, and
-# windows that are not made use of.
+# Arguments and KV bytes: lengths of whole blocks and not, one left to vLLM, too little memory for most
+# models, and sliding windows that are ignored.
 BUDGETS: list[tuple[dict[str, Any], int]] = [
     ({"max_model_len": 2048, "max_num_batched_tokens": 512}, 2**30),
     ({"max_model_len": 3000, "max_num_batched_tokens": 2048}, 2**32),
@@ -62,11 +62,16 @@ Answers = dict[Case, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def told() -> Answers:
-    """What vLLM says, by model, KV dtype, TP and PP; a vLLM that fails is an error."""
-    asked = {"models": CONFIGS, "layouts": LAYOUTS, "kinds": KINDS, "budgets": BUDGETS}
+def vllm_answers() -> Answers:
+    """vLLM's own numbers by model, KV dtype, TP and PP."""
+    request = {"models": CONFIGS, "layouts": LAYOUTS, "kinds": KINDS, "budgets": BUDGETS}
     ended = subprocess.run(
-        [sys.executable, str(SCRIPT)], input=json.dumps(asked), capture_output=True, text=True, timeout=580, check=False
+        [sys.executable, str(SCRIPT)],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        timeout=580,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     answers = json.loads(ended.stdout[ended.stdout.index("[{") :])
@@ -81,15 +86,15 @@ def ours(name: str, kind: str, tp: int, pp: int) -> tuple[ModelShape, KnobValues
     }
 
 
-def test_vllm_builds_all_that_it_has_kernels_for(told: Answers) -> None:
-    assert set(told) == set(CASES)
-    assert {case for case, answer in told.items() if not answer["refused"]} == set(BUILT)
+def test_vllm_builds_every_model_that_it_has_kernels_for(vllm_answers: Answers) -> None:
+    assert set(vllm_answers) == set(CASES)
+    assert {case for case, answer in vllm_answers.items() if not answer["refused"]} == set(BUILT)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_kv_bytes_per_token_are_those_of_vllms_counts(told: Answers, case: Case) -> None:
+def test_kv_bytes_per_token_match_vllms_counts(vllm_answers: Answers, case: Case) -> None:
     shape, args = ours(*case)
-    answer = told[case]
+    answer = vllm_answers[case]
     width = 1 if case[1] == "fp8" else 2
     each = answer["kv_heads"] * answer["head_size"] * width * (1 if answer["mla"] else 2)
     # The configuration is that of the first stage.
@@ -100,21 +105,21 @@ def test_kv_bytes_per_token_are_those_of_vllms_counts(told: Answers, case: Case)
 
 
 @pytest.mark.parametrize("case", BUILT, ids=str)
-def test_kv_bytes_per_token_are_those_of_vllms_specs(told: Answers, case: Case) -> None:
+def test_kv_bytes_per_token_match_vllms_specs(vllm_answers: Answers, case: Case) -> None:
     shape, args = ours(*case)
-    built = told[case]["stages"]
+    built = vllm_answers[case]["stages"]
     assert [len(stage) for stage in stages(shape, args)] == [stage["layers"] for stage in built]
     assert kv_bytes_per_token(shape, args) == max(stage["bytes_per_token"] for stage in built)
 
 
 @pytest.mark.parametrize("budget", range(len(BUDGETS)))
 @pytest.mark.parametrize("case", BUILT, ids=str)
-def test_blocks_and_capacity_are_vllms(told: Answers, case: Case, budget: int) -> None:
+def test_blocks_and_capacity_match_vllms(vllm_answers: Answers, case: Case, budget: int) -> None:
     """Groups, padding and windows included: what vLLM would print as KV cache size and maximum concurrency."""
     shape, known = ours(*case)
     asked, kv_bytes = BUDGETS[budget]
     args: KnobValues = {**known, **asked, "kv_cache_memory_bytes": kv_bytes}
-    answer = told[case]["budgets"][budget]
+    answer = vllm_answers[case]["budgets"][budget]
     mine = estimate(shape, args, CPU)
     if "error" in answer:
         assert "is needed, which is larger than the available KV cache" in answer["error"]
@@ -131,9 +136,9 @@ def test_blocks_and_capacity_are_vllms(told: Answers, case: Case, budget: int) -
 
 
 @pytest.mark.parametrize("case", [case for case in BUILT if case[1] == "auto"], ids=str)
-def test_weights_are_vllms(told: Answers, case: Case) -> None:
+def test_weights_match_vllms(vllm_answers: Answers, case: Case) -> None:
     shape, args = ours(*case)
-    for stage, answer in zip(stages(shape, args), told[case]["stages"], strict=True):
+    for stage, answer in zip(stages(shape, args), vllm_answers[case]["stages"], strict=True):
         embeddings = answer["embeddings"] // embedding_bytes(shape, args)
         assert embeddings * embedding_bytes(shape, args) == answer["embeddings"]
         assert weights_bytes(shape, args, stage) == pytest.approx(answer["weights"], rel=0.01)

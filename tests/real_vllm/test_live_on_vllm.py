@@ -1,4 +1,4 @@
-"""Live changes in real vLLM, on one engine: what is changed is seen in what it does, and no request notices."""
+"""Live changes of one running engine: each change shows in its behaviour, and no request fails."""
 
 import random
 import time
@@ -20,7 +20,7 @@ PROMPTS = ["".join(DRAW.choices("abcdefgh ", k=400)) for _ in range(6)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the engine's sidecar listens, as ``s``."""
+    """The folder of the sidecar's socket, ``s``."""
     return tmp_path_factory.mktemp("live")
 
 
@@ -32,39 +32,39 @@ def live(folder: Path) -> Generator[LiveEngine]:
 
 
 def until(holds: Callable[[], bool]) -> None:
-    """Waits until ``holds``; fails when that takes a minute."""
+    """Waits up to a minute for ``holds``."""
     deadline = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < deadline, "not within a minute"
         time.sleep(0.1)
 
 
-def ask(engine: Engine) -> None:
+def send_prompts(engine: Engine) -> None:
     """Sends every prompt once, one after another."""
     model = engine.http.model()
     assert [complete(engine, model, prompt, 4) for prompt in PROMPTS] == [""] * len(PROMPTS)
 
 
 def hits(hub: LiveHub) -> tuple[int, int]:
-    """Prompt tokens looked up and found in the prefix cache since the last change, once all of it is told."""
+    """Prompt tokens looked up and found in the prefix cache since the last change, once the counts are final."""
     hub.verified("live", 60)
     last: tuple[int, int] | None = None
     while True:
-        time.sleep(2.5)  # more than twice as long as counts stay untold
+        time.sleep(2.5)  # more than two reporting intervals
         effects = hub.effects("live")
         assert effects.prefix_queries is not None
         assert effects.prefix_hits is not None
-        told = effects.prefix_queries, effects.prefix_hits
-        if told == last:
-            return told
-        last = told
+        counts = effects.prefix_queries, effects.prefix_hits
+        if counts == last:
+            return counts
+        last = counts
 
 
-def test_the_engine_says_what_can_change(live: LiveEngine) -> None:
-    able = live.hub.capabilities("live", 60)
+def test_the_engine_reports_its_live_knobs(live: LiveEngine) -> None:
+    capabilities = live.hub.capabilities("live", 60)
 
-    assert able.cold == {}
-    assert {name: (r.started, r.lowest, r.highest) for name, r in able.ranges.items()} == {
+    assert capabilities.cold == {}
+    assert {name: (r.started, r.lowest, r.highest) for name, r in capabilities.ranges.items()} == {
         SEQS: (16, 1, 16),
         TOKENS: (1024, 1, 1024),
         LONG_PREFILL: (0, 0, 1024),
@@ -73,26 +73,26 @@ def test_the_engine_says_what_can_change(live: LiveEngine) -> None:
     }
 
 
-def test_above_the_ceiling_is_refused_and_nothing_changes(live: LiveEngine) -> None:
+def test_a_value_above_the_ceiling_is_refused(live: LiveEngine) -> None:
     engine, hub = live.engine, live.hub
     for targets in ({SEQS: 17}, {TOKENS: 1025}, {LONG_PREFILL: 1025}, {PREFIX_CACHING: 2}, {"block_size": 64}):
         with pytest.raises(LiveError):
             hub.change("live", targets, 60)
-    ask(engine)
+    send_prompts(engine)
     assert hub.capabilities("live", 60).current[SEQS] == 16
 
 
-def test_after_settling_nothing_of_the_load_before_is_found(live: LiveEngine) -> None:
+def test_settling_empties_the_prefix_cache(live: LiveEngine) -> None:
     engine, hub = live.engine, live.hub
-    ask(engine)
+    send_prompts(engine)
     hub.change("live", {}, 60)
-    ask(engine)
+    send_prompts(engine)
     queries, found = hits(hub)
     assert queries > 0
     assert found > queries / 2
 
     hub.settle("live", 60)
-    ask(engine)
+    send_prompts(engine)
     effects = hub.verified("live", 60)
     assert effects.settled_s is not None
     queries, found = hits(hub)
@@ -100,16 +100,16 @@ def test_after_settling_nothing_of_the_load_before_is_found(live: LiveEngine) ->
     assert found == 0
 
 
-def test_prefix_caching_off_finds_nothing_and_on_finds_it_again(live: LiveEngine) -> None:
+def test_prefix_caching_off_and_on(live: LiveEngine) -> None:
     engine, hub = live.engine, live.hub
-    ask(engine)
+    send_prompts(engine)
     hub.change("live", {PREFIX_CACHING: 0}, 60)
-    ask(engine)
+    send_prompts(engine)
     assert hub.verified("live", 60).knobs[PREFIX_CACHING].verdict is LiveVerdict.SHOWN
     assert hits(hub) == (0, 0)
 
     hub.change("live", {}, 60)
-    ask(engine)
+    send_prompts(engine)
     assert hub.verified("live", 60).knobs[PREFIX_CACHING].verdict is LiveVerdict.SHOWN
     assert hits(hub)[1] > 0
 
@@ -123,7 +123,7 @@ def test_sixteen_two_and_sixteen_again_under_load(live: LiveEngine) -> None:
             effects = hub.verified("live", 60)
             assert effects.knobs[SEQS].verdict in (LiveVerdict.OBEYED, LiveVerdict.SHOWN)
             assert effects.knobs[SEQS].target == seqs
-            # What ran before the limit was lowered counts in its first steps; from then on it holds.
+            # Requests that ran before the limit was lowered count in its first steps; afterwards it holds.
             hub.change("live", {SEQS: seqs}, 60)
             time.sleep(2.5)
             assert hub.effects("live").most_running <= seqs
@@ -134,7 +134,7 @@ def test_sixteen_two_and_sixteen_again_under_load(live: LiveEngine) -> None:
 
 
 def test_twenty_random_changes_under_load(live: LiveEngine) -> None:
-    # On a busy machine steps take long; make bench-live holds the time against what is promised.
+    # Steps take long on a busy machine; make bench-live measures the time.
     outcome = change_at_random(live, changes=20, seed=3, within_s=60)
 
     print(report(outcome))
@@ -144,8 +144,8 @@ def test_twenty_random_changes_under_load(live: LiveEngine) -> None:
     assert outcome.shown.total() > 10
 
 
-def test_without_its_sidecar_the_engine_goes_back_after_the_lease(live: LiveEngine, folder: Path) -> None:
-    """The last one on this engine: it takes the sidecar."""
+def test_the_engine_reverts_when_the_lease_expires(live: LiveEngine, folder: Path) -> None:
+    """Last on this engine: it ends the sidecar."""
     engine, hub = live.engine, live.hub
     hub.change("live", {SEQS: 2, PREFIX_CACHING: 0}, 60)
     with Load(engine) as load:

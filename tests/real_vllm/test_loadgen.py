@@ -33,7 +33,7 @@ def send(client: LoadClient, engine: StreamingEngine, workload: Workload, watch:
     return client.run(workload, engine.url, MODEL, MODEL, lambda: False, watch=watch)
 
 
-def test_every_request_is_seen_while_the_load_runs(client: LoadClient) -> None:
+def test_progress_reports_every_request(client: LoadClient) -> None:
     seen: list[LoadProgress] = []
     with serving(StreamingEngine(seats=4, step_s=0.02)) as engine:
         load = send(client, engine, LOAD, seen.append)
@@ -53,7 +53,7 @@ def test_every_request_is_seen_while_the_load_runs(client: LoadClient) -> None:
         assert all(r.start_s + (r.ttft_s or 0) <= progress.now_s for r in progress.in_flight)
 
 
-def test_a_stop_cancels_what_is_in_flight_and_leaves_the_engine_idle(client: LoadClient) -> None:
+def test_a_stop_cancels_requests_in_flight(client: LoadClient) -> None:
     stopped_at = 0.0
 
     def stop_at_ten(progress: LoadProgress) -> Ending | None:
@@ -86,7 +86,7 @@ def test_a_stop_cancels_what_is_in_flight_and_leaves_the_engine_idle(client: Loa
     assert (len(again.requests), again.ending) == (10, None)
 
 
-def test_enough_waits_for_what_is_in_flight(client: LoadClient) -> None:
+def test_enough_waits_for_requests_in_flight(client: LoadClient) -> None:
     def enough(progress: LoadProgress) -> Ending | None:
         return Ending(End.ENOUGH, "seen") if len(progress.finished) >= 10 else None
 
@@ -98,7 +98,7 @@ def test_enough_waits_for_what_is_in_flight(client: LoadClient) -> None:
     assert (load.cancelled, engine.aborted) == (0, 0)
 
 
-def test_a_warm_up_goes_on_until_step_times_settle(client: LoadClient) -> None:
+def test_a_warm_up_runs_until_step_times_settle(client: LoadClient) -> None:
     workload = LOAD.model_copy(update={"warmup_requests": 8, "requests": 20})
     with serving(StreamingEngine(step_s=0.05, cold=4)) as engine:
         cold = send(client, engine, workload)
@@ -140,7 +140,7 @@ def test_short_answers_are_failures(client: LoadClient) -> None:
     assert all((r.ttft_s, r.e2e_s, r.itls_s) == (None, None, ()) for r in failed)
 
 
-def test_what_the_benchmark_can_not_do_is_an_error_and_the_client_goes_on(client: LoadClient, tmp_path: Path) -> None:
+def test_an_unsupported_workload_is_an_error_and_the_client_continues(client: LoadClient, tmp_path: Path) -> None:
     with serving(StreamingEngine()) as engine:
         with pytest.raises(LoadError, match="the benchmark client failed"):
             client.run(LOAD, engine.url, MODEL, str(tmp_path / "no-tokenizer"), lambda: False)

@@ -48,7 +48,7 @@ def test_custom_prompts_have_their_own_lengths(client: LoadClient, tmp_path: Pat
     assert set(lengths(client, workload(Dataset.CUSTOM, path))) == {4, 6}
 
 
-def test_conversations_are_answered_as_long_as_they_were(client: LoadClient, tmp_path: Path) -> None:
+def test_conversations_keep_their_output_lengths(client: LoadClient, tmp_path: Path) -> None:
     path = tmp_path / "chats.json"
     turns = [{"from": "human", "value": "a b c d e f g h"}, {"from": "gpt", "value": "i j k l m n o p"}]
     path.write_text(json.dumps([{"conversations": turns}] * 40))
@@ -56,7 +56,7 @@ def test_conversations_are_answered_as_long_as_they_were(client: LoadClient, tmp
     assert len(set(lengths(client, workload(Dataset.SHAREGPT, path)))) == 1
 
 
-def test_a_file_that_vllm_can_not_read_is_an_error(client: LoadClient, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_an_error(client: LoadClient, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"text": "no prompt"}\n')
 
@@ -64,7 +64,7 @@ def test_a_file_that_vllm_can_not_read_is_an_error(client: LoadClient, tmp_path:
         client.run(workload(Dataset.CUSTOM, path), "http://127.0.0.1:9", MODEL, MODEL, lambda: False)
 
 
-def test_custom_prompts_without_pandas_are_an_error_that_says_so(tmp_path: Path) -> None:
+def test_custom_prompts_without_pandas_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "pandas.py").write_text("raise ImportError")
     environment = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join((str(tmp_path), *filter(None, sys.path)))}
     client = LoadClient(sys.executable, tmp_path / "client.log", environment)

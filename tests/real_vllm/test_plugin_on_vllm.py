@@ -81,8 +81,8 @@ def sent(load: LoadResult) -> int:
     return len(load.requests) + load.warm_up.requests
 
 
-def heard(sidecar: Bench, engine: Engine, expected: int) -> int:
-    """How many requests the telemetry tells of, once it is ``expected`` or some seconds have passed."""
+def reported(sidecar: Bench, engine: Engine, expected: int) -> int:
+    """How many requests the telemetry reports; waits up to a minute for ``expected``."""
     requests = sidecar.hub.of(engine.launch.engine_id).requests
     deadline = time.monotonic() + 60
     while len(requests) < expected and time.monotonic() < deadline:
@@ -130,14 +130,14 @@ def test_an_invalid_argument_is_repaired_before_the_engine_starts(sidecar: Bench
     assert f"max_num_batched_tokens: 8 → {change.to_value}" in engine.launch.log.read_text(errors="replace")
 
 
-def test_every_process_says_where_it_is_when_asked_and_goes_on(engine: Engine) -> None:
-    unseen = {"monitor_engine_cores", "run_busy_loop", "worker_busy_loop"}
+def test_every_process_dumps_its_stacks_and_continues(engine: Engine) -> None:
+    missing = {"monitor_engine_cores", "run_busy_loop", "worker_busy_loop"}
     deadline = time.monotonic() + 60
-    while unseen and time.monotonic() < deadline:  # where the machine is busy, one writes into another's lines
+    while missing and time.monotonic() < deadline:  # where the machine is busy, one writes into another's lines
         engine.group.show_stacks()
         log = engine.launch.log.read_text(errors="replace")
-        unseen = {where for where in unseen if f" in {where}\n" not in log}
-    assert unseen == set()
+        missing = {where for where in missing if f" in {where}\n" not in log}
+    assert missing == set()
     engine.probe(60)
 
 
@@ -149,7 +149,7 @@ def test_every_phase_of_the_start_is_reported_in_its_order(sidecar: Bench, engin
     assert f"KV cache size: {telemetry.kv_cache_tokens:,} tokens" in engine.launch.log.read_text(errors="replace")
 
 
-def test_what_vllm_reports_of_its_memory_is_kept_for_the_next_start(sidecar: Bench, engine: Engine) -> None:
+def test_reported_memory_is_kept_for_the_next_start(sidecar: Bench, engine: Engine) -> None:
     memory = sidecar.hub.of(engine.launch.engine_id).memory
     assert memory is not None
     assert memory.vllm_version.startswith("0.32")
@@ -159,19 +159,20 @@ def test_what_vllm_reports_of_its_memory_is_kept_for_the_next_start(sidecar: Ben
     assert start.kv_tokens == sidecar.hub.of(engine.launch.engine_id).kv_cache_tokens
 
 
-def test_latencies_agree_with_what_the_client_measured(sidecar: Bench, engine: Engine) -> None:
-    # Long prompts, few at once: what the client adds, on a machine of two cores, is some milliseconds of hundreds.
+def test_latencies_agree_with_the_clients(sidecar: Bench, engine: Engine) -> None:
+    # Long prompts, few at once: the client adds some milliseconds to hundreds on a machine of two cores.
     changes = {"requests": 15, "rate": 1.0, "input_tokens": 700, "spread": 0.0}
     workload = sidecar.config.workload.model_copy(update=changes)
-    first = send_load(sidecar, engine, workload)  # it warms up what the warm-up requests do not
+    # The first load warms up what the warm-up requests do not.
+    first = send_load(sidecar, engine, workload.model_copy(update={"requests": 5}))
     known = 1 + sent(first)  # the probe of the start came before it
-    assert heard(sidecar, engine, known) == known
+    assert reported(sidecar, engine, known) == known
 
     apart: list[str] = []
     for seed in range(1, 6):
         load = send_load(sidecar, engine, workload.model_copy(update={"seed": seed}))
         known += sent(load)
-        assert heard(sidecar, engine, known) == known
+        assert reported(sidecar, engine, known) == known
         requests = list(sidecar.hub.of(engine.launch.engine_id).requests)[-len(load.requests) :]
         check_parts(requests)
         assert measure(load, sidecar.config.slo).failed == 0
@@ -183,13 +184,13 @@ def test_latencies_agree_with_what_the_client_measured(sidecar: Bench, engine: E
         print(both)
         if ours == pytest.approx(client, rel=0.10, abs=5):
             return
-        # Whatever else runs on the machine delays the client alone: once without that is enough.
+        # Other processes of the machine delay the client alone: one undisturbed load is enough.
         apart.append(both)
     pytest.fail(f"the telemetry and the client are apart: {apart}")
 
 
 def check_parts(requests: list[pb.RequestFinished]) -> None:
-    """Asserts that the parts of each request's time go into the whole."""
+    """Asserts that the parts of each request's time are no longer than its E2E latency."""
     for request in requests:
         parts = request.queue_seconds + request.prefill_seconds + request.decode_seconds
         assert parts <= request.e2e_seconds + 0.01
@@ -197,8 +198,8 @@ def check_parts(requests: list[pb.RequestFinished]) -> None:
         assert request.prompt_tokens > 0
 
 
-def test_the_engine_serves_whatever_becomes_of_the_sidecar(sidecar: Bench, engine: Engine) -> None:
-    """Killed, stopped without closing its socket, and gone: the last test on this engine, for it takes the sidecar."""
+def test_the_engine_serves_without_its_sidecar(sidecar: Bench, engine: Engine) -> None:
+    """The sidecar is stopped, then frozen with its socket open, then gone. Last on this engine: it ends the sidecar."""
     socket = sidecar.config.socket
     sidecar.server.stop(0).wait()
     assert measure(send_load(sidecar, engine), sidecar.config.slo).failed == 0
@@ -217,7 +218,7 @@ def test_the_engine_serves_whatever_becomes_of_the_sidecar(sidecar: Bench, engin
     assert engine.alive()
 
 
-def test_without_a_sidecar_vllm_serves_and_stops_as_ever(sidecar: Bench, tmp_path: Path) -> None:
+def test_a_bad_plugin_setting_leaves_vllm_as_it_is(sidecar: Bench, tmp_path: Path) -> None:
     args = {name.replace("-", "_"): value for name, value in INCUMBENT.items()}
     env = {**sidecar.config.engine.env, "SLOGUARD_REPAIR": "perhaps"}
     launch = Launch(

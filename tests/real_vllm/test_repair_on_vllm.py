@@ -1,4 +1,4 @@
-"""Repair against vLLM's own checks: the benchmark, small."""
+"""Repair against vLLM's own checks: a small run of the benchmark."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Trials on real vLLM as the sidecar runs them: forked, on the engine of the trial before, and the ordinary way."""
+"""Trials on real vLLM: on a forked engine, on the previous trial's engine by live changes, and on an ordinary start."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ KNOBS = {"max_num_seqs": {"low": 1, "high": 32}, "block_size": {"choices": [32, 
 
 
 def search(**knobs: int) -> Plan:
-    """A plan of the search whose engine may be started with more sequences."""
+    """A search trial whose engine may be started with room for more sequences."""
     return Plan(Role.SEARCH, dict(knobs), {**ARGS, **knobs}, "test", "asked for", ceilings={"max_num_seqs": 32})
 
 
@@ -28,7 +28,7 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def test_a_search_on_few_engines_and_a_validation_on_one_of_its_own(tmp_path: Path) -> None:
+def test_a_search_reuses_engines_and_a_validation_starts_its_own(tmp_path: Path) -> None:
     workload = {"requests": 20, "rate": 10, "output_tokens": 16}
     config_file = write_config(tmp_path, workload=workload, search={"knobs": KNOBS})
     with bench(config_file) as parts:
@@ -58,7 +58,7 @@ def test_a_search_on_few_engines_and_a_validation_on_one_of_its_own(tmp_path: Pa
             assert result.crash is None
             assert result.measurement is not None
             assert result.measurement.failed == 0
-        # One engine at a time: the third's processes took the place of the second's.
+        # One engine at a time: the third's processes replaced the second's.
         assert len(still) == len(living)
         assert second.start_s is not None
         assert third.start_s is not None

@@ -1,4 +1,7 @@
-"""`sloguard serve` on real vLLM: killed in each state, and with a promotion that crashes again and again."""
+"""`sloguard serve` on real vLLM: killed in each state of a window, and with a promotion in a crash loop.
+
+A kill while promoting is covered on fake engines (tests/chaos): whether a window promotes depends on noise here.
+"""
 
 import http.client
 import os
@@ -29,21 +32,20 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
 SLOGUARD = [sys.executable, "-m", "sidecar"]
 SEARCH: dict[str, Any] = {"unguarded": [], "budget": 2, "knobs": {"max_num_seqs": {"low": 4, "high": 64}}}
-# The service is back within so many seconds of a kill.
+# The service must be back this soon after a kill.
 BACK_S = 30.0
 
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Iterator[Path]:
-    """Crashes twice are a loop here, so that fewer starts are needed; two slots are too few for the load."""
+    """Two crashes are a crash loop here, which saves engine starts."""
     path = write_config(
         tmp_path,
         search=SEARCH,
         workload={"rate": 30, "requests": 150},
         slo={"ttft_p99_ms": 2500, "itl_p99_ms": 500, "e2e_p99_ms": 5000},
         window={"duration": "20m", "notice": "5s"},
-        # A rule that is easily convinced: here it is what follows a promotion that counts.
-        promotion={"probation": {"crashes": 2}, "pairs": [2], "confidence": 0.6, "slo_confidence": 0.6},
+        promotion={"probation": {"crashes": 2}, "pairs": [2]},
     )
     yield path
     config = load_config(path)
@@ -75,14 +77,14 @@ def in_state(config: Config, name: str, since: float = 0.0) -> bool:
 
 
 def engines(config: Config, role: str) -> list[Identity]:
-    """Those that have a process."""
+    """The recorded engines that have a process."""
     found = journal(config)
     records = found.engines() if found is not None else []
     return [e.identity for e in records if e.role == role and e.identity.pid > 0]
 
 
 def answers(config: Config) -> bool:
-    """Whether the operator's port gives a token."""
+    """Whether the service port generates a token."""
     try:
         EngineHttp(config.engine.host, config.engine.port).complete("a", 1, 10.0)
     except Unanswered:
@@ -112,12 +114,14 @@ def serve(config_file: Path) -> "subprocess.Popen[bytes]":
         return subprocess.Popen([*SLOGUARD, "serve", "-c", str(config_file)], stdout=log, stderr=subprocess.STDOUT)
 
 
-def asked(config_file: Path, *words: str) -> None:
+def command(config_file: Path, *words: str) -> None:
     done = subprocess.run([*SLOGUARD, *words, "-c", str(config_file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def back_after_kill(config_file: Path, process: "subprocess.Popen[bytes]") -> "tuple[subprocess.Popen[bytes], float]":
+def restart_after_kill(
+    config_file: Path, process: "subprocess.Popen[bytes]"
+) -> "tuple[subprocess.Popen[bytes], float]":
     """Kills the sidecar, starts another one, and returns it with the seconds until the service was back."""
     config = load_config(config_file)
     process.kill()
@@ -137,7 +141,7 @@ def back_after_kill(config_file: Path, process: "subprocess.Popen[bytes]") -> "t
     return again, took_s
 
 
-def test_a_sidecar_that_is_killed_in_any_state_comes_back_with_the_service(config_file: Path) -> None:
+def test_the_service_recovers_from_a_kill_in_every_state(config_file: Path) -> None:
     content = yaml.safe_load(config_file.read_text())
     content["engine"]["forked_serving"] = True
     config_file.write_text(yaml.safe_dump(content))
@@ -147,47 +151,37 @@ def test_a_sidecar_that_is_killed_in_any_state_comes_back_with_the_service(confi
     process = serve(config_file)
     try:
         wait_for(lambda: engines(config, "serving"), "an engine that starts")
-        process, seconds["starting"] = back_after_kill(config_file, process)
+        process, seconds["starting"] = restart_after_kill(config_file, process)
         [serving] = engines(config, "serving")
-        process, seconds["serving"] = back_after_kill(config_file, process)
-        asked(config_file, "retune", "--now")
+        process, seconds["serving"] = restart_after_kill(config_file, process)
+        command(config_file, "retune", "--now")
         wait_for(lambda: in_state(config, "draining"), "the drain")
-        process, seconds["draining"] = back_after_kill(config_file, process)
+        process, seconds["draining"] = restart_after_kill(config_file, process)
         assert engines(config, "serving") == [serving]
 
-        asked(config_file, "retune", "--now")
+        command(config_file, "retune", "--now")
         wait_for(lambda: engines(config, "trial"), "a trial")
-        process, seconds["tuning"] = back_after_kill(config_file, process)
+        process, seconds["tuning"] = restart_after_kill(config_file, process)
 
-        asked(config_file, "retune", "--now")
+        command(config_file, "retune", "--now")
         wait_for(lambda: engines(config, "trial"), "another trial")
-        asked(config_file, "abort")
+        command(config_file, "abort")
         wait_for(lambda: in_state(config, "restoring") and engines(config, "serving"), "the restore")
-        process, seconds["restoring"] = back_after_kill(config_file, process)
+        process, seconds["restoring"] = restart_after_kill(config_file, process)
 
-        asked(config_file, "retune", "--now")
+        command(config_file, "retune", "--now")
         wait_for(lambda: in_state(config, "validating") and engines(config, "trial"), "a validation")
-        process, seconds["validating"] = back_after_kill(config_file, process)
+        process, seconds["validating"] = restart_after_kill(config_file, process)
         assert served_seqs(config) == incumbent
-
-        began = time.time()
-        asked(config_file, "retune", "--now")
-        wait_for(lambda: in_state(config, "tuning", began), "the last window")
-        wait_for(lambda: in_state(config, "promoting") or in_state(config, "restoring"), "its decision", 600)
-        if promoting := in_state(config, "promoting"):
-            process, seconds["promoting"] = back_after_kill(config_file, process)
-            assert served_seqs(config) != incumbent
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
-    shown = ", ".join(f"{state} {s:.1f} s" for state, s in seconds.items())
-    print(f"back after a kill -9 in: {shown}")
-    assert max(seconds.values()) < BACK_S, shown
-    if not promoting:
-        pytest.skip("all but a kill while promoting was checked: the starts here were too noisy for a promotion")
+    times = ", ".join(f"{state} {s:.1f} s" for state, s in seconds.items())
+    print(f"recovery after kill -9: {times}")
+    assert max(seconds.values()) < BACK_S, times
 
 
-def test_a_promotion_that_crash_loops_is_rolled_back_without_a_person(config_file: Path) -> None:
+def test_a_promotion_in_a_crash_loop_is_rolled_back(config_file: Path) -> None:
     config = load_config(config_file)
     base = config.base_digest()
     own = Journal(config.state)
@@ -197,8 +191,8 @@ def test_a_promotion_that_crash_loops_is_rolled_back_without_a_person(config_fil
     try:
         wait_for(lambda: engines(config, "serving"), "an engine that starts")
         starting = engines(config, "serving")
-        process, _ = back_after_kill(config_file, process)
-        assert engines(config, "serving") == starting  # its start went on
+        process, _ = restart_after_kill(config_file, process)
+        assert engines(config, "serving") == starting  # the start was taken over, not repeated
         assert served_seqs(config) == 7
         for crash in (1, 2):
             [identity] = engines(config, "serving")
