@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from sidecar.cli import dev, diagnose, doctor, guard, operator, plan, report
+from sidecar.cli import backup, dev, diagnose, doctor, guard, operator, plan, report
 from sidecar.cli.operator import CommandRefused, ConfigFile, StateFolder
 from sidecar.cli.rendering import AsJson
 from sidecar.cli.terminal import View, line, show, spending, unfailing_console
@@ -46,6 +46,7 @@ app = typer.Typer(
 
 guard.register(app)
 operator.register(app)
+backup.register(app)
 plan.register(app)
 diagnose.register(app)
 doctor.register(app)

@@ -42,6 +42,12 @@ def server_arguments(python: str, model: str, args: Args) -> list[str]:
     return [entry(python).first, model, *flags(args)]
 
 
+def served_name(model: str, args: Args) -> str:
+    """The name under which vLLM serves the model: the first of ``served_model_name``, or the model itself."""
+    name = args.get("served_model_name", args.get("served-model-name", model))
+    return str(name[0] if isinstance(name, list) and name else name)
+
+
 def flags(args: Args) -> list[str]:
     """``args`` as flags: true is ``--name``, false ``--no-name``, a list is one flag with several values."""
     line: list[str] = []

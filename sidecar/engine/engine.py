@@ -7,11 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidecar.engine.command import Args, command_line, entry, server_arguments
+from sidecar.engine.command import Args, command_line, entry, served_name, server_arguments
 from sidecar.engine.fork_server import ForkServer
 from sidecar.engine.http import EngineHttp, Unanswered
-from sidecar.engine.ports import port_free, port_owner
-from sidecar.engine.process_group import ENGINE_ID_VARIABLE, Identity, ProcessGroup, socket_folder
+from sidecar.engine.ports import PortListeners, listeners, port_free, port_owner
+from sidecar.engine.process_group import ProcessGroup, socket_folder
+from sidecar.engine.process_identity import ENGINE_ID_VARIABLE, Identity
 from vllm_sloguard.crash import Crash, classify, classify_file
 
 _POLL_S = 0.1
@@ -74,12 +75,7 @@ class Engine:
         Raises EngineCrashed when the port is taken, OSError or ForkServerError when it can't.
         """
         if not port_free(launch.host, launch.port):
-            taken = classify(
-                f"OSError: [Errno 98] Address already in use: {launch.host}:{launch.port}{port_owner(launch.port)}",
-                phase="starting",
-                exit_code=None,
-            )
-            raise EngineCrashed(taken)
+            raise _port_taken(launch)
         launch.log.parent.mkdir(parents=True, exist_ok=True)
         socket_folder(launch.engine_id).mkdir(mode=0o700, exist_ok=True)
         python, model, folder = launch.python, launch.model, launch.log.parent
@@ -110,6 +106,11 @@ class Engine:
             if waited > timeout_s:
                 raise self.crashed("starting", timed_out=True)
             if self.http.healthy():
+                # Another server may have bound the port since it was seen free: its answers are not the engine's.
+                if self.foreign_on_port():
+                    taken = _port_taken(self.launch)
+                    self.group.kill()
+                    raise taken
                 try:
                     self.probe(min(_FIRST_TOKEN_S, max(timeout_s - waited, 1.0)))
                 except Unanswered:
@@ -121,6 +122,25 @@ class Engine:
     def probe(self, timeout_s: float) -> None:
         """Asks for one token: /health can be green while the engine hangs. Raises Unanswered."""
         self.http.complete("a", 1, timeout_s)
+
+    def listening(self) -> PortListeners | None:
+        """Who listens on its port; None where the system does not show it."""
+        return listeners(self.launch.host, self.launch.port, [member.pid for member in self.group.members()])
+
+    def owns_port(self) -> bool:
+        """Whether one of its processes listens on its port."""
+        found = self.listening()
+        return found is not None and found.own
+
+    def foreign_on_port(self) -> bool:
+        """Whether a server that is not this engine answers on its port: by the socket's owner, or the model's name."""
+        found = self.listening()
+        if found is not None:
+            return found.foreign
+        try:
+            return self.http.model() != served_name(self.launch.model, self.launch.args)
+        except Unanswered:
+            return False
 
     def alive(self) -> bool:
         """Whether its first process runs."""
@@ -156,3 +176,8 @@ class Engine:
         began = time.monotonic()
         self.group.stop(self.launch.drain_timeout_s + _STOP_GRACE_S)
         return time.monotonic() - began
+
+
+def _port_taken(launch: Launch) -> EngineCrashed:
+    text = f"OSError: [Errno 98] Address already in use: {launch.host}:{launch.port}{port_owner(launch.port)}"
+    return EngineCrashed(classify(text, phase="starting", exit_code=None))

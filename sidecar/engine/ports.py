@@ -1,8 +1,13 @@
-"""Free TCP ports, and who owns the taken ones."""
+"""Free TCP ports, and which process listens on a taken one."""
 
+import ipaddress
+import os
 import random
 import socket
+import struct
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -29,6 +34,78 @@ def port_owner(port: int) -> str:
             if connection.laddr and connection.laddr[1] == port and connection.status == psutil.CONN_LISTEN:
                 return f", by process {connection.pid} ({psutil.Process(connection.pid).name()})"
     return ""
+
+
+_LISTEN = "0A"  # linux/include/net/tcp_states.h
+
+
+@dataclass(frozen=True)
+class PortListeners:
+    """Who listens on a port: the processes that were asked about, others, or both (SO_REUSEPORT)."""
+
+    own: bool
+    foreign: bool
+
+
+def listeners(host: str, port: int, pids: Iterable[int]) -> PortListeners | None:
+    """Whether ``pids`` listen on ``host:port``, and whether anybody else does; None where the system does not show it.
+
+    It is read from the sockets in /proc/net, not from an answer: another server on the port answers as well.
+    """
+    sockets = _listening(host, port)
+    own: set[int] = set()
+    try:
+        for pid in pids:
+            own |= _sockets_of(pid)
+    except PermissionError:
+        return None
+    return None if sockets is None else PortListeners(own=bool(sockets & own), foreign=bool(sockets - own))
+
+
+def _listening(host: str, port: int) -> set[int] | None:
+    """The inodes of the sockets that listen there; None where /proc/net can't be read."""
+    found: set[int] = set()
+    try:
+        for name in ("tcp", "tcp6"):
+            path = Path("/proc/net") / name
+            for line in path.read_text(encoding="ascii").splitlines()[1:] if path.exists() else ():
+                words = line.split()
+                local, state, inode = words[1], words[3], words[9]
+                raw, number = local.split(":")
+                if state == _LISTEN and int(number, 16) == port and _overlap(host, _address(raw)):
+                    found.add(int(inode))
+    except (OSError, ValueError, IndexError):
+        return None
+    return found
+
+
+def _address(raw: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An address as /proc/net has it: hexadecimal, in words of 32 bits in the order of this machine."""
+    words = [int(raw[at : at + 8], 16) for at in range(0, len(raw), 8)]
+    return ipaddress.ip_address(b"".join(struct.pack("=I", word) for word in words))
+
+
+def _overlap(host: str, listening: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether what connects to ``host`` may reach a socket that listens on ``listening``."""
+    try:
+        wanted = ipaddress.ip_address(host)
+    except ValueError:  # a name
+        return True
+    return wanted == listening or wanted.is_unspecified or listening.is_unspecified
+
+
+def _sockets_of(pid: int) -> set[int]:
+    """The inodes of a process's sockets. Raises PermissionError."""
+    found: set[int] = set()
+    try:
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError, ValueError):
+                target = str(Path(entry.path).readlink())
+                if target.startswith("socket:["):
+                    found.add(int(target[8:-1]))
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return found
 
 
 def first_given_port() -> int:

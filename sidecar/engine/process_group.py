@@ -1,8 +1,8 @@
 """A command in a session of its own, and everything that it starts.
 
-A process is its id and its start time, so that an id which the system has used again is never mistaken for it. vLLM's
-exit code says nothing (0 after its engine died), and killing its API server leaves the engine and the workers behind:
-so whatever is stopped here is killed as a whole, and seen gone.
+vLLM's exit code says nothing (0 after its engine died), and killing its API server leaves the engine core and the
+workers behind: what is stopped here is killed as a group and awaited. Only processes that are proven to be the engine's
+are signalled: see sidecar.engine.process_identity.
 """
 
 import os
@@ -13,25 +13,18 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import psutil
 
+from sidecar.engine.process_identity import ENGINE_ID_VARIABLE, Identity, boot_id, is_marked, is_same, started_s
 from vllm_sloguard.hooks.stack_dump import ASKS
 
-ENGINE_ID_VARIABLE = "SLOGUARD_ENGINE_ID"
 # A process that holds a GPU takes a while to go.
 _KILL_WAIT_S = 60.0
-_TICK_S = 0.02
 _TRACKER_WAIT_S = 3.0
 _STACKS_S = 0.2
-
-
-def log_of(folder: Path, engine_id: str) -> Path:
-    """Where an engine's processes write, in a folder of logs; it is what a forked one is found by."""
-    return folder / f"engine-{engine_id}.log"
 
 
 def socket_folder(engine_id: str) -> Path:
@@ -41,19 +34,6 @@ def socket_folder(engine_id: str) -> Path:
 
 class NotGoneError(RuntimeError):
     """Processes outlived SIGKILL; the text lists them."""
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What finds a process group again after the sidecar itself was restarted.
-
-    ``engine_id`` marks the environment of every process in it, also of one that left the session; a forked one, whose
-    environment the system does not show, is marked by the name of its log.
-    """
-
-    pid: int
-    started_at: float  # seconds since the boot
-    engine_id: str
 
 
 class Child(Protocol):
@@ -77,6 +57,7 @@ class ProcessGroup:
     def __init__(self, identity: Identity, child: Child | None = None) -> None:
         self.identity = identity
         self._child = child
+        self._gone = False  # seen gone once: from then on its pid may be anybody's
 
     @classmethod
     def start(
@@ -102,10 +83,10 @@ class ProcessGroup:
     def of_child(cls, child: Child, engine_id: str) -> "ProcessGroup":
         """The group that ``child`` leads."""
         try:
-            started_at = _started_s(child.pid)
+            started_at = started_s(child.pid)
         except OSError:
-            started_at = 0.0  # a forked one that has ended already, and was waited for by its server
-        return cls(Identity(child.pid, started_at, engine_id), child)
+            started_at = 0.0  # a forked one that has already ended and was reaped by its server
+        return cls(Identity(child.pid, started_at, engine_id, boot_id()), child)
 
     def leader_alive(self) -> bool:
         """Whether the first process, vLLM's API server, still runs."""
@@ -113,21 +94,12 @@ class ProcessGroup:
         return not ended and self._leader() is not None
 
     def _leader(self) -> psutil.Process | None:
-        """The first process itself, and not another one that the system has given its id."""
-        if self.identity.pid <= 0:
-            return None
+        """The first process, unless the system has given its pid to another one."""
         try:
-            process = psutil.Process(self.identity.pid)
-            return process if self._has_its_id() and process.status() != psutil.STATUS_ZOMBIE else None
+            process = psutil.Process(self.identity.pid) if is_same(self.identity) else None
+            return process if process is not None and process.status() != psutil.STATUS_ZOMBIE else None
         except (psutil.NoSuchProcess, OSError):
             return None
-
-    def _has_its_id(self) -> bool:
-        """Whether the first process, alive or not waited for yet, has the id that is known of it."""
-        try:
-            return abs(_started_s(self.identity.pid) - self.identity.started_at) < _TICK_S
-        except OSError:
-            return False
 
     def exit_code(self) -> int | None:
         """Of the first process; negative for a signal; None while it runs, or when another sidecar started it."""
@@ -139,30 +111,40 @@ class ProcessGroup:
         return self._child.poll()
 
     def members(self) -> list[psutil.Process]:
-        """Every living process of the session, and every other one with the engine's mark.
+        """Every living process that is proven to be the engine's: of its session, or with its mark."""
+        session = self.identity.pid if self._owns_session() else None
+        return [process for process in psutil.process_iter() if self._is_member(process, session)]
 
-        A process that now has the first one's id and is not it leads a session that is none of ours.
+    def _owns_session(self) -> bool:
+        """Whether the session of the recorded pid is proven to be this engine's.
+
+        Its first process proves it while it is there, or a marked process that is still in it: the kernel does not
+        reuse the number of a session that is not empty.
         """
         pid = self.identity.pid
-        session = pid if pid > 0 and (self._has_its_id() or not psutil.pid_exists(pid) or self._child) else None
-        return [process for process in psutil.process_iter() if self._is_member(process, session)]
+        if pid <= 0:
+            return False
+        if is_same(self.identity):
+            return True
+        if self._child is not None and not self._gone:
+            return self._child.poll() is None or not psutil.pid_exists(pid)
+        return any(_session_of(other) == pid and is_marked(other, self.identity.engine_id) for other in psutil.pids())
 
     def _is_member(self, process: psutil.Process, session: int | None) -> bool:
         try:
             if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
                 return False
-            # A process that was forked just now does not lead its session yet.
-            if session is not None and session in (process.pid, os.getsid(process.pid)):
-                return True
-            marked = process.environ().get(ENGINE_ID_VARIABLE) == self.identity.engine_id
-            return marked or _log(process).name == log_of(Path(), self.identity.engine_id).name
         except (psutil.Error, OSError):
             return False
+        # A process that was forked just now does not lead its session yet.
+        if session is not None and session in (process.pid, _session_of(process.pid)):
+            return True
+        return is_marked(process.pid, self.identity.engine_id)
 
     def stop(self, grace_s: float) -> None:
         """Asks the first process to end, waits for ``grace_s`` seconds, and kills what is left. Raises NotGoneError."""
         if grace_s > 0 and self.leader_alive():
-            self._signal_leader(signal.SIGTERM)
+            self._terminate_leader()
             deadline = time.monotonic() + grace_s
             while self.leader_alive() and time.monotonic() < deadline:
                 time.sleep(0.05)
@@ -196,40 +178,29 @@ class ProcessGroup:
                 with suppress(subprocess.TimeoutExpired):
                     self._child.wait(1.0)
             psutil.wait_procs([m for m in members if m.pid != self.identity.pid], timeout=0.1 if trackers else 1.0)
+        self._gone = True
         shutil.rmtree(socket_folder(self.identity.engine_id), ignore_errors=True)
 
-    def _signal_leader(self, number: signal.Signals) -> None:
+    def _terminate_leader(self) -> None:
+        """Signals the first process through a descriptor, so that a reused pid is not signalled in its place."""
         try:
-            os.kill(self.identity.pid, number)
+            descriptor = os.pidfd_open(self.identity.pid)
         except ProcessLookupError:
             return
+        try:
+            if self._leader() is not None:
+                signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+        except ProcessLookupError:
+            return
+        finally:
+            os.close(descriptor)
 
 
-def _started_s(pid: int) -> float:
-    """When a process started, seconds since the boot. Raises OSError.
-
-    psutil's create_time moves when the wall clock is set: every engine would look like another one from then on.
-    """
-    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    return int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
-
-
-def writing_to(folder: Path) -> set[str]:
-    """The engines of which a process writes to its log in ``folder``."""
-    found: set[str] = set()
-    folder = folder.resolve()
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            log = _log(process)
-            engine_id = log.stem.removeprefix("engine-")
-            if log == log_of(folder, engine_id):
-                found.add(engine_id)
-    return found
-
-
-def _log(process: psutil.Process) -> Path:
-    """Where a process's output goes, also when that was removed. Raises OSError."""
-    return Path(str(Path(f"/proc/{process.pid}/fd/1").readlink()).removesuffix(" (deleted)"))
+def _session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:

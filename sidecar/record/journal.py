@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from sidecar.engine.process_group import Identity
+from sidecar.engine.process_identity import Identity
 from sidecar.record import migrations
 from sidecar.record.decisions import (
     Decision,
@@ -207,13 +207,16 @@ class Journal:
 
     def engine_starting(self, engine_id: str, role: str, launch: dict[str, Any]) -> None:
         """Records that an engine is about to be started."""
-        self.write("INSERT INTO engines VALUES (?, ?, 0, ?, ?)", (engine_id, role, time.time(), json.dumps(launch)))
+        self.write(
+            "INSERT INTO engines (engine_id, role, pid, started_at, launch) VALUES (?, ?, 0, ?, ?)",
+            (engine_id, role, time.time(), json.dumps(launch)),
+        )
 
     def engine_started(self, identity: Identity) -> None:
         """Records its process."""
         self.write(
-            "UPDATE engines SET pid = ?, started_at = ? WHERE engine_id = ?",
-            (identity.pid, identity.started_at, identity.engine_id),
+            "UPDATE engines SET pid = ?, started_at = ?, boot_id = ? WHERE engine_id = ?",
+            (identity.pid, identity.started_at, identity.boot_id, identity.engine_id),
         )
 
     def engine_gone(self, engine_id: str) -> None:
@@ -379,7 +382,8 @@ def _run(row: sqlite3.Row) -> Run:
 
 
 def _identity(row: sqlite3.Row) -> Identity:
-    return Identity(row["pid"], row["started_at"], row["engine_id"])
+    boot = row["boot_id"] if "boot_id" in row.keys() else ""  # noqa: SIM118 - a row iterates over its values
+    return Identity(row["pid"], row["started_at"], row["engine_id"], boot)
 
 
 def _trial(row: sqlite3.Row) -> Trial:

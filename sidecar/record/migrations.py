@@ -80,5 +80,8 @@ CREATE TABLE events (               -- see sidecar.record.events
 );
 CREATE INDEX events_by_kind ON events (kind, id);
 """
-MIGRATIONS = (_FIRST, _LEARNED, _EVIDENCE, _OPERATIONS)
-LEARNED, OPERATIONS, VERSION = 2, 4, len(MIGRATIONS)
+_BOOT = """
+ALTER TABLE engines ADD COLUMN boot_id TEXT NOT NULL DEFAULT ''; -- of the kernel under which pid and started_at hold
+"""
+MIGRATIONS = (_FIRST, _LEARNED, _EVIDENCE, _OPERATIONS, _BOOT)
+LEARNED, OPERATIONS, BOOT, VERSION = 2, 4, 5, len(MIGRATIONS)

@@ -3,20 +3,23 @@
 import hashlib
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sidecar.config.schema import Config
+from sidecar.engine.command import server_arguments
 from sidecar.engine.engine import Engine, EngineCrashed, Launch
 from sidecar.engine.fork_server import ForkServer, ForkServerError, unforkable
 from sidecar.engine.live_knobs import LiveHub
 from sidecar.engine.ports import any_free_port
-from sidecar.engine.process_group import Identity, ProcessGroup, log_of, writing_to
+from sidecar.engine.process_group import ProcessGroup
+from sidecar.engine.process_identity import Identity, command_words, engines_writing_to, leader_of, log_of
 from sidecar.guard.memory_learning import Learning
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record.journal import EngineRecord, JournalError, Superseded
@@ -28,6 +31,7 @@ LOGS = "logs"
 KERNELS = "kernels"
 _KERNELS_VARIABLE = "TRITON_CACHE_DIR"
 _MOST_LOGS = 100
+_ENGINE_ID = re.compile(r"[0-9a-f]{12}")
 
 
 class EngineManager:
@@ -225,23 +229,43 @@ class EngineManager:
             self._journal.engine_started(engine.group.identity)
 
     def end_orphans(self, keep: str = "") -> list[str]:
-        """Kills the engines that an earlier sidecar left running, but the one named ``keep``; returns their ids."""
+        """Kills the engines that an earlier sidecar left running, except ``keep``; returns their ids."""
         ended: list[str] = []
         for record in self._journal.engines():
             identity = record.identity
             if identity.engine_id == keep:
                 continue
-            # The process may have been started without its id having been written: its mark finds it.
-            anywhere = Identity(identity.pid or -1, identity.started_at, identity.engine_id)
-            ProcessGroup(anywhere).kill()
+            # The process may have been started without its pid having been written: its mark finds it.
+            ProcessGroup(replace(identity, pid=identity.pid or -1)).kill()
             with suppress(JournalError):  # the next start will find that it is gone
                 self._journal.engine_gone(identity.engine_id)
             ended.append(identity.engine_id)
-        # On a full disk one may have been started that the journal never heard of.
-        for engine_id in writing_to(self._config.state / LOGS) - {keep, *ended}:
+        for engine_id in self._unrecorded() - {keep, *ended}:
             ProcessGroup(Identity(-1, 0.0, engine_id)).kill()
             ended.append(engine_id)
         return ended
+
+    def _unrecorded(self) -> set[str]:
+        """Running engines of this state folder that the journal has no row of: the disk was full, or it is a copy."""
+        recorded = {record.identity.engine_id for record in self._journal.engines()}
+        running = engines_writing_to(self._config.state / LOGS)
+        return {engine_id for engine_id in running - recorded if _ENGINE_ID.fullmatch(engine_id)}
+
+    def unrecorded_serving(self, args: Mapping[str, Any]) -> "UnrecordedEngine | None":
+        """The engine on the operator's port that the journal has no row of."""
+        launch = self.serving_launch(args)
+        for engine_id in self._unrecorded():
+            leader = leader_of(engine_id)
+            if leader is None:
+                continue
+            engine = Engine.adopt(
+                replace(launch, engine_id=engine_id, log=log_of(self._config.state / LOGS, engine_id)), leader
+            )
+            words, expected = command_words(leader.pid), server_arguments(launch.python, launch.model, launch.all_args)
+            if engine.owns_port() or _option(words, "--port") == str(launch.port):
+                self._expect(engine.launch, "serving")
+                return UnrecordedEngine(engine, matches=words[-len(expected) :] == expected)
+        return None
 
     # What they tell
 
@@ -263,6 +287,18 @@ class EngineManager:
         return tuple(
             RepairChange(c.name, _value(c.from_value), _value(c.to_value), c.reason, (*c.rules,)) for c in changes
         )
+
+
+@dataclass(frozen=True)
+class UnrecordedEngine:
+    """A serving engine without a row in the journal; whether it was started as the journal would have it started."""
+
+    engine: Engine
+    matches: bool
+
+
+def _option(words: list[str], name: str) -> str:
+    return words[words.index(name) + 1] if name in words[:-1] else ""
 
 
 def known(launch: Launch) -> dict[str, Any]:

@@ -143,7 +143,10 @@ class Service:
     def _scheduled(self) -> None:
         operations = self._parts.operations
         paused, last = operations.paused(), operations.last_window()
-        why_not = window_refusal(self._config.window, time.time(), paused, last, self._serving.rate(), force=False)
+        rate = self._serving.rate()
+        why_not = self._serving.mismatch or window_refusal(
+            self._config.window, time.time(), paused, last, rate, force=False
+        )
         if not why_not:
             self._window.open(self._config.window.duration, Cause.WINDOW_SCHEDULED, "the window has opened")
             return

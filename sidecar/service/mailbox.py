@@ -21,6 +21,7 @@ class Mailbox:
     state: State = State.HALTED
     engine_id: str = ""
     epoch: int = 0
+    mismatch: str = ""  # why the engine that serves is not what the journal says
 
 
 def serving_rate(hub: TelemetryHub, engine_id: str) -> float | None:
@@ -39,4 +40,6 @@ def busy_reason(asked: Mailbox) -> str:
         return "the sidecar is not up yet, or has ended"
     if asked.state is not State.SERVING:
         return f"vLLM does not serve yet: the sidecar is {asked.state}; ask again when it serves"
+    if asked.mismatch:
+        return asked.mismatch
     return "a window has been asked for already" if asked.retune.is_set() else ""

@@ -51,6 +51,7 @@ class ServingEngine:
         self._probe_timeout_s = config.engine.hang_timeout_s / _PROBES_TO_HANG
         self.promotion: int | None = None
         self.restore_s = 0.0
+        self.mismatch = ""  # why the engine that serves is not what the journal says, in one sentence
         parts.metrics.clock_restore(lambda: self.restore_s or config.engine.start_timeout_s)
 
     # What is to serve
@@ -69,7 +70,7 @@ class ServingEngine:
 
     def outdated(self) -> bool:
         """Whether another configuration is to serve than the one that does."""
-        return self.wanted()[0] != self.promotion
+        return not self.mismatch and self.wanted()[0] != self.promotion
 
     def roll_back(self, promotion: int, ruling: Ruling) -> None:
         """Takes ``promotion`` back and quarantines it; what serves is not touched yet."""
@@ -94,12 +95,14 @@ class ServingEngine:
         self._crashes = self._earlier_crashes()
         self.restore_s = self._operations.longest_start_s() or 0.0
         self._engine = self._adoptable(args, coming_up=last is not None and last.state in COMING_UP)
+        if self._engine is None:
+            self._engine = self._unrecorded(args)
         try:
             self._engines.end_orphans(keep=self._engine.launch.engine_id if self._engine is not None else "")
         except (NotGoneError, OSError) as error:
             self._progress.say(str(error))
         if self._engine is not None:
-            self._up(promotion, Cause.ENGINE_TAKEN_OVER, "the engine of an earlier sidecar serves on")
+            self._up(promotion, Cause.ENGINE_TAKEN_OVER, self.mismatch or "took over the engine of an earlier sidecar")
             return
         first = promotion is None and not self.restore_s
         self.bring_up(State.STARTING, Cause.STARTED, "the sidecar has started", give_up=first)
@@ -112,7 +115,7 @@ class ServingEngine:
     def _adoptable(self, args: Args, *, coming_up: bool) -> Engine | None:
         for left in self._journal.engines():
             engine = self._engines.adopt(left, args)
-            if engine is None or not engine.alive():
+            if engine is None or not engine.alive() or engine.foreign_on_port():
                 continue
             try:
                 if coming_up:  # its start goes on without the sidecar that began it
@@ -123,6 +126,33 @@ class ServingEngine:
                 continue
             return engine
         return None
+
+    def _unrecorded(self, args: Args) -> Engine | None:
+        """The engine that serves without a row in the journal, which was written on a full disk or is an older copy.
+
+        It is never killed for what the journal lacks: where it was not started as the journal would have it, it goes
+        on serving, and the operator decides.
+        """
+        found = self._engines.unrecorded_serving(args)
+        if found is None:
+            return None
+        try:
+            found.engine.probe(self._probe_timeout_s)
+        except Unanswered:
+            return None
+        if found.matches:
+            try:
+                self._engines.record_alone(found.engine)
+            except JournalError as error:
+                self._progress.say(str(error))
+        else:
+            pid = found.engine.group.identity.pid
+            self.mismatch = (
+                f"the running engine (process {pid}) does not match the journal, which may be an older copy: it is left"
+                f" running and no window opens; to serve what the journal says, end process {pid}"
+            )
+            self._requests.mismatch = self.mismatch
+        return found.engine
 
     def bring_up(self, state: State, cause: Cause, why: str, *, give_up: bool = False) -> None:
         """Starts what is to serve, again and again with growing pauses; a stop ends that after one more try.
@@ -161,6 +191,7 @@ class ServingEngine:
         """One start, to its first token. Raises EngineCrashed, Cancelled, NotGoneError, OSError."""
         began = time.monotonic()
         self.end(drain=False)
+        self.mismatch = self._requests.mismatch = ""
         try:
             self._engine = self._engines.serve(args, self._began, self._requests.stop_engine.is_set)
         except Cancelled:
@@ -192,7 +223,7 @@ class ServingEngine:
 
     def _up(self, promotion: int | None, cause: Cause, why: str) -> None:
         assert self._engine is not None
-        self.promotion = promotion
+        self.promotion = None if self.mismatch else promotion
         self._misses = self._steps = 0
         self._requests.engine_id = self._engine.launch.engine_id
         args = self._engine.launch.args
@@ -202,9 +233,11 @@ class ServingEngine:
                 f"the plugin changed {change.name} from {setting(change.before, change.name)}"
                 f" to {setting(change.after, change.name)}: {change.reason}"
             )
-        self._metrics.serving({**args, **{change.name: change.after for change in repairs}}, promotion)
         self._metrics.engine_answers(up=True)
         self._progress.enter(State.SERVING, cause, why)
+        if self.mismatch:  # its arguments are not known
+            return
+        self._metrics.serving({**args, **{change.name: change.after for change in repairs}}, promotion)
         try:
             promoted_file.keep_true(self._config, args, why)
         except OSError as error:

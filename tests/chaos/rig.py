@@ -26,7 +26,7 @@ import yaml
 from zygote import Process, Zygote
 
 from sidecar.engine.ports import port_free
-from sidecar.engine.process_group import ENGINE_ID_VARIABLE
+from sidecar.engine.process_identity import ENGINE_ID_VARIABLE
 
 FAKE = Path(__file__).resolve().parents[1] / "support" / "fake_vllm.py"
 MODEL = Path(__file__).resolve().parents[2] / "deploy" / "demo" / "model"

@@ -23,7 +23,8 @@ from engine_bench import write_config
 
 from sidecar.config.schema import Config, load_config
 from sidecar.engine.http import EngineHttp, Unanswered
-from sidecar.engine.process_group import Identity, ProcessGroup
+from sidecar.engine.process_group import ProcessGroup
+from sidecar.engine.process_identity import Identity
 from sidecar.record.events import Operations
 from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError
 from sidecar.record.trial import TrialStatus

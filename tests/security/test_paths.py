@@ -10,7 +10,7 @@ from fake_service import fake_config, serving, sloguard
 
 from sidecar.config.schema import load_config
 from sidecar.engine.engine import Launch
-from sidecar.engine.process_group import Identity
+from sidecar.engine.process_identity import Identity
 from sidecar.record.journal import EngineRecord
 from sidecar.run.engine_manager import known
 

@@ -12,7 +12,8 @@ from typing import Any
 from engine_bench import write_config
 
 from sidecar.config.schema import load_config
-from sidecar.engine.process_group import Identity, ProcessGroup
+from sidecar.engine.process_group import ProcessGroup
+from sidecar.engine.process_identity import Identity
 from sidecar.record.journal import Journal, JournalError
 
 FAKE = Path(__file__).with_name("fake_vllm.py")

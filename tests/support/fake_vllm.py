@@ -124,6 +124,7 @@ class Engine(BaseHTTPRequestHandler):
     """vLLM's HTTP, as far as the sidecar uses it."""
 
     max_num_seqs = 0
+    model = "fake"
     script: Script
     core: Core
     telemetry: Any = None
@@ -137,7 +138,7 @@ class Engine(BaseHTTPRequestHandler):
         elif self.path == "/load":
             self._answer({"max_num_seqs": self.max_num_seqs})
         elif self.path == "/v1/models":
-            self._answer({"data": [{"id": "fake"}]})
+            self._answer({"data": [{"id": self.model}]})
         else:
             self._answer({})
 
@@ -209,6 +210,7 @@ def serve(argv: list[str]) -> int:
     """The API server."""
     flags = dict(pairwise(argv))
     Engine.max_num_seqs = int(flags["--max-num-seqs"])
+    Engine.model = flags.get("--served-model-name", flags.get("--model", "fake"))
     role = "serving" if flags["--port"] == os.environ.get("FAKE_SERVING_PORT") else "trial"
     Engine.script = Script(os.environ.get("FAKE_FOLDER", ""), role)
     Engine.core = Core(Engine.script, Engine.max_num_seqs)

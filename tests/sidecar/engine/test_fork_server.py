@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from sidecar.engine.fork_server import Forked, ForkServer, ForkServerError, unforkable
-from sidecar.engine.process_group import Identity, ProcessGroup, log_of, writing_to
+from sidecar.engine.process_group import ProcessGroup
+from sidecar.engine.process_identity import Identity, engines_writing_to, log_of
 from vllm_sloguard.starts import import_list
 
 MODULE = "vllm.entrypoints.openai.api_server"
@@ -262,11 +263,11 @@ def test_an_engine_of_which_nothing_was_recorded_is_found_by_its_log(server: For
     core = int(lines(log, 2)[1][1])
     log.unlink()
 
-    assert writing_to(tmp_path) == {"unheard-of"}
+    assert engines_writing_to(tmp_path) == {"unheard-of"}
     group = ProcessGroup(Identity(-1, 0.0, "unheard-of"))
     assert {process.pid for process in group.members()} == {forked.pid, core}
     group.kill()
-    assert writing_to(tmp_path) == set()
+    assert engines_writing_to(tmp_path) == set()
 
 
 def test_what_was_not_let_go_ends_with_the_server(server: ForkServer, tmp_path: Path) -> None:

@@ -7,13 +7,15 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from sidecar_cases import until
 
-from sidecar.engine.process_group import ENGINE_ID_VARIABLE, Identity, ProcessGroup
+from sidecar.engine.process_group import ProcessGroup
+from sidecar.engine.process_identity import ENGINE_ID_VARIABLE, Identity, boot_id
 
 CHILD_OF_ITS_OWN = """
 import subprocess, sys
@@ -195,6 +197,41 @@ def test_an_id_that_was_used_again_is_not_it(start: Starter) -> None:
     old.stop(grace_s=1)
 
     assert stranger.leader_alive()
+
+
+def test_the_session_of_a_strangers_daemon_is_left_alone(start: Starter) -> None:
+    """Its first process has ended, as a daemon's does, and its pid is in an old row of the journal."""
+    daemon = start("sh", "-c", "sleep 600 & echo $! > child")
+    until(lambda: not daemon.leader_alive())
+    child = start.child()
+    old = Identity(daemon.identity.pid, daemon.identity.started_at, "before-the-reboot", "another boot")
+    same_boot = replace(old, boot_id=boot_id())
+
+    for recorded in (old, same_boot, replace(old, boot_id="")):
+        ProcessGroup(recorded).kill()
+
+    assert not gone(child)
+
+
+def test_the_same_pid_and_start_time_after_a_reboot_is_another_process(start: Starter) -> None:
+    stranger = start("sleep", "600")
+    identity = replace(stranger.identity, engine_id="before-the-reboot", boot_id="another boot")
+
+    for recorded in (ProcessGroup(identity), ProcessGroup(replace(identity, boot_id=""))):
+        assert not recorded.leader_alive()
+        recorded.stop(grace_s=1)
+
+    assert stranger.leader_alive()
+
+
+def test_a_row_without_a_boot_id_is_proven_by_the_mark(start: Starter) -> None:
+    engine = start("sh", "-c", "env -i sleep 600 & echo $! > child; sleep 600")
+    child = start.child()
+
+    ProcessGroup(replace(engine.identity, boot_id="")).kill()
+
+    assert gone(child)
+    assert not engine.leader_alive()
 
 
 def test_an_id_that_nobody_has_is_not_alive() -> None:

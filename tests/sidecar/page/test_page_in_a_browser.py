@@ -117,8 +117,8 @@ def test_the_connection_is_lost_and_found(tmp_path: Path, tab: "Page") -> None:
     assert tab.is_disabled("#pause")
     assert tab.text_content("#word") == "serving"
     with page_bench(config_file) as bench:
-        bench.serve("the engine of an earlier sidecar serves on")
-        waits(tab, "#why", "the engine of an earlier sidecar serves on")
+        bench.serve("took over the engine of an earlier sidecar")
+        waits(tab, "#why", "took over the engine of an earlier sidecar")
         assert not tab.is_visible("#lost")
         assert tab.is_enabled("#pause")
 
@@ -183,7 +183,7 @@ def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -
         waits(tab, "#lost", "Connection lost since")
         # While the engine serves on, another sidecar takes it over: the same tab goes on, with the new epoch.
         with serving(config_file) as again:
-            waits(tab, "#why", "the engine of an earlier sidecar serves on")
+            waits(tab, "#why", "took over the engine of an earlier sidecar")
             assert not tab.is_visible("#lost")
             given(tab, "pause")
             waits(tab, "#said", "paused: no window opens")

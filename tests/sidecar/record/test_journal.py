@@ -17,7 +17,7 @@ from sidecar_cases import measured, oom, planned, served
 
 from sidecar.config.schema import Objective, Slo, Workload
 from sidecar.config.window import Promotion
-from sidecar.engine.process_group import Identity
+from sidecar.engine.process_identity import Identity
 from sidecar.record import migrations
 from sidecar.record.decisions import Decision, Evidence, Outcome, Provenance
 from sidecar.record.events import Operations
@@ -222,7 +222,7 @@ def test_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path, read_only:
     alter(tmp_path, "PRAGMA user_version = 99")
     before = (tmp_path / JOURNAL_FILE).read_bytes()
 
-    assert complaint(tmp_path, read_only) == "journal of version 99; this sloguard knows version 4"
+    assert complaint(tmp_path, read_only) == f"journal of version 99; this sloguard knows version {migrations.VERSION}"
     assert (tmp_path / JOURNAL_FILE).read_bytes() == before
 
 

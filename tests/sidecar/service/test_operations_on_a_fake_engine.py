@@ -29,7 +29,8 @@ from service_process import (
 )
 
 from sidecar.config.schema import Config, load_config
-from sidecar.engine.process_group import Identity, ProcessGroup
+from sidecar.engine.process_group import ProcessGroup
+from sidecar.engine.process_identity import Identity
 from sidecar.record import lock
 from sidecar.record.journal import JOURNAL_FILE, Journal
 from vllm_sloguard.hooks.telemetry_client import unix_target

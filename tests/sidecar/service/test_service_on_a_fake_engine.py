@@ -24,7 +24,8 @@ from service_process import (
 )
 
 from sidecar.config.schema import load_config
-from sidecar.engine.process_group import Identity, ProcessGroup
+from sidecar.engine.process_group import ProcessGroup
+from sidecar.engine.process_identity import Identity
 from sidecar.record.journal import Journal
 from sidecar.record.trial import Role
 
@@ -120,7 +121,7 @@ def test_the_engine_serves_on_without_its_sidecar_and_is_taken_over(config_file:
 
     again = started(config_file)
     assert [r.identity for r in Journal(config.state, read_only=True).engines()] == [record.identity]
-    assert "the engine of an earlier sidecar serves on" in ended(again, signal.SIGINT)
+    assert "took over the engine of an earlier sidecar" in ended(again, signal.SIGINT)
     assert serving_seqs(config) == 0
 
 

@@ -1,0 +1,69 @@
+"""Who listens on a port, read from the system's tables of sockets."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from sidecar.engine.ports import PortListeners, any_free_port, listeners
+
+LISTEN = """
+import socket, sys
+server = socket.socket()
+server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+server.bind((sys.argv[1], int(sys.argv[2])))
+server.listen()
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other() -> Iterator[tuple[int, int]]:
+    """The pid of another process, and the port that it listens on at every address."""
+    port = any_free_port()
+    command = [sys.executable, "-c", LISTEN, "", str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        yield process.pid, port
+        process.kill()
+
+
+def test_a_free_port_has_no_listener() -> None:
+    assert listeners("127.0.0.1", any_free_port(), [os.getpid()]) == PortListeners(own=False, foreign=False)
+
+
+def test_a_server_of_another_process_is_foreign(other: tuple[int, int]) -> None:
+    pid, port = other
+
+    assert listeners("127.0.0.1", port, [os.getpid()]) == PortListeners(own=False, foreign=True)
+    assert listeners("127.0.0.1", port, [pid]) == PortListeners(own=True, foreign=False)
+    assert listeners("localhost", port, [pid]) == PortListeners(own=True, foreign=False)
+
+
+def test_two_servers_that_share_a_port_are_both_seen(other: tuple[int, int]) -> None:
+    pid, port = other
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        server.bind(("127.0.0.1", port))
+        server.listen()
+
+        assert listeners("127.0.0.1", port, [pid]) == PortListeners(own=True, foreign=True)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_addresses_of_the_sixth_version_are_read() -> None:
+    with socket.socket(socket.AF_INET6) as server:
+        try:
+            server.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        server.listen()
+        port = server.getsockname()[1]
+
+        assert listeners("::1", port, [os.getpid()]) == PortListeners(own=True, foreign=False)
+        assert listeners("127.0.0.1", port, [os.getpid()]) == PortListeners(own=False, foreign=False)

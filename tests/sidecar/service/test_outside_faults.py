@@ -1,0 +1,187 @@
+"""What operators, other processes and old files do to a running sidecar, on the fake engine."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from service_process import (
+    configured,
+    ended,
+    ready,
+    serving_seqs,
+    sloguard,
+    started,
+    state_of,
+    wait_for,
+)
+
+from sidecar.config.schema import Config, load_config
+from sidecar.engine.process_group import ProcessGroup
+from sidecar.engine.process_identity import Identity, started_s
+from sidecar.record import lock
+from sidecar.record.journal import JOURNAL_FILE, Journal
+
+FOREIGN_SERVER = """
+import json, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.answer({"data": [{"id": sys.argv[2]}]})
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer({"choices": [{"text": "b", "finish_reason": "length"}]})
+    def answer(self, content):
+        text = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+    def log_message(self, *_):
+        pass
+
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Iterator[Path]:
+    """The incumbent has 2 sequences; everything that it started is ended with the test."""
+    path = configured(tmp_path)
+    yield path
+    state = load_config(path).state
+    if (pid := lock.holder(state)) is not None:  # of a test that has failed
+        os.kill(pid, signal.SIGKILL)
+    for log in (state / "logs").glob("engine-*.log"):
+        ProcessGroup(Identity(-1, 0.0, log.stem.removeprefix("engine-"))).kill()
+
+
+def promote(config: Config, seqs: int) -> None:
+    journal = Journal(config.state)
+    journal.promote(None, config.base_digest(), {**config.engine.args, "max_num_seqs": seqs})
+    journal.close()
+
+
+def killed(serve: "subprocess.Popen[str]") -> None:
+    serve.kill()
+    serve.communicate(timeout=120)
+
+
+def only_the_main_file(state: Path) -> None:
+    """Leaves of the journal what a copy of its main file alone has."""
+    shutil.copy(state / JOURNAL_FILE, state / "copied")
+    for path in state.glob(f"{JOURNAL_FILE}*"):
+        path.unlink()
+    (state / "copied").rename(state / JOURNAL_FILE)
+
+
+def test_an_older_copy_of_the_journal_does_not_end_the_engine_that_serves(config_file: Path) -> None:
+    config = load_config(config_file)
+    promote(config, 8)  # it is closed, and so in the main file: what comes after it is not
+    shutil.copy(config.state / JOURNAL_FILE, config.state / "older")
+    (config.state / JOURNAL_FILE).unlink()
+    promote(config, 12)
+    serve = started(config_file)
+    assert serving_seqs(config) == 12
+    [engine] = Journal(config.state, read_only=True).engines()
+    killed(serve)
+    for path in config.state.glob(f"{JOURNAL_FILE}*"):
+        path.unlink()
+    (config.state / "older").rename(config.state / JOURNAL_FILE)
+
+    again = started(config_file)
+
+    assert serving_seqs(config) == 12
+    assert psutil.pid_exists(engine.identity.pid)
+    status = sloguard("status", config.state).stdout
+    assert f"the running engine (process {engine.identity.pid}) does not match the journal" in status
+    refused = sloguard("retune", "--now", "-c", config_file)
+    assert refused.returncode == 1
+    assert "does not match the journal" in refused.stderr
+    # The operator settles it: what the journal says is started.
+    os.kill(engine.identity.pid, signal.SIGTERM)
+    wait_for(lambda: serving_seqs(config) == 8 and state_of(config) == "serving", "the journal's promotion")
+    ended(again, signal.SIGINT)
+
+
+def test_an_engine_of_which_the_journal_lost_the_row_is_taken_over(config_file: Path) -> None:
+    config = load_config(config_file)
+    serve = started(config_file)
+    [engine] = Journal(config.state, read_only=True).engines()
+    killed(serve)
+    only_the_main_file(config.state)
+    Journal(config.state).engine_gone(engine.identity.engine_id)
+
+    again = started(config_file)
+
+    assert [e.identity for e in Journal(config.state, read_only=True).engines()] == [engine.identity]
+    assert "took over the engine of an earlier sidecar" in ended(again, signal.SIGINT)
+
+
+def test_a_daemon_that_has_the_pid_of_an_old_engine_is_not_killed(config_file: Path, tmp_path: Path) -> None:
+    """A state folder that was kept over a reboot: its row's pid is now the session of somebody else's daemon."""
+    config = load_config(config_file)
+    journal = Journal(config.state)
+    subprocess.run(
+        ["setsid", "sh", "-c", f"echo $$ > {tmp_path}/session; sleep 600 & echo $! > {tmp_path}/daemon"], check=True
+    )
+    session, daemon = (int(wait_for(lambda n=n: (tmp_path / n).read_text(), n)) for n in ("session", "daemon"))
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as other:
+        for engine_id, pid in (("a" * 12, session), ("b" * 12, other.pid)):
+            journal.engine_starting(engine_id, "serving", {"log": "logs/none"})
+            at = started_s(daemon if pid == session else pid)
+            journal.engine_started(Identity(pid, at, engine_id, "the boot before"))
+        journal.close()
+
+        serve = started(config_file)
+
+        assert psutil.pid_exists(daemon)
+        assert other.poll() is None
+        assert [e.identity.pid for e in Journal(config.state, read_only=True).engines()] != [session, other.pid]
+        ended(serve, signal.SIGINT)
+        assert psutil.pid_exists(daemon)
+        assert other.poll() is None
+        other.kill()
+    os.kill(daemon, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("same_model", [True, False])
+def test_a_foreign_server_on_the_port_is_not_taken_for_the_engine(config_file: Path, same_model: bool) -> None:
+    """It binds the port after the sidecar has seen it free and before the engine binds it."""
+    config = load_config(config_file)
+    serve = started(config_file, FAKE_START_S="2")
+    [record] = Journal(config.state, read_only=True).engines()
+    os.kill(record.identity.pid, signal.SIGKILL)
+    wait_for(lambda: not port_taken(config.engine.port), "the port is free")
+    wait_for(lambda: newer_engine(config, record.identity.pid), "the next engine")
+    command = [sys.executable, "-c", FOREIGN_SERVER, str(config.engine.port), config.model if same_model else "other"]
+    with subprocess.Popen(command) as foreign:
+        wait_for(lambda: port_taken(config.engine.port), "the foreign server")
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            assert state_of(config) != "serving"
+            assert ready(config) == 503
+            time.sleep(0.1)
+        assert foreign.poll() is None
+        foreign.kill()
+    wait_for(lambda: serving_seqs(config) == 2 and state_of(config) == "serving", "serving")
+    output = ended(serve, signal.SIGINT)
+    assert f"Address already in use: 127.0.0.1:{config.engine.port}, by process {foreign.pid}" in output
+
+
+def port_taken(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def newer_engine(config: Config, pid: int) -> bool:
+    rows = Journal(config.state, read_only=True).engines()
+    return bool(rows) and rows[-1].identity.pid not in (0, pid)
