@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from malformed import JUNK, broken_bytes, broken_values, fuzzed, took
 
 from sidecar.cli import main, operator
-from sidecar.record.decisions import Decision, Outcome
 from sidecar.engine.process_identity import Identity
+from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError
 from sidecar.record.trial import Plan, Result, Role

@@ -23,9 +23,9 @@ from engine_bench import write_config
 from prometheus_server import BINARY, PrometheusServer
 
 from sidecar.config.schema import load_config
-from sidecar.record.decisions import Outcome
 from sidecar.engine.process_group import ProcessGroup
 from sidecar.engine.process_identity import Identity
+from sidecar.record.decisions import Outcome
 from sidecar.record.journal import Journal, JournalError
 from sidecar.record.states import State
 from sidecar.record.trial import Role, TrialStatus
