@@ -1,4 +1,4 @@
-"""The truth, in SQLite: each thing is written before it is done, so that a kill at any moment leaves a whole story.
+"""The journal's tables: each action is recorded before it is taken, so that a kill at any moment can be recovered from.
 
 One writer, the sidecar that holds the state folder's lock; any number of readers.
 """
@@ -6,10 +6,9 @@ One writer, the sidecar that holds the state folder's lock; any number of reader
 import json
 import sqlite3
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -24,19 +23,16 @@ from sidecar.record.decisions import (
     read_decision,
     read_evidence,
 )
-from sidecar.record.row_validation import JournalError, check_value, object_of, problem
+from sidecar.record.journal_file import JOURNAL_FILE, JournalFile, Superseded
+from sidecar.record.row_validation import JournalError, object_of, problem
 from sidecar.record.trial import PLAN, RESULT, Plan, Result, Trial, TrialStatus
 from vllm_sloguard.guard.start_history import RULE, START, LearnedLimit, ReportedStart
 
+__all__ = ["JOURNAL_FILE", "EngineRecord", "Journal", "JournalError", "Promoted", "Run", "StateRecord", "Superseded"]
+
 _T = TypeVar("_T")
 
-JOURNAL_FILE = "journal.sqlite"
-
 _MOST_STARTS = 50
-
-
-class Superseded(RuntimeError):  # noqa: N818 - it names what happened
-    """Another sidecar has taken the state folder over; this one must not act any more."""
 
 
 @dataclass(frozen=True)
@@ -87,50 +83,8 @@ class StateRecord:
     until: float | None
 
 
-class Journal:
+class Journal(JournalFile):
     """Reads and writes one state folder's journal."""
-
-    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
-        path = folder / JOURNAL_FILE
-        self._epoch = 0
-        self._missed = False
-        if read_only and not path.is_file():
-            raise JournalError(f"{folder}: no {JOURNAL_FILE} in it; `sloguard serve` and `sloguard tune` make one")
-        try:
-            if not read_only:
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            mode = "ro" if read_only else "rwc"
-            self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
-            self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA busy_timeout = 5000")
-            self._open(read_only)
-        except (sqlite3.Error, OSError) as error:
-            raise JournalError(f"{path}: {error}") from None
-
-    def _open(self, read_only: bool) -> None:
-        version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
-        if version > migrations.VERSION:
-            raise JournalError(f"journal of version {version}; this sloguard knows version {migrations.VERSION}")
-        if read_only and version == 0:
-            raise JournalError("the journal is only just being made")
-        if read_only:
-            return
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        for number, script in enumerate(migrations.MIGRATIONS[version:], version + 1):
-            self._db.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
-
-    def version(self) -> int:
-        """Of the file; an older one that only a reader has opened lacks the newer tables."""
-        return int(self.read("PRAGMA user_version", ())[0][0])
-
-    def changes(self) -> int:
-        """A number that differs from the last one when somebody else has written since."""
-        return int(self.read("SELECT data_version AS number FROM pragma_data_version", ())[0][0])
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._db.close()
 
     # Runs
 
@@ -172,12 +126,10 @@ class Journal:
 
     def begin_trial(self, run: int, plan: Plan) -> Trial:
         """Records that ``plan`` is going to be tried, before it is."""
-        with self._transaction():
-            number = self._db.execute(
-                "SELECT coalesce(max(number), 0) + 1 FROM trials WHERE run = ?", (run,)
-            ).fetchone()[0]
+        with self.transaction() as db:
+            number = db.execute("SELECT coalesce(max(number), 0) + 1 FROM trials WHERE run = ?", (run,)).fetchone()[0]
             trial = Trial(run, number, plan, time.time())
-            self._db.execute(
+            db.execute(
                 "INSERT INTO trials (run, number, plan, started_at) VALUES (?, ?, ?, ?)",
                 (run, number, PLAN.dump_json(plan).decode(), trial.started_at),
             )
@@ -322,57 +274,8 @@ class Journal:
     def take_over(self, pid: int) -> int:
         """Makes this journal's user the one controller, and returns its epoch; whoever was it before is superseded."""
         self.write("INSERT INTO epochs (at, pid) VALUES (?, ?)", (time.time(), pid))
-        self._epoch = self.epoch()
-        return self._epoch
-
-    def act_for(self, epoch: int) -> None:
-        """Writes in the name of the controller of ``epoch`` from now on."""
-        self._epoch = epoch
-
-    def epoch(self) -> int:
-        """Of the controller in charge; 0 before the first."""
-        if self.version() < migrations.OPERATIONS:
-            return 0
-        return int(self.read("SELECT coalesce(max(epoch), 0) AS epoch FROM epochs", ())[0][0])
-
-    def still_mine(self) -> None:
-        """Raises Superseded when another sidecar has taken over since, JournalError when that can't be read."""
-        if self._epoch and (newest := self.epoch()) != self._epoch:
-            raise Superseded(f"another sidecar has taken over (epoch {newest}, this one has {self._epoch})")
-
-    def read(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
-        """The rows of a query. Raises JournalError."""
-        try:
-            rows = self._db.execute(query, values).fetchall()
-        except sqlite3.Error as error:
-            raise JournalError(f"the journal can't be read: {error}") from None
-        for row in rows:
-            check_value(row)
-        return rows
-
-    def write(self, statement: str, values: tuple[Any, ...]) -> None:
-        """Writes, unless another sidecar has taken over. Raises JournalError, Superseded."""
-        with self._transaction():
-            self._db.execute(statement, values)
-
-    @contextmanager
-    def _transaction(self) -> Generator[None]:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self.still_mine()
-            yield
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            self._missed = True
-            raise JournalError(f"the journal can't be written: {error}") from None
-        finally:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-
-    def caught_up(self) -> bool:
-        """Whether every write has succeeded since this was last asked."""
-        missed, self._missed = self._missed, False
-        return not missed
+        self.act_for(self.epoch())
+        return self.epoch()
 
 
 def _run(row: sqlite3.Row) -> Run:

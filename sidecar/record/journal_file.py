@@ -1,0 +1,246 @@
+"""The journal's SQLite file: opened, migrated, locked by others, and deleted under a running sidecar.
+
+Nothing here waits for long: a write that fails because another process has the file locked, or the disk is full, may be
+deferred and is made, in order, as soon as the file can be written again.
+"""
+
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sidecar.record import migrations
+from sidecar.record.row_validation import JournalError, check_value
+
+_T = TypeVar("_T")
+
+JOURNAL_FILE = "journal.sqlite"
+
+_PATIENCE_S = 5.0
+# Once a write has failed for a lock, the next ones wait only so long until one has succeeded.
+_IMPATIENCE_S = 0.05
+_BUSY_TIMEOUT_MS = 50
+_MOST_DEFERRED = 10_000
+_LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+class Superseded(RuntimeError):  # noqa: N818 - it names what happened
+    """Another sidecar has taken the state folder over; this one must not act any more."""
+
+
+class JournalLocked(JournalError):  # noqa: N818 - it names what happened
+    """Another process has the journal locked."""
+
+
+class JournalFile:
+    """One connection to a state folder's journal, for one thread. ``patience_s``: how long a lock is waited for."""
+
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        self._path = folder / JOURNAL_FILE
+        self._read_only = read_only
+        self._epoch = 0
+        self._failed = False
+        self._locked = False
+        self._deferred: deque[tuple[str, tuple[Any, ...]]] = deque(maxlen=_MOST_DEFERRED)
+        self.patience_s = _PATIENCE_S
+        self.give_up: Callable[[], bool] = bool  # whether a wait for a lock shall end early
+        if read_only and not self._path.is_file():
+            raise JournalError(f"{folder}: no {JOURNAL_FILE} in it; `sloguard serve` and `sloguard tune` make one")
+        if not read_only:
+            try:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                raise JournalError(f"{self._path}: {error}") from None
+        self._connect()
+
+    def _connect(self) -> None:
+        mode = "ro" if self._read_only else "rwc"
+        try:
+            if not self._read_only:
+                _make_private(self._path)
+            self._db = sqlite3.connect(f"{self._path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
+            self._db.row_factory = sqlite3.Row
+            self._patiently(self._open)
+        except (sqlite3.Error, OSError) as error:
+            raise _journal_error(f"{self._path}: {error}", error) from None
+        self._inodes = self._present()
+
+    def _open(self) -> None:
+        self._db.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+        version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        if version > migrations.VERSION:
+            raise JournalError(f"journal of version {version}; this sloguard knows version {migrations.VERSION}")
+        if self._read_only and version == 0:
+            raise JournalError("the journal is only just being made")
+        if self._read_only:
+            return
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        for number, script in enumerate(migrations.MIGRATIONS[version:], version + 1):
+            self._db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
+
+    def version(self) -> int:
+        """Of the file; an older one that only a reader has opened lacks the newer tables."""
+        return int(self.read("PRAGMA user_version", ())[0][0])
+
+    def changes(self) -> int:
+        """A number that differs from the last one when another connection has written since."""
+        return int(self.read("SELECT data_version AS number FROM pragma_data_version", ())[0][0])
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._db.close()
+
+    # One controller
+
+    def act_for(self, epoch: int) -> None:
+        """Writes in the name of the controller of ``epoch`` from now on."""
+        self._epoch = epoch
+
+    def epoch(self) -> int:
+        """Of the controller in charge; 0 before the first."""
+        if self.version() < migrations.OPERATIONS:
+            return 0
+        return int(self.read("SELECT coalesce(max(epoch), 0) AS epoch FROM epochs", ())[0][0])
+
+    def still_mine(self) -> None:
+        """Raises Superseded when another sidecar has taken over since, JournalError when that can't be read."""
+        if self._epoch and (newest := self.epoch()) != self._epoch:
+            raise Superseded(f"another sidecar has taken over (epoch {newest}, this one has {self._epoch})")
+
+    # Reads and writes
+
+    def read(self, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
+        """The rows of a query. Raises JournalError."""
+        try:
+            rows = self._patiently(lambda: self._db.execute(query, values).fetchall())
+        except sqlite3.Error as error:
+            raise _journal_error(f"the journal can't be read: {error}", error) from None
+        for row in rows:
+            check_value(row)
+        return rows
+
+    def write(self, statement: str, values: tuple[Any, ...]) -> None:
+        """Writes, unless another sidecar has taken over. Raises JournalError, Superseded."""
+        with self.transaction() as db:
+            db.execute(statement, values)
+
+    def write_or_defer(self, statement: str, values: tuple[Any, ...]) -> JournalError | None:
+        """Writes now, or with the next ``flush`` where it can't be; returns why it can't. Raises Superseded.
+
+        What is already deferred stays ahead of it, so that rows keep their order.
+        """
+        try:
+            if self._deferred:
+                self.flush()
+            self.write(statement, values)
+        except JournalError as error:
+            self._deferred.append((statement, values))
+            return error
+        return None
+
+    def flush(self) -> None:
+        """Makes the writes that were deferred. Raises JournalError, Superseded."""
+        if self._deferred:
+            with self.transaction() as db:
+                for statement, values in self._deferred:
+                    db.execute(statement, values)
+            self._deferred.clear()
+
+    @contextmanager
+    def transaction(self) -> Generator[sqlite3.Connection]:
+        """Several reads and writes that are made together. Raises JournalError, Superseded."""
+        try:
+            self._patiently(lambda: self._db.execute("BEGIN IMMEDIATE"))
+            self.still_mine()
+            yield self._db
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._failed = True
+            raise _journal_error(f"the journal can't be written: {error}", error) from None
+        except JournalError:
+            self._failed = True
+            raise
+        finally:
+            if self._db.in_transaction:
+                with suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+
+    def caught_up(self) -> bool:
+        """Whether every write has succeeded since this was last asked, and none is deferred."""
+        failed, self._failed = self._failed, False
+        return not failed and not self._deferred
+
+    def _patiently(self, action: Callable[[], _T]) -> _T:
+        """Tries again while another process has the file locked, for as long as there is patience."""
+        deadline = time.monotonic() + (_IMPATIENCE_S if self._locked else self.patience_s)
+        while True:
+            try:
+                result = action()
+            except sqlite3.Error as error:
+                locked = (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _LOCKED
+                if not locked or time.monotonic() >= deadline or self.give_up():
+                    self._locked = self._locked or locked
+                    raise
+            else:
+                self._locked = False
+                return result
+
+    # Files that were deleted
+
+    def _present(self) -> dict[str, int]:
+        """The inodes of the journal's files, of those that are there."""
+        found: dict[str, int] = {}
+        for name in (JOURNAL_FILE, f"{JOURNAL_FILE}-wal", f"{JOURNAL_FILE}-shm"):
+            with suppress(OSError):
+                found[name] = self._path.with_name(name).stat().st_ino
+        return found
+
+    def missing(self) -> list[str]:
+        """The files of this connection that were deleted or replaced under it."""
+        now = self._present()
+        gone = [name for name, inode in self._inodes.items() if now.get(name) != inode]
+        if not gone:
+            self._inodes = now  # the write-ahead log is created with the first write
+        return gone
+
+    def restore_files(self) -> None:
+        """Brings back what was deleted: this connection still has the content open. Raises JournalError.
+
+        Other connections of this process must be closed by then: SQLite shares the log's index among them.
+        """
+        try:
+            if self._present().get(JOURNAL_FILE) == self._inodes.get(JOURNAL_FILE):
+                # Everything in the deleted log goes into the main file, which is still in place.
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            else:
+                self._copy_back()
+            self._db.close()
+        except (sqlite3.Error, OSError) as error:
+            raise JournalError(f"the journal's files were deleted and can't be restored: {error}") from None
+        for name in (f"{JOURNAL_FILE}-wal", f"{JOURNAL_FILE}-shm"):
+            with suppress(FileNotFoundError):
+                self._path.with_name(name).unlink()
+        self._connect()
+
+    def _copy_back(self) -> None:
+        new = self._path.with_name(f".{JOURNAL_FILE}.new")
+        new.unlink(missing_ok=True)
+        _make_private(new)
+        with closing(sqlite3.connect(new)) as copy:
+            self._db.backup(copy)
+        new.replace(self._path)
+
+
+def _make_private(path: Path) -> None:
+    """Creates the file for its owner only; SQLite gives the files beside it the same mode."""
+    if not path.exists():
+        path.touch(mode=0o600)
+
+
+def _journal_error(text: str, error: Exception) -> JournalError:
+    locked = (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _LOCKED
+    return JournalLocked(text) if locked else JournalError(text)
