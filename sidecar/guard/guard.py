@@ -6,11 +6,11 @@ from collections.abc import Callable
 from sidecar.config.schema import Config
 from sidecar.engine.command import Args
 from sidecar.guard.live_headroom import ceilings
-from sidecar.guard.memory_learning import local_shape
+from sidecar.guard.model_builds import model_of
 from sidecar.record.trial import Plan, RepairChange, Role
 from sidecar.search.contract import Projection, Proposal
+from vllm_sloguard.guard.known_model import KnownModel
 from vllm_sloguard.guard.machine import Machine
-from vllm_sloguard.guard.model_shape import beyond_arithmetic
 from vllm_sloguard.guard.repair import Repair
 from vllm_sloguard.guard.rules.human_sizes import as_number
 from vllm_sloguard.guard.start_history import Learned, ranks_of
@@ -31,7 +31,9 @@ class Guard:
         self._workload_max_len = config.workload.longest_request_tokens
         self._space_knobs = config.search.space_knobs()
         self._knobs = frozenset(config.search.knobs)
-        self._shape = local_shape(config.model)
+        self._model = config.model
+        self._python = config.engine.python
+        self._known: KnownModel | None = None
 
     def plan(self, incumbent: Args, proposal: Proposal, role: Role) -> Plan:
         """The engine arguments that ``proposal`` comes to, with each change and its reason, or the refusal."""
@@ -64,19 +66,19 @@ class Guard:
     def _repairer(self, incumbent: Args, machine: Machine) -> Callable[[Args], Repair]:
         """The repair pass with what is known now; what the incumbent states and the search does not vary is pinned."""
         learned, now = self._learned(), time.time()
-        by_budget, by_rules = (
-            learned.repairer(
-                shape,
-                machine,
-                now,
-                pinned=frozenset(incumbent) - self._knobs,
-                workload_max_len=self._workload_max_len,
-            )
-            for shape in (self._shape, None)
+        if self._known is None:
+            self._known = model_of(self._model, self._python)
+        repaired_scalars = learned.repairer(
+            self._known,
+            machine,
+            now,
+            pinned=frozenset(incumbent) - self._knobs,
+            workload_max_len=self._workload_max_len,
         )
 
         def repaired(args: Args) -> Repair:
-            scalars = {name: as_number(name, value) for name, value in args.items() if not isinstance(value, list)}
-            return by_rules(scalars) if beyond_arithmetic(args) else by_budget(scalars)
+            return repaired_scalars(
+                {n: as_number(n, value) for n, value in args.items() if not isinstance(value, list)}
+            )
 
         return repaired

@@ -13,7 +13,6 @@ from sidecar.observe.telemetry import EngineTelemetry
 from sidecar.record.atomic_write import write_whole
 from sidecar.record.journal import Journal
 from vllm_sloguard.crash import Category, Crash
-from vllm_sloguard.guard import model_shape
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB
 from vllm_sloguard.guard.start_history import (
@@ -133,11 +132,3 @@ def rule_of(  # noqa: PLR0917 - all that a rule is made of
         return None
     reason = f"out of memory while {crash.phase}: {step / GIB:.2f} GiB more stay free"
     return LearnedLimit(LimitKind.HEADROOM_BYTES, step, args, reason, now, now + _HEADROOM_HOLDS_S, vllm_version)
-
-
-def local_shape(model: str) -> model_shape.ModelShape | None:
-    """None for a model that is not local or can't be read: then there is no budget, only rules."""
-    try:
-        return model_shape.shape_of_model(model)
-    except ValueError:
-        return None

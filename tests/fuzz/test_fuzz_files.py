@@ -99,12 +99,25 @@ def asked_of_the_guard(model: Path, state: Path | None) -> None:
     with contextlib.suppress(SystemExit):
         for as_json in (True, False):
             guard.budget(
-                model=model, gpu_total_gib=80, gpu_free_gib=79, vllm_version="0.26", state=state, as_json=as_json
+                model=str(model),
+                gpu_total_gib=80,
+                gpu_free_gib=79,
+                vllm_version="0.26",
+                state=state,
+                formula=True,
+                as_json=as_json,
             )
     for arg in ([], ["max_num_seqs=100000", "gpu_memory_utilization=0.99"]):
         with contextlib.suppress(guard.typer.Exit):
             guard.mend(
-                model=model, arg=arg, gpu_total_gib=80, gpu_free_gib=79, vllm_version="0.26", state=state, as_json=True
+                model=str(model),
+                arg=arg,
+                gpu_total_gib=80,
+                gpu_free_gib=79,
+                vllm_version="0.26",
+                state=state,
+                formula=True,
+                as_json=True,
             )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from guard_models import FAMILIES, LLAMA
 
-from vllm_sloguard.guard.kv_cache import kv_bytes_per_token, layout, longest_request
+from vllm_sloguard.guard.kv_cache import kv_bytes_per_token, layout
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import estimate
 from vllm_sloguard.guard.model_shape import ModelShape, from_config
@@ -100,7 +100,7 @@ def test_kv_bytes_per_token_match_vllms_counts(vllm_answers: Answers, case: Case
     # The configuration is that of the first stage.
     assert len(stages(shape, args)[0]) == answer["layers"]
     assert kv_bytes_per_token(shape, args) == each * max(len(stage) for stage in stages(shape, args))
-    assert layout(shape, args, CPU).block_size == answer["block_size"]
+    assert layout(shape, args, CPU).groups[0].block_size == answer["block_size"]
     assert shape.max_model_len == answer["max_model_len"]
 
 
@@ -125,12 +125,14 @@ def test_blocks_and_capacity_match_vllms(vllm_answers: Answers, case: Case, budg
         assert "is needed, which is larger than the available KV cache" in answer["error"]
         assert not mine.starts
         found = re.search(r"estimated maximum model length is (\d+)", answer["error"])
-        assert longest_request(shape, args, CPU, kv_bytes, asked["max_model_len"]) == (int(found[1]) if found else 0)
+        cache = layout(shape, args, CPU)
+        longest = cache.longest_request(cache.blocks(kv_bytes) - 1, asked["max_model_len"])
+        assert longest == (int(found[1]) if found else 0)
         return
     cache = layout(shape, args, CPU)
     assert mine.starts, mine.reason
     assert cache.blocks(kv_bytes) == answer["blocks"]
-    assert cache.full_groups + cache.window_groups == answer["groups"]
+    assert len(cache.groups) == answer["groups"]
     assert mine.kv_tokens == answer["tokens"]
     assert mine.concurrency == pytest.approx(answer["times"])
 

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from vllm_sloguard.guard.evidence import Evidence
 from vllm_sloguard.guard.machine import Machine
-from vllm_sloguard.guard.memory import GIB
-from vllm_sloguard.guard.model_shape import from_config
+from vllm_sloguard.guard.memory import GIB, Budget, estimate, weights_bytes
+from vllm_sloguard.guard.model_shape import ModelShape, from_config
 from vllm_sloguard.knobs import KnobValues
 
 QWEN: dict[str, Any] = {
@@ -210,6 +211,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2_moe": QWEN2_MOE,
     "phi3": PHI3,
 }
+
+
+def with_checkpoint(shape: ModelShape, args: KnobValues, machine: Machine) -> Budget:
+    """The estimate for a model whose checkpoint's headers say the same as the formulas: enough to refuse on."""
+    plain = {name: value for name, value in args.items() if name in ("dtype", "quantization")}
+    return estimate(shape, args, machine, evidence=Evidence(checkpoint_bytes=weights_bytes(shape, plain)))
+
 
 SMALL = from_config(QWEN)
 # About 7 billion parameters: 14.9 GiB in bf16.

@@ -12,6 +12,9 @@ _WINDOWED = "sliding_attention"
 _PATTERNS = {"gemma2": 2, "gpt_oss": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4, "exaone4": 4}
 # Fields that only models with state space, linear or chunked attention have.
 _OTHER_ATTENTION = (
+    "encoder_attention_heads",
+    "full_attention_interval",
+    "hybrid_override_pattern",
     "mamba_d_state",
     "ssm_state_size",
     "linear_num_value_heads",
@@ -28,16 +31,18 @@ _MOST_LAYERS = 10_000
 class Windows:
     """``window`` tokens in the layers marked in ``windowed``, in all where that is empty; None for full attention.
 
-    ``other`` where layers keep something else than keys and values.
+    ``other`` where layers keep something else than keys and values, and ``kv_layers`` is how many keep these; None
+    where it is not known, or all do.
     """
 
     window: int | None = None
     windowed: tuple[bool, ...] = ()
     other: bool = False
+    kv_layers: int | None = None
 
 
 def windows_of_model(text: Fields, layers: int) -> Windows:
-    """The windows of a model of so many layers.
+    """The windows of a model of ``layers`` layers.
 
     Raises:
         ValueError: a field has a wrong type, or does not fit the number of layers.
@@ -48,11 +53,25 @@ def windows_of_model(text: Fields, layers: int) -> Windows:
     other = bool(set(kinds) - _FULL - {_WINDOWED}) or any(text.get(key) for key in _OTHER_ATTENTION)
     window = whole(text, "sliding_window")
     if other or not window or not _switched_on(text):
-        return Windows(other=other)
+        return Windows(other=other, kv_layers=_kv_layers(text, kinds, layers) if other else None)
     windowed = tuple(kind == _WINDOWED for kind in kinds) or _unsaid(text, layers)
     if windowed and not any(windowed):
         return Windows()
     return Windows(window, () if all(windowed) else windowed)
+
+
+def _kv_layers(text: Fields, kinds: tuple[str, ...], layers: int) -> int | None:
+    """How many layers of a hybrid keep keys and values, by the ways in which families write it down."""
+    if kinds:
+        return sum(kind in _FULL or kind == _WINDOWED for kind in kinds)
+    blocks = names(text, "layers_block_type")
+    if blocks:
+        return sum(block in _FULL or block == "hybrid" for block in blocks)
+    # Nemotron-H writes a letter for each layer: M is Mamba, * attention, - an MLP, E experts.
+    if pattern := name(text, "hybrid_override_pattern"):
+        return pattern.count("*")
+    interval = positive(text, "full_attention_interval")
+    return layers // interval if interval else None
 
 
 def _switched_on(text: Fields) -> bool:

@@ -3,17 +3,19 @@
 Layers that keep the same share a block table. Where some attend to a window and others don't, they are dealt into
 groups of equal size, all of which draw blocks from one pool: a block holds ``block_size`` tokens of one group's layers
 (v1/core/kv_cache_utils.py of 0.32: get_kv_cache_groups, get_kv_cache_config_from_groups). Exact for full attention,
-MLA, windows and mixtures of the two; an upper bound of bytes where ``shape.hybrid``.
+MLA, windows and mixtures of the two; an upper bound of bytes where ``shape.hybrid``. Whatever else a model keeps is
+known from vLLM's own classes only (built_model.py).
 """
 
+import math
 from dataclasses import dataclass
 
+from vllm_sloguard.guard.built_model import BuiltGroup, BuiltModel, GroupKind
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.model_shape import DTYPE_BYTES, ModelShape
 from vllm_sloguard.guard.vllm_defaults import (
     block_size,
     dtype_bytes,
-    max_model_len,
     pipeline_parallel,
     step_tokens,
     steps_in_flight,
@@ -27,36 +29,43 @@ _MLA_ROWS = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 
 
 @dataclass(frozen=True)
-class KvLayout:
-    """The pool of blocks of one rank. ``bytes_per_block`` is that of the fullest group.
+class BlockGroup:
+    """Layers that share a block table; a request holds at most ``most_tokens`` in it, None for no limit.
 
-    A request of some length takes blocks for all its tokens in each of ``full_groups``, and in each of
-    ``window_groups`` for no more than ``window_tokens``.
+    ``extra_blocks`` are taken beside them. ``ranks`` divide the tokens among them.
     """
 
     block_size: int
-    bytes_per_block: int
-    full_groups: int
-    window_groups: int
-    window_tokens: int
-
-    def blocks(self, kv_bytes: int) -> int:
-        """Blocks that fit into so many bytes."""
-        return max(0, kv_bytes) // self.bytes_per_block
+    most_tokens: int | None = None
+    extra_blocks: int = 0
+    ranks: int = 1
 
     def request_blocks(self, length: int) -> int:
-        """Blocks that a request of ``length`` tokens takes at most.
+        """Blocks that a request of ``length`` tokens takes at most."""
+        held = length if self.most_tokens is None else min(self.most_tokens, length)
+        own = math.ceil(held / self.ranks) if self.ranks > 1 else held
+        return -(-own // self.block_size) + self.extra_blocks
 
-        A window may begin within a block: it takes one more (kv_cache_interface.py, SlidingWindowSpec).
-        """
-        full = -(-length // self.block_size)
-        windowed = -(-min(self.window_tokens, length) // self.block_size) + 1
-        return self.full_groups * full + self.window_groups * windowed
+
+@dataclass(frozen=True)
+class KvLayout:
+    """The pool of blocks of one rank, from which all groups draw; ``bytes_per_block`` is that of the fullest group."""
+
+    bytes_per_block: int
+    groups: tuple[BlockGroup, ...]
+
+    def blocks(self, kv_bytes: int) -> int:
+        """Blocks that fit into ``kv_bytes``."""
+        return max(0, kv_bytes) // self.bytes_per_block if self.bytes_per_block else 0
+
+    def request_blocks(self, length: int) -> int:
+        """Blocks that a request of ``length`` tokens takes at most."""
+        return sum(group.request_blocks(length) for group in self.groups)
 
     def longest_request(self, blocks: int, longest: int) -> int:
         """The longest request, at most ``longest`` tokens, that ``blocks`` hold; 0 where none does.
 
-        What vLLM finds by search (_estimate_max_model_len_from_groups).
+        vLLM finds it by the same search (_estimate_max_model_len_from_groups).
         """
         low, high = 0, longest
         while low < high:
@@ -72,16 +81,46 @@ def layout(shape: ModelShape, args: KnobValues, machine: Machine, stage: range |
         return max(every, key=lambda each: each.bytes_per_block)
     tokens = block_size(shape, args, machine)
     page = tokens * _layer_bytes_per_token(shape, args)
-    # The window itself, and what is computed before its older part is given back (max_in_flight_tokens).
-    window = shape.sliding_window or 0
-    held = window - 1 + steps_in_flight(args, machine) * step_tokens(shape, args, machine)
+    window = BlockGroup(tokens, (shape.sliding_window or 0) - 1 + _in_flight(shape, args, machine), 1)
     if not shape.windowed or args.get("disable_hybrid_kv_cache_manager"):
-        only = (0, 1) if window and not shape.windowed else (1, 0)
-        return KvLayout(tokens, page * len(stage), *only, held)
+        only = window if shape.sliding_window and not shape.windowed else BlockGroup(tokens)
+        return KvLayout(page * _kv_layers(shape, len(stage)), (only,))
     full_groups, window_groups = _groups(shape)
     windowed = sum(shape.windowed[stage.start : stage.stop])
     largest = max(-(-(len(stage) - windowed) // full_groups), -(-windowed // window_groups))
-    return KvLayout(tokens, page * largest, full_groups, window_groups, held)
+    return KvLayout(page * largest, (*[BlockGroup(tokens)] * full_groups, *[window] * window_groups))
+
+
+def _kv_layers(shape: ModelShape, layers: int) -> int:
+    """How many of ``layers`` keep keys and values."""
+    return layers if shape.kv_layers is None else -(-layers * shape.kv_layers // shape.layers)
+
+
+def _in_flight(shape: ModelShape, args: KnobValues, machine: Machine) -> int:
+    """Tokens that are computed before the older part of a window is given back (max_in_flight_tokens)."""
+    return steps_in_flight(args, machine) * step_tokens(shape, args, machine)
+
+
+def built_layouts(built: BuiltModel, shape: ModelShape, args: KnobValues, machine: Machine) -> tuple[KvLayout, ...]:
+    """The pool of each pipeline stage, as vLLM's own groups make it (kv_cache_interface.py)."""
+    groups = tuple(_built_group(group, shape, args, machine) for group in built.groups)
+    return tuple(KvLayout(stage.bytes_per_block, groups) for stage in built.stages)
+
+
+def _built_group(group: BuiltGroup, shape: ModelShape, args: KnobValues, machine: Machine) -> BlockGroup:
+    match group.kind:
+        case GroupKind.FULL:
+            return BlockGroup(group.block_size, ranks=group.ranks)
+        case GroupKind.WINDOW:
+            # A window may begin within a block.
+            return BlockGroup(group.block_size, group.tokens + _in_flight(shape, args, machine), 1)
+        case GroupKind.CHUNK:
+            return BlockGroup(group.block_size, group.tokens + _in_flight(shape, args, machine))
+        case GroupKind.ENCODER:
+            # The scheduler reserves a step's tokens for the encoder (max_num_encoder_input_tokens).
+            return BlockGroup(group.block_size, 0, -(-step_tokens(shape, args, machine) // group.block_size))
+        case GroupKind.STATE:
+            return BlockGroup(group.block_size, 0, group.tokens)
 
 
 def _groups(shape: ModelShape) -> tuple[int, int]:
@@ -105,7 +144,8 @@ def kv_bytes_per_token(shape: ModelShape, args: KnobValues) -> int:
     """
     if shape.stated_kv_bytes_per_token is not None:
         return _layer_bytes_per_token(shape, args)
-    return -(-shape.layers // min(pipeline_parallel(args), shape.layers)) * _layer_bytes_per_token(shape, args)
+    layers = -(-shape.layers // min(pipeline_parallel(args), shape.layers))
+    return max(1, _kv_layers(shape, layers)) * _layer_bytes_per_token(shape, args)
 
 
 def _layer_bytes_per_token(shape: ModelShape, args: KnobValues) -> int:
@@ -123,25 +163,3 @@ def _layer_bytes_per_token(shape: ModelShape, args: KnobValues) -> int:
     head_bytes = 2 * shape.head_dim * element
     # Scales beside each head's data (triton_attn.py, customize_spec).
     return kv_heads * (head_bytes + 8 if kind.endswith("per_token_head") else head_bytes)
-
-
-def request_tokens(shape: ModelShape, args: KnobValues, machine: Machine) -> int | None:
-    """KV tokens whose bytes vLLM wants before it starts with max_model_len; None where it fits the length itself (-1).
-
-    Whole blocks of one longest request, and the block that newer versions keep back, in units of
-    ``kv_bytes_per_token`` (_check_enough_kv_cache_memory).
-    """
-    length = max_model_len(shape, args)
-    if length is None:
-        return None
-    cache = layout(shape, args, machine)
-    return -(-(cache.request_blocks(length) + 1) * cache.bytes_per_block // kv_bytes_per_token(shape, args))
-
-
-def longest_request(shape: ModelShape, args: KnobValues, machine: Machine, kv_bytes: int, longest: int) -> int:
-    """The longest request, at most ``longest`` tokens, with which vLLM starts on ``kv_bytes``; 0 where none fits.
-
-    What vLLM 0.32 proposes in "the estimated maximum model length is N".
-    """
-    cache = layout(shape, args, machine)
-    return cache.longest_request(cache.blocks(kv_bytes) - 1, longest)

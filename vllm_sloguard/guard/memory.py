@@ -14,13 +14,16 @@ from vllm_sloguard.guard.activation_memory import (
     COUNTS_GRAPHS,
     COUNTS_STATE,
     MEASURED,
+    MEASURED_ACTIVATIONS,
     MinorVersion,
     activation_bytes,
     graph_bytes,
     sampler_state_bytes,
+    sampling_bytes,
 )
 from vllm_sloguard.guard.cuda_allocator import unused_bytes
-from vllm_sloguard.guard.kv_cache import KvLayout, kv_bytes_per_token, layout, longest_request, request_tokens
+from vllm_sloguard.guard.evidence import ERROR_BANDS, NO_EVIDENCE, UNMEASURED_ACTIVATIONS, Evidence, Rung
+from vllm_sloguard.guard.kv_cache import KvLayout, built_layouts, kv_bytes_per_token, layout
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.model_shape import ModelShape
 from vllm_sloguard.guard.vllm_defaults import (
@@ -32,7 +35,7 @@ from vllm_sloguard.guard.vllm_defaults import (
     max_model_len,
     pipeline_parallel,
 )
-from vllm_sloguard.guard.weights import largest_tensors, stages, weights_bytes
+from vllm_sloguard.guard.weights import largest_tensors, shares_of_checkpoint, stages, weights_bytes
 from vllm_sloguard.knobs import KnobValues
 
 __all__ = [
@@ -45,9 +48,7 @@ __all__ = [
     "explicit_kv_bytes",
     "gib",
     "kv_bytes_per_token",
-    "longest_request",
     "max_model_len",
-    "request_tokens",
     "requested_bytes",
     "weights_bytes",
 ]
@@ -57,10 +58,6 @@ __all__ = [
 _CUDA_OVERHEAD, _COMPILED_OVERHEAD = int(0.24 * GIB), int(0.034 * GIB)
 # The resident size of a CPU worker with a model of next to no weights: 0.68 GiB.
 _CPU_OVERHEAD = int(0.68 * GIB)
-# How far the estimate may be off: several times its error, as a share of all that is fixed. That was within 1% for the
-# weights of eleven architectures, and on a GPU within 0.04 GiB of 4 to 63 in 28 starts of five models, on which the
-# constants were set, and within 0.08 in 27 starts of six others. A model of unknown shape has guessed activations.
-_MARGIN, _MARGIN_STATED = 0.01, 0.3
 
 
 @dataclass(frozen=True)
@@ -68,10 +65,14 @@ class Budget:
     """Where one rank's memory goes. ``starts`` is a verdict on memory alone; ``reason`` says why, in numbers.
 
     ``kv_tokens`` and ``concurrency`` are what vLLM prints as "KV cache size" and "Maximum concurrency": requests of
-    max_model_len that fit at once, and their tokens; concurrency is None where that length is unknown. It starts from
-    ``lowest_utilization`` on, up to ``highest_utilization``, beyond which the share is not free; each is None where
-    the share does not matter, and no share will do where the lowest is above the highest or 1. ``outside_bytes`` is
-    taken beside the share by versions that do not count it. ``margin_bytes`` is how far the estimate may be off.
+    max_model_len that fit at once, and their tokens; concurrency is None where that length is unknown.
+    ``request_bytes`` is the KV cache without which vLLM does not start: one such request, and the block that it keeps
+    back. It starts from ``lowest_utilization`` on, up to ``highest_utilization``, beyond which the share is not free;
+    each is None where the share does not matter, and no share will do where the lowest is above the highest or 1.
+    ``outside_bytes`` is taken beside the share by versions that do not count it.
+
+    ``rung`` says what the estimate rests on, ``margin_bytes`` how far it may be off. ``exact_layout`` is unset where
+    the layers keep something that the formulas do not know, and vLLM was not asked.
     """
 
     weights_bytes: int
@@ -89,11 +90,35 @@ class Budget:
     concurrency: float | None
     lowest_utilization: float | None
     highest_utilization: float | None
+    request_bytes: int = 0
+    rung: Rung = Rung.FORMULA
+    exact_layout: bool = True
 
     @property
     def fixed_bytes(self) -> int:
         """Everything but the KV cache."""
         return self.weights_bytes + self.activation_bytes + self.graph_bytes + self.overhead_bytes
+
+    @property
+    def proves_weights(self) -> bool:
+        """Whether a refusal may rest on the weights."""
+        return self.rung is not Rung.FORMULA
+
+    @property
+    def proves_cache(self) -> bool:
+        """Whether a refusal may rest on what the KV cache needs, too."""
+        return self.proves_weights and self.exact_layout
+
+    @property
+    def dependable(self) -> bool:
+        """Whether a configuration may be changed for it."""
+        return self.proves_weights or self.exact_layout
+
+
+@dataclass(frozen=True)
+class _Rank:
+    weights_bytes: int
+    cache: KvLayout
 
 
 def estimate(
@@ -103,15 +128,16 @@ def estimate(
     *,
     version: MinorVersion = MEASURED,
     correction_bytes: int = 0,
+    evidence: Evidence = NO_EVIDENCE,
 ) -> Budget:
     """The budget of ``args`` (EngineArgs names; absent means vLLM's default) for a model on a machine.
 
-    ``version`` is vLLM's: newer ones count more of what they take (activations.py). ``correction_bytes`` is what
-    earlier starts took beyond the estimate (learned.py), counted as overhead. Values must have their own types
-    and lie in their ranges; ``repair`` sees to it. Within 1.1% of the KV tokens that vLLM reported for ordinary
-    decoders; an upper bound of the bytes that a token takes where ``shape.hybrid``.
+    ``version`` is vLLM's: newer ones count more of what they take. ``correction_bytes`` is what earlier starts took
+    beyond the estimate (start_history.py), counted as overhead; ``evidence`` replaces formulas by what is known. Values
+    must have their own types and lie in their ranges; ``repair`` sees to it.
     """
-    activation = activation_bytes(shape, args, machine)
+    plain = activation_bytes(shape, args, machine)
+    activation = max(plain, sampling_bytes(shape, args, machine, version))
     state, captured = sampler_state_bytes(shape, args, machine), graph_bytes(shape, args, machine)
     graphs = captured if version >= COUNTS_GRAPHS else 0
     overhead = _overhead_bytes(shape, args, machine) + correction_bytes + (state if version >= COUNTS_STATE else 0)
@@ -122,13 +148,17 @@ def estimate(
     def room(weights: int) -> int:
         return explicit if explicit is not None else requested - weights - others
 
-    ranks = [(weights_bytes(shape, args, stage), layout(shape, args, machine, stage)) for stage in stages(shape, args)]
+    def blocks(rank: _Rank) -> float:
+        return room(rank.weights_bytes) // rank.cache.bytes_per_block if rank.cache.bytes_per_block else math.inf
+
     # The stage with room for the fewest blocks decides for all (get_kv_cache_configs).
-    weights, cache = min(ranks, key=lambda rank: (room(rank[0]) // rank[1].bytes_per_block, -rank[0]))
+    rank = min(_ranks(shape, args, machine, evidence), key=lambda rank: (blocks(rank), -rank.weights_bytes))
+    cache, weights = rank.cache, rank.weights_bytes
     kv, fixed = room(weights), weights + others
     length = max_model_len(shape, args)
     tokens, concurrency = _capacity(shape, cache, cache.blocks(kv), length)
-    need = (cache.request_blocks(length if length is not None else 1) + 1) * cache.bytes_per_block
+    # Where nothing is cached, vLLM still needs a share with something left.
+    need = max(1, (cache.request_blocks(length if length is not None else 1) + 1) * cache.bytes_per_block)
     problem = _problem(fixed, kv, requested, outside, machine, explicit=explicit is not None)
     if not problem and kv < need:
         longest = f"one request of {length or 1} tokens takes {gib(need)} GiB of KV"
@@ -139,21 +169,56 @@ def estimate(
         graph_bytes=graphs,
         overhead_bytes=overhead,
         kv_bytes=kv,
-        kv_bytes_per_token=kv_bytes_per_token(shape, args),
+        kv_bytes_per_token=_bytes_per_token(shape, args, evidence),
         kv_tokens=tokens,
         requested_bytes=requested,
         outside_bytes=outside,
         starts=not problem,
         reason=problem or f"{tokens} KV tokens in {gib(kv)} GiB",
-        margin_bytes=int(
-            _MARGIN * fixed + (_MARGIN_STATED * activation if shape.stated_weights_bytes is not None else 0)
-        ),
+        margin_bytes=_margin_bytes(shape, evidence.rung, weights, plain, activation, fixed),
         concurrency=concurrency,
         lowest_utilization=None if explicit is not None else _thousandths(math.ceil, fixed + need, machine),
         highest_utilization=None
         if explicit is not None and machine.kind == "cpu"
         else _thousandths(math.floor, max(0, machine.free_bytes - outside), machine),
+        request_bytes=need,
+        rung=evidence.rung,
+        exact_layout=evidence.built is not None or shape.ordinary,
     )
+
+
+def _ranks(shape: ModelShape, args: KnobValues, machine: Machine, evidence: Evidence) -> list[_Rank]:
+    """Weights and KV pool of each pipeline stage."""
+    built, reported = evidence.built, evidence.reported_weights_bytes
+    if built is not None:
+        layouts = built_layouts(built, shape, args, machine)
+        ranks = [_Rank(stage.weights_bytes, cache) for stage, cache in zip(built.stages, layouts, strict=True)]
+    else:
+        parts = [weights_bytes(shape, args, stage) for stage in stages(shape, args)]
+        if evidence.checkpoint_bytes is not None:
+            parts = shares_of_checkpoint(evidence.checkpoint_bytes, parts, args)
+        layouts = tuple(layout(shape, args, machine, stage) for stage in stages(shape, args))
+        ranks = [_Rank(weights, cache) for weights, cache in zip(parts, layouts, strict=True)]
+    if reported is not None:
+        ranks = [_Rank(reported, rank.cache) for rank in ranks]
+    return ranks
+
+
+def _bytes_per_token(shape: ModelShape, args: KnobValues, evidence: Evidence) -> int:
+    if evidence.built is None:
+        return kv_bytes_per_token(shape, args)
+    return max(stage.bytes_per_token for stage in evidence.built.stages)
+
+
+def _margin_bytes(  # noqa: PLR0917 - the parts of a budget
+    shape: ModelShape, rung: Rung, weights: int, plain: int, activation: int, fixed: int
+) -> int:
+    """How far the estimate may be off: the rung's band, and what is unknown of the profile run."""
+    band = ERROR_BANDS[rung].error_bytes(weights, plain, fixed - weights - plain)
+    if rung is Rung.REPORTED:
+        return band
+    guessed = 0 if shape.model_type in MEASURED_ACTIVATIONS else int(UNMEASURED_ACTIVATIONS * plain)
+    return band + guessed + activation - plain
 
 
 def _overhead_bytes(shape: ModelShape, args: KnobValues, machine: Machine) -> int:
@@ -174,9 +239,9 @@ def _capacity(shape: ModelShape, cache: KvLayout, blocks: int, length: int | Non
     if length is None and shape.max_model_len is not None:
         length = cache.longest_request(blocks - 1, shape.max_model_len) or None
     if length is None:
-        return blocks * cache.block_size // (cache.full_groups + cache.window_groups), None
+        return (blocks * cache.groups[0].block_size // len(cache.groups) if cache.groups else 0), None
     taken = cache.request_blocks(length)
-    return blocks * length // taken, ratio(blocks, taken)
+    return (blocks * length // taken, ratio(blocks, taken)) if taken else (0, None)
 
 
 def _problem(fixed: int, kv: int, requested: int, outside: int, machine: Machine, *, explicit: bool) -> str:

@@ -13,16 +13,48 @@ from vllm_sloguard.guard.quantization import Quantization
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 # Names of one and the same field in different model families.
 _ALIASES: Mapping[str, tuple[str, ...]] = {
-    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"),
     "hidden": ("hidden_size", "n_embd", "d_model"),
-    "heads": ("num_attention_heads", "n_head", "n_heads"),
+    "heads": ("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "encoder_attention_heads"),
     "kv_heads": ("num_key_value_heads", "multi_query_group_num", "num_kv_heads"),
-    "intermediate": ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim"),
+    "intermediate": ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim", "decoder_ffn_dim"),
+    "vocab": ("vocab_size", "padded_vocab_size"),
     "experts": ("n_routed_experts", "num_local_experts", "num_experts"),
 }
+# Where multimodal models keep the configuration of their language model.
+_TEXT_CONFIGS = ("text_config", "language_config", "llm_config")
 # What a family's config.json may leave out (its configuration class in transformers).
 _FAMILY_DEFAULTS: Mapping[str, Fields] = {
+    "llama": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
+    },
+    "mistral": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+        "max_position_embeddings": 131072,
+    },
+    "qwen2": {
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+    },
     "gemma3_text": {
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
         "head_dim": 256,
@@ -56,6 +88,12 @@ _UNGATED = frozenset(
 _TIED = frozenset(
     {"gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "opt", "bloom", "mpt", "falcon", "starcoder2", "gpt_bigcode"}
     | {"cohere", "cohere2", "smollm3"}
+)
+# Families for which the formulas give vLLM's weights within 1% and its KV cache exactly; tests/real_vllm compares each
+# with vLLM's own classes.
+EXACT_FAMILIES = frozenset(
+    {"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3_text", "phi3"}
+    | {"deepseek_v2", "gpt_oss"}
 )
 
 
@@ -95,6 +133,7 @@ class ModelShape:
     sliding_window: int | None = None
     windowed: tuple[bool, ...] = ()
     hybrid: bool = False
+    kv_layers: int | None = None
     dtype_bytes: int = 2
     quantization: Quantization | None = None
     max_position_embeddings: int | None = None
@@ -104,6 +143,14 @@ class ModelShape:
     logit_softcap: bool = False
     stated_weights_bytes: int | None = None
     stated_kv_bytes_per_token: int | None = None
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether tests have shown the formulas exact for models like this one (benchmarks/README.md)."""
+        if self.stated_weights_bytes is not None:
+            return True
+        plain = self.quantization is None or self.quantization.exact
+        return plain and not self.hybrid and self.model_type in EXACT_FAMILIES
 
     @property
     def mla(self) -> bool:
@@ -192,7 +239,7 @@ def from_config(config: Fields) -> ModelShape:
         kv_heads=_kv_heads(text, heads),
         head_dim=head_dim or hidden // heads,
         intermediate=intermediate,
-        vocab=required(text, "vocab_size"),
+        vocab=required(text, *_ALIASES["vocab"]),
         tied_embeddings=_tied(config, text),
         gated_mlp=name(text, "model_type") not in _UNGATED,
         kv_lora_rank=whole(text, "kv_lora_rank"),
@@ -203,6 +250,7 @@ def from_config(config: Fields) -> ModelShape:
         sliding_window=attention.window,
         windowed=attention.windowed,
         hybrid=attention.other,
+        kv_layers=attention.kv_layers,
         dtype_bytes=_dtype_bytes(config, text),
         quantization=quantization.of_checkpoint(config, text),
         max_position_embeddings=positive(text, "max_position_embeddings"),
@@ -210,20 +258,19 @@ def from_config(config: Fields) -> ModelShape:
         default_model_len=_default_model_len(text),
         model_type=name(text, "model_type"),
         logit_softcap=bool(text.get("final_logit_softcapping")),
-        **_experts(text, intermediate),
+        **_experts(text, intermediate, layers),
     )
 
 
 def _text_config(config: Fields) -> Fields:
-    text = nested(config, "text_config") or config
+    text = next((found for key in _TEXT_CONFIGS if (found := nested(config, key))), config)
     return {**_FAMILY_DEFAULTS.get(name(text, "model_type"), {}), **text}
 
 
 def _kv_heads(text: Fields, heads: int) -> int:
-    if (
-        name(text, "model_type") == "falcon"
-        and flag(text, "multi_query")
-        and not flag(text, "new_decoder_architecture")
+    family = name(text, "model_type")
+    if (family == "gpt_bigcode" and flag(text, "multi_query") is not False) or (
+        family == "falcon" and flag(text, "multi_query") and not flag(text, "new_decoder_architecture")
     ):
         return 1
     return first(text, _ALIASES["kv_heads"]) or heads
@@ -235,22 +282,34 @@ def _tied(config: Fields, text: Fields) -> bool:
     return name(text, "model_type") in _TIED if written is None else written
 
 
-def _experts(text: Fields, intermediate: int) -> dict[str, int]:
+def _experts(text: Fields, intermediate: int, layers: int) -> dict[str, int]:
     experts = next((n for key in _ALIASES["experts"] if (n := whole(text, key))), 0)
     if not experts:
         return {}
     width = positive(text, "moe_intermediate_size") or intermediate
     shared = whole(text, "shared_expert_intermediate_size") or width * whole(text, "n_shared_experts")
-    plain: object = text.get("mlp_only_layers")
+    dense, step = _layers_without_experts(text, layers)
     return {
         "experts": experts,
         "experts_per_token": whole(text, "num_experts_per_tok") or 1,
         "expert_intermediate": width,
         "shared_expert_intermediate": shared,
-        "dense_layers": whole(text, "first_k_dense_replace")
-        + (len(cast("list[object]", plain)) if isinstance(plain, list) else 0),
-        "expert_step": first(text, ("decoder_sparse_step", "moe_layer_freq", "interleave_moe_layer_step")) or 1,
+        "dense_layers": dense,
+        "expert_step": step,
     }
+
+
+def _layers_without_experts(text: Fields, layers: int) -> tuple[int, int]:
+    """How many of the first layers have none, and the step from one that has some to the next.
+
+    Some families list for each layer whether it has experts; then only their number is kept.
+    """
+    listed: object = text.get("moe_layer_freq")
+    if isinstance(listed, list):
+        return max(0, layers - sum(bool(entry) for entry in cast("list[object]", listed))), 1
+    plain: object = text.get("mlp_only_layers")
+    dense = whole(text, "first_k_dense_replace") + (len(cast("list[object]", plain)) if isinstance(plain, list) else 0)
+    return dense, first(text, ("decoder_sparse_step", "moe_layer_freq", "interleave_moe_layer_step")) or 1
 
 
 def _dtype_bytes(config: Fields, text: Fields) -> int:

@@ -17,16 +17,19 @@ class Quantization:
     """``bits`` a weight of the linear layers, their scales and zero points included; embeddings and head stay wide.
 
     ``experts_only`` where all but the experts stays wide, too. ``fp8_kv`` where the checkpoint asks for a KV cache of
-    8 bits, which vLLM then takes by default.
+    8 bits, which vLLM then takes by default. ``exact`` is unset where parts of the linear layers stay wide that are
+    known from the checkpoint alone. Experts' matrices are rounded up to multiples of ``rounding``.
     """
 
     bits: float
     experts_only: bool = False
     fp8_kv: bool = False
+    exact: bool = True
+    rounding: int = 1
 
 
-# gpt-oss has its experts alone in it (quantization/mxfp4.py).
-_MXFP4 = Quantization(_MXFP4_BITS, experts_only=True)
+# gpt-oss has its experts alone in it (quantization/mxfp4.py); most kernels want multiples of 128 (oracle/mxfp4.py).
+_MXFP4 = Quantization(_MXFP4_BITS, experts_only=True, rounding=128)
 
 
 def of_checkpoint(config: Fields, text: Fields) -> Quantization | None:
@@ -85,7 +88,8 @@ def _compressed_tensors(found: Fields) -> Quantization | None:
             zero_points = weights.get("symmetric") is False
             widths.append(_grouped(bits, weights.get("group_size"), zero_points=zero_points))
     kv = nested(found, "kv_cache_scheme")
-    return Quantization(max(widths), fp8_kv=kv is not None) if widths else None
+    exact = len(set(widths)) == 1 and _NVFP4_BITS not in widths
+    return Quantization(max(widths), fp8_kv=kv is not None, exact=exact) if widths else None
 
 
 def _modelopt(found: Fields) -> Quantization:
@@ -93,7 +97,8 @@ def _modelopt(found: Fields) -> Quantization:
     algorithm = (name(inner, "quant_algo") or name(found, "quant_method")).lower()
     kv = inner.get("kv_cache_quant_algo") or inner.get("kv_cache_scheme")
     fp8_kv = "fp8" in str(kv).lower() or (isinstance(kv, dict) and cast("Fields", kv).get("num_bits") == 8)
-    return Quantization(_NVFP4_BITS if "fp4" in algorithm else 8, fp8_kv=fp8_kv)
+    narrow = "fp4" in algorithm
+    return Quantization(_NVFP4_BITS if narrow else 8, fp8_kv=fp8_kv, exact=not narrow)
 
 
 def while_loading(method: str) -> Quantization | None:

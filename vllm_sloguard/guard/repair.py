@@ -52,7 +52,7 @@ class ArgumentChange:
 class Repair:
     """The outcome. ``args`` are the given ones unless repaired; ``budget`` needs a shape and a machine.
 
-    ``rule`` names the rule that refused.
+    ``rule`` names the rule that refused. ``warning`` says what is unknown about a configuration that passes.
     """
 
     status: RepairStatus
@@ -61,6 +61,7 @@ class Repair:
     refusal: str
     budget: Budget | None
     rule: str = ""
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,15 @@ def repair(
     estimate: Estimate = memory.estimate,
     limits: Limits | Callable[[KnobValues], Limits] | None = None,
     vllm_version: Version | None = None,
+    unknown: str = "",
 ) -> Repair:
     """Mends ``args`` (EngineArgs names; absent or None means vLLM's default), or refuses them.
 
     Arguments in ``pinned`` are never changed, and max_model_len is never lowered below ``workload_max_len`` tokens.
     Without a shape or a machine, the rules that need them are left out; without a version ("0.32" is (0, 32)), none is.
     ``limits`` are what was learned on this host about this model, for all arguments or for those that it is asked
-    with; ``estimate`` is the memory arithmetic, corrected by earlier starts where there are any (learned.py).
+    with; ``estimate`` is the memory arithmetic with the best evidence that there is (start_history.py). ``unknown``
+    says why there is none of the model, for the warning.
     Deterministic and idempotent; raises nothing, whatever the values.
     """
     given = {name: value for name, value in args.items() if value is not None or _takes_no_none(name)}  # pyright: ignore[reportUnnecessaryComparison]
@@ -112,7 +115,22 @@ def repair(
         if not _same(given, mended.case.args, name)
     )
     status = RepairStatus.REPAIRED if changes else RepairStatus.UNCHANGED
-    return Repair(status, mended.case.args if changes else args, changes, "", mended.case.budget)
+    budget = mended.case.budget
+    warning = _warning(budget, unknown)
+    return Repair(status, mended.case.args if changes else args, changes, "", budget, warning=warning)
+
+
+def _warning(budget: Budget | None, unknown: str) -> str:
+    """What is unknown about a configuration that passes; empty if nothing is, or it starts whatever is."""
+    if budget is None:
+        return f"memory is not checked: {unknown}" if unknown else ""
+    spare = budget.kv_bytes - budget.request_bytes - budget.margin_bytes
+    if budget.starts and (budget.dependable or spare >= 0):
+        return ""
+    layers = "" if budget.exact_layout else ", which do not know what its layers keep"
+    error = f"which may be off by {memory.gib(budget.margin_bytes)} GiB"
+    basis = f"this rests on {budget.rung.description}{layers}, {error}"
+    return f"it may not start: {budget.reason}; {basis}" if not budget.starts else f"it may not start: {basis}"
 
 
 def _taught(limits: Limits | Callable[[KnobValues], Limits] | None) -> Callable[[KnobValues], Limits]:

@@ -16,6 +16,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from vllm_sloguard.guard import memory
 from vllm_sloguard.guard.activation_memory import MEASURED, MinorVersion
+from vllm_sloguard.guard.evidence import Evidence
+from vllm_sloguard.guard.known_model import KnownModel
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB, Budget
 from vllm_sloguard.guard.model_shape import ModelShape
@@ -33,8 +35,16 @@ _PRIOR_WEIGHT = 0.1
 _PLAUSIBLE_SHARE, _PLAUSIBLE_BYTES = 0.25, GIB // 2
 # Seconds since the epoch, the year 5138.
 _MOST_TIME = 1e11
-# Arguments that change what is loaded or computed; each that differs halves a start's weight.
-_SAME = ("dtype", "quantization", "tensor_parallel_size", "pipeline_parallel_size", "enforce_eager")
+# A start says nothing of another one that differs in any of these: a start with online fp8 once made the estimate for
+# bf16 worse by 7.9%. Each has the value that stands for vLLM's default.
+_SAME_MODEL: Mapping[str, Value | None] = {
+    "dtype": "auto",
+    "quantization": None,
+    "kv_cache_dtype": "auto",
+    "enforce_eager": False,
+    "tensor_parallel_size": 1,
+    "pipeline_parallel_size": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -61,14 +71,21 @@ class ReportedStart:
         """The machine, as far as it matters to the estimate; ``source`` has the device's name."""
         return Machine(self.kind, self.total_bytes, self.total_bytes, 1, self.source)
 
-    def error_bytes(self, shape: ModelShape) -> int | None:
+    def error_bytes(self, known: KnownModel) -> int | None:
         """What vLLM took beyond the estimate; None where that says nothing about the estimate."""
-        if "kv_cache_memory_bytes" in self.args:
+        shape = known.shape_with(self.args)
+        if shape is None or "kv_cache_memory_bytes" in self.args:
             return None
+        evidence = self.evidence(known)
         taken = memory.requested_bytes(self.args, self.machine) - self.kv_bytes
-        fixed = memory.estimate(shape, self.args, self.machine, version=version(self.vllm_version)).fixed_bytes
-        plausible = abs(taken - fixed) <= _PLAUSIBLE_SHARE * fixed + _PLAUSIBLE_BYTES
-        return taken - fixed if plausible else None
+        budget = memory.estimate(shape, self.args, self.machine, version=version(self.vllm_version), evidence=evidence)
+        plausible = abs(taken - budget.fixed_bytes) <= _PLAUSIBLE_SHARE * budget.fixed_bytes + _PLAUSIBLE_BYTES
+        return taken - budget.fixed_bytes if plausible else None
+
+    def evidence(self, known: KnownModel) -> Evidence:
+        """What is known of the model as it was started, with the weights that vLLM reported."""
+        found = known.evidence(self.args, self.machine)
+        return replace(found, reported_weights_bytes=self.weights_bytes)
 
 
 class LimitKind(StrEnum):
@@ -106,22 +123,36 @@ class Learned:
 
     def estimate(self, shape: ModelShape, args: KnobValues, machine: Machine) -> Budget:
         """``memory.estimate``, corrected by the errors of earlier starts."""
-        return self.estimator(shape)(shape, args, machine)
+        budget = self.estimator(KnownModel(shape))(shape, args, machine)
+        assert budget is not None
+        return budget
 
-    def estimator(self, shape: ModelShape | None) -> Estimate:
-        """The same for many questions about one model: the errors are worked out once."""
-        starts = [(s, error) for s in self.starts if shape is not None and (error := s.error_bytes(shape)) is not None]
+    def estimator(self, known: KnownModel) -> Estimate:
+        """The best estimate that there is, for many questions about one model: errors are worked out once.
+
+        It answers None where arguments change the model, and vLLM was not asked.
+        """
+        starts = [(start, error) for start in self.starts if (error := start.error_bytes(known)) is not None]
         asked_for = version(self.vllm_version)
 
-        def corrected(shape: ModelShape, args: KnobValues, machine: Machine) -> Budget:
-            correction = _correction_bytes(starts, args, machine) if starts else 0
-            return memory.estimate(shape, args, machine, version=asked_for, correction_bytes=correction)
+        def corrected(shape: ModelShape, args: KnobValues, machine: Machine) -> Budget | None:
+            if known.unknown(args):
+                return None
+            evidence = known.evidence(args, machine)
+            like = [(s, error) for s, error in starts if _same_model(s, args, machine, self.vllm_version)]
+            if like:
+                reported = [s.weights_bytes for s, _ in like if s.weights_bytes is not None]
+                evidence = replace(evidence, reported=True, reported_weights_bytes=reported[-1] if reported else None)
+            correction = _correction_bytes(like, args, machine) if like else 0
+            return memory.estimate(
+                shape, args, machine, version=asked_for, correction_bytes=correction, evidence=evidence
+            )
 
         return corrected
 
     def repairer(
         self,
-        shape: ModelShape | None,
+        known: KnownModel,
         machine: Machine,
         now: float,
         *,
@@ -129,9 +160,10 @@ class Learned:
         workload_max_len: int | None,
     ) -> Callable[[KnobValues], Repair]:
         """``repair`` with all that is known at ``now``, for many configurations of one model."""
-        estimate, vllm_version = self.estimator(shape), _stated_version(self.vllm_version)
+        estimate, vllm_version = self.estimator(known), _stated_version(self.vllm_version)
 
         def repaired(args: KnobValues) -> Repair:
+            shape = known.shape_with(args)
             return repair(
                 args,
                 shape,
@@ -141,6 +173,7 @@ class Learned:
                 estimate=estimate,
                 limits=lambda asked: self.limits(shape, asked, machine, now),
                 vllm_version=vllm_version,
+                unknown=known.problem,
             )
 
         return repaired
@@ -194,6 +227,8 @@ def _correction_bytes(starts: Sequence[tuple[ReportedStart, int]], args: KnobVal
     """
     weighed = sorted((error, _likeness(start, args, machine)) for start, error in starts)
     total = math.fsum(weight for _, weight in weighed)
+    if not total:
+        return 0
     passed, middle = 0.0, 0
     for error, weight in weighed:
         passed, middle = passed + weight, error
@@ -202,13 +237,23 @@ def _correction_bytes(starts: Sequence[tuple[ReportedStart, int]], args: KnobVal
     return int(middle * total / (total + _PRIOR_WEIGHT))
 
 
+def _same_model(start: ReportedStart, args: KnobValues, machine: Machine, vllm_version: str) -> bool:
+    """Whether a start says something of ``args``: the same weights, types and layout, on the same version of vLLM."""
+    if start.kind != machine.kind or not _same_version(start.vllm_version, vllm_version):
+        return False
+    return all(
+        (start.args.get(name) or default) == (args.get(name) or default) for name, default in _SAME_MODEL.items()
+    )
+
+
+def _same_version(one: str, other: str) -> bool:
+    return not one or not other or version(one) == version(other)
+
+
 def _likeness(start: ReportedStart, args: KnobValues, machine: Machine) -> float:
-    if start.kind != machine.kind:
-        return 0.0
     batch = math.log2(memory.batched_tokens(args, machine) / memory.batched_tokens(start.args, start.machine))
     seqs = math.log2(max(1, sequences(args, machine)) / max(1, sequences(start.args, start.machine)))
-    differing = sum(start.args.get(name) != args.get(name) for name in _SAME)
-    return math.exp(-(batch**2 + seqs**2) / 2) / 2**differing
+    return math.exp(-(batch**2 + seqs**2) / 2)
 
 
 def _no_more_room(rule: LearnedLimit, shape: ModelShape | None, args: KnobValues, machine: Machine) -> bool:

@@ -48,11 +48,20 @@ def weights_bytes(shape: ModelShape, args: KnobValues, stage: range | None = Non
     attention = layers * _attention_parameters(shape, tp)
     mlp = (layers - sparse) * (_mlp(shape, shape.intermediate) // tp)
     mlp += sparse * (_mlp(shape, shape.shared_expert_intermediate) // tp)
-    experts = sparse * (shape.experts * _mlp(shape, shape.expert_intermediate) // tp)
     narrow = shape.quantization or quantization.while_loading(str(args.get("quantization", "")))
+    experts = sparse * (shape.experts * _expert(shape, narrow) // tp)
     linear = int(_width(narrow, wide, experts=False) * (attention + mlp) + _width(narrow, wide, experts=True) * experts)
     routers = sparse * shape.hidden * shape.experts * wide
     return linear + routers + _embeddings(shape, stage) * embedding_bytes(shape, args)
+
+
+def shares_of_checkpoint(checkpoint: int, stage_weights: list[int], args: KnobValues) -> list[int]:
+    """The weights of each stage's rank, where the checkpoint as a whole has ``checkpoint`` bytes.
+
+    Divided among the stages as the formulas have it: what they get wrong for one rank they get wrong for all.
+    """
+    tp, total = tensor_parallel(args), sum(stage_weights)
+    return [checkpoint * weights // max(1, total * tp) for weights in stage_weights]
 
 
 def largest_tensors(shape: ModelShape, args: KnobValues) -> tuple[int, ...]:
@@ -109,6 +118,12 @@ def _attention_parameters(shape: ModelShape, tp: int) -> int:
         return into_query + latent + out_of_latent + heads * shape.v_head_dim * shape.hidden
     kv_heads = max(1, shape.kv_heads // tp)
     return shape.hidden * shape.head_dim * (2 * heads + 2 * kv_heads)
+
+
+def _expert(shape: ModelShape, narrow: Quantization | None) -> int:
+    unit = narrow.rounding if narrow is not None else 1
+    hidden, width = (-(-size // unit) * unit for size in (shape.hidden, shape.expert_intermediate))
+    return (3 if shape.gated_mlp else 2) * hidden * width
 
 
 def _mlp(shape: ModelShape, width: int) -> int:

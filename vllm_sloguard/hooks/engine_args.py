@@ -4,12 +4,13 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import vllm
 from vllm import envs
 
-from vllm_sloguard.guard import machine, model_shape
+from vllm_sloguard.guard import machine
+from vllm_sloguard.guard.known_model import STRUCTURAL_ARGUMENTS, CachedBuilds, KnownModel, known_model
 from vllm_sloguard.guard.repair import TUNED, Repair
 from vllm_sloguard.guard.rules.arguments import ARGUMENTS
 from vllm_sloguard.guard.rules.single_argument import QUANTIZATION
@@ -27,12 +28,14 @@ def repair_engine_args(engine_args: Any, link: TelemetryClient, settings: Settin
     A configuration that can't work is left as it is: vLLM has the last word.
     """
     given, known = _given(engine_args), _learned(settings, engine_args.model)
-    shape, seen = _shape(engine_args), machine.observe(ranks=ranks_of(given))
+    model, seen = _known_model(engine_args), machine.observe(ranks=ranks_of(given))
     # What is free was just seen; that an earlier start found less says nothing of a service that has to come up.
     repaired = known.without(LimitKind.FREE_BYTES).repairer(
-        shape, seen, time.time(), pinned=settings.pinned, workload_max_len=settings.workload_max_len or None
+        model, seen, time.time(), pinned=settings.pinned, workload_max_len=settings.workload_max_len or None
     )
-    result = repaired(given)
+    result = repaired({**_beyond(engine_args), **given})
+    if result.warning:
+        logger.warning("sloguard: %s", result.warning)
     if result.refusal:
         logger.warning("sloguard: these arguments can't work: %s", result.refusal)
     for change in result.changes:
@@ -74,17 +77,20 @@ def _registered(method: Any) -> bool:
     return method in QUANTIZATION_METHODS
 
 
-def _shape(engine_args: Any) -> model_shape.ModelShape | None:
-    if model_shape.beyond_arithmetic(cast("dict[str, Any]", vars(engine_args))):
-        return None
-    try:
-        shape = model_shape.shape_of_model(engine_args.model)
-    except ValueError as error:
-        logger.warning("sloguard: no memory budget for this model: %s", error)
-        return None
-    if shape is not None and engine_args.max_model_len is not None and envs.VLLM_ALLOW_LONG_MAX_MODEL_LEN:
-        return replace(shape, max_model_len=None)
-    return shape
+def _known_model(engine_args: Any) -> KnownModel:
+    """What the model's files say, and what vLLM's own classes said of it before; nothing is built in this process."""
+    known = known_model(str(engine_args.model), CachedBuilds(vllm.__version__))
+    if known.shape is not None and engine_args.max_model_len is not None and envs.VLLM_ALLOW_LONG_MAX_MODEL_LEN:
+        return replace(known, shape=replace(known.shape, max_model_len=None))
+    return known
+
+
+def _beyond(engine_args: Any) -> dict[str, Any]:
+    """The arguments that change the model, and that no rule looks at."""
+    found = {name: getattr(engine_args, name) for name in STRUCTURAL_ARGUMENTS if hasattr(engine_args, name)}
+    return {
+        name: value for name, value in found.items() if isinstance(value, bool | int | float | str | dict) and value
+    }
 
 
 def _report(result: Repair, applied: bool) -> pb.RepairReport:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from guard_cases import MODELS
+from guard_models import with_checkpoint
 
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB, estimate
@@ -52,7 +53,7 @@ def test_kv_tokens_once_calibrated_by_the_first_start_of_the_model(row: dict[str
 @pytest.mark.parametrize("row", ROWS, ids=name)
 def test_verdict(row: dict[str, Any]) -> None:
     """What failed as given is not passed as it is; what started as given is not refused."""
-    verdict = repair(row["args"], from_config(MODELS[row["model"]]), machine(row))
+    verdict = repair(row["args"], from_config(MODELS[row["model"]]), machine(row), estimate=with_checkpoint)
     given_failed = row["forced_error"] if row["verdict"] == "repaired" else row["error"]
     if given_failed:
         assert verdict.status is not RepairStatus.UNCHANGED

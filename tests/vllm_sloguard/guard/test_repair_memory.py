@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from guard_models import CONSUMER, CPU, CROWDED, H200, LARGE, QWEN, SMALL
+from guard_models import CONSUMER, CPU, CROWDED, H200, LARGE, QWEN, SMALL, with_checkpoint
 
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB
@@ -55,7 +55,7 @@ def test_a_length_is_lowered_to_what_fits_where_no_more_memory_may_be_taken() ->
     assert outcome.budget.starts
     more = {**outcome.args, "max_model_len": int(outcome.args["max_model_len"]) + 16}
     assert repair(more, LARGE, CONSUMER, pinned=pinned | {"max_model_len"}).budget != outcome.budget
-    needed = repair(args, LARGE, CONSUMER, pinned=pinned, workload_max_len=32768)
+    needed = repair(args, LARGE, CONSUMER, pinned=pinned, workload_max_len=32768, estimate=with_checkpoint)
     assert needed.status is RepairStatus.REFUSED
     assert "the workload needs 32768" in needed.refusal
 
@@ -74,17 +74,19 @@ def test_the_length_that_vllm_itself_proposes(kv_bytes: int, block: int, longest
 
 def test_a_step_is_made_smaller_where_its_activations_are_too_large() -> None:
     args: KnobValues = {"max_num_batched_tokens": 200_000, "max_model_len": 8192}
-    outcome = repair(args, LARGE, CONSUMER, pinned=SHARE | {"max_model_len"})
+    pinned = SHARE | {"max_model_len"}
+    outcome = repair(args, LARGE, CONSUMER, pinned=pinned, estimate=with_checkpoint)
     assert {change.name for change in outcome.changes} == {"max_num_batched_tokens"}
     batch = int(outcome.args["max_num_batched_tokens"])
     assert 8192 < batch < 200_000
-    more = repair({**args, "max_num_batched_tokens": batch + 256}, LARGE, CONSUMER, pinned=frozenset({*SHARE, *args}))
+    larger = {**args, "max_num_batched_tokens": batch + 8192}
+    more = repair(larger, LARGE, CONSUMER, pinned=frozenset({*SHARE, *args}), estimate=with_checkpoint)
     assert more.status is RepairStatus.REFUSED
 
 
 def test_a_refusal_does_the_arithmetic() -> None:
     args: KnobValues = {"gpu_memory_utilization": 0.25}
-    outcome = repair(args, LARGE, CONSUMER, pinned=SHARE)
+    outcome = repair(args, LARGE, CONSUMER, pinned=SHARE, estimate=with_checkpoint)
     assert outcome.status is RepairStatus.REFUSED
     assert outcome.args is args
     assert outcome.rule == "some-kv"
@@ -96,9 +98,35 @@ def test_a_refusal_does_the_arithmetic() -> None:
     assert (float(needed) - 0.01) * 24 < fixed + 0.02 <= float(needed) * 24 + 0.04
     assert pinned == "pinned: gpu_memory_utilization"
     small = Machine("cuda", 12 * GIB, 12 * GIB, 1, "NVML")
-    beyond = repair({}, LARGE, small)
+    beyond = repair({}, LARGE, small, estimate=with_checkpoint)
     assert beyond.status is RepairStatus.REFUSED
     assert re.search(r"needs utilization ≥ 1\.\d\d$", beyond.refusal)
+
+
+def test_formulas_alone_refuse_nothing() -> None:
+    """What formulas say is no proof: the configuration passes, with a warning that says what it rests on."""
+    args: KnobValues = {"gpu_memory_utilization": 0.25}
+    outcome = repair(args, LARGE, CONSUMER, pinned=SHARE)
+    assert outcome.status is RepairStatus.UNCHANGED
+    assert outcome.args is args
+    assert outcome.warning.startswith("it may not start: weights and activations take 16.22 of 6.00 GiB")
+    assert "this rests on formulas alone, which may be off by 0.16 GiB" in outcome.warning
+
+
+def test_layers_that_the_formulas_do_not_know_change_nothing() -> None:
+    hybrid = from_config({**QWEN, "model_type": "qwen3_next", "full_attention_interval": 4})
+    args: KnobValues = {"gpu_memory_utilization": 0.05, "max_model_len": 32768}
+    outcome = repair(args, hybrid, CONSUMER)
+    assert outcome.status is RepairStatus.UNCHANGED
+    assert "which do not know what its layers keep" in outcome.warning
+    # Vast memory is enough for it whatever they keep.
+    assert repair({"max_model_len": 4096}, hybrid, H200).warning == ""
+
+
+def test_an_unknown_model_is_a_warning() -> None:
+    outcome = repair({}, None, CONSUMER, unknown="model config: hidden_size is missing")
+    assert outcome.status is RepairStatus.UNCHANGED
+    assert outcome.warning == "memory is not checked: model config: hidden_size is missing"
 
 
 def test_a_change_that_a_later_one_makes_needless_is_undone() -> None:

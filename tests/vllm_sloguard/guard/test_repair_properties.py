@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from guard_models import CONSUMER, CPU, CROWDED, DEEPSEEK, H200, LARGE, SMALL, WINDOWED
+from guard_models import CONSUMER, CPU, CROWDED, DEEPSEEK, H200, LARGE, QWEN, SMALL, WINDOWED, with_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_sloguard.guard.evidence import Rung
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB, estimate
 from vllm_sloguard.guard.model_shape import ModelShape, from_config
-from vllm_sloguard.guard.repair import TUNED, Limits, RepairStatus, repair
+from vllm_sloguard.guard.repair import TUNED, Limits, Repair, RepairStatus, repair
 from vllm_sloguard.guard.rules import ALL
 from vllm_sloguard.guard.rules.arguments import typed_arguments
 
@@ -31,6 +32,7 @@ ARGS: dict[str, st.SearchStrategy[Any]] = {
     "tensor_parallel_size": st.integers(0, 14),
     "pipeline_parallel_size": st.integers(0, 4),
 }
+HYBRID = from_config({**QWEN, "model_type": "qwen3_next", "full_attention_interval": 4})
 # Anything that YAML, JSON or Python may hold.
 ANYTHING: st.SearchStrategy[Any] = (
     st.none()
@@ -46,7 +48,7 @@ ANYTHING: st.SearchStrategy[Any] = (
 WIDE = {name: drawn | ANYTHING for name, drawn in ARGS.items()}
 CASES = st.fixed_dictionaries(
     {
-        "shape": st.sampled_from([None, SMALL, LARGE, WINDOWED, from_config(DEEPSEEK)]),
+        "shape": st.sampled_from([None, SMALL, LARGE, WINDOWED, from_config(DEEPSEEK), HYBRID]),
         "machine": st.sampled_from([None, H200, CROWDED, CONSUMER, CPU]),
         "pinned": st.frozensets(st.sampled_from(sorted(ARGS)), max_size=3),
         "workload_max_len": st.none() | st.integers(1, 40_000),
@@ -54,6 +56,7 @@ CASES = st.fixed_dictionaries(
             [Limits(), Limits(max_model_len=5000), Limits(free_bytes=20 * GIB, headroom_bytes=2 * GIB)]
         ),
         "vllm_version": st.sampled_from([None, (0, 26), (0, 32)]),
+        "estimate": st.sampled_from([estimate, with_checkpoint]),
     }
 )
 
@@ -92,6 +95,7 @@ def check(args: dict[str, Any], case: dict[str, Any]) -> None:
         assert first.refusal
         assert first.rule in {rule.name for rule in ALL}
         assert first.changes == ()
+        assert_proven(first, machine, case["limits"])
         return
     twice = repair(first.args, **case)
     assert twice.status is RepairStatus.UNCHANGED
@@ -106,7 +110,17 @@ def check(args: dict[str, Any], case: dict[str, Any]) -> None:
     assert_same(_but(first.args, changed), _but(args, changed))
     assert changed <= set(TUNED)
     if shape is not None and machine is not None:
-        assert first.budget == estimate(shape, typed_arguments(first.args), machine)
+        assert first.budget == case["estimate"](shape, typed_arguments(first.args), machine)
+
+
+def assert_proven(refused: Repair, machine: Machine | None, limits: Limits) -> None:
+    """A refusal for memory rests on more than formulas, and on a shortage beyond the error of the estimate."""
+    budget = refused.budget
+    if refused.rule not in {"some-kv", "one-request"} or budget is None or machine is None:
+        return
+    assert budget.rung <= Rung.CHECKPOINT
+    if budget.requested_bytes <= machine.free_bytes and limits == Limits():
+        assert budget.kv_bytes + budget.margin_bytes < budget.request_bytes
 
 
 def _but(args: Mapping[str, Any], changed: set[str]) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """What earlier starts teach: the estimate's error, and limits from crashes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from guard_models import H200_141GB, MEASURED, QWEN_SHAPE
 
 from vllm_sloguard.guard import memory
+from vllm_sloguard.guard.evidence import Rung
+from vllm_sloguard.guard.known_model import KnownModel
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB
 from vllm_sloguard.guard.repair import Repair
@@ -68,8 +71,27 @@ def test_the_more_a_configuration_differs_the_less_it_is_corrected() -> None:
     steps: tuple[KnobValues, ...] = ({}, {"max_num_batched_tokens": 16384}, {"max_num_batched_tokens": 65536})
     found = [correction(learned, {**BATCH, **step}, H200_141GB) for step in steps]
     assert found[0] > found[1] > found[2] > 0
-    assert correction(learned, {**BATCH, "quantization": "fp8"}, H200_141GB) < found[0]
     assert correction(learned, BATCH, Machine("cpu", 2**34, 2**34, 0, "")) == 0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"quantization": "fp8"},
+        {"dtype": "float16"},
+        {"kv_cache_dtype": "fp8"},
+        {"enforce_eager": True},
+        {"tensor_parallel_size": 2},
+        {"pipeline_parallel_size": 2},
+    ],
+    ids=str,
+)
+def test_a_start_says_nothing_of_other_weights_types_or_layouts(other: KnobValues) -> None:
+    learned = Learned((start(BATCH, GIB, "0.26.0"),), vllm_version="0.26.0")
+    assert correction(learned, {**BATCH, **other}, H200_141GB) == 0
+    assert learned.estimate(QWEN_SHAPE, {**BATCH, **other}, H200_141GB).rung is Rung.FORMULA
+    assert learned.estimate(QWEN_SHAPE, BATCH, H200_141GB).rung is Rung.REPORTED
+    assert replace(learned, vllm_version="0.32.0").estimate(QWEN_SHAPE, BATCH, H200_141GB).rung is Rung.FORMULA
 
 
 def test_starts_of_another_version_are_left_out() -> None:
@@ -95,7 +117,7 @@ def test_a_repairer_repairs_with_all_that_holds_and_was_not_left_out() -> None:
     given = {**BATCH, "gpu_memory_utilization": 0.9}
 
     def repaired(known: Learned, now: float) -> Repair:
-        return known.repairer(QWEN_SHAPE, H200_141GB, now, pinned=frozenset(), workload_max_len=None)(given)
+        return known.repairer(KnownModel(QWEN_SHAPE), H200_141GB, now, pinned=frozenset(), workload_max_len=None)(given)
 
     crowded = repaired(learned, 1.0)
     assert [change.name for change in crowded.changes] == ["gpu_memory_utilization"]
@@ -143,7 +165,7 @@ def test_only_what_matters_is_kept_of_the_arguments() -> None:
 
 def test_what_another_process_took_meanwhile_is_no_error_of_the_estimate() -> None:
     wild = start(BATCH, 50 * GIB)
-    assert wild.error_bytes(QWEN_SHAPE) is None
+    assert wild.error_bytes(KnownModel(QWEN_SHAPE)) is None
     assert correction(Learned((wild,)), BATCH) == 0
     # Of what is plausible, half of the starts must agree.
     assert correction(Learned((start(BATCH, GIB), start(BATCH, 0), start(BATCH, 0))), BATCH) == 0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from vllm_sloguard.guard import memory
 from vllm_sloguard.guard.machine import Machine
-from vllm_sloguard.guard.memory import GIB, gib
+from vllm_sloguard.guard.memory import GIB, Budget, gib
 from vllm_sloguard.guard.rules.model_and_devices import shorter
 from vllm_sloguard.guard.rules.rule import Broken, Case, Rule, Stage, Way
 from vllm_sloguard.guard.vllm_defaults import sequences
@@ -42,7 +42,7 @@ def _claimable(case: Case, machine: Machine) -> int:
 
 
 def _outside(case: Case) -> int:
-    return case.budget.outside_bytes if case.budget else 0
+    return case.dependable_budget.outside_bytes if case.dependable_budget else 0
 
 
 def _highest_share(case: Case, machine: Machine) -> float:
@@ -71,9 +71,11 @@ def _stated_kv_is_free(case: Case, taught: bool = False) -> Broken | None:
     machine, kv = case.machine, case.number("kv_cache_memory_bytes")
     if machine is None or kv is None:
         return None
-    fixed, margin = (case.budget.fixed_bytes, case.budget.margin_bytes) if case.budget else (0, 0)
+    budget = case.dependable_budget
+    fixed, margin = (budget.fixed_bytes, budget.margin_bytes) if budget else (0, 0)
+    free = _room(case, machine) if taught else machine.free_bytes
     # Within the estimate's own error, vLLM and not the estimate decides.
-    if kv + fixed + _outside(case) - margin <= (_room(case, machine) if taught else machine.free_bytes):
+    if kv + fixed + _outside(case) - margin <= free:
         return None
     reason = (
         f"kv_cache_memory_bytes {gib(kv)} GiB + weights and activations {gib(fixed)} GiB"
@@ -84,7 +86,8 @@ def _stated_kv_is_free(case: Case, taught: bool = False) -> Broken | None:
         *((("kv_cache_memory_bytes", left),) if left > 0 else ()),
         *_smaller_steps(case, lambda other: _can_serve_at_most(other, machine)),
     )
-    return Broken(reason, ways)
+    proven = kv > free or (budget is not None and budget.proves_weights)
+    return Broken(reason, ways) if proven else _off_the_edge(True, case, Broken(reason, ways))
 
 
 def _stated_kv_is_free_as_learned(case: Case) -> Broken | None:
@@ -92,7 +95,7 @@ def _stated_kv_is_free_as_learned(case: Case) -> Broken | None:
 
 
 def _some_kv_is_left(case: Case) -> Broken | None:
-    budget, machine = case.budget, case.machine
+    budget, machine = case.dependable_budget, case.machine
     if budget is None or machine is None or "kv_cache_memory_bytes" in case.args or budget.kv_bytes > 0:
         return None
     share = case.values.get("gpu_memory_utilization", memory.DEFAULT_UTILIZATION)
@@ -105,22 +108,23 @@ def _some_kv_is_left(case: Case) -> Broken | None:
         f" needs utilization ≥ {needed:.2f}"
     )
     ways = (*_larger_share(case, machine, _surely_starts), *_smaller_steps(case, can_serve))
-    return _off_the_edge(_has_kv(case), case, Broken(reason, ways))
+    return _off_the_edge(_has_kv(case) or not budget.proves_weights, case, Broken(reason, ways))
 
 
 def _off_the_edge(possible: bool, case: Case, broken: Broken) -> Broken | None:
-    """Within the estimate's own error a configuration is moved off the edge where one change is enough.
+    """Where a start is ``possible``, a configuration is changed if one change is enough to be sure of it.
 
-    Where it is not, vLLM and not the guard refuses it.
+    It is possible within the estimate's error, and wherever the estimate proves nothing. If no single change is enough,
+    vLLM and not the guard decides.
     """
     if not possible:
         return broken
     ways = tuple(way for way in broken.ways if way[0] not in case.pinned and _surely_starts(case.but(*way)))
-    return Broken(f"{broken.reason}, give or take the estimate's error", ways) if ways else None
+    return Broken(f"{broken.reason} (within the estimate's error)", ways) if ways else None
 
 
 def _has_kv(case: Case) -> bool:
-    budget = case.budget
+    budget = case.dependable_budget
     # A stated cache is there whatever the share; whether it is free is another rule's.
     return budget is None or "kv_cache_memory_bytes" in case.args or budget.kv_bytes + budget.margin_bytes > 0
 
@@ -143,15 +147,15 @@ def _can_serve_at_most(case: Case, machine: Machine) -> bool:
 
 
 def _most_stated_kv(case: Case, machine: Machine) -> int:
-    return _claimable(case, machine) - (case.budget.fixed_bytes if case.budget else 0)
+    return _claimable(case, machine) - (case.dependable_budget.fixed_bytes if case.dependable_budget else 0)
 
 
 def _one_request_fits(case: Case) -> Broken | None:
-    """kv_cache_utils.py, _check_enough_kv_cache_memory. Left to vLLM for layers of which the estimate is a bound."""
-    budget, shape, machine = case.budget, case.shape, case.machine
-    if budget is None or shape is None or machine is None or shape.hybrid or _fits_with(case, -1):
+    """kv_cache_utils.py, _check_enough_kv_cache_memory. Left to vLLM where the estimate does not know the layers."""
+    budget, machine = _budget_of_cache(case), case.machine
+    if budget is None or machine is None or _fits_with(case, -1):
         return None
-    need = (memory.request_tokens(shape, case.values, machine) or 0) * budget.kv_bytes_per_token
+    need = budget.request_bytes
     reason = (
         f"one request of max_model_len {case.length} takes {gib(need)} GiB of KV,"
         f" {gib(max(0, budget.kv_bytes))} GiB ({budget.kv_tokens} tokens) are there"
@@ -167,7 +171,15 @@ def _one_request_fits(case: Case) -> Broken | None:
         *shorter(case, longest, reason).ways,
         *_for_a_shorter_length(case, machine),
     )
-    return _off_the_edge(_request_fits(case), case, Broken(reason, ways))
+    return _off_the_edge(_request_fits(case) or not budget.proves_cache, case, Broken(reason, ways))
+
+
+def _budget_of_cache(case: Case) -> Budget | None:
+    """The budget, if a configuration may be changed for what it says of the KV cache."""
+    budget = case.dependable_budget
+    if budget is None or not budget.exact_layout or memory.max_model_len(case.shape, case.values) is None:
+        return None
+    return budget
 
 
 def _request_fits(case: Case) -> bool:
@@ -176,18 +188,18 @@ def _request_fits(case: Case) -> bool:
 
 
 def _fits_with(case: Case, margins: int) -> bool:
-    """The same with so many margins granted, or, below 0, asked for; a stated cache is exact."""
-    budget, shape, machine = case.budget, case.shape, case.machine
-    if budget is None or shape is None or machine is None or shape.hybrid:
+    """The same with ``margins`` of the estimate granted, or asked for if it is negative; a stated cache is exact."""
+    budget = _budget_of_cache(case)
+    if budget is None:
         return True
-    need = memory.request_tokens(shape, case.values, machine)
     error = 0 if "kv_cache_memory_bytes" in case.args else margins * budget.margin_bytes
-    return need is None or need * budget.kv_bytes_per_token <= budget.kv_bytes + error
+    return budget.request_bytes <= budget.kv_bytes + error
 
 
 def _surely_starts(case: Case) -> bool:
     """Whether it starts even if the estimate is off by its margin: what a repair aims at."""
-    return case.budget is not None and case.budget.starts and _fits_with(case, -1)
+    budget = case.dependable_budget
+    return budget is not None and budget.starts and _fits_with(case, -1)
 
 
 def _longest(case: Case) -> int:

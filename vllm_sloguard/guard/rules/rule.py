@@ -17,7 +17,7 @@ Version: TypeAlias = tuple[int, ...]
 # An argument and the value that would mend a rule; None is vLLM's default.
 Way: TypeAlias = tuple[str, Value | None]
 # The memory arithmetic of a model's shape, arguments as vLLM reads them, and a machine.
-Estimate: TypeAlias = Callable[[ModelShape, KnobValues, Machine], Budget]
+Estimate: TypeAlias = Callable[[ModelShape, KnobValues, Machine], Budget | None]
 
 
 class Stage(StrEnum):
@@ -104,6 +104,11 @@ class Case:
     def budget(self) -> Budget | None:
         """The memory of this configuration; None without a model's shape or a machine."""
         return self.estimate(self.shape, self.values, self.machine) if self.shape and self.machine else None
+
+    @property
+    def dependable_budget(self) -> Budget | None:
+        """The budget, if a configuration may be changed for it."""
+        return self.budget if self.budget is not None and self.budget.dependable else None
 
     def but(self, name: str, value: Value | None) -> "Case":
         """The same case with one argument changed; None takes it away."""
