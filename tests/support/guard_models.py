@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vllm_sloguard.guard.evidence import Evidence
+from vllm_sloguard.guard.evidence import ModelEvidence
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB, Budget, estimate, weights_bytes
 from vllm_sloguard.guard.model_shape import ModelShape, from_config
@@ -216,7 +216,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def with_checkpoint(shape: ModelShape, args: KnobValues, machine: Machine) -> Budget:
     """The estimate for a model whose checkpoint's headers say the same as the formulas: enough to refuse on."""
     plain = {name: value for name, value in args.items() if name in ("dtype", "quantization")}
-    return estimate(shape, args, machine, evidence=Evidence(checkpoint_bytes=weights_bytes(shape, plain)))
+    return estimate(shape, args, machine, evidence=ModelEvidence(checkpoint_bytes=weights_bytes(shape, plain)))
 
 
 SMALL = from_config(QWEN)

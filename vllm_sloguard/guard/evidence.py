@@ -28,7 +28,7 @@ class Rung(IntEnum):
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ModelEvidence:
     """What is known of a model with certain arguments beside its config.json.
 
     ``checkpoint_bytes`` is the size of all tensors of the checkpoint, ``reported_weights_bytes`` what vLLM said that
@@ -51,7 +51,7 @@ class Evidence:
         return Rung.FORMULA if self.checkpoint_bytes is None else Rung.CHECKPOINT
 
 
-NO_EVIDENCE = Evidence()
+NO_EVIDENCE = ModelEvidence()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from vllm_sloguard.guard.built_model import BuiltModel, built_model_fields, read_built_model
 from vllm_sloguard.guard.checkpoint import checkpoint_bytes
-from vllm_sloguard.guard.evidence import Evidence
+from vllm_sloguard.guard.evidence import ModelEvidence
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.model_shape import ModelShape, beyond_arithmetic, read_shape, stated
 
@@ -140,14 +140,14 @@ class KnownModel:
     checkpoint_bytes: int | None = None
     builds: ModelBuilds | None = None
 
-    def evidence(self, args: Mapping[str, object], machine: Machine | None = None) -> Evidence:
+    def evidence(self, args: Mapping[str, object], machine: Machine | None = None) -> ModelEvidence:
         """What is known of the model with ``args`` beside its shape, for an engine on ``machine``."""
         built = self._built(args)
         if built is not None and built.platform == "cpu" and machine is not None and machine.kind == "cuda":
             # vLLM runs on the CPU here, and is asked about a GPU, where its blocks are smaller.
             built = self._built({"block_size": _CUDA_BLOCK, **args}) or built
         changed = built is None and beyond_arithmetic(args)
-        return Evidence(built, None if changed else self._loaded_bytes(args))
+        return ModelEvidence(built, None if changed else self._loaded_bytes(args))
 
     def _built(self, args: Mapping[str, object]) -> BuiltModel | None:
         if self.folder is None or self.builds is None:

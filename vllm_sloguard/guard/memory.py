@@ -22,7 +22,7 @@ from vllm_sloguard.guard.activation_memory import (
     sampling_bytes,
 )
 from vllm_sloguard.guard.cuda_allocator import unused_bytes
-from vllm_sloguard.guard.evidence import ERROR_BANDS, NO_EVIDENCE, UNMEASURED_ACTIVATIONS, Evidence, Rung
+from vllm_sloguard.guard.evidence import ERROR_BANDS, NO_EVIDENCE, UNMEASURED_ACTIVATIONS, ModelEvidence, Rung
 from vllm_sloguard.guard.kv_cache import KvLayout, built_layouts, kv_bytes_per_token, layout
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.model_shape import ModelShape
@@ -128,7 +128,7 @@ def estimate(
     *,
     version: MinorVersion = MEASURED,
     correction_bytes: int = 0,
-    evidence: Evidence = NO_EVIDENCE,
+    evidence: ModelEvidence = NO_EVIDENCE,
 ) -> Budget:
     """The budget of ``args`` (EngineArgs names; absent means vLLM's default) for a model on a machine.
 
@@ -187,7 +187,7 @@ def estimate(
     )
 
 
-def _ranks(shape: ModelShape, args: KnobValues, machine: Machine, evidence: Evidence) -> list[_Rank]:
+def _ranks(shape: ModelShape, args: KnobValues, machine: Machine, evidence: ModelEvidence) -> list[_Rank]:
     """Weights and KV pool of each pipeline stage."""
     built, reported = evidence.built, evidence.reported_weights_bytes
     if built is not None:
@@ -204,7 +204,7 @@ def _ranks(shape: ModelShape, args: KnobValues, machine: Machine, evidence: Evid
     return ranks
 
 
-def _bytes_per_token(shape: ModelShape, args: KnobValues, evidence: Evidence) -> int:
+def _bytes_per_token(shape: ModelShape, args: KnobValues, evidence: ModelEvidence) -> int:
     if evidence.built is None:
         return kv_bytes_per_token(shape, args)
     return max(stage.bytes_per_token for stage in evidence.built.stages)

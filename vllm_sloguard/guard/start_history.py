@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from vllm_sloguard.guard import memory
 from vllm_sloguard.guard.activation_memory import MEASURED, MinorVersion
-from vllm_sloguard.guard.evidence import Evidence
+from vllm_sloguard.guard.evidence import ModelEvidence
 from vllm_sloguard.guard.known_model import KnownModel
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB, Budget
@@ -82,7 +82,7 @@ class ReportedStart:
         plausible = abs(taken - budget.fixed_bytes) <= _PLAUSIBLE_SHARE * budget.fixed_bytes + _PLAUSIBLE_BYTES
         return taken - budget.fixed_bytes if plausible else None
 
-    def evidence(self, known: KnownModel) -> Evidence:
+    def evidence(self, known: KnownModel) -> ModelEvidence:
         """What is known of the model as it was started, with the weights that vLLM reported."""
         found = known.evidence(self.args, self.machine)
         return replace(found, reported_weights_bytes=self.weights_bytes)
