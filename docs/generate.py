@@ -97,7 +97,7 @@ def knobs_page() -> str:
             for k in KNOBS.values()
         ),
     ]
-    seen = mended()
+    seen = repairing_rules()
     for knob in KNOBS.values():
         lines += ["", f"## {knob.name}", "", *_knob(knob, seen.get(knob.name, {}))]
     return "\n".join(lines) + "\n"
@@ -128,7 +128,7 @@ def _knob(knob: Knob, rules: dict[str, str]) -> Iterator[str]:
         yield f"  - `{name}`: {demand}"
 
 
-def mended() -> dict[str, dict[str, str]]:
+def repairing_rules() -> dict[str, dict[str, str]]:
     """By argument, the rules that changed it in random configurations, with what each demands; in the rules' order."""
     draw = random.Random(0)  # noqa: S311 - the same each time
     shapes: list[ModelShape | None] = [None, from_config(_DEMO_SIZED), from_config(_7B_SIZED)]

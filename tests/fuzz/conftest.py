@@ -1,4 +1,4 @@
-"""Prints how many inputs of each kind were tried, by all processes of pytest-xdist together."""
+"""Prints how many inputs of each kind were tried, over all pytest-xdist workers."""
 
 from typing import Any
 
@@ -7,20 +7,20 @@ from malformed import COUNTS, KINDS
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A worker tells what it has counted."""
+    """A worker reports its counts."""
     if (output := getattr(session.config, "workeroutput", None)) is not None:
         output["malformed"] = [[*of, count] for of, count in COUNTS.items()]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Adds what a worker has told."""
+    """Adds the counts of a worker."""
     for kind, became, count in getattr(node, "workeroutput", {}).get("malformed", ()):
         COUNTS[kind, became] += count
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line a kind, after the tests."""
+    """Prints one line per kind after the tests."""
     if not COUNTS:
         return
     terminalreporter.section("malformed inputs")

@@ -1,4 +1,4 @@
-"""Any bytes as a log: a crash comes back, its evidence is bounded, and its line number exists."""
+"""Any text as a log: it is classified, the evidence is bounded, and the line number exists."""
 
 from hypothesis import given
 from hypothesis import strategies as st

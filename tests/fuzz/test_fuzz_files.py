@@ -1,4 +1,4 @@
-"""Malformed files: each is refused in one clear line or read, and nothing is changed by reading."""
+"""Malformed files: each is read or refused in one clear line, and reading changes nothing."""
 
 import contextlib
 import io
@@ -49,7 +49,7 @@ SMALL = MODELS[min(MODELS)]
 
 
 def unchanged(folder: Path, attempt: Callable[[], object]) -> Callable[[], None]:
-    """``attempt``, silently, and nothing below ``folder`` is another than before."""
+    """Runs ``attempt`` without output and asserts that no file below ``folder`` changed."""
 
     def checked() -> None:
         before = contents(folder)
@@ -95,7 +95,7 @@ def test_result_files(content: bytes) -> None:
 
 
 def asked_of_the_guard(model: Path, state: Path | None) -> None:
-    """Both commands that read a model and what was learned."""
+    """The two commands that read a model and the learned limits."""
     with contextlib.suppress(SystemExit):
         for as_json in (True, False):
             guard.budget(
@@ -139,7 +139,7 @@ def test_models(content: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model's folder."""
+    """A model folder."""
     folder = tmp_path_factory.mktemp("model")
     (folder / "config.json").write_text(json.dumps(SMALL))
     return folder

@@ -1,4 +1,4 @@
-"""A damaged journal: what reads it says so in one line, and leaves it as it is."""
+"""A damaged journal: readers report it in one line and leave it unchanged."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ from vllm_sloguard.guard.start_history import LearnedLimit, LimitKind, ReportedS
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A journal with something in every table."""
+    """A journal with rows in every table."""
     folder = tmp_path_factory.mktemp("journal")
     journal = Journal(folder)
     journal.enter("serving", "the engine is up")
@@ -51,7 +51,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_all(folder: Path) -> None:
-    """Everything that `status`, `trials` and the sidecar's own start read."""
+    """Everything that `status`, `trials` and the sidecar read at startup."""
     before = (folder / JOURNAL_FILE).read_bytes()
     failed: JournalError | None = None
     for command in (operator.status, main.trials):
@@ -119,7 +119,7 @@ def test_rows(whole: Path, data: st.DataObject) -> None:
 
 
 def _broken(data: st.DataObject, value: Any) -> Any:
-    """Another value of a column: JSON with other values, other bytes, or something else altogether."""
+    """Another value for a column: changed JSON, changed bytes, or another type."""
     try:
         content = json.loads(value)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Malformed answers of the load client: each is an error of the load in one line, or a result that can be judged."""
+"""Malformed output of the load client: a one-line load error, or a result that can be judged."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ GOOD = {
 
 @dataclass(frozen=True)
 class Told:
-    """A client that answers what the file ``answer`` holds."""
+    """A client that replies with the content of the file ``answer``."""
 
     client: LoadClient
     answer: Path
@@ -41,7 +41,7 @@ class Told:
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Generator[Told]:
-    """One for the module; it is started again after an answer that can't be read."""
+    """One client for the module; it is restarted after an unreadable reply."""
     folder = tmp_path_factory.mktemp("client")
     (folder / "client").write_text(CLIENT)
     (folder / "client").chmod(0o700)

@@ -1,4 +1,4 @@
-"""Malformed messages on the private socket: an error of gRPC's own for each, and the service is as it was."""
+"""Malformed messages on the private socket: each gets a gRPC error, and the service is unchanged."""
 
 import contextlib
 import logging
@@ -42,19 +42,19 @@ CLEAR = {
 
 
 def called(channel: Any, method: str) -> Any:
-    """A call that sends and returns bytes as they are."""
+    """A call that sends and returns raw bytes."""
     return channel.unary_unary(f"/sloguard.v1.{method}")
 
 
 class Logged(logging.Handler):
-    """What gRPC's server has logged."""
+    """The log of gRPC's server."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keeps it as it would be written."""
+        """Keeps the formatted record."""
         self.lines.append(self.format(record))
 
 
@@ -72,7 +72,7 @@ class Hearing:
 
 @pytest.fixture(scope="module")
 def hearing(tmp_path_factory: pytest.TempPathFactory) -> Generator[Hearing]:
-    """One for the module."""
+    """Shared by the module."""
     folder = tmp_path_factory.mktemp("hub")
     metrics = Metrics(load_config(fake_config(folder)))
     hub, logged = TelemetryHub(metrics.heard), Logged()
@@ -113,7 +113,7 @@ WHOLE = {
 
 @st.composite
 def filled(draw: st.DrawFn, kind: Any) -> Any:
-    """A message of ``kind`` with any values that its fields can carry, in any of its fields."""
+    """A message of ``kind`` with arbitrary values in arbitrary fields."""
     message = kind()
     for field in kind.DESCRIPTOR.fields:
         if not draw(st.booleans()):
@@ -149,7 +149,7 @@ MESSAGES = st.one_of(
 
 
 def answered(kind: str, call: Any, message: bytes) -> None:
-    """Calls, and checks what comes back."""
+    """Makes the call and checks the reply."""
     error = refused(call, message)
     if error is None:
         COUNTS[kind, "taken"] += 1
@@ -160,7 +160,7 @@ def answered(kind: str, call: Any, message: bytes) -> None:
 
 
 def refused(call: Any, message: bytes) -> Any:
-    """The error of a call, None where there is none."""
+    """The error of a call, or None."""
     try:
         call(message, timeout=60)
     except grpc.RpcError as error:
@@ -221,7 +221,7 @@ def test_telemetry_is_still_taken_and_shown(hearing: Hearing) -> None:
 
 @dataclass(frozen=True)
 class Controlled:
-    """A sidecar that serves, and its control service's calls by name."""
+    """A serving sidecar and the calls of its control service by name."""
 
     config_file: Path
     config: Config
@@ -230,7 +230,7 @@ class Controlled:
 
 @pytest.fixture(scope="module")
 def controlled(tmp_path_factory: pytest.TempPathFactory) -> Generator[Controlled]:
-    """One for the module."""
+    """Shared by the module."""
     config_file = fake_config(tmp_path_factory.mktemp("controlled"))
     config = load_config(config_file)
     with serving(config_file), grpc.insecure_channel(unix_target(str(config.socket))) as channel:
@@ -249,7 +249,7 @@ RETUNES = OUTSIDE.map(retune)
 
 
 def malformed(method: str, message: bytes) -> bool:
-    """Whether it can't be read, or asks for what no window can be."""
+    """Whether the request can't be parsed, or names an impossible window."""
     kind = message_factory.GetMessageClass(METHODS[method])
     try:
         read: Any = kind.FromString(message)

@@ -1,4 +1,4 @@
-"""Whatever is sent, the sidecar keeps its memory, its threads and its word."""
+"""Hostile input: memory and threads stay bounded, and the service continues."""
 
 import http.client
 import math
@@ -23,7 +23,7 @@ from vllm_sloguard.wire.telemetry_pb2_grpc import TelemetryServiceStub, add_Tele
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """Of a sidecar on the fake engine."""
+    """Configuration of a sidecar on the fake engine."""
     return load_config(fake_config(tmp_path))
 
 
@@ -95,10 +95,10 @@ def test_words_and_times_that_an_engine_makes_up_leave_the_metrics_whole(config:
 
 
 class Endless(BaseHTTPRequestHandler):
-    """Answers everything without an end."""
+    """Answers every request with an endless body."""
 
     def do_GET(self) -> None:
-        """As much as is read."""
+        """Sends until the client closes."""
         self.send_response(200)
         self.end_headers()
         try:
@@ -108,12 +108,12 @@ class Endless(BaseHTTPRequestHandler):
             return
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @pytest.fixture
 def endless() -> Generator[int]:
-    """The port of a server that never ends its answers."""
+    """The port of a server whose responses never end."""
     server = HTTPServer(("127.0.0.1", 0), Endless)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield int(server.server_address[1])

@@ -1,4 +1,4 @@
-"""What the code does not do: evaluate texts, unpickle, load YAML's objects, or pass anything through a shell."""
+"""The code never evaluates text, unpickles, loads YAML objects, or uses a shell."""
 
 import ast
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The sidecar writes in its state folder, and follows no path out of it that its own records name."""
+"""The sidecar writes only in its state folder, and follows no recorded path out of it."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The state folder and its socket are for one user alone."""
+"""The state folder and its socket are private to one user."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Over TCP, orders are taken from holders of a certificate and of the token alone."""
+"""Over TCP, commands need a client certificate and the token."""
 
 import socket
 import subprocess
@@ -40,7 +40,7 @@ def certificate(folder: Path, name: str, signer: str = "") -> None:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Certificates of a server, of a client, and of a client that somebody else has signed."""
+    """Certificates of a server, of a client, and of a client with another signer."""
     folder = tmp_path_factory.mktemp("keys")
     for name, signer in (("ca", ""), ("other-ca", ""), ("server", "ca"), ("client", "ca"), ("stranger", "other-ca")):
         certificate(folder, name, signer)
@@ -52,7 +52,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Served:
-    """A sidecar that takes calls over TCP."""
+    """A sidecar that accepts calls over TCP."""
 
     config_file: Path
     config: Config
@@ -70,7 +70,7 @@ def served(keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[Se
 
 
 def elsewhere(served: Served, folder: Path, **files: str) -> Path:
-    """The file of a client on another machine, where there is no socket."""
+    """The configuration file of a client on another machine, which has no socket."""
     content = yaml.safe_load(served.config_file.read_text())
     own = {"certificate": "client.pem", "key": "client.key", **files}
     keys = Path(served.section["ca"]).parent
@@ -81,7 +81,7 @@ def elsewhere(served: Served, folder: Path, **files: str) -> Path:
 
 
 def asked(config_file: Path, metadata: tuple[tuple[str, str], ...] | None = None) -> grpc.StatusCode:
-    """The status of a call that the sidecar would refuse for its content alone."""
+    """The status of a call that an authorised caller would see refused for its content."""
     request = control_pb2.RetuneRequest(duration_seconds=-1)
     with remote_rpc.channel(load_config(config_file)) as (channel, own), pytest.raises(grpc.RpcError) as refused:
         ControlServiceStub(channel).Retune(request, timeout=60, metadata=own if metadata is None else metadata)

@@ -18,7 +18,7 @@ SECRETS = (API_KEY, HF_TOKEN, OUTER)
 
 
 def command_lines() -> set[str]:
-    """Of every process of this machine that can be looked at."""
+    """Command lines of every readable process of this machine."""
     found: set[str] = set()
     for process in psutil.process_iter():
         try:
@@ -33,7 +33,7 @@ def leaks(texts: dict[str, str]) -> list[str]:
 
 
 def written(config: Config, config_file: Path) -> dict[str, str]:
-    """Every file of the state folder, and what the sidecar said."""
+    """Every file of the state folder, and the sidecar's output."""
     files = [said_by(config_file), *(path for path in config.state.rglob("*") if path.is_file())]
     return {str(path): path.read_bytes().decode("latin-1") for path in files}
 

@@ -1,4 +1,4 @@
-"""A landscape of one knob, to be bent by each test, and the file that holds it."""
+"""A landscape of one knob that tests vary, and the file that holds it."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Real vLLM, from the demo's configuration: its tiny model, its CPU settings."""
+"""Real vLLM with the demo's configuration: its tiny model and CPU settings."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -56,7 +56,7 @@ class Bench:
 
 @contextmanager
 def bench(config_file: Path) -> Generator[Bench]:
-    """Everything that a trial needs, and nothing left behind at the end."""
+    """Everything that a trial needs; cleans up at the end."""
     config = load_config(config_file)
     journal = Journal(config.state)
     metrics = Metrics(config)

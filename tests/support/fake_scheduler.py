@@ -1,4 +1,4 @@
-"""A scheduler with vLLM's fields and its rules for admission, tokens and prefix caching, and nothing of the rest."""
+"""A scheduler with vLLM's fields and its rules for admission, token budget and prefix caching."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Request:
-    """So many prompt tokens to go, then so many output tokens, one a step."""
+    """A request: prompt tokens left, then output tokens, one per step."""
 
     prompt: int
     output: int
@@ -16,7 +16,7 @@ class Request:
 
 @dataclass
 class Output:
-    """What the plugin reads of vLLM's SchedulerOutput."""
+    """The fields of vLLM's SchedulerOutput that the plugin reads."""
 
     scheduled_new_reqs: list[Request] = field(default_factory=list[Request])
     num_scheduled_tokens: dict[str, int] = field(default_factory=dict[str, int])
@@ -24,7 +24,7 @@ class Output:
 
 
 class FakeScheduler:
-    """vllm/v1/core/sched/scheduler.py in small; with ``separate_limit`` as 0.32 has it, without as 0.26."""
+    """A small vllm/v1/core/sched/scheduler.py; ``separate_limit``: as in 0.32, else as in 0.26."""
 
     def __init__(self, seqs: int = 16, tokens: int = 1024, *, separate_limit: bool = True) -> None:
         self.max_num_running_reqs = seqs

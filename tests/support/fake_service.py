@@ -1,4 +1,4 @@
-"""`sloguard serve` as a process on the fake engine, for tests that look at it from outside."""
+"""`sloguard serve` as a process on the fake engine, for tests that observe it from outside."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ _PATIENCE_S = 120.0
 
 
 def fake_config(folder: Path, **sections: Any) -> Path:
-    """A configuration whose engine is the fake one; ``sections`` are laid over it."""
+    """A configuration with the fake engine; ``sections`` override it."""
     engine = {
         "args": {"max-num-seqs": 2, "max-model-len": 512},
         "python": str(FAKE),
@@ -43,7 +43,7 @@ def fake_config(folder: Path, **sections: Any) -> Path:
 
 @contextmanager
 def serving(config_file: Path, **environment: str) -> Generator["subprocess.Popen[str]"]:
-    """`sloguard serve` once it serves; it and its engines are gone at the end. What it says goes to ``said``."""
+    """`sloguard serve`, once it serves; ends it and its engines afterwards. Its output goes to ``said``."""
     config = load_config(config_file)
     said = said_by(config_file)
     began = time.time()
@@ -68,12 +68,12 @@ def serving(config_file: Path, **environment: str) -> Generator["subprocess.Pope
 
 
 def said_by(config_file: Path) -> Path:
-    """The file that has what ``serving`` said."""
+    """The file with the output of ``serving``."""
     return config_file.with_name("said.txt")
 
 
 def await_state(state: Path, wanted: str, process: "subprocess.Popen[str]", since: float = 0.0) -> None:
-    """Waits until the journal says ``wanted``, entered after ``since``: that of an earlier sidecar is there too."""
+    """Waits for state ``wanted``, entered after ``since``: an earlier sidecar's states are in the journal, too."""
     deadline = time.monotonic() + _PATIENCE_S
     while state_of(state, since) != wanted:
         assert process.poll() is None, "it has ended"
@@ -82,7 +82,7 @@ def await_state(state: Path, wanted: str, process: "subprocess.Popen[str]", sinc
 
 
 def state_of(state: Path, since: float = 0.0) -> str:
-    """The last state that the journal tells; empty while there is none that was entered after ``since``."""
+    """The last state in the journal that was entered after ``since``; empty where there is none."""
     try:
         record = Journal(state, read_only=True).state()
     except JournalError:
@@ -91,7 +91,7 @@ def state_of(state: Path, since: float = 0.0) -> str:
 
 
 def sloguard(*args: object, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """One command, to its end."""
+    """Runs one command to completion."""
     command = [*SLOGUARD, *map(str, args)]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environment}

@@ -22,7 +22,7 @@ _BLOCKS = 0.1  # of the KV cache, a request
 
 
 class Telemetry:
-    """The plugin of one engine; with ``whole``, it tells of requests and of the KV cache too."""
+    """The plugin of one engine; ``whole``: it reports requests and the KV cache, too."""
 
     def __init__(self, model: str, *, whole: bool) -> None:
         self.metrics = VllmMetrics(model)
@@ -39,7 +39,7 @@ class Telemetry:
         self._link.emit(pb.Event(**kind))
 
     def stepped(self, running: int, waiting: int) -> None:
-        """One step, with so many requests in the engine."""
+        """Reports one step and the requests in the engine."""
         usage = min(_BLOCKS * running, 1.0)
         self.metrics.level(running, waiting, usage)
         stats = pb.StepStats(steps=1, generated_tokens=1)
@@ -48,7 +48,7 @@ class Telemetry:
         self._emit(step_stats=stats)
 
     def finished(self, e2e_s: float, prompt_tokens: int, output_tokens: int) -> None:
-        """One request that has ended; a third of its time went by before the first token."""
+        """Reports a finished request; its TTFT is a third of its E2E latency."""
         ttft_s = e2e_s / 3
         itl_s = (e2e_s - ttft_s) / max(output_tokens - 1, 1)
         self.metrics.finished(ttft_s, itl_s, e2e_s, prompt_tokens, output_tokens)
@@ -98,13 +98,13 @@ class VllmMetrics:
         return Histogram(name, "…", _LABELS, buckets=_SECONDS, registry=self._registry).labels(*self._of)
 
     def level(self, running: int, waiting: int, kv_usage: float) -> None:
-        """The scheduler's levels."""
+        """The scheduler's gauges."""
         self._running.set(running)
         self._waiting.set(waiting)
         self._kv_usage.set(kv_usage)
 
     def finished(self, ttft_s: float, itl_s: float, e2e_s: float, prompt_tokens: int, output_tokens: int) -> None:
-        """One request that has ended."""
+        """Counts a finished request."""
         self._success.labels(*self._of, "length").inc()
         self._prompt_tokens.inc(prompt_tokens)
         self._generation_tokens.inc(output_tokens)
@@ -116,5 +116,5 @@ class VllmMetrics:
         self._queue.observe(ttft_s / 2)
 
     def page(self) -> bytes:
-        """The exposition."""
+        """The Prometheus exposition."""
         return generate_latest(self._registry)

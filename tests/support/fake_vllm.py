@@ -35,25 +35,25 @@ OOM_TEXT = (
     "(EngineCore pid=1) ERROR 11-22 05:14:16 [core.py:1510] torch.OutOfMemoryError: CUDA out of memory. "
     "Tried to allocate 2.00 GiB.\nRuntimeError: Engine core initialization failed. See root cause above."
 )
-# The end of tests/vllm_sloguard/crash_logs/batched_tokens_below_seqs.log.
+# The end of tests/vllm_sloguard/crash/logs/batched_tokens_below_seqs.log.
 FAIL_TEXT = (
     "(APIServer pid=1) pydantic_core._pydantic_core.ValidationError: 1 validation error for SchedulerConfig\n"
     "  Value error, max_num_batched_tokens (8) must be greater than or equal to max_num_seqs (16)."
 )
 DEATH_TEXT = "(APIServer pid=1) ERROR 11-22 05:14:16 [async_llm.py:707] EngineDeadError: EngineCore has failed."
-# A core whose server and sidecar are both gone for good would stay behind for ever.
+# Bounds the life of a core whose server and sidecar are both gone.
 _LONGEST_LIFE_S = 300.0
 
 
 class Script:
-    """What is to go wrong, and what has been started."""
+    """The faults to inject, and the record of starts."""
 
     def __init__(self, folder: str, role: str) -> None:
         self._folder = Path(folder) if folder else None
         self._role = role
 
     def take(self, fault: str) -> bool:
-        """Whether ``fault`` is due; each of its files is one time."""
+        """Whether ``fault`` is due; each of its files injects it once."""
         if self._folder is None:
             return False
         for token in sorted(self._folder.glob(f"{self._role}.{fault}.*")):
@@ -63,11 +63,11 @@ class Script:
         return False
 
     def holds(self, fault: str) -> bool:
-        """Whether ``fault`` holds now."""
+        """Whether ``fault`` is active."""
         return self._folder is not None and (self._folder / fault).exists()
 
     def started(self, max_num_seqs: int, parent: int) -> None:
-        """Takes the card, for as long as this process lives, and tells of the start."""
+        """Locks the GPU for the life of this process, and records the start."""
         if self._folder is None:
             return
         # Nobody is left to end it when a whole campaign is killed.
@@ -84,7 +84,7 @@ class Script:
 
 
 class Core:
-    """The engine core: a process of its own that makes the tokens, and stays behind when its server is killed."""
+    """The engine core: a separate process that generates tokens and outlives a killed server."""
 
     def __init__(self, script: Script, max_num_seqs: int) -> None:
         self._socket, theirs = socket.socketpair()
@@ -99,14 +99,14 @@ class Core:
         self.step()  # it is up once it has answered
 
     def step(self) -> bool:
-        """One step; whether the core lives."""
+        """Runs one step; False where the core is dead."""
         with self._lock, suppress(OSError):
             self._socket.sendall(b"?")
             return self._socket.recv(1) == b"!"
         return False
 
     def end(self) -> None:
-        """Ends it, as vLLM's server does on its way down."""
+        """Ends the core, as vLLM's server does when it shuts down."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
@@ -121,7 +121,7 @@ def _make_tokens(server: socket.socket) -> None:
 
 
 class Engine(BaseHTTPRequestHandler):
-    """vLLM's HTTP, as far as the sidecar uses it."""
+    """The part of vLLM's HTTP API that the sidecar uses."""
 
     max_num_seqs = 0
     model = "fake"
@@ -132,7 +132,7 @@ class Engine(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Health, the model's name, and what the load client asks."""
+        """Health, the model name, and the load client's requests."""
         if self.path == "/metrics" and self.telemetry is not None:
             self._send(self.telemetry.metrics.page())
         elif self.path == "/load":
@@ -192,7 +192,7 @@ class Engine(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Says nothing of clients that have gone."""
+    """Logs nothing about clients that disconnected."""
 
     daemon_threads = True
 
@@ -201,7 +201,7 @@ class Server(ThreadingHTTPServer):
 
 
 def say(text: str) -> None:
-    """A line of the log; logging never fails a server, a full disk included."""
+    """Writes a log line; never fails, not even on a full disk."""
     with suppress(OSError):
         os.write(1, text.encode() + b"\n")
 
@@ -239,7 +239,7 @@ def _failure() -> str | None:
 
 
 def _stop(server: Server, timeout_s: float) -> None:
-    """Takes no new requests, finishes those in flight, and ends."""
+    """Drains: accepts no new requests, finishes those in flight, and exits."""
 
     def end() -> None:
         server.socket.close()
@@ -254,7 +254,7 @@ def _stop(server: Server, timeout_s: float) -> None:
 
 
 def _end_with_core() -> None:
-    """What vLLM does when its core has died: says so and ends, with code 0."""
+    """What vLLM does when its core has died: logs it and exits with code 0."""
     os.waitpid(Engine.core.pid, 0)
     say(DEATH_TEXT)
     time.sleep(0.1)
@@ -262,7 +262,7 @@ def _end_with_core() -> None:
 
 
 def _tell(model: str) -> None:
-    """Engine.telemetry is there once the link is up: its imports must not make the start slower."""
+    """Sets Engine.telemetry once the link is up: its imports must not slow the start."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from fake_telemetry import Telemetry
 
@@ -270,7 +270,7 @@ def _tell(model: str) -> None:
 
 
 def send_loads() -> int:
-    """The load client: more sequences are faster, and the spread of the requests is always the same."""
+    """The load client: more sequences are faster; the spread over requests is constant."""
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -301,7 +301,7 @@ def _complete(url: str) -> None:
 
 
 def main() -> int:
-    """As which of vLLM's programs it was started."""
+    """Runs as the vLLM program that it was started as."""
     argv = sys.argv[1:]
     if "-c" in argv:
         return 1  # no distribution is named vllm, as with the CPU build

@@ -1,4 +1,4 @@
-"""config.json of model families, with published values, as far as memory depends on them; and machines."""
+"""Published config.json values that memory depends on, by model family; and machines."""
 
 from typing import Any
 

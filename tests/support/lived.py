@@ -32,7 +32,7 @@ _PATIENCE_S = 120.0
 
 @dataclass(frozen=True)
 class Lived:
-    """The Prometheus that has seen it, and the sidecar, which still runs."""
+    """The Prometheus that scraped it, and the sidecar, which still runs."""
 
     prometheus: PrometheusServer
     config: Config
@@ -40,7 +40,7 @@ class Lived:
     served_before: float  # requests of users before the engine crashed, by what does not serve any more
 
     def metrics(self) -> str:
-        """What the sidecar shows now."""
+        """The sidecar's current metrics."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.config.metrics.port}/metrics", timeout=10) as answer:
             return answer.read().decode()
 
@@ -72,7 +72,7 @@ def lived(folder: Path, *, users_s: float = 3.0, load_s: float = 0.1, budget: in
         for _ in range(2):
             _crash(config.state)
         time.sleep(users_s)
-        # What serves now is counted anew, and few of its requests are slow.
+        # The new engine counts from zero, and few of its requests are slow.
         missed = partial(prometheus.query, 'sloguard_slo_misses_total{objective="e2e"} > 0')
         _until(missed, "a request over its limit")
         prometheus.wait_until_up()
@@ -99,14 +99,14 @@ def _config(folder: Path, budget: int) -> Path:
 
 
 def _ended(config: Config) -> str:
-    """How the window has ended; empty while it has not."""
+    """The outcome of the window; empty before it has ended."""
     operations = Operations(Journal(config.state, read_only=True), config.base_digest())
     last = operations.last_window()
     return last.content["outcome"] if last is not None and state_of(config.state) == "serving" else ""
 
 
 def _crash(state: Path) -> None:
-    """Kills the engine that serves, and waits until the sidecar has brought one up again."""
+    """Kills the serving engine and waits until the sidecar has started another."""
     journal = Journal(state, read_only=True)
     (engine,) = journal.engines()
     os.kill(engine.identity.pid, signal.SIGKILL)
@@ -122,7 +122,7 @@ def _until(holds: Callable[[], object], what: str, within_s: float = _PATIENCE_S
 
 @contextmanager
 def _users(url: str) -> Generator[None]:
-    """Ten requests a second, one in eight of them slow; what fails is asked again."""
+    """Ten requests a second, one in eight of them slow; failures are retried."""
     ended = threading.Event()
 
     def use(first: int) -> None:

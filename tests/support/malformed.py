@@ -76,7 +76,7 @@ _TOKENS = st.sampled_from(
 
 @st.composite
 def broken_bytes(draw: st.DrawFn, whole: bytes) -> bytes:
-    """``whole`` with a few parts replaced, cut out, doubled, or with something put in between."""
+    """``whole`` with a few parts replaced, removed, doubled or inserted."""
     content = whole
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, max(len(content) - 1, 0)))
@@ -88,7 +88,7 @@ def broken_bytes(draw: st.DrawFn, whole: bytes) -> bytes:
 
 @st.composite
 def broken_values(draw: st.DrawFn, whole: Any) -> Any:
-    """``whole``, of lists and dictionaries, with one to three values replaced, left out or added somewhere in it."""
+    """``whole`` (lists and dictionaries) with one to three values replaced, removed or added."""
     for _ in range(draw(st.integers(1, 3))):
         whole = _altered(draw, whole)
     return whole
@@ -118,7 +118,7 @@ def _altered(draw: st.DrawFn, value: Any) -> Any:
 
 
 def took(kind: str, attempt: Callable[[], object], *refusals: type[Exception]) -> None:
-    """``attempt`` works, or fails with one of ``refusals`` in one clear line; all else is a failure of the test."""
+    """Asserts that ``attempt`` works, or fails with one of ``refusals`` in one clear line."""
     try:
         attempt()
     except refusals as error:
@@ -129,7 +129,7 @@ def took(kind: str, attempt: Callable[[], object], *refusals: type[Exception]) -
 
 
 def assert_clear(line: str) -> None:
-    """One line for people, of a length that they read."""
+    """Asserts that the message is one line of readable length."""
     assert line.strip(), "it says nothing"
     assert len(line.split("\n")) == 1, f"more than a line: {line!r}"
     assert len(line) < 2000, f"{len(line)} characters"

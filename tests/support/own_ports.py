@@ -1,4 +1,4 @@
-"""Ports for the servers of tests: each worker of pytest-xdist has its own, and the system gives them to nobody."""
+"""Ports for the servers of tests: a range per pytest-xdist worker, outside the system's ephemeral ports."""
 
 import itertools
 import os
@@ -15,6 +15,6 @@ _offset = os.getpid()
 
 
 def own_port() -> int:
-    """A port that is free on the loopback interface, and is not given again for long."""
+    """A port that is free on the loopback interface and not reused soon."""
     ports = (_first + (number + _offset) % _A_WORKER for number in _numbers)
     return next(port for port in ports if port_free("127.0.0.1", port))

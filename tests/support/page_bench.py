@@ -44,14 +44,14 @@ OOM = Crash(
 
 
 def page_config(folder: Path, **sections: Any) -> Path:
-    """A configuration with a page on a port of its own; ``sections`` are laid over it."""
+    """A configuration with a page on its own port; ``sections`` override it."""
     page = {"enabled": True, "port": own_port(), **sections.pop("page", {})}
     return write_config(folder, page=page, **sections)
 
 
 @dataclass
 class PageBench:
-    """What stands behind the page, and its address."""
+    """The parts behind the page, and its address."""
 
     config: Config
     journal: Journal
@@ -65,7 +65,7 @@ class PageBench:
 
     @property
     def token(self) -> str:
-        """As an operator reads it."""
+        """The state as an operator reads it."""
         return (self.config.state / "page.token").read_text().strip()
 
     def enter(self, state: State, why: str) -> None:
@@ -73,12 +73,12 @@ class PageBench:
         self.progress.enter(state, Cause.STARTED, why)
 
     def serve(self, why: str) -> None:
-        """Comes up, as the service does."""
+        """Goes through the states of a start."""
         self.enter(State.STARTING, "the sidecar has started")
         self.enter(State.SERVING, why)
 
     def tune(self, left_s: float) -> Run:
-        """Opens a window, and begins a run in it."""
+        """Opens a window and begins a run in it."""
         self.operations.record(EventKind.WINDOW_OPENED, reason="a window was asked for")
         self.progress.window_end = time.monotonic() + left_s
         self.enter(State.DRAINING, "a window was asked for")
@@ -98,7 +98,7 @@ class PageBench:
         return self.journal.begin_trial(run.id, Plan(role, knobs, knobs, phase, reason))
 
     def tried(self, run: Run, role: Role, phase: str, ended: Result | None, **args: Any) -> Trial:
-        """A trial that has ended; None for one that was given up."""
+        """A finished trial; None for an aborted one."""
         return self.journal.end_trial(self.begin(run, role, phase, **args), ended)
 
     def tell(self, engine_id: str, *latencies_ms: tuple[float, float, float]) -> None:
@@ -126,7 +126,7 @@ class PageBench:
 
 
 def measured(ttft_ms: float = 300, itl_ms: float = 20, e2e_ms: float = 700, mean_ms: float | None = 300) -> Measurement:
-    """What a load showed."""
+    """The measurement of a load."""
     return Measurement(
         requests=100,
         failed=0,
@@ -148,7 +148,7 @@ def result(measurement: Measurement, *, violation: float = 0.0, stopped: str = "
 
 @contextmanager
 def page_bench(config_file: Path, url: str | None = None) -> Generator[PageBench]:
-    """Serves the page, whose address it says unless ``url`` is given."""
+    """Serves the page, and prints its address unless ``url`` is given."""
     config = load_config(config_file)
     config.state.mkdir(mode=0o700, exist_ok=True)
     journal, requests, metrics = Journal(config.state), Mailbox(), Metrics(config)
@@ -190,7 +190,7 @@ def told(url: str) -> dict[str, Any]:
 
 
 def events(stream: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Server-sent events, as they come."""
+    """Server-sent events as they arrive."""
     name = ""
     for line in stream:
         text = line.decode().rstrip("\n")

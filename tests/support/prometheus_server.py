@@ -111,5 +111,5 @@ class PrometheusServer:
         return ask(self.url, "query", {"query": promql})["result"]
 
     def rules(self) -> list[dict[str, Any]]:
-        """What Prometheus says of each of the rules: its "name", "query", "type", "health"."""
+        """Each rule as Prometheus reports it: "name", "query", "type", "health"."""
         return [rule for group in ask(self.url, "rules", {})["groups"] for rule in group["rules"]]

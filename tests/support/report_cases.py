@@ -1,4 +1,4 @@
-"""Journals of runs that never happened: a small model of an engine makes their figures."""
+"""Journals of simulated runs, with figures from a small model of an engine."""
 
 import dataclasses
 import math
@@ -47,7 +47,7 @@ OOM = (
 
 
 class Made:
-    """A state folder with one run in its journal; times are made up, ``now`` goes on with each trial."""
+    """A state folder with one run in its journal; ``now`` advances with each trial."""
 
     def __init__(self, folder: Path, seed: int = 1, **sections: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ class Made:
         self.rows: list[Trial] = []
 
     def add(self, plan: Plan, result: Result | None, seconds: float = 60.0, *, running: bool = False) -> Trial:
-        """One more trial; kept in memory until ``close``."""
+        """Adds a trial; kept in memory until ``close``."""
         number = len(self.rows) + 1
         ended = None if running else self.now + seconds
         trial = Trial(self.run.id, number, plan, self.now, ended, result)
@@ -77,7 +77,7 @@ class Made:
         return Plan(role, knobs, {**base, **knobs}, str(role), "because", **more)
 
     def measured(self, knobs: dict[str, Value]) -> Result:
-        """What the model engine shows: too few sequences queue, too many slow each other down."""
+        """The measurement of the model engine: too few sequences queue, too many slow each other down."""
         seqs, tokens = float(knobs.get("max_num_seqs", 32)), float(knobs.get("max_num_batched_tokens", 2048))
         noise = math.exp(self.rng.normal(0, 0.02))
         mean = (900 + 26000 / seqs + 2.2 * seqs + 60 * abs(math.log2(tokens / 4096))) * noise
@@ -99,7 +99,7 @@ class Made:
         )  # fmt: skip
 
     def search(self, trials: int, crashes: bool = True) -> None:
-        """So many trials, what serves first."""
+        """Runs this many trials, the current configuration first."""
         space = Space(self.config.search.space_knobs())
         self.add(self.plan(Role.BASELINE), self.measured(INCUMBENT))
         for number in range(2, trials + 1):
@@ -125,7 +125,7 @@ class Made:
         return self.add(self.plan(knobs=knobs), result, 15.0)
 
     def validate(self) -> None:
-        """As many pairs as the rule asks for."""
+        """Runs as many pairs as the rule needs."""
         while (role := promotion.next_role(self.rows, self.config)) is not None:
             best = promotion.candidate(self.rows)
             assert best is not None
@@ -148,7 +148,7 @@ class Made:
         self.journal.end_run(self.run.id, decision)
 
     def close(self) -> Path:
-        """Writes the trials, and returns the state folder."""
+        """Writes the trials and returns the state folder."""
         self.journal.close()
         with sqlite3.connect(self.state / JOURNAL_FILE) as db:
             for t in self.rows:
@@ -168,7 +168,7 @@ class Made:
 
 
 def whole(folder: Path, trials: int = 40, **sections: Any) -> Path:
-    """A run to its decision; the state folder."""
+    """A run up to its decision; returns the state folder."""
     made = Made(folder, **sections)
     made.search(trials)
     made.validate()

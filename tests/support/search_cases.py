@@ -1,4 +1,4 @@
-"""A space, and observations made in one line, for the tests of the search."""
+"""A search space, and one-line constructors of observations."""
 
 import math
 from dataclasses import replace

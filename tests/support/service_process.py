@@ -1,4 +1,4 @@
-"""`sloguard serve` as a process on the fake engine, and what the tests ask of it."""
+"""`sloguard serve` as a process on the fake engine, and helpers to query it."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 120) ->
 
 
 def state_of(config: Config, since: float = 0.0) -> str:
-    """The state that the journal tells, when it was entered after ``since``."""
+    """The state in the journal, where it was entered after ``since``."""
     try:
         record = Journal(config.state, read_only=True).state()
     except JournalError:  # there is none yet
@@ -68,7 +68,7 @@ def state_of(config: Config, since: float = 0.0) -> str:
 
 
 def serving_seqs(config: Config) -> int:
-    """What the engine on the operator's port was started with; 0 when there is none."""
+    """max_num_seqs of the engine on the service port; 0 where there is none."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{config.engine.port}/load", timeout=30) as response:
             return json.loads(response.read())["max_num_seqs"]
@@ -77,7 +77,7 @@ def serving_seqs(config: Config) -> int:
 
 
 def ready(config: Config) -> int:
-    """The status of /ready; 0 when nobody answers."""
+    """The status of /ready; 0 without an answer."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{config.metrics.port}/ready", timeout=30) as response:
             return response.status
@@ -88,7 +88,7 @@ def ready(config: Config) -> int:
 
 
 def sloguard(*args: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """One command, to its end."""
+    """Runs one command to completion."""
     command = [*SLOGUARD, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
@@ -114,7 +114,7 @@ def started(config_file: Path, **environment: str) -> "subprocess.Popen[str]":
 
 
 def ended(process: "subprocess.Popen[str]", number: signal.Signals) -> str:
-    """What it said, once it has ended after ``number``, with code 0."""
+    """Its output, once it has exited with code 0 after signal ``number``."""
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output

@@ -308,6 +308,28 @@ CRASH_RULES: tuple[CrashRule, ...] = (
         ),
     ),
     CrashRule(
+        "Engine processes slow to start",
+        _TIMEOUT,
+        re.compile(r"Timed out waiting for engine"),
+        "TimeoutError: Timed out waiting for engine core processes to start.",
+        "The API server gave up before the engine had loaded and compiled the model.",
+        (
+            "VLLM_ENGINE_READY_TIMEOUT_S: higher than the 600 s that is the default; slow storage and a first compilation need it",
+            "a process that printed nothing for long hangs: the last line of each process says where",
+        ),
+    ),
+    CrashRule(
+        "A worker that does not answer",
+        _TIMEOUT,
+        re.compile(r"RPC call to (\w+) timed out|^TimeoutError$|heartbeat|MQLLMEngine|iteration timed out"),
+        "TimeoutError: RPC call to execute_model timed out.",
+        "A worker did not finish a step in time: it hangs, or it died without a word.",
+        (
+            "look for the worker's own last lines, and for `Xid` in `dmesg`",
+            "a step that is only slow needs VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS (V1) or VLLM_RPC_TIMEOUT (V0) raised",
+        ),
+    ),
+    CrashRule(
         "Segmentation fault",
         _DEATH,
         re.compile(r"SIGSEGV|SIGILL|SIGFPE|Segmentation|Segfault|core dumped|free\(\)|malloc\(\)|double free"),

@@ -187,7 +187,7 @@ NOISE = re.compile(
     r"|^(?:Device-side assertion tracking|Search for `(?:cuda|hip)Error)"
     r"|^(?:frame #\d+|#\d+ |Exception raised from |PC: @|@ +0x)"
     r"|^(?:Dumping |SchedulerOutput\(|SchedulerStats\()"
-    r"|Cannot use FA version|Error retrieving (?:safetensors|file list)|resource_tracker"
+    r"|Cannot use FA version|Failed to import Triton kernels|Error retrieving (?:safetensors|file list)|resource_tracker"
     r"|destroy_process_group|\bUserWarning\b|\bFutureWarning\b|\bDeprecationWarning\b"
     r"|^(?:To fix this|If you|You can|Please |Try |Note: |Hint: )"
     r"|^Namespace\(|^args: "
