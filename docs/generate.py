@@ -1,4 +1,4 @@
-"""Writes docs/knobs.md and docs/crashes.md from the code; ``--check`` says whether they are as it would write them."""
+"""Writes docs/knobs.md and docs/crashes.md from the code; ``--check`` exits with 1 where one is stale."""
 
 # ruff: noqa: E501 - the pages' own lines
 
@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 LOGS = HERE.parent / "tests" / "vllm_sloguard" / "crash" / "logs"
 DO_NOT_EDIT = "<!-- Written by docs/generate.py; change that, or the code that it reads. -->"
 
-# Configurations whose repair is looked at, to say which rules change which argument.
+# Random configurations that are repaired, to list which rules change which argument.
 _REPAIRS = 3000
 _DEMO_SIZED = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -69,14 +69,14 @@ _VALUES: dict[str, tuple[Any, ...]] = {
 
 
 def knobs_page() -> str:
-    """Every knob: what it is, its range, whether it is live, and the rules that were seen to change it."""
+    """Every knob: what it is, its range, whether it is live, and the rules that repair it."""
     lines = [
         "# Knobs",
         "",
         DO_NOT_EDIT,
         "",
-        "Every argument of vLLM that a search may change. An argument that is not here is never touched. `search.knobs`",
-        "in the configuration names those to use; a range may be narrowed or widened there, and choices replaced:",
+        "Every vLLM argument that a search may change; other arguments are never touched. `search.knobs` in the",
+        "configuration names the knobs to use. It may narrow or widen a range, and replace choices:",
         "",
         "```yaml",
         "search:",
@@ -86,9 +86,9 @@ def knobs_page() -> str:
         "    enable_prefix_caching:             # as in the table",
         "```",
         "",
-        "A *cold* knob is read by vLLM at its start: another value is another start. A *live* one changes between two",
-        "steps of a running engine, within what that was started with; with a version of vLLM outside those named it is",
-        "cold. `sloguard plan -c FILE` says which values the guard rules out on your machine.",
+        "vLLM reads a *cold* knob at startup: another value needs another start. A *live* knob changes between two steps of",
+        "a running engine, up to the value that the engine was started with; with a vLLM version outside the named range it",
+        "is cold. `sloguard plan -c FILE` lists the values that the guard rules out on your machine.",
         "",
         "| knob | what it is | values | |",
         "| --- | --- | --- | --- |",
@@ -113,23 +113,23 @@ def _values(knob: Knob) -> str:
 def _knob(knob: Knob, rules: dict[str, str]) -> Iterator[str]:
     yield f"{knob.about[0].upper()}{knob.about[1:]}. Values: {_values(knob)}."
     for name, value in knob.requires.items():
-        yield f"It matters only with `{name}` {str(value).lower()}, and is left out otherwise."
+        yield f"It applies only with `{name}: {str(value).lower()}`, and is left out otherwise."
     yield ""
     if knob.live is None:
-        yield "- **Cold**: each change is a start of the engine."
+        yield "- **Cold**: each change needs a start of the engine."
     else:
         since, until = (".".join(map(str, version)) for version in (knob.live.since, knob.live.until))
         yield f"- **Live** in vLLM {since} to {until}: {knob.live.ceiling}."
-        yield f"- What shows a change at work: {knob.live.verified_by}."
+        yield f"- How a change is verified: {knob.live.verified_by}."
     yield (
-        f"- Rules that repair it (as seen in {_REPAIRS:,} random configurations):" if rules else "- No rule repairs it."
+        f"- Rules that repair it (found in {_REPAIRS:,} random configurations):" if rules else "- No rule repairs it."
     )
     for name, demand in rules.items():
         yield f"  - `{name}`: {demand}"
 
 
 def repairing_rules() -> dict[str, dict[str, str]]:
-    """By argument, the rules that changed it in random configurations, with what each demands; in the rules' order."""
+    """By argument, the rules that changed it in random configurations and what each requires, in the rules' order."""
     draw = random.Random(0)  # noqa: S311 - the same each time
     shapes: list[ModelShape | None] = [None, from_config(_DEMO_SIZED), from_config(_7B_SIZED)]
     limits = (Limits(), Limits(max_model_len=5000), Limits(free_bytes=20 * GIB, headroom_bytes=2 * GIB))
@@ -252,9 +252,9 @@ PAGES: dict[str, Callable[[], str]] = {"knobs.md": knobs_page, "crashes.md": cra
 
 
 def main() -> int:
-    """Writes the pages, or says which are stale."""
+    """Writes the pages, or names the stale ones."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a page is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is stale")
     check = bool(parser.parse_args().check)
     stale = [name for name, page in PAGES.items() if not (HERE / name).exists() or (HERE / name).read_text() != page()]
     for name in stale:
