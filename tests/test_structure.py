@@ -39,6 +39,7 @@ PURE = (
     "latency",
     "live_knobs",
     "starts.import_list",
+    "starts.load_protocol",
     "starts.warmup",
 )
 # The sidecar must not import what needs vLLM.

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,15 +21,17 @@ from sidecar.measure.measurement import measure
 CLIENT = f"""#!{sys.executable}
 import sys
 from pathlib import Path
-print('{{"ready": true}}', flush=True)
+print('{{"type": "ready"}}', flush=True)
 for _ in sys.stdin:
     sys.stdout.buffer.write(Path(__file__).with_name("answer").read_bytes() + b"\\n")
     sys.stdout.buffer.flush()
 """
-TIMES = [0.1, 0.2, 0.3]
-GOOD = {
-    "result": {"ttfts": TIMES, "latencies": TIMES, "itls": [[0.01]] * 3, "errors": ["", "", "late"], "duration": 1.0}
-}
+REQUESTS: list[dict[str, Any]] = [
+    {"ttft_s": 0.1, "e2e_s": 0.2, "itls_s": [0.01], "error": "", "start_s": 0.5, "intended_s": 0.5},
+    {"ttft_s": 0.2, "e2e_s": 0.3, "itls_s": [], "error": "", "start_s": 1.5, "intended_s": None},
+    {"ttft_s": None, "e2e_s": None, "itls_s": [], "error": "late", "start_s": None, "intended_s": None},
+]
+GOOD: dict[str, Any] = {"type": "report", "requests": REQUESTS, "duration_s": 1.0, "planned": 3, "cancelled": 0}
 
 
 @dataclass(frozen=True)

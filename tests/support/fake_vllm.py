@@ -271,26 +271,33 @@ def _tell(model: str) -> None:
 
 def send_loads() -> int:
     """The load client: more sequences are faster; the spread over requests is constant."""
-    print(json.dumps({"ready": True}), flush=True)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from vllm_sloguard.starts.load_protocol import LoadReport, Ready, RequestResult, RunLoad, order_from_json, to_json
+
+    print(to_json(Ready()), flush=True)
     for line in sys.stdin:
-        request = json.loads(line)
-        if "argv" not in request:
+        order = order_from_json(line)
+        if not isinstance(order, RunLoad):
             continue
-        flags = dict(pairwise(request["argv"]))
-        count = int(flags["--num-prompts"])
+        flags = dict(pairwise(order.argv))
+        count, rate = int(flags["--num-prompts"]), float(flags["--request-rate"])
         url = flags["--base-url"]
+        error = ""
         try:
             with urllib.request.urlopen(f"{url}/load", timeout=5) as response:
                 mean_s = 0.4 / json.loads(response.read())["max_num_seqs"]
             _complete(url)
             time.sleep(float(os.environ.get("FAKE_LOAD_S", "0.1")))
             _complete(url)
-            errors = [""] * count
-        except (OSError, ValueError, HTTPException) as error:
-            mean_s, errors = 0.1, [str(error)] * count
-        ttfts = [mean_s * (0.9 + 0.2 * i / count) for i in range(count)]
-        result = {"ttfts": ttfts, "latencies": [t * 2 for t in ttfts], "itls": [[0.01]] * count, "errors": errors}
-        print(json.dumps({"result": {**result, "duration": 1.0}}), flush=True)
+        except (OSError, ValueError, HTTPException) as failed:
+            mean_s, error = 0.1, str(failed)
+        requests: list[RequestResult] = []
+        for number in range(count):
+            ttft_s, at = mean_s * (0.9 + 0.2 * number / count), number / rate
+            # Failed requests have nothing but their error and the time at which they were sent.
+            result = RequestResult(None, None, (), error, at, at) if error else None
+            requests.append(result or RequestResult(ttft_s, ttft_s * 2, (0.01,), "", at, at))
+        print(to_json(LoadReport(tuple(requests), 1.0, count)), flush=True)
     return 0
 
 

@@ -1,44 +1,48 @@
 """vLLM's own benchmark client, kept alive: importing it takes longer than most measurements.
 
-``python -m vllm_sloguard.starts.load_generator`` reads one JSON object a line from its standard input:
+``python -m vllm_sloguard.starts.load_generator`` reads orders from its standard input and writes messages to its
+standard output, as vllm_sloguard.starts.load_protocol defines them. Before the measured requests of a load it sends
+other ones to warm the engine up (vllm_sloguard.starts.warmup); while the load runs it reports four times a second.
 
-    {"argv": ["--model", ...], "request_timeout_s": 60, "warmup_requests": 8}
-
-``argv`` is that of ``vllm bench serve``; the requests of the warm-up (see vllm_sloguard.starts.warmup) are others than
-the ``--num-prompts`` that are measured. While the load runs it writes, every quarter of a second,
-
-    {"progress": {"now": 12.5, "planned": 300, "finished": [REQUEST, ...], "in_flight": [[START, TTFT or null], ...]}}
-
-of the measured requests, with those that have finished since the last such line, and takes
-
-    {"end": "enough"}   no more requests are sent, those in flight are waited for
-    {"end": "stop"}     those in flight are cancelled, which aborts them in the engine
-
-At the end it answers with ``{"result": {...}}`` or ``{"error": "..."}``. Times are seconds on the clock of ``now``. A
-request counts as failed, with its reason, when it is answered late or with fewer tokens than were asked for: vLLM
-answers an aborted request with status 200.
+Arrivals are a Poisson process whose times are drawn before the first request is sent, so that the sidecar can compare
+when each request was due with when it was sent. A request counts as failed, with its reason, when it is answered late
+or with fewer tokens than were asked for: vLLM answers an aborted request with status 200.
 """
 
 import asyncio
 import contextvars
 import functools
 import importlib
-import json
 import os
 import queue
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from vllm_sloguard.starts.load_protocol import (
+    End,
+    EndLoad,
+    GeneratorMessage,
+    InFlight,
+    LoadDelta,
+    LoadFailure,
+    LoadReport,
+    Ready,
+    RequestResult,
+    RunLoad,
+    WarmUp,
+    order_from_json,
+    to_json,
+)
 from vllm_sloguard.starts.warmup import LONGEST_WARMUP_S, Batch, batch_size, most, settled
 
 RequestFunction = Callable[..., Awaitable[Any]]
 
 _PROGRESS_S = 0.25
-_ENOUGH, _STOP = "enough", "stop"
 
 
 @dataclass
@@ -46,6 +50,7 @@ class Sent:
     """One request. ``output`` is vLLM's own record, which grows as the tokens come in."""
 
     measured: bool
+    intended_s: float
     start_s: float
     output: Any = None
     end_s: float = 0.0
@@ -57,16 +62,12 @@ class Sent:
         """None until the first token."""
         return (self.output.ttft or None) if self.output is not None else None
 
-    def finished(self) -> dict[str, Any]:
-        """As it is told of; of a failed request, only when it began and why it failed."""
-        good = not self.error
-        return {
-            "start": self.start_s,
-            "ttft": self.ttft_s if good else None,
-            "e2e": self.e2e_s,
-            "itls": list(self.output.itl) if good and self.output is not None else [],
-            "error": self.error,
-        }
+    def result(self) -> RequestResult:
+        """Of a failed request, only when it was sent and why it failed."""
+        if self.error:
+            return RequestResult(None, None, (), self.error, self.start_s, self.intended_s)
+        gaps = tuple(self.output.itl) if self.output is not None else ()
+        return RequestResult(self.ttft_s, self.e2e_s, gaps, "", self.start_s, self.intended_s)
 
 
 # The request whose coroutine runs: vLLM makes its record inside of it.
@@ -75,29 +76,31 @@ _CURRENT: contextvars.ContextVar[Sent | None] = contextvars.ContextVar("sent", d
 
 @dataclass
 class Load:
-    """One load while it runs. It lives in one event loop; only ``end`` is called from another thread, through it."""
+    """One load while it runs, in one event loop, through which other threads call ``end``."""
 
     timeout_s: float
+    rate: float  # requests/s
     least_warm_ups: int
     planned: int = 0
     yielded: int = 0  # requests that were handed to the benchmark
     ended: int = 0
     in_flight: dict[int, Sent] = field(default_factory=dict[int, Sent])
     finished: list[Sent] = field(default_factory=list[Sent])
-    told: int = 0  # of the finished
+    reported: int = 0  # of the finished
+    due: deque[float] = field(default_factory=deque[float])  # intended times of the requests handed out, not yet sent
     warm_up: list[Sent] = field(default_factory=list[Sent])
     warm_up_s: float = 0.0
     settled: bool = False
     measuring: bool = False
-    how: str = ""  # it is to end
+    ending: End | None = None
     session: Any = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def end(self, how: str) -> None:
-        """Takes "enough" or "stop"."""
-        self.how = how
-        if how == _STOP:
+    def end(self, how: End) -> None:
+        """Sends no more requests."""
+        self.ending = how
+        if how is End.STOP:
             self.over.set()
 
     async def drained(self) -> None:
@@ -106,10 +109,8 @@ class Load:
             self.changed.clear()
             await self.changed.wait()
 
-    async def paced(
-        self, plain: Callable[..., Any], requests: list[Any], *args: Any, **kwargs: Any
-    ) -> AsyncGenerator[Any]:
-        """Stands in for the benchmark's ``get_request``: the warm-up first, then what ``plain`` makes of the rest."""
+    async def paced(self, requests: list[Any], *_: Any, **__: Any) -> AsyncGenerator[Any]:
+        """Replaces the benchmark's ``get_request``: the warm-up first, then the rest as a Poisson process."""
         spare = most(self.least_warm_ups)
         measured = requests[spare:]
         self.planned = len(measured)
@@ -118,11 +119,15 @@ class Load:
             yield request, 0.0
         self.warm_up_s = time.perf_counter() - began
         self.measuring = True
-        async for request in plain(measured, *args, **kwargs):
-            if self.how:
+        began = time.perf_counter()
+        for request, offset_s in zip(measured, arrival_offsets(len(measured), self.rate), strict=True):
+            due = began + offset_s
+            await asyncio.sleep(max(due - time.perf_counter(), 0.0))
+            if self.ending is not None:
                 break
             self.yielded += 1
-            yield request
+            self.due.append(due)
+            yield request, self.rate
         await self.drained()
         self.over.set()
 
@@ -139,13 +144,15 @@ class Load:
             ttfts = tuple(s.ttft_s for s in good if s.ttft_s is not None)
             batches.append(Batch(ttfts, tuple(itl for s in good for itl in s.output.itl)))
             self.settled = settled(batches)
-            if self.settled or not good or self.how or time.perf_counter() - began > LONGEST_WARMUP_S:
+            if self.settled or not good or self.ending or time.perf_counter() - began > LONGEST_WARMUP_S:
                 return
 
     async def send(self, plain: RequestFunction, request_func_input: Any, session: Any, **kwargs: Any) -> Any:
-        """Stands in for the benchmark's request function: ``plain`` with a deadline, and a record of it."""
+        """Replaces the benchmark's request function: ``plain`` with a deadline, and a record of it."""
         self.session = session
-        sent = Sent(self.measuring, time.perf_counter())
+        now = time.perf_counter()
+        # Requests are sent in the order in which they were handed out.
+        sent = Sent(self.measuring, self.due.popleft() if self.due else now, now)
         self.in_flight[id(sent)] = sent
         _CURRENT.set(sent)
         try:
@@ -165,35 +172,37 @@ class Load:
         sent.output.success, sent.output.error = not sent.error, sent.error
         return sent.output
 
-    def flying(self) -> list[tuple[float, float | None]]:
-        """Start and TTFT of each measured request in flight."""
-        return [(sent.start_s, sent.ttft_s) for sent in self.in_flight.values() if sent.measured]
+    def flying(self) -> tuple[InFlight, ...]:
+        """The measured requests in flight."""
+        return tuple(InFlight(sent.start_s, sent.ttft_s) for sent in self.in_flight.values() if sent.measured)
 
-    def progress(self) -> dict[str, Any]:
-        """What is new; the number planned is 0 until the load is known."""
-        new = [sent.finished() for sent in self.finished[self.told :]]
-        self.told = len(self.finished)
-        return {"now": time.perf_counter(), "planned": self.planned, "finished": new, "in_flight": self.flying()}
+    def delta(self) -> LoadDelta:
+        """What is new since the last one."""
+        new = tuple(sent.result() for sent in self.finished[self.reported :])
+        self.reported = len(self.finished)
+        return LoadDelta(time.perf_counter(), self.planned, new, self.flying())
 
-    def result(self, flying: list[tuple[float, float | None]]) -> dict[str, Any]:
-        """Everything, in columns as vLLM's ``--save-detailed`` has it; ``in_flight`` are those that were cancelled."""
+    def report(self, cancelled: int) -> LoadReport:
+        """The whole load."""
         ended = sorted(self.finished, key=lambda sent: sent.start_s)
-        rows = [sent.finished() for sent in ended]
-        return {
-            "start_times": [row["start"] for row in rows],
-            "ttfts": [row["ttft"] for row in rows],
-            "latencies": [row["e2e"] for row in rows],
-            "itls": [row["itls"] for row in rows],
-            "errors": [row["error"] for row in rows],
-            "duration": max(sent.end_s for sent in ended) - ended[0].start_s if ended else 0.0,
-            "planned": self.planned,
-            "in_flight": flying,
-            "warm_up": {"requests": len(self.warm_up), "seconds": self.warm_up_s, "settled": self.settled},
-        }
+        duration_s = max(sent.end_s for sent in ended) - ended[0].start_s if ended else 0.0
+        warm_up = WarmUp(len(self.warm_up), self.warm_up_s, self.settled)
+        return LoadReport(tuple(sent.result() for sent in ended), duration_s, self.planned, cancelled, warm_up)
+
+
+def arrival_offsets(count: int, rate: float) -> Sequence[float]:
+    """When each of ``count`` requests is due, in seconds: a Poisson process that takes ``count / rate`` in all.
+
+    Drawn from numpy's global generator, which the benchmark has seeded.
+    """
+    import numpy as np
+
+    offsets = np.cumsum(np.random.exponential(1 / rate, count))
+    return [float(offset) for offset in offsets * (count / rate / offsets[-1])]
 
 
 class Client:
-    """The benchmark, with its request function, its pace and its records under watch."""
+    """vLLM's benchmark, with its request function, its pacing and its records replaced by ours."""
 
     def __init__(self, answers: TextIO) -> None:
         from vllm.benchmarks import serve
@@ -203,7 +212,7 @@ class Client:
         self._serve: Any = serve
         self._lib: Any = lib
         self._answers = answers
-        self._send, self._pace = self._lib.ASYNC_REQUEST_FUNCS["openai"], self._serve.get_request
+        self._send = self._lib.ASYNC_REQUEST_FUNCS["openai"]
         self._parser = FlexibleArgumentParser()
         serve.add_cli_args(self._parser)
         # Each trial asks for the same tokenizer again.
@@ -212,58 +221,58 @@ class Client:
         self._lock = threading.Lock()
         self._running: tuple[asyncio.AbstractEventLoop, Load] | None = None
 
-    def tell(self, answer: dict[str, Any]) -> None:
+    def write(self, message: GeneratorMessage) -> None:
         """Writes one line."""
-        self._answers.write(json.dumps(answer, default=float) + "\n")
+        self._answers.write(to_json(message) + "\n")
         self._answers.flush()
 
-    def end(self, how: str) -> None:
-        """From the thread that reads: ends the load that runs; without one, the load has just ended by itself."""
+    def end(self, how: End) -> None:
+        """Called by the reading thread: ends the load that runs; without one, it has just ended by itself."""
         with self._lock:
             if self._running is not None:
                 loop, load = self._running
                 loop.call_soon_threadsafe(load.end, how)
 
-    def attempt(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Runs one load to its answer."""
+    def attempt(self, order: RunLoad) -> LoadReport | LoadFailure:
+        """Runs one load to its end."""
         try:
-            # The end of its event loop cancels, and waits for, whatever the benchmark has left behind.
-            return {"result": asyncio.run(self._run(request))}
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the process boundary: it is an answer too
-            return {"error": f"{type(error).__name__}: {error}"}
+            # Closing the event loop cancels, and waits for, whatever the benchmark has left behind.
+            return asyncio.run(self._run(order))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the process boundary: the sidecar reports it
+            return LoadFailure(f"{type(error).__name__}: {error}")
         finally:
             with self._lock:
                 self._running = None
 
-    async def _run(self, request: dict[str, Any]) -> dict[str, Any]:
-        arguments = self._parser.parse_args(request["argv"])
+    async def _run(self, order: RunLoad) -> LoadReport:
+        arguments = self._parser.parse_args(list(order.argv))
         assert arguments is not None
         if arguments.dataset_name == "custom":
             _pandas()
-        load = Load(float(request["request_timeout_s"]), int(request["warmup_requests"]))
+        load = Load(order.request_timeout_s, float(arguments.request_rate), order.warmup_requests)
         arguments.num_prompts += most(load.least_warm_ups)
         self._lib.ASYNC_REQUEST_FUNCS["openai"] = functools.partial(load.send, self._send)
-        self._serve.get_request = functools.partial(load.paced, self._pace)
+        self._serve.get_request = load.paced
         with self._lock:
             self._running = (asyncio.get_running_loop(), load)
         benchmark = asyncio.create_task(self._serve.main_async(arguments))
         over = asyncio.create_task(load.over.wait())
         while not (await asyncio.wait({benchmark, over}, timeout=_PROGRESS_S, return_when=asyncio.FIRST_COMPLETED))[0]:
-            self.tell({"progress": load.progress()})
-        flying = load.flying()
+            self.write(load.delta())
+        cancelled = len(load.flying())
         if benchmark.done():
             benchmark.result()  # it has failed before the load was over, unless both came at once
-        # What is left of it is its own statistics.
+        # All that is left to the benchmark is its own statistics.
         benchmark.cancel()
         await asyncio.wait({benchmark})
-        result = load.result(flying)
+        report = load.report(cancelled)
         if load.session is not None:
             await load.session.close()
-        return result
+        return report
 
 
 def _pandas() -> None:
-    """vLLM says of a missing pandas that vllm is missing. Raises ModuleNotFoundError."""
+    """Raises ModuleNotFoundError where pandas is missing, of which vLLM itself reports that vllm is missing."""
     try:
         importlib.import_module("pandas")
     except ImportError:
@@ -271,7 +280,7 @@ def _pandas() -> None:
 
 
 def _recorded(plain: Any) -> Any:
-    """vLLM's record of a request, found while it is still being written."""
+    """Wraps vLLM's record class, so that a request's record can be read while it is still being filled."""
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         output = plain(*args, **kwargs)
@@ -293,29 +302,29 @@ def _error(request: Any, output: Any) -> str:
 
 
 def main() -> int:
-    """Serves until the end of the input."""
-    # The benchmark prints to standard output; the answers get the real one for themselves.
+    """Runs until the end of the input."""
+    # The benchmark prints to standard output, which is therefore kept for the messages alone.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     client = Client(answers)
-    requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    threading.Thread(target=_read, args=(client, requests), daemon=True).start()
-    client.tell({"ready": True})
-    while (request := requests.get()) is not None:
-        client.tell(client.attempt(request))
+    loads: queue.Queue[RunLoad | None] = queue.Queue()
+    threading.Thread(target=_read, args=(client, loads), daemon=True).start()
+    client.write(Ready())
+    while (order := loads.get()) is not None:
+        client.write(client.attempt(order))
     return 0
 
 
-def _read(client: Client, requests: "queue.Queue[dict[str, Any] | None]") -> None:
-    """Takes the lines of the input, as they come, to where they belong."""
+def _read(client: Client, loads: "queue.Queue[RunLoad | None]") -> None:
+    """Passes on each order as it comes."""
     for line in sys.stdin:
-        given = json.loads(line)
-        if "end" in given:
-            client.end(given["end"])
-        else:
-            requests.put(given)
-    client.end(_STOP)
-    requests.put(None)
+        match order_from_json(line):
+            case EndLoad(how):
+                client.end(how)
+            case RunLoad() as order:
+                loads.put(order)
+    client.end(End.STOP)
+    loads.put(None)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,161 @@
+"""What the sidecar and its load generator say to each other: one JSON object a line, each one of these types.
+
+To the generator go RunLoad and EndLoad; back come Ready once, then LoadDelta while a load runs, and at its end
+LoadReport or LoadFailure. Times are seconds on the generator's own clock. Pure, and free of heavy imports: inside
+vLLM's environment the messages are read by ``order_from_json``, in the sidecar they are checked by pydantic.
+"""
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal, cast
+
+# No time, age or gap of a load is longer.
+_LONGEST_S = 1e9
+
+
+def _check_bounds(*seconds: float | None) -> None:
+    if not all(value is None or -_LONGEST_S < value < _LONGEST_S for value in seconds):
+        raise ValueError("a time is not a number of seconds")
+
+
+class End(StrEnum):
+    """How a load ends before its last request was sent."""
+
+    ENOUGH = "enough"  # no more are sent; those in flight are waited for
+    STOP = "stop"  # those in flight are cancelled
+
+
+@dataclass(frozen=True)
+class RunLoad:
+    """Send one load. ``argv`` is that of ``vllm bench serve``; its ``--num-prompts`` are the measured requests."""
+
+    argv: tuple[str, ...]
+    request_timeout_s: float
+    warmup_requests: int
+    type: Literal["run"] = "run"
+
+
+@dataclass(frozen=True)
+class EndLoad:
+    """End the load that runs."""
+
+    how: End
+    type: Literal["end"] = "end"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The generator has imported what it needs."""
+
+    type: Literal["ready"] = "ready"
+
+
+@dataclass(frozen=True)
+class RequestResult:
+    """One request as the client saw it, in seconds. None for what it did not see; ``error`` is empty for a success.
+
+    ``intended_s`` is when the arrival process wanted it to be sent, ``start_s`` when it was; both may be unknown.
+    """
+
+    ttft_s: float | None
+    e2e_s: float | None
+    itls_s: tuple[float, ...]
+    error: str = ""
+    start_s: float | None = None
+    intended_s: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.ttft_s, self.e2e_s, self.start_s, self.intended_s, *self.itls_s)
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """A request that has not been answered in full; ``ttft_s`` is None until its first token."""
+
+    start_s: float
+    ttft_s: float | None
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.start_s, self.ttft_s)
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """The requests before the load, and whether the step times settled before the bound was reached."""
+
+    requests: int = 0
+    seconds: float = 0.0
+    settled: bool = True
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.seconds)
+
+
+@dataclass(frozen=True)
+class LoadDelta:
+    """What is new at ``now_s`` of a load of ``planned`` measured requests, 0 while it is being prepared."""
+
+    now_s: float
+    planned: int
+    finished: tuple[RequestResult, ...]
+    in_flight: tuple[InFlight, ...]
+    type: Literal["delta"] = "delta"
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.now_s)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """All measured requests of a load that were answered or failed; ``cancelled`` were in flight when it was stopped.
+
+    ``duration_s`` is from the first request sent to the last one that ended.
+    """
+
+    requests: tuple[RequestResult, ...]
+    duration_s: float
+    planned: int
+    cancelled: int = 0
+    warm_up: WarmUp = WarmUp()
+    type: Literal["report"] = "report"
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.duration_s)
+
+
+@dataclass(frozen=True)
+class LoadFailure:
+    """The benchmark itself failed."""
+
+    error: str
+    type: Literal["failure"] = "failure"
+
+
+GeneratorOrder = RunLoad | EndLoad
+GeneratorMessage = Ready | LoadDelta | LoadReport | LoadFailure
+
+
+def to_json(message: GeneratorOrder | GeneratorMessage) -> str:
+    """One line."""
+    # Field by field through ``default``: dataclasses.asdict copies every gap, which would delay a load that runs.
+    return json.dumps(message, default=_plain)
+
+
+def order_from_json(line: str) -> GeneratorOrder:
+    """Reads what the sidecar sent. Raises ValueError, LookupError, TypeError for anything else."""
+    content = json.loads(line)
+    match content["type"]:
+        case "run":
+            argv = tuple(str(word) for word in content["argv"])
+            return RunLoad(argv, float(content["request_timeout_s"]), int(content["warmup_requests"]))
+        case "end":
+            return EndLoad(End(content["how"]))
+        case other:
+            raise ValueError(f"there is no order {other!r}")
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return cast("dict[str, Any]", vars(value))
+    return float(value)
