@@ -18,6 +18,7 @@ from sidecar.config.schema import load_config
 from sidecar.engine.command import Args
 from sidecar.metrics.exporter import Metrics
 from sidecar.record.trial import RESULT, Plan, Role
+from sidecar.run.judging import judged, load_schedule
 from sidecar.service.wiring import assembled
 
 
@@ -40,7 +41,8 @@ def measured(path: Path, changed: Args) -> dict[str, object]:
         args = {**config.engine.args, **changed}
         plan = Plan(Role.REFERENCE, {}, args, "start", "the noise between starts")
         with assembled(config, _say, Metrics(config)) as parts:
-            result = parts.runner.run(plan, lambda: False)
+            raw = parts.runner.run(plan, load_schedule(config, plan.role), lambda: False)
+            result = judged(raw, plan.role, config)
     return {"args": args, **json.loads(RESULT.dump_json(result))}
 
 

@@ -132,6 +132,7 @@ def tune(config_file: ConfigFile) -> None:
                 journal,
                 parts.runner,
                 parts.guard,
+                learn=parts.engines.learn,
                 notify=notify,
                 fits=lambda _search, _validations: True,
                 cancelled=parts.requests.stop_sidecar.is_set,

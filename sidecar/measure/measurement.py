@@ -20,6 +20,8 @@ from sidecar.config.slo import (
     within_limits,
 )
 from sidecar.measure.requests import LoadResult, RequestResult
+from sidecar.measure.sender_lag import sender_lag
+from sidecar.measure.steady_state import SteadyState, steady_state
 from vllm_sloguard.latency import interval_ranks, least_resolving, nearest_rank, percentile, tpot
 
 _JSON = ConfigDict(ser_json_inf_nan="strings")
@@ -75,6 +77,8 @@ class Measurement:
     e2e_p95_ms: float | None = None
     goodput_share: float | None = None  # of all requests, those that met every limit
     intervals: tuple[PercentileInterval, ...] = ()
+    steady: SteadyState | None = None
+    sender_lag_p99_ms: float | None = None  # how much later than they were due requests were sent
 
     @property
     def error_rate(self) -> float:
@@ -97,6 +101,7 @@ def measure(load: LoadResult, slo: Slo) -> Measurement:
     latencies = {s.name: _statistic_ms(samples[s.kind], s.statistic) for s in LATENCY_STATISTICS}
     limits = slo.per_request
     met = sum(_meets(request, limits) for request in load.requests)
+    lag = sender_lag(load, slo)
     return Measurement(
         requests=len(load.requests),
         failed=sum(bool(request.error) for request in load.requests),
@@ -108,6 +113,8 @@ def measure(load: LoadResult, slo: Slo) -> Measurement:
             for limit in slo.latency_limits
             if (share := limit.statistic.share) is not None and samples[limit.kind]
         ),
+        steady=steady_state(load, slo),
+        sender_lag_p99_ms=None if lag is None else lag.p99_s * 1000,
         **latencies,
     )
 

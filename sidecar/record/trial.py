@@ -101,6 +101,7 @@ class Result:
     scores: tuple[float, ...] = ()
     tried: tuple[Tried, ...] = ()
     stopped: str = ""
+    unmeasured: str = ""
     crash: Crash | None = None
     repairs: tuple[RepairChange, ...] = ()
     kv_cache_tokens: int | None = None
@@ -131,7 +132,7 @@ class Trial:
             return TrialStatus.REFUSED
         if self.ended_at is None:
             return TrialStatus.RUNNING
-        if self.result is None:
+        if self.result is None or self.result.unmeasured:
             return TrialStatus.ABORTED
         if self.result.crash is not None:
             return TrialStatus.CRASHED

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 
 from sidecar.format import assignments, change
+from sidecar.measure.measurement import Measurement
+from sidecar.measure.steady_state import SteadyState
 from sidecar.record.decisions import Outcome
 from sidecar.record.trial import Role, Trial
 
@@ -37,13 +39,30 @@ def why(trial: Trial) -> str:
     if trial.result is not None and trial.result.crash is not None:
         crash = trial.result.crash
         return f"{crash.category} while {crash.phase}: {_cut(crash.evidence)}"
+    if trial.result is not None and trial.result.unmeasured:
+        return f"not measured: {trial.result.unmeasured}"
     repairs = "; ".join(f"{change(c.name, c.before, c.after)}: {c.reason}" for c in trial.plan.changes)
     notes = [repairs] if repairs else []
     if trial.result is not None and trial.result.stopped:
         notes.insert(0, f"stopped: {trial.result.stopped}")
     if trial.plan.role is Role.UNGUARDED:
-        notes.append("past the guard")
-    return "; ".join(notes)
+        notes.append("unguarded")
+    measurement = trial.result.measurement if trial.result is not None else None
+    return "; ".join([*notes, *(caveats(measurement) if measurement is not None else ())])
+
+
+def caveats(measurement: Measurement) -> tuple[str, ...]:
+    """What the load was too short for, or too small."""
+    notes: list[str] = []
+    if measurement.steady is SteadyState.GROWING:
+        notes.append("no steady state: more requests arrived than were answered")
+    if measurement.steady is SteadyState.TOO_SHORT:
+        notes.append("too short to show a steady state")
+    if measurement.unresolved:
+        names = ", ".join(interval.name for interval in measurement.unresolved)
+        n, needed = min((i.n, i.needed) for i in measurement.unresolved)
+        notes.append(f"{names} not resolved: n = {n}, {needed} needed")
+    return tuple(notes)
 
 
 def milliseconds(value: float | None) -> str:

@@ -269,20 +269,20 @@ class EngineManager:
 
     # What they tell
 
-    def learn(self, engine: Engine, crash: Crash | None = None, *, started: bool = True) -> None:
-        """Keeps what ``engine`` has shown of its memory, if it can: neither a trial nor the service waits for that."""
-        changes = {change.name: change.after for change in self.repairs(engine)}
-        args = {name: value for name, value in {**engine.launch.args, **changes}.items() if value is not None}
-        heard = self._hub.of(engine.launch.engine_id)
+    def learn(self, launch: Launch, crash: Crash | None = None, *, started: bool = True) -> None:
+        """Keeps what an engine showed of its memory; a failure to do so holds up neither trials nor the service."""
+        changes = {change.name: change.after for change in self.repairs(launch)}
+        args = {name: value for name, value in {**launch.args, **changes}.items() if value is not None}
+        telemetry = self._hub.of(launch.engine_id)
         with suppress(JournalError, OSError):
             if started:
-                self._learning.started(args, heard)
+                self._learning.started(args, telemetry)
             if crash is not None:
-                self._learning.crashed(args, heard, crash)
+                self._learning.crashed(args, telemetry, crash)
 
-    def repairs(self, engine: Engine) -> tuple[RepairChange, ...]:
-        """What the plugin has changed inside ``engine``; values as text where they are no numbers."""
-        report = self._hub.of(engine.launch.engine_id).repair
+    def repairs(self, launch: Launch) -> tuple[RepairChange, ...]:
+        """What the plugin has changed inside an engine."""
+        report = self._hub.of(launch.engine_id).repair
         changes = report.changes if report is not None else ()
         return tuple(
             RepairChange(c.name, _value(c.from_value), _value(c.to_value), c.reason, (*c.rules,)) for c in changes
@@ -317,9 +317,9 @@ def known(launch: Launch) -> dict[str, Any]:
 
 
 def _value(text: str) -> Value | None:
-    """A value that came as text."""
+    """A value of an argument, which the plugin sends as JSON; what is not JSON stays as it is."""
     try:
-        value = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return text
     return value if value is None or isinstance(value, bool | int | float | str) else text

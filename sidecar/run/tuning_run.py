@@ -1,34 +1,48 @@
-"""One tuning run: observe, guard, propose, run, judge, record; then validate the best in pairs, and decide.
+"""One tuning run: observe, guard, propose, run, judge, learn, record; then validate the best in pairs, and decide.
 
-The journal is the state: ``Tuner`` reads it before each step, so a run that was killed goes on where it was.
+The journal is the state: ``Tuner`` reads it before each step, so a run that was killed continues where it stopped.
 """
 
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from sidecar.config.schema import Config
+from sidecar.engine.engine import Launch
 from sidecar.guard.guard import Args, Guard
+from sidecar.measure.load_client import LoadError
 from sidecar.promote import decision as promotion
 from sidecar.promote import provenance
 from sidecar.record.decisions import Decision, Evidence, Outcome
 from sidecar.record.durations import reserved_pairs
 from sidecar.record.events import Operations
 from sidecar.record.journal import Journal, Run
-from sidecar.record.trial import VALIDATING, Plan, Result, Role, Trial, TrialStatus
+from sidecar.record.trial import VALIDATING, Plan, Result, Role, StartKind, Trial, TrialStatus
+from sidecar.run.judging import explained, judged, load_schedule
+from sidecar.run.raw_trial import RawTrial
 from sidecar.run.trial_runner import TrialRunner
 from sidecar.search.contract import Context, Observation, Proposal
 from sidecar.search.failed_configs import MOST_REFUSALS_IN_A_ROW
 from sidecar.search.registry import make
 from sidecar.search.space import Space
 from vllm_sloguard import __version__
+from vllm_sloguard.crash import Crash
 from vllm_sloguard.knobs import Value
 
 Begin = Callable[[Plan], None]
 Notify = Callable[[Trial], None]
 Fits = Callable[[int, int], bool]
 IsCancelled = Callable[[], bool]
+# Trials without a measurement, after which the machine is not fit to measure.
+_MOST_UNMEASURED = 3
+
+
+class Learn(Protocol):
+    """Keeps what an engine showed of its memory: sidecar.run.engine_manager.EngineManager.learn."""
+
+    def __call__(self, launch: Launch, crash: Crash | None = None, *, started: bool = True) -> None:
+        """``started`` tells that the engine was started for this run, and not kept from an earlier one."""
 
 
 def incumbent_args(config: Config, journal: Journal) -> Args:
@@ -65,6 +79,7 @@ class Tuner:
         runner: TrialRunner,
         guard: Guard,
         *,
+        learn: Learn,
         begin: Begin = lambda _plan: None,
         notify: Notify,
         fits: Fits,
@@ -75,6 +90,7 @@ class Tuner:
         self._journal = journal
         self._runner = runner
         self._guard = guard
+        self._learn = learn
         self._begin = begin
         self._notify = notify
         self._fits = fits
@@ -191,9 +207,25 @@ class Tuner:
         result: Result | None = None
         try:
             if not plan.refusal:
-                result = self._runner.run(plan, self._cancelled)
+                raw = self._runner.run(plan, load_schedule(self._config, plan.role), self._cancelled)
+                self._learn_from(raw, plan.role)
+                result = judged(raw, plan.role, self._config)
         finally:
             self._notify(self._journal.end_trial(trial, result))
+        self._check_measured()
+
+    def _learn_from(self, raw: RawTrial, role: Role) -> None:
+        for run in raw.runs:
+            if run.launch is not None:
+                # The crash of an unguarded trial is expected, and teaches the guard nothing.
+                crash = explained(run.crash, run.report) if run.crash and role is not Role.UNGUARDED else None
+                self._learn(run.launch, crash, started=run.start is not StartKind.LIVE)
+
+    def _check_measured(self) -> None:
+        """Raises LoadError when trial after trial ends without a measurement, which no other configuration helps."""
+        reasons = [t.result.unmeasured for t in self._trials() if t.result is not None and t.result.unmeasured]
+        if len(reasons) >= _MOST_UNMEASURED:
+            raise LoadError(f"{len(reasons)} trials could not be measured: {reasons[-1]}")
 
 
 def _earlier(

@@ -200,10 +200,10 @@ class ServingEngine:
         except EngineCrashed as error:
             self._metrics.crashed(error.crash, "serving")
             if self._engine is not None:
-                self._engines.learn(self._engine, error.crash)
+                self._engines.learn(self._engine.launch, error.crash)
             self.end(drain=False)
             raise
-        self._engines.learn(self._engine)
+        self._engines.learn(self._engine.launch)
         took_s = time.monotonic() - began
         self.restore_s = max(self.restore_s, took_s)
         self._record(EventKind.START, base=self._config.base_digest(), promotion=promotion, seconds=took_s)
@@ -227,7 +227,7 @@ class ServingEngine:
         self._misses = self._steps = 0
         self._requests.engine_id = self._engine.launch.engine_id
         args = self._engine.launch.args
-        repairs = self._engines.repairs(self._engine)
+        repairs = self._engines.repairs(self._engine.launch)
         for change in repairs:
             self._progress.say(
                 f"the plugin changed {change.name} from {setting(change.before, change.name)}"
@@ -295,7 +295,7 @@ class ServingEngine:
     def _crashed(self, engine: Engine, crash: Crash) -> None:
         self._metrics.crashed(crash, "serving")
         self._progress.say(f"the serving engine crashed: {crash.category}: {crash.evidence}")
-        self._engines.learn(engine, crash, started=False)
+        self._engines.learn(engine.launch, crash, started=False)
         self._crashes = [*self._crashes[-99:], (self.promotion, time.monotonic())]
         self._record(EventKind.CRASH, promotion=self.promotion, reason=f"{crash.category}: {crash.evidence}")
         times = [at for promotion, at in self._crashes if promotion == self.promotion]

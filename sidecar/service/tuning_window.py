@@ -141,6 +141,7 @@ class TuningWindow:
             journal,
             self._parts.runner,
             self._parts.guard,
+            learn=self._parts.engines.learn,
             begin=begin,
             notify=notify,
             fits=fits,

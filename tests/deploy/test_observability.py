@@ -143,7 +143,7 @@ def test_the_data_are_what_has_happened(story: Lived) -> None:
         found = story.prometheus.query(query)
         return {s["metric"][label]: float(s["value"][1]) for s in found if float(s["value"][1])}
 
-    # A baseline, two past the guard that crash, two or more of the search; then two pairs.
+    # A baseline, two unguarded that crash, two or more of the search; then two pairs.
     trials = by("status", "sloguard_trials_total")
     assert trials["crashed"] == 2
     assert trials["feasible"] >= 4

@@ -22,6 +22,7 @@ from sidecar.measure.measurement import measure
 from sidecar.measure.requests import LoadResult
 from sidecar.record.journal import Journal
 from sidecar.record.trial import Plan, Role
+from sidecar.run.judging import judged, load_schedule
 from sidecar.search.contract import Proposal
 from vllm_sloguard.crash import Category
 from vllm_sloguard.guard.start_history import read_history
@@ -109,7 +110,8 @@ def test_an_engine_core_killed_under_load_is_a_crash_with_evidence(sidecar: Benc
     proposal = Proposal({"max_num_seqs": 8}, "test", "killed under load")
     args = {name.replace("-", "_"): value for name, value in INCUMBENT.items()}
     plan = Plan(Role.SEARCH, dict(proposal.config), {**args, **proposal.config}, proposal.phase, proposal.reason)
-    result = sidecar.runner.run(plan, lambda: False)
+    schedule = load_schedule(sidecar.config, plan.role)
+    result = judged(sidecar.runner.run(plan, schedule, lambda: False), plan.role, sidecar.config)
     killer.join()
 
     assert result.measurement is None
@@ -153,7 +155,7 @@ def test_reported_memory_is_kept_for_the_next_start(sidecar: Bench, engine: Engi
     memory = sidecar.hub.of(engine.launch.engine_id).memory
     assert memory is not None
     assert memory.vllm_version.startswith("0.32")
-    sidecar.engines.learn(engine)
+    sidecar.engines.learn(engine.launch)
     start = read_history(sidecar.learning.path, sidecar.config.model).starts[-1]
     assert start.kv_bytes == memory.kv_cache_bytes == engine.launch.args["kv_cache_memory_bytes"]
     assert start.kv_tokens == sidecar.hub.of(engine.launch.engine_id).kv_cache_tokens

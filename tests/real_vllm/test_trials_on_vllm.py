@@ -8,6 +8,7 @@ import pytest
 from engine_bench import INCUMBENT, bench, write_config
 
 from sidecar.record.trial import Plan, Result, Role, StartKind
+from sidecar.run.judging import judged, load_schedule
 from sidecar.search.contract import Proposal
 
 pytestmark = pytest.mark.engine
@@ -35,7 +36,8 @@ def test_a_search_reuses_engines_and_a_validation_starts_its_own(tmp_path: Path)
         runner = parts.runner
 
         def run(plan: Plan) -> tuple[Result, list[psutil.Process]]:
-            result = runner.run(plan, lambda: False)
+            raw = runner.run(plan, load_schedule(parts.config, plan.role), lambda: False)
+            result = judged(raw, plan.role, parts.config)
             return result, [p for p in psutil.Process().children(recursive=True) if _lives(p)]
 
         first, _ = run(search(max_num_seqs=4, block_size=32))

@@ -1,5 +1,6 @@
 """The repair pass on vLLM's own ``EngineArgs``, before vLLM looks at them."""
 
+import json
 import logging
 import time
 from dataclasses import replace
@@ -95,7 +96,13 @@ def _beyond(engine_args: Any) -> dict[str, Any]:
 
 def _report(result: Repair, applied: bool) -> pb.RepairReport:
     changes = [
-        pb.Change(name=c.name, from_value=str(c.before), to_value=str(c.after), reason=c.reason, rules=c.rules)
+        pb.Change(
+            name=c.name,
+            from_value=json.dumps(c.before, default=str),
+            to_value=json.dumps(c.after, default=str),
+            reason=c.reason,
+            rules=c.rules,
+        )
         for c in (result.changes if applied else ())
     ]
     tokens = result.budget.kv_tokens if result.budget else None

@@ -56,7 +56,7 @@ FAILED = Result(violation=1, value=-70.0, measurement=measured(float("inf"), 9, 
         ),
         (
             trial(3, planned(Role.UNGUARDED), Result(violation=0.1)),
-            f"{HEAD}: infeasible in 30 s past the guard",
+            f"{HEAD}: infeasible in 30 s unguarded",
         ),
         (
             trial(3, REPAIRED, Result(violation=0.1)),

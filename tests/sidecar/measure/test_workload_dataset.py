@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 from sidecar_cases import GOOD, write
 
 from sidecar.config.schema import Config, ConfigError, Workload, load_config
 from sidecar.measure.load_client import benchmark_argv
 from sidecar.promote import provenance
+from sidecar.record.decisions import Provenance
 from sidecar.record.run_snapshot import setup_of
 
 LENGTHS = {"input_tokens": 300, "output_tokens": 80}
@@ -72,7 +74,7 @@ def test_what_does_not_go_together_is_one_line(tmp_path: Path, fields: dict[str,
 def test_a_decision_with_a_file_can_be_recorded(tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text("")
     config = workload(tmp_path, dataset_name="custom", dataset_path="prompts.jsonl", **LENGTHS)
-    origin = json.loads(json.dumps(provenance.of(config, [])))
+    origin = TypeAdapter(Provenance).dump_python(provenance.of(config, []), mode="json")
 
     assert origin["workload"]["dataset_path"] == str(tmp_path / "prompts.jsonl")
     recorded = setup_of(json.loads(config.model_dump_json()), 1)

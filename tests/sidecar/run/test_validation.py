@@ -5,18 +5,24 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from sidecar_cases import configured, measured
+from sidecar_cases import configured
 
 from sidecar.config.schema import Config, SearchConfig
 from sidecar.config.window import Promotion
-from sidecar.engine.engine import Cancelled
+from sidecar.engine.engine import Cancelled, Launch
 from sidecar.guard.guard import Guard
+from sidecar.measure.load_client import LoadError
+from sidecar.measure.load_schedule import LoadSchedule, RateLoad
+from sidecar.measure.requests import LoadResult, RequestResult
 from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.durations import seconds_of
 from sidecar.record.journal import Journal
-from sidecar.record.trial import VALIDATING, Plan, Result, Role, Trial, TrialStatus
+from sidecar.record.trial import VALIDATING, Plan, Result, Role, StartKind, Trial, TrialStatus
+from sidecar.record.wording import why
+from sidecar.run.raw_trial import EngineRun, PluginReport, RawTrial
 from sidecar.run.trial_runner import TrialRunner
 from sidecar.run.tuning_run import Tuner, open_run
+from vllm_sloguard.crash import Crash
 from vllm_sloguard.guard.machine import Machine
 
 HOST = Machine("cpu", 2**34, 2**33, 0, "stated")
@@ -24,10 +30,11 @@ A_LITTLE = (0.008, -0.006, 0.002, -0.009, 0.005)
 
 
 class Starts:
-    """Measures instead of a Runner: the more sequences the faster. ``ends`` is how many loads it lives for."""
+    """Replaces TrialRunner: more sequences are faster. ``ends`` is how many loads it survives."""
 
-    def __init__(self, ends: int = 1000) -> None:
+    def __init__(self, ends: int = 1000, lag_s: float = 0.0) -> None:
         self.left = ends
+        self.lag_s = lag_s
         self.count = 0
 
     def release(self) -> None:
@@ -37,7 +44,7 @@ class Starts:
         """Every trial has an engine of its own."""
         return True
 
-    def run(self, plan: Plan, cancelled: Callable[[], bool]) -> Result:
+    def run(self, plan: Plan, schedule: LoadSchedule, cancelled: Callable[[], bool]) -> RawTrial:
         """One load."""
         assert not cancelled()
         if self.left == 0:
@@ -45,16 +52,15 @@ class Starts:
         self.left -= 1
         self.count += 1
         mean_ms = 4000 / int(cast(int, plan.args["max_num_seqs"])) * (1 + A_LITTLE[self.count % 5])
-        scores = tuple(mean_ms / 1000 for _ in range(200))
-        return Result(
-            value=-mean_ms,
-            measurement=measured(e2e_mean_ms=mean_ms),
-            scores=scores,
-            vllm_version="0.32.0",
-            start_s=30.0,
-            load_s=10.0,
-            stop_s=1.0,
-        )
+        workload = schedule.next_load([], warm=False)
+        assert workload is not None
+        e2e_s, rate = mean_ms / 1000, workload.rate
+        times = [number / rate for number in range(200)]
+        requests = tuple(RequestResult(0.01, e2e_s, (0.01,), "", at, at - self.lag_s) for at in times)
+        load = RateLoad(rate, LoadResult(requests, 200 / rate))
+        report = PluginReport(vllm_version="0.32.0")
+        run = EngineRun(None, StartKind.ORDINARY, True, 30.0, (load,), 10.0, 1.0, report=report)
+        return RawTrial((run,))
 
 
 @pytest.fixture
@@ -76,6 +82,7 @@ def tune(config: Config, starts: Starts, fits: Callable[[int, int], bool] = lamb
         journal,
         cast(TrialRunner, starts),
         Guard(config, lambda _: HOST),
+        learn=learn_nothing,
         notify=lambda _: None,
         fits=fits,
         cancelled=lambda: False,
@@ -84,6 +91,10 @@ def tune(config: Config, starts: Starts, fits: Callable[[int, int], bool] = lamb
         return tuner.tune()
     finally:
         journal.close()
+
+
+def learn_nothing(launch: Launch, crash: Crash | None = None, *, started: bool = True) -> None:
+    """No engine was started here."""
 
 
 def recorded(config: Config) -> list[Trial]:
@@ -186,3 +197,13 @@ def test_validations_are_expected_to_take_an_ordinary_start_each() -> None:
     assert seconds_of([], 1, 6, start_s=30) == 6 * 30
     assert seconds_of(forked, 1, 6, start_s=30) == 14 + 6 * (30 + 11)
     assert seconds_of([*forked, done(Role.REFERENCE, 50, 10)], 0, 2, start_s=30) == 2 * 50
+
+
+def test_trials_whose_requests_were_sent_late_do_not_count_and_end_the_run(config: Config) -> None:
+    with pytest.raises(LoadError, match=r"3 trials could not be measured: .* 200 of 200 requests were sent"):
+        tune(config, Starts(lag_s=0.2))
+
+    trials = recorded(config)
+    assert [t.status for t in trials] == [TrialStatus.ABORTED] * 3
+    assert all(t.result is not None and t.result.measurement is None for t in trials)
+    assert all("fell behind" in why(t) for t in trials)

@@ -1,0 +1,118 @@
+"""Which loads a trial sends: one at the configured rate or, for the capacity, as many as it takes to find it. Pure.
+
+A load whose sender fell behind is repeated once and never counts. For the capacity a rate counts as met only in a
+steady state; a load that was too short for that is repeated once, longer.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sidecar.config.schema import Objective, Workload
+from sidecar.config.slo import Slo
+from sidecar.measure.capacity_search import Tried, next_rate
+from sidecar.measure.early_stop import Rules
+from sidecar.measure.measurement import measure
+from sidecar.measure.partial_load import Hopeless
+from sidecar.measure.requests import LoadResult, StopRule, to_the_end
+from sidecar.measure.sender_lag import sender_lag
+from sidecar.measure.steady_state import SteadyState, lasting, least_duration_s, settling_s, steady_state
+from sidecar.measure.verdict import violation
+
+# Of the configured rate, where the capacity is the objective and no highest rate is given.
+_HIGHEST_RATE = 16.0
+_LONGEST_S = 180.0
+_MOST_ATTEMPTS = 2  # at one rate
+
+
+@dataclass(frozen=True)
+class RateLoad:
+    """A load at ``rate`` requests a second."""
+
+    rate: float
+    load: LoadResult
+
+
+@dataclass(frozen=True)
+class LoadSchedule:
+    """``compared`` loads, those of a validation, are of one size and not ended early, and have ``least_requests``.
+
+    A ``thorough`` load ends early by arithmetic alone.
+    """
+
+    slo: Slo
+    workload: Workload
+    objective: Objective
+    confidence: float
+    compared: bool = False
+    thorough: bool = False
+    least_requests: int = 0
+
+    def next_load(self, done: Sequence[RateLoad], *, warm: bool) -> Workload | None:
+        """What to send next; None once everything is known. ``warm`` tells that the engine needs no warm-up."""
+        rate = self._next_rate(done)
+        if rate is None:
+            return None
+        repeated = [d for d in done if d.rate == rate]
+        least_s = max([least_duration_s(self.slo), *(settling_s(d.load) for d in repeated)])
+        return self.workload.model_copy(
+            update={
+                "rate": rate,
+                # Prompts that are new to the engine: those of the load before are in its prefix cache.
+                "seed": self.workload.seed + len(done),
+                "requests": self._requests(rate, min(least_s, _LONGEST_S)),
+                "warmup_requests": 0 if done or warm else self.workload.warmup_requests,
+            }
+        )
+
+    def stop_rule(self, rate: float) -> StopRule:
+        """When a load at ``rate`` ends early."""
+        if self.compared:
+            return to_the_end
+        workload = self.workload.model_copy(update={"rate": rate})
+        return lasting(Rules(self.slo, workload, self.confidence, thorough=self.thorough), self.slo)
+
+    def counted(self, done: Sequence[RateLoad]) -> tuple[RateLoad, ...]:
+        """The last load at each rate, without those whose sender fell behind."""
+        last = {d.rate: d for d in done}
+        return tuple(d for d in last.values() if not fell_behind(d.load, self.slo))
+
+    def tried(self, done: Sequence[RateLoad]) -> tuple[Tried, ...]:
+        """For the capacity: which rates were measured, and whether they were met."""
+        return tuple(Tried(d.rate, self._met(d.load)) for d in self.counted(done))
+
+    def _next_rate(self, done: Sequence[RateLoad]) -> float | None:
+        if done and self._again(done):
+            return done[-1].rate
+        if done and (self.objective is not Objective.CAPACITY or fell_behind(done[-1].load, self.slo)):
+            return None
+        highest = self.workload.highest_rate or _HIGHEST_RATE * self.workload.rate
+        return next_rate(self.tried(done), self.workload.rate, highest)
+
+    def _again(self, done: Sequence[RateLoad]) -> bool:
+        """Whether the last load must be repeated."""
+        load, attempts = done[-1].load, sum(d.rate == done[-1].rate for d in done)
+        if attempts >= _MOST_ATTEMPTS:
+            return False
+        if fell_behind(load, self.slo):
+            return True
+        too_short = not isinstance(load.ending, Hopeless) and steady_state(load, self.slo) is SteadyState.TOO_SHORT
+        return self.objective is Objective.CAPACITY and too_short
+
+    def _requests(self, rate: float, least_s: float) -> int:
+        base = max(self.workload.fixed_requests, self.least_requests) if self.compared else self.workload.most_requests
+        # A mean latency over a number of requests that the operator has fixed is measured over that number.
+        if self.workload.requests is not None and self.objective is Objective.LATENCY:
+            return base
+        return max(base, math.ceil(rate * least_s))
+
+    def _met(self, load: LoadResult) -> bool:
+        if isinstance(load.ending, Hopeless) or violation(measure(load, self.slo), self.slo) > 0:
+            return False
+        return steady_state(load, self.slo) in (SteadyState.STEADY, None)
+
+
+def fell_behind(load: LoadResult, slo: Slo) -> bool:
+    """Whether requests were sent so late that ``load`` does not count as a measurement."""
+    lag = sender_lag(load, slo)
+    return lag is not None and lag.fell_behind

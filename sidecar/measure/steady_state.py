@@ -1,0 +1,110 @@
+"""Whether a load shows a steady state, or only the transient before a queue builds up. Pure.
+
+An engine that is sent 10% more than it can serve looks fine at first: the queue delay grows by 0.1 s a second. So a
+load must last ten times the tightest latency limit; the last requests of an overload of 10% then wait for as long as
+that limit. And what is answered must keep up with what arrives: in the second half of the sending time, when the
+batches have filled, no more requests may arrive than are answered, beyond the noise of a Poisson count.
+"""
+
+import math
+from enum import StrEnum
+
+from sidecar.config.slo import LatencyKind, Slo
+from sidecar.measure.requests import Ending, LoadProgress, LoadResult, StopRule
+from vllm_sloguard.starts.load_protocol import End
+
+_TIMES_THE_LIMIT = 10.0
+# Of a gap between tokens: a request of a hundred tokens at the limit.
+_TIMES_THE_GAP = 100.0
+_LONGEST_LEAST_S = 60.0
+# In multiples of the first requests' E2E latency: when the number of requests in flight has settled, and one more.
+_TIMES_E2E = 3.0
+_SIGMAS = 2.0
+_FEWEST_REQUESTS = 20
+
+
+class SteadyState(StrEnum):
+    """What a load shows of the long run."""
+
+    STEADY = "steady"
+    GROWING = "growing"  # more arrives than is answered
+    TOO_SHORT = "too_short"  # to tell
+
+
+def least_duration_s(slo: Slo) -> float:
+    """How long requests must be sent before a queue would show in a latency that ``slo`` limits; 60 s at most."""
+    whole = [limit.limit_ms for limit in slo.latency_limits if limit.kind in (LatencyKind.TTFT, LatencyKind.E2E)]
+    gaps = [limit.limit_ms for limit in slo.latency_limits]
+    wanted_ms = _TIMES_THE_LIMIT * min(whole) if whole else _TIMES_THE_GAP * min(gaps)
+    return min(wanted_ms / 1000, _LONGEST_LEAST_S)
+
+
+def steady_state(load: LoadResult, slo: Slo) -> SteadyState | None:
+    """What ``load``, which was not stopped, shows of the long run; None where its client did not report the times."""
+    times = _times(load)
+    if times is None:
+        return None
+    starts, _ = times
+    if len(starts) < _FEWEST_REQUESTS or sending_s(load) < 0.9 * max(least_duration_s(slo), settling_s(load)):
+        return SteadyState.TOO_SHORT
+    arrived, answered = _second_half(load)
+    return SteadyState.GROWING if arrived - answered > _SIGMAS * math.sqrt(arrived) else SteadyState.STEADY
+
+
+def overload(load: LoadResult) -> float:
+    """By which share more arrived than was answered in the second half of the sending time; 0 for none."""
+    arrived, answered = _second_half(load)
+    return max(arrived / max(answered, 1) - 1, 0.0)
+
+
+def settling_s(load: LoadResult) -> float:
+    """How long a load must last for the number of requests in flight to settle, by the first quarter's E2E latency."""
+    times = _times(load)
+    if times is None or not times[0]:
+        return 0.0
+    starts, ends = times
+    first = max(len(starts) // 4, 1)
+    return _TIMES_E2E * sum(end - start for start, end in zip(starts[:first], ends[:first], strict=True)) / first
+
+
+def sending_s(load: LoadResult) -> float:
+    """From the first request sent to the last one; 0 where the client did not report the times."""
+    starts = [r.start_s for r in load.requests if r.start_s is not None]
+    return max(starts) - min(starts) if starts else 0.0
+
+
+def lasting(rule: StopRule, slo: Slo) -> StopRule:
+    """``rule``, but a load that has been seen enough of goes on until a queue would show."""
+    least_s = least_duration_s(slo)
+
+    def watch(progress: LoadProgress) -> Ending | None:
+        ending = rule(progress)
+        if ending is None or ending.how is End.STOP:
+            return ending
+        starts = [r.start_s for r in (*progress.finished, *progress.in_flight) if r.start_s is not None]
+        return ending if starts and progress.now_s - min(starts) >= least_s else None
+
+    return watch
+
+
+def _second_half(load: LoadResult) -> tuple[int, int]:
+    """How many requests that succeeded arrived, and how many were answered, in the second half of the sending time."""
+    times = _times(load)
+    if times is None or not times[0]:
+        return 0, 0
+    starts, ends = times
+    first, last = starts[0], starts[-1]
+    middle = (first + last) / 2
+    return sum(middle < at <= last for at in starts), sum(middle < at <= last for at in ends)
+
+
+def _times(load: LoadResult) -> tuple[list[float], list[float]] | None:
+    """Starts, ascending, and ends of the requests that succeeded; None where a start is not known."""
+    if any(r.start_s is None for r in load.requests):
+        return None
+    pairs = sorted(
+        (r.start_s, r.start_s + r.e2e_s)
+        for r in load.requests
+        if r.start_s is not None and r.e2e_s is not None and not r.error
+    )
+    return [start for start, _ in pairs], [end for _, end in pairs]

@@ -1,0 +1,112 @@
+"""From what the runner saw to the result that is recorded. Pure."""
+
+from dataclasses import replace
+
+from sidecar.config.schema import Config, Objective
+from sidecar.measure import verdict
+from sidecar.measure.capacity_search import Tried, capacity
+from sidecar.measure.load_schedule import LoadSchedule, RateLoad
+from sidecar.measure.measurement import measure
+from sidecar.measure.partial_load import Hopeless
+from sidecar.measure.sender_lag import sender_lag
+from sidecar.measure.steady_state import SteadyState, overload
+from sidecar.record.trial import VALIDATING, Result, Role
+from sidecar.run.raw_trial import EngineRun, PluginReport, RawTrial
+from vllm_sloguard.crash import Category, Crash
+
+_MOST_EVIDENCE = 500  # characters
+
+
+def load_schedule(config: Config, role: Role) -> LoadSchedule:
+    """The loads of a trial with that role."""
+    return LoadSchedule(
+        config.slo,
+        config.workload,
+        config.objective,
+        config.promotion.confidence,
+        compared=role in VALIDATING,
+        thorough=role is Role.BASELINE,
+        least_requests=config.promotion.requests_a_start,
+    )
+
+
+def judged(raw: RawTrial, role: Role, config: Config) -> Result:
+    """The result of a trial: a crash, a verdict, or the reason why there is none."""
+    run = raw.last
+    result = Result(
+        crash=run.crash and explained(run.crash, run.report),
+        repairs=run.report.repairs,
+        kv_cache_tokens=run.report.kv_cache_tokens,
+        vllm_version=run.report.vllm_version,
+        start=run.start,
+        start_s=run.start_s,
+        stop_s=run.stop_s,
+    )
+    if run.crash is not None:
+        return result
+    if not run.settings_held:
+        return replace(result, unmeasured="a live change of the engine did not last")
+    return _with_loads(result, run, load_schedule(config, role))
+
+
+def explained(crash: Crash, report: PluginReport) -> Crash:
+    """``crash``; where the log does not give the reason, with the exception that the plugin reported."""
+    if crash.category is not Category.ENGINE_DEATH or not report.crashes:
+        return crash
+    first = report.crashes[0]
+    evidence = f"{first.exception_type}: {first.message} ({first.context})"
+    return replace(crash, evidence=" ".join(evidence.split())[:_MOST_EVIDENCE])
+
+
+def _with_loads(result: Result, run: EngineRun, schedule: LoadSchedule) -> Result:
+    """The load at the configured rate decides whether the SLO is met; for the capacity the best one has the scores."""
+    warm_up = run.loads[0].load.warm_up  # the later loads find a warm engine
+    result = replace(
+        result,
+        warmup_s=warm_up.seconds,
+        warmup_requests=warm_up.requests,
+        load_s=run.loads_s - warm_up.seconds,
+    )
+    counted = schedule.counted(run.loads)
+    if not counted or counted[0].rate != run.loads[0].rate:
+        lag = sender_lag(run.loads[-1].load, schedule.slo)
+        return replace(result, unmeasured=lag.reason if lag is not None else "no load counts as a measurement")
+    tried = schedule.tried(run.loads) if schedule.objective is Objective.CAPACITY else ()
+    ending = counted[0].load.ending
+    if isinstance(ending, Hopeless):
+        return _stopped(result, ending, schedule, tried)
+    return _measured(result, counted, schedule, tried)
+
+
+def _stopped(result: Result, ending: Hopeless, schedule: LoadSchedule, tried: tuple[Tried, ...]) -> Result:
+    """Of a load that was stopped, everything is a bound, and only a capacity has a value."""
+    capacity_value = verdict.value(ending.at_least, schedule.objective, tried) if tried else None
+    return replace(
+        result,
+        violation=verdict.least_violation(ending.at_least, schedule.slo),
+        value=capacity_value,
+        measurement=ending.at_least,
+        tried=tried,
+        stopped=ending.why,
+    )
+
+
+def _measured(
+    result: Result, counted: tuple[RateLoad, ...], schedule: LoadSchedule, tried: tuple[Tried, ...]
+) -> Result:
+    slo, objective = schedule.slo, schedule.objective
+    first = counted[0].load
+    measurement = measure(first, slo)
+    violation = verdict.violation(measurement, slo)
+    if tried and violation == 0 and measurement.steady is SteadyState.GROWING:
+        violation = overload(first)  # it meets the SLO only for as long as the load was
+    reached = capacity(tried)
+    best = next((d.load for d in counted if d.rate == reached), first)
+    return replace(
+        result,
+        violation=violation,
+        value=verdict.value(measurement, objective, tried),
+        measurement=measurement,
+        scores=verdict.scores(best, slo, objective),
+        tried=tried,
+    )
