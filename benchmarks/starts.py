@@ -18,7 +18,7 @@ from sidecar.config.schema import load_config
 from sidecar.engine.command import Args
 from sidecar.metrics.exporter import Metrics
 from sidecar.record.trial import RESULT, Plan, Role
-from sidecar.run.judging import judged, load_schedule
+from sidecar.run.judging import judged_result, load_schedule
 from sidecar.service.wiring import assembled
 
 
@@ -42,7 +42,7 @@ def measured(path: Path, changed: Args) -> dict[str, object]:
         plan = Plan(Role.REFERENCE, {}, args, "start", "the noise between starts")
         with assembled(config, _say, Metrics(config)) as parts:
             raw = parts.runner.run(plan, load_schedule(config, plan.role), lambda: False)
-            result = judged(raw, plan.role, config)
+            result = judged_result(raw, plan.role, config)
     return {"args": args, **json.loads(RESULT.dump_json(result))}
 
 

@@ -29,7 +29,7 @@ from sidecar.config.schema import Config, load_config
 from sidecar.measure.load_client import LoadClient
 from sidecar.metrics.exporter import Metrics
 from sidecar.record.trial import RESULT, Role, StartKind
-from sidecar.run.judging import judged, load_schedule
+from sidecar.run.judging import judged_result, load_schedule
 from sidecar.search.contract import Proposal
 from sidecar.service.wiring import assembled
 
@@ -99,7 +99,7 @@ def _run_way(  # noqa: PLR0917 - one call
             proposal = Proposal(knobs, "benchmark", way)
             plan = parts.guard.plan(config.engine.args, proposal, Role.SEARCH)
             raw = parts.runner.run(plan, load_schedule(config, plan.role), lambda: False)
-            result = judged(raw, plan.role, config)
+            result = judged_result(raw, plan.role, config)
             told: dict[str, Any] = json.loads(RESULT.dump_json(result))
             del told["scores"]
             row = {

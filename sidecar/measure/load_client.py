@@ -24,7 +24,7 @@ from vllm_sloguard.starts.load_protocol import (
     LoadReport,
     Ready,
     RunLoad,
-    to_json,
+    message_line,
 )
 
 _START_TIMEOUT_S = 180.0
@@ -125,7 +125,7 @@ class LoadClient:
         assert self._process is not None
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(to_json(order) + "\n")
+            self._process.stdin.write(message_line(order) + "\n")
             self._process.stdin.flush()
         except OSError as error:
             raise LoadError(f"the benchmark client has died: {error}; see {self._log}") from None

@@ -30,7 +30,7 @@ def load_schedule(config: Config, role: Role) -> LoadSchedule:
     )
 
 
-def judged(raw: RawTrial, role: Role, config: Config) -> Result:
+def judged_result(raw: RawTrial, role: Role, config: Config) -> Result:
     """The result of a trial: a crash, a verdict, or the reason why there is none."""
     run = raw.last
     result = Result(

@@ -1,4 +1,4 @@
-"""What running a plan yields, before anything is judged."""
+"""What running a plan yields, before anything is judged_result."""
 
 from dataclasses import dataclass
 

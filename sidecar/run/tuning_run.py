@@ -19,7 +19,7 @@ from sidecar.record.durations import reserved_pairs
 from sidecar.record.events import Operations
 from sidecar.record.journal import Journal, Run
 from sidecar.record.trial import VALIDATING, Plan, Result, Role, StartKind, Trial, TrialStatus
-from sidecar.run.judging import explained, judged, load_schedule
+from sidecar.run.judging import explained, judged_result, load_schedule
 from sidecar.run.raw_trial import RawTrial
 from sidecar.run.trial_runner import TrialRunner
 from sidecar.search.contract import Context, Observation, Proposal
@@ -209,7 +209,7 @@ class Tuner:
             if not plan.refusal:
                 raw = self._runner.run(plan, load_schedule(self._config, plan.role), self._cancelled)
                 self._learn_from(raw, plan.role)
-                result = judged(raw, plan.role, self._config)
+                result = judged_result(raw, plan.role, self._config)
         finally:
             self._notify(self._journal.end_trial(trial, result))
         self._check_measured()

@@ -22,7 +22,7 @@ from sidecar.measure.measurement import measure
 from sidecar.measure.requests import LoadResult
 from sidecar.record.journal import Journal
 from sidecar.record.trial import Plan, Role
-from sidecar.run.judging import judged, load_schedule
+from sidecar.run.judging import judged_result, load_schedule
 from sidecar.search.contract import Proposal
 from vllm_sloguard.crash import Category
 from vllm_sloguard.guard.start_history import read_history
@@ -111,7 +111,7 @@ def test_an_engine_core_killed_under_load_is_a_crash_with_evidence(sidecar: Benc
     args = {name.replace("-", "_"): value for name, value in INCUMBENT.items()}
     plan = Plan(Role.SEARCH, dict(proposal.config), {**args, **proposal.config}, proposal.phase, proposal.reason)
     schedule = load_schedule(sidecar.config, plan.role)
-    result = judged(sidecar.runner.run(plan, schedule, lambda: False), plan.role, sidecar.config)
+    result = judged_result(sidecar.runner.run(plan, schedule, lambda: False), plan.role, sidecar.config)
     killer.join()
 
     assert result.measurement is None

@@ -8,7 +8,7 @@ import pytest
 from engine_bench import INCUMBENT, bench, write_config
 
 from sidecar.record.trial import Plan, Result, Role, StartKind
-from sidecar.run.judging import judged, load_schedule
+from sidecar.run.judging import judged_result, load_schedule
 from sidecar.search.contract import Proposal
 
 pytestmark = pytest.mark.engine
@@ -37,7 +37,7 @@ def test_a_search_reuses_engines_and_a_validation_starts_its_own(tmp_path: Path)
 
         def run(plan: Plan) -> tuple[Result, list[psutil.Process]]:
             raw = runner.run(plan, load_schedule(parts.config, plan.role), lambda: False)
-            result = judged(raw, plan.role, parts.config)
+            result = judged_result(raw, plan.role, parts.config)
             return result, [p for p in psutil.Process().children(recursive=True) if _lives(p)]
 
         first, _ = run(search(max_num_seqs=4, block_size=32))

@@ -272,9 +272,16 @@ def _tell(model: str) -> None:
 def send_loads() -> int:
     """The load client: more sequences are faster; the spread over requests is constant."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from vllm_sloguard.starts.load_protocol import LoadReport, Ready, RequestResult, RunLoad, order_from_json, to_json
+    from vllm_sloguard.starts.load_protocol import (
+        LoadReport,
+        Ready,
+        RequestResult,
+        RunLoad,
+        message_line,
+        order_from_json,
+    )
 
-    print(to_json(Ready()), flush=True)
+    print(message_line(Ready()), flush=True)
     for line in sys.stdin:
         order = order_from_json(line)
         if not isinstance(order, RunLoad):
@@ -297,7 +304,7 @@ def send_loads() -> int:
             # Failed requests have nothing but their error and the time at which they were sent.
             result = RequestResult(None, None, (), error, at, at) if error else None
             requests.append(result or RequestResult(ttft_s, ttft_s * 2, (0.01,), "", at, at))
-        print(to_json(LoadReport(tuple(requests), 1.0, count)), flush=True)
+        print(message_line(LoadReport(tuple(requests), 1.0, count)), flush=True)
     return 0
 
 

@@ -35,8 +35,8 @@ from vllm_sloguard.starts.load_protocol import (
     RequestResult,
     RunLoad,
     WarmUp,
+    message_line,
     order_from_json,
-    to_json,
 )
 from vllm_sloguard.starts.warmup import LONGEST_WARMUP_S, Batch, batch_size, most, settled
 
@@ -223,7 +223,7 @@ class Client:
 
     def write(self, message: GeneratorMessage) -> None:
         """Writes one line."""
-        self._answers.write(to_json(message) + "\n")
+        self._answers.write(message_line(message) + "\n")
         self._answers.flush()
 
     def end(self, how: End) -> None:

@@ -136,7 +136,7 @@ GeneratorOrder = RunLoad | EndLoad
 GeneratorMessage = Ready | LoadDelta | LoadReport | LoadFailure
 
 
-def to_json(message: GeneratorOrder | GeneratorMessage) -> str:
+def message_line(message: GeneratorOrder | GeneratorMessage) -> str:
     """One line."""
     # Field by field through ``default``: dataclasses.asdict copies every gap, which would delay a load that runs.
     return json.dumps(message, default=_plain)

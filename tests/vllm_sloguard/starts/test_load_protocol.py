@@ -19,8 +19,8 @@ from vllm_sloguard.starts.load_protocol import (
     RequestResult,
     RunLoad,
     WarmUp,
+    message_line,
     order_from_json,
-    to_json,
 )
 
 ANSWERED = RequestResult(0.1, 0.5, (0.2, 0.2), "", 12.5, 12.49)
@@ -30,7 +30,7 @@ MESSAGES: TypeAdapter[GeneratorMessage] = TypeAdapter(GeneratorMessage)
 
 @pytest.mark.parametrize("order", [RunLoad(("--model", "m"), 60.0, 8), EndLoad(End.STOP), EndLoad(End.ENOUGH)])
 def test_orders_arrive_as_they_were_sent(order: GeneratorOrder) -> None:
-    assert order_from_json(to_json(order)) == order
+    assert order_from_json(message_line(order)) == order
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_orders_arrive_as_they_were_sent(order: GeneratorOrder) -> None:
     ],
 )
 def test_messages_arrive_as_they_were_sent(message: GeneratorMessage) -> None:
-    line = to_json(message)
+    line = message_line(message)
 
     assert "\n" not in line
     assert MESSAGES.validate_json(line) == message
