@@ -290,9 +290,10 @@ class CauseFinder:
         roots = [best[rank] for rank in ROOT_RANKS if rank in best]
         if roots:
             first = min(roots, key=lambda line: line.order)
-            if first.rank in {CauseRank.TIMEOUT, CauseRank.NCCL}:
+            # A hang is reported before what caused it, and NCCL's error before the call that failed.
+            if first.rank is CauseRank.TIMEOUT:
                 return best.get(CauseRank.MEMORY) or best.get(CauseRank.DEVICE) or first
-            return first
+            return best.get(CauseRank.MEMORY, first) if first.rank is CauseRank.NCCL else first
         order = [CauseRank(rank) for rank in range(CauseRank.ABORT, CauseRank.WRAPPER + 1)]
         error = best.get(CauseRank.ERROR)
         if error is not None and not self._serving and error.process.startswith(("EngineCore", "Worker", "VllmWorker")):

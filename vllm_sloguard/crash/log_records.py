@@ -8,15 +8,13 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import cast
 
-from vllm_sloguard.crash.prefixes import EMBEDDED_RECORD, LogRecord, PrefixParser, start_with_process
+from vllm_sloguard.crash.prefixes import EMBEDDED_RECORD, NO_PREFIX, LogRecord, PrefixParser, start_with_process
 
 QUIET_LEVELS = frozenset({"DEBUG", "INFO", "WARNING"})
 
 _LONGEST_PIECE = 1 << 16
-_SHORT_LINE_CHARS = 160  # one record
+_SHORT_LINE_CHARS = 60  # one record
 _PREFIX_CHARS = 160
-# Text in front of a record that is no prefix: an exception, or a sentence.
-_SENTENCE = re.compile(r"\w(?:Error|Exception)\b|[a-z]{2,} [a-z]{2,} [a-z]{2,}")
 _FLAT_TRACEBACK = re.compile(
     r"(?<=\s)(?=File \"[^\"]{1,300}\", line \d+|Traceback \(most recent call last\)"
     r"|The above exception was|During handling of the above"
@@ -66,14 +64,10 @@ def _cut(line: str) -> Iterator[str]:
     for match in EMBEDDED_RECORD.finditer(line):
         at = start_with_process(line, begin, match.start())
         # What stands in front of a line's first record is its prefix.
-        if at > begin and (begin or at > _PREFIX_CHARS or _says_something(line[:at])):
+        if at > begin and (begin or at > _PREFIX_CHARS or NO_PREFIX.search(line[:at])):
             yield line[begin:at]
             begin = at
     yield line[begin:]
-
-
-def _says_something(text: str) -> bool:
-    return bool(_SENTENCE.search(text))
 
 
 def _from_json(line: str) -> str:

@@ -64,7 +64,9 @@ _LEVELS = {
 }
 # The start of a record within a line: a log that was pasted on one line, or wrapped at a terminal's width.
 EMBEDDED_RECORD = re.compile(r"\b(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d")
-_QUOTES = re.compile(r"['\"{}]")
+_LEVEL_WORDS = frozenset({"DEBUG", "INFO", "NOTICE", "WARN", "WARNING", "ERROR", "CRITICAL", "FATAL", "DEFAULT"})
+# Text in front of a record that is no prefix: an exception, a quotation or a sentence.
+NO_PREFIX = re.compile(r"['\"{}]|\w(?:Error|Exception)\b|[a-z]{2,} [a-z]{2,} [a-z]{2,}")
 _PROCESS_BEFORE = re.compile(rf"(?:(?<![^\s.])\([\w.:-]{{1,60}}{_RANK}? pid=\d+[^)]{{0,80}}\) ?){{1,3}}$")
 
 
@@ -83,7 +85,7 @@ class PrefixParser:
         if self._learned is not None and (match := self._learned.match(record.text)):
             return _stripped(number, record.text, match.end())
         at = record_start(record.text, 0, _FOREIGN_CHARS)
-        if at > 0 and not _QUOTES.search(record.text, 0, at):
+        if at > 0 and not NO_PREFIX.search(record.text, 0, at):
             self._learned = _shape(record.text[:at])
             return _stripped(number, record.text, at)
         return record
@@ -110,9 +112,16 @@ def _printable(text: str) -> str:
 
 
 def _shape(prefix: str) -> re.Pattern[str]:
-    """A pattern for prefixes like this one: what holds a digit varies from line to line."""
-    words = [r"\S+" if any(char.isdigit() for char in word) else re.escape(word) for word in prefix.split()]
-    return re.compile(r"\s*" + r"\s+".join(words) + (r"(?:\s|$)" if prefix[-1].isspace() else ""))
+    """A pattern for prefixes like this one: levels and whatever holds a digit vary from line to line."""
+    return re.compile(
+        r"\s*" + r"\s+".join(map(_varied, prefix.split())) + (r"(?:\s|$)" if prefix[-1].isspace() else "")
+    )
+
+
+def _varied(word: str) -> str:
+    if any(char.isdigit() for char in word):
+        return r"\S+"
+    return r"\W?[A-Za-z]+\W?" if word.strip("[]():|").upper() in _LEVEL_WORDS else re.escape(word)
 
 
 def _stripped(number: int, text: str, at: int) -> LogRecord:

@@ -50,7 +50,7 @@ START_TEXTS = re.compile(
     r"|\bld: cannot find -l"
 )
 DEVICE_TEXTS = re.compile(
-    r"(?i:(?:CUDA|HIP) (?:runtime |driver |unknown )?error\b)"
+    r"(?i:(?<!unhandled )(?:CUDA|HIP) (?:runtime |driver |unknown )?error\b)"
     r"|(?i:Cuda failure \d* ?:? ?')"
     r"|CUDA kernel failed"
     r"|Triton Error \[(?:CUDA|HIP)\]"
@@ -73,7 +73,8 @@ DEVICE_TEXTS = re.compile(
     r"|\bNVMLError_(?:LibraryNotFound|DriverNotLoaded|LibRmVersionMismatch|GpuIsLost|Unknown)"
     r"|libcuda\.so\.1: cannot open shared object"
     r"|\bXid \(PCI"
-    r"|NPU function error|\bACL error|aicore exception|\bDEVICE_LOST\b"
+    r"|NPU function error|\bACL error|aicore exception|\bDEVICE_LOST\b|^RuntimeError: UR error"
+    r"|could not select device driver|nvidia-container-cli: "
 )
 # NCCL's own errors: true, but a more specific text after them says what it was.
 NCCL_ERRORS = re.compile(

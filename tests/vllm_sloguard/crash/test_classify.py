@@ -82,15 +82,26 @@ def test_prefixes(prefix: str, own: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["gpu-7/web~{0} <{0:04d}> ", "[Runner kooEr8Ccal]: 2024-11-13T03:15:{0:02d}.672Z 1 stdout: "]
+    "prefix",
+    [
+        "gpu-7/web~{0} <{0:04d}> ",
+        "[Runner kooEr8Ccal]: 2024-11-13T03:15:{0:02d}.672Z 1 stdout: ",
+        "2026-06-09 14:01:{0:02d}.604 [Info] (Process) ",
+        "{1} 2025-11-19T20:16:{0:02d}.096501749Z [resource.labels.containerName: vllm] ",
+    ],
 )
 def test_a_prefix_of_unknown_shape_is_learned_from_vllms_own_lines(prefix: str) -> None:
     def shown(index: int, line: str) -> str:
-        return f"{prefix.format(index)}{line}"
+        return f"{prefix.format(index, ('INFO', 'ERROR')[index % 2])}{line}"
 
     lines = ["INFO 11-18 18:07:28 api_server.py:528] vLLM API server version 0.6.3", *traceback(NO_BLOCKS).split("\n")]
     crash = classify("\n".join(shown(n, line) for n, line in enumerate(lines)), phase="starting", exit_code=1)
     assert (crash.category, crash.evidence) == (OOM, NO_BLOCKS)
+
+
+def test_two_short_records_on_one_line() -> None:
+    line = "RuntimeError: shape ERROR 07-04 14:53:23 [engine.py:458] RuntimeError: Engine loop has died"
+    assert classify(line, phase="serving", exit_code=None).evidence == "RuntimeError: shape"
 
 
 @pytest.mark.parametrize(

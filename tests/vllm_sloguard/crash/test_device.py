@@ -53,6 +53,17 @@ STARTING = {
         ),
         NCCL,
     ),
+    "NCCL, wrapped at the width of a terminal": (
+        "ERROR 06-29 19:19:59 [multiproc_executor.py:492] torch.distributed.DistBackendError: NCCL error in: /pytorch/csrc/\n"
+        "distributed/c10d/ProcessGroupNCCL.cpp:3353, unhandled cuda error (run with NCCL_DEBUG=INFO for detail\n"
+        "s), NCCL version 2.26.2\nncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n"
+        "Cuda failure 999 'unknown error'",
+        "torch.distributed.DistBackendError: NCCL error in:",
+    ),
+    "no driver in the container": (
+        'docker: Error response from daemon: could not select device driver "" with capabilities: [[gpu]].',
+        "could not select device driver",
+    ),
     "kernel image": (
         v1(
             "Worker_TP0",
