@@ -12,9 +12,9 @@ import grpc
 from vllm_sloguard.hooks.telemetry_client import unix_target
 
 _MOST_MESSAGE_BYTES = 4 * 2**20
-
-
 _MOST_CALLS = 64
+# Trailing metadata with the controller's own epoch, of a call for another one.
+EPOCH_METADATA = "sloguard-epoch"
 
 
 class _OneLine(logging.Filter):

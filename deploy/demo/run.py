@@ -23,7 +23,7 @@ START_TIMEOUT_S = 300
 
 
 def main() -> int:
-    """Runs the demo; 0 when everything was seen to happen."""
+    """Runs the demo; returns 0 if every step succeeded."""
     began = time.monotonic()
     settings = yaml.safe_load(CONFIG.read_text())
     state = (HERE / settings["state"]).resolve()
@@ -34,10 +34,10 @@ def main() -> int:
     try:
         wait_serving(serve, state)
         base = f"http://127.0.0.1:{settings['engine']['port']}"
-        print(f"it answers: {complete(base)!r}")
-        print(f"watch it: http://127.0.0.1:{settings['page']['port']}/")
+        print(f"completion: {complete(base)!r}")
+        print(f"live page: http://127.0.0.1:{settings['page']['port']}/")
 
-        step("a tuning window: the service drains, and real configurations are tried; one goes past the guard")
+        step("a tuning window: vLLM is drained and configurations are tried, one of them unguarded")
         subprocess.run([SLOGUARD, "retune", "--now", "--wait", "-c", str(CONFIG)], check=True)
 
         step("every trial")
@@ -48,12 +48,12 @@ def main() -> int:
             crash = trial["result"]["crash"]
             print(f"trial {trial['number']} crashed: {crash['category']} while {crash['phase']}: {crash['evidence']}")
 
-        step("the decision, and who serves now")
+        step("the decision and the current configuration")
         status = json.loads(run("status", str(state), "--json"))
         print(f"{status['decision']['outcome']}: {status['decision']['reason']}")
         promoted = state / "promoted.yaml"
         print(f"{promoted}:\n\n{promoted.read_text()}")
-        print(f"the serving engine answers: {complete(base)!r}")
+        print(f"completion: {complete(base)!r}")
         show_metrics(settings["metrics"]["port"])
     finally:
         serve.send_signal(signal.SIGINT)
@@ -65,12 +65,12 @@ def main() -> int:
 
     ran = [t for t in trials if t["status"] in ("feasible", "infeasible", "crashed")]
     print(f"\n{len(ran)} trials, {len(crashes)} crashed, {(time.monotonic() - began) / 60:.1f} minutes")
-    print(f"the same on one page: {SLOGUARD} report {state} -o report.html")
+    print(f"as an HTML report: {SLOGUARD} report {state} -o report.html")
     return 0 if len(ran) >= 10 and crashes and code == 0 else 1
 
 
 def clear(state: Path) -> None:
-    """Ends what an earlier demo may have left, and removes its state."""
+    """Ends engines that an earlier demo left, and removes its state."""
     if not state.exists():
         return
     if (pid := lock.holder(state)) is not None:
@@ -82,7 +82,7 @@ def clear(state: Path) -> None:
 
 
 def step(text: str) -> None:
-    """A heading."""
+    """Prints a heading."""
     print(f"\n== {text}", flush=True)
 
 
@@ -92,7 +92,7 @@ def run(*args: str) -> str:
 
 
 def wait_serving(serve: subprocess.Popen[bytes], state: Path) -> None:
-    """Waits for `sloguard status` to say serving."""
+    """Waits until `sloguard status` reports serving."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if serve.poll() is not None:
@@ -106,14 +106,14 @@ def wait_serving(serve: subprocess.Popen[bytes], state: Path) -> None:
 
 
 def complete(base: str) -> str:
-    """One completion, as any client asks for it."""
+    """Requests one completion."""
     models = json.loads(fetch(f"{base}/v1/models"))
     body = {"model": models["data"][0]["id"], "prompt": "The quick brown fox", "max_tokens": 8, "temperature": 0}
     return json.loads(fetch(f"{base}/v1/completions", json.dumps(body).encode()))["choices"][0]["text"]
 
 
 def show_metrics(port: int) -> None:
-    """A few lines of what Prometheus scrapes."""
+    """Prints a few metrics."""
     shown = ("sloguard_trials_total", "sloguard_crashes_total", "sloguard_decisions_total", "sloguard_requests_total")
     lines = fetch(f"http://127.0.0.1:{port}/metrics").decode().splitlines()
     for line in lines:
@@ -122,7 +122,7 @@ def show_metrics(port: int) -> None:
 
 
 def fetch(url: str, body: bytes | None = None) -> bytes:
-    """The answer of one HTTP request on this machine."""
+    """The response of an HTTP request on this machine."""
     request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})  # noqa: S310
     with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
         return response.read()

@@ -1,4 +1,4 @@
-"""Writes the dashboards, sloguard-tuning.json and sloguard-serving.json. ``--check`` says if they are fresh."""
+"""Writes the dashboards, sloguard-tuning.json and sloguard-serving.json. ``--check`` only checks them."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ BOARDS = {"sloguard-tuning.json": tuning.board, "sloguard-serving.json": serving
 
 
 def render(board: Callable[[], dashboard.Dashboard]) -> str:
-    """The file's text. Targets are lettered here, panels numbered."""
+    """The text of the file, with letters for targets and numbers for panels."""
     built = board().build()
     for number, panel in enumerate(built.panels or [], 1):
         panel.id_val = number
@@ -27,9 +27,9 @@ def render(board: Callable[[], dashboard.Dashboard]) -> str:
 
 
 def main() -> int:
-    """0 when the files are, or were already, up to date."""
+    """Returns 0 if the files are up to date, or were written."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when a file is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is stale")
     check = parser.parse_args().check
     stale: list[str] = []
     for name, board in BOARDS.items():

@@ -1,4 +1,4 @@
-"""What both dashboards are made of: queries that follow the variables, and panels of one look."""
+"""The parts of both dashboards: queries that use the variables, and panels of one style."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -46,8 +46,8 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 from sidecar.record.states import State
 
 SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
-# By what the limits and the trials' percentiles are labelled.
-LATENCIES = {"ttft": "TTFT", "itl": "ITL", "e2e": "E2E"}
+# The label "latency" of limits and of the trials' percentiles.
+LATENCIES = {"ttft": "TTFT", "itl": "ITL", "tpot": "TPOT", "e2e": "E2E"}
 STATE_COLORS = {
     State.STARTING: "light-blue",
     State.SERVING: "green",
@@ -68,12 +68,12 @@ SLO_LINE = [
 
 
 def series(metric: str, **labels: str) -> str:
-    """The chosen sidecar's ``metric``."""
+    """``metric`` of the selected sidecar."""
     return _selector(metric, labels)
 
 
 def vllm(metric: str) -> str:
-    """``metric`` of the engine that serves beside the chosen sidecar, by vLLM's own name."""
+    """``metric`` of the serving engine of the selected sidecar, by its name in vLLM."""
     return f'vllm:{metric}{{model_name=~"$model", {INSTANCE}}}'
 
 
@@ -83,32 +83,32 @@ def _selector(metric: str, labels: Mapping[str, str]) -> str:
 
 
 def rate(selector: str, by: str = "") -> str:
-    """The sum of the rates over what Grafana takes for an interval."""
+    """The sum of rates over Grafana's rate interval."""
     return f"sum{f' by ({by})' if by else ''} (rate({selector}[$__rate_interval]))"
 
 
 def query(expr: str, legend: str = "__auto", *, instant: bool = False) -> prometheus.Dataquery:
-    """One query; ``instant`` for panels that show only the present."""
+    """One query; ``instant`` for panels that only show the latest value."""
     target = prometheus.Dataquery().expr(expr).legend_format(legend).datasource(SOURCE)
     return target.instant() if instant else target.range()
 
 
 def counted(metric: str, label: str, **labels: str) -> prometheus.Dataquery:
-    """How often in the time range, by ``label``; what never happened is left out."""
+    """Increase over the time range by ``label``, without zeros."""
     expr = f"sort_desc(round(sum by ({label}) (increase({series(metric, **labels)}[$__range])))) > 0"
     return query(expr, f"{{{{{label}}}}}", instant=True)
 
 
 def limit(latency: str) -> prometheus.Dataquery:
-    """The SLO's line."""
-    return query(f"min({series('sloguard_slo_limit_seconds', latency=latency)})", "SLO")
+    """The line of the SLO limit."""
+    return query(f"min({series('sloguard_slo_limit_seconds', latency=latency, statistic='p99')})", "SLO")
 
 
 AddRow = Callable[[dashboard.Dashboard], dashboard.Dashboard]
 
 
 def board_of(title: str, uid: str, about: str, since: str, rows: Sequence[AddRow]) -> dashboard.Dashboard:
-    """A dashboard of ``rows``, each of which adds itself, with the variables and the marks that both have."""
+    """A dashboard of ``rows``, each of which adds itself, with the common variables and annotations."""
     windows = f"{series('sloguard_window_remaining_seconds')} > 0"
     # Two steps wide, however long the range is: a scrape and a step may each come so late.
     age = f"time() - {series('sloguard_serving_configuration_timestamp_seconds')}"
@@ -127,7 +127,7 @@ def board_of(title: str, uid: str, about: str, since: str, rows: Sequence[AddRow
         .with_variable(_choice("model", 'label_values(sloguard_model_info{job=~"$job"}, model)'))
         .with_variable(_instance())
         .annotation(_mark("Tuning window", windows, "purple"))
-        .annotation(_mark("Another configuration serves", changed, "green"))
+        .annotation(_mark("Configuration changed", changed, "green"))
         .link(_link())
     )
     for row in rows:
@@ -142,7 +142,7 @@ def _choice(name: str, values: str) -> dashboard.QueryVariable:
 
 
 def _instance() -> dashboard.QueryVariable:
-    """One at a time: what is shown is one sidecar's story."""
+    """The sidecar to show, one at a time."""
     values = 'label_values(sloguard_model_info{job=~"$job", model=~"$model"}, instance)'
     variable = dashboard.QueryVariable("instance").label("Instance").datasource(SOURCE).query(values)
     return variable.regex("/^(.*?)(:[0-9]+)?$/").refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
@@ -153,13 +153,13 @@ def _mark(name: str, expr: str, color: str) -> dashboard.AnnotationQuery:
 
 
 def _link() -> dashboard.DashboardLink:
-    """The other dashboard, of the same sidecar and time."""
+    """A link to the other dashboard, for the same sidecar and time range."""
     link = dashboard.DashboardLink("sloguard").type(DashboardLinkType.DASHBOARDS).tags(["sloguard"])
     return link.include_vars(True).keep_time(True)
 
 
 def mapping(results: Mapping[str, tuple[str, str]]) -> ValueMapping:
-    """Values that are shown as (text, color)."""
+    """Values mapped to (text, color)."""
     shown = {
         value: ValueMappingResult(text=text, color=color, index=index)
         for index, (value, (text, color)) in enumerate(results.items())
@@ -168,7 +168,7 @@ def mapping(results: Mapping[str, tuple[str, str]]) -> ValueMapping:
 
 
 def state_panel() -> statetimeline.Panel:
-    """What the sidecar was doing; the states are coded from 1."""
+    """The sidecar's state over time; states are numbered from 1."""
     coded = [series("sloguard_state", sloguard_state=s) + f" * {i}" for i, s in enumerate(State, 1)]
     names = {str(i): (str(s), STATE_COLORS[s]) for i, s in enumerate(State, 1)}
     state = query(f"max ({' or '.join(coded)})", "state")
@@ -176,14 +176,14 @@ def state_panel() -> statetimeline.Panel:
 
 
 def kv_cache_panel() -> timeseries.Panel:
-    """What the guard thought of the last engine's KV cache, and what it was."""
-    about = "Tokens: the guard's prediction before the start, and what vLLM reported then."
+    """The KV cache of the last engine, predicted and reported."""
+    about = "Tokens: the guard's prediction before the start, and vLLM's report."
     tokens = query(series("sloguard_kv_cache_tokens"), "{{source}}")
     return graph("KV cache of the last engine", about, units.Short, tokens).axis_label("tokens")
 
 
 def timeline(title: str, about: str, *targets: prometheus.Dataquery) -> statetimeline.Panel:
-    """Values that hold for a while, as blocks."""
+    """A timeline of values as blocks."""
     panel = statetimeline.Panel().title(title).description(about).datasource(SOURCE).unit(units.NoUnit).height(5)
     panel = panel.show_value(VisibilityMode.AUTO).align_value(TimelineValueAlignment.CENTER)
     for target in targets:
@@ -192,7 +192,7 @@ def timeline(title: str, about: str, *targets: prometheus.Dataquery) -> statetim
 
 
 def value(title: str, about: str, unit: str, target: prometheus.Dataquery) -> stat.Panel:
-    """The present, as a number."""
+    """The latest value as a number."""
     panel = stat.Panel().title(title).description(about).datasource(SOURCE).unit(unit).thresholds(steps({}))
     last = common.ReduceDataOptions().calcs(["lastNotNull"])
     panel = panel.graph_mode(BigValueGraphMode.NONE).reduce_options(last).height(5).no_value("none")
@@ -200,17 +200,17 @@ def value(title: str, about: str, unit: str, target: prometheus.Dataquery) -> st
 
 
 def named(panel: stat.Panel) -> stat.Panel:
-    """Shows the legend with the number."""
+    """Shows the legend beside the number."""
     return panel.text_mode(BigValueTextMode.VALUE_AND_NAME)
 
 
 def filled(panel: stat.Panel) -> stat.Panel:
-    """Shows the color behind the number."""
+    """Uses the color as the background."""
     return panel.color_mode(BigValueColorMode.BACKGROUND)
 
 
 def bars(title: str, about: str, unit: str, *targets: prometheus.Dataquery) -> bargauge.Panel:
-    """Numbers to compare."""
+    """Bars to compare numbers."""
     panel = bargauge.Panel().title(title).description(about).datasource(SOURCE).unit(unit).min(0).height(8)
     last = common.ReduceDataOptions().calcs(["lastNotNull"])
     panel = panel.orientation(VizOrientation.HORIZONTAL).display_mode(BarGaugeDisplayMode.BASIC).no_value("none")
@@ -232,7 +232,7 @@ def graph(title: str, about: str, unit: str, *targets: prometheus.Dataquery) -> 
 
 
 def stacked(panel: timeseries.Panel, colors: Mapping[str, str]) -> timeseries.Panel:
-    """As bars on each other, each with its color."""
+    """Stacked bars, each with its color."""
     panel = panel.draw_style(GraphDrawStyle.BARS).fill_opacity(100).line_width(0)
     panel = panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL).group("A"))
     for name, color in colors.items():
@@ -241,12 +241,12 @@ def stacked(panel: timeseries.Panel, colors: Mapping[str, str]) -> timeseries.Pa
 
 
 def against_limit(panel: timeseries.Panel, latency: str) -> timeseries.Panel:
-    """With the SLO's limit as a dashed line."""
+    """Adds the SLO limit as a dashed line."""
     return panel.with_target(limit(latency)).override_by_name("SLO", SLO_LINE)
 
 
 def configuration(title: str, about: str, metric: str) -> table.Panel:
-    """The labels of an info metric, one a row."""
+    """The labels of an info metric, one per row."""
     info = f"sum without (job, instance) ({series(metric)})"
     return (
         table.Panel()
@@ -261,7 +261,7 @@ def configuration(title: str, about: str, metric: str) -> table.Panel:
 
 
 def by_trial(panel: timeseries.Panel) -> timeseries.Panel:
-    """A value holds until the next trial; the incumbent and the best have their colors."""
+    """Steps from trial to trial, with fixed colors for the incumbent and the best."""
     panel = panel.line_interpolation(LineInterpolation.STEP_AFTER)
     for name, color in {"incumbent": "orange", "best": "green", "last": "light-blue"}.items():
         panel = panel.override_by_name(name, [DynamicConfigValue("color", {"mode": "fixed", "fixedColor": color})])
@@ -269,6 +269,6 @@ def by_trial(panel: timeseries.Panel) -> timeseries.Panel:
 
 
 def steps(colors: Mapping[float, str], base: str = "blue") -> dashboard.ThresholdsConfig:
-    """Colors from a value on; ``base`` below the first."""
+    """Colors from each value upwards; ``base`` below the first."""
     found = [Threshold(None, base), *(Threshold(value, color) for value, color in colors.items())]
     return dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(found)

@@ -1,4 +1,4 @@
-"""The dashboard of the service: how the engine keeps its SLO, what was promoted, and what went wrong."""
+"""The dashboard of the service: SLO attainment, promotions and problems."""
 
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.models import units
@@ -33,7 +33,7 @@ def board() -> dashboard.Dashboard:
     return board_of(
         "vllm-sloguard: serving",
         "vllm-sloguard-serving",
-        "How the engine keeps its latency objectives, since when and with which configuration.",
+        "SLO attainment, current configuration and problems of the serving engine.",
         "now-6h",
         (_now, _slo, _latencies, _promotion, _trouble, _engine, _plugin),
     )
@@ -41,31 +41,27 @@ def board() -> dashboard.Dashboard:
 
 def _now(to: dashboard.Dashboard) -> dashboard.Dashboard:
     up = mapping({"0": ("down", "red"), "1": ("up", "green")})
-    engine = filled(value("Engine", "Runs and answers.", units.NoUnit, query(series("sloguard_engine_up"))))
+    engine = filled(value("Engine", "Running and responding.", units.NoUnit, query(series("sloguard_engine_up"))))
     kept = value(
-        "SLO kept since promotion",
-        "Share of users' requests that met every objective.",
+        "SLO attainment since promotion",
+        "Share of users' requests that met every limit.",
         units.PercentUnit,
         query(f"1 - {series(MISSED, objective='any')} / ({series(JUDGED, objective='any')} > 0)"),
     )
     since = query(f"time() - ({series('sloguard_serving_configuration_timestamp_seconds')} > 0)")
     probation = query(series("sloguard_probation_remaining_seconds"))
     paused = mapping({"0": ("open", "green"), "1": ("paused", "orange")})
-    windows = value("Windows", "Paused by an operator: none opens.", units.NoUnit, query(series("sloguard_paused")))
+    windows = value(
+        "Windows", "Paused: an operator has paused windows.", units.NoUnit, query(series("sloguard_paused"))
+    )
     return (
         to.with_row(dashboard.Row("Now"))
         .with_panel(state_panel().span(9))
         .with_panel(engine.mappings([up]).span(3))
         .with_panel(filled(kept.thresholds(steps({0.0: "red", 0.99: "green"})).decimals(2)).span(3))
+        .with_panel(value("Configuration unchanged for", "Under this sidecar.", units.DurationSeconds, since).span(3))
         .with_panel(
-            value("Serves unchanged for", "The configuration, under this sidecar.", units.DurationSeconds, since).span(
-                3
-            )
-        )
-        .with_panel(
-            value("Probation left", "Of the last promotion; 0 when it is over.", units.DurationSeconds, probation).span(
-                3
-            )
+            value("Probation left", "Of the last promotion; 0 if it is over.", units.DurationSeconds, probation).span(3)
         )
         .with_panel(filled(windows.mappings([paused])).span(3))
     )
@@ -80,8 +76,8 @@ def _slo(to: dashboard.Dashboard) -> dashboard.Dashboard:
     missed, judged = (f"increase({series(m)}[$__range])" for m in (MISSED, JUDGED))
     left = f"1 - {missed} / (({judged} > 0) * on (job, instance, objective) {series(BUDGET)})"
     burning = graph(
-        "SLO burn over the last hour",
-        "1 misses as many requests as the SLO allows, 2 twice as many. Alerts: 14.4 pages, 6 writes a ticket.",
+        "SLO burn rate over the last hour",
+        "At 1, misses are as frequent as the SLO allows. Alerts: page above 14.4, ticket above 6.",
         units.NoUnit,
         query(burn("1h"), "{{objective}}"),
         query("vector(14.4)", "page"),
@@ -98,13 +94,13 @@ def _slo(to: dashboard.Dashboard) -> dashboard.Dashboard:
         query(attained, "{{objective}}"),
     )
     return (
-        to.with_row(dashboard.Row("SLO: users' requests, without the load of trials"))
+        to.with_row(dashboard.Row("SLO: users' requests"))
         .with_panel(burning.span(10))
         .with_panel(attainment.max(1).span(8))
         .with_panel(
             bars(
                 "Error budget left",
-                "Over the time range. 100 %: no request missed; below 0 more missed than the SLO allows.",
+                "Over the time range. 100 %: no misses; below 0: more misses than the SLO allows.",
                 units.PercentUnit,
                 query(left, "{{objective}}", instant=True),
             )
@@ -118,34 +114,34 @@ def _slo(to: dashboard.Dashboard) -> dashboard.Dashboard:
 
 def _latencies(to: dashboard.Dashboard) -> dashboard.Dashboard:
     to = to.with_row(
-        dashboard.Row("Latencies against their limits (purple: a tuning window, green: another configuration serves)")
+        dashboard.Row("Latencies against their limits (purple: tuning window, green: configuration changed)")
     )
-    about = "Estimated from the histogram's buckets. The trial's is what the load client measured of the incumbent."
+    about = "Users: estimated from histogram buckets. Incumbent's trial: measured by the load client."
     for latency, name in LATENCIES.items():
         bucket = series(f"sloguard_request_{latency}_seconds_bucket", traffic="serving")
         p99 = query(f"histogram_quantile(0.99, {rate(bucket, 'le')})", "users")
         promised = query(series("sloguard_trial_p99_seconds", latency=latency, trial="incumbent"), "incumbent's trial")
         panel = graph(f"{name} p99", about, units.Seconds, p99, promised)
-        to = to.with_panel(against_limit(panel, latency).span(8))
+        to = to.with_panel(against_limit(panel, latency).span(6))
     return to
 
 
 def _promotion(to: dashboard.Dashboard) -> dashboard.Dashboard:
     kept = query(f"1 - {series(MISSED)} / ({series(JUDGED)} > 0)", "{{objective}}", instant=True)
     shares = bars(
-        "p99 since promotion, by its limit",
-        "Of users' requests since what serves now was first served. 100 % is the limit.",
+        "p99 since promotion, relative to its limit",
+        "Users' requests under the current configuration. 100 % is the limit.",
         units.PercentUnit,
     )
     for latency, name in LATENCIES.items():
         bucket = series(f"sloguard_request_{latency}_seconds_bucket", traffic="serving")
-        limit = series("sloguard_slo_limit_seconds", latency=latency)
+        limit = series("sloguard_slo_limit_seconds", latency=latency, statistic="p99")
         share = f"histogram_quantile(0.99, sum by (le) ({bucket})) / scalar({limit})"
         shares = shares.with_target(query(share, name, instant=True))
     return (
-        to.with_row(dashboard.Row("The incumbent since its promotion, or since the sidecar started"))
+        to.with_row(dashboard.Row("Current configuration, since its promotion or the start of the sidecar"))
         .with_panel(
-            bars("SLO kept since promotion, by objective", "Share of users' requests.", units.PercentUnit, kept)
+            bars("SLO attainment since promotion by objective", "Share of users' requests.", units.PercentUnit, kept)
             .max(1)
             .decimals(2)
             .thresholds(steps({0.99: "green"}, base="red"))
@@ -154,15 +150,15 @@ def _promotion(to: dashboard.Dashboard) -> dashboard.Dashboard:
         .with_panel(shares.max(2).thresholds(steps({1.0: "red"}, base="green")).span(6))
         .with_panel(
             configuration(
-                "Configuration that serves",
+                "Current configuration",
                 "Engine arguments, after repairs; promotion is its number, none for the file's own arguments.",
                 "sloguard_serving_configuration_info",
             ).span(6)
         )
         .with_panel(
             configuration(
-                "Configuration that is promoted",
-                "What is to serve; it differs from what serves only until the next start.",
+                "Promoted configuration",
+                "To be served; differs from the current one only until the next start.",
                 "sloguard_promoted_configuration_info",
             ).span(6)
         )
@@ -175,54 +171,63 @@ def _trouble(to: dashboard.Dashboard) -> dashboard.Dashboard:
     rollbacks = counted("sloguard_rollbacks_total", "verdict")
     ended = query(rate(series("sloguard_requests_total", traffic="serving"), "finish_reason"), "{{finish_reason}}")
     return (
-        to.with_row(dashboard.Row("What went wrong"))
-        .with_panel(bars("Restarts of the engine", "That nobody planned, in the range.", units.Short, restarts).span(5))
-        .with_panel(bars("Crashes of the engine", "In the time range.", units.Short, crashes).span(5))
-        .with_panel(bars("Rollbacks by themselves", "In the time range.", units.Short, rollbacks).span(5))
-        .with_panel(graph("Requests, by how they ended", "vLLM's words.", units.RequestsPerSecond, ended).span(9))
+        to.with_row(dashboard.Row("Problems"))
+        .with_panel(bars("Unplanned engine restarts", "In the time range.", units.Short, restarts).span(5))
+        .with_panel(bars("Engine crashes", "In the time range.", units.Short, crashes).span(5))
+        .with_panel(bars("Automatic rollbacks", "In the time range.", units.Short, rollbacks).span(5))
+        .with_panel(
+            graph(
+                "Requests by finish reason",
+                "abort: by the client; rejected: never ran.",
+                units.RequestsPerSecond,
+                ended,
+            ).span(9)
+        )
     )
 
 
 def _engine(to: dashboard.Dashboard) -> dashboard.Dashboard:
-    queues = graph("Requests in the engine", "By vLLM's scheduler.", units.Short)
+    queues = graph("Requests in the engine", "In vLLM's scheduler.", units.Short)
     for name in ("running", "waiting"):
         queues = queues.with_target(query(f"sum ({vllm(f'num_requests_{name}')})", name))
-    memory = graph("KV cache", "In use, and how much of the prompts it held already.", units.PercentUnit)
+    memory = graph("KV cache", "Usage, and prefix cache hit rate.", units.PercentUnit)
     hits = f"{rate(vllm('prefix_cache_hits_total'))} / {rate(vllm('prefix_cache_queries_total'))}"
     memory = memory.with_target(query(f"max ({vllm('kv_cache_usage_perc')})", "in use")).with_target(
         query(hits, "prefix cache hits")
     )
-    tokens = graph("Tokens", "Read and written.", units.Short).axis_label("tokens/s")
+    tokens = graph("Tokens", "Prompt and generated tokens.", units.Short).axis_label("tokens/s")
     for name in ("prompt", "generation"):
         tokens = tokens.with_target(query(rate(vllm(f"{name}_tokens_total")), name))
-    latency = graph("vLLM's own p99s", "Estimated from vLLM's buckets, probes included.", units.Seconds)
+    latency = graph(
+        "p99s in vLLM's metrics", "Estimated from vLLM's buckets, including the sidecar's probes.", units.Seconds
+    )
     for metric, name in (
         ("time_to_first_token_seconds", "TTFT"),
         ("inter_token_latency_seconds", "ITL"),
         ("e2e_request_latency_seconds", "E2E"),
-        ("request_queue_time_seconds", "in the queue"),
+        ("request_queue_time_seconds", "queue time"),
     ):
         p99 = f"histogram_quantile(0.99, {rate(vllm(f'{metric}_bucket'), 'le')})"
         latency = latency.with_target(query(p99, name))
     preempted = query(rate(vllm("num_preemptions_total")), "preempted")
     succeeded = query(rate(vllm("request_success_total"), "finished_reason"), "{{finished_reason}}")
     return (
-        to.with_row(dashboard.Row("vLLM's own metrics"))
+        to.with_row(dashboard.Row("vLLM's metrics"))
         .with_panel(queues.span(8))
         .with_panel(memory.max(1).span(8))
         .with_panel(tokens.span(8))
         .with_panel(latency.span(8))
         .with_panel(
-            graph("Preemptions", "Requests that lost their KV cache for others.", units.Short, preempted)
+            graph("Preemptions", "Requests preempted because the KV cache was full.", units.Short, preempted)
             .axis_label("per second")
             .span(8)
         )
-        .with_panel(graph("Requests finished", "vLLM's reasons.", units.RequestsPerSecond, succeeded).span(8))
+        .with_panel(graph("Finished requests", "By vLLM's finish reason.", units.RequestsPerSecond, succeeded).span(8))
     )
 
 
 def _plugin(to: dashboard.Dashboard) -> dashboard.Dashboard:
-    losses = graph("Telemetry that was lost", "Events dropped, and errors caught in the plugin.", units.Short)
+    losses = graph("Lost telemetry", "Dropped events and errors caught in the plugin.", units.Short)
     for metric, name in (
         ("sloguard_telemetry_dropped_events_total", "dropped events"),
         ("sloguard_plugin_hook_errors_total", "hook errors"),

@@ -1,4 +1,4 @@
-"""The dashboard of a tuning window: what it tried, what came of it, and where its time went."""
+"""The dashboard of tuning windows: their trials, decisions and time."""
 
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.models import units
@@ -22,7 +22,7 @@ from panels import (
     value,
 )
 
-VERDICTS = {"feasible": "green", "infeasible": "yellow", "crashed": "red", "refused": "purple", "aborted": "gray"}
+STATUS_COLORS = {"feasible": "green", "infeasible": "yellow", "crashed": "red", "refused": "purple", "aborted": "gray"}
 
 
 def board() -> dashboard.Dashboard:
@@ -30,7 +30,7 @@ def board() -> dashboard.Dashboard:
     return board_of(
         "vllm-sloguard: tuning window",
         "vllm-sloguard-tuning",
-        "What a window of the sidecar tries on the engine, and what comes of it.",
+        "Trials, decisions and time of tuning windows.",
         "now-3h",
         (_now, _trials, _latencies, _seconds, _decisions, _guard, _engine),
     )
@@ -45,7 +45,9 @@ def _now(to: dashboard.Dashboard) -> dashboard.Dashboard:
         .with_panel(state_panel().span(12))
         .with_panel(value("Window time left", "0 outside of a window.", units.DurationSeconds, left).span(4))
         .with_panel(
-            value("Trials left", "Of the run's budget; the validation takes none of it.", units.Short, budget).span(4)
+            value("Trials left", "In the budget of the run; the validation is not counted.", units.Short, budget).span(
+                4
+            )
         )
         .with_panel(number.mappings([mapping({"0": ("none", "blue")})]).span(4))
     )
@@ -55,34 +57,36 @@ def _trials(to: dashboard.Dashboard) -> dashboard.Dashboard:
     ended = f"sum by (status) ({series('sloguard_trials_total')})"
     earlier = f"sum by (status) ({series('sloguard_trials_total')} offset $__interval)"
     verdicts = graph(
-        "Trials as they ended, by verdict",
-        "At their ends. Feasible meets the SLO, infeasible does not; refused was never started: the guard knew better.",
+        "Trials by state, as they end",
+        "Feasible: met the SLO; infeasible: missed it; refused: not started, by decision of the guard.",
         units.Short,
         query(f"clamp_min({ended} - {earlier}, 0) > 0", "{{status}}"),
     )
     number = query(f"{series('sloguard_trial_number')} > 0", "trial")
-    numbers = timeline("Trial under way, by number", "In its run; nothing where none ran.", number)
+    numbers = timeline("Running trial", "Its number in the run.", number)
     return (
         to.with_row(dashboard.Row("Trials over time"))
-        .with_panel(stacked(verdicts, VERDICTS).decimals(0).span(24).height(6))
+        .with_panel(stacked(verdicts, STATUS_COLORS).decimals(0).span(24).height(6))
         .with_panel(numbers.span(24).height(4))
     )
 
 
 def _latencies(to: dashboard.Dashboard) -> dashboard.Dashboard:
-    to = to.with_row(dashboard.Row("Trials against the SLO, and the incumbent against the best"))
-    about = "As the load client measured it. No line: a crash, or more failed requests than a p99 can have."
+    to = to.with_row(dashboard.Row("Trials against the SLO, incumbent and best"))
+    about = "Measured by the load client. Gaps: crashed trials, or too many failed requests for a p99."
     for latency, name in LATENCIES.items():
         p99 = query(series("sloguard_trial_p99_seconds", latency=latency), "{{trial}}")
         to = to.with_panel(
-            against_limit(by_trial(graph(f"{name} p99 of trials", about, units.Seconds, p99)), latency).span(8)
+            against_limit(by_trial(graph(f"{name} p99 of trials", about, units.Seconds, p99)), latency).span(6)
         )
     mean = query(series("sloguard_trial_e2e_mean_seconds"), "{{trial}}")
     goodput = query(series("sloguard_trial_goodput_requests_per_second"), "{{trial}}")
-    latency = graph("Mean latency of trials", "Lower is better; `objective: latency` lowers it.", units.Seconds, mean)
+    latency = graph(
+        "Mean latency of trials", "Lower is better; minimized with `objective: latency`.", units.Seconds, mean
+    )
     rate = graph(
-        "Requests within the SLO, of trials",
-        "Higher is better; `objective: goodput` raises it. With `objective: capacity`, the highest such rate.",
+        "Goodput or capacity of trials",
+        "Higher is better: requests/s that met the SLO; with `objective: capacity`, the highest rate that met it.",
         units.RequestsPerSecond,
         goodput,
     )
@@ -95,24 +99,24 @@ def _seconds(to: dashboard.Dashboard) -> dashboard.Dashboard:
     mean = f"sum by (status) ({series(f'{durations}_sum')}) / (sum by (status) ({series(f'{durations}_count')}) > 0)"
     crashes = counted("sloguard_crashes_total", "category", traffic="trial")
     return (
-        to.with_row(dashboard.Row("Where the time went, and what crashed"))
+        to.with_row(dashboard.Row("Time and crashes"))
         .with_panel(
             bars(
-                "Where the window's time went",
-                "In the time range. Decide is the search, the guard and the records, between trials.",
+                "Time spent in windows",
+                "In the time range. Decide: search, guard and journal between trials.",
                 units.DurationSeconds,
                 query(spent, "{{activity}}", instant=True),
             ).span(8)
         )
         .with_panel(
             bars(
-                "Mean time of a trial, by verdict",
+                "Mean duration of trials by state",
                 "Since the sidecar started.",
                 units.DurationSeconds,
                 query(mean, "{{status}}", instant=True),
             ).span(8)
         )
-        .with_panel(bars("Crashes of trials, by category", "In the time range.", units.Short, crashes).span(8))
+        .with_panel(bars("Crashes of trials by category", "In the time range.", units.Short, crashes).span(8))
     )
 
 
@@ -124,7 +128,7 @@ def _decisions(to: dashboard.Dashboard) -> dashboard.Dashboard:
     )
     gain = value(
         "Gain of the last candidate over the incumbent",
-        "Of the objective, with the bounds of its confidence interval; none where nothing was compared.",
+        "In the objective, with its confidence interval; empty without a comparison.",
         units.PercentUnit,
         low,
     )
@@ -144,7 +148,7 @@ def _decisions(to: dashboard.Dashboard) -> dashboard.Dashboard:
         .with_panel(gain.span(7))
         .with_panel(objective.span(3))
         .with_panel(bars("Decisions", "In the time range.", units.Short, decisions).height(5).span(4))
-        .with_panel(bars("Windows, by how they ended", "In the time range.", units.Short, windows).height(5).span(5))
+        .with_panel(bars("Windows by outcome", "In the time range.", units.Short, windows).height(5).span(5))
         .with_panel(named(durations.with_target(took[1])).span(5))
     )
 
@@ -157,24 +161,26 @@ def _guard(to: dashboard.Dashboard) -> dashboard.Dashboard:
         to.with_row(dashboard.Row("Guard"))
         .with_panel(kv_cache_panel().span(10))
         .with_panel(
-            value("KV cache, predicted over reported", "Mean of all starts; 1 is exact.", units.NoUnit, mean)
+            value("KV cache: predicted / reported", "Mean of all starts; 1 is exact.", units.NoUnit, mean)
             .decimals(3)
             .height(8)
             .span(4)
         )
-        .with_panel(bars("Repairs, by the rule that was broken", "In the time range.", units.Short, repairs).span(10))
+        .with_panel(bars("Repairs by rule", "In the time range.", units.Short, repairs).span(10))
     )
 
 
 def _engine(to: dashboard.Dashboard) -> dashboard.Dashboard:
-    queues = graph("Requests in the engine under trial", "As its scheduler last said.", units.Short)
+    queues = graph("Requests in the trial engine", "As last reported by its scheduler.", units.Short)
     for name in ("running", "waiting"):
         queues = queues.with_target(query(series(f"sloguard_engine_{name}_requests", traffic="trial"), name))
     usage = query(series("sloguard_engine_kv_cache_usage_ratio", traffic="trial"), "in use")
     return (
-        to.with_row(dashboard.Row("Engine under trial"))
+        to.with_row(dashboard.Row("Trial engine"))
         .with_panel(queues.span(12))
         .with_panel(
-            graph("KV cache in use, under trial", "Full makes vLLM preempt.", units.PercentUnit, usage).max(1).span(12)
+            graph("KV cache in use, trial engine", "vLLM preempts requests when it is full.", units.PercentUnit, usage)
+            .max(1)
+            .span(12)
         )
     )

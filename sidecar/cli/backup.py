@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sidecar.cli.operator import StateFolder, state_folder
+from sidecar.cli.places import RequiredState, folder_of
 from sidecar.record.backup import back_up
 
 
@@ -15,15 +15,15 @@ def register(app: typer.Typer) -> None:
 
 
 def backup(
-    state: StateFolder,
+    state: RequiredState,
     file: Annotated[Path, typer.Argument(help="Where to write the copy; replaced if it exists.", metavar="FILE")],
 ) -> None:
-    """Copies the journal to FILE, whole, also while the sidecar runs.
+    """Back up the journal to FILE, also while the sidecar is running.
 
-    To restore it: stop the sidecar, remove journal.sqlite, journal.sqlite-wal and journal.sqlite-shm from the state
+    To restore it, stop the sidecar, remove journal.sqlite, journal.sqlite-wal and journal.sqlite-shm from the state
     folder, and copy FILE there as journal.sqlite.
 
     Example: sloguard backup sloguard-state journal-backup.sqlite
     """
-    size = back_up(state_folder(state), file)
+    size = back_up(folder_of(state, None), file)
     print(f"{file}: {size} bytes")

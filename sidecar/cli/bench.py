@@ -25,44 +25,44 @@ bench_app.command()(bench_restart.restart)
 
 
 def optimizer_names(incomplete: str) -> list[str]:
-    """What a shell may complete to a list of optimizers."""
+    """Shell completion for a list of optimizers."""
     before, comma, last = incomplete.rpartition(",")
     given = before.split(",")
     return [f"{before}{comma}{n}" for n in (*OPTIMIZERS, *ABLATIONS) if n.startswith(last) and n not in given]
 
 
-_ANY = Space((Knob("any", KnobKind.FLOAT, 0, 1),))  # to ask whether an optimizer can be made here
+_ANY = Space((Knob("any", KnobKind.FLOAT, 0, 1),))  # to check that an optimizer can be made
 
 
 @bench_app.callback()
 def bench() -> None:
-    """Benchmarks of sloguard's own parts."""
+    """Run benchmarks of sloguard's own parts."""
 
 
 @bench_app.command()
 def optimizers(
     *,
     files: Annotated[list[Path], typer.Option("--landscape", metavar="FILE", help="Landscapes; may be repeated.")],
-    only: Annotated[str, typer.Option(metavar="NAME", help="This landscape of the file alone.")] = "",
+    only: Annotated[str, typer.Option(metavar="NAME", help="Only this landscape of the files.")] = "",
     names: Annotated[
         str,
-        typer.Option("--optimizers", metavar="A,B", help="All by default.", autocompletion=optimizer_names),
+        typer.Option("--optimizers", metavar="A,B", help="Default: all.", autocompletion=optimizer_names),
     ] = "",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each optimizer on each landscape.")] = 20,
-    budget: Annotated[int, typer.Option(min=1, help="Trials of a run.")] = 15,
-    no_guard: Annotated[bool, typer.Option("--no-guard", help="Nothing is repaired or refused.")] = False,
-    ablation: Annotated[bool, typer.Option("--ablation", help="The default, and it without each part.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per optimizer and landscape.")] = 20,
+    budget: Annotated[int, typer.Option(min=1, help="Trials per run.")] = 15,
+    no_guard: Annotated[bool, typer.Option("--no-guard", help="Run without the guard.")] = False,
+    ablation: Annotated[bool, typer.Option("--ablation", help="Drop one part of the default at a time.")] = False,
     against: Annotated[
-        str, typer.Option(metavar="NAME", help="With which all are compared.", autocompletion=optimizer_names)
+        str, typer.Option(metavar="NAME", help="The optimizer to compare with.", autocompletion=optimizer_names)
     ] = "",
-    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    jobs: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
-    into: Annotated[Path | None, typer.Option(metavar="FILE", help="Puts the table between the marks there.")] = None,
+    into: Annotated[Path | None, typer.Option(metavar="FILE", help="Update the table in this file.")] = None,
 ) -> None:
-    """Runs each optimizer on each landscape: lowest latency among configurations that meet the SLO.
+    """Compare optimizers on simulated tuning runs: lowest latency among feasible configurations.
 
-    "best" is the lowest latency that a run measured, "regret" its median over the best known, "served" what the chosen
-    configuration does when it is evaluated again.
+    "best" is the lowest latency that a run measured, "regret" its median relative to the best known one, "served" the
+    latency of the chosen configuration in a new evaluation.
 
     Example: sloguard dev bench optimizers --landscape benchmarks/landscapes/paper.py --seeds 20
     """
@@ -88,7 +88,7 @@ def optimizers(
 
 
 def _chosen(names: str, budget: int, *, ablation: bool) -> list[str]:
-    """The optimizers asked for, each of which must be there; by default all that are."""
+    """The requested optimizers, each of which must be available; by default all available ones."""
     asked = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     chosen: list[str] = []
     for name in asked or ((DEFAULT, *ABLATIONS) if ablation else OPTIMIZERS):
@@ -107,7 +107,7 @@ _Key = tuple[Path, str, str]
 
 
 def _collect(todo: Sequence[Task], jobs: int) -> dict[_Key, list[SimulatedRun]]:
-    """Every run, by file, landscape and optimizer. Says on stderr how far it is, when it takes long."""
+    """Every run, by file, landscape and optimizer. Long ones report progress on stderr."""
     runs: dict[_Key, list[SimulatedRun]] = {}
     said = time.monotonic()
     for done, (task, ended) in enumerate(run_all(todo, jobs), 1):

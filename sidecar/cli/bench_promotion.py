@@ -36,8 +36,8 @@ _MIDDLE = 0.05
 
 def promotion(
     *,
-    windows: Annotated[int, typer.Option(min=1, help="Simulated windows of each case.")] = 200,
-    starts: Annotated[Path, typer.Option(metavar="FILE", help="Recorded by benchmarks/starts.py.")] = RECORDED_STARTS,
+    windows: Annotated[int, typer.Option(min=1, help="Simulated windows per case.")] = 200,
+    starts: Annotated[Path, typer.Option(metavar="FILE", help="Output of benchmarks/starts.py.")] = RECORDED_STARTS,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:

@@ -12,12 +12,12 @@ from sidecar.config.schema import load_config
 
 
 def restart(
-    config_file: Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="Whose engine to start.")],
-    starts: Annotated[int, typer.Option(min=1, help="Starts each way.")] = 5,
-    in_a_row: Annotated[int, typer.Option(min=0, help="Forked starts that must leave nothing behind.")] = 100,
+    config_file: Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="The engine to start.")],
+    starts: Annotated[int, typer.Option(min=1, help="Starts of each kind.")] = 5,
+    in_a_row: Annotated[int, typer.Option(min=0, help="Forked starts to check for leaks.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Starts real vLLM the ordinary way and forked, side by side, and times the first token.
+    """Time ordinary and forked starts of real vLLM up to the first token.
 
     Example: sloguard dev bench restart -c deploy/demo/sloguard.yaml
     """

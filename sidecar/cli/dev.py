@@ -16,4 +16,4 @@ def register(app: typer.Typer) -> None:
 
 
 def _dev() -> None:
-    """Tools for developing sloguard: benchmarks of its parts, statistics of published studies."""
+    """Benchmarks and statistics for the development of sloguard."""

@@ -22,7 +22,8 @@ _FOUND_PROBLEMS = 1
 _STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
 
 MaybeConfig = Annotated[
-    Path | None, typer.Option("--config", "-c", help="The YAML file; without it, the machine alone.", metavar="FILE")
+    Path | None,
+    typer.Option("--config", "-c", help="The configuration file; default: check the machine only.", metavar="FILE"),
 ]
 
 
@@ -33,17 +34,17 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     config_file: MaybeConfig = None,
-    prometheus: Annotated[str, typer.Option(help="Whether the Prometheus there scrapes us.", metavar="URL")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="Leaves out what imports vLLM: half a minute less.")] = False,
+    prometheus: Annotated[str, typer.Option(help="Check that it scrapes the sidecar.", metavar="URL")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Do not import vLLM (saves half a minute).")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Checks what a sidecar needs: vLLM, the plugin, memory, ports, the state folder; says what mends each problem.
+    """Check what the sidecar needs (vLLM, plugin, memory, ports, state folder) and suggest a fix for each problem.
 
-    The exit code is 0 where there is no problem, else 1.
+    The exit code is 1 if there is a problem.
 
     Example: sloguard doctor -c sloguard.yaml --prometheus http://localhost:9090
     """
-    with busy_indicator("looking") as say:
+    with busy_indicator("checking") as say:
         found = findings(_facts(config_file, prometheus, say, quick=quick))
     if as_json:
         print(json.dumps({"findings": [dataclasses.asdict(finding) for finding in found]}))

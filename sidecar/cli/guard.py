@@ -1,4 +1,4 @@
-"""The commands `sloguard budget` and `sloguard repair`: the guard's arithmetic and rules, asked without an engine."""
+"""The commands `sloguard budget` and `sloguard repair`: the guard's arithmetic and rules, without an engine."""
 
 import difflib
 import json
@@ -35,13 +35,13 @@ ModelOption = Annotated[
     str, typer.Option("--model", help="The model's folder, or its name on the hub if it is in the local cache.")
 ]
 ArgOption = Annotated[
-    list[str] | None, typer.Option("--arg", help="An argument of vLLM; again for more.", metavar="NAME=VALUE")
+    list[str] | None, typer.Option("--arg", help="An argument of vLLM; may be repeated.", metavar="NAME=VALUE")
 ]
 Total = Annotated[
-    float | None, typer.Option("--gpu-total-gib", help="Memory of one GPU, GiB; default: this machine.", metavar="X")
+    float | None, typer.Option("--gpu-total-gib", help="Memory of one GPU, GiB; default: this machine's.", metavar="X")
 ]
 Free = Annotated[
-    float | None, typer.Option("--gpu-free-gib", help="What of it is free; goes with the other one.", metavar="Y")
+    float | None, typer.Option("--gpu-free-gib", help="Free memory of it, GiB; needs --gpu-total-gib.", metavar="Y")
 ]
 VllmVersionOption = Annotated[
     str,
@@ -67,7 +67,7 @@ FormulaOption = Annotated[bool, typer.Option("--formula", help="Ask no vLLM: for
 def register(app: typer.Typer) -> None:
     """Adds the commands to ``app``."""
     app.command("budget")(budget)
-    app.command("repair")(mend)
+    app.command("repair")(repair_command)
 
 
 def budget(
@@ -104,15 +104,17 @@ def budget(
     show_budget(result, question.machine)
 
 
-def mend(
+def repair_command(
     *,
     model: ModelOption,
     arg: ArgOption = None,
     workload_max_len: Annotated[
-        int | None, typer.Option("--workload-max-len", help="The longest request to serve, tokens.", min=1, metavar="N")
+        int | None,
+        typer.Option("--workload-max-len", help="Tokens of the longest request.", min=1, metavar="N"),
     ] = None,
     pin: Annotated[
-        list[str] | None, typer.Option("--pin", help="An argument to leave alone; again for more.", metavar="NAME")
+        list[str] | None,
+        typer.Option("--pin", help="An argument to keep; may be repeated.", metavar="NAME"),
     ] = None,
     gpu_total_gib: Total = None,
     gpu_free_gib: Free = None,
@@ -174,13 +176,13 @@ def _question(  # noqa: PLR0917 - the options of both commands
 def _learned(state: Path | None, model: str, vllm_version: str, python: str) -> Learned:
     """What the folder's starts taught, for the version that is asked about: the installed one unless stated."""
     if state is not None and not state.is_dir():
-        raise ConfigError(f"--state: {state} is no folder")
+        raise ConfigError(f"--state: {state} is not a folder")
     try:
         known = read_history(state / LEARNED, model) if state is not None else Learned()
     except ValueError as error:
         raise ConfigError(f"--state: {error}") from None
     if vllm_version and not re.match(r"\d{1,9}\.\d{1,9}", vllm_version):
-        raise ConfigError(f"--vllm-version: {shown(vllm_version)} is no version such as 0.32")
+        raise ConfigError(f"--vllm-version: {shown(vllm_version)} is not a version such as 0.32")
     if vllm_version:
         return Learned(known.starts, known.rules, vllm_version)
     if known.starts:
@@ -192,13 +194,13 @@ def _machine(total_gib: float | None, free_gib: float | None, args: Mapping[str,
     if total_gib is None and free_gib is None:
         return machine.observe(ranks=ranks_of(args))
     if total_gib is None or free_gib is None:
-        raise ConfigError("--gpu-total-gib and --gpu-free-gib go together")
+        raise ConfigError("--gpu-total-gib and --gpu-free-gib must be given together")
     if not _LEAST_GIB <= total_gib <= _MOST_GIB or not 0 <= free_gib <= total_gib:
         raise ConfigError(
-            f"--gpu-total-gib and --gpu-free-gib: 0 <= free <= total is needed, got {free_gib} of {total_gib};"
-            f" a total may be {_LEAST_GIB} to {_MOST_GIB:g}"
+            f"--gpu-total-gib and --gpu-free-gib: 0 <= free <= total is required, got {free_gib} of {total_gib};"
+            f" the total may be {_LEAST_GIB} to {_MOST_GIB:g}"
         )
-    # How many there are is not stated, so no rule counts them.
+    # Their number is not stated: 0 disables the rules that depend on it.
     return Machine(
         kind="cuda", total_bytes=int(total_gib * GIB), free_bytes=int(free_gib * GIB), gpus=0, source="as stated"
     )
@@ -209,7 +211,7 @@ def _args(given: Sequence[str] | None) -> dict[str, Any]:
     for text in given or []:
         written, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"--arg {text!r}: NAME=VALUE is needed")
+            raise ConfigError(f"--arg {text!r}: NAME=VALUE is required")
         name = _name("--arg", written)
         if name in args:
             raise ConfigError(f"--arg: {name} is given twice")
@@ -223,12 +225,12 @@ def _name(option: str, written: str) -> str:
     if name in ARGUMENTS:
         return name
     near = difflib.get_close_matches(name[:80], TUNED, n=3)
-    known = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(TUNED)}"
-    raise ConfigError(f"{option}: {shown(written)} is no argument that the guard knows; {known}")
+    known = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(TUNED)}"
+    raise ConfigError(f"{option}: {shown(written)} is not an argument that the guard knows; {known}")
 
 
 def _value(name: str, text: str) -> Any:
-    """A JSON scalar, a size where vLLM's command line takes one, else the text itself."""
+    """A JSON scalar, a size where vLLM's command line takes one, else the text."""
     size = as_number(name, text)
     if not isinstance(size, str):
         return size

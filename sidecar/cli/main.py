@@ -9,8 +9,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from sidecar.cli import backup, dev, diagnose, doctor, guard, operator, plan, report
-from sidecar.cli.operator import CommandRefused, ConfigFile, StateFolder
+from sidecar.cli import backup, dev, diagnose, doctor, guard, operator, plan, report, status
+from sidecar.cli.operator import CommandRefused
+from sidecar.cli.places import ConfigFile, ConfigOption, StateFolder, folder_of
 from sidecar.cli.rendering import AsJson
 from sidecar.cli.terminal import View, line, show, spending, unfailing_console
 from sidecar.config.schema import ConfigError, load_config
@@ -47,6 +48,7 @@ app = typer.Typer(
 guard.register(app)
 operator.register(app)
 backup.register(app)
+status.register(app)
 plan.register(app)
 diagnose.register(app)
 doctor.register(app)
@@ -66,11 +68,11 @@ def options(
         bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Tunes vLLM under latency SLOs: see https://arxiv.org/abs/2604.17627."""
+    """Tune vLLM under latency SLOs: see https://arxiv.org/abs/2604.17627."""
 
 
 def main() -> None:
-    """Runs the command; a user's mistake is one line and a non-zero exit code."""
+    """Runs the command; a mistake of the user ends it with one line and a non-zero exit code."""
     try:
         app()
     except (ConfigError, lock.LockedError) as error:
@@ -89,7 +91,7 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename is not None else str(error), EXIT_FAILED)
     except Cancelled:
-        _fail("interrupted; the same command goes on where this one ended", EXIT_INTERRUPTED)
+        _fail("interrupted; run the same command again to continue", EXIT_INTERRUPTED)
 
 
 def _fail(text: str, code: int) -> NoReturn:
@@ -101,7 +103,7 @@ def _fail(text: str, code: int) -> NoReturn:
 
 @app.command()
 def tune(config_file: ConfigFile) -> None:
-    """One tuning run now, on engines of its own. A run that was interrupted goes on.
+    """Run one tuning run now, on engines of its own; an interrupted run is continued.
 
     Example: sloguard tune -c sloguard.yaml
     """
@@ -147,25 +149,25 @@ def tune(config_file: ConfigFile) -> None:
         if decision.outcome is Outcome.PROMOTED:
             chosen = next(t for t in trials if t.number == decision.trial)
             say(line(chosen, list(config.search.knobs)))
-        say(f"serve it: vllm serve --config {path}")
+        say(f"to serve it: vllm serve --config {path}")
 
 
 def _refuse_while_serving(journal: Journal) -> None:
     for record in journal.engines():
         if record.role == "serving" and ProcessGroup(record.identity).leader_alive():
             _fail(
-                f"vLLM still serves from this state folder, as process id {record.identity.pid}: run `sloguard serve`,"
-                " which takes it over, and ask that for a window; Ctrl-C there ends both",
+                f"vLLM of this state folder is serving (process {record.identity.pid}): run `sloguard serve`, which"
+                " takes it over, then `sloguard retune --now`; Ctrl-C in `sloguard serve` stops both",
                 EXIT_FAILED,
             )
 
 
 @app.command()
 def serve(config_file: ConfigFile) -> None:
-    """Keeps vLLM serving, and retunes it in the windows of the configuration.
+    """Run vLLM, and retune it in tuning windows.
 
-    Ctrl-C ends it and its engine, after requests in flight. SIGTERM ends the sidecar alone: the engine serves on, and
-    the next `sloguard serve` takes it over.
+    Ctrl-C stops it and its engine after requests in flight have finished. SIGTERM stops only the sidecar: the engine
+    keeps serving, and the next `sloguard serve` takes it over.
 
     Example: sloguard serve -c sloguard.yaml
     """
@@ -184,7 +186,7 @@ def serve(config_file: ConfigFile) -> None:
         server = metrics.serve(say)
         try:
             say(f"metrics: {server.url}/metrics")
-            say(f"vLLM: {address(config.engine.host, config.engine.port)}, once it serves")
+            say(f"vLLM: {address(config.engine.host, config.engine.port)} (once it is up)")
             service = Service(config, parts, say=say, notify=view.notify)
             with page.served(page.Sources(config, parts.hub, parts.requests, service.progress), say):
                 service.run()
@@ -193,12 +195,12 @@ def serve(config_file: ConfigFile) -> None:
 
 
 @app.command()
-def trials(state: StateFolder, as_json_: AsJson = False) -> None:
-    """Every trial of every run.
+def trials(state: StateFolder = None, config_file: ConfigOption = None, as_json_: AsJson = False) -> None:
+    """List the trials of every run.
 
     Example: sloguard trials sloguard-state --json
     """
-    rows = Journal(operator.state_folder(state), read_only=True).trials()
+    rows = Journal(folder_of(state, config_file), read_only=True).trials()
     if as_json_:
         print(json.dumps([trial_as_json(trial) for trial in rows]))
         return

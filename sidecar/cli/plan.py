@@ -9,7 +9,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from sidecar.cli.operator import CommandRefused, ConfigFile
+from sidecar.cli.operator import CommandRefused
+from sidecar.cli.places import ConfigFile
 from sidecar.cli.rendering import AsJson, machine_line, show_budget, strict_json
 from sidecar.cli.terminal import busy_indicator
 from sidecar.config.schema import Config, ConfigError, Workload, load_config
@@ -45,14 +46,14 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(config_file: ConfigFile, as_json: AsJson = False) -> None:
-    """Says what a window would do, and starts nothing: memory, knobs, trials, time, and what would refuse it now.
+    """Show what a window would do, without starting anything: memory, knobs, trials, time, reasons for a refusal now.
 
-    The exit code is 1 where it could not run as configured, and 2 for a mistake in the file.
+    The exit code is 1 if a window could not run as configured, and 2 for a mistake in the file.
 
     Example: sloguard plan -c sloguard.yaml
     """
     config = load_config(config_file)
-    with busy_indicator("asking the guard about the knobs"):
+    with busy_indicator("checking the knobs with the guard"):
         found, here, held = planned(config)
     if as_json:
         print(strict_json({**asdict(found), "held_bytes": held, "problem": found.problem}))
@@ -63,7 +64,7 @@ def plan(config_file: ConfigFile, as_json: AsJson = False) -> None:
 
 
 def planned(config: Config) -> tuple[WindowPlan, Machine, int]:
-    """The plan, the machine that it counts on, and the bytes of it that this sidecar's own engines hold now.
+    """The plan, the machine that it assumes, and the bytes that this sidecar's own engines use now.
 
     Raises JournalError, OSError.
     """
@@ -91,7 +92,7 @@ def planned(config: Config) -> tuple[WindowPlan, Machine, int]:
         forecast=forecast(config, takes),
         opening=_opening(config, operations),
         warnings=tuple(
-            f"engine.args: {name} is no argument that the guard knows; did you mean {meant}?"
+            f"engine.args: {name} is not an argument that the guard knows; did you mean {meant}?"
             for name, meant in misspelt(config.engine.args).items()
         ),
     )
@@ -106,7 +107,7 @@ def _vllm(config: Config) -> str:
 
 
 def _incumbent(config: Config, args: Args, promotion: int | None, learned: Learned, here: Machine) -> Incumbent:
-    """What the plugin would make of ``args`` inside vLLM."""
+    """The current configuration ``args`` with the plugin's repairs inside vLLM."""
     known = model_of(config.model, config.engine.python)
     repaired = learned.repairer(
         known,
@@ -126,7 +127,7 @@ def _unfit(workload: Workload, length: int | None) -> str:
     needed = workload.longest_request_tokens - 1
     if length is None or needed <= length:
         return ""
-    return f"workload: its longest request has {needed} tokens, what serves takes {length} (max_model_len)"
+    return f"workload: its longest request has {needed} tokens, but max_model_len is {length}"
 
 
 def _pinned(config: Config) -> frozenset[str]:
@@ -172,15 +173,15 @@ def _opening(config: Config, operations: Operations | None) -> Opening:
     window, now = config.window, time.time()
     refusals: list[str] = []
     if lock.holder(config.state) is None:
-        refusals.append("no `sloguard serve` runs on this state folder, and only that opens windows")
+        refusals.append("no `sloguard serve` is running on this state folder")
     if operations is not None:
         if (opened := operations.open_window()) is not None:
-            refusals.append(f"a window is open since {when(opened.at)}")
-        # What the traffic is, the running sidecar alone knows.
+            refusals.append(f"a window has been open since {when(opened.at)}")
+        # Only the running sidecar knows the traffic.
         blind = window.model_copy(update={"max_rate": None})
         if why := window_refusal(blind, now, operations.paused(), operations.last_window(), None, force=False):
             refusals.append(why)
-    notes = (f"it is refused above {window.max_rate:g} requests/s (window.max_rate)",) if window.max_rate else ()
+    notes = (f"refused above {window.max_rate:g} requests/s (window.max_rate)",) if window.max_rate else ()
     return Opening(window.next_opening(now), window.cron, tuple(refusals), notes)
 
 
@@ -192,24 +193,24 @@ def _show(found: WindowPlan, here: Machine, held: int) -> None:
     say(f"SLO: {', '.join(limits)}")
     say(f"load: {found.load}")
     if held:
-        say(f"the engine that serves holds {gib(held)} GiB, which count as free: a window ends it first")
+        say(f"the serving engine uses {gib(held)} GiB, counted as free: a window stops it first")
     serves = found.incumbent
     if serves.budget is not None:
         show_budget(serves.budget, here)
     else:
         say(machine_line(here))
-        say("memory: not computed, the model's config.json is not here; the rules are checked all the same")
+        say("memory: not computed, because the model's config.json is not here; the rules are still checked")
     origin = "the file's arguments" if serves.promotion is None else f"promotion {serves.promotion}"
-    say(f"\nserves today: {origin}: {assignments(serves.args)}")
+    say(f"\ncurrent configuration: {origin}: {assignments(serves.args)}")
     for made in serves.changes:
-        say(f"  the plugin changes {change(made.name, made.before, made.after)}: {made.reason}")
+        say(f"  repaired by the plugin: {change(made.name, made.before, made.after)}: {made.reason}")
     if serves.refusal:
         say(f"  it could not start: {serves.refusal}")
     for warning in found.warnings:
         say(f"  warning: {warning}")
     _show_knobs(say, found.knobs)
     if found.unguarded:
-        say("\ntried past the guard, as search.unguarded has it, each a trial of the budget:")
+        say("\nunguarded trials (search.unguarded), each counted in the budget:")
     for args in found.unguarded:
         say(f"  {assignments(args)}")
     _show_time(say, found)
@@ -218,8 +219,8 @@ def _show(found: WindowPlan, here: Machine, held: int) -> None:
 
 def _show_knobs(say: Callable[[str], None], knobs: tuple[KnobPlan, ...]) -> None:
     for title, chosen in (
-        ("live knobs, changed while the engine runs:", [knob for knob in knobs if not knob.cold]),
-        ("cold knobs, each change is a start:", [knob for knob in knobs if knob.cold]),
+        ("live knobs (changed while the engine runs):", [knob for knob in knobs if not knob.cold]),
+        ("cold knobs (each change needs a start):", [knob for knob in knobs if knob.cold]),
     ):
         if chosen:
             say(f"\n{title}")
@@ -242,22 +243,22 @@ def _show_time(say: Callable[[str], None], found: WindowPlan) -> None:
     say(f"\na window of {expected.window_s / 60:g} minutes:")
     say(f"  drain {takes.drain.seconds:.0f} s ({takes.drain.source})")
     say(
-        f"  search: {expected.trials} of at most {expected.budget} trials, the incumbent's own among them,"
-        f" about {expected.search_s / 60:.1f} minutes; one takes {takes.trial.seconds:.0f} s ({takes.trial.source})"
+        f"  search: {expected.trials} of at most {expected.budget} trials including the baseline,"
+        f" about {expected.search_s / 60:.1f} minutes; a trial takes {takes.trial.seconds:.0f} s ({takes.trial.source})"
     )
-    looks = " or ".join(map(str, expected.looks)) or "none"
+    analyses = " or ".join(map(str, expected.analyses)) or "none"
     say(
-        f"  validation: {looks} pairs of starts, up to {expected.validation_s / 60:.1f} minutes; one measurement takes"
+        f"  validation: {analyses} A/B restarts, up to {expected.validation_s / 60:.1f} minutes; one measurement takes"
         f" {takes.validation.seconds:.0f} s ({takes.validation.source}); {expected.pairs_reserved} pairs are reserved"
     )
-    say(f"  kept for the restore: {expected.restore_s:.0f} s ({takes.start.source})")
+    say(f"  reserved for the restore: {expected.restore_s:.0f} s ({takes.start.source})")
 
 
 def _show_opening(say: Callable[[str], None], opening: Opening) -> None:
     if opening.next_at is not None:
         say(f'\nthe next window opens at {when(opening.next_at)} (window.cron "{opening.cron}")')
     else:
-        say("\nno window opens by itself: there is no window.cron; `sloguard retune --now` opens one")
+        say("\nno window is scheduled (window.cron is not set); `sloguard retune --now` opens one")
     for why in opening.refusals:
         say(f"  refused now: {why}")
     for note in opening.notes:

@@ -1,4 +1,4 @@
-"""What several commands print: strict JSON, tables, this machine."""
+"""Output that several commands share: strict JSON, tables, the machine."""
 
 import json
 import math
@@ -12,16 +12,16 @@ from rich.table import Table
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import Budget, gib
 
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def strict_json(facts: Mapping[str, Any]) -> str:
-    """JSON that every reader takes: infinite numbers are texts in it."""
+    """JSON without Infinity and NaN: they become strings."""
     return json.dumps(_finite(facts))
 
 
 def _finite(value: Any) -> Any:
-    """``value`` with texts for the numbers that JSON has not."""
+    """``value`` with strings for numbers that JSON does not have."""
     match value:
         case float() if not math.isfinite(value):
             return str(value)
@@ -38,7 +38,7 @@ def console_for_tables() -> Console:
 
 
 def show_budget(result: Budget, here: Machine) -> None:
-    """Prints where the memory goes, and whether vLLM would start."""
+    """Prints how the memory is used, and whether vLLM would start."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
@@ -51,16 +51,16 @@ def show_budget(result: Budget, here: Machine) -> None:
         ("requested", result.requested_bytes),
     ):
         table.add_row(name, f"{gib(size)} GiB")
-    table.add_row("KV cache a token", f"{result.kv_bytes_per_token:,} bytes")
+    table.add_row("KV cache per token", f"{result.kv_bytes_per_token:,} bytes")
     table.add_row("KV tokens", f"{result.kv_tokens:,}")
     if result.concurrency is not None:
-        table.add_row("requests of max_model_len at once", f"{result.concurrency:,.2f}")
+        table.add_row("concurrent requests of max_model_len", f"{result.concurrency:,.2f}")
     if result.lowest_utilization is not None:
-        table.add_row("starts from utilization", f"{result.lowest_utilization:.3f}")
+        table.add_row("lowest gpu_memory_utilization", f"{result.lowest_utilization:.3f}")
     if result.highest_utilization is not None:
-        table.add_row("up to utilization", f"{result.highest_utilization:.3f}")
+        table.add_row("highest gpu_memory_utilization", f"{result.highest_utilization:.3f}")
     table.add_row("based on", result.rung.description)
-    table.add_row("the estimate may be off by", f"{gib(result.margin_bytes)} GiB")
+    table.add_row("uncertainty of the estimate", f"{gib(result.margin_bytes)} GiB")
     if not result.exact_layout:
         table.add_row("the KV cache", "is a guess: the formulas do not know these layers")
     console = console_for_tables()

@@ -8,16 +8,15 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from sidecar.cli.operator import StateFolder, state_folder
+from sidecar.cli.places import ConfigOption, StateFolder, folder_of
 from sidecar.config.schema import ConfigError
 from sidecar.export import optuna_study, tables
 from sidecar.export.bench import LEFT_OUT, result_json
 from sidecar.record import run_snapshot
 from sidecar.record.atomic_write import write_whole
-from sidecar.record.journal import JOURNAL_FILE
 from sidecar.record.run_snapshot import Recorded
 
-RunNumber = Annotated[int | None, typer.Option("--run", help="The run; the newest unless given.", min=1, metavar="N")]
+RunNumber = Annotated[int | None, typer.Option("--run", help="The run; default: the newest.", min=1, metavar="N")]
 
 
 def register(app: typer.Typer) -> None:
@@ -27,37 +26,40 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    state: StateFolder,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.", metavar="FILE")] = Path(
+    state: StateFolder = None,
+    config_file: ConfigOption = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.", metavar="FILE")] = Path(
         "report.html"
     ),
     run: RunNumber = None,
 ) -> None:
-    """Tells of one run on one HTML page that needs no network: the decision, its evidence, every trial.
+    """Write a self-contained HTML report of a run: the decision, its evidence, every trial.
 
     Example: sloguard report sloguard-state -o report.html
     """
     from sidecar.report.page import report_page
     from sidecar.report.view_model import report_view
 
-    told = report_view(run_snapshot.read_run(_folder(state), run))
-    write_whole(output, report_page(told))
-    print(f"{output}: run {told.run}: {told.verdict.headline}")
+    view = report_view(run_snapshot.read_run(folder_of(state, config_file), run))
+    write_whole(output, report_page(view))
+    print(f"{output}: run {view.run}: {view.verdict.headline}")
 
 
 def export(  # noqa: PLR0917 - the options of a command
-    state: StateFolder,
+    state: StateFolder = None,
+    config_file: ConfigOption = None,
     optuna: Annotated[
-        str, typer.Option(help="A storage of Optuna's, for optuna-dashboard: sqlite:///FILE.", metavar="URL")
+        str, typer.Option(help="An Optuna storage, e.g. for optuna-dashboard: sqlite:///FILE.", metavar="URL")
     ] = "",
-    csv: Annotated[Path | None, typer.Option(help="One line a trial.", metavar="FILE")] = None,
-    jsonl: Annotated[Path | None, typer.Option(help="One JSON object a trial.", metavar="FILE")] = None,
+    csv: Annotated[Path | None, typer.Option(help="CSV with one row per trial.", metavar="FILE")] = None,
+    jsonl: Annotated[Path | None, typer.Option(help="JSON lines, one object per trial.", metavar="FILE")] = None,
     bench: Annotated[
-        Path | None, typer.Option(help="One JSON a trial, as vllm bench serve --save-result.", metavar="FOLDER")
+        Path | None,
+        typer.Option(help="One file per trial, as of vllm bench serve --save-result.", metavar="FOLDER"),
     ] = None,
-    run: Annotated[int | None, typer.Option("--run", help="One run; all unless given.", min=1, metavar="N")] = None,
+    run: Annotated[int | None, typer.Option("--run", help="The run; default: all.", min=1, metavar="N")] = None,
 ) -> None:
-    """Writes the trials for other tools.
+    """Export trials to other tools.
 
     Example: sloguard export sloguard-state --optuna sqlite:///trials.db --csv trials.csv
     """
@@ -65,7 +67,7 @@ def export(  # noqa: PLR0917 - the options of a command
         raise ConfigError("export: one of --optuna, --csv, --jsonl, --bench is needed")
     if optuna and "://" not in optuna:
         raise ConfigError(f"--optuna {optuna!r}: an SQLAlchemy URL such as sqlite:///trials.db is needed")
-    folder = _folder(state)
+    folder = folder_of(state, config_file)
     runs = run_snapshot.read_all(folder) if run is None else [run_snapshot.read_run(folder, run)]
     for path, text in ((csv, tables.csv_text), (jsonl, tables.jsonl_text)):
         if path is not None:
@@ -78,7 +80,7 @@ def export(  # noqa: PLR0917 - the options of a command
         for one in runs:
             name = f"sloguard run {one.run.id}"
             added = optuna_study.add(
-                one, optuna, name, lambda new: track(new, "to Optuna", console=console) if new else new
+                one, optuna, name, lambda new: track(new, "exporting to Optuna", console=console) if new else new
             )
             print(f"study {name!r}: {added} trials added")
 
@@ -94,9 +96,4 @@ def _bench(runs: list[Recorded], folder: Path) -> None:
                 write_whole(path, json.dumps(content, allow_nan=False))
                 written += 1
     trials = sum(len(one.trials) for one in runs)
-    print(f"{folder}: {written} of {trials} trials, those with a whole load; left out of each: {LEFT_OUT}")
-
-
-def _folder(path: Path) -> Path:
-    """The folder that ``path`` is, that its journal is in, or that the configuration file there names."""
-    return path.parent if path.name == JOURNAL_FILE else state_folder(path)
+    print(f"{folder}: {written} of {trials} trials, those with a complete load; not in these files: {LEFT_OUT}")

@@ -17,15 +17,15 @@ _TITLES = {"fast": "fast trials", "consistency": "consistency after the first", 
 
 @study_app.callback()
 def command() -> None:
-    """Statistics of studies in the published format."""
+    """Compute statistics of studies in the published format."""
 
 
 @study_app.command()
 def stats(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Holds <optimizer>_seed<n>/results.jsonl.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with <optimizer>_seed<n>/results.jsonl.")],
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Fast trials (mean latency under a second), consistency, best latency, and their Mann-Whitney tests.
+    """Compare fast trials (mean latency under a second), consistency and best latency, with Mann-Whitney tests.
 
     Example: sloguard dev study stats slo_guard_published/concurrent
     """

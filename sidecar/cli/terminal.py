@@ -1,4 +1,4 @@
-"""How a run looks in a terminal: a table that grows while it runs, or plain lines where there is no terminal."""
+"""Shows a run in a terminal as a live table, or elsewhere as plain lines."""
 
 import sys
 import time
@@ -17,23 +17,15 @@ from rich.text import Text
 from sidecar.record.durations import seconds_a_trial
 from sidecar.record.time_breakdown import TimeBreakdown
 from sidecar.record.trial import Trial, TrialStatus
+from sidecar.record.trial_states import RAN_STATUSES, TRIAL_STATES
 from sidecar.record.wording import configuration, milliseconds, why
 
-_STYLES = {
-    TrialStatus.FEASIBLE: "green",
-    TrialStatus.INFEASIBLE: "yellow",
-    TrialStatus.CRASHED: "red",
-    TrialStatus.REFUSED: "magenta",
-    TrialStatus.ABORTED: "dim",
-    TrialStatus.RUNNING: "bold cyan",
-}
-
-# Below this width a table's cells break into pieces of words.
+# In narrower terminals, words in the table's cells would be broken.
 _TABLE_COLUMNS = 150
 
 
-class _Undisturbed:
-    """A stream that can't fail whoever writes to it: a full disk or a closed pipe must not end the service."""
+class _UnfailingStream:
+    """Ignores write errors: a full disk or a closed pipe must not end the service."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -52,25 +44,25 @@ class _Undisturbed:
 
 
 def unfailing_console(*, stderr: bool = False) -> Console:
-    """A console on which nothing that is said raises."""
-    return Console(file=cast(IO[str], _Undisturbed(sys.stderr if stderr else sys.stdout)))
+    """A console that never raises when it writes."""
+    return Console(file=cast(IO[str], _UnfailingStream(sys.stderr if stderr else sys.stdout)))
 
 
 @contextmanager
 def busy_indicator(what: str) -> Generator[Callable[[str], None]]:
-    """Shows that something goes on, where errors go to a terminal; what is yielded says what else does."""
+    """Shows a spinner with ``what`` if stderr is a terminal; the yielded function changes the text."""
     console = unfailing_console(stderr=True)
     if not console.is_terminal:
         yield lambda _: None
         return
     spinner = Spinner("dots", what)
-    # What is printed meanwhile goes where it is to go, a pipe perhaps; on the same terminal, above the spinner.
+    # If stdout is the same terminal, its lines are printed above the spinner.
     with Live(spinner, console=console, transient=True, redirect_stdout=sys.stdout.isatty()):
         yield lambda text: spinner.update(text=text)
 
 
 class View:
-    """Shows the trials of one run as they start and end; without a terminal a line each, by ``say`` if given."""
+    """Shows the trials of a run as they start and end; without a terminal one line each, through ``say`` if given."""
 
     def __init__(
         self, console: Console, knobs: Sequence[str], budget: int, say: Callable[[str], None] | None = None
@@ -94,7 +86,7 @@ class View:
             self._live.stop()
 
     def notify(self, trial: Trial) -> None:
-        """Takes a trial that has started or ended."""
+        """Updates the view with a trial that has started or ended."""
         self._trials[trial.run, trial.number] = trial
         if not self._console.is_terminal:
             self._say(line(trial, self._knobs))
@@ -111,7 +103,7 @@ class View:
 
 
 def show(console: Console, trials: Sequence[Trial], knobs: Sequence[str]) -> None:
-    """The trials as a table, or line by line where a table would not fit."""
+    """Prints the trials as a table, or as lines if the table would not fit."""
     if console.width >= _TABLE_COLUMNS:
         console.print(trials_table(trials, knobs))
         return
@@ -120,18 +112,30 @@ def show(console: Console, trials: Sequence[Trial], knobs: Sequence[str]) -> Non
 
 
 def trials_table(trials: Sequence[Trial], knobs: Sequence[str]) -> Table:
-    """One row a trial."""
+    """One row per trial."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("#", "phase", "configuration", "verdict", "TTFT p99", "ITL p99", "E2E p99", "mean E2E", "took", ""):
+    for name in (
+        "#",
+        "phase",
+        "configuration",
+        "state",
+        "TTFT p99",
+        "ITL p99",
+        "TPOT p99",
+        "E2E p99",
+        "mean E2E",
+        "took",
+        "",
+    ):
         grid.add_column(name, justify="right" if name in ("#", "took") or "E2E" in name or "p99" in name else "left")
     for trial in trials:
         measured = trial.result.measurement if trial.result else None
         grid.add_row(
             str(trial.number),
-            # Text, not strings: rich takes what stands in brackets for its own markup.
+            # Text, not str: rich interprets brackets in str as markup.
             Text(trial.plan.phase),
             Text(configuration(trial, knobs)),
-            Text(str(trial.status), style=_STYLES[trial.status]),
+            Text(TRIAL_STATES[trial.status].label, style=TRIAL_STATES[trial.status].terminal_style),
             *_p99s(trial).values(),
             milliseconds(measured.e2e_mean_ms if measured else None),
             _took(trial),
@@ -141,7 +145,7 @@ def trials_table(trials: Sequence[Trial], knobs: Sequence[str]) -> Table:
 
 
 def line(trial: Trial, knobs: Sequence[str]) -> str:
-    """The same in one line."""
+    """A trial in one line."""
     head = f"trial {trial.number} {trial.plan.phase}: {configuration(trial, knobs)}"
     if trial.status is TrialStatus.RUNNING:
         return f"{head}: starting ({trial.plan.reason})"
@@ -149,24 +153,28 @@ def line(trial: Trial, knobs: Sequence[str]) -> str:
     numbers = ""
     if measured is not None:
         numbers = (
-            "".join(f" {name}={shown}" for name, shown in _p99s(trial).items())
+            "".join(f" {name}={text}" for name, text in _p99s(trial).items())
             + f" e2e_mean={milliseconds(measured.e2e_mean_ms)}"
         )
-    return f"{head}: {trial.status}{numbers} in {_took(trial)} {why(trial)}".rstrip()
+    return f"{head}: {TRIAL_STATES[trial.status].label}{numbers} in {_took(trial)} {why(trial)}".rstrip()
 
 
 def _p99s(trial: Trial) -> dict[str, str]:
-    """The p99s for people; those of a load that was stopped are lower bounds."""
+    """The p99s as text; those of a load that was stopped are lower bounds."""
     result = trial.result
     measured = result.measurement if result else None
-    values = (measured.ttft_p99_ms, measured.itl_p99_ms, measured.e2e_p99_ms) if measured else (None,) * 3
+    values = (
+        (measured.ttft_p99_ms, measured.itl_p99_ms, measured.tpot_p99_ms, measured.e2e_p99_ms)
+        if measured
+        else (None,) * 4
+    )
     sign = "≥ " if result is not None and result.stopped else ""
-    shown = (milliseconds(value) if value is None else f"{sign}{milliseconds(value)}" for value in values)
-    return dict(zip(("ttft_p99", "itl_p99", "e2e_p99"), shown, strict=True))
+    texts = (milliseconds(value) if value is None else f"{sign}{milliseconds(value)}" for value in values)
+    return dict(zip(("ttft_p99", "itl_p99", "tpot_p99", "e2e_p99"), texts, strict=True))
 
 
 def spending(seconds: TimeBreakdown) -> str:
-    """Where a run's time went, in one line."""
+    """How the time of a run was spent, in one line."""
     parts = {
         "starting": seconds.starting,
         "warm-up": seconds.warming_up,
@@ -184,7 +192,7 @@ def _took(trial: Trial) -> str:
 
 
 def _outlook(trials: Sequence[Trial], budget: int) -> str:
-    ran = sum(t.status not in (TrialStatus.REFUSED, TrialStatus.ABORTED, TrialStatus.RUNNING) for t in trials)
+    ran = sum(t.status in RAN_STATUSES for t in trials)
     left = max(budget - ran, 0)
     seconds = left * seconds_a_trial(trials)
     about = f", about {seconds / 60:.0f} min" if seconds else ""

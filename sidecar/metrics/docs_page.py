@@ -1,6 +1,6 @@
-"""The page docs/metrics.md: every metric of the sidecar, as its registry has them.
+"""Generates docs/metrics.md from the registry of the sidecar.
 
-``python -m sidecar.metrics.docs_page`` prints it.
+``python -m sidecar.metrics.docs_page`` prints the page.
 """
 
 from collections.abc import Iterable
@@ -12,27 +12,27 @@ from sidecar.metrics.exporter import Metrics
 
 _HEAD = """# Metrics
 
-What `sloguard serve` shows at `/metrics` on `metrics.host` and `metrics.port` of its file (127.0.0.1:9464). Times are
-seconds, shares are ratios, moments are Unix times. A label takes the values of this table and no others, so nothing
-grows with time. "serving" traffic is what users send, "trial" traffic the load of a window's trials. The histograms of
-latencies have a bucket that ends at the SLO's limit. A value that is not known is NaN.
+The metrics of `sloguard serve`, at `/metrics` on `metrics.host` and `metrics.port` of its file (default:
+127.0.0.1:9464). Durations are in seconds, shares are ratios, points in time are Unix times. Labels have only the values
+in this table, so the number of series is bounded. "serving" traffic comes from users, "trial" traffic is the load of
+trials. Latency histograms have a bucket boundary at each limit of the SLO. Unknown values are NaN.
 
-`python -m sidecar.metrics.docs_page > docs/metrics.md` writes this page; a test compares.
+`python -m sidecar.metrics.docs_page > docs/metrics.md` writes this page; a test checks that it is up to date.
 
-| metric | type | labels | what it is |
+| metric | type | labels | meaning |
 | --- | --- | --- | --- |
 """
-# Labels whose values the configuration or the version gives.
+# Labels whose values depend on the configuration or the version.
 _GIVEN = {
     "sloguard_build": "`version`",
     "sloguard_model": "`model`, `objective`: goodput, latency, capacity",
-    "sloguard_state_reason": "`state`, `reason`: a word of the README's states",
+    "sloguard_state_reason": "`state`, `reason`: see the states",
     "sloguard_serving_configuration": "`promotion`: its number, or none; each engine argument",
     "sloguard_promoted_configuration": "`promotion`: its number, or none; each engine argument",
 }
 _EXAMPLE = {
     "model": "a/model",
-    "slo": {"ttft_p99_ms": 500, "itl_p99_ms": 50, "e2e_p99_ms": 5000},
+    "slo": {"ttft_p99_ms": 500, "itl_p99_ms": 50, "tpot_p99_ms": 40, "e2e_p99_ms": 5000},
     "workload": {"rate": 1},
     "search": {"knobs": {"max_num_seqs": None}},
 }
@@ -40,12 +40,12 @@ _SHOWN_AS = {"counter": "_total", "info": "_info"}
 
 
 def metrics_page() -> str:
-    """The page: the metrics of a sidecar whose SLO has all its limits, and to which nothing has happened yet."""
+    """The page, for a sidecar that has just started with a p99 limit on each latency."""
     return metrics_markdown(Metrics(Config.model_validate(_EXAMPLE)).registry.collect())
 
 
 def metrics_markdown(families: Iterable[Metric]) -> str:
-    """The page of these metrics."""
+    """The page of ``families``."""
     return _HEAD + "\n".join(sorted(_row(family) for family in families)) + "\n"
 
 

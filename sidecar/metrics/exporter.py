@@ -1,5 +1,6 @@
-"""What Prometheus reads: /metrics, and beside it /ready for load balancers."""
+"""Serves /metrics for Prometheus and /ready for load balancers."""
 
+import math
 import re
 import socket
 import time
@@ -26,11 +27,11 @@ from vllm_sloguard.crash import Crash
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
 _LONGEST_VALUE = 200
-# The promotion that serves, where that is the file's own arguments.
+# The promotion's label value while the file's own arguments are served.
 _NONE = "none"
 
 _TRYING = (State.TUNING, State.VALIDATING)
-# No engine serves in them, or not yet.
+# In these states, no engine is serving.
 _WITHOUT_SERVING = (*_TRYING, State.PROMOTING, State.RESTORING)
 
 ShownArgs = Mapping[str, object]
@@ -40,7 +41,7 @@ class Metrics:
     """Every metric of the sidecar, in a registry of its own. ``clock`` is in monotonic seconds."""
 
     def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
-        disable_created_metrics()  # a series more for each counter, of which nothing here makes use
+        disable_created_metrics()  # otherwise each counter has another series, which nothing uses
         self.registry = CollectorRegistry()
         self._config = config
         self._ready = False
@@ -52,34 +53,38 @@ class Metrics:
     def _define_configuration(self) -> None:
         reg, config = self.registry, self._config
         Info("sloguard_build", "Version of the sidecar.", registry=reg).info({"version": __version__})
-        Info("sloguard_model", "The model, by the name that vLLM shows, and what is optimized.", registry=reg).info(
+        Info("sloguard_model", "The model, by its name in vLLM, and the objective.", registry=reg).info(
             {"model": _model_name(config), "objective": str(config.objective)}
         )
-        self._engine_up = Gauge("sloguard_engine_up", "Whether the serving engine runs and answers.", registry=reg)
+        self._engine_up = Gauge(
+            "sloguard_engine_up", "Whether the serving engine is running and responding.", registry=reg
+        )
         self._serving: tuple[int | None, dict[str, object]] | None = None
         self._serving_info = Info(
-            "sloguard_serving_configuration", "Engine arguments of what serves, after repairs.", registry=reg
+            "sloguard_serving_configuration",
+            "Engine arguments of the current configuration, after repairs.",
+            registry=reg,
         )
         self._serving_since = Gauge(
             "sloguard_serving_configuration_timestamp_seconds",
-            "When this sidecar first served what serves now, in Unix time.",
+            "When this sidecar first served the current configuration, in Unix time.",
             registry=reg,
         )
         self._promoted: dict[str, str] = {}
         self._promoted_info = Info(
             "sloguard_promoted_configuration",
-            "Engine arguments of what is to serve: the last promotion that holds, or the file's own.",
+            "Engine arguments to serve: the current promotion, or the file's own arguments.",
             registry=reg,
         )
 
     # From the telemetry, on server threads
 
     def traffic(self, engine_id: str, traffic: str) -> None:
-        """Says that ``engine_id``'s requests are "serving" or "trial" ones."""
+        """Announces an engine, whose requests are "serving" or "trial" traffic."""
         self._engine.expect(engine_id, traffic)
 
     def heard(self, request: pb.PublishRequest, engine: EngineTelemetry) -> None:
-        """Takes one batch of the telemetry, and what its engine has said so far."""
+        """Takes a batch of the telemetry; ``engine`` is what is known of its engine."""
         self._engine.heard(request, engine)
 
     # From the loop
@@ -94,18 +99,19 @@ class Metrics:
         self._ready = ready
 
     def serving(self, args: ShownArgs, promotion: int | None = None) -> None:
-        """Takes what is served from now on, of ``promotion``, None for the file's own arguments."""
+        """Takes the configuration that is served from now on; ``promotion`` is None for the file's own arguments."""
         now = (promotion, dict(args))
-        if now == self._serving:  # the same again, after a crash
+        if now == self._serving:  # restarted after a crash
             return
         self._serving_info.info(_labels(args, promotion))
         self._serving_since.set_to_current_time()
         if self._serving is not None:
             self._engine.another_serves()
+            self._trials.meets_slo.set(math.nan)
         self._serving = now
 
     def promoted(self, args: ShownArgs, promotion: int | None) -> None:
-        """Takes what is to serve."""
+        """Takes the configuration to serve."""
         labels = _labels(args, promotion)
         if labels != self._promoted:
             self._promoted_info.info(labels)
@@ -136,7 +142,7 @@ class Metrics:
         self._engine_up.set(up)
 
     def pausing(self, *, paused: bool) -> None:
-        """Takes whether the operator lets no window open."""
+        """Takes whether windows are paused."""
         self._window.paused.set(paused)
 
     def window_ended(self, outcome: WindowOutcome) -> None:
@@ -150,16 +156,16 @@ class Metrics:
     # Read at each scrape, on its thread
 
     def clock_window(self, remaining_s: Callable[[], float], overrun_s: Callable[[], float]) -> None:
-        """Takes where to read the window's time left, and its overrun."""
+        """Takes functions that return the window's time left and its overrun."""
         self._window.remaining.set_function(remaining_s)
         self._window.overrun.set_function(overrun_s)
 
     def clock_probation(self, remaining_s: Callable[[], float]) -> None:
-        """Takes where to read the probation's time left."""
+        """Takes a function that returns the probation's time left."""
         self._window.probation_remaining.set_function(remaining_s)
 
     def clock_restore(self, expected_s: Callable[[], float]) -> None:
-        """Takes where to read how long a restore is expected to take."""
+        """Takes a function that returns the expected duration of a restore."""
         self._window.restore_expected.set_function(expected_s)
 
     # HTTP
@@ -195,12 +201,12 @@ class Metrics:
 
 
 def _model_name(config: Config) -> str:
-    """vLLM's label "model_name": the first of the served names, or the model as it was given."""
+    """As in vLLM's label "model_name": the first served name, or the model."""
     given = config.engine.args.get("served_model_name", config.model)
     return str(given[0] if isinstance(given, list) and given else given)
 
 
 def _labels(args: ShownArgs, promotion: int | None) -> dict[str, str]:
-    """One label an argument; Prometheus 2 knows letters, digits and _ in their names."""
+    """One label per argument; Prometheus 2 allows letters, digits and _ in label names."""
     shown = {re.sub(r"\W", "_", name, flags=re.ASCII): str(value)[:_LONGEST_VALUE] for name, value in args.items()}
     return {**shown, "promotion": _NONE if promotion is None else str(promotion)}

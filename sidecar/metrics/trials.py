@@ -1,4 +1,4 @@
-"""Metrics of the trials: what became of each, and the last one beside the incumbent and the best."""
+"""Metrics of the trials: their states, and what the last, the incumbent's and the best one measured."""
 
 import math
 from collections.abc import Sequence
@@ -7,15 +7,17 @@ from itertools import product
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from sidecar.config.schema import Objective
+from sidecar.config.slo import LatencyKind, LatencyStatistic, Statistic
 from sidecar.metrics.engine import TRAFFIC
 from sidecar.metrics.window import DURATION_BUCKETS_S
 from sidecar.promote.decision import baseline
-from sidecar.record.trial import Trial, TrialStatus
+from sidecar.record.trial import Role, Trial, TrialStatus
+from sidecar.record.trial_states import RAN_STATUSES
 from vllm_sloguard.crash import Category, Crash
 
-# Which trial a value is of; the trials' numbers would be labels without end.
+# Label values: the numbers of trials would be unbounded.
 _SHOWN = ("last", "incumbent", "best")
-_P99S = ("ttft", "itl", "e2e")
+_P99S = tuple(LatencyStatistic(kind, Statistic.P99) for kind in LatencyKind)
 _ENDS = tuple(status for status in TrialStatus if status is not TrialStatus.RUNNING)
 
 
@@ -29,10 +31,10 @@ class TrialMetrics:
         self._define_measurements(registry)
 
     def _define_counts(self, reg: CollectorRegistry) -> None:
-        self._trials = Counter("sloguard_trials", "Trials, by what became of them.", ["status"], registry=reg)
+        self._trials = Counter("sloguard_trials", "Trials by state.", ["status"], registry=reg)
         self._durations = Histogram(
             "sloguard_trial_duration_seconds",
-            "How long trials took, from the plan to the verdict.",
+            "Duration of trials, from the plan to the result.",
             ["status"],
             buckets=DURATION_BUCKETS_S,
             registry=reg,
@@ -41,43 +43,47 @@ class TrialMetrics:
             self._trials.labels(str(status))
             self._durations.labels(str(status))
         self._number = Gauge(
-            "sloguard_trial_number", "Number, in its run, of the trial that runs; 0 where none does.", registry=reg
+            "sloguard_trial_number", "Number of the running trial in its run; 0 if none is running.", registry=reg
         )
-        Gauge("sloguard_budget_trials", "Trials that a run may try.", registry=reg).set(self._budget)
-        self._left = Gauge("sloguard_budget_remaining_trials", "Trials that the run may still try.", registry=reg)
+        Gauge("sloguard_budget_trials", "Budget of a run, in trials.", registry=reg).set(self._budget)
+        self._left = Gauge("sloguard_budget_remaining_trials", "Trials left in the budget of the run.", registry=reg)
         self._left.set(self._budget)
-        self._crashes = Counter(
-            "sloguard_crashes", "Crashes of engines.", ["category", "phase", "traffic"], registry=reg
-        )
+        self._crashes = Counter("sloguard_crashes", "Engine crashes.", ["category", "phase", "traffic"], registry=reg)
         for category, phase, traffic in product(Category, ("starting", "serving"), TRAFFIC):
             self._crashes.labels(str(category), phase, traffic)
 
     def _define_measurements(self, reg: CollectorRegistry) -> None:
-        about = "of the last trial, the incumbent's and the best feasible one"
-        self._p99 = Gauge(
-            "sloguard_trial_p99_seconds", f"99th percentiles {about}.", ["latency", "trial"], registry=reg
-        )
-        self._mean = Gauge("sloguard_trial_e2e_mean_seconds", f"Mean latency {about}.", ["trial"], registry=reg)
+        about = "of the last trial, the incumbent's, and the best feasible one"
+        self._p99 = Gauge("sloguard_trial_p99_seconds", f"p99 latency {about}.", ["latency", "trial"], registry=reg)
+        self._mean = Gauge("sloguard_trial_e2e_mean_seconds", f"Mean E2E latency {about}.", ["trial"], registry=reg)
         self._goodput = Gauge(
             "sloguard_trial_goodput_requests_per_second",
-            f"Requests that met the SLO, by time, {about}; the capacity where that is the objective.",
+            f"Goodput {about}; the capacity if that is the objective.",
             ["trial"],
             registry=reg,
         )
+        self.meets_slo = Gauge(
+            "sloguard_current_configuration_meets_slo",
+            "Whether the current configuration met the SLO when a window last measured it; NaN if not measured.",
+            registry=reg,
+        )
+        self.meets_slo.set(math.nan)
         for shown in _SHOWN:
             for latency in _P99S:
-                self._p99.labels(latency, shown).set(math.nan)
+                self._p99.labels(str(latency.kind), shown).set(math.nan)
             self._mean.labels(shown).set(math.nan)
             self._goodput.labels(shown).set(math.nan)
 
     def trial(self, trial: Trial, trials: Sequence[Trial]) -> None:
         """Takes a trial that has started or ended; ``trials`` are all of its run."""
-        ran = sum(t.status not in (TrialStatus.REFUSED, TrialStatus.ABORTED, TrialStatus.RUNNING) for t in trials)
+        ran = sum(t.status in RAN_STATUSES for t in trials)
         self._left.set(max(self._budget - ran, 0))
         if trial.status is TrialStatus.RUNNING:
             self._number.set(trial.number)
             return
         self._number.set(0)
+        if trial.plan.role in (Role.BASELINE, Role.REFERENCE) and trial.status in RAN_STATUSES:
+            self.meets_slo.set(trial.status is TrialStatus.FEASIBLE)
         self._trials.labels(str(trial.status)).inc()
         if trial.ended_at is not None:
             self._durations.labels(str(trial.status)).observe(max(trial.ended_at - trial.started_at, 0.0))
@@ -91,12 +97,12 @@ class TrialMetrics:
             self._show(name, shown)
 
     def _show(self, name: str, trial: Trial | None) -> None:
-        """NaN for what was not measured, so that an older trial's value does not stay."""
+        """What was not measured is NaN, not the value of an earlier trial."""
         result = trial.result if trial is not None else None
         measured = result.measurement if result is not None else None
-        p99s_ms = (measured.ttft_p99_ms, measured.itl_p99_ms, measured.e2e_p99_ms) if measured else (None,) * 3
-        for latency, p99_ms in zip(_P99S, p99s_ms, strict=True):
-            self._p99.labels(latency, name).set(_seconds(p99_ms))
+        for latency in _P99S:
+            p99_ms = measured.latency_ms(latency) if measured else None
+            self._p99.labels(str(latency.kind), name).set(_seconds(p99_ms))
         self._mean.labels(name).set(_seconds(measured.e2e_mean_ms if measured else None))
         goodput = measured.goodput_rps if measured and result and not result.stopped else math.nan
         if self._objective is Objective.CAPACITY and result is not None:

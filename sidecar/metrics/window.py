@@ -1,4 +1,4 @@
-"""Metrics of the states and the windows: where the sidecar stands, and where a window's seconds go."""
+"""Metrics of states and windows: what the sidecar is doing, and how the time of windows is spent."""
 
 import math
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from sidecar.record.states import Cause, State
 from sidecar.record.time_breakdown import spent
 from sidecar.record.trial import Trial, TrialStatus
 
-# What a window's time is spent on. "decide" is the search, the guard and the records between trials.
+# "decide" is the search, the guard and the journal between trials.
 ACTIVITIES = ("drain", "decide", "start", "warmup", "load", "stop", "restore")
-# From a drain of an idle engine to a trial of a large model.
+# From the drain of an idle engine to a trial of a large model.
 DURATION_BUCKETS_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0)
 _TRYING = (State.TUNING, State.VALIDATING)
 _COMING_BACK = (State.PROMOTING, State.RESTORING)
-# Restarts that nobody has asked for.
+# Unplanned restarts.
 _RESTART_REASONS = (Cause.ENGINE_CRASHED, Cause.ENGINE_HANGS, Cause.ROLLED_BACK)
 
 
@@ -37,36 +37,42 @@ class WindowMetrics:
 
     def _define_state(self, reg: CollectorRegistry) -> None:
         self._state = Enum("sloguard_state", "What the sidecar is doing.", states=[str(s) for s in State], registry=reg)
-        self._reason = Info("sloguard_state_reason", "Why it is in its state, in one word of a list.", registry=reg)
+        self._reason = Info(
+            "sloguard_state_reason", "Why the sidecar entered its state, as an identifier.", registry=reg
+        )
         self._entered_at = Gauge(
-            "sloguard_state_entered_timestamp_seconds", "When its state was entered, in Unix time.", registry=reg
+            "sloguard_state_entered_timestamp_seconds",
+            "When the sidecar entered its state, in Unix time.",
+            registry=reg,
         )
         self._restarts = Counter(
-            "sloguard_engine_restarts", "Restarts of the serving engine that nobody planned.", ["reason"], registry=reg
+            "sloguard_engine_restarts", "Unplanned restarts of the serving engine.", ["reason"], registry=reg
         )
         for cause in _RESTART_REASONS:
             self._restarts.labels(str(cause))
-        self.epoch = Gauge("sloguard_controller_epoch", "Number of this controller; it only grows.", registry=reg)
-        self.paused = Gauge("sloguard_paused", "Whether the operator lets no windows open.", registry=reg)
+        self.epoch = Gauge("sloguard_controller_epoch", "Number of this controller; it only increases.", registry=reg)
+        self.paused = Gauge("sloguard_paused", "Whether an operator has paused windows.", registry=reg)
         self.restore_expected = Gauge(
             "sloguard_restore_expected_seconds",
-            "The longest of the last starts of a serving engine; before the first, what the configuration allows one.",
+            "The longest of the last starts of a serving engine; before the first, engine.start_timeout.",
             registry=reg,
         )
 
     def _define_windows(self, reg: CollectorRegistry) -> None:
-        self.windows = Counter("sloguard_windows", "Windows, by how they ended.", ["outcome"], registry=reg)
+        self.windows = Counter("sloguard_windows", "Windows by outcome.", ["outcome"], registry=reg)
         for outcome in WindowOutcome:
             self.windows.labels(str(outcome))
-        self.remaining = Gauge("sloguard_window_remaining_seconds", "Time left in the window; 0 outside.", registry=reg)
+        self.remaining = Gauge(
+            "sloguard_window_remaining_seconds", "Time left in the window; 0 if none is open.", registry=reg
+        )
         self.overrun = Gauge(
             "sloguard_window_overrun_seconds",
-            "How long the window's end has passed without the service being back; 0 where it is.",
+            "Time since the end of a window without vLLM serving again; 0 while it is serving.",
             registry=reg,
         )
         self._spent = Counter(
             "sloguard_window_spent_seconds",
-            "Where the windows' time went, from the drain until vLLM serves again.",
+            "Time spent in windows by activity, from the drain until vLLM serves again.",
             ["activity"],
             registry=reg,
         )
@@ -74,36 +80,39 @@ class WindowMetrics:
             self._spent.labels(activity)
         self._drained = Histogram(
             "sloguard_drain_duration_seconds",
-            "From a window's opening until the engine has ended: notice, hooks, requests in flight.",
+            "From the opening of a window until the engine has stopped: notice, hooks, requests in flight.",
             buckets=DURATION_BUCKETS_S,
             registry=reg,
         )
         self._restored = Histogram(
             "sloguard_restore_duration_seconds",
-            "From the end of the trials, or a crash, until vLLM serves again.",
+            "From the end of the trials, or from a crash, until vLLM serves again.",
             buckets=DURATION_BUCKETS_S,
             registry=reg,
         )
 
     def _define_decisions(self, reg: CollectorRegistry) -> None:
-        self._decisions = Counter(
-            "sloguard_decisions", "Runs that were decided, by outcome.", ["outcome"], registry=reg
-        )
+        self._decisions = Counter("sloguard_decisions", "Decisions of runs by outcome.", ["outcome"], registry=reg)
         for outcome in DECIDED:
             self._decisions.labels(str(outcome))
         self._gain = Gauge(
             "sloguard_decision_gain_ratio",
-            "The last decision: by how much the candidate is better than the incumbent; 0.1 is 10 %.",
+            "Gain of the candidate over the incumbent in the last decision; 0.1 is 10 %.",
             ["bound"],
             registry=reg,
         )
         for bound in ("estimate", "low", "high"):
             self._gain.labels(bound).set(math.nan)
         self.probation_remaining = Gauge(
-            "sloguard_probation_remaining_seconds", "Time left of a promotion's probation; 0 without.", registry=reg
+            "sloguard_probation_remaining_seconds",
+            "Time left in the probation of a promotion; 0 without one.",
+            registry=reg,
         )
         self.rollbacks = Counter(
-            "sloguard_rollbacks", "Promotions that were taken back by themselves.", ["verdict"], registry=reg
+            "sloguard_rollbacks",
+            "Automatic rollbacks of promotions, by verdict of the probation.",
+            ["verdict"],
+            registry=reg,
         )
         for verdict in ProbationVerdict:
             if verdict not in (ProbationVerdict.GOES_ON, ProbationVerdict.PASSED):
@@ -125,7 +134,7 @@ class WindowMetrics:
         self._now_in, self._since = state, now
 
     def _left(self, before: State, state: State, now: float) -> None:
-        """Books the time in ``before``."""
+        """Accounts for the time in ``before``."""
         took_s = now - self._since
         if before is State.DRAINING and state is not State.SERVING:
             self._in_window = True

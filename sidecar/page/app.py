@@ -1,4 +1,4 @@
-"""The page's HTTP: its files, the story as JSON and as server-sent events, and the orders."""
+"""The HTTP routes of the page: its files, the view as JSON and as server-sent events, and the actions."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from sidecar.config.schema import Config
-from sidecar.page.actions import ActionRefused, Name, Order, give
+from sidecar.page.actions import Action, ActionName, ActionRefused, perform
 from sidecar.page.event_stream import Feed
 
 MOST_STREAMS = 16
@@ -23,18 +23,18 @@ Files = Mapping[str, bytes]
 
 
 def static_files() -> Files:
-    """The page's files by their names, read once: what runs and what is shown are of one version."""
+    """The page's files by name, read once, so that they stay of the version that runs."""
     folder = files("sidecar.page").joinpath("static")
     return {name: folder.joinpath(name).read_bytes() for name in _NAMES.values()}
 
 
 def version_of(static: Files) -> str:
-    """Differs when a file does."""
+    """A digest of the files."""
     return hashlib.sha256(b"\0".join(static[name] for name in sorted(static))).hexdigest()[:12]
 
 
 class _Stream(StreamingResponse):
-    """A viewer, for as long as it looks; one too many is told to come back."""
+    """One viewer's stream; beyond the limit the response is 503."""
 
     def __init__(self, feed: Feed) -> None:
         super().__init__(feed.events(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
@@ -42,7 +42,7 @@ class _Stream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._feed.viewers >= MOST_STREAMS:
-            busy = JSONResponse({"detail": f"{MOST_STREAMS} look already"}, 503, headers={"Retry-After": "10"})
+            busy = JSONResponse({"detail": f"{MOST_STREAMS} viewers already"}, 503, headers={"Retry-After": "10"})
             await busy(scope, receive, send)
             return
         self._feed.viewers += 1
@@ -70,13 +70,13 @@ def page_application(config: Config, feed: Feed, static: Files) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> Response:  # pyright: ignore[reportUnusedFunction]
         problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"][1:]) or "the order"
+        place = ".".join(str(part) for part in problem["loc"][1:]) or "the action"
         return JSONResponse({"detail": f"{place}: {problem['msg']}"}, 422)
 
-    @app.get("/api/story")
-    async def story() -> Response:  # pyright: ignore[reportUnusedFunction]
-        feed.look()
-        body = b'{"story": %s, "beat": %s}' % (feed.story, feed.beat)
+    @app.get("/api/view")
+    async def view() -> Response:  # pyright: ignore[reportUnusedFunction]
+        feed.refresh()
+        body = b'{"view": %s, "heartbeat": %s}' % (feed.view, feed.heartbeat)
         return Response(body, media_type="application/json")
 
     @app.get("/api/events")
@@ -84,12 +84,12 @@ def page_application(config: Config, feed: Feed, static: Files) -> FastAPI:
         return _Stream(feed)
 
     @app.post("/api/{name}")
-    async def order(name: Name, order: Order) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def act(name: ActionName, action: Action) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         try:
-            said = await run_in_threadpool(give, config, name, order)
+            message = await run_in_threadpool(perform, config, name, action)
         except ActionRefused as error:
             raise HTTPException(409, str(error)) from None
-        feed.look_soon()
-        return {"said": said}
+        feed.refresh_soon()
+        return {"message": message}
 
     return app

@@ -1,4 +1,4 @@
-"""Reads what the page tells, while anybody looks, and hands each news to all who do."""
+"""Reads what the page shows while it has viewers, and sends changes to all of them."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from sidecar.config.schema import Config
 from sidecar.format import Say
 from sidecar.observe.telemetry import TelemetryHub
-from sidecar.page.heartbeat import Beat, live
+from sidecar.page.heartbeat import Heartbeat, live
 from sidecar.page.view_model import PageFacts, PageView, page_view
 from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import Journal, JournalError
@@ -21,16 +21,16 @@ from sidecar.record.states import State
 from sidecar.service.mailbox import Mailbox
 from sidecar.service.state_machine import Standing, StateMachine
 
-# What is measured meanwhile runs on this machine too.
+# Polling must not disturb the measurements on this machine.
 _EVERY_S = 2.0
 
-_STORY = TypeAdapter(PageView)
-_BEAT = TypeAdapter(Beat)
+_VIEW = TypeAdapter(PageView)
+_HEARTBEAT = TypeAdapter(Heartbeat)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a story comes from, beside the journal: the loop's own threads change these."""
+    """What a view is made of, apart from the journal; the threads of the service change these."""
 
     config: Config
     hub: TelemetryHub
@@ -39,31 +39,31 @@ class Sources:
 
 
 class Feed:
-    """One story and one beat, as JSON, for all ``viewers``. Everything but the sources belongs to the page's thread."""
+    """One view and one heartbeat, as JSON, for all ``viewers``. All but the sources belongs to the page's thread."""
 
-    def __init__(self, sources: Sources, say: Say, *, version: str, orders: str) -> None:
+    def __init__(self, sources: Sources, say: Say, *, version: str, token_file: str) -> None:
         self._sources = sources
         self._say = say
-        self._tell: Callable[[PageFacts], PageView] = lambda facts: page_view(
-            sources.config, facts, version=version, orders=orders
+        self._make_view: Callable[[PageFacts], PageView] = lambda facts: page_view(
+            sources.config, facts, version=version, token_file=token_file
         )
         self._journal: Journal | None = None
         self._seen: tuple[Any, ...] = ()
         self._facts: PageFacts | None = None
-        self._trouble = ""
+        self._problem = ""
         self._due = asyncio.Event()
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._ended = False
         self.viewers = 0
-        self.story: bytes = b""
-        self.beat: bytes = b""
+        self.view: bytes = b""
+        self.heartbeat: bytes = b""
 
     async def run(self) -> None:
-        """Looks every few seconds while there are viewers, and whenever it is asked to, until it is ended."""
+        """Refreshes every few seconds while there are viewers, and when asked to, until it is ended."""
         with closing(self):
             while not self._ended:
                 if self.viewers:
-                    self.look()
+                    self.refresh()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._due.wait(), _EVERY_S)
                 self._due.clear()
@@ -74,78 +74,78 @@ class Feed:
             self._journal.close()
 
     def end(self) -> None:
-        """Tells the last news, and ends the streams."""
-        self.look()
+        """Sends the last changes and ends the streams."""
+        self.refresh()
         self._ended = True
-        self.look_soon()
+        self.refresh_soon()
         self._announce()
 
-    def look_soon(self) -> None:
-        """Does not wait for the next time: something was changed."""
+    def refresh_soon(self) -> None:
+        """Refreshes without waiting for the next time."""
         self._due.set()
 
-    def look(self) -> None:
-        """Reads what there is; what can't be read is said once, and shown beside what was read last."""
+    def refresh(self) -> None:
+        """Reads the sources; an error is logged once, and shown with what was read last."""
         try:
             self._read()
         except JournalError as error:
-            self._troubled(str(error))
+            self._report_problem(str(error))
         except Exception as error:  # noqa: BLE001 - the boundary of the page: the service goes on without it
-            self._troubled(f"the page: {type(error).__name__}: {error}")
+            self._report_problem(f"the page: {type(error).__name__}: {error}")
         self._announce()
 
     def _read(self) -> None:
         config, requests, progress = self._sources.config, self._sources.requests, self._sources.progress
         standing, left_s = progress.standing, progress.time_left()
-        told = live(self._sources.hub.traffic(requests.engine_id), time.monotonic(), config.slo)
-        self.beat = _BEAT.dump_json(
-            Beat(
+        recent = live(self._sources.hub.traffic(requests.engine_id), time.monotonic(), config.slo)
+        self.heartbeat = _HEARTBEAT.dump_json(
+            Heartbeat(
                 at=time.time(),
                 window_left_s=left_s if progress.window_end is not None else None,
                 next_window_at=config.window.next_opening(time.time()),
-                live=told if standing.state is State.SERVING else None,
+                live=recent if standing.state is State.SERVING else None,
             )
         )
         if self._journal is None:
             self._journal = Journal(config.state, read_only=True)
         seen = (standing, requests.epoch, self._journal.changes())
-        if seen == self._seen and not self._trouble:
+        if seen == self._seen and not self._problem:
             return
         facts = _facts(config, self._journal, standing, requests.epoch)
-        self.story = _STORY.dump_json(self._tell(facts))
-        # Only what could be told is told again, when there is trouble.
-        self._facts, self._seen, self._trouble = facts, seen, ""
+        self.view = _VIEW.dump_json(self._make_view(facts))
+        # Only after a view was made: with a problem, the last one is shown again.
+        self._facts, self._seen, self._problem = facts, seen, ""
 
-    def _troubled(self, text: str) -> None:
-        if text != self._trouble:
+    def _report_problem(self, text: str) -> None:
+        if text != self._problem:
             self._say(text)
-        self._trouble = text
-        # The loop's own standing is known without the journal.
+        self._problem = text
+        # The state of the service is known without the journal.
         standing, epoch = self._sources.progress.standing, self._sources.requests.epoch
         facts = replace(self._facts, standing=standing) if self._facts else PageFacts(standing, epoch)
-        self.story = _STORY.dump_json(replace(self._tell(facts), problem=text))
+        self.view = _VIEW.dump_json(replace(self._make_view(facts), problem=text))
 
     def _announce(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def events(self) -> AsyncGenerator[bytes]:
-        """Server-sent events: the story, again whenever it has changed, and beats."""
-        self.look()
-        told = b""
+        """Server-sent events: the view, again whenever it has changed, and heartbeats."""
+        self.refresh()
+        sent = b""
         while True:
-            news, ended = self._news, self._ended
-            if self.story != told:
-                told = self.story
-                yield _event("story", told)
-            yield _event("beat", self.beat)
+            changed, ended = self._changed, self._ended
+            if self.view != sent:
+                sent = self.view
+                yield _event("view", sent)
+            yield _event("heartbeat", self.heartbeat)
             if ended:
                 return
-            await news.wait()
+            await changed.wait()
 
 
 def _event(name: str, data: bytes) -> bytes:
-    """JSON has no line ends, so one line of data is enough."""
+    """JSON has no line breaks, so one line of data is enough."""
     return b"event: %s\ndata: %s\n\n" % (name.encode(), data)
 
 
@@ -173,7 +173,7 @@ def _facts(config: Config, journal: Journal, standing: Standing, epoch: int) -> 
 
 
 def _setup(journal: Journal, run: int) -> tuple[Setup | None, str]:
-    """What the run was started with, or why nobody knows: the rest of the page goes on without it."""
+    """What the run was started with, or why that can't be read: the page then leaves the run out."""
     try:
         return setup_of(journal.run_configs()[run], run), ""
     except JournalError as error:

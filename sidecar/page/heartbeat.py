@@ -1,31 +1,36 @@
-"""What changes by itself: the time, what is left of the window, and the latencies of the serving engine. Pure."""
+"""What changes every second: the time, the rest of the window, and the latencies of the serving engine. Pure."""
 
 from dataclasses import dataclass, replace
 
-from sidecar.config.slo import Slo
+from sidecar.config.slo import LatencyStatistic, Slo
 from sidecar.observe.traffic import Traffic
 from sidecar.observe.user_requests import RATE_OVER_S, rate, real_requests, summarize
-from sidecar.page.slo_meters import SloMeter, figures
+from sidecar.page.slo_meters import SloMeter, slo_meters
 
-# Of fewer, the p99 is the slowest.
+# With fewer requests, the p99 is their maximum.
 _REQUESTS_FOR_P99 = 100
 
 
 @dataclass(frozen=True)
 class RecentRequests:
-    """The last minutes' requests of the serving engine: ``over_s`` seconds, ``rate`` requests a second of them."""
+    """Users' requests of the last ``over_s`` seconds; ``rate`` in requests/s.
+
+    ``missed`` failed or were above a limit; ``aborted`` were cut by the client before any limit was missed.
+    """
 
     over_s: float
     requests: int
     missed: int
+    failed: int
+    aborted: int
     rate: float | None
     few: bool
-    figures: tuple[SloMeter, ...]
+    meters: tuple[SloMeter, ...]
 
 
 @dataclass(frozen=True)
-class Beat:
-    """``at`` and ``next_window_at`` are in seconds since the epoch, None for no window that is planned."""
+class Heartbeat:
+    """``at`` and ``next_window_at`` are in seconds since the epoch; without a scheduled window, the latter is None."""
 
     at: float
     window_left_s: float | None
@@ -34,18 +39,23 @@ class Beat:
 
 
 def live(traffic: Traffic | None, now: float, slo: Slo) -> RecentRequests | None:
-    """From what the plugin tells, at ``now`` in monotonic seconds; None while it has told nothing."""
+    """The recent requests at ``now``, in monotonic seconds; None if the plugin has not reported anything."""
     if traffic is None:
         return None
     since = max(traffic.since, now - RATE_OVER_S)
     recent = replace(traffic, requests=tuple(pair for pair in traffic.requests if pair[0] > since))
-    requests = real_requests(recent)
-    requests_per_s = rate(traffic, now, RATE_OVER_S)
-    summed = summarize(requests, slo, requests_per_s, traffic.gaps_after(since))
-    p99s_ms = {
-        "ttft_p99_ms": summed.ttft_p99_ms,
-        "itl_p99_ms": summed.itl_p99_ms,
-        "e2e_p99_ms": summed.e2e_p99_ms,
-    }
-    few = 0 < len(requests) < _REQUESTS_FOR_P99
-    return RecentRequests(now - since, len(requests), summed.missed, requests_per_s, few, figures(p99s_ms, slo))
+    record = summarize(real_requests(recent), slo, rate(traffic, now, RATE_OVER_S), traffic.gaps_after(since))
+
+    def measured_ms(statistic: LatencyStatistic) -> float | None:
+        return getattr(record, statistic.name, None)  # a record has the p99s
+
+    return RecentRequests(
+        over_s=now - since,
+        requests=record.requests,
+        missed=record.missed,
+        failed=record.failed,
+        aborted=record.aborted,
+        rate=record.rate,
+        few=0 < record.requests < _REQUESTS_FOR_P99,
+        meters=slo_meters(measured_ms, slo),
+    )

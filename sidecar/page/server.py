@@ -31,8 +31,8 @@ def served(sources: Sources, say: Say) -> Generator[None]:
         from sidecar.page.app import page_application, static_files, version_of
 
         static = static_files()
-        orders = str(path_of(config)) if token is not None else ""
-        feed = Feed(sources, say, version=version_of(static), orders=orders)
+        token_file = str(path_of(config)) if token is not None else ""
+        feed = Feed(sources, say, version=version_of(static), token_file=token_file)
         app = page_access(page_application(config, feed, static), token, hosts, say)
         return HttpApplication(app, feed.run, feed.end)
 

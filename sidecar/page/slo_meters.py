@@ -1,53 +1,57 @@
-"""What was measured, against the SLO, as texts with their units. Pure."""
+"""Measurements against the limits of the SLO, as text with units. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sidecar.config.schema import Objective
-from sidecar.config.slo import Slo
+from sidecar.config.slo import LATENCY_STATISTICS, LatencyKind, LatencyStatistic, Slo, Statistic
 from sidecar.record.wording import milliseconds
 
-LATENCIES = {
-    "ttft_p99_ms": ("TTFT p99", "time to the first token"),
-    "itl_p99_ms": ("ITL p99", "time between tokens"),
-    "e2e_p99_ms": ("E2E p99", "time to the whole answer"),
+_ABOUT = {
+    LatencyKind.TTFT: "time to first token",
+    LatencyKind.ITL: "gap between two tokens",
+    LatencyKind.TPOT: "mean gap of a request",
+    LatencyKind.E2E: "until the last token",
 }
-# How far beyond its limit a bar goes.
+# Bars end at this multiple of the limit.
 _MOST_SHARE = 2.0
 
 
 @dataclass(frozen=True)
 class SloMeter:
-    """One latency. ``limit`` is empty where the SLO has none, ``share`` is of it, ``met`` None where nobody knows."""
+    """One latency statistic. ``limit`` is empty without one; ``share`` is of it; ``met`` is None if unknown."""
 
     name: str
     about: str
-    shown: str
+    measured: str
     limit: str
     share: float | None
     met: bool | None
 
 
-def figures(p99s_ms: Mapping[str, float | None], slo: Slo, *, lower_bounds: bool = False) -> tuple[SloMeter, ...]:
-    """All three latencies, by the names of their limits; of lower bounds only a miss is sure."""
-    return tuple(
-        _figure(name, about, p99s_ms.get(key), getattr(slo, key), lower_bounds=lower_bounds)
-        for key, (name, about) in LATENCIES.items()
-    )
+def slo_meters(
+    measured_ms: Callable[[LatencyStatistic], float | None], slo: Slo, *, lower_bounds: bool = False
+) -> tuple[SloMeter, ...]:
+    """The p99 of each latency, and every other statistic with a limit; lower bounds can only show a miss."""
+    limits = {limit.name: limit.limit_ms for limit in slo.latency_limits}
+    chosen = [s for s in LATENCY_STATISTICS if s.statistic is Statistic.P99 or s.name in limits]
+    return tuple(_meter(s, measured_ms(s), limits.get(s.name), lower_bounds=lower_bounds) for s in chosen)
 
 
-def _figure(name: str, about: str, ms: float | None, limit_ms: float | None, *, lower_bounds: bool) -> SloMeter:
-    shown = f"{'≥ ' if lower_bounds and ms is not None else ''}{milliseconds(ms)}"
+def _meter(statistic: LatencyStatistic, ms: float | None, limit_ms: float | None, *, lower_bounds: bool) -> SloMeter:
+    measured = f"{'≥ ' if lower_bounds and ms is not None else ''}{milliseconds(ms)}"
     limit = "" if limit_ms is None else milliseconds(limit_ms)
-    if limit_ms is None or ms is None:
-        return SloMeter(name, about, shown, limit, None, None)
-    met = ms <= limit_ms
-    return SloMeter(name, about, shown, limit, min(ms / limit_ms, _MOST_SHARE), None if met and lower_bounds else met)
+    share = met = None
+    if limit_ms is not None and ms is not None:
+        share = min(ms / limit_ms, _MOST_SHARE)
+        within = ms <= limit_ms
+        met = None if within and lower_bounds else within
+    return SloMeter(statistic.label, _ABOUT[statistic.kind], measured, limit, share, met)
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What is raised or lowered, and in which unit."""
+    """The objective and its unit."""
 
     name: str
     unit: str
@@ -61,8 +65,9 @@ GOALS = {
 }
 
 
-def in_words(value: float | None, objective: Objective) -> str:
-    """A value in the unit of its goal, for people."""
+def in_words(value: float | None, objective: Objective, *, at_least: bool = False) -> str:
+    """A value of the objective with its unit; ``at_least`` marks a lower bound."""
     if value is None:
         return "-"
-    return milliseconds(value) if objective is Objective.LATENCY else f"{value:.3g}/s"
+    text = milliseconds(value) if objective is Objective.LATENCY else f"{value:.3g}/s"
+    return f"≥ {text}" if at_least else text

@@ -1,4 +1,4 @@
-"""The token of the page: made once, and kept, so that a browser that has it goes on after a restart."""
+"""The token of the page: created once and kept, so that browsers keep working after a restart."""
 
 import secrets
 from pathlib import Path
@@ -12,15 +12,15 @@ TOKEN_FILE = "page.token"  # noqa: S105 - a file's name
 
 
 def path_of(config: Config) -> Path:
-    """Where the token lies."""
+    """The token's file."""
     return config.page.token or config.state / TOKEN_FILE
 
 
 def token_of(config: Config, say: Say) -> str:
-    """The token of the file that the configuration names, or of the state folder's, which is made where it is missing.
+    """The token of the file that the configuration names, or of the state folder's, which is created if it is missing.
 
-    Raises ConfigError for a file of the operator's that can't be used. Where it is the sidecar's own, nobody knows the
-    token then, and no order is taken: to serve comes first.
+    Raises ConfigError for an unusable file of the operator. If the sidecar's own file is unusable, actions are disabled
+    instead: serving has priority.
     """
     if config.page.token is not None:
         return token("page.token", config.page.token)
@@ -30,5 +30,5 @@ def token_of(config: Config, say: Say) -> str:
             write_whole(path, f"{secrets.token_hex(16)}\n", 0o600)
         return token("page.token", path)
     except (OSError, ConfigError) as error:
-        say(f"{error}: the page takes no orders")
+        say(f"{error}: actions on the page are disabled")
         return secrets.token_hex(16)

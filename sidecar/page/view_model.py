@@ -1,6 +1,6 @@
-"""What the page tells that does not change by itself: state, trials, decision, promotion. Pure.
+"""What the page shows and only changes with events: state, trials, decision, promotion. Pure.
 
-The words are those of `sloguard status` and of the terminal; figures come as texts with their units.
+The wording is that of `sloguard status`; numbers are text with units.
 """
 
 import math
@@ -8,52 +8,46 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.config.schema import Config
+from sidecar.config.slo import LatencyStatistic
 from sidecar.engine.command import Args
 from sidecar.format import change, setting
 from sidecar.measure.verdict import in_its_unit
-from sidecar.page.slo_meters import GOALS, Goal, SloMeter, figures, in_words
+from sidecar.page.slo_meters import GOALS, Goal, SloMeter, in_words, slo_meters
 from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.events import Event
 from sidecar.record.journal import Promoted, Run
 from sidecar.record.run_snapshot import Setup
 from sidecar.record.states import IN_A_WINDOW, TABLE
-from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus
-from sidecar.record.wording import OUTCOMES, configuration, why
+from sidecar.record.trial import VALIDATING, Result, Role, Trial, TrialStatus
+from sidecar.record.trial_states import RAN_STATUSES, TRIAL_STATES, TrialStateDisplay
+from sidecar.record.wording import OUTCOMES, configuration, misses_slo, why
 from sidecar.service.state_machine import Standing
 
 # A page with more of them is slow on a phone.
 _MOST_TRIALS = 200
 
-_VERDICTS = {
-    TrialStatus.RUNNING: "running",
-    TrialStatus.FEASIBLE: "meets the SLO",
-    TrialStatus.INFEASIBLE: "misses the SLO",
-    TrialStatus.CRASHED: "crashed",
-    TrialStatus.REFUSED: "refused by the guard",
-    TrialStatus.ABORTED: "given up",
-}
 _ROLES = {
-    Role.BASELINE: "what served before",
-    Role.REFERENCE: "what served before, again",
-    Role.UNGUARDED: "past the guard, as asked",
+    Role.BASELINE: "incumbent",
+    Role.REFERENCE: "incumbent, re-measured",
+    Role.UNGUARDED: "unguarded",
 }
 _HEADLINES = {
-    Outcome.PROMOTED: "A better configuration was found, and promoted.",
-    Outcome.KEPT: "What served before stays: nothing was clearly better.",
-    Outcome.WORSE: "What served before stays: the best candidate was worse.",
-    Outcome.INCONCLUSIVE: "What served before stays: the evidence was not clear enough for a change.",
+    Outcome.PROMOTED: "A better configuration was found and promoted.",
+    Outcome.KEPT: "The incumbent was kept: no candidate was clearly better.",
+    Outcome.WORSE: "The incumbent was kept: the best candidate was worse.",
+    Outcome.INCONCLUSIVE: "The incumbent was kept: the evidence was inconclusive.",
     Outcome.INTERRUPTED: "The run ended before its decision.",
     Outcome.ABANDONED: "The run ended before its decision.",
 }
-_UNDONE = "A better configuration was found and promoted, and has been rolled back since."
+_UNDONE = "A better configuration was found and promoted, and rolled back since."
 
 
 @dataclass(frozen=True)
 class PageFacts:
-    """What was read for one story. ``probation_until`` is in seconds since the epoch, None where there is none.
+    """What a view is made of. ``probation_until`` is in seconds since the epoch, None without probation.
 
-    ``setup`` is what ``run`` was started with, which the file may no longer say; without it the run is not shown,
-    and ``problem`` is why.
+    ``setup`` is what ``run`` was started with, which may differ from the file; without it the run is left out, and
+    ``problem`` says why.
     """
 
     standing: Standing
@@ -72,7 +66,7 @@ class PageFacts:
 
 @dataclass(frozen=True)
 class Note:
-    """Something that was said, and when, seconds since the epoch."""
+    """A text with its time, seconds since the epoch."""
 
     at: float
     text: str
@@ -89,7 +83,7 @@ class WindowShown:
 
 @dataclass(frozen=True)
 class StateShown:
-    """``abortable`` is whether a window is open that can be given up."""
+    """``abortable``: a window is open and can be aborted."""
 
     word: str
     about: str
@@ -99,11 +93,11 @@ class StateShown:
 
 
 @dataclass(frozen=True)
-class Serves:
-    """What serves outside of windows; ``changes`` are against the file's arguments, or are those where they serve."""
+class CurrentConfiguration:
+    """What is served outside of windows. ``changes`` are relative to the file's arguments, or list those."""
 
     promotion: int | None
-    what: str
+    name: str
     since: float | None
     changes: tuple[str, ...]
     probation_until: float | None
@@ -112,16 +106,16 @@ class Serves:
 
 @dataclass(frozen=True)
 class TrialShown:
-    """One trial. ``incumbent`` is whether it measured what served before; ``took_s`` None while it runs."""
+    """One trial. ``incumbent``: it measured the incumbent; ``took_s`` is None while it runs."""
 
     number: int
-    what: str
+    role: str
     incumbent: bool
     configuration: str
     status: TrialStatus
-    verdict: str
+    state: TrialStateDisplay
     crash: str
-    figures: tuple[SloMeter, ...]
+    meters: tuple[SloMeter, ...]
     value: float | None
     objective: str
     started_at: float
@@ -131,7 +125,7 @@ class TrialShown:
 
 @dataclass(frozen=True)
 class DecisionShown:
-    """The outcome, what it means, why; the gain is relative, between ``low`` and ``high``."""
+    """The outcome, its meaning, its reason; the gain is relative, its interval ``low`` to ``high``."""
 
     outcome: Outcome
     label: str
@@ -145,9 +139,9 @@ class DecisionShown:
 
 @dataclass(frozen=True)
 class RunShown:
-    """The last run; ``searched`` of ``budget`` trials of the search have ended, and ``validated`` measurements.
+    """The last run: ``searched`` of ``budget`` trials of the search and ``validated`` replicates have ended.
 
-    ``next_look`` is how many measurements it takes to the next look at them, None where nobody knows.
+    ``next_analysis`` is the number of replicates at the next interim analysis, None if unknown.
     """
 
     id: int
@@ -156,22 +150,23 @@ class RunShown:
     searched: int
     budget: int
     validated: int
-    next_look: int | None
+    next_analysis: int | None
     trials: tuple[TrialShown, ...]
     left_out: int
     decision: DecisionShown | None
+    misses_slo: str
 
 
 @dataclass(frozen=True)
 class PageView:
-    """All of it. ``problem`` is why it may be out of date, ``orders`` where the token lies, empty for none taken."""
+    """``problem`` is why it may be out of date; ``token_file`` is empty if actions are disabled."""
 
     version: str
-    orders: str
+    token_file: str
     epoch: int
     model: str
     state: StateShown
-    serves: Serves
+    configuration: CurrentConfiguration
     paused: Note | None
     window: Note | None
     last_window: WindowShown | None
@@ -179,12 +174,12 @@ class PageView:
     problem: str = ""
 
 
-def page_view(config: Config, facts: PageFacts, *, version: str, orders: str) -> PageView:
-    """The story of ``facts``; ``version`` is of the page's own files."""
+def page_view(config: Config, facts: PageFacts, *, version: str, token_file: str) -> PageView:
+    """The view of ``facts``; ``version`` is that of the page's files."""
     standing = facts.standing
     return PageView(
         version=version,
-        orders=orders,
+        token_file=token_file,
         epoch=facts.epoch,
         model=config.model,
         state=StateShown(
@@ -194,7 +189,7 @@ def page_view(config: Config, facts: PageFacts, *, version: str, orders: str) ->
             standing.since,
             standing.state in IN_A_WINDOW,
         ),
-        serves=_serves(config, facts),
+        configuration=_configuration(config, facts),
         paused=facts.paused and Note(facts.paused.at, facts.paused.reason),
         window=facts.window and Note(facts.window.at, facts.window.reason),
         last_window=facts.last_window and _ended(facts.last_window),
@@ -207,11 +202,11 @@ def _ended(event: Event) -> WindowShown:
     return WindowShown(event.at, event.outcome, event.reason)
 
 
-def _serves(config: Config, facts: PageFacts) -> Serves:
+def _configuration(config: Config, facts: PageFacts) -> CurrentConfiguration:
     promotion, undone = facts.promotion, facts.rolled_back
-    return Serves(
+    return CurrentConfiguration(
         promotion=promotion.id if promotion else None,
-        what=f"promotion {promotion.id}" if promotion else "the configuration file's arguments",
+        name=f"promotion {promotion.id}" if promotion else "the configuration file's arguments",
         since=promotion.at if promotion else None,
         changes=_changes(config.engine.args, promotion.args) if promotion else _listed(config.engine.args),
         probation_until=facts.probation_until,
@@ -230,7 +225,7 @@ def _changes(before: Args, after: Args) -> tuple[str, ...]:
 
 def _run(setup: Setup, run: Run, trials: Sequence[Trial], rolled_back: Promoted | None) -> RunShown:
     undone = rolled_back is not None and rolled_back.run == run.id
-    ran = [t for t in trials if t.status not in (TrialStatus.REFUSED, TrialStatus.ABORTED, TrialStatus.RUNNING)]
+    ran = [t for t in trials if t.status in RAN_STATUSES]
     validated = sum(t.plan.role in VALIDATING for t in ran)
     shown = trials[-_MOST_TRIALS:]
     return RunShown(
@@ -240,15 +235,24 @@ def _run(setup: Setup, run: Run, trials: Sequence[Trial], rolled_back: Promoted 
         searched=len(ran) - validated,
         budget=setup.budget,
         validated=validated,
-        next_look=_next_look(setup, [t for t in ran if t.plan.role in VALIDATING]),
+        next_analysis=_next_analysis(setup, [t for t in ran if t.plan.role in VALIDATING]),
         trials=tuple(_trial(setup, trial) for trial in shown),
         left_out=len(trials) - len(shown),
         decision=_decision(run.decision, run.ended_at, undone=undone) if run.decision else None,
+        misses_slo=_misses_slo(trials, run),
     )
 
 
-def _next_look(setup: Setup, measured: Sequence[Trial]) -> int | None:
-    """Pairs have two measurements, unless one of them crashed: then others count."""
+def _misses_slo(trials: Sequence[Trial], run: Run) -> str:
+    missing = misses_slo(trials, run.decision.outcome if run.decision else None)
+    if missing is None:
+        return ""
+    label = TRIAL_STATES[missing.status].label
+    return f"The current configuration misses the SLO: it was {label} in trial {missing.number} of run {run.id}."
+
+
+def _next_analysis(setup: Setup, measured: Sequence[Trial]) -> int | None:
+    """A pair has two replicates; after a crash the count of pairs is not known here."""
     if any(t.status is TrialStatus.CRASHED for t in measured):
         return None
     return next((2 * pairs for pairs in setup.promotion.pairs if 2 * pairs > len(measured)), None)
@@ -257,32 +261,36 @@ def _next_look(setup: Setup, measured: Sequence[Trial]) -> int | None:
 def _trial(setup: Setup, trial: Trial) -> TrialShown:
     result = trial.result
     measured = result.measurement if result else None
-    p99s = (
-        {"ttft_p99_ms": measured.ttft_p99_ms, "itl_p99_ms": measured.itl_p99_ms, "e2e_p99_ms": measured.e2e_p99_ms}
-        if measured
-        else {}
-    )
+
+    def measured_ms(statistic: LatencyStatistic) -> float | None:
+        return measured.latency_ms(statistic) if measured else None
+
     value = in_its_unit(result.value if result else None, setup.objective)
     failed = f"{measured.failed} of {measured.requests} requests failed" if measured and measured.failed else ""
     return TrialShown(
         number=trial.number,
-        what=_what(trial),
+        role=_role(trial),
         incumbent=trial.plan.role in (Role.BASELINE, Role.REFERENCE),
         configuration=configuration(trial, [knob.name for knob in setup.knobs]),
         status=trial.status,
-        verdict=_VERDICTS[trial.status],
+        state=TRIAL_STATES[trial.status],
         crash=str(result.crash.category).replace("_", " ") if result and result.crash else "",
-        figures=figures(p99s, setup.slo, lower_bounds=bool(result and result.stopped)),
+        meters=slo_meters(measured_ms, setup.slo, lower_bounds=bool(result and result.stopped)),
         value=value,
-        objective=in_words(value, setup.objective),
+        objective=in_words(value, setup.objective, at_least=_at_least(result)),
         started_at=trial.started_at,
         took_s=None if trial.ended_at is None else max(trial.ended_at - trial.started_at, 0.0),
         note="; ".join(text for text in (failed, why(trial)) if text),
     )
 
 
-def _what(trial: Trial) -> str:
-    """Why it was tried: the search has a phase, the others a role."""
+def _at_least(result: Result | None) -> bool:
+    """Whether a capacity is a lower bound: every rate that was tried met the SLO."""
+    return result is not None and bool(result.tried) and all(load.met for load in result.tried)
+
+
+def _role(trial: Trial) -> str:
+    """The role of a trial, and of the search its phase."""
     if trial.plan.role is Role.VALIDATION:
         return f"validation: {trial.plan.reason}"
     return _ROLES.get(trial.plan.role) or f"search: {trial.plan.phase}"

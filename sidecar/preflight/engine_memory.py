@@ -1,4 +1,4 @@
-"""The engines of this state folder that run now, and the memory that they hold, which a window frees."""
+"""The running engines of this state folder, and the memory that they use, which a window frees."""
 
 import os
 from collections.abc import Collection
@@ -17,19 +17,19 @@ from vllm_sloguard.guard.start_history import ranks_of
 
 @dataclass(frozen=True)
 class Own:
-    """The process ids of the engines that were found running."""
+    """The process ids of running engines."""
 
     pids: frozenset[int] = frozenset()
 
 
 def running(journal: Journal | None) -> Own:
-    """The processes of every engine in ``journal`` that lives. Raises JournalError."""
+    """The processes of every running engine in ``journal``. Raises JournalError."""
     groups = [ProcessGroup(record.identity) for record in journal.engines()] if journal is not None else []
     return Own(frozenset(p.pid for group in groups if group.leader_alive() for p in group.members()))
 
 
 def machine_without(own: Own, config: Config, args: dict[str, object]) -> tuple[Machine, int]:
-    """This machine as a trial with ``args`` would find it, and what ``own`` holds of it now, bytes. Raises OSError."""
+    """The machine as a trial with ``args`` would find it, and the memory of ``own`` now, bytes. Raises OSError."""
     environment = {**os.environ, **config.engine.env}
     here = machine.observe(environment, ranks=ranks_of(args))
     held = _held_on_gpus(own.pids, environment.get("CUDA_VISIBLE_DEVICES")) if here.kind == "cuda" else _rss(own.pids)
@@ -37,7 +37,7 @@ def machine_without(own: Own, config: Config, args: dict[str, object]) -> tuple[
 
 
 def _held_on_gpus(pids: Collection[int], setting: str | None) -> int:
-    """The least that they hold of one device that they are on."""
+    """The least that they use of any of their devices."""
     used: dict[str, int] = {}
     for tenant in gpus.tenants(gpus.visible(setting)) or ():
         if tenant.pid in pids:
@@ -46,7 +46,7 @@ def _held_on_gpus(pids: Collection[int], setting: str | None) -> int:
 
 
 def _rss(pids: Collection[int]) -> int:
-    """Memory of their own: what they share with each other or with files is not freed by the end of one."""
+    """Their unshared memory: memory shared with other processes or files is not freed when one ends."""
     total = 0
     for pid in pids:
         with suppress(psutil.Error):

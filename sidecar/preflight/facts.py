@@ -1,4 +1,4 @@
-"""What `sloguard doctor` has looked at: plain facts, which sidecar.preflight.doctor judges."""
+"""The facts that `sloguard doctor` collects; sidecar.preflight.doctor judges them."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ SHM = "/dev/shm"  # noqa: S108 - where Linux has it
 
 @dataclass(frozen=True)
 class Imports:
-    """What happened when vLLM and its benchmark client were imported; errors are empty where it worked."""
+    """What happened when vLLM and its benchmark client were imported; errors are empty if it worked."""
 
     seconds: float
     vllm_error: str
@@ -18,7 +18,7 @@ class Imports:
 
 @dataclass(frozen=True)
 class VllmFacts:
-    """The Python of vLLM. ``plugins_setting`` is VLLM_PLUGINS as its engines will have it, None where it is not set."""
+    """The Python of vLLM. ``plugins_setting`` is VLLM_PLUGINS as its engines will see it, None if unset."""
 
     python: str
     packages: Packages | None
@@ -31,9 +31,9 @@ class VllmFacts:
 
 @dataclass(frozen=True)
 class Devices:
-    """``driver_files`` says whether the kernel has NVIDIA's driver; ``tenants`` are processes that are none of ours.
+    """``driver_files``: whether the kernel has the NVIDIA driver. ``tenants`` are processes other than our own.
 
-    They are None where NVML does not tell of any.
+    They are None if NVML does not list processes.
     """
 
     kind: str
@@ -48,7 +48,7 @@ class Devices:
 
 @dataclass(frozen=True)
 class Shm:
-    """The memory that processes share, bytes; ``ranks`` are those of an engine that talk over it."""
+    """Shared memory, bytes; ``ranks`` is the number of an engine's processes that communicate through it."""
 
     total_bytes: int
     free_bytes: int
@@ -57,7 +57,7 @@ class Shm:
 
 @dataclass(frozen=True)
 class Port:
-    """Where something of ours listens, or is to. ``owner`` is who has it, in words; ``ours`` whether that is us."""
+    """An address to listen on. ``owner`` is the process that uses it, as text; ``ours``: it is the sidecar's."""
 
     field: str
     host: str
@@ -69,7 +69,7 @@ class Port:
 
 @dataclass(frozen=True)
 class StateFolderFacts:
-    """The state folder, or the nearest one above it where it is not made yet. ``write_error`` is of a real write."""
+    """The state folder, or its nearest existing parent. ``write_error`` is of a test write."""
 
     path: str
     exists: bool
@@ -86,7 +86,7 @@ class StateFolderFacts:
 
 @dataclass(frozen=True)
 class SidecarFacts:
-    """The sidecar that holds the folder. ``answered_epoch`` is what it says, None where it does not answer."""
+    """The sidecar that holds the folder. ``answered_epoch`` is None if it does not answer."""
 
     pid: int | None
     journal_epoch: int
@@ -96,9 +96,9 @@ class SidecarFacts:
 
 @dataclass(frozen=True)
 class Scrape:
-    """The metrics page, as it answers; and where its address was given, Prometheus's target of us with its health.
+    """Whether the metrics page answers, and, if its address was given, Prometheus' target for it with its health.
 
-    ``url`` is empty where there is no file that says it.
+    ``url`` is empty without a configuration file.
     """
 
     url: str
@@ -112,9 +112,9 @@ class Scrape:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """``local`` is whether the field names a folder here, ``path`` whether it looks as if it meant one.
+    """``local``: the field names a local folder; ``path``: it looks as if it should.
 
-    ``offline`` is the variable that forbids to fetch it, where one does and the hub's cache has it not.
+    ``offline`` is the variable that forbids downloads, if the model is not in the Hugging Face cache.
     """
 
     name: str
@@ -128,7 +128,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """Everything that was looked at. ``plan_problem`` is why a window could not run as configured."""
+    """All facts. ``plan_problem`` is the reason why a window could not run as configured."""
 
     config_error: str | None
     vllm: VllmFacts

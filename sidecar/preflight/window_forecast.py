@@ -1,8 +1,8 @@
-"""How many trials a window has room for, and where its time goes, before it opens. Pure.
+"""Forecasts how many trials fit into a window, and how its time is spent. Pure.
 
-It counts as the tuner does: a trial of the search is begun only where time is left for the restore, for itself, and for
-the pairs of starts that are reserved for the validation. What this journal has measured is used; what it has not is
-assumed, and says so.
+The same rule as the tuner's: a trial of the search is only begun if time is left for itself, for the A/B restarts
+reserved for the validation, and for the restore. Durations are those of this journal; where it has none, they are
+assumed and marked so.
 """
 
 import math
@@ -12,18 +12,18 @@ from itertools import pairwise
 
 from sidecar.config.schema import Config, Objective
 from sidecar.record.durations import reserved_pairs
-from sidecar.record.trial import VALIDATING, StartKind, Trial, TrialStatus
+from sidecar.record.trial import VALIDATING, StartKind, Trial
+from sidecar.record.trial_states import RAN_STATUSES
 
 # What an H200 and a CPU host took (benchmarks/README.md, "Starts and trials"), on the long side.
 _START_S, _FORKED_OR_LIVE_S, _WARM_UP_S = 60.0, 10.0, 5.0
 # Twice the rate until it fails, then in between.
 _CAPACITY_LOADS = 6
-_RAN = (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE, TrialStatus.CRASHED)
 
 
 @dataclass(frozen=True)
 class Known:
-    """Seconds, and where they are from."""
+    """Seconds, and their source."""
 
     seconds: float
     source: str
@@ -31,7 +31,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Durations:
-    """What the parts of a window take. ``longest_trial`` is what the tuner keeps free for the next one."""
+    """Durations of the parts of a window. ``longest_trial`` is the time that the tuner reserves for the next one."""
 
     drain: Known
     start: Known  # an ordinary one, as a restore and a validation have
@@ -42,10 +42,10 @@ class Durations:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a window has room for. ``pairs`` of starts fit after the search, of which ``pairs_reserved`` were kept free.
+    """What fits into a window: ``pairs`` of A/B restarts after the search, ``pairs_reserved`` of which are reserved.
 
-    ``trials`` are of the search, the incumbent's own first one included; seconds are expected, ``restore_s`` the time
-    that is kept for the return. ``looks`` are the numbers of pairs at which there may be a decision.
+    ``trials`` are those of the search, with the baseline; seconds are expected; ``restore_s`` is reserved for the
+    restore. ``analyses`` are the numbers of pairs with an interim analysis.
     """
 
     window_s: float
@@ -54,7 +54,7 @@ class Forecast:
     search_s: float
     pairs_reserved: int
     pairs: int
-    looks: tuple[int, ...]
+    analyses: tuple[int, ...]
     validation_s: float
     drain_s: float
     restore_s: float
@@ -62,15 +62,15 @@ class Forecast:
 
     @property
     def decides(self) -> bool:
-        """Whether something can be promoted at all: one other configuration, and pairs enough for the first look."""
-        return self.trials >= 2 and bool(self.looks)
+        """Whether a promotion is possible: one other configuration, and enough pairs for the first interim analysis."""
+        return self.trials >= 2 and bool(self.analyses)
 
 
 def durations(
     config: Config, trials: Sequence[Trial], longest_start_s: float | None, drains_s: Sequence[float]
 ) -> Durations:
     """From ``trials`` of the same model and workload, the longest ordinary start, and how long drains took."""
-    ran = [t for t in trials if t.status in _RAN and t.ended_at is not None]
+    ran = [t for t in trials if t.status in RAN_STATUSES and t.ended_at is not None]
     searched = [_took(t) for t in ran if t.plan.role not in VALIDATING]
     validated = [_took(t) for t in ran if t.plan.role in VALIDATING]
     start = _start(ran, longest_start_s)
@@ -89,8 +89,8 @@ def durations(
 
 
 def forecast(config: Config, takes: Durations) -> Forecast:
-    """What the configured window has room for."""
-    window_s, budget, looks = config.window.duration, config.search.budget, config.promotion.pairs
+    """What fits into the configured window."""
+    window_s, budget, analyses = config.window.duration, config.search.budget, config.promotion.pairs
     restore_s, pair_s = takes.start.seconds, 2 * takes.validation.seconds
     left_s = window_s - takes.drain.seconds
     trials = reserved = 0
@@ -99,8 +99,8 @@ def forecast(config: Config, takes: Durations) -> Forecast:
         if left_s < restore_s + takes.longest_trial.seconds + pairs * pair_s:
             break
         trials, reserved, left_s = trials + 1, pairs, left_s - takes.trial.seconds
-    fit = min(max(math.floor((left_s - restore_s) / pair_s), 0), looks[-1])
-    reached = tuple(look for look in looks if look <= fit)
+    fit = min(max(math.floor((left_s - restore_s) / pair_s), 0), analyses[-1])
+    reached = tuple(look for look in analyses if look <= fit)
     return Forecast(
         window_s=window_s,
         trials=trials,
@@ -108,20 +108,20 @@ def forecast(config: Config, takes: Durations) -> Forecast:
         search_s=trials * takes.trial.seconds,
         pairs_reserved=reserved,
         pairs=fit if reached else 0,
-        looks=reached,
+        analyses=reached,
         validation_s=(reached[-1] if reached else 0) * pair_s,
         drain_s=takes.drain.seconds,
         restore_s=restore_s,
         least_window_s=takes.drain.seconds
         + takes.trial.seconds
         + takes.longest_trial.seconds
-        + looks[0] * pair_s
+        + analyses[0] * pair_s
         + restore_s,
     )
 
 
 def drains(states: Sequence[tuple[float, str]]) -> list[float]:
-    """How long drains took that led to a search, seconds, from states with the times at which they were entered."""
+    """Durations of drains that led to a search, seconds, from states with the times at which they were entered."""
     steps = pairwise(states)
     return [after - at for (at, state), (after, then) in steps if (state, then) == ("draining", "tuning")]
 
@@ -134,7 +134,7 @@ def _took(trial: Trial) -> float:
 def _start(ran: Sequence[Trial], longest_start_s: float | None) -> Known:
     ordinary = [t.result.start_s for t in ran if t.result and t.result.start is StartKind.ORDINARY and t.result.start_s]
     if longest_start_s is not None:
-        return Known(max(longest_start_s, *ordinary, 0.0), "the longest start of what serves")
+        return Known(max(longest_start_s, *ordinary, 0.0), "the longest start of the serving engine")
     return _longest(ordinary, "ordinary starts", _START_S)
 
 
@@ -163,7 +163,7 @@ def _load_words(config: Config) -> str:
 
 
 def alike(configs: dict[int, dict[str, object]], config: Config) -> set[int]:
-    """The runs, by number, of the same model and workload: their trials took what those to come will take."""
+    """The numbers of the runs with the same model and workload: their trials predict the duration of the next."""
     same = {"model", "workload", "objective"}
     now = config.model_dump(mode="json", include=same)
     return {number for number, recorded in configs.items() if {key: recorded.get(key) for key in same} == now}

@@ -1,4 +1,4 @@
-"""What a window would do: the knobs that it may turn, and which of their values the guard would not let pass. Pure."""
+"""What a window would do: its knobs, and the values that the guard would repair or refuse. Pure."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ _HALVINGS = 40
 
 @dataclass(frozen=True)
 class RuledOut:
-    """Values of a knob that the guard changes or refuses, in words, and why."""
+    """Values of a knob that the guard repairs or refuses, as text, and why."""
 
     values: str
     reason: str
@@ -26,7 +26,7 @@ class RuledOut:
 
 @dataclass(frozen=True)
 class KnobPlan:
-    """One knob of the search. ``cold`` says why a change of it needs a restart, and is empty for a live one.
+    """One knob of the search. ``cold`` is the reason why changing it needs a restart; empty for a live knob.
 
     ``now`` is the incumbent's, None for vLLM's default.
     """
@@ -41,10 +41,10 @@ class KnobPlan:
 
 @dataclass(frozen=True)
 class Incumbent:
-    """What serves today. ``promotion`` is its number, None for the file's own arguments.
+    """The current configuration. ``promotion`` is its number, None for the file's own arguments.
 
-    ``changes`` are what the plugin would mend at its start; ``refusal`` says why it could not start, if it could not,
-    and ``unfit`` why it could not answer the workload.
+    ``changes`` are the plugin's repairs at its start; ``refusal`` is why it could not start, and ``unfit`` why it could
+    not serve the workload; both are empty if it could.
     """
 
     promotion: int | None
@@ -57,7 +57,7 @@ class Incumbent:
 
 @dataclass(frozen=True)
 class Opening:
-    """When a window opens: by cron in seconds since the epoch, None without one. ``refusals`` are why not now."""
+    """When the next window opens, in seconds since the epoch (None without cron), and why none could open now."""
 
     next_at: float | None
     cron: str | None
@@ -67,9 +67,9 @@ class Opening:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """The whole answer; ``vllm_version`` is empty where it is not known. ``warnings`` keep nothing from running.
+    """The plan. ``vllm_version`` is empty if unknown; ``warnings`` do not prevent a window.
 
-    ``slo`` has the limits by name, in their units; ``load`` is in words; ``unguarded`` is what is tried past the guard.
+    ``slo`` has the limits by name, in their units; ``load`` is text; ``unguarded`` are the unguarded trials.
     """
 
     vllm_version: str
@@ -88,17 +88,17 @@ class WindowPlan:
 
     @property
     def problem(self) -> str:
-        """Why it could not run as configured, in one line; empty when it could."""
+        """Why a window could not run as configured, in one line; empty if it could."""
         if self.incumbent.refusal:
-            return f"what serves could not start: {self.incumbent.refusal}"
+            return f"the current configuration could not start: {self.incumbent.refusal}"
         if self.incumbent.unfit:
             return self.incumbent.unfit
         if not any(knob.usable for knob in self.knobs):
             why = next((f": {out.reason}" for knob in self.knobs for out in knob.ruled_out if out.reason), "")
-            return f"search.knobs: the guard leaves no value of any of them but what serves{why}"
+            return f"search.knobs: the guard allows no value of any knob except the current one{why}"
         if not self.forecast.decides:
             return (
-                f"window.duration: {self.forecast.window_s:.0f} s are too short for anything to be promoted;"
+                f"window.duration: {self.forecast.window_s:.0f} s are too short for a promotion;"
                 f" about {math.ceil(self.forecast.least_window_s / 60)}m are needed"
             )
         return ""
@@ -111,9 +111,9 @@ def knob_plan(
     why: Callable[[KnobValues], str],
     cold: str,
 ) -> KnobPlan:
-    """Asks the guard about values of ``knob``, all else as it serves.
+    """Asks the guard about values of ``knob``, with everything else as in the current configuration.
 
-    ``project`` is what it makes of a configuration, ``why`` its reasons in words.
+    ``project`` is the guard's result for a configuration, ``why`` its reasons.
     """
 
     def passes(value: Value) -> bool:
@@ -145,9 +145,9 @@ def knob_plan(
 
 
 def cold(knob: Knob, version: tuple[int, int] | None, *, live_trials: bool) -> str:
-    """Why a change of ``knob`` needs a restart; empty where it does not. An unknown version counts as one it suits."""
+    """Why changing ``knob`` needs a restart; empty if it does not. An unknown version counts as supported."""
     if knob.live is None:
-        return "vLLM reads it at its start alone"
+        return "vLLM only reads it at its start"
     if not live_trials:
         return "engine.live_trials is false"
     if version is not None and not knob.live.in_version(version):
@@ -156,7 +156,7 @@ def cold(knob: Knob, version: tuple[int, int] | None, *, live_trials: bool) -> s
 
 
 def _spread(knob: Knob) -> Sequence[Value]:
-    """Values over the whole range, ascending, its ends included."""
+    """Values over the whole range, ascending, both ends included."""
     shares = [n / (_ASKED - 1) for n in range(_ASKED)]
     if knob.log:
         found = [knob.low * (knob.high / knob.low) ** share for share in shares]
@@ -171,7 +171,7 @@ def _tidy(knob: Knob, value: float) -> Value:
 
 
 def _edge(knob: Knob, bad: Value, good: Value, passes: Callable[[Value], bool]) -> Value:
-    """The last value that passes on the way from ``good`` to ``bad``."""
+    """The last value from ``good`` towards ``bad`` that passes."""
     assert not isinstance(bad, str)
     assert not isinstance(good, str)
     for _ in range(_HALVINGS):

@@ -1,19 +1,21 @@
-"""Files that are there whole or not at all."""
+"""Writes files atomically."""
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 
 
 def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
-    """Replaces ``path`` by ``text``; whoever reads it meanwhile sees the old or the new one. Raises OSError.
+    """Replaces ``path`` by ``text``; a reader sees the old content or the new. Raises OSError.
 
-    ``mode`` is that of a new file, less the umask. A device or a pipe takes the text as it comes.
+    ``mode`` is that of a new file, less the umask. Devices and pipes are written to directly. A link stays a link; one
+    that another user owns is not followed.
     """
+    target = _target(path)
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
         return
-    target = Path(os.path.realpath(path))  # a link stays one
     new = target.with_name(f".{target.name}.new")
     try:
         new.unlink(missing_ok=True)
@@ -22,7 +24,16 @@ def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
             file.flush()
             os.fsync(file.fileno())
         new.replace(target)
-    except OSError as error:  # who asked knows nothing of the new one
+    except OSError as error:  # the caller does not know the temporary file
         with suppress(OSError):
             new.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _target(path: Path) -> Path:
+    """What to replace. A link that appears at ``path`` after this is replaced, not followed."""
+    if not path.is_symlink():
+        return Path(os.path.realpath(path.parent)) / path.name
+    if path.lstat().st_uid != os.geteuid():
+        raise OSError(errno.EPERM, "it is a link that another user owns", str(path))
+    return Path(os.path.realpath(path))

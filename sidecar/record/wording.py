@@ -4,12 +4,14 @@ import math
 from collections.abc import Sequence
 
 from sidecar.format import assignments, change
+from sidecar.measure.capacity_search import Tried, capacity
 from sidecar.measure.measurement import Measurement
 from sidecar.measure.steady_state import SteadyState
 from sidecar.record.decisions import Outcome
-from sidecar.record.trial import Role, Trial
+from sidecar.record.trial import Role, Trial, TrialStatus
 
 _MOST_EVIDENCE = 160  # characters
+_MEASURED = (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE, TrialStatus.CRASHED)
 
 OUTCOMES = {
     Outcome.PROMOTED: "promoted",
@@ -47,6 +49,8 @@ def why(trial: Trial) -> str:
         notes.insert(0, f"stopped: {trial.result.stopped}")
     if trial.plan.role is Role.UNGUARDED:
         notes.append("unguarded")
+    if trial.result is not None and trial.result.tried:
+        notes.append(f"capacity {capacity_text(trial.result.tried)}")
     measurement = trial.result.measurement if trial.result is not None else None
     return "; ".join([*notes, *(caveats(measurement) if measurement is not None else ())])
 
@@ -63,6 +67,22 @@ def caveats(measurement: Measurement) -> tuple[str, ...]:
         n, needed = min((i.n, i.needed) for i in measurement.unresolved)
         notes.append(f"{names} not resolved: n = {n}, {needed} needed")
     return tuple(notes)
+
+
+def capacity_text(tried: Sequence[Tried]) -> str:
+    """The highest rate that met the SLO; a lower bound, marked with ≥, if no higher rate was tried."""
+    found = capacity(tried)
+    if found is None:
+        return f"below {min(load.rate for load in tried):.3g} requests/s"
+    return f"{'≥ ' if all(load.met for load in tried) else ''}{found:.3g} requests/s"
+
+
+def misses_slo(trials: Sequence[Trial], outcome: Outcome | None) -> Trial | None:
+    """The incumbent's trial that missed the SLO or crashed, if the incumbent is still the current configuration."""
+    if outcome is Outcome.PROMOTED:
+        return None
+    measured = [t for t in trials if t.plan.role in (Role.BASELINE, Role.REFERENCE) and t.status in _MEASURED]
+    return measured[-1] if measured and measured[-1].status is not TrialStatus.FEASIBLE else None
 
 
 def milliseconds(value: float | None) -> str:

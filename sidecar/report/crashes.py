@@ -1,4 +1,4 @@
-"""Crashes by cause, and what the configurations that crashed had alone. Pure."""
+"""Crashes by cause, and the knob values that only crashed trials had. Pure."""
 
 import re
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from vllm_sloguard.crash import Category
 from vllm_sloguard.knobs import Value
 
 _ABOUT = {
-    Category.OUT_OF_MEMORY: "vLLM asked for more memory than there was",
+    Category.OUT_OF_MEMORY: "vLLM needed more memory than was free",
     Category.CUDA_ERROR: "the GPU or its driver reported an error",
-    Category.STARTUP_FAILURE: "vLLM refused to start, or failed on the way",
-    Category.TIMEOUT: "it did not start, or did not answer, in time",
-    Category.ENGINE_DEATH: "the engine ended without saying why",
+    Category.STARTUP_FAILURE: "vLLM failed to start",
+    Category.TIMEOUT: "it did not start or answer in time",
+    Category.ENGINE_DEATH: "the engine exited without an error message",
 }
 
 
 @dataclass(frozen=True)
 class CrashGroup:
-    """Trials that ended for the same cause, numbers in its text aside; ``evidence`` is that of the first.
+    """Trials that crashed for the same cause; ``evidence`` is that of the first.
 
-    ``alone`` says which knobs had values that no trial which was measured had.
+    ``alone`` names knobs with values that no measured trial had.
     """
 
     category: str
@@ -57,22 +57,22 @@ def _group(recorded: Recorded, trials: Sequence[Trial], measured: Sequence[Trial
     crash = first.result.crash
     incumbent = recorded.run.incumbent
     different = {name: given for name, given in first.plan.args.items() if incumbent.get(name) != given}
-    # A knob that the search does not have can have crashed a trial that went past the guard.
+    # An unguarded trial can crash by a knob that the search does not have.
     known = dict.fromkeys([*names, *(name for t in trials for name in t.plan.proposed)])
-    told = (_alone(name, trials, measured) for name in known)
+    found = (_alone(name, trials, measured) for name in known)
     return CrashGroup(
         category=wording.category(crash),
         about=_ABOUT[crash.category],
         phase=crash.phase,
         evidence=crash.evidence,
         numbers=tuple(t.number for t in trials),
-        configuration=wording.arguments_text(different) or "as it was serving",
-        alone="; ".join(text for text in told if text),
+        configuration=wording.arguments_text(different) or "as the incumbent",
+        alone="; ".join(text for text in found if text),
     )
 
 
 def _alone(name: str, crashed: Sequence[Trial], measured: Sequence[Trial]) -> str:
-    """How the values of a knob in ``crashed`` lie apart from those in ``measured``; empty where they do not."""
+    """How the knob's values in ``crashed`` differ from those in ``measured``; empty if they overlap."""
     ours, theirs = ([knobs_that_ran(t, [name]).get(name) for t in side] for side in (crashed, measured))
     if not theirs or set(map(repr, ours)) & set(map(repr, theirs)):
         return ""

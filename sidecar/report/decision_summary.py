@@ -1,4 +1,4 @@
-"""The decision of a run and what it rests on, in sentences that need no knowledge of this program. Pure."""
+"""The decision of a run and its evidence, in sentences for readers who do not know sloguard. Pure."""
 
 import math
 from collections.abc import Sequence
@@ -13,11 +13,12 @@ from sidecar.promote.interim_analysis import InterimAnalysis, margins_of
 from sidecar.record.decisions import Outcome
 from sidecar.record.run_snapshot import Recorded
 from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus, margins
+from sidecar.record.trial_states import TRIAL_STATES
 from sidecar.report import wording
 
 
 class Tone(StrEnum):
-    """How a verdict is coloured."""
+    """How the decision is coloured."""
 
     GOOD = "good"
     STAYS = "stays"
@@ -26,17 +27,17 @@ class Tone(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """One condition of the rule: what it asks, what was found, and whether that suffices; None where it is unknown."""
+    """One condition of the promotion rule: what is required, what was measured, whether it is met (None: unknown)."""
 
-    what: str
-    asked: str
-    found: str
+    condition: str
+    required: str
+    measured: str
     met: bool | None
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Relative, of the objective: the estimate between its bounds, and the least that the rule asks for."""
+    """The relative gain in the objective: the estimate, its interval, and the least that the rule requires."""
 
     estimate: float
     low: float
@@ -47,7 +48,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two starts that were measured side by side, in words; ``ratio`` is the gain of this pair alone."""
+    """Two replicates measured one after the other, as text; ``ratio`` is the gain of this pair alone."""
 
     incumbent: str
     candidate: str
@@ -56,7 +57,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class DecisionSummary:
-    """``incumbents`` and ``candidates`` are the trials that are compared: those of the pairs, else their first ones."""
+    """``incumbents`` and ``candidates`` are the compared trials: those of the pairs, else the first of each."""
 
     tone: Tone
     headline: str
@@ -69,7 +70,7 @@ class DecisionSummary:
 
 
 def decision_summary(recorded: Recorded) -> DecisionSummary:
-    """What there is to say of the decision; of a run that goes on, of what is known so far."""
+    """The decision; of a run in progress, what is known of it."""
     incumbents, candidates = (_side(recorded, role) for role in VALIDATING)
     tone, headline = _headline(recorded)
     chosen = candidate(recorded.trials)
@@ -77,7 +78,7 @@ def decision_summary(recorded: Recorded) -> DecisionSummary:
     return DecisionSummary(
         tone=tone,
         headline=headline,
-        sentences=tuple(text for said in (_tried, _left, _best, _compared, _reason) if (text := said(recorded))),
+        sentences=tuple(text for part in (_tried, _left, _best, _compared, _reason) if (text := part(recorded))),
         checks=_checks(recorded, incumbents, candidates),
         gain=_gain(recorded),
         pairs=tuple(_pair(recorded, *pair) for pair in zip(incumbents, candidates, strict=False)),
@@ -87,7 +88,7 @@ def decision_summary(recorded: Recorded) -> DecisionSummary:
 
 
 def _side(recorded: Recorded, role: Role) -> tuple[Trial, ...]:
-    """The trials that were compared; while the run goes on, those that were measured for it so far."""
+    """The trials that were compared; of a run in progress, those measured for it until now."""
     decision = recorded.decision
     if decision is None:
         return tuple(t for t in recorded.trials if t.plan.role is role and measurement_of(t))
@@ -98,42 +99,42 @@ def _side(recorded: Recorded, role: Role) -> tuple[Trial, ...]:
 def _headline(recorded: Recorded) -> tuple[Tone, str]:
     decision = recorded.decision
     if decision is None and not recorded.alive:
-        return Tone.OPEN, "This run has not ended, and nothing works on it now"
+        return Tone.OPEN, "This run was interrupted before its decision"
     if decision is None:
-        return Tone.OPEN, "This run is still going: what follows is what is known so far"
+        return Tone.OPEN, "This run is in progress: what follows is preliminary"
     outcome = decision.outcome
     if outcome == Outcome.PROMOTED:
-        # The decision names the last of its measurements; it is known by its first one.
+        # The decision names the last trial of the candidate; readers know it by its first one.
         chosen = candidate(recorded.trials)
         number = decision.trial if chosen is None else chosen.number
-        return Tone.GOOD, f"A better configuration was found and promoted: that of trial {number}"
+        return Tone.GOOD, f"A better configuration was found and promoted: trial {number}"
     first = baseline(recorded.trials)
-    none = "no other configuration met every limit" if not _searched(recorded, TrialStatus.FEASIBLE) else ""
+    none = "no other configuration met the SLO" if not _searched(recorded, TrialStatus.FEASIBLE) else ""
     if none and first is not None and first.status in (TrialStatus.INFEASIBLE, TrialStatus.CRASHED):
-        none = "nothing met every limit, nor did what was serving"
+        none = "no configuration met the SLO, nor did the incumbent"
     stays = {
-        Outcome.KEPT: f"What was serving stays: {none or 'nothing was better by enough'}",
-        Outcome.WORSE: "What was serving stays: the best candidate did not hold up when it was measured again",
-        Outcome.INCONCLUSIVE: "What was serving stays: the measurements could not tell whether the candidate is better",
-        Outcome.INTERRUPTED: "The run was cut off before a decision: what was serving stays",
-        Outcome.ABANDONED: "The run was given up before a decision: what was serving stays",
+        Outcome.KEPT: f"The incumbent was kept: {none or 'no candidate was better by enough'}",
+        Outcome.WORSE: "The incumbent was kept: the best candidate was worse when both were re-measured",
+        Outcome.INCONCLUSIVE: "The incumbent was kept: the evidence that the candidate is better was inconclusive",
+        Outcome.INTERRUPTED: "The run was interrupted before its decision; the incumbent was kept",
+        Outcome.ABANDONED: "The run was abandoned before its decision; the incumbent was kept",
     }
     return Tone.STAYS, stays[outcome]
 
 
 def _tried(recorded: Recorded) -> str:
     by_status = {status: sum(t.status is status for t in recorded.trials) for status in TrialStatus}
-    said = {
-        TrialStatus.FEASIBLE: "met every limit",
-        TrialStatus.INFEASIBLE: "missed one",
+    words = {
+        TrialStatus.FEASIBLE: "feasible (met the SLO)",
+        TrialStatus.INFEASIBLE: "infeasible (missed it)",
         TrialStatus.CRASHED: "crashed",
-        TrialStatus.REFUSED: "were refused by the memory guard before they cost anything",
-        TrialStatus.ABORTED: "were given up",
-        TrialStatus.RUNNING: "did not end yet",
+        TrialStatus.REFUSED: "refused by the guard before they were started",
+        TrialStatus.ABORTED: "aborted",
+        TrialStatus.RUNNING: "running",
     }
-    counts = wording.listed([f"{by_status[status]} {what}" for status, what in said.items() if by_status[status]])
+    counts = wording.listed([f"{by_status[status]} {what}" for status, what in words.items() if by_status[status]])
     if not recorded.trials:
-        return "No trial was started yet."
+        return "No trial has been started."
     took = wording.duration(recorded.until - recorded.run.started_at)
     return f"{wording.plural(len(recorded.trials), 'trial')} in {took}: {counts}."
 
@@ -145,7 +146,7 @@ def _searched(recorded: Recorded, status: TrialStatus) -> bool:
 def _left(recorded: Recorded) -> str:
     if recorded.decision is not None or recorded.alive:
         return ""
-    return "`sloguard tune` would go on with it; `sloguard serve` would end it, and serve what served before."
+    return "`sloguard tune` continues it; `sloguard serve` ends it and serves the incumbent."
 
 
 def _best(recorded: Recorded) -> str:
@@ -154,29 +155,28 @@ def _best(recorded: Recorded) -> str:
     chosen, first = candidate(recorded.trials), baseline(recorded.trials)
     objective = recorded.setup.objective
     if first is None:
-        serving = "what was serving was not measured"
+        serving = "the incumbent was not measured"
     elif objective_value(first) is None:
         failed = first.status in (TrialStatus.INFEASIBLE, TrialStatus.CRASHED)
-        had = f"{wording.STATUSES[first.status]} in its first trial" if failed else "has no figure"
-        serving = f"what was serving {had}"
+        had = f"was {TRIAL_STATES[first.status].label} in its first trial" if failed else "was not measured"
+        serving = f"the incumbent {had}"
     else:
-        missed = ", and missed a limit" if first.status is TrialStatus.INFEASIBLE else ""
-        serving = f"what was serving had {wording.with_unit(objective_value(first), objective)}{missed}"
+        missed = ", but missed a limit" if first.status is TrialStatus.INFEASIBLE else ""
+        serving = f"the incumbent had {wording.with_unit(objective_value(first), objective)}{missed}"
     if chosen is None:
         if not _searched(recorded, TrialStatus.FEASIBLE):
-            return f"No trial of the search met every limit; {serving}.{_nearest(recorded)}"
-        return f"No trial of the search that met every limit had a better {wording.OBJECTIVES[objective]}: {serving}."
+            return f"No trial of the search met the SLO; {serving}.{_nearest(recorded)}"
+        return f"No feasible trial of the search had a better {wording.OBJECTIVES[objective]}: {serving}."
     again = any(t.plan.role is Role.VALIDATION for t in recorded.trials)
     return (
-        f"The best of the search, the candidate, is trial {chosen.number}: {wording.OBJECTIVES[objective]} "
-        f"{wording.with_unit(objective_value(chosen), objective)}; {serving}. The luckiest of many trials looks"
-        f" better than it is, so this proves nothing yet: both {'were' if again else 'have to be'} re-measured, in"
-        " pairs of fresh starts."
+        f"The candidate, the best feasible trial of the search, is {chosen.number}: {wording.OBJECTIVES[objective]} "
+        f"{wording.with_unit(objective_value(chosen), objective)}; {serving}. The best of many noisy trials"
+        f" looks better than it is, so both {'were' if again else 'are to be'} re-measured, alternating."
     )
 
 
 def _nearest(recorded: Recorded) -> str:
-    """The trial of the search that missed its limits by the least; of a load that was stopped it is not known."""
+    """The trial of the search that missed its limits by the least, among those whose load was not stopped early."""
     slo = recorded.setup.slo
     missed = [
         (max(margins(m, slo).items(), key=lambda item: item[1]), t, m)
@@ -188,9 +188,9 @@ def _nearest(recorded: Recorded) -> str:
     (name, _), trial, measurement = min(missed, key=lambda found: found[0][1])
     limit = next(limit.limit for limit in slo_limits(measurement, slo) if limit.name == name)
     return (
-        f" The nearest, of those whose load ran to its end, is trial {trial.number}: {wording.LIMITS[name]}"
+        f" The closest, among complete loads, is trial {trial.number}: {wording.LIMITS[name]}"
         f" {wording.measured_text(name, _measured(measurement, name))},"
-        f" where {wording.measured_text(name, limit)} is the limit."
+        f" with a limit of {wording.measured_text(name, limit)}."
     )
 
 
@@ -201,18 +201,19 @@ def _compared(recorded: Recorded) -> str:
     latency = recorded.setup.objective is Objective.LATENCY
     better, worse = ("shorter", "longer") if latency else ("higher", "lower")
     noise = decision.noise
-    spread = "" if noise is None else f" Starts of one and the same configuration differed by {noise:.1%}."
+    spread = "" if noise is None else f" Run-to-run spread: {noise:.1%}."
     what, change = wording.OBJECTIVES[recorded.setup.objective], better if gain.estimate >= 0 else worse
     return (
-        f"In {wording.plural(decision.pairs, 'pair')} of starts the candidate's {what} was {abs(gain.estimate):.1%}"
-        f" {change}; at {gain.confidence:.0%} confidence the truth lies between {gain.low:+.1%} and {gain.high:+.1%}"
+        f"In {wording.plural(decision.pairs, 'A/B restart')} the candidate's {what} was {abs(gain.estimate):.1%}"
+        f" {change};"
+        f" the {gain.confidence:.0%} confidence interval of the gain is {gain.low:+.1%} to {gain.high:+.1%}"
         f" (above 0 is better).{spread}"
     )
 
 
 def _reason(recorded: Recorded) -> str:
     decision = recorded.decision
-    return f"As the journal has it: {wording.sentence(decision.reason)}" if decision and decision.reason else ""
+    return f"Reason in the journal: {wording.sentence(decision.reason)}" if decision and decision.reason else ""
 
 
 def _gain(recorded: Recorded) -> Gain | None:
@@ -232,23 +233,23 @@ def _checks(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequenc
     if gain is not None:
         found += [
             Check(
-                "The candidate is better, beyond doubt",
-                f"the gain's lower bound above 0, at {rule.confidence:.0%} confidence",
+                "Better than the incumbent",
+                f"lower bound of the gain above 0, at {rule.confidence:.0%} confidence",
                 f"{gain.low:+.1%}",
                 gain.low > 0,
             ),
-            Check("Better by enough", f"an estimated gain of {rule.min_gain:.0%} or more", f"{gain.estimate:+.1%}",
+            Check("Better by enough", f"an estimated gain of at least {rule.min_gain:.0%}", f"{gain.estimate:+.1%}",
                   gain.estimate >= rule.min_gain),
         ]  # fmt: skip
     analysis = _analysis(recorded, incumbents, candidates)
     found += _failed_check(recorded, analysis)
     pairs = min(len(incumbents), len(candidates))
-    planned = wording.listed([str(n) for n in rule.pairs])
+    analyses = wording.listed([str(n) for n in rule.pairs])
     found.append(
         Check(
-            "Enough pairs of starts",
-            f"interim analyses after {planned}",
-            wording.plural(pairs, "pair"),
+            "Enough A/B restarts",
+            f"interim analyses after {analyses}",
+            wording.plural(pairs, "A/B restart"),
             pairs >= rule.pairs[0],
         )
     )
@@ -256,8 +257,8 @@ def _checks(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequenc
     requests = sum(m.requests for t in candidates if (m := measurement_of(t)))
     found.append(
         Check(
-            "Enough requests for a 99th percentile",
-            f"{rule.requests_for_p99} of the candidate",
+            "Enough requests for a p99",
+            f"{rule.requests_for_p99} measured with the candidate",
             str(requests),
             requests >= rule.requests_for_p99,
         )
@@ -310,7 +311,7 @@ def _limit_checks(recorded: Recorded, analysis: InterimAnalysis) -> list[Check]:
         bound = "unknown from a single start" if math.isinf(high) else _bounded(limit.name, limit.limit, high)
         checks.append(
             Check(
-                f"Meets its limit: {wording.LIMITS[limit.name]}",
+                f"Meets the limit of {wording.LIMITS[limit.name]}",
                 f"at most {wording.measured_text(limit.name, limit.limit)}, at {rule.slo_confidence:.0%} confidence",
                 f"{bound}; worst start {wording.measured_text(limit.name, worst)}",
                 # One start that exceeds it by more than the tolerance is enough.
@@ -321,7 +322,7 @@ def _limit_checks(recorded: Recorded, analysis: InterimAnalysis) -> list[Check]:
 
 
 def _bounded(name: str, limit: float, high: float) -> str:
-    return f"mean of its starts at most {wording.measured_text(name, max(limit * (1 + high), 0.0))}"
+    return f"mean over starts at most {wording.measured_text(name, max(limit * (1 + high), 0.0))}"
 
 
 def _measured(measurement: Measurement, name: str) -> float:
@@ -340,10 +341,10 @@ def _pair(recorded: Recorded, incumbent: Trial, chosen: Trial) -> Pair:
 
 
 def measurement_of(trial: Trial) -> Measurement | None:
-    """What its load showed."""
+    """What its load measured, if it had one."""
     return trial.result.measurement if trial.result is not None else None
 
 
 def objective_value(trial: Trial) -> float | None:
-    """The objective, higher is better; None where it was not measured."""
+    """The objective, higher is better; None if it was not measured."""
     return trial.result.value if trial.result is not None else None

@@ -1,7 +1,7 @@
 """Which knobs set the best trials apart, by PED-ANOVA (Watanabe et al., IJCAI 2023, arXiv 2304.10255), of Optuna.
 
-Of its evaluators it is the one that needs nothing else (fANOVA takes scikit-learn). It compares how a knob is
-distributed among the best trials with how it is among all: so what missed a limit, or crashed, counts as well.
+Chosen because Optuna's fANOVA needs scikit-learn. It compares the distribution of a knob among the best trials with
+that among all trials, so trials that missed a limit or crashed count as well.
 """
 
 import warnings
@@ -11,28 +11,30 @@ from dataclasses import dataclass
 from sidecar.export.optuna_study import distributions
 from sidecar.record.run_snapshot import Recorded, knobs_that_ran
 from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus
+from sidecar.record.trial_states import RAN_STATUSES
 
-# Optuna advises five trials or more among the best; a quarter of all is called the best here.
+# Optuna advises at least five trials among the best; the best quarter is used here.
 FEWEST = 20
 _BEST_SHARE = 0.25
-_RAN = (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE, TrialStatus.CRASHED)
 
 
 @dataclass(frozen=True)
 class Importance:
-    """By knob, its share of the whole, the largest first; empty where ``note`` says why there is none."""
+    """The share of each knob, the largest first; empty if there is none, and ``note`` says why."""
 
     shares: dict[str, float]
     note: str
 
 
 def knob_importance(recorded: Recorded) -> Importance:
-    """Over the trials of the search, what serves included once."""
-    wanted = [t for t in recorded.trials if t.plan.role not in (*VALIDATING, Role.UNGUARDED) and t.status in _RAN]
+    """Over the trials of the search and the baseline."""
+    wanted = [
+        t for t in recorded.trials if t.plan.role not in (*VALIDATING, Role.UNGUARDED) and t.status in RAN_STATUSES
+    ]
     if len(wanted) < FEWEST:
-        return Importance({}, f"{len(wanted)} trials are too few to tell: {FEWEST} or more are needed.")
+        return Importance({}, f"{len(wanted)} trials are too few for this: at least {FEWEST} are needed.")
     if sum(t.status is TrialStatus.FEASIBLE for t in wanted) < _BEST_SHARE * FEWEST:
-        return Importance({}, "Too few trials met every limit to say what they have in common.")
+        return Importance({}, "Too few trials met every limit to compare them with the others.")
     return _evaluated(recorded, wanted)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from sidecar.format import setting
 from sidecar.record.trial import Role, TrialStatus
+from sidecar.record.trial_states import TRIAL_STATES
 from sidecar.report import wording
 from sidecar.report.plot_style import (
     CANDIDATE,
@@ -32,13 +33,13 @@ _PARTS = {
     "warming_up": ("warming up", "#e6a100"),
     "measuring": ("measuring", "#2a9d4e"),
     "stopping": ("stopping", "#9467bd"),
-    "deciding": ("deciding and the rest", PLAIN),
+    "deciding": ("deciding and other", PLAIN),
 }
 
 
-def limits_plot(story: ReportView) -> tuple[Figure, int] | None:
-    """A row for each limit: what every trial measured, and the limit."""
-    names = [n for n in story.limits if any(e.measured.get(n) is not None for e in story.entries)]
+def limits_plot(view: ReportView) -> tuple[Figure, int] | None:
+    """One row per limit: what every trial measured, and the limit."""
+    names = [n for n in view.limits if any(e.measured.get(n) is not None for e in view.entries)]
     if not names:
         return None
     figure, height = new(110 + 165 * len(names), margin={"l": 64, "r": 18, "t": 34, "b": 48})
@@ -46,21 +47,21 @@ def limits_plot(story: ReportView) -> tuple[Figure, int] | None:
     share = (1 - gap * (len(names) - 1)) / len(names)
     for row, name in enumerate(names):
         top = 1 - row * (share + gap)
-        _limit_row(figure, story, name, row + 1, (max(top - share, 0.0), top))
-    figure.update_xaxes(axis("", **trial_axis(story)), matches="x")
+        _limit_row(figure, view, name, row + 1, (max(top - share, 0.0), top))
+    figure.update_xaxes(axis("", **trial_axis(view)), matches="x")
     figure.layout[f"xaxis{len(names) if len(names) > 1 else ''}"].title = {"text": "trial"}
     return figure, height
 
 
-def _limit_row(figure: Figure, story: ReportView, name: str, row: int, domain: tuple[float, float]) -> None:
+def _limit_row(figure: Figure, view: ReportView, name: str, row: int, domain: tuple[float, float]) -> None:
     suffix = str(row) if row > 1 else ""
-    limit, rate = story.limits[name], name == "error_rate"
-    finite = [m for e in story.entries if (m := e.measured.get(name)) is not None and math.isfinite(m)]
+    limit, rate = view.limits[name], name == "error_rate"
+    finite = [m for e in view.entries if (m := e.measured.get(name)) is not None and math.isfinite(m)]
     # Failed requests took for ever: they stand at the top.
     top = max([*finite, limit], default=limit) * (1.15 if rate else 1.6)
     low = min([m for m in finite if m > 0] + [limit]) if limit else 0.0
     log = not rate and bool(finite) and low > 0 and top > 8 * low
-    for look, entries in looks(story, [e for e in story.entries if e.measured.get(name) is not None]).items():
+    for look, entries in looks(view, [e for e in view.entries if e.measured.get(name) is not None]).items():
         y = [min(e.measured[name] or 0.0, top) for e in entries]
         shown = [min(max(v, low / 1.5), top) for v in y] if log else y
         more: dict[str, Any] = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "legendgroup": look.name}
@@ -84,15 +85,15 @@ def _limit_row(figure: Figure, story: ReportView, name: str, row: int, domain: t
     figure.layout[f"xaxis{suffix}"] = {"anchor": f"y{suffix}"}
 
 
-def knobs(story: ReportView) -> tuple[Figure, int] | None:
-    """Parallel coordinates, a row a knob and a line a trial: rows keep their names readable at any width."""
-    rows = [knob for knob in _by_importance(story) if any(knob.name in e.knobs for e in story.entries)]
-    entries = [e for e in story.entries if e.role in (Role.BASELINE, Role.SEARCH) and e.knobs]
+def knobs(view: ReportView) -> tuple[Figure, int] | None:
+    """Parallel coordinates with one row per knob and one line per trial; rows keep names readable at any width."""
+    rows = [knob for knob in _by_importance(view) if any(knob.name in e.knobs for e in view.entries)]
+    entries = [e for e in view.entries if e.role in (Role.BASELINE, Role.SEARCH) and e.knobs]
     if not rows or len({repr(e.knobs) for e in entries}) < 2:
         return None
     figure, height = new(110 + _ROW_PX * len(rows), margin={"l": 18, "r": 18, "t": 24, "b": 48})
     axes = [_Axis(knob, [e.knobs[knob.name] for e in entries if knob.name in e.knobs]) for knob in rows]
-    for name, colour, width, alike in _bundles(story, entries):
+    for name, colour, width, alike in _bundles(view, entries):
         x: list[float | None] = []
         y: list[float | None] = []
         text: list[str] = []
@@ -101,7 +102,7 @@ def knobs(story: ReportView) -> tuple[Figure, int] | None:
                 given = entry.knobs.get(knob_axis.knob.name)
                 x.append(None if given is None else knob_axis.place(given, entry.number))
                 y.append(-row)
-                text.append(f"trial {entry.number}: {wording.STATUSES[entry.status]}, {_figure(story, entry)}")
+                text.append(f"trial {entry.number}: {TRIAL_STATES[entry.status].label}, {_figure(view, entry)}")
             x.append(None)
             y.append(None)
             text.append("")
@@ -117,14 +118,14 @@ def knobs(story: ReportView) -> tuple[Figure, int] | None:
     return figure, height
 
 
-def _by_importance(story: ReportView) -> list[Knob]:
-    """As the file has them, unless their importance is known."""
-    order = list(story.importance.shares)
-    return sorted(story.knobs, key=lambda knob: order.index(knob.name) if knob.name in order else len(order))
+def _by_importance(view: ReportView) -> list[Knob]:
+    """In the order of their importance if that is known, else of the file."""
+    order = list(view.importance.shares)
+    return sorted(view.knobs, key=lambda knob: order.index(knob.name) if knob.name in order else len(order))
 
 
 def _name_rows(figure: Figure, axes: "Sequence[_Axis]", above_px: int) -> None:
-    """A line a knob, its name above and some of its values below."""
+    """One line per knob, with its name above and some of its values below."""
     for row, knob_axis in enumerate(axes):
         figure.add_shape(type="line", x0=0, x1=1, y0=-row, y1=-row, line={"color": PLAIN, "width": 1}, layer="below")
         figure.add_annotation(
@@ -150,7 +151,7 @@ class _Axis:
         self._log = knob.log and self._low > 0
 
     def place(self, given: Value, number: int | None = None) -> float:
-        """Where a value lies; that of trial ``number`` beside its choice, so that many do not hide each other."""
+        """The position of a value; choices are jittered by trial ``number`` so that they do not hide each other."""
         if self._choices:
             beside = 0.0 if number is None else 0.4 * (number * _GOLDEN % 1 - 0.5)
             return (self._choices.index(setting(given)) + 0.5 + beside) / len(self._choices)
@@ -160,7 +161,7 @@ class _Axis:
         return (value - low) / (high - low) if high > low else 0.5
 
     def ticks(self) -> list[tuple[float, str]]:
-        """The places of some values."""
+        """The positions of some values."""
         if self._choices:
             return [(self.place(choice), choice) for choice in self._choices]
         middle = math.sqrt(self._low * self._high) if self._log else (self._low + self._high) / 2
@@ -168,8 +169,8 @@ class _Axis:
         return [(self.place(v), _compact(self.knob, v)) for v in (self._low, middle, self._high)]
 
 
-def _figure(story: ReportView, entry: TrialEntry) -> str:
-    return "no figure" if entry.value is None else wording.with_unit(entry.value, story.objective)
+def _figure(view: ReportView, entry: TrialEntry) -> str:
+    return "not measured" if entry.value is None else wording.with_unit(entry.value, view.objective)
 
 
 def _compact(knob: Knob, value: float) -> str:
@@ -178,35 +179,45 @@ def _compact(knob: Knob, value: float) -> str:
     return f"{value:,.4g}" if value < 10000 else f"{value:,.0f}"
 
 
-def _bundles(story: ReportView, entries: Sequence[TrialEntry]) -> list[tuple[str, str, float, list[TrialEntry]]]:
-    """Name, colour and width of the lines, those that matter most on top."""
+def _bundles(view: ReportView, entries: Sequence[TrialEntry]) -> list[tuple[str, str, float, list[TrialEntry]]]:
+    """Name, colour and width of the lines, the most important ones last, on top."""
     met = sorted(
         (e for e in entries if e.status is TrialStatus.FEASIBLE and e.value is not None), key=lambda e: e.value or 0
     )
-    if story.objective != "latency":
+    if view.objective != "latency":
         met.reverse()
     best = {e.number for e in met[: math.ceil(len(met) * _BEST_SHARE)]}
-    marked = [e for e in entries if e.role is Role.BASELINE or e.number == story.best]
+    marked = [e for e in entries if e.role is Role.BASELINE or e.number == view.best]
     rest = [e for e in entries if e not in marked]
     sorts = (
-        ("crashed", "#dd4132", 1.2, [e for e in rest if e.status is TrialStatus.CRASHED]),
-        ("missed a limit", "#e6a100", 1.2, [e for e in rest if e.status is TrialStatus.INFEASIBLE]),
         (
-            "met every limit",
+            "crashed",
+            TRIAL_STATES[TrialStatus.CRASHED].colour,
+            1.2,
+            [e for e in rest if e.status is TrialStatus.CRASHED],
+        ),
+        (
+            "infeasible",
+            TRIAL_STATES[TrialStatus.INFEASIBLE].colour,
+            1.2,
+            [e for e in rest if e.status is TrialStatus.INFEASIBLE],
+        ),
+        (
+            "feasible",
             "#7fb2dd",
             1.2,
             [e for e in rest if e.status is TrialStatus.FEASIBLE and e.number not in best],
         ),
-        ("the best quarter of these", "#1f5f9e", 1.8, [e for e in rest if e.number in best]),
-        ("what was serving", INCUMBENT, 3.0, [e for e in marked if e.role is Role.BASELINE]),
-        ("the candidate", CANDIDATE, 3.5, [e for e in marked if e.role is not Role.BASELINE]),
+        ("best quarter of the feasible", "#1f5f9e", 1.8, [e for e in rest if e.number in best]),
+        ("incumbent", INCUMBENT, 3.0, [e for e in marked if e.role is Role.BASELINE]),
+        ("candidate", CANDIDATE, 3.5, [e for e in marked if e.role is not Role.BASELINE]),
     )
     return [bundle for bundle in sorts if bundle[3]]
 
 
-def importance_plot(story: ReportView) -> tuple[Figure, int] | None:
-    """A bar a knob."""
-    shares = story.importance.shares
+def importance_plot(view: ReportView) -> tuple[Figure, int] | None:
+    """One bar per knob."""
+    shares = view.importance.shares
     if not shares:
         return None
     figure, height = new(80 + 30 * len(shares), showlegend=False)
@@ -219,11 +230,11 @@ def importance_plot(story: ReportView) -> tuple[Figure, int] | None:
     return figure, height
 
 
-def crashes(story: ReportView) -> tuple[Figure, int] | None:
-    """A row a knob: where in its range the trials that crashed lie, beside those that were measured."""
-    crashed = [e for e in story.entries if e.status is TrialStatus.CRASHED and e.knobs]
-    measured = [e for e in story.entries if e.status in (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE)]
-    rows = [knob for knob in _by_importance(story) if any(knob.name in e.knobs for e in crashed)]
+def crashes(view: ReportView) -> tuple[Figure, int] | None:
+    """One row per knob: the values of the trials that crashed beside those of measured ones."""
+    crashed = [e for e in view.entries if e.status is TrialStatus.CRASHED and e.knobs]
+    measured = [e for e in view.entries if e.status in (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE)]
+    rows = [knob for knob in _by_importance(view) if any(knob.name in e.knobs for e in crashed)]
     if len(crashed) < 2 or not rows:
         return None
     figure, height = new(110 + _ROW_PX * len(rows), margin={"l": 18, "r": 18, "t": 24, "b": 48})
@@ -248,9 +259,9 @@ def crashes(story: ReportView) -> tuple[Figure, int] | None:
     return figure, height
 
 
-def time_plot(story: ReportView) -> tuple[Figure, int] | None:
-    """A bar a trial: what its seconds were spent on."""
-    spent = [e for e in story.entries if e.status is not TrialStatus.REFUSED]
+def time_plot(view: ReportView) -> tuple[Figure, int] | None:
+    """One bar per trial: how its time was spent."""
+    spent = [e for e in view.entries if e.status is not TrialStatus.REFUSED]
     if not spent:
         return None
     figure, height = new(320, barmode="stack", bargap=0.15)
@@ -260,6 +271,6 @@ def time_plot(story: ReportView) -> tuple[Figure, int] | None:
             marker={"color": colour, "line": {"width": 0}},
             hovertemplate=f"trial %{{x}}: {name} %{{y:.1f}} s<extra></extra>",
         )  # fmt: skip
-    figure.update_xaxes(axis("trial", **trial_axis(story)))
+    figure.update_xaxes(axis("trial", **trial_axis(view)))
     figure.update_yaxes(axis("seconds", rangemode="tozero"))
     return figure, height

@@ -1,4 +1,4 @@
-"""What serves now, where it was measured, and the commands that repeat, use or undo it. Pure."""
+"""The current configuration, where it was measured, and commands to repeat, use or undo it. Pure."""
 
 import shlex
 from dataclasses import dataclass
@@ -12,16 +12,18 @@ from sidecar.promote.promoted_file import PROMOTED_FILE
 from sidecar.record.decisions import Outcome
 from sidecar.record.run_snapshot import Recorded
 from sidecar.record.states import ENGINE_ENDED, ENGINE_SERVES_ON, State
+from sidecar.record.trial_states import TRIAL_STATES
+from sidecar.record.wording import misses_slo
 from sidecar.report import wording
 from vllm_sloguard import __version__
 
-# What a run does not depend on, and what may name the host's other business.
+# Sections that a run does not depend on; they may also name other hosts.
 _NOT_OF_THE_RUN = ("sloguard", "state", "window", "metrics", "page", "remote")
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One line of a table."""
+    """A name with its value."""
 
     name: str
     value: str
@@ -29,55 +31,56 @@ class Fact:
 
 @dataclass(frozen=True)
 class Command:
-    """What an operator may type, and what for."""
+    """A command line and its purpose."""
 
     purpose: str
     line: str
 
 
 def serving(recorded: Recorded) -> tuple[str, ...]:
-    """What serves from this state folder now, in sentences."""
+    """What is served from this state folder now, in sentences."""
     current = next((p for p in reversed(recorded.promotions) if p.rolled_back_at is None), None)
     ours = next((p for p in recorded.promotions if p.run == recorded.run.id), None)
-    said = [_service(recorded)]
+    sentences = [_service(recorded)]
+    missing = misses_slo(recorded.trials, recorded.decision.outcome if recorded.decision else None)
+    if missing is not None and current is None and recorded.run.id == max(recorded.runs):
+        label = TRIAL_STATES[missing.status].label
+        sentences.append(f"The current configuration misses the SLO: it was {label} in trial {missing.number}.")
     if ours is not None and ours.rolled_back_at is not None:
         at, why = when(ours.rolled_back_at), wording.sentence(ours.rollback_reason or "no reason was recorded")
-        said.append(f"This run's promotion was rolled back at {at} and is not tried again: {why}")
+        sentences.append(f"This run's promotion was rolled back at {at} and is quarantined: {why}")
     if current is None:
-        said.append(f"{_in_force(recorded)} the arguments of the configuration file: nothing that was promoted holds.")
+        sentences.append(f"{_current(recorded)} the arguments of the configuration file; no promotion is in effect.")
     elif ours is not None and current.id == ours.id:
         changed = _changes(recorded.run.incumbent, current.args)
-        said.append(
-            f"{_in_force(recorded)} this run's winner (promotion {current.id}), since {when(current.at)}: {changed}."
+        sentences.append(
+            f"{_current(recorded)} this run's winner (promotion {current.id}), since {when(current.at)}: {changed}."
         )
     else:
-        of = f"of run {current.run}" if current.run is not None else "that undid an earlier one"
-        said.append(f"{_in_force(recorded)} promotion {current.id} {of}, since {when(current.at)}.")
-    return tuple(said)
+        of = f"of run {current.run}" if current.run is not None else "of a rollback"
+        sentences.append(f"{_current(recorded)} promotion {current.id} {of}, since {when(current.at)}.")
+    return tuple(sentences)
 
 
-def _in_force(recorded: Recorded) -> str:
-    return "In force:" if recorded.alive else "What a sidecar that is started now would serve:"
+def _current(recorded: Recorded) -> str:
+    return "Current configuration:" if recorded.alive else "Configuration that the next start serves:"
 
 
 def _service(recorded: Recorded) -> str:
     state = recorded.state
     if state is None:
-        return (
-            "Nothing is known to serve: no sidecar has served from this state folder, so nothing was started with it;"
-            " see the commands at the end."
-        )
+        return "No `sloguard serve` has run on this state folder, so nothing serves the result yet: see 'Next steps'."
     at = when(state.at)
     if recorded.alive:
-        return f"The sidecar runs; since {at} it is {state.state}: {state.reason}."
+        return f"The sidecar is running, {state.state} since {at}: {state.reason}."
     if state.state == State.HALTED and state.reason == ENGINE_ENDED:
-        return f"Nothing serves: the sidecar ended at {at}, and its engine with it."
+        return f"Nothing serves: the sidecar and its engine were stopped at {at}."
     if state.state == State.HALTED and state.reason == ENGINE_SERVES_ON:
-        return f"The sidecar ended at {at}, and left its engine serving; nothing has watched that engine since."
+        return f"The sidecar was stopped at {at} and left its engine serving, unsupervised."
     if state.state == State.HALTED:
-        return f"The sidecar does not run; it ended at {at}: {state.reason}."
+        return f"The sidecar is not running; it ended at {at}: {state.reason}."
     return (
-        "Nothing is known to serve: the sidecar does not run, and did not say that it ended; its last word,"
+        "The sidecar is not running and recorded no end: it was killed, or its machine went down. Its last state, at"
         f" {at}, was {state.state}: {state.reason}."
     )
 
@@ -88,12 +91,12 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
         ", ".join(
             change(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
         )
-        or "the same arguments as before"
+        or "no changes"
     )
 
 
 def versions(recorded: Recorded) -> tuple[Fact, ...]:
-    """What the figures depend on: the model, the load, vLLM, the machine as far as it was recorded."""
+    """What the measurements depend on: the model, the load, vLLM and, if recorded, the machine."""
     setup, load = recorded.setup, recorded.setup.workload
     evidence = next((p.evidence for p in recorded.promotions if p.run == recorded.run.id), None)
     origin = evidence.provenance if evidence else None
@@ -103,16 +106,16 @@ def versions(recorded: Recorded) -> tuple[Fact, ...]:
         for name, limit in setup.slo.model_dump().items()
         if limit is not None
     )
-    unknown = "recorded with promotions only"
+    unknown = "not recorded (only promotions record it)"
     facts = {
         "model": setup.model,
         "SHA-256 of its config.json": origin.model_config_sha256 if origin else None,
-        "vLLM": ", ".join(heard) or (origin.vllm if origin else "") or "its plugin did not say",
+        "vLLM": ", ".join(heard) or (origin.vllm if origin else "") or "not reported by the plugin",
         "sloguard": f"{setup.content.get('sloguard') or (origin.sloguard if origin else 'not recorded')} (run),"
         f" {__version__} (report)",
         "device": origin.device if origin else unknown,
         "driver": origin.driver if origin else None,
-        "limits (SLO)": limits,
+        "SLO": limits,
         "objective": wording.OBJECTIVES[setup.objective],
         "load": f"{load.rate:g} requests/s of {load.prompts}, seed {load.seed}",
         "search": f"{setup.optimizer}, a budget of {setup.budget} trials, seed {setup.seed}",
@@ -123,30 +126,30 @@ def versions(recorded: Recorded) -> tuple[Fact, ...]:
 
 
 def commands(recorded: Recorded) -> tuple[tuple[Command, ...], str]:
-    """What to type, and the configuration file to type it for, as YAML."""
+    """The commands, and the configuration file for them, as YAML."""
     setup, decision = recorded.setup, recorded.decision
     promotion = next((p for p in recorded.promotions if p.run == recorded.run.id), None)
     rows = [
         Command(
-            "Run the same search again (new measurements, same proposals to begin with)",
+            "Run the same search again (new measurements; the first proposals are the same)",
             "sloguard tune -c sloguard.yaml",
         )
     ]
     file = shlex.quote(str(recorded.folder / PROMOTED_FILE))
     if decision is not None and decision.outcome == Outcome.PROMOTED and promotion is not None:
-        rows.append(Command("Serve the winner by hand", _serve(setup.model, promotion.args)))
-    rows.append(Command("Serve what is in force, by its file", f"vllm serve --config {file}"))
+        rows.append(Command("Serve the winner without the sidecar", _serve(setup.model, promotion.args)))
+    rows.append(Command("Serve the promoted configuration from its file", f"vllm serve --config {file}"))
     if promotion is not None and promotion.rolled_back_at is None:
         undo = f"sloguard rollback --promotion {promotion.id} --wait -c sloguard.yaml"
-        rows.append(Command("Take this run's promotion back, where sloguard serve runs", undo))
+        rows.append(Command("Roll back this run's promotion (needs a running sloguard serve)", undo))
     rows += [
-        Command("Serve what was serving before this run, by hand", _serve(setup.model, recorded.run.incumbent)),
-        Command("See every promotion, rollback and window", "sloguard history -c sloguard.yaml"),
-        Command("Every trial, as a machine reads it", f"sloguard trials {shlex.quote(str(recorded.folder))} --json"),
+        Command("Serve the incumbent of this run without the sidecar", _serve(setup.model, recorded.run.incumbent)),
+        Command("List promotions, rollbacks and windows", "sloguard history -c sloguard.yaml"),
+        Command("Get every trial as JSON", f"sloguard trials {shlex.quote(str(recorded.folder))} --json"),
     ]
     kept = {name: part for name, part in setup.content.items() if name not in _NOT_OF_THE_RUN and part is not None}
     bare = _bare(kept)
-    # A knob without a range is searched nevertheless.
+    # A knob without a range of its own is searched over its default range.
     knobs: dict[str, Any] = kept["search"].get("knobs") or {}
     bare["search"]["knobs"] = {name: _bare(given) for name, given in knobs.items()}
     return tuple(rows), yaml.safe_dump(bare, sort_keys=False, width=100)
@@ -157,7 +160,7 @@ def _serve(model: str, args: dict[str, Any]) -> str:
 
 
 def _bare(content: Any) -> Any:
-    """Without what was left at None."""
+    """Without fields that are None."""
     if not isinstance(content, dict):
         return content
     return {name: _bare(value) for name, value in content.items() if value is not None}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]

@@ -1,37 +1,38 @@
-"""The story as one HTML page that needs nothing else: no network, no other file."""
+"""The report as one HTML page without references to the network or other files."""
 
 import json
 from importlib.resources import files
 from typing import Any
 
 from sidecar.record.trial import Role
+from sidecar.record.trial_states import TRIAL_STATES
 from sidecar.report import wording
 from sidecar.report.plots import plots
 from sidecar.report.view_model import ReportView, TrialEntry
 
-# A longer table scrolls in a box of its own; in print it is whole.
+# A longer table scrolls in a box of its own; in print it is complete.
 _ROWS_IN_VIEW = 30
 
 
-def report_page(story: ReportView) -> str:
-    """The page. Every text in it that came from outside is escaped."""
+def report_page(view: ReportView) -> str:
+    """The page. Text from outside is escaped."""
     from jinja2 import Environment, StrictUndefined
     from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["trials"] = wording.trial_numbers
     template = environment.from_string(files("sidecar.report").joinpath("page.html").read_text(encoding="utf-8"))
-    drawn = plots(story)
+    drawn = plots(view)
     return template.render(
-        story=story,
-        words=wording,
-        objective=wording.OBJECTIVES[story.objective],
-        unit=wording.UNITS[story.objective],
-        rows=[_row(story, entry) for entry in story.entries],
+        view=view,
+        states=TRIAL_STATES.values(),
+        objective=wording.OBJECTIVES[view.objective],
+        unit=wording.UNITS[view.objective],
+        rows=[_row(view, entry) for entry in view.entries],
         limits=[
-            (name, wording.LIMITS[name], wording.measured_text(name, limit)) for name, limit in story.limits.items()
+            (name, wording.LIMITS[name], wording.measured_text(name, limit)) for name, limit in view.limits.items()
         ],
-        scrolls=len(story.entries) > _ROWS_IN_VIEW,
+        scrolls=len(view.entries) > _ROWS_IN_VIEW,
         plots={name: plot.height for name, plot in drawn.items()},
         figures=_script({name: json.loads(plot.figure.to_json() or "{}") for name, plot in drawn.items()}),
         plotly=get_plotlyjs(),
@@ -39,18 +40,18 @@ def report_page(story: ReportView) -> str:
 
 
 def _script(content: Any) -> str:
-    """JSON that can stand in a script: nothing in it ends the element, or begins a comment."""
+    """JSON for a script element: nothing in it ends the element or begins a comment."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _row(story: ReportView, entry: TrialEntry) -> dict[str, Any]:
+def _row(view: ReportView, entry: TrialEntry) -> dict[str, Any]:
     sign = "≥ " if entry.bound else ""
     kind = "incumbent" if entry.role in (Role.BASELINE, Role.REFERENCE) else ""
-    if entry.role is Role.VALIDATION or entry.number == story.best:
+    if entry.role is Role.VALIDATION or entry.number == view.best:
         kind = "candidate"
     cells: list[dict[str, Any]] = []
-    for name, limit in story.limits.items():
+    for name, limit in view.limits.items():
         measured = entry.measured.get(name)
         shown = "-" if measured is None else f"{sign if measured else ''}{wording.measured_text(name, measured)}"
         cells.append(
@@ -60,7 +61,7 @@ def _row(story: ReportView, entry: TrialEntry) -> dict[str, Any]:
         "entry": entry,
         "kind": kind,
         "role": wording.ROLES[entry.role],
-        "status": wording.STATUSES[entry.status],
-        "value": "-" if entry.value is None else wording.with_unit(entry.value, story.objective),
+        "status": TRIAL_STATES[entry.status].label,
+        "value": "-" if entry.value is None else wording.with_unit(entry.value, view.objective),
         "cells": cells,
     }

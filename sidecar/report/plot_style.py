@@ -1,4 +1,4 @@
-"""What all plots have in common. Colours of text and grid are the page's, in its CSS."""
+"""What all plots share. The colours of text and grid are in the CSS of the page."""
 
 import math
 import textwrap
@@ -8,30 +8,31 @@ from html import escape
 from typing import Any, TypeAlias
 
 from sidecar.record.trial import Role, TrialStatus
+from sidecar.record.trial_states import TRIAL_STATES
 from sidecar.report import wording
 from sidecar.report.view_model import ReportView, TrialEntry
 
-Figure: TypeAlias = Any  # plotly.graph_objects.Figure, which tells no types
+Figure: TypeAlias = Any  # plotly.graph_objects.Figure, which has no types
 
 INCUMBENT, CANDIDATE, PLAIN = "#9467bd", "#2a9d4e", "#8a8f98"
 
 
 @dataclass(frozen=True)
 class Look:
-    """How the trials of one kind are drawn."""
+    """How one group of trials is drawn."""
 
     name: str
     colour: str
     symbol: str
 
 
-STATUS = {
-    TrialStatus.FEASIBLE: Look("met every limit", "#3b82c4", "circle"),
-    TrialStatus.INFEASIBLE: Look("missed a limit", "#e6a100", "triangle-up"),
-    TrialStatus.CRASHED: Look("crashed", "#dd4132", "x"),
-    TrialStatus.REFUSED: Look("refused, not started", PLAIN, "diamond-open"),
-    TrialStatus.ABORTED: Look("given up", PLAIN, "circle-open"),
-    TrialStatus.RUNNING: Look("running", PLAIN, "hourglass"),
+_SYMBOLS = {
+    TrialStatus.FEASIBLE: "circle",
+    TrialStatus.INFEASIBLE: "triangle-up",
+    TrialStatus.CRASHED: "x",
+    TrialStatus.REFUSED: "diamond-open",
+    TrialStatus.ABORTED: "circle-open",
+    TrialStatus.RUNNING: "hourglass",
 }
 
 
@@ -54,13 +55,13 @@ def new(height: int, **layout: Any) -> tuple[Figure, int]:
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:
-    """One that a finger on a phone does not move."""
+    """An axis that touching it on a phone does not move."""
     return {"title": {"text": title}, "fixedrange": True, "zeroline": False, "automargin": True, **more}
 
 
 def hover(entry: TrialEntry) -> str:
-    """Of a trial. Its texts may come from logs: plotly takes markup for its own."""
-    lines = [f"trial {entry.number} ({wording.ROLES[entry.role]}): {wording.STATUSES[entry.status]}"]
+    """The hover text of a trial, escaped: it may come from logs, and plotly interprets markup."""
+    lines = [f"trial {entry.number} ({wording.ROLES[entry.role]}): {TRIAL_STATES[entry.status].label}"]
     lines += [part for part in (entry.configuration, entry.note[:200]) if part]
     return "<br>".join(escape(piece) for line in lines for piece in _wrapped(line))
 
@@ -69,17 +70,18 @@ def _wrapped(text: str, columns: int = 70) -> list[str]:
     return textwrap.wrap(text, columns) or [""]
 
 
-def looks(story: ReportView, entries: Iterable[TrialEntry]) -> dict[Look, list[TrialEntry]]:
-    """The entries by how they are drawn; what serves and the candidate stand out."""
-    incumbent = Look("what was serving", INCUMBENT, "square")
-    candidate = Look("the candidate", CANDIDATE, "star")
+def looks(view: ReportView, entries: Iterable[TrialEntry]) -> dict[Look, list[TrialEntry]]:
+    """The entries by how they are drawn; the incumbent and the candidate have styles of their own."""
+    incumbent = Look("incumbent", INCUMBENT, "square")
+    candidate = Look("candidate", CANDIDATE, "star")
     found: dict[Look, list[TrialEntry]] = {}
     for entry in entries:
-        look = STATUS[entry.status]
+        state = TRIAL_STATES[entry.status]
+        look = Look(state.label, state.colour, _SYMBOLS[entry.status])
         if entry.status in (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE):
             if entry.role in (Role.BASELINE, Role.REFERENCE):
                 look = incumbent
-            elif entry.role is Role.VALIDATION or entry.number == story.best:
+            elif entry.role is Role.VALIDATION or entry.number == view.best:
                 look = candidate
         found.setdefault(look, []).append(entry)
     return found
@@ -88,7 +90,7 @@ def looks(story: ReportView, entries: Iterable[TrialEntry]) -> dict[Look, list[T
 def markers(
     figure: Figure, look: Look, entries: Sequence[TrialEntry], y: Sequence[Any], text: Sequence[str] = (), **more: Any
 ) -> None:
-    """Adds trials that look alike, at the heights ``y``; open marks are of loads that were stopped early."""
+    """Adds trials of one style at the heights ``y``; loads that were stopped early have open marks."""
     symbols = [f"{look.symbol}-open" if e.bound and not look.symbol.endswith("open") else look.symbol for e in entries]
     figure.add_scatter(
         x=[e.number for e in entries],
@@ -103,15 +105,15 @@ def markers(
     )
 
 
-def trial_axis(story: ReportView) -> dict[str, Any]:
+def trial_axis(view: ReportView) -> dict[str, Any]:
     """Trials from left to right."""
-    last = max((e.number for e in story.entries), default=1)
+    last = max((e.number for e in view.entries), default=1)
     step: dict[str, Any] = {"dtick": 1} if last <= 12 else {"tickformat": "d", "nticks": 10}
     return {"range": [0.3, last + 0.7], **step}
 
 
 def log_axis(low: float, high: float) -> dict[str, Any]:
-    """A logarithmic axis whose every label is a whole number of its unit: plotly's own leave out the powers."""
+    """A logarithmic axis with labels in plain numbers: plotly's own omit the powers of ten."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     wide = math.log10(high / low) > 2.5
     ticks = [digit * 10.0**decade for decade in decades for digit in ((1,) if wide else (1, 2, 5))]

@@ -36,8 +36,8 @@ class Plot:
     height: int
 
 
-def plots(story: ReportView) -> dict[str, Plot]:
-    """Those that there is something to show in, by name."""
+def plots(view: ReportView) -> dict[str, Plot]:
+    """The plots that have something to show, by name."""
     makers: dict[str, Callable[[ReportView], tuple[Figure, int] | None]] = {
         "gain": lambda s: _gain(s.verdict.gain) if s.verdict.gain else None,
         "objective": _objective,
@@ -49,7 +49,7 @@ def plots(story: ReportView) -> dict[str, Plot]:
         "crashes": knob_plots.crashes,
         "time": knob_plots.time_plot,
     }
-    made = {name: maker(story) for name, maker in makers.items()}
+    made = {name: maker(view) for name, maker in makers.items()}
     return {name: Plot(*found) for name, found in made.items() if found is not None}
 
 
@@ -73,32 +73,32 @@ def _gain(gain: Gain) -> tuple[Figure, int]:
     low, high = min(gain.low, 0.0), max(gain.high, gain.least)
     margin = 0.15 * (high - low)
     # Each is written on its line's far side, so that neither line, however close, crosses the other's text.
-    for at, text, place in ((0.0, "no difference", "bottom left"), (gain.least, "asked for", "top right")):
+    for at, text, place in ((0.0, "no difference", "bottom left"), (gain.least, "required", "top right")):
         line = {"dash": "dot" if at else "solid", "color": PLAIN}
         figure.add_vline(x=at, line=line, annotation={"text": text}, annotation_position=place)
-    figure.update_xaxes(axis("gain over what was serving", tickformat="+.0%", range=[low - margin, high + 2 * margin]))
+    figure.update_xaxes(axis("gain over the incumbent", tickformat="+.0%", range=[low - margin, high + 2 * margin]))
     figure.update_yaxes({"visible": False, "fixedrange": True})
     return figure, height
 
 
-def _objective(story: ReportView) -> tuple[Figure, int] | None:
-    if not any(e.value is not None for e in story.entries):
+def _objective(view: ReportView) -> tuple[Figure, int] | None:
+    if not any(e.value is not None for e in view.entries):
         return None
     figure, height = new(400)
-    shown = [e for e in story.entries if e.value is not None]
+    shown = [e for e in view.entries if e.value is not None]
     values = [e.value for e in shown if e.value]
     log = bool(values) and len(values) == len(shown) and max(values) > _FAR * min(values)
     floor = min(values) / 1.4 if log else 0.0
-    for look, entries in looks(story, shown).items():
+    for look, entries in looks(view, shown).items():
         markers(figure, look, entries, [e.value for e in entries])
-    for look, entries in looks(story, [e for e in story.entries if e.value is None]).items():
+    for look, entries in looks(view, [e for e in view.entries if e.value is None]).items():
         known = {trace.name for trace in figure.data}
         more: dict[str, Any] = {"legendgroup": look.name, "showlegend": look.name not in known}
         markers(figure, look, entries, [floor] * len(entries), **more)
     incumbents = [e.value for e in shown if e.role in (Role.BASELINE, Role.REFERENCE) and e.value is not None]
     if incumbents:
         figure.add_hline(y=sum(incumbents) / len(incumbents), line={"color": INCUMBENT, "dash": "dash", "width": 1.5})
-    best = _best_so_far(story)
+    best = _best_so_far(view)
     if best:
         figure.add_scatter(
             x=[n for n, _ in best],
@@ -108,18 +108,18 @@ def _objective(story: ReportView) -> tuple[Figure, int] | None:
             name="best so far",
             hoverinfo="skip",
         )
-    figure.update_xaxes(axis("trial", **trial_axis(story)))
+    figure.update_xaxes(axis("trial", **trial_axis(view)))
     top = max(values, default=1.0)
     # What has no figure stands between the values and the axis.
     scale = log_axis(floor / 1.1, top * 1.2) if log else {"range": [-0.06 * top, 1.08 * top]}
-    figure.update_yaxes(axis(wording.AXES[story.objective], **scale))
+    figure.update_yaxes(axis(wording.AXES[view.objective], **scale))
     return figure, height
 
 
-def _best_so_far(story: ReportView) -> list[tuple[int, float]]:
-    """Of the search: at each trial, the best that had met every limit."""
-    lower, best, line = story.objective is Objective.LATENCY, None, list[tuple[int, float]]()
-    for entry in story.entries:
+def _best_so_far(view: ReportView) -> list[tuple[int, float]]:
+    """The best feasible value of the search up to each trial."""
+    lower, best, line = view.objective is Objective.LATENCY, None, list[tuple[int, float]]()
+    for entry in view.entries:
         value = entry.value
         if entry.role is Role.SEARCH and entry.status is TrialStatus.FEASIBLE and value is not None:
             best = value if best is None else min(best, value) if lower else max(best, value)
@@ -128,12 +128,12 @@ def _best_so_far(story: ReportView) -> list[tuple[int, float]]:
     return line
 
 
-def _answers(story: ReportView) -> tuple[Figure, int] | None:
-    """The share of requests that were answered within so long, a line a start."""
-    if not any(answers for starts in story.starts for answers in starts.answers_ms):
+def _answers(view: ReportView) -> tuple[Figure, int] | None:
+    """The distribution of E2E latency, one line per start."""
+    if not any(answers for starts in view.starts for answers in starts.answers_ms):
         return None
     figure, height = new(360)
-    for starts, colour in zip(story.starts, _sides(story.starts), strict=True):
+    for starts, colour in zip(view.starts, _sides(view.starts), strict=True):
         for number, (entry, answers) in enumerate(zip(starts.entries, starts.answers_ms, strict=True)):
             # What failed was never answered: such a line ends below 100 %.
             shares = [i / _ANSWER_POINTS for i in range(1, _ANSWER_POINTS + 1)] if answers else []
@@ -147,10 +147,10 @@ def _answers(story: ReportView) -> tuple[Figure, int] | None:
                 showlegend=not number,
                 hovertemplate=f"trial {entry.number}: %{{y:.0%}} within %{{x:,.0f}} ms<extra></extra>",
             )
-    known = sorted(ms for starts in story.starts for answers in starts.answers_ms for ms in answers if _finite(ms))
+    known = sorted(ms for starts in view.starts for answers in starts.answers_ms for ms in answers if _finite(ms))
     far = known and known[-1] > 10 * known[len(known) // 2] and known[0] > 0
     scale = log_axis(known[0] / 1.1, known[-1] * 1.1) if far else {"rangemode": "tozero"}
-    figure.update_xaxes(axis("time to the whole answer, ms", **scale))
+    figure.update_xaxes(axis("E2E latency, ms", **scale))
     figure.update_yaxes(axis("share of requests", tickformat=".0%", range=[0, 1.01]))
     return figure, height
 
@@ -160,25 +160,25 @@ def _finite(value: float) -> float | None:
 
 
 def _sides(starts: Sequence[ReplicateLatencies]) -> list[str]:
-    return [INCUMBENT if s.name.startswith("what") else CANDIDATE for s in starts]
+    return [INCUMBENT if s.incumbent else CANDIDATE for s in starts]
 
 
-def _percentiles(story: ReportView) -> tuple[Figure, int] | None:
-    """Each limit's figure, a dot a start, as a share of the limit."""
-    names = [n for n in story.limits if any(e.measured.get(n) is not None for s in story.starts for e in s.entries)]
+def _percentiles(view: ReportView) -> tuple[Figure, int] | None:
+    """What each start measured for each limit, as a share of the limit."""
+    names = [n for n in view.limits if any(e.measured.get(n) is not None for s in view.starts for e in s.entries)]
     if not names:
         return None
     figure, height = new(120 + 52 * len(names))
-    for starts, colour in zip(story.starts, _sides(story.starts), strict=True):
+    for starts, colour in zip(view.starts, _sides(view.starts), strict=True):
         ours = colour == INCUMBENT
         rows = [
             (row, entry, name, measured)
             for row, name in enumerate(names)
             for entry in starts.entries
-            if (measured := entry.measured.get(name)) is not None and math.isfinite(measured) and story.limits[name]
+            if (measured := entry.measured.get(name)) is not None and math.isfinite(measured) and view.limits[name]
         ]
         figure.add_scatter(
-            x=[measured / story.limits[name] for _, _, name, measured in rows],
+            x=[measured / view.limits[name] for _, _, name, measured in rows],
             # What was serving above the line, the candidate below it: neither hides the other.
             y=[row + (-0.13 if ours else 0.13) for row, _, _, _ in rows],
             mode="markers",
@@ -191,16 +191,11 @@ def _percentiles(story: ReportView) -> tuple[Figure, int] | None:
             cliponaxis=False,
         )
     figure.add_vline(x=1, line={"color": "#dd4132", "dash": "dash"})
-    figure.update_xaxes(axis("share of the limit that was used", tickformat=".0%", rangemode="tozero"))
+    figure.update_xaxes(axis("share of the limit", tickformat=".0%", rangemode="tozero"))
     ticks = {"tickvals": list(range(len(names))), "ticktext": [_short(name) for name in names]}
     figure.update_yaxes(axis("", range=[len(names) - 0.5, -0.5], **ticks))
     return figure, height
 
 
 def _short(name: str) -> str:
-    return {
-        "ttft_p99_ms": "first token<br>p99",
-        "itl_p99_ms": "between tokens<br>p99",
-        "e2e_p99_ms": "whole answer<br>p99",
-        "error_rate": "failed<br>requests",
-    }.get(name, wording.LIMITS[name])
+    return wording.LIMITS[name].replace(" ", "<br>")

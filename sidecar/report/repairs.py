@@ -1,4 +1,4 @@
-"""What the guard did: arguments that it changed, proposals that it refused, and why. Pure."""
+"""Arguments that the guard changed, proposals that it refused, and why. Pure."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from sidecar.report import wording
 
 @dataclass(frozen=True)
 class Intervention:
-    """What was done alike in some trials, with the first of them as the example."""
+    """One kind of repair or refusal, with the first trial as the example."""
 
     what: str
     example: str
@@ -36,7 +36,7 @@ def _of(trial: Trial) -> list[tuple[str, str, str]]:
     sides = (("", trial.plan.changes), (" (inside vLLM)", trial.result.repairs if trial.result else ()))
     rows = [(f"changed {c.name}{where}", _example(c), c.reason) for where, changes in sides for c in changes]
     if trial.plan.refusal:
-        rows.append(("refused to start it", wording.arguments_text(trial.plan.proposed), trial.plan.refusal))
+        rows.append(("refused", wording.arguments_text(trial.plan.proposed), trial.plan.refusal))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Everything that the report tells of one run, ready to be shown. Pure."""
+"""Everything that the report shows of one run. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from sidecar.report.next_steps import Command, Fact, commands, serving, versions
 from sidecar.report.repairs import Intervention
 from vllm_sloguard.knobs import Knob, Value
 
-# Of a crash, in the table of trials; the table of crashes has it whole.
+# Characters of a crash's evidence in the table of trials; the table of crashes has all of it.
 _EVIDENCE = 200
 
 
@@ -26,8 +26,8 @@ _EVIDENCE = 200
 class TrialEntry:
     """One trial. ``value`` is the objective in its unit, positive; ``measured`` by limit, in the limit's unit.
 
-    ``bound`` says that a load was stopped early: what was measured is then at least so large. ``configuration`` is what
-    differs from what was serving.
+    ``bound``: the load was stopped early, so what was measured are lower bounds. ``configuration`` are the differences
+    from the incumbent.
     """
 
     number: int
@@ -46,19 +46,20 @@ class TrialEntry:
 
 @dataclass(frozen=True)
 class ReplicateLatencies:
-    """The starts that are compared: by trial, the latencies of its requests, ms, ascending, where they were kept.
+    """One side of the comparison, by trial: the E2E latencies of its requests, ms, ascending, if they were kept.
 
-    Those that failed are infinite.
+    Those of failed requests are infinite.
     """
 
     name: str
+    incumbent: bool
     entries: tuple[TrialEntry, ...]
     answers_ms: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
 class ReportView:
-    """All of it. ``limits`` are by name, in their units; ``best`` the candidate's trial of the search."""
+    """``limits`` are by name, in their units; ``best`` is the candidate's trial in the search."""
 
     title: str
     model: str
@@ -84,8 +85,8 @@ class ReportView:
 
 
 def report_view(recorded: Recorded) -> ReportView:
-    """The whole story of ``recorded``."""
-    setup, told = recorded.setup, decision_summary.decision_summary(recorded)
+    """The report of ``recorded``."""
+    setup, summary = recorded.setup, decision_summary.decision_summary(recorded)
     entries = tuple(_entry(recorded, trial) for trial in recorded.trials)
     by_number = {entry.number: entry for entry in entries}
     chosen = decision_summary.candidate(recorded.trials)
@@ -98,15 +99,15 @@ def report_view(recorded: Recorded) -> ReportView:
         written=when(recorded.now),
         began=when(recorded.run.started_at),
         objective=setup.objective,
-        verdict=told,
+        verdict=summary,
         serving=serving(recorded),
         entries=entries,
         best=chosen.number if chosen else None,
         knobs=setup.knobs,
         limits={name: limit for name, limit in setup.slo.model_dump().items() if limit is not None},
         starts=tuple(
-            _starts(name, trials, by_number, setup.objective)
-            for name, trials in (("what was serving", told.incumbents), ("the candidate", told.candidates))
+            _starts(trials, by_number, setup.objective, incumbent=incumbent)
+            for incumbent, trials in ((True, summary.incumbents), (False, summary.candidates))
             if trials
         ),
         importance=importance.knob_importance(recorded),
@@ -127,10 +128,10 @@ def _spending(seconds: TimeBreakdown) -> str:
             ("warming up", seconds.warming_up),
             ("measuring", seconds.measuring),
             ("stopping", seconds.stopping),
-            ("deciding and the rest", seconds.deciding),
+            ("deciding and other", seconds.deciding),
         )
     )
-    return f"{wording.duration(seconds.total)} in all: {', '.join(parts)}."
+    return f"{wording.duration(seconds.total)} in total: {', '.join(parts)}."
 
 
 def _entry(recorded: Recorded, trial: Trial) -> TrialEntry:
@@ -164,17 +165,17 @@ def _note(trial: Trial) -> str:
 
 def _configuration(recorded: Recorded, trial: Trial) -> str:
     if trial.plan.role in (Role.BASELINE, Role.REFERENCE):
-        return "as it was serving"
+        return "as the incumbent"
     ran = dict(trial.plan.proposed if trial.plan.refusal else trial.plan.args)
     ran |= {c.name: c.after for c in (trial.result.repairs if trial.result else ()) if c.after is not None}
     incumbent = recorded.run.incumbent
     names = dict.fromkeys((*(knob.name for knob in recorded.setup.knobs), *ran))
     different = {name: ran[name] for name in names if name in ran and incumbent.get(name) != ran[name]}
-    return wording.arguments_text(different) or "as it was serving"
+    return wording.arguments_text(different) or "as the incumbent"
 
 
 def _starts(
-    name: str, trials: Sequence[Trial], entries: dict[int, TrialEntry], objective: Objective
+    trials: Sequence[Trial], entries: dict[int, TrialEntry], objective: Objective, *, incumbent: bool
 ) -> ReplicateLatencies:
     answers = [
         tuple(sorted(s * 1000 for s in t.result.scores))
@@ -183,5 +184,6 @@ def _starts(
         for t in trials
     ]
     validated = all(t.plan.role in VALIDATING for t in trials)
+    name = "incumbent" if incumbent else "candidate"
     title = name if validated else f"{name} (first trial only)"
-    return ReplicateLatencies(title, tuple(entries[t.number] for t in trials), tuple(answers))
+    return ReplicateLatencies(title, incumbent, tuple(entries[t.number] for t in trials), tuple(answers))

@@ -1,4 +1,4 @@
-"""How the report says things: names a stranger understands, numbers with their units. Pure."""
+"""Names and formats of the report, for readers who do not know sloguard. Pure."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,41 +7,30 @@ from typing import Any
 from sidecar.config.schema import Objective
 from sidecar.config.slo import LATENCY_STATISTICS
 from sidecar.format import setting
-from sidecar.record.trial import Role, TrialStatus
+from sidecar.record.trial import Role
 from vllm_sloguard.crash import Crash
 
 OBJECTIVES = {
-    Objective.LATENCY: "mean time to a whole answer",
-    Objective.GOODPUT: "answers a second within the limits",
-    Objective.CAPACITY: "highest request rate within the limits",
+    Objective.LATENCY: "mean E2E latency",
+    Objective.GOODPUT: "goodput (requests/s that meet the SLO)",
+    Objective.CAPACITY: "capacity (highest rate that meets the SLO)",
 }
 AXES = {
-    Objective.LATENCY: "mean answer time, ms",
-    Objective.GOODPUT: "answers/s within the limits",
-    Objective.CAPACITY: "highest rate, requests/s",
+    Objective.LATENCY: "mean E2E latency, ms",
+    Objective.GOODPUT: "goodput, requests/s",
+    Objective.CAPACITY: "capacity, requests/s",
 }
-UNITS = {Objective.LATENCY: "ms", Objective.GOODPUT: "answers/s", Objective.CAPACITY: "requests/s"}
+UNITS = {Objective.LATENCY: "ms", Objective.GOODPUT: "requests/s", Objective.CAPACITY: "requests/s"}
 LIMITS = {
     **{statistic.name: statistic.label for statistic in LATENCY_STATISTICS},
-    "ttft_p99_ms": "first token, p99",
-    "itl_p99_ms": "between tokens, p99",
-    "e2e_p99_ms": "whole answer, p99",
-    "error_rate": "failed requests",
+    "error_rate": "error rate",
 }
 ROLES = {
-    Role.BASELINE: "what was serving",
+    Role.BASELINE: "incumbent",
     Role.SEARCH: "search",
-    Role.UNGUARDED: "past the guard",
-    Role.REFERENCE: "what was serving, again",
-    Role.VALIDATION: "the candidate, again",
-}
-STATUSES = {
-    TrialStatus.RUNNING: "not ended",
-    TrialStatus.FEASIBLE: "met the limits",
-    TrialStatus.INFEASIBLE: "missed a limit",
-    TrialStatus.CRASHED: "crashed",
-    TrialStatus.REFUSED: "refused, not started",
-    TrialStatus.ABORTED: "given up",
+    Role.UNGUARDED: "unguarded",
+    Role.REFERENCE: "incumbent, re-measured",
+    Role.VALIDATION: "candidate, re-measured",
 }
 _ENUMERATED = 12
 
@@ -52,14 +41,14 @@ def category(crash: Crash) -> str:
 
 
 def figure(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Three significant digits, or all before the decimal point."""
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def with_unit(value: float | None, objective: Objective) -> str:
-    """The objective as people count it: a latency is positive."""
+    """The objective with its unit; a latency is positive."""
     return "-" if value is None else f"{figure(abs(value))} {UNITS[objective]}"
 
 
@@ -69,8 +58,7 @@ def measured_text(name: str, value: float | None) -> str:
         return "-"
     if name == "error_rate":
         return f"{value:.2%}".replace(".00%", "%")
-    # A request that failed took for ever.
-    return "failed requests" if math.isinf(value) else f"{figure(value)} ms"
+    return "∞ (failed requests)" if math.isinf(value) else f"{figure(value)} ms"
 
 
 def duration(seconds: float) -> str:
@@ -91,7 +79,7 @@ def listed(parts: Sequence[str]) -> str:
 
 
 def trial_numbers(numbers: Iterable[int]) -> str:
-    """ "trial 3", "trials 3, 5 and 8", and no more of them than can be read."""
+    """ "trial 3", "trials 3, 5 and 8"; long lists are shortened."""
     found = list(numbers)
     shown = [str(n) for n in found[:_ENUMERATED]]
     if len(found) > _ENUMERATED:

@@ -13,6 +13,7 @@ from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import Journal, JournalError, Superseded
 from sidecar.record.states import IN_A_WINDOW
+from sidecar.rpc import EPOCH_METADATA
 from sidecar.service.mailbox import Mailbox, busy_reason, serving_rate
 from sidecar.service.window_policy import window_refusal
 from vllm_sloguard.wire import control_pb2 as pb
@@ -106,6 +107,7 @@ class Control(ControlServiceServicer):
         """The journal, on this thread; a request for another controller, or that can't be done, is refused."""
         own = self._requests.epoch
         if epoch and epoch != own:
+            context.set_trailing_metadata(((EPOCH_METADATA, str(own)),))
             _refuse(context, f"epoch: {epoch} is not this controller's, which is {own}")
         try:
             with closing(Journal(self._config.state)) as journal:

@@ -183,8 +183,8 @@ def fetch(url: str, body: bytes | None = None, **headers: str) -> Answer:
 
 
 def told(url: str) -> dict[str, Any]:
-    """The story and the beat."""
-    status, _, body = fetch(f"{url}/api/story")
+    """The view and the beat."""
+    status, _, body = fetch(f"{url}/api/view")
     assert status == 200
     return json.loads(body)
 

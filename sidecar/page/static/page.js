@@ -1,22 +1,18 @@
-// Shows what the sidecar tells. All text goes in as text, never as markup.
+// Shows the state of the sidecar. All text is inserted as text, never as markup.
 "use strict";
 
-const SILENT_MS = 10_000; // it says something every two seconds
+const SILENT_MS = 10_000; // there is a heartbeat every two seconds
 const AGAIN_MS = 3_000;
 const TONES = {
   serving: "good", tuning: "busy", validating: "busy", promoting: "warn", restoring: "warn", draining: "warn",
   starting: "warn", halted: "quiet",
 };
-const VERDICTS = {
-  feasible: ["good", "✓"], infeasible: ["bad", "✗"], crashed: ["bad", "✕"], refused: ["warn", "⊘"],
-  aborted: ["quiet", "–"], running: ["busy", "▸"],
-};
 const OUTCOMES = { promoted: "good", inconclusive: "warn" };
 
 const at = (id) => document.getElementById(id);
-let story = null;
-let beat = null;
-let heardAt = 0; // of the browser's clock, milliseconds
+let view = null;
+let heartbeat = null;
+let receivedAt = 0; // of the browser's clock, milliseconds
 let ahead = 0; // how far the sidecar's clock is ahead of the browser's, seconds
 let clocks = []; // [node, text of now]: what changes every second
 
@@ -34,7 +30,7 @@ function drawn(tag, attributes, ...content) {
   return made;
 }
 
-// What did not change is not written again: a screen reader would read it again.
+// Unchanged text is not written again: a screen reader would read it again.
 function write(id, text) {
   const found = at(id);
   if (found.textContent !== text) found.textContent = text;
@@ -48,10 +44,10 @@ function show(id, shown) {
 
 const now = () => Date.now() / 1000 + ahead;
 
-// In the browser's zone, which may be another than that of the sidecar's log: so the zone is said.
+// In the browser's time zone, which is shown because the sidecar's log may have another.
 function clock(seconds) {
   const when = new Date(seconds * 1000);
-  const two = "2-digit"; // or the hours before ten have one
+  const two = "2-digit"; // hours before ten would have one digit
   const time = when.toLocaleTimeString("en-GB", { hour: two, minute: two, second: two, timeZoneName: "short" });
   const day = when.toDateString() === new Date().toDateString() ? "" : `${when.toLocaleDateString("en-CA")} `;
   return day + time;
@@ -81,51 +77,51 @@ function fact(name, text, live) {
 }
 
 function showState() {
-  const { state, run, paused } = story;
-  const open = beat.window_left_s !== null;
+  const { state, run, paused } = view;
+  const open = heartbeat.window_left_s !== null;
   at("state").className = TONES[state.word] ?? "";
   write("word", state.word);
   write("about", state.about);
   write("why", state.why && `Why: ${state.why}`);
-  write("window", open && story.window ? `Window since ${clock(story.window.at)}: ${story.window.text}` : "");
+  write("window", open && view.window ? `Window open since ${clock(view.window.at)}: ${view.window.text}` : "");
   document.title = `${state.word} · sloguard`;
   at("facts").replaceChildren();
-  if (open) fact("Left in the window", () => lasting(beat.window_left_s - (now() - beat.at)), true);
+  if (open) fact("Window time left", () => lasting(heartbeat.window_left_s - (now() - heartbeat.at)), true);
   fact(`${state.word} for`, () => lasting(now() - state.since), true);
   if (open && run && run.decision === null) {
-    fact("Trials of the search", `${run.searched} of ${run.budget}`);
-    if (run.validated) fact("Starts of the validation", `${run.validated}${run.next_look ? ` of ${run.next_look}` : ""}`);
+    fact("Search trials", `${run.searched} of ${run.budget}`);
+    if (run.validated) fact("Validation starts", `${run.validated}${run.next_analysis ? ` of ${run.next_analysis}` : ""}`);
   }
-  if (!open && beat.next_window_at !== null && !paused) fact("Next window", clock(beat.next_window_at));
-  if (!open && story.last_window) fact("Last window", `${clock(story.last_window.at)}, ${story.last_window.outcome}`);
+  if (!open && heartbeat.next_window_at !== null && !paused) fact("Next window", clock(heartbeat.next_window_at));
+  if (!open && view.last_window) fact("Last window", `${clock(view.last_window.at)}, ${view.last_window.outcome}`);
   show("paused", paused !== null);
-  if (paused) write("paused", `Paused since ${clock(paused.at)}${paused.text && `: ${paused.text}`}. No window opens.`);
+  if (paused) write("paused", `Paused since ${clock(paused.at)}${paused.text && `: ${paused.text}`}. No window opens meanwhile.`);
 }
 
 function showButtons() {
-  const able = connected() && story.epoch > 0;
-  show("buttons", story.orders !== "");
-  show("pause", story.paused === null);
-  show("resume", story.paused !== null);
-  show("rollback", story.serves.promotion !== null);
-  write("rollback", `Roll back promotion ${story.serves.promotion} …`);
-  show("abort", story.state.abortable);
-  for (const id of Object.keys(ORDERS)) at(id).disabled = !able;
+  const able = connected() && view.epoch > 0;
+  show("buttons", view.token_file !== "");
+  show("pause", view.paused === null);
+  show("resume", view.paused !== null);
+  show("rollback", view.configuration.promotion !== null);
+  write("rollback", `Roll back promotion ${view.configuration.promotion} …`);
+  show("abort", view.state.abortable);
+  for (const id of Object.keys(ACTIONS)) at(id).disabled = !able;
 }
 
 function showDecision() {
-  const decision = story.run?.decision ?? null;
+  const decision = view.run?.decision ?? null;
   show("decided", decision !== null);
   if (decision === null) return;
-  write("decided-head", `Decision of run ${story.run.id}${decision.at === null ? "" : `, ${clock(decision.at)}`}`);
+  write("decided-head", `Decision of run ${view.run.id}${decision.at === null ? "" : `, ${clock(decision.at)}`}`);
   at("outcome").className = `tag ${OUTCOMES[decision.outcome] ?? "quiet"}`;
   write("outcome", decision.label);
   write("headline", decision.headline);
-  write("reason", story.state.why.includes(decision.reason) ? "" : decision.reason); // it stands above then
+  write("reason", view.state.why.includes(decision.reason) ? "" : decision.reason); // already shown with the state
   at("gain").replaceChildren(...gain(decision));
 }
 
-// The estimate with its bounds, on an axis around no change.
+// The estimate with its interval, on an axis around no change.
 function gain({ gain: middle, low, high }) {
   if (middle === null || low === null || high === null) return [];
   const wide = Math.max(at("decided").clientWidth - 34, 200);
@@ -149,36 +145,39 @@ function gain({ gain: middle, low, high }) {
 }
 
 function showServing() {
-  const { serves, state } = story;
-  const heads = { serving: "What serves", halted: "What served" };
-  const coming = state.abortable ? "What served, and serves again unless a better one is found" : "What is going to serve";
+  const { configuration, state } = view;
+  const heads = { serving: "Current configuration", halted: "Last configuration" };
+  const coming = state.abortable ? "Incumbent (restored unless a better configuration is found)" : "Next configuration";
   write("serving-head", heads[state.word] ?? coming);
-  const since = serves.since === null ? "" : `, promoted ${clock(serves.since)}`;
-  const what = serves.what.replace(/^[a-z]/, (letter) => letter.toUpperCase());
-  ticking(at("serves"), () => {
-    const left_s = (serves.probation_until ?? 0) - now();
+  const since = configuration.since === null ? "" : `, promoted ${clock(configuration.since)}`;
+  const what = configuration.name.replace(/^[a-z]/, (letter) => letter.toUpperCase());
+  ticking(at("configuration"), () => {
+    const left_s = (configuration.probation_until ?? 0) - now();
     return `${what}${since}${left_s > 0 ? `; on probation for ${lasting(left_s)} more` : ""}.`;
   });
-  at("changes").replaceChildren(...serves.changes.map((change) => node("li", "", change)));
-  write("rolled-back", serves.rolled_back);
+  at("changes").replaceChildren(...configuration.changes.map((change) => node("li", "", change)));
+  write("rolled-back", configuration.rolled_back);
+  const misses = view.run?.misses_slo ?? "";
+  show("misses-slo", misses !== "");
+  write("misses-slo", misses);
 }
 
 function showLive() {
-  const live = beat.live;
-  at("live").replaceChildren(...(live && live.requests ? live.figures.map(meter) : []));
-  if (story.state.word !== "serving") write("traffic", "");
-  else if (live === null) write("traffic", "Its plugin has not told of any request yet.");
+  const live = heartbeat.live;
+  at("live").replaceChildren(...(live && live.requests ? live.meters.map(meter) : []));
+  if (view.state.word !== "serving") write("traffic", "");
+  else if (live === null) write("traffic", "The plugin has not reported any request yet.");
   else if (!live.requests) write("traffic", `No requests in the last ${lasting(live.over_s)}.`);
   else {
     const share = ((100 * live.missed) / live.requests).toFixed(1);
     const rate = live.rate === null ? "" : ` (${live.rate.toPrecision(3)}/s)`;
-    const few = live.few ? " Of so few, a p99 is about the slowest." : "";
+    const few = live.few ? " With so few, a p99 is about the maximum." : "";
     write("traffic", `${live.requests} requests in the last ${lasting(live.over_s)}${rate}; `
-      + `${live.missed} (${share} %) failed or were above a limit.${few}`);
+      + `${live.missed} (${share} %) missed the SLO, ${live.failed} of them failed; ${live.aborted} more aborted by clients.${few}`);
   }
 }
 
-function meter({ name, about, shown, limit, share, met }) {
+function meter({ name, about, measured, limit, share, met }) {
   const tone = met === null ? "quiet" : met ? "good" : "bad";
   const verdict = met === null ? "" : met ? "✓ " : "✗ ";
   const bar = node("div", `bar ${tone}`, node("div"));
@@ -186,22 +185,22 @@ function meter({ name, about, shown, limit, share, met }) {
   return node(
     "div", "meter",
     node("div", "", `${name} `, node("small", "", about)),
-    node("div", "", node("b", tone, `${verdict}${shown}`), node("small", "", limit ? ` of ${limit} allowed` : " no limit")),
+    node("div", "", node("b", tone, `${verdict}${measured}`), node("small", "", limit ? ` limit ${limit}` : " no limit")),
     ...(limit ? [bar] : []),
   );
 }
 
 function showRun() {
-  const run = story.run;
+  const run = view.run;
   show("run", run !== null);
   if (run === null) return;
-  const left = run.left_out ? ` The first ${run.left_out} are not shown.` : "";
+  const left = run.left_out ? ` The first ${run.left_out} are left out.` : "";
   write("run-head", `Trials of run ${run.id}`);
   write("run-about", `Started ${clock(run.started_at)}. Newest first.${left}`);
   const { goal } = run;
-  const limits = run.trials[0]?.figures ?? [];
+  const limits = run.trials[0]?.meters ?? [];
   at("columns").replaceChildren(
-    ...["#", "tried", "verdict"].map((name, n) => column(name, n === 0)),
+    ...["#", "configuration", "state"].map((name, n) => column(name, n === 0)),
     ...limits.map(({ name, limit }) => column(name, true, limit && `≤ ${limit}`)),
     column(goal.name, true), column("took", true),
   );
@@ -225,8 +224,9 @@ function cell(className, label, ...content) {
 }
 
 function row(trial, goal) {
-  const [tone, sign] = VERDICTS[trial.status];
-  const tags = [node("span", `tag ${tone}`, `${sign} ${trial.verdict}`)];
+  const tag = node("span", `tag ${trial.state.tone}`, `${trial.state.symbol} ${trial.state.label}`);
+  tag.title = trial.state.meaning;
+  const tags = [tag];
   if (trial.crash) tags.push(" ", node("span", "tag bad", trial.crash));
   const took = node("span");
   if (trial.took_s === null) ticking(took, () => lasting(now() - trial.started_at));
@@ -234,22 +234,22 @@ function row(trial, goal) {
   const made = node(
     "tr", "",
     cell("number which", "", `${trial.number}`),
-    cell("what", "", node("div", "", trial.what), node("div", "configuration", trial.configuration),
+    cell("what", "", node("div", "", trial.role), node("div", "configuration", trial.configuration),
       ...(trial.note ? [node("div", "note", trial.note)] : [])),
     cell("verdict", "", ...tags),
-    ...trial.figures.map(figure),
-    cell("number", goal.name, trial.objective), cell("number", trial.took_s === null ? "so far" : "took", took),
+    ...trial.meters.map(measurement),
+    cell("number", goal.name, trial.objective), cell("number", trial.took_s === null ? "running for" : "took", took),
   );
   made.setAttribute("role", "row");
   made.dataset.status = trial.status;
   return made;
 }
 
-function figure({ name, shown, met }) {
-  return cell(`number ${met === false ? "bad" : ""}`, name, met === false ? `✗ ${shown}` : shown);
+function measurement({ name, measured, met }) {
+  return cell(`number ${met === false ? "bad" : ""}`, name, met === false ? `✗ ${measured}` : measured);
 }
 
-// The objective of each trial; those without one stand in a row at the bottom.
+// The objective of each trial; those without a value are in a row at the bottom.
 function chart(trials, goal) {
   const values = trials.map((trial) => trial.value).filter((value) => value !== null);
   if (!values.length) return [];
@@ -274,15 +274,15 @@ function chart(trials, goal) {
   parts.push(drawn("text", { x: 0, y: 12 }, `Objective: ${named}; ${better}`));
   const best = goal.lower_is_better ? Math.min(...values) : Math.max(...values);
   const said = `${named} of ${values.length} trials, ${better}; the best has ${best.toPrecision(3)}.`;
-  const legend = node("p", "legend", ...["● meets the SLO", "○ misses it", "◆ what served before", "✕ crashed", "– no figure",
-    ...(before ? ["╌ the level of what served before"] : [])]
+  const legend = node("p", "legend", ...["● feasible", "○ infeasible", "◆ incumbent", "✕ crashed", "– not measured",
+    ...(before ? ["╌ level of the incumbent"] : [])]
     .map((text) => node("span", "", text)));
   return [drawn("svg", { width: wide, height: high, role: "img", "aria-label": said }, ...parts), legend];
 }
 
 function mark(trial, x, y) {
-  const [tone] = VERDICTS[trial.status];
-  const title = drawn("title", {}, `trial ${trial.number}: ${trial.verdict}, ${trial.objective}`);
+  const { tone, label } = trial.state;
+  const title = drawn("title", {}, `trial ${trial.number}: ${label}, ${trial.objective}`);
   const made = drawn("g", { class: tone, transform: `translate(${x} ${y})` }, title);
   const full = trial.status === "feasible" ? " full" : "";
   if (trial.value !== null && trial.incumbent) made.append(drawn("path", { class: `mark${full}`, d: "M0-6 6 0 0 6-6 0z" }));
@@ -293,12 +293,12 @@ function mark(trial, x, y) {
 }
 
 function showAll() {
-  if (story === null || beat === null) return;
+  if (view === null || heartbeat === null) return;
   clocks = [];
   for (const id of ["state", "serving"]) show(id, true);
-  write("model", story.model);
-  show("problem", story.problem !== "");
-  write("problem", story.problem && `This may be out of date: ${story.problem}`);
+  write("model", view.model);
+  show("problem", view.problem !== "");
+  write("problem", view.problem && `This may be out of date: ${view.problem}`);
   showState();
   showButtons();
   showDecision();
@@ -311,23 +311,23 @@ function showAll() {
 
 const connected = () => at("lost").hidden;
 
-function heard() {
-  heardAt = Date.now();
+function received() {
+  receivedAt = Date.now();
   write("link", "● live");
   if (connected()) return;
   show("lost", false);
   document.body.classList.remove("stale");
-  if (story) showButtons();
+  if (view) showButtons();
 }
 
 function lost() {
   if (!connected()) return;
   write("link", "");
-  const since = heardAt ? ` since ${clock(heardAt / 1000)}` : "";
-  write("lost", `Connection lost${since}. ${story ? "What you see is from then. " : ""}Trying again …`);
+  const since = receivedAt ? ` since ${clock(receivedAt / 1000)}` : "";
+  write("lost", `Connection lost${since}. ${view ? "The page shows the state at that time. " : ""}Reconnecting …`);
   show("lost", true);
   document.body.classList.add("stale");
-  if (story) showButtons();
+  if (view) showButtons();
 }
 
 function connect() {
@@ -342,25 +342,25 @@ function connect() {
   };
   const opened = Date.now();
   const watch = setInterval(() => {
-    if (Date.now() - Math.max(heardAt, opened) < SILENT_MS) return;
+    if (Date.now() - Math.max(receivedAt, opened) < SILENT_MS) return;
     lost();
     again();
   }, 1000);
-  source.addEventListener("story", ({ data }) => {
-    const told = JSON.parse(data);
-    if (story && story.version !== told.version) location.reload(); // another sidecar has another page
-    story = told;
-    heard();
+  source.addEventListener("view", ({ data }) => {
+    const next = JSON.parse(data);
+    if (view && view.version !== next.version) location.reload(); // the sidecar was upgraded
+    view = next;
+    received();
     showAll();
   });
-  source.addEventListener("beat", ({ data }) => {
-    const first = beat === null;
-    const opening = beat?.next_window_at;
-    const open = beat?.window_left_s === null;
-    beat = JSON.parse(data);
-    ahead = beat.at - Date.now() / 1000;
-    heard();
-    if (first || opening !== beat.next_window_at || open !== (beat.window_left_s === null)) showAll();
+  source.addEventListener("heartbeat", ({ data }) => {
+    const first = heartbeat === null;
+    const opening = heartbeat?.next_window_at;
+    const open = heartbeat?.window_left_s === null;
+    heartbeat = JSON.parse(data);
+    ahead = heartbeat.at - Date.now() / 1000;
+    received();
+    if (first || opening !== heartbeat.next_window_at || open !== (heartbeat.window_left_s === null)) showAll();
     else showLive();
   });
   source.addEventListener("error", () => {
@@ -369,26 +369,26 @@ function connect() {
   });
 }
 
-// Orders
+// Actions
 
 const TOKEN = "sloguard-token"; // of this tab alone, until it is closed
-const ORDERS = {
-  pause: ["Pause windows?", "No window opens until you resume. One that is open goes on.", "Pause windows"],
+const ACTIONS = {
+  pause: ["Pause windows?", "No window opens until you resume. A window that is open continues.", "Pause windows"],
   resume: ["Resume windows?", "Windows open again.", "Resume windows"],
-  abort: ["Abort this window?", "The trial that runs is given up, and what served before is started again.", "Abort this window"],
-  rollback: ["", "What was promoted before it, or the configuration file's arguments, serve again. "
-    + "It is not tried again.", "Roll back"],
+  abort: ["Abort this window?", "The running trial is aborted and the incumbent is restored.", "Abort this window"],
+  rollback: ["", "The previous promotion, or the arguments of the configuration file, will be served. "
+    + "The configuration is quarantined: it is not tried again.", "Roll back"],
 };
-let asked = "";
+let pending = "";
 
 function ask(name) {
-  asked = name;
-  const [head, text, yes] = ORDERS[name];
-  write("ask-head", head || `Roll back promotion ${story.serves.promotion}?`);
+  pending = name;
+  const [head, text, yes] = ACTIONS[name];
+  write("ask-head", head || `Roll back promotion ${view.configuration.promotion}?`);
   write("ask-text", text);
   write("ask-yes", yes);
   write("ask-problem", "");
-  write("token-path", story.orders);
+  write("token-path", view.token_file);
   show("reason-field", name === "pause");
   show("token-field", !sessionStorage.getItem(TOKEN));
   at("ask-reason").value = "";
@@ -398,17 +398,17 @@ function ask(name) {
 async function send(event) {
   event.preventDefault();
   const token = sessionStorage.getItem(TOKEN) ?? at("ask-token").value.trim();
-  const order = { epoch: story.epoch };
-  if (asked === "pause") order.reason = at("ask-reason").value;
-  if (asked === "rollback") order.promotion = story.serves.promotion;
+  const action = { epoch: view.epoch };
+  if (pending === "pause") action.reason = at("ask-reason").value;
+  if (pending === "rollback") action.promotion = view.configuration.promotion;
   at("ask-yes").disabled = true;
   try {
-    const answer = await fetch(`/api/${asked}`, {
+    const answer = await fetch(`/api/${pending}`, {
       method: "POST",
       headers: { Authorization: `Bearer ${token}`, "Content-Type": "application/json" },
-      body: JSON.stringify(order),
+      body: JSON.stringify(action),
     });
-    const { said, detail } = await answer.json();
+    const { message, detail } = await answer.json();
     if (answer.status === 401) {
       sessionStorage.removeItem(TOKEN);
       show("token-field", true);
@@ -418,9 +418,9 @@ async function send(event) {
     }
     if (answer.ok) {
       at("ask").close();
-      write("said", said);
+      write("message", message);
     } else {
-      write("ask-problem", typeof detail === "string" ? detail : "it was not understood");
+      write("ask-problem", typeof detail === "string" ? detail : "the request was invalid");
     }
   } catch {
     write("ask-problem", "the sidecar did not answer");
@@ -430,7 +430,7 @@ async function send(event) {
   }
 }
 
-for (const name of Object.keys(ORDERS)) at(name).addEventListener("click", () => ask(name));
+for (const name of Object.keys(ACTIONS)) at(name).addEventListener("click", () => ask(name));
 at("ask-no").addEventListener("click", () => at("ask").close());
 at("ask-form").addEventListener("submit", send);
 setInterval(() => {

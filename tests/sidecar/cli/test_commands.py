@@ -208,15 +208,15 @@ def test_status_says_that_no_sidecar_runs_and_how_the_last_one_ended(config_file
     def told(folder: Path = state) -> str:
         return sloguard("status", folder).stdout.splitlines()[0]
 
-    assert told(tmp_path / "new") == "sidecar: not running; `sloguard serve` never ran on this state folder"
-    assert told() == "sidecar: not running; it was killed, or its machine went down"
+    assert told(tmp_path / "new") == "sidecar: not running; `sloguard serve` has never run on this state folder"
+    assert told() == "sidecar: not running; it was killed, or the machine went down"
     assert "last state: serving since 20" in sloguard("status", state).stdout
     Journal(state).enter("halted", "stopped, with its engine")
     assert re.fullmatch("sidecar: not running; it ended 20.{17} [A-Z]+: stopped, with its engine", told())
     with lock.held(state):
-        assert told() == f"sidecar: process {os.getpid()}, `sloguard tune`: it does not serve"
+        assert told() == f"sidecar: process {os.getpid()}, `sloguard tune`, not serving"
         Journal(state).end_run(1, Decision(Outcome.KEPT, "for the tests"))
-        assert told() == f"sidecar: process {os.getpid()}, which begins or ends: it does not serve"
+        assert told() == f"sidecar: process {os.getpid()}, starting or stopping"
         for name, until in (("starting", None), ("tuning", 3e9), ("serving", 3e9)):
             Journal(state).enter(name, "for the tests", until)
             assert told() == f"sidecar: process {os.getpid()}"
@@ -243,7 +243,7 @@ def test_orders_to_nobody(config_file: Path, one_line: Say) -> None:
     for words in (("pause",), ("resume",), ("abort",), ("retune", "--now")):
         assert "no `sloguard serve` answers" in one_line(*words, "-c", config_file, code=1)
     assert "--for: '20': a duration such as" in one_line("retune", "--now", "--for", "20", "-c", config_file, code=2)
-    assert "--now is needed" in one_line("retune", "-c", config_file, code=2)
+    assert "--now is required" in one_line("retune", "-c", config_file, code=2)
 
 
 @pytest.mark.parametrize("words", [("nonsense",), ("status",), ("plan", "--nonsense"), ("dev", "bench", "nonsense")])
@@ -291,8 +291,8 @@ def test_ctrl_c_while_it_waits_for_a_sidecar(config_file: Path) -> None:
         journal.promote(None, load_config(config_file).base_digest(), {"max_num_seqs": 8})
         journal.enter("restoring", "for the tests")
         code = (
-            "from sidecar.cli import main as cli, operator as o; o._ask = lambda *_: None; looks = o._looks\n"
-            "o._looks = lambda *given: print('it waits', flush=True) or looks(*given)\n"
+            "from sidecar.cli import main as cli, operator as o; o._call = lambda *_: None; ticks = o._ticks\n"
+            "o._ticks = lambda *given: print('it waits', flush=True) or ticks(*given)\n"
             "cli.main()"
         )
         command = [sys.executable, "-c", code, "rollback", "--wait", "-c", str(config_file)]
@@ -329,7 +329,7 @@ def on_a_terminal(*words: object) -> tuple[str, str]:
 def test_progress_is_for_terminals_and_keeps_out_of_what_is_printed(config_file: Path) -> None:
     said, shown = on_a_terminal("doctor", "-c", config_file, "--quick", "--json")
     assert json.loads(said)["findings"]
-    assert "looking" in shown
+    assert "checking" in shown
     plain = sloguard("doctor", "-c", config_file, "--quick", "--json")
     assert plain.stderr == ""
 
@@ -393,6 +393,27 @@ def test_version() -> None:
 def test_a_run_records_the_version_that_made_it(config_file: Path) -> None:
     journal = Journal(load_config(config_file).state, read_only=True)
     assert journal.run_configs()[1]["sloguard"] == __version__
+
+
+EITHER = [name for name, command in COMMANDS.items() if any("[STATE]" in str(p.metavar) for p in command.params)]
+
+
+def test_the_commands_that_take_a_state_folder_or_a_file() -> None:
+    given = {"status", "history", "trials", "report", "export", "retune", "pause", "resume", "abort", "rollback"}
+    assert given <= set(EITHER)
+
+
+@pytest.mark.parametrize("name", EITHER)
+def test_a_state_folder_and_a_file_mean_the_same(name: str, config_file: Path, tmp_path: Path) -> None:
+    more = {"report": ["-o", tmp_path / "r.html"], "export": ["--csv", tmp_path / "t.csv"], "retune": ["--now"]}
+    state = load_config(config_file).state
+    answers = [
+        CliRunner().invoke(app, [name, *map(str, words), *map(str, more.get(name, []))])
+        for words in (["-c", config_file], [config_file], [state])
+    ]
+    assert len({(done.exit_code, done.stdout, str(done.exception)) for done in answers}) == 1
+    for words in ([], ["-c", str(config_file), str(state)]):
+        assert type(CliRunner().invoke(app, [name, *words]).exception).__name__ == "ConfigError"
 
 
 def test_completion_can_be_installed() -> None:

@@ -134,15 +134,21 @@ def test_null_is_the_default() -> None:
     [
         (
             ("repair", "--arg", "max_seqs=8"),
-            "--arg: 'max_seqs' is no argument that the guard knows; did you mean max_num_seqs",
+            "--arg: 'max_seqs' is not an argument that the guard knows; did you mean max_num_seqs",
         ),
-        (("repair", "--arg", "zzz=8"), "--arg: 'zzz' is no argument that the guard knows; there are max_num_seqs, "),
-        (("repair", "--pin", "seqs"), "--pin: 'seqs' is no argument that the guard knows"),
-        (("repair", "--arg", "max_num_seqs"), "--arg 'max_num_seqs': NAME=VALUE is needed"),
+        (
+            ("repair", "--arg", "zzz=8"),
+            "--arg: 'zzz' is not an argument that the guard knows; known are max_num_seqs, ",
+        ),
+        (("repair", "--pin", "seqs"), "--pin: 'seqs' is not an argument that the guard knows"),
+        (("repair", "--arg", "max_num_seqs"), "--arg 'max_num_seqs': NAME=VALUE is required"),
         (("repair", "--arg", "block_size=16", "--arg", "block-size=32"), "--arg: block_size is given twice"),
-        (("budget", "--gpu-total-gib", "24"), "--gpu-total-gib and --gpu-free-gib go together"),
-        (("budget", "--gpu-total-gib", "24", "--gpu-free-gib", "25"), "0 <= free <= total is needed, got 25.0 of 24.0"),
-        (("budget", "--gpu-total-gib", "nan", "--gpu-free-gib", "nan"), "0 <= free <= total is needed"),
+        (("budget", "--gpu-total-gib", "24"), "--gpu-total-gib and --gpu-free-gib must be given together"),
+        (
+            ("budget", "--gpu-total-gib", "24", "--gpu-free-gib", "25"),
+            "0 <= free <= total is required, got 25.0 of 24.0",
+        ),
+        (("budget", "--gpu-total-gib", "nan", "--gpu-free-gib", "nan"), "0 <= free <= total is required"),
         (("budget", "--arg", "max_num_seqs=many"), "--arg: max_num_seqs must be a whole number, got 'many'"),
         (
             ("budget", "--arg", "gpu_memory_utilization=1.5"),
@@ -192,7 +198,7 @@ def test_main_ends_with_one_line_and_code_2(
         main.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err.splitlines() == [
-        "sloguard: --arg: 'max_seqs' is no argument that the guard knows; did you mean max_num_seqs?"
+        "sloguard: --arg: 'max_seqs' is not an argument that the guard knows; did you mean max_num_seqs?"
     ]
 
 

@@ -8,7 +8,10 @@ from rich.console import Console
 from sidecar_cases import measured, oom, planned, served, trial
 
 from sidecar.cli.terminal import View, line, trials_table
+from sidecar.measure.capacity_search import Tried
+from sidecar.record.decisions import Outcome
 from sidecar.record.trial import Plan, RepairChange, Result, Role, Trial
+from sidecar.record.wording import capacity_text, misses_slo
 
 KNOBS = ["max_num_seqs", "gpu_memory_utilization"]
 REPAIRED = Plan(
@@ -35,15 +38,15 @@ FAILED = Result(violation=1, value=-70.0, measurement=measured(float("inf"), 9, 
         (trial(3, planned(), None), f"{HEAD}: aborted in 30 s"),
         (
             trial(3, planned(), served(-80.0)),
-            f"{HEAD}: feasible ttft_p99=10.0 ms itl_p99=5.0 ms e2e_p99=120 ms e2e_mean=80.0 ms in 30 s",
+            f"{HEAD}: feasible ttft_p99=10.0 ms itl_p99=5.0 ms tpot_p99=- e2e_p99=120 ms e2e_mean=80.0 ms in 30 s",
         ),
         (
             trial(3, planned(), FAILED),
-            f"{HEAD}: infeasible ttft_p99=failed itl_p99=5.0 ms e2e_p99=120 ms e2e_mean=- in 30 s",
+            f"{HEAD}: infeasible ttft_p99=failed itl_p99=5.0 ms tpot_p99=- e2e_p99=120 ms e2e_mean=- in 30 s",
         ),
         (
             trial(3, planned(), STOPPED),
-            f"{HEAD}: infeasible ttft_p99=≥ 340 ms itl_p99=- e2e_p99=≥ 120 ms e2e_mean=- in 30 s "
+            f"{HEAD}: infeasible ttft_p99=≥ 340 ms itl_p99=- tpot_p99=- e2e_p99=≥ 120 ms e2e_mean=- in 30 s "
             "stopped: 17 of 300 requests were over ttft_p99_ms 200, 3 are allowed",
         ),
         (
@@ -87,3 +90,25 @@ def test_table_shows_what_vllm_said_as_it_said_it(evidence: str) -> None:
     Console(file=output, width=300).print(trials_table(cases, KNOBS))
 
     assert output.getvalue().count(evidence) == 2
+
+
+@pytest.mark.parametrize(
+    ("loads", "said"),
+    [
+        ([(8, True), (16, True)], "≥ 16 requests/s"),
+        ([(8, True), (16, False), (11, True)], "11 requests/s"),
+        ([(8, False)], "below 8 requests/s"),
+    ],
+)
+def test_a_capacity_at_the_highest_rate_tried_is_a_lower_bound(loads: list[tuple[float, bool]], said: str) -> None:
+    tried = tuple(Tried(rate, met) for rate, met in loads)
+    assert capacity_text(tried) == said
+    assert line(trial(3, planned(), Result(tried=tried)), KNOBS).endswith(f"capacity {said}")
+
+
+def test_an_incumbent_that_misses_the_slo_is_named_until_another_is_promoted() -> None:
+    missed = trial(1, planned(Role.BASELINE), Result(violation=0.5))
+    other = trial(2, planned(), served(-80.0))
+    assert misses_slo([missed, other], None) == misses_slo([missed, other], Outcome.INCONCLUSIVE) == missed
+    assert misses_slo([missed, other], Outcome.PROMOTED) is None
+    assert misses_slo([other], None) is None

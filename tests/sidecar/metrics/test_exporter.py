@@ -31,6 +31,7 @@ from sidecar.record.states import Cause, State
 from sidecar.record.trial import RepairChange, Result, Role
 from sidecar.service.mailbox import Mailbox
 from sidecar.service.state_machine import StateMachine
+from vllm_sloguard.latency import GapHistogram
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
 
@@ -123,6 +124,56 @@ def test_limit_of_the_slo_is_a_bucket(page: Page) -> None:
     assert page.value("sloguard_request_ttft_seconds_bucket", traffic="serving", le="0.123") == 1
     assert page.value("sloguard_request_ttft_seconds_count", traffic="serving") == 2
     assert not page.value("sloguard_request_itl_seconds_count", traffic="serving")
+
+
+def test_a_stall_shows_in_itl_and_not_in_tpot(page: Page) -> None:
+    page.metrics.traffic("one", "serving")
+    gaps = GapHistogram()
+    gaps.add(0.004, 990)
+    gaps.add(2.0, 10)
+    step = pb.StepStats(gap_buckets=list(gaps.counts), gap_counts=list(gaps.counts.values()))
+    request = pb.RequestFinished(inter_token_seconds=0.024, e2e_seconds=3.0, prompt_tokens=9, output_tokens=99)
+    heard(page.metrics, pb.Event(step_stats=step), pb.Event(request_finished=request))
+
+    def within(latency: str, le: str) -> float | None:
+        return page.value(f"sloguard_request_{latency}_seconds_bucket", traffic="serving", le=le)
+
+    assert (within("itl", "0.005"), within("itl", "1.0"), within("itl", "+Inf")) == (990, 990, 1000)
+    assert (within("tpot", "0.02"), within("tpot", "0.05")) == (0, 1)
+    assert page.value("sloguard_request_itl_seconds_sum", traffic="serving") == pytest.approx(24, rel=0.02)
+    page.metrics.serving({"max_num_seqs": 4})
+    page.metrics.serving({"max_num_seqs": 8})
+    assert within("itl", "+Inf") == 0
+
+
+def test_requests_that_clients_abort_count_once_they_have_waited_too_long(page: Page) -> None:
+    page.metrics.traffic("one", "serving")
+    late = pb.RequestFinished(e2e_seconds=9.0, finish_reason="abort", prompt_tokens=9)
+    early = pb.RequestFinished(e2e_seconds=0.01, finish_reason="abort", prompt_tokens=9)
+    rejected = pb.RequestFinished(finish_reason="rejected", prompt_tokens=9)
+    heard(page.metrics, *(pb.Event(request_finished=each) for each in (late, early, rejected)))
+
+    assert page.value("sloguard_aborted_requests_total", abort="after_limit") == 1
+    assert page.value("sloguard_aborted_requests_total", abort="within_limits") == 1
+    assert page.value("sloguard_requests_total", traffic="serving", finish_reason="rejected") == 1
+    assert page.value("sloguard_slo_misses_total", objective="any") == 2
+    assert page.value("sloguard_slo_requests_total", objective="any") == 2
+
+
+def test_whether_the_current_configuration_meets_the_slo(page: Page) -> None:
+    def meets() -> float | None:
+        return page.value("sloguard_current_configuration_meets_slo")
+
+    assert math.isnan(meets() or 0.0)
+    page.metrics.serving({"max_num_seqs": 2})
+    missed = trial(1, planned(Role.BASELINE), Result(violation=0.5, measurement=measured(900.0)))
+    page.metrics.trial(missed, [missed])
+    assert meets() == 0
+    again = trial(2, planned(Role.REFERENCE), served(-80.0))
+    page.metrics.trial(again, [missed, again])
+    assert meets() == 1
+    page.metrics.serving({"max_num_seqs": 4})
+    assert math.isnan(meets() or 0.0)
 
 
 def test_traffic_of_trials_and_of_serving_is_apart_and_strangers_are_not_counted(page: Page) -> None:
@@ -419,8 +470,8 @@ for line in sys.stdin:
 def test_slow_clients_keep_neither_ready_nor_engines_from_working(tmp_path: Path) -> None:
     config_file = write_config(tmp_path)
     port = load_config(config_file).metrics.port
-    wanted = max(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 4096)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
     command = [sys.executable, "-c", SLOW_CLIENTS, str(config_file)]
     with (
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sidecar,

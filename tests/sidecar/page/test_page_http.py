@@ -70,67 +70,68 @@ def test_the_story_is_the_status(bench: PageBench) -> None:
     status = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=300).stdout)
     page = told(bench.url)
 
-    story = page["story"]
-    assert (story["state"]["word"], story["state"]["why"]) == (status["state"], status["reason"])
-    assert (story["epoch"], story["run"]["id"]) == (status["epoch"], status["run"])
-    assert len(story["run"]["trials"]) == status["trials"] == 2
-    assert abs(story["state"]["since"] - status["since"]) < 1
-    assert abs(page["beat"]["at"] + page["beat"]["window_left_s"] - status["until"]) < 10
+    view = page["view"]
+    assert (view["state"]["word"], view["state"]["why"]) == (status["state"], status["reason"])
+    assert (view["epoch"], view["run"]["id"]) == (status["epoch"], status["run"])
+    assert len(view["run"]["trials"]) == status["trials"] == 2
+    assert abs(view["state"]["since"] - status["since"]) < 1
+    assert abs(page["heartbeat"]["at"] + page["heartbeat"]["window_left_s"] - status["until"]) < 10
 
 
 def test_news_come_by_themselves(bench: PageBench) -> None:
     with ExitStack() as stack:
         stream = events(stack.enter_context(_opened(bench)))
         assert next(stream)[1]["state"]["word"] == "serving"
-        assert next(stream)[0] == "beat"
+        assert next(stream)[0] == "heartbeat"
         run = bench.tune(600)
         trial = bench.begin(run, Role.SEARCH, "anneal")
         # It may be looked at between any two of these records.
-        story = next(s for s in _stories(stream) if s["state"]["word"] == "tuning" and s["run"]["trials"])
-        assert [row["verdict"] for row in story["run"]["trials"]] == ["running"]
+        view = next(s for s in _stories(stream) if s["state"]["word"] == "tuning" and s["run"]["trials"])
+        assert [row["state"]["label"] for row in view["run"]["trials"]] == ["running"]
 
         bench.journal.end_trial(trial, Result(crash=OOM))
         [row] = next(_stories(stream))["run"]["trials"]
-        assert (row["verdict"], row["crash"]) == ("crashed", "out of memory")
+        assert (row["state"]["label"], row["crash"]) == ("crashed", "out of memory")
         # Without news there are beats.
-        assert [next(stream)[0] for _ in range(2)] == ["beat", "beat"]
+        assert [next(stream)[0] for _ in range(2)] == ["heartbeat", "heartbeat"]
 
 
 def test_live_latencies_of_the_serving_engine(bench: PageBench) -> None:
-    assert told(bench.url)["beat"]["live"] is None
+    assert told(bench.url)["heartbeat"]["live"] is None
     bench.hub.expect("one")
     bench.requests.engine_id = "one"
     bench.tell("one", *[(2500.0, 20.0, 2900.0)] * 4)
-    found = told(bench.url)["beat"]["live"]
+    found = told(bench.url)["heartbeat"]["live"]
 
     assert (found["requests"], found["missed"], found["few"]) == (4, 4, True)
-    assert [(f["shown"], f["limit"], f["met"]) for f in found["figures"]] == [
+    assert [(f["measured"], f["limit"], f["met"]) for f in found["meters"]] == [
         ("2500 ms", "2000 ms", False),
-        ("20.0 ms", "60.0 ms", True),
+        ("-", "60.0 ms", None),
+        ("20.0 ms", "", None),
         ("2900 ms", "3000 ms", True),
     ]
     bench.tune(600)
-    assert told(bench.url)["beat"]["live"] is None  # the engine is gone
+    assert told(bench.url)["heartbeat"]["live"] is None  # the engine is gone
 
 
 def test_a_damaged_journal_is_said_once_and_the_page_goes_on(bench: PageBench) -> None:
     run = bench.tune(600)
-    assert told(bench.url)["story"]["problem"] == ""
+    assert told(bench.url)["view"]["problem"] == ""
     said = len(bench.said)
     with sqlite3.connect(bench.config.state / "journal.sqlite") as db:
         db.execute("UPDATE runs SET incumbent = 'no object'")
-    first, second = told(bench.url)["story"], told(bench.url)["story"]
+    first, second = told(bench.url)["view"], told(bench.url)["view"]
 
     assert "the journal is damaged" in first["problem"]
     assert first["problem"] == second["problem"]
     assert first["run"]["id"] == run.id  # what was read last
     assert len(bench.said) == said + 1
     bench.enter(State.RESTORING, "the window was aborted")
-    assert told(bench.url)["story"]["state"]["word"] == "restoring"
+    assert told(bench.url)["view"]["state"]["word"] == "restoring"
 
     with sqlite3.connect(bench.config.state / "journal.sqlite") as db:
         db.execute("UPDATE runs SET incumbent = '{}'")
-    assert told(bench.url)["story"]["problem"] == ""
+    assert told(bench.url)["view"]["problem"] == ""
 
 
 def test_a_run_whose_configuration_cannot_be_read_is_left_out(bench: PageBench) -> None:
@@ -138,22 +139,22 @@ def test_a_run_whose_configuration_cannot_be_read_is_left_out(bench: PageBench) 
     run = bench.tune(600)
     with sqlite3.connect(bench.config.state / "journal.sqlite") as db:
         db.execute("UPDATE runs SET config = '{}' WHERE id = ?", (run.id,))
-    story = told(bench.url)["story"]
+    view = told(bench.url)["view"]
 
-    assert f"run {run.id}: its configuration can't be read" in story["problem"]
-    assert (story["run"], story["serves"]["promotion"]) == (None, 1)
+    assert f"run {run.id}: its configuration can't be read" in view["problem"]
+    assert (view["run"], view["configuration"]["promotion"]) == (None, 1)
 
 
 def test_what_can_not_be_told_does_not_end_the_page(bench: PageBench) -> None:
     run = bench.tune(600)
-    assert told(bench.url)["story"]["run"]["id"] == run.id
+    assert told(bench.url)["view"]["run"]["id"] == run.id
     said = len(bench.said)
     damaged = json.dumps({"outcome": "kept", "reason": "", "gain": "much"})
     bench.journal.write("UPDATE runs SET ended_at = 9, decision = ? WHERE id = ?", (damaged, run.id))
     for _ in range(2):
-        story = told(bench.url)["story"]
-        assert "decision: gain: " in story["problem"]
-        assert story["run"]["decision"] is None  # what could be told last
+        view = told(bench.url)["view"]
+        assert "decision: gain: " in view["problem"]
+        assert view["run"]["decision"] is None  # what could be told last
     assert len(bench.said) == said + 1
 
 
@@ -166,7 +167,7 @@ def test_a_failure_of_the_page_is_said_once(bench: PageBench, monkeypatch: pytes
     monkeypatch.setattr(event_stream, "_facts", fail)
     promote(bench)
     for _ in range(3):
-        assert "ZeroDivisionError" in told(bench.url)["story"]["problem"]
+        assert "ZeroDivisionError" in told(bench.url)["view"]["problem"]
     assert bench.said[said:] == ["the page: ZeroDivisionError: of the page's own"]
 
 
@@ -206,19 +207,19 @@ def test_a_sidecar_that_was_taken_over_takes_no_orders(bench: PageBench) -> None
 
 
 def test_pause_and_resume_may_be_asked_twice(bench: PageBench) -> None:
-    assert order(bench, "pause", reason="release  week") == (200, {"said": "paused: no window opens"})
-    assert told(bench.url)["story"]["paused"]["text"] == "release week"
-    assert order(bench, "pause", reason="release week") == (200, {"said": "it was paused already"})
+    assert order(bench, "pause", reason="release  week") == (200, {"message": "paused: no window opens"})
+    assert told(bench.url)["view"]["paused"]["text"] == "release week"
+    assert order(bench, "pause", reason="release week") == (200, {"message": "it was paused already"})
     said = 'it was paused already; its reason is now "audit", which was "release week"'
-    assert order(bench, "pause", reason="audit") == (200, {"said": said})
-    assert told(bench.url)["story"]["paused"]["text"] == "audit"
-    assert order(bench, "resume") == (200, {"said": "resumed: windows open again"})
-    assert order(bench, "resume") == (200, {"said": "it was not paused"})
-    assert told(bench.url)["story"]["paused"] is None
+    assert order(bench, "pause", reason="audit") == (200, {"message": said})
+    assert told(bench.url)["view"]["paused"]["text"] == "audit"
+    assert order(bench, "resume") == (200, {"message": "resumed: windows open again"})
+    assert order(bench, "resume") == (200, {"message": "it was not paused"})
+    assert told(bench.url)["view"]["paused"] is None
 
 
 def test_abort_is_for_a_window(bench: PageBench) -> None:
-    assert order(bench, "abort") == (200, {"said": "no window is open: the sidecar is serving"})
+    assert order(bench, "abort") == (200, {"message": "no window is open: the sidecar is serving"})
     assert not bench.requests.abort.is_set()
     bench.tune(600)
     assert order(bench, "abort")[0] == 200
@@ -227,12 +228,12 @@ def test_abort_is_for_a_window(bench: PageBench) -> None:
 
 def test_rollback_names_the_promotion(bench: PageBench) -> None:
     promote(bench)
-    assert told(bench.url)["story"]["serves"]["promotion"] == 1
+    assert told(bench.url)["view"]["configuration"]["promotion"] == 1
     assert order(bench, "rollback", promotion=2)[0] == 409
     assert order(bench, "rollback", promotion=1)[0] == 200
     assert bench.operations.current() is None
-    serves = told(bench.url)["story"]["serves"]
-    assert (serves["promotion"], serves["what"]) == (None, "the configuration file's arguments")
+    serves = told(bench.url)["view"]["configuration"]
+    assert (serves["promotion"], serves["name"]) == (None, "the configuration file's arguments")
     assert serves["rolled_back"] == "promotion 1 was rolled back: the operator has asked for it"
 
 
@@ -262,7 +263,7 @@ def test_there_is_nothing_else(bench: PageBench, path: str) -> None:
 # Who is let in
 
 
-@pytest.mark.parametrize("path", ["/", "/page.js", "/api/story", "/api/events"])
+@pytest.mark.parametrize("path", ["/", "/page.js", "/api/view", "/api/events"])
 def test_a_foreign_host_is_refused(bench: PageBench, path: str) -> None:
     status, _, body = fetch(bench.url + path, Host="evil.example:9465")
 
@@ -299,7 +300,7 @@ def test_a_foreign_host_gives_no_orders(bench: PageBench) -> None:
 
 
 def test_other_pages_can_neither_read_nor_frame_it(bench: PageBench) -> None:
-    for path in ("/", "/api/story", "/nothing"):
+    for path in ("/", "/api/view", "/nothing"):
         _, headers, _ = fetch(bench.url + path, Origin="https://evil.example")
         names = {name.lower() for name in headers}
         assert "default-src 'none'; script-src 'self'" in headers["content-security-policy"]
@@ -322,7 +323,7 @@ def test_further_names_are_configured_and_a_page_for_others_takes_no_orders(tmp_
     with page_bench(page_config(tmp_path, page=page)) as bench:
         url = bench.url.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - as above
         assert fetch(f"{url}/", Host="tuner.example")[0] == 200
-        assert told(url)["story"]["orders"] == ""
+        assert told(url)["view"]["token_file"] == ""
         headers = {**JSON, "Authorization": "Bearer "}
         assert fetch(f"{url}/api/pause", b'{"epoch": 1}', **headers)[0] == 403
         assert not (bench.config.state / "page.token").exists()
@@ -350,7 +351,7 @@ def test_a_token_that_others_can_read_is_not_used(tmp_path: Path) -> None:
     path.chmod(0o644)
     with page_bench(config_file) as bench:
         assert order(bench, "pause")[0] == 401
-        assert [line for line in bench.said if "open to others" in line and "takes no orders" in line]
+        assert [line for line in bench.said if "open to others" in line and "actions on the page are disabled" in line]
 
 
 def test_where_no_token_can_be_written_the_page_is_still_served(tmp_path: Path) -> None:
@@ -358,8 +359,8 @@ def test_where_no_token_can_be_written_the_page_is_still_served(tmp_path: Path) 
     (load_config(config_file).state / ".page.token.new").mkdir(parents=True)  # where the token would be written
     load_config(config_file).state.chmod(0o700)
     with page_bench(config_file) as bench:
-        assert told(bench.url)["story"]["state"]["word"] == "halted"
-        assert [line for line in bench.said if "takes no orders" in line]
+        assert told(bench.url)["view"]["state"]["word"] == "halted"
+        assert [line for line in bench.said if "actions on the page are disabled" in line]
 
 
 def test_the_operators_own_token(tmp_path: Path) -> None:
@@ -368,7 +369,7 @@ def test_the_operators_own_token(tmp_path: Path) -> None:
     path.chmod(0o600)
     config_file = page_config(tmp_path, page={"token": "token"})
     with page_bench(config_file) as bench:
-        assert told(bench.url)["story"]["orders"] == str(path)
+        assert told(bench.url)["view"]["token_file"] == str(path)
         assert order(bench, "pause", "operators-own-token-of-32-letters")[0] == 200
     path.write_text("short")
     with pytest.raises(ConfigError, match=r"page\.token: .*token: 32 printable"), page_bench(config_file):
@@ -386,7 +387,7 @@ def test_streams_are_bounded_and_do_not_hold_up_the_end(tmp_path: Path) -> None:
                 stack.callback(response.close)
                 next(events(response))
             assert fetch(f"{bench.url}/api/events")[0] == 503
-            assert fetch(f"{bench.url}/api/story")[0] == 200
+            assert fetch(f"{bench.url}/api/view")[0] == 200
             opened.pop().close()
             deadline = time.monotonic() + 60
             while (again := fetch_stream(bench)) is None:
@@ -398,14 +399,14 @@ def test_streams_are_bounded_and_do_not_hold_up_the_end(tmp_path: Path) -> None:
 
 
 def test_silent_clients_do_not_shut_viewers_out(bench: PageBench) -> None:
-    fetch(f"{bench.url}/api/story")  # it is up
+    fetch(f"{bench.url}/api/view")  # it is up
     host, port = bench.url.removeprefix("http://").split(":")
     with ExitStack() as stack:
         for _ in range(2):
             for _ in range(http_server.MOST_CONNECTIONS):
                 stack.enter_context(socket.create_connection((host, int(port))))
             began = time.monotonic()
-            assert fetch(f"{bench.url}/api/story")[0] == 200
+            assert fetch(f"{bench.url}/api/view")[0] == 200
             assert time.monotonic() - began < http_server.REQUEST_DEADLINE_S / 2
 
 
@@ -530,4 +531,4 @@ def fetch_stream(bench: PageBench) -> http.client.HTTPResponse | None:
 
 
 def _stories(stream: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    return (content for name, content in stream if name == "story")
+    return (content for name, content in stream if name == "view")

@@ -56,12 +56,12 @@ def test_trials_come_as_they_are_recorded(bench: PageBench, tab: "Page") -> None
     waits(tab, "#word", "tuning")
     waits(tab, "#trials", "running")  # which was told last
     waits(tab, "#facts", "2 of 10")
-    assert "╌ the level of what served before" in tab.inner_text("#chart .legend")
+    assert "╌ level of the incumbent" in tab.inner_text("#chart .legend")
     assert re.search(
         r"Started (\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d (UTC|GMT\S*|[A-Z]{3,4})\. ", tab.inner_text("#run-about")
     )
     rows = tab.locator("#trials tr").all_inner_texts()
-    verdicts = ("running", "crashed", "misses the SLO")
+    verdicts = ("running", "crashed", "infeasible")
     assert [next(word for word in verdicts if word in row) for row in rows] == list(verdicts)
     assert "out of memory" in rows[1]
     assert "CUDA out of memory. Tried to allocate 2.00 GiB." in rows[1]
@@ -75,11 +75,11 @@ def test_live_latencies_against_the_slo(bench: PageBench, tab: "Page") -> None:
     bench.hub.expect("one")
     bench.requests.engine_id = "one"
     opened(tab, bench.url)
-    waits(tab, "#traffic", "not told of any request")
+    waits(tab, "#traffic", "not reported any request")
     bench.tell("one", *[(2500.0, 20.0, 2900.0)] * 4)
     waits(tab, "#live", "✗ 2500 ms")
-    waits(tab, "#live", "of 2000 ms allowed")
-    waits(tab, "#traffic", "4 (100.0 %) failed or were above a limit")
+    waits(tab, "#live", "limit 2000 ms")
+    waits(tab, "#traffic", "4 (100.0 %) missed the SLO")
     bench.tell("one", *[(100.0, 20.0, 900.0)] * 996)
     waits(tab, "#live", "✓ 100 ms")
 
@@ -153,27 +153,27 @@ def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -
 
         # Paused, by a wrong token first.
         given(tab, "pause", "0" * 32)
-        waits(tab, "#ask-problem", "the token is needed")
+        waits(tab, "#ask-problem", "a valid token is needed")
         assert paused(config) is None
         tab.fill("#ask-token", token)
         tab.fill("#ask-reason", "a look at it")
         tab.click("#ask-yes")
-        waits(tab, "#said", "paused: no window opens")
+        waits(tab, "#message", "paused: no window opens")
         waits(tab, "#paused", "a look at it. No window opens.")
         assert paused(config) == "a look at it"
         given(tab, "resume")  # the tab keeps the token
-        waits(tab, "#said", "resumed: windows open again")
+        waits(tab, "#message", "resumed: windows open again")
         tab.wait_for_selector("#paused", state="hidden")
         assert paused(config) is None
 
         # A window, aborted once it has trials.
         assert sloguard("retune", "--now", "-c", config_file).returncode == 0
         waits(tab, "#word", "tuning")
-        waits(tab, "#facts", "in the window")
+        waits(tab, "#facts", "Window time left")
         waits(tab, "#trials", "out of memory")
-        waits(tab, "#trials", "meets the SLO")
+        waits(tab, "#trials", "feasible")
         given(tab, "abort")
-        waits(tab, "#said", "the window is given up")
+        waits(tab, "#message", "the window is given up")
         waits(tab, "#word", "serving")
         waits(tab, "#facts", "aborted")
         waits(tab, "#decided", "The run ended before its decision.")
@@ -186,7 +186,7 @@ def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -
             waits(tab, "#why", "took over the engine of an earlier sidecar")
             assert not tab.is_visible("#lost")
             given(tab, "pause")
-            waits(tab, "#said", "paused: no window opens")
+            waits(tab, "#message", "paused: no window opens")
             waits(tab, "#paused", "No window opens.")
             await_state(config.state, "serving", again)
             assert paused(config) == ""

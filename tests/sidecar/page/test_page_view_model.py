@@ -16,7 +16,7 @@ from sidecar.config.schema import Config, load_config
 from sidecar.config.slo import Slo
 from sidecar.observe.traffic import Traffic
 from sidecar.page.heartbeat import live
-from sidecar.page.slo_meters import figures
+from sidecar.page.slo_meters import slo_meters
 from sidecar.page.view_model import PageFacts, PageView, TrialShown, page_view
 from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.events import Event, EventKind
@@ -38,7 +38,7 @@ def config(tmp_path: Path) -> Config:
 
 def told(config: Config, state: State = State.TUNING, **facts: Any) -> PageView:
     given: dict[str, Any] = {"setup": setup_of(config.model_dump(mode="json"), RUN.id), **facts}
-    return page_view(config, PageFacts(Standing(state, "because", 100.0), 7, **given), version="v", orders="")
+    return page_view(config, PageFacts(Standing(state, "because", 100.0), 7, **given), version="v", token_file="")
 
 
 def trial(role: Role, ended: Result | None, *, number: int = 1, refusal: str = "") -> Trial:
@@ -55,10 +55,10 @@ def shown(config: Config, ended: Trial) -> TrialShown:
 def test_a_trial_that_meets_the_slo(config: Config) -> None:
     row = shown(config, trial(Role.SEARCH, result(measured(ttft_ms=300))))
 
-    assert (row.verdict, row.configuration, row.what) == ("meets the SLO", "max_num_seqs=8", "search: anneal")
+    assert (row.state.label, row.configuration, row.role) == ("feasible", "max_num_seqs=8", "search: anneal")
     assert (row.value, row.objective, row.took_s) == (300, "300 ms", 30)
-    ttft = row.figures[0]
-    assert (ttft.shown, ttft.limit, ttft.share, ttft.met) == ("300 ms", "500 ms", 0.6, True)
+    ttft = row.meters[0]
+    assert (ttft.measured, ttft.limit, ttft.share, ttft.met) == ("300 ms", "500 ms", 0.6, True)
 
 
 def test_a_run_is_judged_by_what_it_was_started_with(config: Config) -> None:
@@ -70,8 +70,8 @@ def test_a_run_is_judged_by_what_it_was_started_with(config: Config) -> None:
 
     assert run is not None
     assert (run.goal.name, run.budget) == ("goodput", 3)
-    ttft = run.trials[0].figures[0]
-    assert (ttft.limit, ttft.met, run.trials[0].verdict) == ("200 ms", False, "misses the SLO")
+    ttft = run.trials[0].meters[0]
+    assert (ttft.limit, ttft.met, run.trials[0].state.label) == ("200 ms", False, "infeasible")
 
 
 def test_a_long_crash_is_cut_visibly(config: Config) -> None:
@@ -80,46 +80,46 @@ def test_a_long_crash_is_cut_visibly(config: Config) -> None:
 
 
 @pytest.mark.parametrize(("validated", "look"), [(0, 6), (1, 6), (5, 6), (6, 10), (15, 16), (16, None)])
-def test_the_validation_goes_to_the_next_look(config: Config, validated: int, look: int | None) -> None:
+def test_the_validation_goes_to_the_next_analysis(config: Config, validated: int, look: int | None) -> None:
     recorded = config.model_dump(mode="json")
     recorded["promotion"]["pairs"] = [3, 5, 8]
     setup = setup_of(recorded, RUN.id)
     trials = [trial(Role.VALIDATION, result(measured()), number=n) for n in range(validated)]
     run = told(config, run=RUN, trials=tuple(trials), setup=setup).run
     assert run is not None
-    assert (run.validated, run.next_look) == (validated, look)
+    assert (run.validated, run.next_analysis) == (validated, look)
 
     crashed = trial(Role.REFERENCE, Result(crash=OOM), number=99)
     run = told(config, run=RUN, trials=(*trials, crashed), setup=setup).run
     assert run is not None
-    assert run.next_look is None
+    assert run.next_analysis is None
 
 
 def test_the_files_arguments_are_listed(config: Config) -> None:
-    assert told(config).serves.changes == ("max_num_seqs 2",)
+    assert told(config).configuration.changes == ("max_num_seqs 2",)
 
 
 def test_a_crash_has_its_category_and_its_text(config: Config) -> None:
     row = shown(config, trial(Role.UNGUARDED, Result(crash=OOM)))
 
-    assert (row.verdict, row.crash, row.value) == ("crashed", "out of memory", None)
+    assert (row.state.label, row.crash, row.value) == ("crashed", "out of memory", None)
     assert "CUDA out of memory. Tried to allocate 2.00 GiB." in row.note
-    assert {f.shown for f in row.figures} == {"-"}
+    assert {f.measured for f in row.meters} == {"-"}
 
 
 def test_of_lower_bounds_only_a_miss_is_sure(config: Config) -> None:
     row = shown(config, trial(Role.SEARCH, result(measured(600, 20, 700, None), violation=1, stopped="too slow")))
 
-    assert [f.shown for f in row.figures] == ["≥ 600 ms", "≥ 20.0 ms", "≥ 700 ms"]
-    assert [f.met for f in row.figures] == [False, None, None]
+    assert [f.measured for f in row.meters] == ["≥ 600 ms", "≥ 20.0 ms", "-", "≥ 700 ms"]
+    assert [f.met for f in row.meters] == [False, None, None, None]
     assert "stopped: too slow" in row.note
 
 
 def test_what_was_not_measured_is_not_met() -> None:
-    nothing, failed, _ = figures({"itl_p99_ms": math.inf}, SLO)
+    nothing, failed, *_ = slo_meters(lambda s: math.inf if s.name == "itl_p99_ms" else None, SLO)
 
-    assert (nothing.shown, nothing.share, nothing.met) == ("-", None, None)
-    assert (failed.shown, failed.share, failed.met) == ("failed", 2.0, False)
+    assert (nothing.measured, nothing.share, nothing.met) == ("-", None, None)
+    assert (failed.measured, failed.share, failed.met) == ("failed", 2.0, False)
 
 
 def test_trials_that_did_not_run_are_not_counted(config: Config) -> None:
@@ -133,7 +133,7 @@ def test_trials_that_did_not_run_are_not_counted(config: Config) -> None:
 
     assert run is not None
     assert (run.searched, run.validated, run.budget) == (1, 1, config.search.budget)
-    assert [t.verdict for t in run.trials] == ["meets the SLO", "given up", "refused by the guard", "meets the SLO"]
+    assert [t.state.label for t in run.trials] == ["feasible", "aborted", "refused", "feasible"]
     assert run.trials[2].note == "no room"
 
 
@@ -147,8 +147,8 @@ def test_of_very_many_trials_the_newest_are_shown(config: Config) -> None:
 @pytest.mark.parametrize(
     ("outcome", "headline"),
     [
-        (Outcome.PROMOTED, "A better configuration was found, and promoted."),
-        (Outcome.INCONCLUSIVE, "What served before stays: the evidence was not clear enough for a change."),
+        (Outcome.PROMOTED, "A better configuration was found and promoted."),
+        (Outcome.INCONCLUSIVE, "The incumbent was kept: the evidence was inconclusive."),
         (Outcome.INTERRUPTED, "The run ended before its decision."),
     ],
 )
@@ -173,8 +173,8 @@ def test_a_decision_that_was_undone_says_so(config: Config) -> None:
         headlines.append(shown.decision.headline)
 
     assert headlines == [
-        "A better configuration was found and promoted, and has been rolled back since.",
-        "A better configuration was found, and promoted.",
+        "A better configuration was found and promoted, and rolled back since.",
+        "A better configuration was found and promoted.",
     ]
 
 
@@ -183,9 +183,9 @@ def test_a_promotion_is_told_as_its_changes(config: Config) -> None:
     undone = Promoted(5, 3, "base", args, 60.0, None, 70.0, "it crashed 3 times")
     serves = told(
         config, promotion=Promoted(4, 3, "base", args, 50.0, None), rolled_back=undone, probation_until=900.0
-    ).serves
+    ).configuration
 
-    assert (serves.promotion, serves.what, serves.since, serves.probation_until) == (4, "promotion 4", 50.0, 900.0)
+    assert (serves.promotion, serves.name, serves.since, serves.probation_until) == (4, "promotion 4", 50.0, 900.0)
     assert serves.changes == ("max_num_seqs 2 → 23", "block_size not set → 32")
     assert serves.rolled_back == "promotion 5 was rolled back: it crashed 3 times"
 
@@ -221,7 +221,7 @@ def test_the_story_is_json_without_numbers_that_json_has_not(config: Config) -> 
         raise AssertionError(number)
 
     [row] = json.loads(text, parse_constant=refuse)["run"]["trials"]
-    assert (row["value"], row["figures"][0]["shown"]) == (None, "failed")
+    assert (row["value"], row["meters"][0]["measured"]) == (None, "failed")
     assert b"\n" not in text  # it goes into one line of an event
 
 
@@ -243,10 +243,10 @@ def test_live_latencies_are_of_the_last_minutes_real_requests() -> None:
     assert found is not None
     assert (found.requests, found.missed, found.few, found.over_s) == (100, 1, False, 300)
     assert found.rate == pytest.approx(100 / 300)
-    ttft, itl, e2e = found.figures
-    assert (ttft.shown, ttft.met) == ("100 ms", True)
-    assert (itl.shown, itl.met) == ("-", None)
-    assert (e2e.shown, e2e.limit, e2e.met) == ("200 ms", "", None)
+    ttft, itl, _, e2e = found.meters
+    assert (ttft.measured, ttft.met) == ("100 ms", True)
+    assert (itl.measured, itl.met) == ("-", None)
+    assert (e2e.measured, e2e.limit, e2e.met) == ("200 ms", "", None)
 
 
 def test_few_requests_and_none_are_said_to_be() -> None:
@@ -255,6 +255,6 @@ def test_few_requests_and_none_are_said_to_be() -> None:
 
     assert few is not None
     assert none is not None
-    assert (few.few, few.rate, few.figures[0].met) == (True, None, False)
+    assert (few.few, few.rate, few.meters[0].met) == (True, None, False)
     assert (none.few, none.requests) == (False, 0)
     assert live(None, now, SLO) is None

@@ -134,7 +134,8 @@ def test_an_occupied_port(config_file: Path) -> None:
     config = load_config(config_file)
     with socket.create_server(("127.0.0.1", config.engine.port)):
         said = problem(config_file, "engine.port")
-    assert f"can't be listened on, by process {os.getpid()}" in said
+    assert "cannot listen on 127.0.0.1:" in said
+    assert f", by process {os.getpid()}" in said
     assert "set engine.port to another port" in said
 
 
@@ -142,16 +143,14 @@ def test_an_occupied_port_of_the_page(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         path = write_config(tmp_path, page={"enabled": True, "port": port})
-        assert f"127.0.0.1:{port} can't be listened on" in problem(path, "page.port")
+        assert f"cannot listen on 127.0.0.1:{port}" in problem(path, "page.port")
 
 
 def test_a_state_folder_that_others_may_open(config_file: Path) -> None:
     state = load_config(config_file).state
     state.mkdir(mode=0o755)
     state.chmod(0o755)
-    assert f"(mode 0755): they could give the sidecar orders → chmod 700 {state}" in problem(
-        config_file, "state folder"
-    )
+    assert f"(mode 0755), who could control the sidecar → chmod 700 {state}" in problem(config_file, "state folder")
 
 
 def test_a_file_in_the_place_of_the_state_folder(config_file: Path) -> None:
@@ -168,7 +167,7 @@ def test_a_state_folder_where_this_user_may_not_look(tmp_path: Path) -> None:
     drop = "setpriv --bounding-set=-dac_override,-dac_read_search"
     listed = found(path, before=f'[ "$(id -u)" != 0 ] || set -- {drop} "$@"')
     assert listed["state folder"]["level"] == "problem"
-    assert "can't be written: Permission denied" in listed["state folder"]["text"]
+    assert ": Permission denied" in listed["state folder"]["text"]
 
 
 def test_a_state_folder_of_a_newer_version(config_file: Path) -> None:
@@ -181,7 +180,7 @@ def test_a_state_folder_of_a_newer_version(config_file: Path) -> None:
 
 
 def test_a_limit_on_the_size_of_files(config_file: Path) -> None:
-    assert "can't be written: File too large" in problem(config_file, "state folder", before="ulimit -f 0")
+    assert ": File too large" in problem(config_file, "state folder", before="ulimit -f 0")
 
 
 @contextmanager
@@ -206,7 +205,7 @@ def test_a_full_disk(config_file: Path) -> None:
     with tmpfs(state, "256k"):
         (state / "full").write_bytes(bytes(200 * 1024))
         listed = found(config_file)
-    assert "can't be written: No space left on device" in listed["state folder"]["text"]
+    assert ": No space left on device" in listed["state folder"]["text"]
     assert listed["disk"]["level"] == "problem"
 
 
@@ -235,11 +234,11 @@ def test_a_python_without_vllm(config_file: Path, tmp_path: Path) -> None:
     listed = found(with_python(config_file, environment_of(tmp_path / "bare")))
     assert "has no vLLM" in listed["vLLM"]["text"]
     assert listed["vLLM"]["level"] == "problem"
-    assert "vllm-sloguard is not installed" in listed["plugin"]["text"]
+    assert "vllm-sloguard is missing" in listed["plugin"]["text"]
 
 
 @pytest.mark.parametrize(
-    ("python", "said"), [("/bin/true", "not a Python that works"), ("/no/such/python", "No such file")]
+    ("python", "said"), [("/bin/true", "not a working Python"), ("/no/such/python", "No such file")]
 )
 def test_what_is_no_python(config_file: Path, python: str, said: str) -> None:
     assert said in problem(with_python(config_file, Path(python)), "vLLM")
@@ -249,8 +248,8 @@ def test_a_plugin_of_another_version_and_a_vllm_that_was_not_tried(config_file: 
     python = environment_of(tmp_path / "other", vllm="0.99.0", vllm_sloguard="9.9")
     listed = found(with_python(config_file, python))
     assert (listed["vLLM"]["level"], listed["plugin"]["level"]) == ("warning", "problem")
-    assert "no forked starts and no live changes" in listed["vLLM"]["text"]
-    assert listed["plugin"]["text"] == f"9.9 beside vLLM, {__version__} in the sidecar"
+    assert "forked starts and live changes are off" in listed["vLLM"]["text"]
+    assert listed["plugin"]["text"] == f"version 9.9 with vLLM, {__version__} in the sidecar"
 
 
 def test_a_vllm_whose_import_fails(config_file: Path, tmp_path: Path) -> None:
@@ -269,7 +268,7 @@ def test_a_vllm_whose_import_ends_the_process(config_file: Path, tmp_path: Path)
 
 
 def test_a_plugin_that_is_turned_off(config_file: Path) -> None:
-    assert "turns it off" in problem(config_file, "plugin", "--quick", VLLM_PLUGINS="another")
+    assert "disables it" in problem(config_file, "plugin", "--quick", VLLM_PLUGINS="another")
     assert found(config_file, VLLM_PLUGINS="another,sloguard")["plugin"]["level"] == "ok"
 
 
@@ -287,7 +286,7 @@ def test_a_mistake_in_the_file_is_a_finding_like_others(tmp_path: Path, section:
 
 def test_a_hook_that_is_not_there(tmp_path: Path) -> None:
     path = write_config(tmp_path, window={"hooks": {"before_drain": ["/no/such/hook"], "after_restore": ["true"]}})
-    assert "/no/such/hook: there is no such command" in problem(path, "window.hooks.before_drain")
+    assert "/no/such/hook: command not found" in problem(path, "window.hooks.before_drain")
 
 
 @pytest.mark.parametrize(
@@ -315,7 +314,7 @@ def test_a_model_that_is_not_whole(tmp_path: Path, removed: str, said: str) -> N
 
 
 def test_a_model_folder_that_is_not_there(tmp_path: Path) -> None:
-    assert "there is no such folder" in problem(write_config(tmp_path, model="./no/such/model"), "model")
+    assert "no such folder" in problem(write_config(tmp_path, model="./no/such/model"), "model")
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
@@ -328,7 +327,7 @@ def test_a_model_that_may_not_be_fetched(tmp_path: Path, variable: str) -> None:
     assert found(path)["model"]["level"] == "warning"
     content["engine"]["env"] = {**allowed, variable: "true"}
     path.write_text(yaml.safe_dump(content))
-    assert f"{variable} forbids to fetch it" in problem(path, "model")
+    assert f"{variable} forbids downloads" in problem(path, "model")
     (tmp_path / "hub" / "models--model" / "snapshots").mkdir(parents=True)
     assert found(path)["model"]["level"] == "warning"
 
@@ -339,7 +338,7 @@ def test_an_argument_that_is_misspelt(config_file: Path) -> None:
     config_file.write_text(yaml.safe_dump(content))
     said = found(config_file)["engine.args"]
     assert said["level"] == "warning"
-    assert said["text"] == "max_num_sequences is no argument that the guard knows; did you mean max_num_seqs?"
+    assert said["text"] == "max_num_sequences is not an argument that the guard knows; did you mean max_num_seqs?"
 
 
 def test_a_prometheus_that_does_not_answer_is_a_problem_without_a_file_too() -> None:
@@ -394,8 +393,8 @@ def test_a_service_that_runs_and_a_prometheus_that_scrapes_it(tmp_path: Path) ->
     # The engine that serves is ended first: what it holds counts as free.
     assert json.loads(plan.stdout)["held_bytes"] > 0
     assert json.loads(plan.stdout)["opening"]["refusals"] == []
-    assert listed["engine.port"]["text"].startswith(f"127.0.0.1:{config.engine.port} is ours")
-    assert listed["metrics.port"]["text"].startswith(f"{target} is ours")
+    assert listed["engine.port"]["text"].startswith(f"127.0.0.1:{config.engine.port} is in use by this sidecar")
+    assert listed["metrics.port"]["text"].startswith(f"{target} is in use by this sidecar")
     assert listed["sidecar"]["text"] == f"process {serve.pid} answers, epoch 1"
     assert listed["metrics"]["level"] == "ok"
     assert listed["Prometheus"] == {
@@ -404,7 +403,7 @@ def test_a_service_that_runs_and_a_prometheus_that_scrapes_it(tmp_path: Path) ->
         "text": f"it scrapes http://{target}/metrics",
         "fix": "",
     }
-    assert "has no target with our port" in missing["Prometheus"]["text"]
+    assert "has no target with the sidecar's port" in missing["Prometheus"]["text"]
     assert "refused" in gone["Prometheus"]["text"]
 
 
@@ -427,11 +426,11 @@ def only(facts: HostFacts, check: str) -> Finding:
 @pytest.mark.parametrize(
     ("facts", "check", "level", "said"),
     [
-        (replace(GOOD, devices=replace(CPU, driver_files=True)), "GPU", Level.PROBLEM, "NVML shows no GPU"),
-        (replace(GOOD, vllm=CUDA_VLLM), "GPU", Level.WARNING, "not its CPU build"),
+        (replace(GOOD, devices=replace(CPU, driver_files=True)), "GPU", Level.PROBLEM, "NVML finds no GPU"),
+        (replace(GOOD, vllm=CUDA_VLLM), "GPU", Level.WARNING, "not the CPU build"),
         (replace(GOOD, vllm=CUDA_VLLM, devices=CARD), "GPU", Level.OK, "NVIDIA H200"),
         (replace(GOOD, vllm=CUDA_VLLM, devices=replace(CARD, mig=True)), "GPU", Level.OK, "a MIG slice"),
-        (replace(GOOD, devices=CARD), "GPU", Level.WARNING, "is its CPU build"),
+        (replace(GOOD, devices=CARD), "GPU", Level.WARNING, "is the CPU build"),
         (
             replace(GOOD, vllm=CUDA_VLLM, devices=replace(CARD, tenants=((7, 2**30), (8, None)))),
             "memory",
@@ -439,11 +438,11 @@ def only(facts: HostFacts, check: str) -> Finding:
             "process 7 with 1.00 GiB, process 8",
         ),
         (replace(GOOD, vllm=CUDA_VLLM, devices=CARD), "memory", Level.OK, "no other process"),
-        (replace(GOOD, vllm=CUDA_VLLM, devices=replace(CARD, tenants=None)), "memory", Level.OK, "does not say"),
+        (replace(GOOD, vllm=CUDA_VLLM, devices=replace(CARD, tenants=None)), "memory", Level.OK, "does not list"),
         (replace(GOOD, devices=replace(CPU, error="no /proc")), "memory", Level.PROBLEM, "no /proc"),
         (replace(GOOD, shm=Shm(2**26, 2**26, 1)), "shared memory", Level.OK, "0.06 of 0.06 GiB"),
         (replace(GOOD, shm=Shm(2**26, 2**25, 1)), "shared memory", Level.WARNING, "0.03 of 0.06 GiB"),
-        (replace(GOOD, shm=Shm(2**26, 2**26, 2)), "shared memory", Level.PROBLEM, "too little for 2 ranks"),
+        (replace(GOOD, shm=Shm(2**26, 2**26, 2)), "shared memory", Level.PROBLEM, "not enough for 2 ranks"),
         (
             replace(GOOD, vllm=replace(GOOD_VLLM, imports=Imports(9.0, "", "ImportError: no aiohttp"))),
             "load client",
@@ -463,7 +462,7 @@ def only(facts: HostFacts, check: str) -> Finding:
             replace(GOOD, model=ModelFacts("org/name", False, False, "", True, True)),
             "model",
             Level.WARNING,
-            "vLLM fetches it",
+            "is not a local folder",
         ),
         (
             replace(GOOD, ports=(Port("remote.address", "::1", 1, False, False, ""),)),
@@ -477,7 +476,7 @@ def only(facts: HostFacts, check: str) -> Finding:
             Level.PROBLEM,
             "t is down (refused)",
         ),
-        (replace(GOOD, scrape=Scrape("", False, "", "p")), "Prometheus", Level.OK, "p answers; whether it scrapes us"),
+        (replace(GOOD, scrape=Scrape("", False, "", "p")), "Prometheus", Level.OK, "p answers; give -c FILE"),
         (
             replace(GOOD, state=StateFolderFacts("/s", True, True, 5, 6, 0o700, "", 2**40, "", 9, 107)),
             "state folder",

@@ -56,10 +56,10 @@ def test_a_new_service_is_planned_from_assumptions_and_nothing_is_made(config_fi
     assert found["slo"]["ttft_p99_ms"] == 2000
     assert found["unguarded"] == [{"kv_cache_memory_bytes": 2**46}]
     assert found["forecast"]["trials"] == 10
-    assert found["forecast"]["looks"] == [3]
+    assert found["forecast"]["analyses"] == [3]
     assert all("assumed" in found["takes"][part]["source"] for part in ("drain", "start", "trial", "validation"))
     assert found["opening"]["next_at"] is None
-    assert "no `sloguard serve` runs" in found["opening"]["refusals"][0]
+    assert "no `sloguard serve` is running" in found["opening"]["refusals"][0]
 
 
 def test_words_say_the_same(config_file: Path) -> None:
@@ -69,12 +69,12 @@ def test_words_say_the_same(config_file: Path) -> None:
     for said in (
         "SLO: ttft_p99 ≤ 2,000 ms, itl_p99 ≤ 60 ms, e2e_p99 ≤ 3,000 ms, error_rate ≤ 1%\n",
         "load: 12 requests/s of about 128 + 32 tokens\n",
-        "each a trial of the budget:\n  kv_cache_memory_bytes=64 TiB\n",
+        "each counted in the budget:\n  kv_cache_memory_bytes=64 TiB\n",
         "starts: 131072 KV tokens",
-        "live knobs, changed while the engine runs:",
+        "live knobs (changed while the engine runs):",
         "  max_num_seqs: 1 to 64; now 2",
         "search: 10 of at most 10 trials",
-        "refused now: no `sloguard serve` runs",
+        "refused now: no `sloguard serve` is running",
     ):
         assert said in done.stdout
 
@@ -83,7 +83,7 @@ def test_an_argument_that_is_misspelt_is_told(config_file: Path) -> None:
     content = yaml.safe_load(config_file.read_text())
     content["engine"]["args"]["max-num-sequences"] = 1
     config_file.write_text(yaml.safe_dump(content))
-    said = "engine.args: max_num_sequences is no argument that the guard knows; did you mean max_num_seqs?"
+    said = "engine.args: max_num_sequences is not an argument that the guard knows; did you mean max_num_seqs?"
     assert answer(config_file)["warnings"] == [said]
     assert f"warning: {said}" in sloguard("plan", "-c", config_file).stdout
 
@@ -169,23 +169,23 @@ def test_repairs_of_the_incumbent_and_values_that_the_guard_rules_out(tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"window": {"duration": "2m"}}, "window.duration: 120 s are too short for anything to be promoted"),
+        ({"window": {"duration": "2m"}}, "window.duration: 120 s are too short for a promotion"),
         (
             {"engine": {"args": {"max-model-len": 4096}}, "workload": {"input_tokens": 3000}},
-            "what serves could not start: max_model_len 4096 is above the model's longest, 2048",
+            "the current configuration could not start: max_model_len 4096 is above the model's longest, 2048",
         ),
         (
             {"engine": {"args": {"max-model-len": 100}}},
-            "workload: its longest request has 240 tokens, what serves takes 100",
+            "workload: its longest request has 240 tokens, but max_model_len is 100",
         ),
         (
             {
                 "engine": {"args": {"max-num-seqs": 64, "max-num-batched-tokens": 16}},
                 "search": {"knobs": {"block_size": None}},
             },
-            "what serves: max_num_batched_tokens 16 is below max_num_seqs 64; pinned:",
+            "except the current one: max_num_batched_tokens 16 is below max_num_seqs 64; pinned:",
         ),
-        ({"search": {"knobs": {"block_size": {"choices": [16]}}}}, "search.knobs: the guard leaves no value"),
+        ({"search": {"knobs": {"block_size": {"choices": [16]}}}}, "search.knobs: the guard allows no value"),
     ],
 )
 def test_what_could_not_run_is_one_line_and_code_1(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -232,10 +232,10 @@ def test_time_left_for_the_validation_bounds_the_search(tmp_path: Path) -> None:
     config = load_config(path)
     # The first half leaves time for 3 pairs, 240 s, the second for 5, 400 s; the restore takes 60.
     found = forecast(config, in_seconds(50.0, 60.0, 40.0))
-    assert (found.trials, found.pairs_reserved, found.looks, found.pairs) == (8, 5, (3, 5), 5)
+    assert (found.trials, found.pairs_reserved, found.analyses, found.pairs) == (8, 5, (3, 5), 5)
     slower = forecast(config, in_seconds(120.0, 60.0, 40.0))
     # 990 - 4 * 120 = 510 are left, and a fifth needs 60 + 120 + 400.
-    assert (slower.trials, slower.pairs_reserved, slower.looks, slower.pairs) == (4, 3, (3, 5), 5)
+    assert (slower.trials, slower.pairs_reserved, slower.analyses, slower.pairs) == (4, 3, (3, 5), 5)
     assert not forecast(config, in_seconds(600.0, 60.0, 40.0)).decides
     assert slower.least_window_s == 10 + 120 + 120 + 240 + 60
 

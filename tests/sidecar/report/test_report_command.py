@@ -1,5 +1,6 @@
 """`sloguard report` and the page that it writes."""
 
+import os
 import re
 import resource
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from fake_service import sloguard
 from report_cases import INCUMBENT, Made, whole
 
+from sidecar.record.atomic_write import write_whole
 from sidecar.record.journal import Journal
 from vllm_sloguard.crash import Category
 
@@ -107,3 +109,17 @@ def test_what_the_page_says_to_type_exists(tmp_path: Path) -> None:
             [sys.executable, "-m", "sidecar", words[1], "--help"], capture_output=True, text=True, check=True
         ).stdout
         assert all(word in shown for word in words if word.startswith("--"))
+
+
+def test_a_link_of_another_user_is_not_followed(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a link to another user")
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("before")
+    link.symlink_to(target)
+    write_whole(link, "ours")
+    assert target.read_text() == "ours"
+    os.lchown(link, 12345, 12345)
+    with pytest.raises(OSError, match="it is a link that another user owns"):
+        write_whole(link, "theirs")
+    assert (target.read_text(), link.is_symlink()) == ("ours", True)

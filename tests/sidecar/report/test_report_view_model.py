@@ -36,12 +36,12 @@ def test_a_promotion_comes_with_its_evidence(forty: ReportView) -> None:
     assert verdict.headline.startswith("A better configuration was found and promoted")
     assert verdict.gain is not None
     assert 0 < verdict.gain.low < verdict.gain.estimate < verdict.gain.high
-    unmet = [(check.what, check.found) for check in verdict.checks if not check.met]
+    unmet = [(check.condition, check.measured) for check in verdict.checks if not check.met]
     starts = len(verdict.incumbents)
     assert unmet == [("The incumbent fails (then no gain is needed)", f"0 of {starts} starts missed a limit")]
     assert len(verdict.pairs) in (3, 5, 8, 12, 16)
     assert any(f"{verdict.gain.estimate:.1%} shorter" in said for said in verdict.sentences)
-    assert forty.serving[0].startswith("Nothing is known to serve: no sidecar has served")
+    assert forty.serving[0].startswith("No `sloguard serve` has run")
     assert "this run's winner (promotion 1), since " in forty.serving[1]
     assert any("rollback --promotion 1" in command.line for command in forty.commands)
 
@@ -70,7 +70,7 @@ def test_few_trials_do_not_say_what_matters(tmp_path: Path) -> None:
     found = told(made.close()).importance
 
     assert not found.shares
-    assert f"{FEWEST - 1} trials are too few to tell" in found.note
+    assert f"{FEWEST - 1} trials are too few for this" in found.note
 
 
 def test_crashes_are_told_apart_by_their_cause(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_crashes_are_told_apart_by_their_cause(tmp_path: Path) -> None:
 def test_only_crashes_leave_a_story(tmp_path: Path) -> None:
     found = told(only_crashes(tmp_path))
 
-    assert found.verdict.headline == "What was serving stays: nothing met every limit, nor did what was serving"
+    assert found.verdict.headline == "The incumbent was kept: no configuration met the SLO, nor did the incumbent"
     assert {entry.status for entry in found.entries} == {TrialStatus.CRASHED}
     assert sum(len(group.numbers) for group in found.crashes) == 8
     assert {"crashes", "time"} <= set(plots(found))
@@ -117,8 +117,8 @@ def test_one_trial_is_enough(tmp_path: Path) -> None:
 
     found = told(made.close())
 
-    assert found.verdict.headline == "This run has not ended, and nothing works on it now"
-    assert "1 met every limit" in found.verdict.sentences[0]
+    assert found.verdict.headline == "This run was interrupted before its decision"
+    assert "1 feasible (met the SLO)" in found.verdict.sentences[0]
     assert "objective" in plots(found)
 
 
@@ -130,15 +130,15 @@ def test_a_run_that_goes_on_says_so(tmp_path: Path) -> None:
     found = report_view(dataclasses.replace(run_snapshot.read_run(made.close()), alive=True, now=made.now + 100))
 
     assert found.verdict.tone is Tone.OPEN
-    assert found.verdict.headline.startswith("This run is still going")
-    assert "did not end yet" in found.verdict.sentences[0]
+    assert found.verdict.headline.startswith("This run is in progress")
+    assert "1 running" in found.verdict.sentences[0]
     assert found.entries[-1].took != "-"
 
 
 def test_a_run_without_a_trial_has_a_page(tmp_path: Path) -> None:
     found = told(Made(tmp_path).close())
 
-    assert found.verdict.sentences[0] == "No trial was started yet."
+    assert found.verdict.sentences[0] == "No trial has been started."
     assert plots(found) == {}
 
 
@@ -153,17 +153,17 @@ def test_a_rollback_is_told_with_its_reason(tmp_path: Path) -> None:
 
     assert "was rolled back" in found.serving[1]
     assert "it burned the error budget" in found.serving[1].lower()
-    assert "would serve: the arguments of the configuration file" in found.serving[2]
+    assert "that the next start serves: the arguments of the configuration file" in found.serving[2]
     assert not any("rollback --promotion" in command.line for command in found.commands)
 
 
 @pytest.mark.parametrize(
     ("state", "reason", "first"),
     [
-        (State.HALTED, ENGINE_ENDED, "Nothing serves: the sidecar ended at "),
-        (State.HALTED, ENGINE_SERVES_ON, "The sidecar ended at "),
-        (State.HALTED, f"{FAILED}: the port is taken", "The sidecar does not run; it ended at "),
-        (State.SERVING, "the engine is up", "Nothing is known to serve: the sidecar does not run"),
+        (State.HALTED, ENGINE_ENDED, "Nothing serves: the sidecar and its engine were stopped at "),
+        (State.HALTED, ENGINE_SERVES_ON, "The sidecar was stopped at "),
+        (State.HALTED, f"{FAILED}: the port is taken", "The sidecar is not running; it ended at "),
+        (State.SERVING, "the engine is up", "The sidecar is not running and recorded no end"),
     ],
 )
 def test_what_serves_after_the_sidecar_is_said_first(tmp_path: Path, state: State, reason: str, first: str) -> None:
@@ -175,7 +175,7 @@ def test_what_serves_after_the_sidecar_is_said_first(tmp_path: Path, state: Stat
 
     assert found[0].startswith(first)
     assert ("left its engine serving" in found[0]) is (reason == ENGINE_SERVES_ON)
-    assert found[1].startswith("What a sidecar that is started now would serve: the arguments of the configuration")
+    assert found[1].startswith("Configuration that the next start serves: the arguments of the configuration")
 
 
 def test_the_configuration_on_the_page_is_that_of_the_run(tmp_path: Path) -> None:
@@ -208,9 +208,9 @@ def test_where_nothing_met_every_limit_the_nearest_is_named(tmp_path: Path) -> N
 
     verdict = told(made.close()).verdict
 
-    assert verdict.headline == "What was serving stays: nothing met every limit, nor did what was serving"
-    assert "what was serving missed a limit in its first trial." in verdict.sentences[1]
-    assert "is trial 3: first token, p99 612 ms, where 500 ms is the limit." in verdict.sentences[1]
+    assert verdict.headline == "The incumbent was kept: no configuration met the SLO, nor did the incumbent"
+    assert "the incumbent was infeasible in its first trial." in verdict.sentences[1]
+    assert "is trial 3: TTFT p99 612 ms, with a limit of 500 ms." in verdict.sentences[1]
 
 
 @pytest.mark.parametrize(("misses", "met"), [(1, False), (3, True)])
@@ -229,10 +229,10 @@ def test_whether_what_was_serving_surely_misses_is_in_the_rule(tmp_path: Path, m
 
     verdict = told(made.close()).verdict
 
-    row = next(check for check in verdict.checks if check.what.startswith("The incumbent fails"))
-    assert (row.found, row.met) == (f"{misses} of 3 starts missed a limit", met)
-    assert "; what was serving missed a limit in its first trial. The luckiest" in verdict.sentences[1]
-    assert any(check.found.startswith("mean of its starts at most ") for check in verdict.checks)
+    row = next(check for check in verdict.checks if check.condition.startswith("The incumbent fails"))
+    assert (row.measured, row.met) == (f"{misses} of 3 starts missed a limit", met)
+    assert "; the incumbent was infeasible in its first trial. The best of many" in verdict.sentences[1]
+    assert any(check.measured.startswith("mean over starts at most ") for check in verdict.checks)
 
 
 def test_no_line_of_the_gain_crosses_the_text_of_another(forty: ReportView) -> None:
@@ -242,7 +242,7 @@ def test_no_line_of_the_gain_crosses_the_text_of_another(forty: ReportView) -> N
 
     # Anchored at its line, each lies on the side away from the other line.
     assert (texts["no difference"].x, texts["no difference"].xanchor) == (0, "right")
-    assert (texts["asked for"].x, texts["asked for"].xanchor) == (0.02, "left")
+    assert (texts["required"].x, texts["required"].xanchor) == (0.02, "left")
     assert drawn.layout.xaxis.range[1] > 0.05
 
 
@@ -283,7 +283,7 @@ def test_other_objectives_have_their_units(tmp_path: Path, objective: str) -> No
     found = told(whole(tmp_path, 12, objective=objective))
 
     assert "answers" not in plots(found)  # no latency of single requests is kept for them
-    assert any("within the limits" in said for said in found.verdict.sentences)
+    assert any("meet" in said and "SLO)" in said for said in found.verdict.sentences)
 
 
 def test_runs_are_chosen_by_number(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_what_an_older_journal_lacks_is_left_open(tmp_path: Path) -> None:
     found = told(made.close())
 
     assert found.verdict.gain is None
-    assert found.verdict.headline == "A better configuration was found and promoted: that of trial 2"
+    assert found.verdict.headline == "A better configuration was found and promoted: trial 2"
 
 
 @pytest.mark.parametrize("part", ['"pairs": "many"', '"candidates": 7', '"gain": {}'])

@@ -1,0 +1,171 @@
+"""The commands `sloguard status` and `sloguard history`: what the journal says."""
+
+import json
+import time
+from typing import Any
+
+import typer
+
+from sidecar.cli.places import ConfigOption, StateFolder, config_of, folder_of
+from sidecar.cli.rendering import AsJson
+from sidecar.engine.process_group import ProcessGroup
+from sidecar.format import address, assignments, setting, when
+from sidecar.record import lock
+from sidecar.record.decisions import Decision, decision_as_json, evidence_as_json
+from sidecar.record.events import Event, EventKind, Operations
+from sidecar.record.journal import Journal, Promoted, Run, StateRecord
+from sidecar.record.states import COMING_UP, State
+from sidecar.record.trial_states import TRIAL_STATES
+from sidecar.record.wording import OUTCOMES, misses_slo
+from vllm_sloguard.guard.start_history import RULE, LearnedLimit
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to ``app``."""
+    for command in (history, status):
+        app.command()(command)
+
+
+def history(state: StateFolder = None, config_file: ConfigOption = None, as_json_: AsJson = False) -> None:
+    """List promotions with their evidence, rollbacks with their reasons, and windows.
+
+    Example: sloguard history -c sloguard.yaml
+    """
+    config = config_of(state, config_file)
+    journal = Journal(config.state, read_only=True)
+    operations = Operations(journal, config.base_digest())
+    current = operations.current()
+    decisions = journal.decisions()
+    promotions = [_promotion(p, current, decisions) for p in operations.promotions()]
+    windows = [_window(e) for e in operations.events([EventKind.WINDOW_ENDED])]
+    if as_json_:
+        print(json.dumps({"promotions": promotions, "windows": windows}))
+        return
+    for p in promotions:
+        evidence = f": {p['evidence']['reason']}" if p["evidence"] else ""
+        print(f"promotion {p['promotion']} of {when(p['at'])}{' (current)' if p['current'] else ''}{evidence}")
+        print(f"  {assignments(p['args'])}")
+        if p["rolled_back_at"]:
+            print(f"  rolled back {when(p['rolled_back_at'])}, quarantined: {p['rollback_reason']}")
+    for w in windows:
+        print(f"window of {when(w['at'])}: {w['shown']}: {w['reason']}")
+    if not promotions and not windows:
+        print("no promotions and no windows yet")
+
+
+def _promotion(p: Promoted, current: Promoted | None, decisions: dict[int, Decision]) -> dict[str, Any]:
+    of_run = decisions.get(p.run) if p.run is not None else None
+    rests_on = decision_as_json(of_run) if of_run else None
+    return {
+        "promotion": p.id,
+        "at": p.at,
+        "run": p.run,
+        "current": current is not None and current.id == p.id,
+        "args": p.args,
+        "evidence": evidence_as_json(p.evidence) if p.evidence else rests_on,
+        "rolled_back_at": p.rolled_back_at,
+        "rollback_reason": p.rollback_reason,
+    }
+
+
+def _window(event: Event) -> dict[str, Any]:
+    content = event.content
+    return {
+        "at": event.at,
+        "outcome": content["outcome"],
+        "decision": event.decision,
+        "shown": event.outcome,
+        "reason": event.reason,
+    }
+
+
+def status(state: StateFolder = None, config_file: ConfigOption = None, as_json_: AsJson = False) -> None:
+    """Show what the sidecar is doing, and why.
+
+    Example: sloguard status sloguard-state
+    """
+    folder = folder_of(state, config_file)
+    journal = Journal(folder, read_only=True)
+    operations = Operations(journal, "")
+    record, run, pid = journal.state(), journal.last_run(), lock.holder(folder)
+    standing = _standing(record, run, pid)
+    paused, windows = operations.paused(), operations.events([EventKind.WINDOW_ENDED], 1)
+    trials = journal.trials(run.id) if run else []
+    missing = misses_slo(trials, run.decision.outcome if run and run.decision else None)
+    facts: dict[str, Any] = {
+        "running": pid is not None,
+        "pid": pid,
+        "standing": standing,
+        "epoch": journal.epoch(),
+        "state": record.state if record else None,
+        "reason": record.reason if record else None,
+        "since": record.at if record else None,
+        "until": record.until if record else None,
+        "paused": {"since": paused.at, "reason": paused.reason} if paused else None,
+        "last_window": _window(windows[-1]) if windows else None,
+        **_serves(journal, operations, record),
+        "run": run.id if run else None,
+        "decision": decision_as_json(run.decision) if run and run.decision else None,
+        "trials": len(trials),
+        "misses_slo": missing.number if missing else None,
+        "rules": [_rule(rule) for rule in journal.rules(time.time())],
+    }
+    if as_json_:
+        print(json.dumps(facts))
+        return
+    for text in standing:
+        print(text)
+    if facts["serves"]:
+        print(f"current configuration: {facts['serves']}, serving at {facts['engine_address']}")
+    if run and missing:
+        label = TRIAL_STATES[missing.status].label
+        print(f"the current configuration misses the SLO: it was {label} in trial {missing.number} of run {run.id}")
+    if paused:
+        print(f"paused: since {when(paused.at)}{f': {paused.reason}' if paused.reason else ''}")
+    if windows:
+        print(f"last window: {when(windows[-1].at)}: {windows[-1].outcome}: {windows[-1].reason}")
+    if run:
+        decision = f"{OUTCOMES[run.decision.outcome]}: {run.decision.reason}" if run.decision else "no decision yet"
+        count = facts["trials"]
+        print(f"last run: {run.id}, {count} trial{'' if count == 1 else 's'}, {decision}")
+    for rule in facts["rules"]:
+        limit = setting(rule["value"], rule["kind"])
+        print(f"learned: {rule['kind']} {limit} until {when(rule['expires_at'])}: {rule['reason']}")
+
+
+def _standing(record: StateRecord | None, run: Run | None, pid: int | None) -> list[str]:
+    """Whether a sidecar is running and what it does; if none is, how the last one ended."""
+    last = f"{record.state} since {when(record.at)}: {record.reason}" if record else ""
+    halted = record is None or record.state == State.HALTED
+    if pid is not None and halted:
+        tunes = run is not None and run.ended_at is None
+        return [f"sidecar: process {pid}, {'`sloguard tune`, not serving' if tunes else 'starting or stopping'}"]
+    if pid is not None:
+        # SERVING can be reached before the window's time is over, but the window has ended by then.
+        until = record.until if record is not None and record.state != State.SERVING else None
+        ends = f"; the window ends at {when(until)}" if until else ""
+        return [f"sidecar: process {pid}", f"state: {last}{ends}"]
+    if record is None:
+        return ["sidecar: not running; `sloguard serve` has never run on this state folder"]
+    if halted:
+        return [f"sidecar: not running; it ended {when(record.at)}: {record.reason}"]
+    return ["sidecar: not running; it was killed, or the machine went down", f"last state: {last}"]
+
+
+def _serves(journal: Journal, operations: Operations, record: StateRecord | None) -> dict[str, str | None]:
+    """The configuration of the serving engine, and its address; None if none is serving."""
+    engines = [e for e in journal.engines() if e.role == "serving" and ProcessGroup(e.identity).leader_alive()]
+    starts = operations.events([EventKind.START], 1)
+    # The start of an engine is only recorded once it is up.
+    if not engines or not starts or record is None or record.state in COMING_UP:
+        return {"serves": None, "engine_address": None}
+    number = starts[-1].content["promotion"]
+    launch = engines[-1].launch
+    return {
+        "serves": "the file's arguments" if number is None else f"promotion {number}",
+        "engine_address": address(launch["host"], launch["port"]),
+    }
+
+
+def _rule(rule: LearnedLimit) -> dict[str, Any]:
+    return json.loads(RULE.dump_json(rule))
