@@ -7,6 +7,7 @@ steady state; a load that was too short for that is repeated once, longer.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from sidecar.config.schema import Objective, Workload
 from sidecar.config.slo import Slo
@@ -23,6 +24,7 @@ from sidecar.measure.verdict import violation
 _HIGHEST_RATE = 16.0
 _LONGEST_S = 180.0
 _MOST_ATTEMPTS = 2  # at one rate
+_WARM_START_S, _FEWEST_WARM = 5.0, 10
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,18 @@ class RateLoad:
 
     rate: float
     load: LoadResult
+
+
+class Loads(Protocol):
+    """The loads that an engine gets."""
+
+    def next_load(self, done: Sequence[RateLoad], *, warm: bool) -> Workload | None:
+        """What to send next; None for no more. ``warm`` tells that the engine needs no warm-up."""
+        ...
+
+    def stop_rule(self, rate: float) -> StopRule:
+        """When a load at ``rate`` ends early."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -110,6 +124,25 @@ class LoadSchedule:
         if isinstance(load.ending, Hopeless) or violation(measure(load, self.slo), self.slo) > 0:
             return False
         return steady_state(load, self.slo) in (SteadyState.STEADY, None)
+
+
+@dataclass(frozen=True)
+class WarmStartLoad:
+    """A few seconds of the first load of ``schedule``: enough for an engine to fill the caches of later starts."""
+
+    schedule: LoadSchedule
+
+    def next_load(self, done: Sequence[RateLoad], *, warm: bool) -> Workload | None:
+        """One load."""
+        first = self.schedule.next_load([], warm=warm)
+        if done or first is None:
+            return None
+        requests = min(first.most_requests, max(math.ceil(first.rate * _WARM_START_S), _FEWEST_WARM))
+        return first.model_copy(update={"requests": requests})
+
+    def stop_rule(self, rate: float) -> StopRule:
+        """Never ends a load early."""
+        return to_the_end
 
 
 def fell_behind(load: LoadResult, slo: Slo) -> bool:

@@ -44,7 +44,8 @@ def _parts(trial: Trial, now: float) -> tuple[float, float, float, float]:
     result = trial.result
     if result is None:
         return 0.0, 0.0, whole, 0.0
-    start_s, warmup_s, stop_s = result.start_s, result.warmup_s or 0.0, result.stop_s or 0.0
+    start_s, stop_s = result.start_s, result.stop_s or 0.0
+    warmup_s = (result.warmup_s or 0.0) + (result.warm_start_s or 0.0)
     if start_s is None:
         return whole - stop_s, 0.0, 0.0, stop_s
     if result.load_s is None:

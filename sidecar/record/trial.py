@@ -112,6 +112,7 @@ class Result:
     warmup_requests: int | None = None
     load_s: float | None = None
     stop_s: float | None = None
+    warm_start_s: float | None = None
 
 
 @dataclass(frozen=True, config=_FROZEN)

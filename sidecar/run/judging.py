@@ -41,6 +41,7 @@ def judged_result(raw: RawTrial, role: Role, config: Config) -> Result:
         start=run.start,
         start_s=run.start_s,
         stop_s=run.stop_s,
+        warm_start_s=raw.warm_start_s,
     )
     if run.crash is not None:
         return result

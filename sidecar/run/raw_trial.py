@@ -1,4 +1,4 @@
-"""What running a plan yields, before anything is judged_result."""
+"""What running a plan yields, before anything is judged."""
 
 from dataclasses import dataclass
 
@@ -54,9 +54,13 @@ class EngineRun:
 
 @dataclass(frozen=True)
 class RawTrial:
-    """The engines that one plan was run on: the last one counts."""
+    """The engines that one plan was run on: the last one counts.
+
+    ``warm_start_s`` is how long an unmeasured start before them took, where there was one.
+    """
 
     runs: tuple[EngineRun, ...]
+    warm_start_s: float | None = None
 
     @property
     def last(self) -> EngineRun:

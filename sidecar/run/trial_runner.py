@@ -9,7 +9,7 @@ from sidecar.engine.engine import Engine, EngineCrashed, Launch
 from sidecar.engine.http import Unanswered
 from sidecar.engine.live_knobs import LiveHub
 from sidecar.measure.load_client import LoadClient, LoadError, LoadTimeoutError
-from sidecar.measure.load_schedule import LoadSchedule, RateLoad
+from sidecar.measure.load_schedule import Loads, LoadSchedule, RateLoad, WarmStartLoad
 from sidecar.measure.requests import LoadResult, StopRule
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record.trial import Plan, Role, StartKind
@@ -63,16 +63,28 @@ class TrialRunner:
         """Whether a trial with ``args`` needs an engine of its own."""
         return not self._trial_engines.reaches(args)
 
-    def run(self, plan: Plan, schedule: LoadSchedule, cancelled: Callable[[], bool]) -> RawTrial:
-        """Runs ``plan``. Raises LoadError when the client itself can't measure, Cancelled."""
+    def run(
+        self, plan: Plan, schedule: LoadSchedule, cancelled: Callable[[], bool], *, warm_start: bool = False
+    ) -> RawTrial:
+        """Runs ``plan``, after a ``warm_start`` on an engine that is not measured, but whose crash counts.
+
+        Raises LoadError when the client itself can't measure, Cancelled.
+        """
         self.warm_up()
+        if warm_start:
+            began = time.monotonic()
+            warming = self._attempt(plan, WarmStartLoad(schedule), cancelled, exact=True)
+            if warming.crash is not None:
+                return RawTrial((warming,))
+            warm_start_s = time.monotonic() - began
+            return RawTrial((self._attempt(plan, schedule, cancelled, exact=True),), warm_start_s)
         first = self._attempt(plan, schedule, cancelled, exact=False)
         if first.conclusive:
             return RawTrial((first,))
         # The start limits, or what earlier trials left behind, may be the cause: run it on an engine of its own.
         return RawTrial((first, self._attempt(plan, schedule, cancelled, exact=True)))
 
-    def _attempt(self, plan: Plan, schedule: LoadSchedule, cancelled: Callable[[], bool], *, exact: bool) -> EngineRun:
+    def _attempt(self, plan: Plan, schedule: Loads, cancelled: Callable[[], bool], *, exact: bool) -> EngineRun:
         def launch(args: Mapping[str, Any]) -> Launch:
             # A plan has been repaired by the guard and runs as it is; the incumbent runs as it serves.
             as_it_serves = plan.role in (Role.BASELINE, Role.REFERENCE)
@@ -87,7 +99,7 @@ class TrialRunner:
             return EngineRun(failed.engine.launch, failed.start, failed.exact, crash=failed.crash, report=report)
         return self._loaded(given, plan, schedule, cancelled)
 
-    def _loaded(self, given: Given, plan: Plan, schedule: LoadSchedule, cancelled: Callable[[], bool]) -> EngineRun:
+    def _loaded(self, given: Given, plan: Plan, schedule: Loads, cancelled: Callable[[], bool]) -> EngineRun:
         """The loads of an engine that is up, and its end, unless the next trial can use it."""
         engine = given.engine
         loads: list[RateLoad] = []

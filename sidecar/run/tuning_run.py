@@ -98,6 +98,7 @@ class Tuner:
         self._knobs = tuple(config.search.knobs)
         self._space = Space(config.search.space_knobs())
         rolled_back = Operations(journal, config.base_digest()).quarantined()
+        self._warm_sides: set[Role] = set()
         self._quarantined = [_values(p.args, self._knobs) for p in rolled_back]
         self._prior = _earlier(config, run, journal, self._knobs, self._quarantined)
 
@@ -207,12 +208,23 @@ class Tuner:
         result: Result | None = None
         try:
             if not plan.refusal:
-                raw = self._runner.run(plan, load_schedule(self._config, plan.role), self._cancelled)
+                schedule, warm_start = load_schedule(self._config, plan.role), self._needs_warm_start(plan)
+                raw = self._runner.run(plan, schedule, self._cancelled, warm_start=warm_start)
                 self._learn_from(raw, plan.role)
                 result = judged_result(raw, plan.role, self._config)
         finally:
             self._notify(self._journal.end_trial(trial, result))
         self._check_measured()
+
+    def _needs_warm_start(self, plan: Plan) -> bool:
+        """Whether this is the first ordinary start of its side in this process.
+
+        It reads a cold page cache and fills the compile caches, so what it measures is slower than what comes after.
+        """
+        if plan.role not in VALIDATING or plan.role in self._warm_sides:
+            return False
+        self._warm_sides.add(plan.role)
+        return True
 
     def _learn_from(self, raw: RawTrial, role: Role) -> None:
         for run in raw.runs:

@@ -17,6 +17,7 @@ from sidecar.measure.requests import LoadResult, RequestResult
 from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.durations import seconds_of
 from sidecar.record.journal import Journal
+from sidecar.record.time_breakdown import spent
 from sidecar.record.trial import VALIDATING, Plan, Result, Role, StartKind, Trial, TrialStatus
 from sidecar.record.wording import why
 from sidecar.run.raw_trial import EngineRun, PluginReport, RawTrial
@@ -35,6 +36,7 @@ class Starts:
     def __init__(self, ends: int = 1000, lag_s: float = 0.0) -> None:
         self.left = ends
         self.lag_s = lag_s
+        self.warm_starts: list[tuple[Role, int]] = []
         self.count = 0
 
     def release(self) -> None:
@@ -44,8 +46,12 @@ class Starts:
         """Every trial has an engine of its own."""
         return True
 
-    def run(self, plan: Plan, schedule: LoadSchedule, cancelled: Callable[[], bool]) -> RawTrial:
+    def run(
+        self, plan: Plan, schedule: LoadSchedule, cancelled: Callable[[], bool], *, warm_start: bool = False
+    ) -> RawTrial:
         """One load."""
+        if warm_start:
+            self.warm_starts.append((plan.role, self.count))
         assert not cancelled()
         if self.left == 0:
             raise Cancelled
@@ -194,9 +200,10 @@ def test_validations_are_expected_to_take_an_ordinary_start_each() -> None:
 
     forked = [done(Role.BASELINE, 14, 10), done(Role.SEARCH, 12, 9)]
 
-    assert seconds_of([], 1, 6, start_s=30) == 6 * 30
-    assert seconds_of(forked, 1, 6, start_s=30) == 14 + 6 * (30 + 11)
-    assert seconds_of([*forked, done(Role.REFERENCE, 50, 10)], 0, 2, start_s=30) == 2 * 50
+    # One unmeasured start on each side comes first.
+    assert seconds_of([], 1, 6, start_s=30) == (2 + 6) * 30
+    assert seconds_of(forked, 1, 6, start_s=30) == 14 + 2 * 30 + 6 * (30 + 11)
+    assert seconds_of([*forked, done(Role.REFERENCE, 50, 10)], 0, 2, start_s=30) == 2 * 50 + 30
 
 
 def test_trials_whose_requests_were_sent_late_do_not_count_and_end_the_run(config: Config) -> None:
@@ -207,3 +214,24 @@ def test_trials_whose_requests_were_sent_late_do_not_count_and_end_the_run(confi
     assert [t.status for t in trials] == [TrialStatus.ABORTED] * 3
     assert all(t.result is not None and t.result.measurement is None for t in trials)
     assert all("fell behind" in why(t) for t in trials)
+
+
+def test_the_first_start_of_each_side_is_not_measured(config: Config) -> None:
+    """It reads a cold page cache and compiles; both sides pay for that before anything is compared."""
+    starts = Starts()
+
+    tune(config, starts)
+
+    # After a baseline and two trials of the search; the candidate's is the next one.
+    assert starts.warm_starts == [(Role.REFERENCE, 3), (Role.VALIDATION, 4)]
+
+
+def test_an_unmeasured_start_is_not_expected_to_happen_again() -> None:
+    def done(role: Role, took_s: float, warm_start_s: float) -> Trial:
+        result = Result(start_s=34.0, load_s=10.0, stop_s=1.0, warm_start_s=warm_start_s)
+        return Trial(1, 1, Plan(role, {}, {}, "", ""), 100.0, 100.0 + took_s, result)
+
+    pair = [done(Role.REFERENCE, 90, 45), done(Role.VALIDATION, 88, 43)]
+
+    assert seconds_of(pair, 0, 4, start_s=30) == 4 * 45
+    assert spent(pair[:1], now=190.0).warming_up == 45
