@@ -71,6 +71,7 @@ class Record:
     e2e_p99_ms: float | None = None
     aborted: int = 0
     failed: int = 0
+    largest_gap_p99_ms: float | None = None
 
 
 def _with_tpot(content: object) -> object:
@@ -144,12 +145,13 @@ def summarize(
         requests_per_s,
         sum(r.prompt_tokens for r in counted) / count if count else 0.0,
         sum(r.output_tokens for r in counted) / count if count else 0.0,
-        p99([ms for r in counted if (ms := _ttft_ms(r)) is not None]),
+        p99([ms for r in counted if (ms := ttft_or_wait_ms(r)) is not None]),
         None if itl_p99_s is None else itl_p99_s * 1000,
         p99([r.tpot_ms for r in counted if r.tpot_ms is not None]),
         p99([r.e2e_ms for r in completed]),
         len(requests) - count,
         sum(r.failed for r in counted),
+        p99([r.largest_gap_ms for r in counted if r.largest_gap_ms is not None]),
     )
 
 
@@ -163,7 +165,7 @@ def latency_s(request: UserRequest, limit: LatencyLimit) -> float | None:
     """What ``limit`` applies to, in seconds; None where the request has none."""
     match limit.kind:
         case LatencyKind.TTFT:
-            ms = _ttft_ms(request)
+            ms = ttft_or_wait_ms(request)
         case LatencyKind.ITL:
             ms = _itl_ms(request, limit)
         case LatencyKind.TPOT:
@@ -173,8 +175,8 @@ def latency_s(request: UserRequest, limit: LatencyLimit) -> float | None:
     return None if ms is None else ms / 1000
 
 
-def _ttft_ms(request: UserRequest) -> float | None:
-    """Who gave up without a token has waited for the first one until then."""
+def ttft_or_wait_ms(request: UserRequest) -> float | None:
+    """Time to the first token; of a request that was aborted without one, how long its client waited for it."""
     return request.e2e_ms if request.ttft_ms is None and request.aborted else request.ttft_ms
 
 

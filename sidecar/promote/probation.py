@@ -1,28 +1,40 @@
-"""Whether what was promoted may stay, judged by real requests and by crashes. Pure.
+"""Whether a promotion may stay, judged by real users' requests and by crashes. Pure.
 
-It may not when
+It is rolled back when
 
-1. it misses the SLO: of at least ``min_requests`` requests, the share that missed a limit or failed is ``burn`` times
-   the error budget, and not below the share that the incumbent missed under comparable traffic;
-2. it is slower than the incumbent was: more of its requests than chance explains (a one-sided binomial test at
-   1 in 1000) are slower, by ``tolerance``, than the 99th percentile of the incumbent's own requests before the window,
-   where these were at least ``min_requests`` too and the traffic is comparable; or
+1. it burns the error budget: of at least ``min_requests`` requests, the share that missed a limit or failed is at least
+   ``burn`` times the budget, and under comparable traffic more than the incumbent's own misses explain;
+2. it is slower than the incumbent was: more of its requests than chance explains are above the incumbent's p99 from
+   before the window by more than ``tolerance``, in TTFT, TPOT or their largest gap between tokens; the incumbent needs
+   ``min_requests`` too, under comparable traffic; or
 3. it crashes ``crashes`` times within ``crashes_within`` seconds, in probation or after it.
 
 Traffic is comparable where its rate is within a factor of 2 and its mean prompt and output are within one of 1.5.
+
+The incumbent's p99 is an order statistic of n0 requests, not the truth. If nothing has changed, the probability of a
+request above the value of rank r is distributed as Beta(n0 - r + 1, r), whatever the latencies' distribution, and the
+number of such requests among n as a beta-binomial: that is the test (the exceedance test). Its error of FALSE_ALARMS in
+all is shared by the statistics and by the analyses: after ``min_requests``, each 1.5 times as many, and at the end.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
+
 from sidecar.config.slo import Slo
 from sidecar.config.window import Probation
-from sidecar.observe.user_requests import Record, UserRequest, summarize
+from sidecar.observe.user_requests import Record, UserRequest, judged, summarize, ttft_or_wait_ms
+from vllm_sloguard.latency import nearest_rank
 
-# The limits are on 99th percentiles.
-_BUDGET = 0.01
-_CHANCE = 0.001
+# The share of promotions without a regression that are rolled back for one, at most.
+FALSE_ALARMS = 0.005
+_P99 = 0.99
+# Analyses from 200 requests to a million are 21; a sample that is thinned out adds a few.
+_ANALYSES = 30
+_GROWTH = 1.5
 _RATES_WITHIN, _LENGTHS_WITHIN = 2.0, 1.5
 
 
@@ -50,7 +62,7 @@ class Ruling:
         return self.verdict not in (ProbationVerdict.GOES_ON, ProbationVerdict.PASSED)
 
 
-def judge(  # noqa: PLR0917 - all that the rule looks at
+def judge(  # noqa: PLR0917 - all that the rule depends on
     before: Record | None,
     requests: Sequence[UserRequest],
     requests_per_s: float | None,
@@ -59,19 +71,28 @@ def judge(  # noqa: PLR0917 - all that the rule looks at
     left_s: float,
 ) -> Ruling:
     """The ruling on the ``requests`` since the promotion, ``left_s`` seconds before the probation ends."""
-    now = summarize(requests, slo, requests_per_s)
+    counted = judged(requests, slo)
+    now = summarize(counted, slo, requests_per_s)
     enough = now.requests >= rule.min_requests
-    alike = before is not None and before.requests >= rule.min_requests and comparable(before, now)
-    if enough and (burn := _burns(now, before if alike else None, slo, rule)):
+    reference = before if before and before.requests >= rule.min_requests and comparable(before, now) else None
+    if enough and (burn := _burns(now, reference, slo, rule)):
         return Ruling(ProbationVerdict.SLO_BURN, burn)
-    if enough and alike and before is not None and (slower := _slower(before, requests, rule)):
+    due = counted[: _analysed(len(counted), rule.min_requests)] if left_s > 0 else counted
+    if enough and reference and (slower := _slower(reference, due, rule)):
         return Ruling(ProbationVerdict.REGRESSION, slower)
     if left_s > 0:
-        return Ruling(ProbationVerdict.GOES_ON, f"on probation for {left_s:.0f} s more, {now.requests} requests so far")
+        return Ruling(ProbationVerdict.GOES_ON, f"{left_s:.0f} s of the probation left, {len(counted)} requests")
     if not enough:
         return Ruling(ProbationVerdict.PASSED, f"{now.requests} requests in the probation were too few to judge by")
-    with_what = "no worse than the incumbent was" if alike else "no comparable traffic of the incumbent"
-    return Ruling(ProbationVerdict.PASSED, f"{now.requests} requests, {now.missed} of them missed the SLO; {with_what}")
+    than = "no worse than the incumbent" if reference else "no comparable traffic of the incumbent"
+    return Ruling(ProbationVerdict.PASSED, f"{now.requests} requests, {now.missed} of them missed the SLO; {than}")
+
+
+def _analysed(count: int, least: int) -> int:
+    """The requests of the last analysis that is due."""
+    if count < least:
+        return 0
+    return math.ceil(least * _GROWTH ** math.floor(math.log(count / least, _GROWTH) + 1e-9))
 
 
 def comparable(before: Record, now: Record) -> bool:
@@ -94,35 +115,52 @@ def crash_loop(times: Sequence[float], now: float, rule: Probation) -> Ruling | 
 
 
 def _burns(now: Record, before: Record | None, slo: Slo, rule: Probation) -> str:
-    budget = max(_BUDGET, slo.error_rate)
-    share = now.missed / now.requests
-    if share < rule.burn * budget or (before is not None and share <= before.missed / before.requests):
+    missed, count = now.missed, now.requests
+    budget = max(1 - _P99, slo.error_rate)
+    if missed < rule.burn * budget * count - 1e-9:
         return ""
-    return f"{now.missed} of {now.requests} requests missed the SLO, {share / budget:.1f} times the error budget"
+    if before is not None and not _is_more(missed, count, before.missed, before.requests):
+        return ""
+    return f"{missed} of {count} requests missed the SLO, {missed / count / budget:.1f} times the error budget"
+
+
+_Latency = Callable[[UserRequest], float | None]
 
 
 def _slower(before: Record, requests: Sequence[UserRequest], rule: Probation) -> str:
-    looked_at: tuple[tuple[str, float | None, Callable[[UserRequest], float | None]], ...] = (
-        ("TTFT", before.ttft_p99_ms, lambda r: r.ttft_ms),
-        ("TPOT", before.tpot_p99_ms, lambda r: r.tpot_ms),
+    statistics: tuple[tuple[str, float | None, _Latency], ...] = (
+        ("a TTFT", before.ttft_p99_ms, ttft_or_wait_ms),
+        ("a TPOT", before.tpot_p99_ms, lambda r: r.tpot_ms),
+        ("a gap between tokens", before.largest_gap_p99_ms, lambda r: r.largest_gap_ms),
     )
-    for name, p99_ms, of in looked_at:
+    beyond = before.requests - nearest_rank(before.requests, _P99)
+    for name, p99_ms, of in statistics:
         measured = [ms for r in requests if (ms := of(r)) is not None]
         if p99_ms is None or len(measured) < rule.min_requests:
             continue
         limit_ms = p99_ms * (1 + rule.tolerance)
         above = sum(ms > limit_ms for ms in measured)
-        if binomial_tail(above, len(measured), _BUDGET) < _CHANCE:
-            share = f"{above} of {len(measured)} requests had a {name} above {limit_ms:.4g} ms"
+        if _is_more(above, len(measured), beyond, before.requests):
+            share = f"{above} of {len(measured)} requests had {name} above {limit_ms:.4g} ms"
             return f"{share}, which the incumbent's p99 of {p99_ms:.4g} ms does not explain"
     return ""
 
 
-def binomial_tail(count: int, of: int, chance: float) -> float:
-    """The probability of ``count`` or more successes in ``of`` trials, each of the probability ``chance``."""
-    from scipy.special import bdtrc  # pyright: ignore
+def _is_more(count: int, of: int, count_before: int, of_before: int) -> bool:
+    """Whether ``count`` of ``of`` requests is more than chance explains, at the error of one statistic and analysis."""
+    return exceedance_tail(count, of, count_before, of_before) < FALSE_ALARMS / (4 * _ANALYSES)
 
-    return float(bdtrc(count - 1, of, chance)) if count > 0 else 1.0  # pyright: ignore[reportUnknownArgumentType]
+
+def exceedance_tail(count: int, of: int, count_before: int, of_before: int) -> float:
+    """The probability that ``count`` or more of ``of`` requests exceed what ``count_before`` of ``of_before`` exceeded.
+
+    Under the same distribution; the beta-binomial with the parameters count_before + 1 and of_before - count_before.
+    """
+    from scipy.special import betaln, gammaln  # pyright: ignore
+
+    a, b, k = count_before + 1, max(of_before - count_before, 1), np.arange(count, of + 1)
+    logs = gammaln(of + 1) - gammaln(k + 1) - gammaln(of - k + 1) + betaln(k + a, of - k + b) - betaln(a, b)  # pyright: ignore[reportUnknownVariableType]
+    return min(float(np.exp(logs).sum()), 1.0)  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _within(a: float, b: float, factor: float) -> bool:

@@ -1,21 +1,23 @@
 """When a promotion is taken back by itself, case by case."""
 
-import random
+import math
 
+import numpy as np
 import pytest
 
 from sidecar.config.slo import Slo
 from sidecar.config.window import Probation
-from sidecar.observe.user_requests import Record, UserRequest, missed_slo, summarize
-from sidecar.promote.probation import ProbationVerdict, binomial_tail, comparable, crash_loop, judge
+from sidecar.observe.user_requests import OwnItls, Record, UserRequest, missed_slo, summarize
+from sidecar.promote.probation import FALSE_ALARMS, ProbationVerdict, comparable, crash_loop, exceedance_tail, judge
+from vllm_sloguard.latency import nearest_rank
 
 SLO = Slo(ttft_p99_ms=500, itl_p99_ms=50, e2e_p99_ms=5000, error_rate=0.01)
 RULE = Probation()
 
 
 def requests(count: int, ttft_ms: float = 100.0, *, slow: int = 0, slow_ms: float = 0.0) -> list[UserRequest]:
-    """``count`` requests of which the last ``slow`` ones take ``slow_ms`` to their first token."""
-    times = [ttft_ms] * (count - slow) + [slow_ms] * slow
+    """``count`` requests of which ``slow``, evenly spread, take ``slow_ms`` to their first token."""
+    times = [slow_ms if (n + 1) * slow // count > n * slow // count else ttft_ms for n in range(count)]
     return [UserRequest(float(i), ms, 10.0, 1000.0, 500, 100) for i, ms in enumerate(times)]
 
 
@@ -35,7 +37,7 @@ def test_good_requests_go_on_and_pass() -> None:
     verdict, reason = ruled(requests(1000), before(), left_s=0)
     assert (verdict, reason) == (
         ProbationVerdict.PASSED,
-        "1000 requests, 0 of them missed the SLO; no worse than the incumbent was",
+        "1000 requests, 0 of them missed the SLO; no worse than the incumbent",
     )
 
 
@@ -62,19 +64,57 @@ def test_slo_burn() -> None:
 def test_no_burn_where_the_incumbent_missed_as_much_under_the_same_traffic() -> None:
     real = requests(1000, slow=100, slow_ms=900.0)
     assert ruled(real, before(ttft_p99_ms=1000.0, missed=100))[0] is ProbationVerdict.GOES_ON
-    assert ruled(real, before(ttft_p99_ms=1000.0, missed=99))[0] is ProbationVerdict.SLO_BURN
+    # Its share is known from a sample too: 90 of 1000 is no difference, 40 is one.
+    assert ruled(real, before(ttft_p99_ms=1000.0, missed=90))[0] is ProbationVerdict.GOES_ON
+    assert ruled(real, before(ttft_p99_ms=1000.0, missed=40))[0] is ProbationVerdict.SLO_BURN
     # Its record under another traffic excuses nothing.
     assert ruled(real, before(ttft_p99_ms=1000.0, missed=100, rate=1.0))[0] is ProbationVerdict.SLO_BURN
 
 
 def test_a_regression_within_the_slo() -> None:
     # The incumbent's p99 of 120 ms and a quarter more is 150 ms.
-    assert ruled(requests(1000, slow=40, slow_ms=149.0), before())[0] is ProbationVerdict.GOES_ON
-    verdict, reason = ruled(requests(1000, slow=40, slow_ms=151.0), before())
+    assert ruled(requests(1000, slow=50, slow_ms=149.0), before(), left_s=0)[0] is ProbationVerdict.PASSED
+    verdict, reason = ruled(requests(1000, slow=50, slow_ms=151.0), before(), left_s=0)
     assert verdict is ProbationVerdict.REGRESSION
-    assert "40 of 1000 requests had a TTFT above 150 ms" in reason
+    assert "50 of 1000 requests had a TTFT above 150 ms" in reason
     # One in a hundred is what a p99 is.
-    assert ruled(requests(1000, slow=10, slow_ms=400.0), before())[0] is ProbationVerdict.GOES_ON
+    assert ruled(requests(1000, slow=10, slow_ms=400.0), before(), left_s=0)[0] is ProbationVerdict.PASSED
+    # The p99 of 200 requests is hardly known: 50 of 1000 may be the incumbent's own share.
+    assert ruled(requests(1000, slow=50, slow_ms=151.0), before(200), left_s=0)[0] is ProbationVerdict.PASSED
+
+
+def test_a_regression_is_found_at_the_next_analysis_long_before_the_end() -> None:
+    real = requests(1000, slow=250, slow_ms=400.0)
+    assert ruled(real[:299], before())[0] is ProbationVerdict.REGRESSION  # the analysis of 200
+    assert ruled(requests(299, slow=12, slow_ms=400.0), before())[0] is ProbationVerdict.GOES_ON
+
+
+def test_a_stall_between_tokens_is_a_regression() -> None:
+    """One gap of 2 s in a request of 100 tokens: its TTFT and mean gap look as before."""
+
+    def served(largest_ms: float) -> list[UserRequest]:
+        return [
+            UserRequest(0.0, 100.0, 12.0, 1500.0, 500, 100, itl=OwnItls(10.0, 12.0, 14.0, 16.0, largest_ms))
+            for _ in range(400)
+        ]
+
+    loose = Slo(ttft_p99_ms=500)
+    earlier = summarize(served(30.0), loose, 4.0)
+
+    ruling = judge(earlier, served(2000.0), 4.0, loose, RULE, 60.0)
+
+    assert ruling.verdict is ProbationVerdict.REGRESSION
+    assert "300 of 300 requests had a gap between tokens above 37.5 ms" in ruling.reason
+
+
+def test_clients_that_give_up_late_count_and_quick_aborts_do_not() -> None:
+    def aborted(after_ms: float) -> list[UserRequest]:
+        return [UserRequest(0.0, None, None, after_ms, 500, 0, aborted=True) for _ in range(100)]
+
+    kept = requests(900)
+    assert ruled([*kept, *aborted(400.0)], None)[0] is ProbationVerdict.GOES_ON
+    verdict, reason = ruled([*kept, *aborted(600.0)], None)
+    assert (verdict, reason[:28]) == (ProbationVerdict.SLO_BURN, "100 of 1000 requests missed ")
 
 
 @pytest.mark.parametrize(
@@ -94,32 +134,57 @@ def test_longer_prompts_are_another_traffic() -> None:
     assert not comparable(before(), now)
 
 
-def test_the_incumbent_again_is_not_rolled_back() -> None:
-    """A/A: 200 probations of 2000 requests, looked at after every 100 of them, with long-tailed latencies."""
-    draw = random.Random(1)
-
-    def real(count: int) -> list[UserRequest]:
-        return [UserRequest(0.0, draw.lognormvariate(4.5, 0.3), 10.0, 900.0, 500, 100) for _ in range(count)]
-
-    rolled_back = 0
-    for _ in range(200):
-        earlier, now = summarize(real(500), SLO, 4.0), real(2000)
-        rolled_back += any(
-            judge(earlier, now[:seen], 4.0, SLO, RULE, 60.0).rolls_back for seen in range(200, 2001, 100)
-        )
-    assert rolled_back <= 2
+def lognormal(draw: np.random.Generator, count: int, factor: float = 1.0) -> list[UserRequest]:
+    ttfts, tpots, gaps = (factor * np.exp(draw.normal(mean, 0.3, count)) for mean in (4.0, 2.3, 3.0))
+    return [
+        UserRequest(0.0, float(ttft), float(tpot), 900.0, 500, 100, itl=OwnItls(10.0, 10.0, 10.0, 10.0, float(gap)))
+        for ttft, tpot, gap in zip(ttfts, tpots, gaps, strict=True)
+    ]
 
 
-def test_what_is_half_slower_is_rolled_back() -> None:
-    draw = random.Random(2)
+POLLED = (200, 300, 450, 675, 1013, 1500)
+
+
+def share_rolled_back(reference: int, factor: float, windows: int, *, tolerance: float) -> float:
+    """Of probations that are judged at POLLED requests, and after the last, with long-tailed latencies."""
+    draw, rule, loose = (
+        np.random.default_rng(reference),
+        RULE.model_copy(update={"tolerance": tolerance}),
+        Slo(ttft_p99_ms=9e9),
+    )
     found = 0
-    for _ in range(50):
-        earlier = summarize(
-            [UserRequest(0, draw.lognormvariate(4.5, 0.3), None, 900, 500, 100) for _ in range(500)], SLO, 4
+    for _ in range(windows):
+        earlier, now = summarize(lognormal(draw, reference), loose, 4.0), lognormal(draw, POLLED[-1], factor)
+        found += any(
+            judge(earlier, now[:seen], 4.0, loose, rule, 0.0 if seen == POLLED[-1] else 60.0).rolls_back
+            for seen in POLLED
         )
-        now = [UserRequest(0, 1.5 * draw.lognormvariate(4.5, 0.3), None, 900, 500, 100) for _ in range(1000)]
-        found += judge(earlier, now, 4.0, SLO, RULE, 60.0).verdict is ProbationVerdict.REGRESSION
-    assert found >= 45
+    return found / windows
+
+
+@pytest.mark.parametrize("reference", [200, 1000])
+def test_the_incumbent_again_is_rolled_back_no_more_often_than_stated(reference: int) -> None:
+    """Without a tolerance to help. With the incumbent's p99 taken as exact, it was several in a hundred."""
+    windows = 150
+    found = share_rolled_back(reference, 1.0, windows, tolerance=0.0)
+
+    assert found <= FALSE_ALARMS + 3.09 * math.sqrt(FALSE_ALARMS / windows)
+
+
+def test_the_exceedance_test_is_exact() -> None:
+    """Ranks do not depend on the distribution: uniform values stand for all."""
+    draw, of, before_of = np.random.default_rng(1), 500, 200
+    beyond = before_of - nearest_rank(before_of, 0.99)
+    thresholds = np.sort(draw.random((20_000, before_of)), axis=1)[:, before_of - beyond - 1]
+    above = draw.binomial(of, 1 - thresholds)
+
+    for count in (10, 20, 30):
+        assert exceedance_tail(count, of, beyond, before_of) == pytest.approx(float(np.mean(above >= count)), abs=0.012)
+
+
+@pytest.mark.parametrize(("reference", "factor", "least"), [(200, 2.0, 0.9), (1000, 1.6, 0.9)])
+def test_what_is_much_slower_is_rolled_back(reference: int, factor: float, least: float) -> None:
+    assert share_rolled_back(reference, factor, 20, tolerance=RULE.tolerance) >= least
 
 
 @pytest.mark.parametrize(
@@ -147,10 +212,3 @@ def test_a_crash_loop(times: list[float], loops: bool) -> None:
 )
 def test_a_miss(request_: UserRequest, expected: bool) -> None:
     assert missed_slo(request_, SLO) is expected
-
-
-def test_the_binomial_tail() -> None:
-    assert binomial_tail(0, 10, 0.5) == 1.0
-    assert binomial_tail(10, 10, 0.5) == pytest.approx(0.5**10)
-    assert binomial_tail(1, 100, 0.01) == pytest.approx(1 - 0.99**100)
-    assert binomial_tail(400, 10_000, 0.01) == pytest.approx(0.0, abs=1e-9)
