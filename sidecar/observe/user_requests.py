@@ -128,20 +128,21 @@ def rate(traffic: Traffic, now: float, over_s: float) -> float | None:
 
 def judged(requests: Iterable[UserRequest], slo: Slo) -> list[UserRequest]:
     """The requests that count against the SLO: all but those that were aborted before they had missed a limit."""
-    return [r for r in requests if not r.aborted or missed_slo(r, slo)]
+    limits = slo.per_request
+    return [r for r in requests if not r.aborted or _missed(r, limits)]
 
 
 def summarize(
     requests: Sequence[UserRequest], slo: Slo, requests_per_s: float | None, gaps: GapHistogram | None = None
 ) -> Record:
     """The record of ``requests``; ``gaps`` are those between their tokens."""
-    counted = judged(requests, slo)
+    counted, limits = judged(requests, slo), slo.per_request
     count = len(counted)
     completed = [r for r in counted if not r.failed]
     itl_p99_s = gaps.percentile(0.99) if gaps is not None else None
     return Record(
         count,
-        sum(missed_slo(r, slo) for r in counted),
+        sum(_missed(r, limits) for r in counted),
         requests_per_s,
         sum(r.prompt_tokens for r in counted) / count if count else 0.0,
         sum(r.output_tokens for r in counted) / count if count else 0.0,
@@ -157,7 +158,10 @@ def summarize(
 
 def missed_slo(request: UserRequest, slo: Slo) -> bool:
     """Whether it failed, was above a limit, or was aborted after a limit had passed."""
-    limits = slo.per_request
+    return _missed(request, slo.per_request)
+
+
+def _missed(request: UserRequest, limits: Sequence[LatencyLimit]) -> bool:
     return request.failed or not within_limits(limits, lambda limit: latency_s(request, limit))
 
 
