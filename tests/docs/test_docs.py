@@ -120,9 +120,9 @@ def test_the_example_s_other_candidate_is_measured_again(tmp_path: Path) -> None
     config = configured(tmp_path)
     trials = run_of(config, [650.0, 731.0, 790.0])
     assert promotion.next_role(trials, config) is not None
-    logs = [[-math.log(ms) for ms, _ in example()[INCUMBENT]], [-math.log(ms) for ms in (650, 731, 790)]]
+    ours, theirs = [-math.log(ms) for ms, _ in example()[INCUMBENT]], [-math.log(ms) for ms in (650, 731, 790)]
     plan, error = config.promotion.pairs, 0.9 * (1 - config.promotion.confidence)
-    found = statistics.compare(*logs, statistics.error_level(error, plan, 3, last=False), floor=0.01)
+    found = statistics.compare(ours, theirs, statistics.error_level(error, plan, 3, last=False), floor=0.01)
     share = [1 - math.exp(-log) for log in (found.log_ratio, found.low, found.high)]
     final = statistics.error_level(error, plan, plan[-1], last=True)
     chance = statistics.chance_of_success(found, 3 / plan[-1], final, -math.log1p(-config.promotion.min_gain))
