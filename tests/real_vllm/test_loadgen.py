@@ -1,8 +1,6 @@
-"""The load client with vLLM's own benchmark in it, against an engine whose faults are known."""
+"""The load client, which runs vLLM's own benchmark, against a scripted engine."""
 
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -19,14 +17,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 MODEL = str(DEMO / "model")
 LOAD = Workload(rate=50, requests=40, input_tokens=16, output_tokens=8, warmup_requests=0, request_timeout_s=20)
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadClient]:
-    """One client for all loads: that it serves the next one after any end is part of what is tested."""
-    started = LoadClient(sys.executable, tmp_path_factory.mktemp("load") / "client.log", {"HF_HUB_OFFLINE": "1"})
-    yield started
-    started.close()
 
 
 def send(client: LoadClient, engine: StreamingEngine, workload: Workload, watch: StopRule = to_the_end) -> LoadResult:

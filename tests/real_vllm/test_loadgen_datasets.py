@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 MODEL = str(DEMO / "model")
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadClient]:
-    started = LoadClient(sys.executable, tmp_path_factory.mktemp("load") / "client.log", {"HF_HUB_OFFLINE": "1"})
-    yield started
-    started.close()
-
-
 def workload(name: Dataset, path: Path) -> Workload:
     return Workload(
         rate=50, requests=20, input_tokens=32, output_tokens=8, warmup_requests=0, request_timeout_s=120,
@@ -33,7 +25,7 @@ def workload(name: Dataset, path: Path) -> Workload:
 
 
 def lengths(client: LoadClient, given: Workload) -> list[int]:
-    """The tokens of each answer: one more than the times between them."""
+    """The output tokens of each request: one more than its inter-token gaps."""
     with serving(StreamingEngine(seats=8, step_s=0.002)) as engine:
         load = client.run(given, engine.url, MODEL, MODEL, lambda: False)
     assert [r.error for r in load.requests] == [""] * 20
