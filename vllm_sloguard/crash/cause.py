@@ -61,6 +61,7 @@ class CauseFinder:
         self._tracebacks: dict[tuple[str, str], _Traceback] = {}
         self._last: LogRecord | None = None
         self._growing: CauseLine | None = None
+        self._growing_level = ""
         self._to_grow = 0
 
     def result(self) -> tuple[CauseLine | None, str]:
@@ -216,9 +217,9 @@ class CauseFinder:
             self._best[rank] = line
         if header := _VALIDATION.search(evidence):
             line = self._swap(line, replace(line, evidence=header[1]))
-            self._growing, self._to_grow = line, _VALIDATION_LINES
+            self._growing, self._growing_level, self._to_grow = line, record.level, _VALIDATION_LINES
         elif evidence.endswith(":") and texts.EXCEPTION_LINE.match(evidence):
-            self._growing, self._to_grow = line, 1
+            self._growing, self._growing_level, self._to_grow = line, record.level, 1
         return line
 
     @staticmethod
@@ -251,7 +252,7 @@ class CauseFinder:
         unfinished = line.evidence.endswith(":")
         if (
             self._to_grow < 0
-            or record.process != line.process
+            or (record.process, record.level) != (line.process, self._growing_level)
             or texts.TRACEBACK in text
             or (texts.EXCEPTION_LINE.match(text) and not unfinished)
             or text.startswith("For further information")

@@ -207,6 +207,14 @@ def test_a_port_taken_after_startup_is_a_failed_start() -> None:
     assert crash.evidence.startswith("[Errno 98] error while attempting to bind on address ('0.0.0.0', 44319)")
 
 
+def test_a_validation_error_ends_where_another_record_starts() -> None:
+    text = (
+        traceback("pydantic_core.ValidationError: 1 validation error for ModelConfig") + "\n  Value error, no such file"
+    )
+    crash = classify(f"{text}\nERROR:root:Exiting", exit_code=1)
+    assert crash.evidence == "1 validation error for ModelConfig: Value error, no such file"
+
+
 def test_the_line_number_of_a_validation_error_is_its_message() -> None:
     crash = classify(LOGS["pydantic with a header"][0], exit_code=1)
     assert crash.line_number == 5
