@@ -51,7 +51,7 @@ _VLLM = re.compile(
 )
 _LEVEL = re.compile(
     r"(?:\| )?(?:[\w.]{1,80} - |\[)?(DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)"
-    r"(?:\s*(?:\]|:root:|:|\||-)|\s+[\w.]{1,60}\.py:\d+ (?:--|\]))(?=\s|$)\s*"
+    r"(?::[A-Za-z][\w.]{0,60}:(?=\S)|\s*(?:\]|:|\||-)(?=\s|$)|\s+[\w.]{1,60}\.py:\d+ (?:--|\])(?=\s|$))\s*"
 )
 _LEVELS = {
     "WARN": "WARNING",
