@@ -29,7 +29,7 @@ from sidecar.config.slo import Slo
 from sidecar.measure import verdict
 from sidecar.measure.early_stop import Rules
 from sidecar.measure.measurement import measure
-from sidecar.measure.partial_load import Hopeless
+from sidecar.measure.partial_load import EarlyStop
 from sidecar.measure.requests import Ending, InFlight, LoadProgress, LoadResult, RequestResult
 
 LOADS = Path(__file__).parent / "results" / "early-stop-loads.jsonl"
@@ -51,19 +51,14 @@ class Outcome:
     @property
     def stopped(self) -> bool:
         """As hopeless."""
-        return isinstance(self.ending, Hopeless)
+        return isinstance(self.ending, EarlyStop)
 
     @property
     def reason(self) -> str:
         """In a word or two."""
-        why = self.ending.why if self.ending is not None else "to the end"
-        kinds = {
-            "may": "arithmetic",
-            "allowed": "arithmetic",
-            "confidence": "sequential test",
-            "over-saturated": "trend",
-        }
-        return next((kind for word, kind in kinds.items() if word in why), why)
+        if self.ending is None:
+            return "to the end"
+        return str(self.ending.reason) if isinstance(self.ending, EarlyStop) else str(self.ending.how)
 
 
 def replay(recorded: Recorded, *, fixed: bool) -> Outcome:
@@ -79,7 +74,7 @@ def replay(recorded: Recorded, *, fixed: bool) -> Outcome:
         ending = rules(progress_at(requests, tick * _TICK_S))
         if ending is not None:
             ended_s = tick * _TICK_S
-            if not isinstance(ending, Hopeless):
+            if not isinstance(ending, EarlyStop):
                 # Those in flight are waited for.
                 ended_s = max(end for r, end in zip(requests, ends, strict=True) if (r.start_s or 0.0) <= ended_s)
             break

@@ -20,8 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from sidecar.bench.landscape import Landscape, load_landscapes
-from sidecar.bench.simulate import SimulatedGuard, simulate
-from sidecar.search.contract import ObservedStatus
+from sidecar.bench.simulate import SimulatedGuard, SimulationOptions, simulate, whole_load_ms
 from sidecar.search.registry import DEFAULT
 from vllm_sloguard.knobs import KnobValues
 
@@ -57,10 +56,10 @@ def latency_ms(landscape: Landscape, config: KnobValues, repeats: Repeats, below
     seen: list[float] = []
     slower = 0
     for trial in range(repeats.trials):
-        verdict = landscape.evaluate(config, np.random.default_rng([2, repeats.stream, trial]))
-        if verdict.outcome is ObservedStatus.FEASIBLE and verdict.latency_ms is not None:
-            seen.append(verdict.latency_ms)
-            slower += verdict.latency_ms >= below
+        measured_ms = whole_load_ms(landscape, config, np.random.default_rng([2, repeats.stream, trial]))
+        if measured_ms is not None:
+            seen.append(measured_ms)
+            slower += measured_ms >= below
         if trial + 1 - len(seen) > repeats.bad or 2 * slower > repeats.trials:
             return None
     median = statistics.median(seen)
@@ -86,7 +85,7 @@ def rounded(landscape: Landscape, rng: np.random.Generator) -> KnobValues:
 
 def chosen(landscape: Landscape) -> list[KnobValues]:
     """What runs of the default optimizer end with, on seeds that no table has."""
-    runs = (simulate(landscape, DEFAULT, FIRST_SEED + number, BUDGET) for number in range(RUNS))
+    runs = (simulate(landscape, DEFAULT, FIRST_SEED + number, SimulationOptions(BUDGET)) for number in range(RUNS))
     return [run.best.config for run in runs if run.best is not None]
 
 

@@ -71,6 +71,16 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """One request as its client sees it, in seconds; ``ttft_s`` is None if it was rejected or never answered."""
+
+    start_s: float
+    ttft_s: float | None
+    e2e_s: float | None
+    itls_s: np.ndarray
+
+
+@dataclass(frozen=True)
 class Served:
     """What the load showed, over the requests that were accepted; times in milliseconds."""
 
@@ -80,6 +90,7 @@ class Served:
     rejected: int
     duration_s: float
     preemptions: int
+    requests: tuple[Answer, ...] = ()  # all of them, rejected ones included, by arrival
 
     def itl(self, q: float) -> float:
         """The weighted quantile of the time between tokens."""
@@ -100,6 +111,8 @@ class _Request:
     finish: int = 0  # the step after which it ends
     first: float = -1.0
     end: float = -1.0
+    began: int = 0  # the step before its next token
+    token_steps: list[tuple[int, int]] = field(default_factory=list["tuple[int, int]"])  # from, to: a token after each
 
 
 @dataclass
@@ -115,6 +128,9 @@ class _Engine:
     prefilling: list[_Request] = field(default_factory=list["_Request"])
     decoding: list[_Request] = field(default_factory=list["_Request"])  # oldest first
     finishes: list[tuple[int, int, _Request]] = field(default_factory=list["tuple[int, int, _Request]"])
+    clocks: list[float] = field(default_factory=list[float])  # of each block of equal steps: when it began
+    blocks: list[int] = field(default_factory=list[int])  # how many steps it has
+    block_ms: list[float] = field(default_factory=list[float])  # and how long each of them takes
     durations: list[float] = field(default_factory=list[float])
     weights: list[int] = field(default_factory=list[int])
     preemptions: int = 0
@@ -136,6 +152,9 @@ class _Engine:
     def advance(self, steps: int, duration: float) -> None:
         """``steps`` steps of ``duration`` each. Every decoding request gains as many tokens; some end."""
         self.record(duration, steps)
+        self.clocks.append(self.now)
+        self.blocks.append(steps)
+        self.block_ms.append(duration)
         self.now += steps * duration
         self.step += steps
         self.held += steps * len(self.decoding)
@@ -144,6 +163,7 @@ class _Engine:
             if request.finish > self.step or request.end >= 0 or request.finish == 0:
                 continue  # it was preempted meanwhile
             request.end = self.now
+            request.token_steps.append((request.began, self.step))
             self.held -= request.held + request.left
             self.decoding.remove(request)
 
@@ -152,6 +172,7 @@ class _Engine:
         request = self.decoding.pop()
         done = request.left - (request.finish - self.step)
         self.held -= request.held + done
+        request.token_steps.append((request.began, self.step))
         request.prompt, request.left = request.held + done, request.finish - self.step
         request.held, request.finish = 0.0, 0
         self.waiting.appendleft(request)
@@ -192,6 +213,7 @@ class _Engine:
 
     def begin_decoding(self, request: _Request) -> None:
         self.prefilling.remove(request)
+        request.began = self.step
         if request.first < 0:
             request.first = self.now
             request.left -= 1
@@ -255,7 +277,7 @@ def _workload(load: Load) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return arrivals, prompts, np.clip(outputs, 2, load.longest - prompts).round()
 
 
-def _drawn(load: Load, settings: Settings, rng: np.random.Generator) -> tuple[list[_Request], int]:
+def _drawn(load: Load, settings: Settings, rng: np.random.Generator) -> tuple[list[_Request], list[float]]:
     arrivals, prompts, outputs = _workload(load)
     arrivals = np.sort(arrivals + rng.uniform(0, load.jitter_ms, load.requests))
     accepted = prompts + outputs <= settings.max_len
@@ -265,18 +287,54 @@ def _drawn(load: Load, settings: Settings, rng: np.random.Generator) -> tuple[li
         _Request(float(a), float(p) * (1 - cached), float(p) * cached * 0.1, int(o))
         for a, p, o in zip(arrivals[accepted], prompts[accepted], outputs[accepted], strict=True)
     ]
-    return requests, int((~accepted).sum())
+    return requests, [float(a) for a in arrivals[~accepted]]
 
 
-def _served(engine: _Engine, requests: list[_Request], rejected: int) -> Served:
+def _served(engine: _Engine, requests: list[_Request], rejected: list[float]) -> Served:
     done = [request for request in requests if request.end >= 0]
-    ttft = np.array([r.first - r.arrival for r in done]) + engine.speed.frontend_ms
-    e2e = np.array([r.end - r.arrival for r in done]) + engine.speed.frontend_ms
+    frontend = engine.speed.frontend_ms
+    ttft = np.array([r.first - r.arrival for r in done]) + frontend
+    e2e = np.array([r.end - r.arrival for r in done]) + frontend
     durations, weights = np.array(engine.durations), np.array(engine.weights)
     interval = engine.settings.stream_interval
     if interval > 1 and len(durations):
         # Tokens come in pieces: one gap holds that many steps.
         durations = durations + (interval - 1) * float(np.average(durations, weights=weights))
+    ends = _step_ends(engine)
+    answers = [_answer(r, ends, frontend, interval) for r in requests]
+    answers += [Answer(arrival / 1000, None, None, np.empty(0)) for arrival in rejected]
     return Served(
-        ttft, e2e, (durations, weights), rejected + len(requests) - len(done), engine.now / 1000, engine.preemptions
+        ttft,
+        e2e,
+        (durations, weights),
+        len(rejected) + len(requests) - len(done),
+        engine.now / 1000,
+        engine.preemptions,
+        tuple(sorted(answers, key=lambda answer: answer.start_s)),
+    )
+
+
+def _step_ends(engine: _Engine) -> np.ndarray:
+    """When each step ended, ms. Shape (steps,)."""
+    blocks = np.array(engine.blocks, dtype=int)
+    if not len(blocks):
+        return np.empty(0)
+    first = np.repeat(np.cumsum(blocks) - blocks, blocks)
+    within = np.arange(1, int(blocks.sum()) + 1) - first
+    return np.repeat(engine.clocks, blocks) + within * np.repeat(engine.block_ms, blocks)
+
+
+def _answer(request: _Request, ends: np.ndarray, frontend: float, interval: int) -> Answer:
+    """What the client sees; tokens come ``interval`` at a time, the first one alone."""
+    if request.end < 0:
+        return Answer(request.arrival / 1000, None, None, np.empty(0))
+    tokens = np.concatenate([[request.first], *(ends[low:high] for low, high in request.token_steps)])
+    pieces = tokens[::interval] if interval > 1 else tokens
+    if interval > 1 and (len(tokens) - 1) % interval:
+        pieces = np.append(pieces, tokens[-1])
+    return Answer(
+        request.arrival / 1000,
+        (request.first - request.arrival + frontend) / 1000,
+        (request.end - request.arrival + frontend) / 1000,
+        np.diff(pieces) / 1000,
     )

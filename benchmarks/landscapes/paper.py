@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 TOKENS_A_REQUEST = 100
+WAVES, WAVE_S = 12, 3.0  # how often the five requests are sent, and how many seconds apart
 # Trials with chunked prefill, prefix caching, other lengths, batches and shares do not differ beyond the noise.
 LATENCY_MS = {
     # (eager, sequences): median latency, ms, and standard deviation of its logarithm
@@ -76,23 +77,30 @@ class Study:
         """Without noise: not eager, with the most sequences."""
         return expected(False, 128)[0]
 
-    def evaluate(self, config: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """One trial. What the study repaired before each start never crashes here either."""
+    def serve(self, config: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """One trial: the study's five concurrent requests, in waves. What it repaired beforehand never crashes."""
         eager = bool(config["enforce_eager"])
         median_ms, sd = expected(eager, int(config["max_num_seqs"]))
-        latency_ms = median_ms * float(np.exp(rng.normal(0.0, sd)))
-        step_ms = latency_ms / TOKENS_A_REQUEST
-        return {
-            "status": "feasible",
-            "crash_kind": None,
-            # Four sequences make the fifth request wait for a whole one.
-            "ttft_p99_ms": 3 * step_ms + (0.7 * latency_ms if int(config["max_num_seqs"]) < 5 else 0.0),
-            "itl_p99_ms": 2 * step_ms,
-            "goodput": 5000.0 / latency_ms,
-            "latency_ms": latency_ms,
-            # Starts with a warm cache, measured on another card: 42 s eager, 68 s with graphs.
-            "cost_s": (42.0 if eager else 68.0) + latency_ms / 1000,
-        }
+        latency_s = median_ms / 1000 * float(np.exp(rng.normal(0.0, sd)))
+        step_s = latency_s / TOKENS_A_REQUEST
+        # Four sequences make the fifth request wait for a whole one.
+        waits = [0.0] * 4 + [0.7 * latency_s if int(config["max_num_seqs"]) < 5 else 0.0]
+        requests: list[dict[str, Any]] = []
+        for wave in range(WAVES):
+            for wait_s in waits:
+                ttft_s = 3 * step_s + wait_s
+                gaps = (latency_s - 3 * step_s) / TOKENS_A_REQUEST * rng.uniform(0.98, 1.02, TOKENS_A_REQUEST - 1)
+                requests.append(
+                    {
+                        "start_s": wave * WAVE_S,
+                        "ttft_s": ttft_s,
+                        "e2e_s": latency_s,
+                        "itls_s": gaps,
+                        "error": None,
+                    }
+                )
+        # Starts with a warm cache, measured on another card: 42 s eager, 68 s with graphs.
+        return {"crash": None, "start_s": 42.0 if eager else 68.0, "planned": len(requests), "requests": requests}
 
 
 def expected(eager: bool, sequences: int) -> tuple[float, float]:

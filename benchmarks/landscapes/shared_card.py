@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from engine_model import Load, Served, Settings, Speed, serve
+from engine_model import Answer, Load, Settings, Speed, serve
 
 GIB = 2**30
 
@@ -123,17 +123,19 @@ class Service:
         """The lowest mean latency found by best_known.py."""
         return self.best_ms
 
-    def evaluate(self, config: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """One trial."""
+    def serve(self, config: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """One trial, request by request."""
         noises = rng.random(4)
         crash = self.refused(config) or self.starved(config, noises)
         if crash is not None:
-            return {"status": "crashed", "crash_kind": crash.kind, "cost_s": crash.cost_s}
+            return {"crash": {"kind": crash.kind, "phase": "startup"}, "start_s": crash.cost_s, "requests": []}
         start_s = self.start_s + (42.0 if config.get("enforce_eager") else 68.0) * (0.95 + 0.1 * float(noises[3]))
         served = serve(self.load, self.settings(config, rng), self.speed(config), rng)
+        requests = [_as_listed(answer) for answer in served.requests]
         if self.outgrown(config, noises):
-            return {"status": "crashed", "crash_kind": "oom", "cost_s": start_s + served.duration_s / 2}
-        return {**self.judged(served), "cost_s": start_s + served.duration_s}
+            half = [r for r in requests if r["start_s"] <= served.duration_s / 2]
+            return {"crash": {"kind": "oom", "phase": "serving"}, "start_s": start_s, "requests": half}
+        return {"crash": None, "start_s": start_s, "planned": self.load.requests, "requests": requests}
 
     def refused(self, config: Mapping[str, Any]) -> Crash | None:
         """What vLLM refuses before it loads anything."""
@@ -202,18 +204,13 @@ class Service:
             return speed
         return replace(speed, context_us=0.6 * speed.context_us, token_us=1.04 * speed.token_us)
 
-    def judged(self, served: Served) -> dict[str, Any]:
-        """What was measured. A request that failed took for ever, so above 1% of them the p99 is none."""
-        total = len(served.e2e_ms) + served.rejected
-        if not len(served.e2e_ms) or served.rejected > 0.01 * total:
-            return {"status": "infeasible", "crash_kind": None, "ttft_p99_ms": None, "itl_p99_ms": served.itl(0.99)}
-        measured = {"ttft_p99_ms": float(np.quantile(served.ttft_ms, 0.99)), "itl_p99_ms": served.itl(0.99)}
-        met = all(measured[name] <= limit for name, limit in self.limits.items())
-        good = served.ttft_ms <= self.limits["ttft_p99_ms"]
-        return {
-            "status": "feasible" if met else "infeasible",
-            "crash_kind": None,
-            **measured,
-            "goodput": float(good.sum()) / max(served.duration_s, 1e-9),
-            "latency_ms": float(served.e2e_ms.mean()),
-        }
+
+def _as_listed(answer: Answer) -> dict[str, Any]:
+    failed = answer.e2e_s is None
+    return {
+        "start_s": answer.start_s,
+        "ttft_s": answer.ttft_s,
+        "e2e_s": answer.e2e_s,
+        "itls_s": answer.itls_s,
+        "error": "rejected: longer than max_model_len" if failed else None,
+    }

@@ -1,7 +1,8 @@
 """A landscape: what a tuning run would meet, as a function. The interface of a landscape file, checked when loaded.
 
 A file defines ``LANDSCAPES``, name to object (an instance, a class or a module). Each object has ``space()``,
-``host()``, ``slo()``, ``incumbent()`` and ``evaluate(config, rng)``; benchmarks/README.md describes them.
+``host()``, ``slo()``, ``incumbent()``, and ``serve(config, rng)`` or ``evaluate(config, rng)``; benchmarks/README.md
+describes them.
 """
 
 import hashlib
@@ -11,19 +12,23 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
+from pydantic import ValidationError
 
+from sidecar.bench.played_load import ServedLoad, served_from
 from sidecar.config.schema import ConfigError
+from sidecar.config.slo import Slo
 from sidecar.measure.verdict import Limit
 from sidecar.search.contract import ObservedStatus
 from sidecar.search.space import Space
 from vllm_sloguard.knobs import KNOBS, Knob, KnobKind, KnobValues, Value
 
-_METHODS = ("space", "host", "slo", "incumbent", "evaluate")
+_METHODS = ("space", "host", "slo", "incumbent")
 
 
 class LandscapeError(ConfigError):
@@ -69,6 +74,28 @@ class Landscape:
     fast_ms: float | None
     best_known_ms: float | None
     source: Any
+
+    @property
+    def serves(self) -> bool:
+        """Whether it gives single requests; otherwise it judges a trial as a whole."""
+        return callable(getattr(self.source, "serve", None))
+
+    @cached_property
+    def objectives(self) -> Slo:
+        """``slo`` as the sidecar's configuration has it. Raises LandscapeError."""
+        try:
+            return Slo.model_validate(dict(self.slo))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise LandscapeError(f"{self.name}: slo {where}: {first['msg']}") from None
+
+    def serve(self, config: KnobValues, rng: np.random.Generator) -> ServedLoad:
+        """What each request of one trial experiences. Raises LandscapeError."""
+        try:
+            return served_from(self.name, self.source.serve(dict(config), rng))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the boundary to a file that others wrote
+            raise LandscapeError(f"{self.name}: serve({dict(config)}) raised {error!r}") from None
 
     def evaluate(self, config: KnobValues, rng: np.random.Generator) -> LandscapeVerdict:
         """Runs one trial. Raises LandscapeError where the landscape does or answers what it must not."""
@@ -148,6 +175,8 @@ def _landscape(name: str, source: Any) -> Landscape:
     missing = [method for method in _METHODS if not callable(getattr(source, method, None))]
     if missing:
         raise LandscapeError(f"{name}: has no {missing[0]}()")
+    if not any(callable(getattr(source, method, None)) for method in ("serve", "evaluate")):
+        raise LandscapeError(f"{name}: has neither serve() nor evaluate()")
     try:
         source = source() if inspect.isclass(source) else source
         knobs = {key: _knob(key, stated) for key, stated in _mapping(source.space()).items()}

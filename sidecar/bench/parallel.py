@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from sidecar.bench.landscape import Landscape, LandscapeError, load_landscapes
-from sidecar.bench.simulate import SimulatedRun, simulate
+from sidecar.bench.simulate import SimulatedRun, SimulationOptions, simulate
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _SEEDS_A_TASK = 5
@@ -24,14 +24,13 @@ class Task:
     landscape: str
     optimizer: str
     seeds: range
-    budget: int
-    guarded: bool
+    options: SimulationOptions
 
 
-def tasks(file: Path, landscape: str, optimizer: str, seeds: int, budget: int, *, guarded: bool) -> list[Task]:
+def tasks(file: Path, landscape: str, optimizer: str, seeds: int, options: SimulationOptions) -> list[Task]:
     """The seeds from 0 on, in pieces of a few."""
     pieces = (range(low, min(low + _SEEDS_A_TASK, seeds)) for low in range(0, seeds, _SEEDS_A_TASK))
-    return [Task(file, landscape, optimizer, piece, budget, guarded) for piece in pieces]
+    return [Task(file, landscape, optimizer, piece, options) for piece in pieces]
 
 
 def run_all(todo: Sequence[Task], jobs: int) -> Iterator[tuple[Task, list[SimulatedRun]]]:
@@ -57,7 +56,7 @@ def run_all(todo: Sequence[Task], jobs: int) -> Iterator[tuple[Task, list[Simula
 def run(task: Task) -> list[SimulatedRun]:
     """The runs of one task, in this process."""
     landscape = _loaded(task.file, task.landscape)
-    return [simulate(landscape, task.optimizer, seed, task.budget, guarded=task.guarded) for seed in task.seeds]
+    return [simulate(landscape, task.optimizer, seed, task.options) for seed in task.seeds]
 
 
 @cache

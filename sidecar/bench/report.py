@@ -33,8 +33,10 @@ def _table(name: str, rows: Sequence[SummaryRow]) -> str:
         ("feasible", lambda r: f"{r.feasible_mean:.1f}"),
         ("best, ms", lambda r: f"{four_digits(r.best_median)} ± {four_digits(r.best_std)}"),
         ("regret", lambda r: "-" if r.regret is None else f"{r.regret:+.1%}"),
+        ("served regret", lambda r: "-" if r.regret_served is None else f"{r.regret_served:+.1%}"),
         ("served, ms", lambda r: four_digits(r.served_median)),
         ("served meets", lambda r: "-" if r.served_feasible is None else f"{r.served_feasible:.0%}"),
+        ("measured, s", lambda r: f"{r.measured_s_mean:.0f}"),
         ("time, s", lambda r: f"{r.cost_s_mean:.0f}"),
     ]
     if any(row.fast_mean is not None for row in rows):

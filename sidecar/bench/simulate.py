@@ -1,51 +1,78 @@
-"""One tuning run on a landscape, as sidecar.run.tuning_run makes it: ask, guard, evaluate, judge, tell.
+"""One tuning run on a landscape, as sidecar.run.tuning_run makes it: ask, guard, measure, judge, tell.
 
-The noise of a trial depends on the seed and the trial's number alone, so that every optimizer meets the same.
+Where a landscape gives single requests, the load is played under the sidecar's stop rules and judged by its judge, and
+the optimizer is given the trial's own observation. Noise depends only on the seed and the number of the trial,
+so that all optimizers meet the same.
 """
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from sidecar.bench.landscape import Host, Landscape, LandscapeVerdict
+from sidecar.bench.played_load import ServedLoad, played
+from sidecar.config.schema import Objective, Workload
+from sidecar.measure.early_stop import NO_NEEDS, SearchNeeds
+from sidecar.measure.load_schedule import LoadSchedule, RateLoad
+from sidecar.measure.measurement import measure
+from sidecar.measure.requests import to_the_end
+from sidecar.measure.verdict import violation
+from sidecar.record.trial import Plan, Result, Role, Trial
+from sidecar.run.judging import judged_loads
 from sidecar.search.contract import Context, Observation, ObservedStatus, Projection
 from sidecar.search.failed_configs import MOST_REFUSALS_IN_A_ROW
-from sidecar.search.registry import make
-from vllm_sloguard.guard import model_shape
+from sidecar.search.recommendation import Recommendation, luckiest, recommended
+from sidecar.search.registry import chooses_the_luckiest, make
+from vllm_sloguard.crash import Category, Crash
+from vllm_sloguard.guard import memory, model_shape
+from vllm_sloguard.guard.evidence import ModelEvidence
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB
 from vllm_sloguard.guard.model_shape import ModelShape
 from vllm_sloguard.guard.repair import repair
 from vllm_sloguard.knobs import KnobValues, Value
 
-_NOISE, _AGAIN = 0, 1  # the streams of random numbers: of the run, and of serving what it chose
-# How often the configuration that a run chose is evaluated again, to tell merit from luck.
-_EVALUATIONS_AGAIN = 8
+_NOISE, _AGAIN = 0, 1  # the streams of random numbers: of the run, and of measuring its choice again
+_CONFIDENCE = 0.98  # of the sequential test, as in the sidecar's configuration
 
 
 @dataclass(frozen=True)
 class SimulatedTrial:
-    """One trial that ran. ``config`` is what ran, after repair."""
+    """One trial that ran. ``config`` is what ran, after repair; ``measured_s`` the seconds that its load lasted.
+
+    Of a load that was stopped early, which is not ``whole``, the latency and the violation are estimates.
+    """
 
     config: KnobValues
     verdict: LandscapeVerdict
     phase: str
     reason: str
+    measured_s: float = 0.0
+    whole: bool = True
 
     @property
     def latency_ms(self) -> float:
-        """Of a feasible trial; infinite for any other."""
+        """Of a whole load that met the SLO; infinite for any other."""
+        return self.estimated_ms if self.whole else math.inf
+
+    @property
+    def estimated_ms(self) -> float:
+        """The same, also of a load that was stopped early and was going to meet the SLO."""
         latency_ms = self.verdict.latency_ms
-        return math.inf if self.verdict.outcome is not ObservedStatus.FEASIBLE or latency_ms is None else latency_ms
+        feasible = self.verdict.outcome is ObservedStatus.FEASIBLE
+        return latency_ms if feasible and latency_ms is not None else math.inf
 
 
 @dataclass(frozen=True)
 class SimulatedRun:
     """A simulated tuning run.
 
-    ``served_ms`` is the mean latency of the best trial's configuration evaluated again, ``served_feasible`` the share
-    of those evaluations that met the SLO; ``None`` without a feasible trial, or without one among the evaluations.
+    ``chosen`` is the index of the trial that would be validated, None if no whole load met the SLO. Its configuration
+    is measured again: ``served_feasible`` is the share of the re-measurements that met the SLO, ``served_ms`` the mean
+    latency of those, None if there are none.
     """
 
     landscape: str
@@ -55,12 +82,16 @@ class SimulatedRun:
     refused: int
     served_ms: float | None
     served_feasible: float | None
+    chosen: int | None = None
 
     @property
     def best(self) -> SimulatedTrial | None:
-        """The feasible trial of the lowest latency, which is the one that would be validated."""
-        best = min(self.trials, key=lambda trial: trial.latency_ms, default=None)
-        return best if best is not None and best.verdict.outcome is ObservedStatus.FEASIBLE else None
+        """The trial that would be validated."""
+        return None if self.chosen is None else self.trials[self.chosen]
+
+
+# A landscape states the sizes of its model as exactly as a start would report them.
+_ESTIMATE = partial(memory.estimate, evidence=ModelEvidence(reported=True))
 
 
 class SimulatedGuard:
@@ -78,7 +109,14 @@ class SimulatedGuard:
         if not self._enabled:
             return args, "", None
         needed = self._landscape.host.max_len_needed
-        result = repair(args, self._shape, self._machine, pinned=self._pinned, workload_max_len=needed)
+        result = repair(
+            args,
+            self._shape,
+            self._machine,
+            pinned=self._pinned,
+            workload_max_len=needed,
+            estimate=_ESTIMATE,
+        )
         for change in result.changes:
             if change.after is None:
                 args.pop(change.name, None)
@@ -111,20 +149,37 @@ def machine_of(host: Host) -> Machine | None:
     return Machine("cuda", round(host.gpu_total_gib * GIB), round(free * GIB), 1, "landscape")
 
 
-def simulate(landscape: Landscape, optimizer: str, seed: int, budget: int, *, guarded: bool = True) -> SimulatedRun:
-    """A run of ``budget`` trials; what the guard refuses costs none. Raises LandscapeError, ValueError."""
-    guard = SimulatedGuard(landscape, enabled=guarded)
+@dataclass(frozen=True)
+class SimulationOptions:
+    """``guarded``: configurations pass the repair. ``whole_loads``: no load is stopped early.
+
+    The chosen configuration is measured again ``remeasurements`` times, to tell merit from luck.
+    """
+
+    budget: int
+    guarded: bool = True
+    whole_loads: bool = False
+    remeasurements: int = 20
+
+
+def simulate(landscape: Landscape, optimizer: str, seed: int, options: SimulationOptions) -> SimulatedRun:
+    """A run of ``budget`` trials; a refusal by the guard costs none. Raises LandscapeError, ValueError."""
+    guard = SimulatedGuard(landscape, enabled=options.guarded)
     context = Context(
         incumbent=guard.knobs(landscape.incumbent) or None,
         longest_request_tokens=landscape.host.max_len_needed,
-        project=guard.project if guarded else None,
+        project=guard.project if options.guarded else None,
         limits=landscape.slo,
     )
-    searcher = make(optimizer, landscape.space, seed, budget, context)
+    searcher = make(optimizer, landscape.space, seed, options.budget, context)
+    choose = luckiest if chooses_the_luckiest(optimizer) else recommended
     history: list[Observation] = []
     trials: list[SimulatedTrial] = []
+    ran: list[int] = []  # by trial, its place in the history
+    scores: list[tuple[float, ...]] = []
+    choice: Recommendation | None = None
     refused = in_a_row = 0
-    while len(trials) < budget and in_a_row < MOST_REFUSALS_IN_A_ROW:
+    while len(trials) < options.budget and in_a_row < MOST_REFUSALS_IN_A_ROW:
         proposal = searcher.ask(history)
         args, refusal, _ = guard.plan(proposal.config)
         if refusal:
@@ -132,18 +187,123 @@ def simulate(landscape: Landscape, optimizer: str, seed: int, budget: int, *, gu
             refused, in_a_row = refused + 1, in_a_row + 1
             continue
         in_a_row = 0
-        verdict = landscape.evaluate(args, np.random.default_rng([seed, _NOISE, len(trials)]))
-        value = None if verdict.latency_ms is None else -verdict.latency_ms
-        history.append(Observation(guard.knobs(args), verdict.outcome, verdict.violation, value, verdict.margins))
-        trials.append(SimulatedTrial(args, verdict, proposal.phase, proposal.reason))
+        rng = np.random.default_rng([seed, _NOISE, len(trials)])
+        needs = _needs(history, ran, scores, choice, guard.knobs(args))
+        baseline = proposal.phase == "incumbent"
+        measured = _measured(landscape, guard, args, rng, None if options.whole_loads else (needs, baseline))
+        history.append(measured.observation)
+        ran.append(len(history) - 1)
+        scores.append(measured.scores)
+        trials.append(replace(measured.trial, phase=proposal.phase, reason=proposal.reason))
+        if landscape.serves and not options.whole_loads:  # the stop rules ask for it
+            choice = choose(landscape.space, history)
+    choice = choose(landscape.space, history)
     run = SimulatedRun(landscape.name, optimizer, seed, tuple(trials), refused, None, None)
-    return run if run.best is None else replace(run, **_served(landscape, run.best.config, seed))
+    if choice is None:
+        return run
+    chosen = ran.index(choice.index)
+    return replace(run, chosen=chosen, **_again(landscape, trials[chosen].config, seed, options.remeasurements))
 
 
-def _served(landscape: Landscape, config: KnobValues, seed: int) -> dict[str, float | None]:
-    """What ``config`` does when it is started again and again, with noise of its own."""
-    generators = [np.random.default_rng([seed, _AGAIN, number]) for number in range(_EVALUATIONS_AGAIN)]
-    verdicts = [landscape.evaluate(config, rng) for rng in generators]
-    latencies = [v.latency_ms for v in verdicts if v.outcome is ObservedStatus.FEASIBLE and v.latency_ms is not None]
+def _needs(
+    history: list[Observation],
+    ran: list[int],
+    scores: list[tuple[float, ...]],
+    choice: Recommendation | None,
+    config: KnobValues,
+) -> SearchNeeds:
+    """As sidecar.run.judging.needs_after."""
+    feasible = any(o.outcome is ObservedStatus.FEASIBLE for o in history)
+    if choice is None or not choice.worth_beating or history[choice.index].config == config:
+        return SearchNeeds(feasible)
+    best = ran.index(choice.index)
+    return SearchNeeds(feasible, best + 1, scores[best])
+
+
+@dataclass(frozen=True)
+class _Measured:
+    observation: Observation
+    trial: SimulatedTrial
+    scores: tuple[float, ...] = ()
+
+
+def _measured(
+    landscape: Landscape,
+    guard: SimulatedGuard,
+    args: dict[str, Value],
+    rng: np.random.Generator,
+    early_stop: tuple[SearchNeeds, bool] | None,
+) -> _Measured:
+    """One trial. ``early_stop`` is what the search needs of it, and whether it is the baseline; None: a whole load."""
+    if not landscape.serves:
+        verdict = landscape.evaluate(args, rng)
+        value = None if verdict.latency_ms is None else -verdict.latency_ms
+        observation = Observation(guard.knobs(args), verdict.outcome, verdict.violation, value, verdict.margins)
+        return _Measured(observation, SimulatedTrial(args, verdict, "", ""))
+    served = landscape.serve(args, rng)
+    timing = Result(start_s=served.start_s)
+    if served.crashed:
+        load_s, result = served.whole_s, replace(timing, crash=_crash(served))
+    else:
+        schedule = _schedule(landscape, served, early_stop)
+        load = played(served, to_the_end if early_stop is None else schedule.stop_rule(served.rate))
+        load_s = load.duration_s
+        result = judged_loads(timing, (RateLoad(served.rate, load),), schedule)
+    trial = Trial(1, 1, Plan(Role.SEARCH, {}, dict(args), "", ""), 0.0, served.start_s + load_s, result)
+    observation = trial.observation(tuple(landscape.space.by_name), landscape.objectives)
+    assert observation is not None
+    verdict = LandscapeVerdict(
+        observation.outcome,
+        served.crash_kind,
+        None if observation.value is None else -observation.value,
+        observation.violation,
+        observation.margins,
+        served.start_s + load_s,
+    )
+    whole = not result.stopped
+    return _Measured(observation, SimulatedTrial(args, verdict, "", "", load_s, whole), result.scores)
+
+
+def _schedule(landscape: Landscape, served: ServedLoad, early_stop: tuple[SearchNeeds, bool] | None) -> LoadSchedule:
+    needs, baseline = early_stop or (NO_NEEDS, False)
+    workload = Workload.model_construct(
+        rate=served.rate, requests=served.planned, output_tokens=served.most_gaps + 1, spread=0.0
+    )
+    return LoadSchedule(landscape.objectives, workload, Objective.LATENCY, _CONFIDENCE, thorough=baseline, needs=needs)
+
+
+def _crash(served: ServedLoad) -> Crash:
+    """In the sidecar's terms; the search does not tell kinds apart."""
+    known = {str(category): category for category in Category}
+    category = known.get(served.crash_kind, Category.ENGINE_DEATH)
+    return Crash(category, served.crash_kind, "", served.crash_phase, None)
+
+
+def _again(landscape: Landscape, config: KnobValues, seed: int, times: int) -> dict[str, Any]:
+    """What whole loads of ``config`` measure on new starts, with noise of their own."""
+    if not times:
+        return {}
+    latencies: list[float] = []
+    for number in range(times):
+        rng = np.random.default_rng([seed, _AGAIN, number])
+        latency_ms = whole_load_ms(landscape, config, rng)
+        latencies += [] if latency_ms is None else [latency_ms]
     served_ms = float(np.mean(latencies)) if latencies else None
-    return {"served_ms": served_ms, "served_feasible": len(latencies) / _EVALUATIONS_AGAIN}
+    return {"served_ms": served_ms, "served_feasible": len(latencies) / times}
+
+
+def whole_load(landscape: Landscape, config: KnobValues, rng: np.random.Generator) -> LandscapeVerdict:
+    """The verdict on one whole load."""
+    return _measured(landscape, SimulatedGuard(landscape), dict(config), rng, None).trial.verdict
+
+
+def whole_load_ms(landscape: Landscape, config: KnobValues, rng: np.random.Generator) -> float | None:
+    """The mean latency of one whole load; None if it crashed or missed the SLO."""
+    if not landscape.serves:
+        verdict = landscape.evaluate(config, rng)
+        return verdict.latency_ms if verdict.outcome is ObservedStatus.FEASIBLE else None
+    served = landscape.serve(config, rng)
+    if served.crashed:
+        return None
+    measurement = measure(played(served, to_the_end), landscape.objectives)
+    return None if violation(measurement, landscape.objectives) else measurement.e2e_mean_ms

@@ -19,9 +19,12 @@ class SummaryRow:
     """One line of the table. ``None`` where no run gives a value; times in the units of their names.
 
     ``first_feasible_median`` counts trials from 1. ``best`` is the lowest measured latency of a run, ``regret`` how far
-    above the best known the median of it lies, relative to that. ``served`` is what the chosen configuration does when
-    it is evaluated again. ``p`` and ``a12`` compare the runs' best with those of ``against``: two-sided Mann-Whitney,
-    and the probability that a run is better than one of ``against``, ties counted half.
+    above the best known the median of it lies, relative to that. ``served`` is the mean latency of the chosen
+    configuration over its re-measurements that met the SLO, ``served_feasible`` the share that did, ``regret_served``
+    the distance of the median ``served`` to the best known, relative to it; a run that chose nothing, or whose choice
+    never met the SLO again, counts as infinite in it (None if that is the median). ``measured_s_mean`` are the seconds
+    of a run's loads, without starts. ``p`` and ``a12`` compare the runs' best with those of ``against``: two-sided
+    Mann-Whitney, and the probability that a run is better than one of ``against``, ties counted half.
     """
 
     landscape: str
@@ -37,7 +40,9 @@ class SummaryRow:
     regret: float | None
     served_median: float | None
     served_feasible: float | None
+    regret_served: float | None
     cost_s_mean: float
+    measured_s_mean: float
     fast_mean: float | None
     consistency_mean: float | None
     against: str | None
@@ -58,7 +63,7 @@ def row(
     """Sums up the runs of one optimizer; ``reference`` are those to compare with, if any."""
     best = [run.best.latency_ms for run in runs if run.best is not None]
     median = _median(best)
-    fast = [] if fast_ms is None else [[t.latency_ms < fast_ms for t in run.trials] for run in runs]
+    fast = [] if fast_ms is None else [[t.estimated_ms < fast_ms for t in run.trials] for run in runs]
     steady = [share for hits in fast if (share := consistency(hits)) is not None]
     compared = mann_whitney(bests(runs), bests(reference)) if reference else (None, None)
     return SummaryRow(
@@ -77,6 +82,8 @@ def row(
         served_feasible=_mean([run.served_feasible for run in runs if run.served_feasible is not None])
         if best
         else None,
+        regret_served=_regret_served(runs, known_ms),
+        measured_s_mean=_mean([sum(t.measured_s for t in run.trials) for run in runs]),
         cost_s_mean=_mean([sum(t.verdict.cost_s for t in run.trials) for run in runs]),
         fast_mean=_mean([sum(hits) for hits in fast]) if fast else None,
         consistency_mean=_mean(steady) if steady else None,
@@ -84,6 +91,11 @@ def row(
         p=compared[0],
         a12=compared[1],
     )
+
+
+def _regret_served(runs: Sequence[SimulatedRun], known_ms: float | None) -> float | None:
+    median = statistics.median(math.inf if run.served_ms is None else run.served_ms for run in runs)
+    return None if not known_ms or math.isinf(median) else median / known_ms - 1
 
 
 def first_feasible(run: SimulatedRun) -> int | None:

@@ -11,7 +11,7 @@ import typer
 from sidecar.bench import report
 from sidecar.bench.landscape import Landscape, load_landscapes
 from sidecar.bench.parallel import Task, run_all, tasks
-from sidecar.bench.simulate import SimulatedRun
+from sidecar.bench.simulate import SimulatedRun, SimulationOptions
 from sidecar.bench.summary import SummaryRow, best_known, row
 from sidecar.cli import bench_promotion, bench_restart
 from sidecar.config.schema import ConfigError
@@ -51,6 +51,9 @@ def optimizers(
     seeds: Annotated[int, typer.Option(min=1, help="Runs per optimizer and landscape.")] = 20,
     budget: Annotated[int, typer.Option(min=1, help="Trials per run.")] = 15,
     no_guard: Annotated[bool, typer.Option("--no-guard", help="Run without the guard.")] = False,
+    whole_loads: Annotated[
+        bool, typer.Option("--whole-loads", help="Never stop a load early (landscapes with serve).")
+    ] = False,
     ablation: Annotated[bool, typer.Option("--ablation", help="Drop one part of the default at a time.")] = False,
     against: Annotated[
         str, typer.Option(metavar="NAME", help="The optimizer to compare with.", autocompletion=optimizer_names)
@@ -70,12 +73,13 @@ def optimizers(
     reference = against or (DEFAULT if ablation else "tba-tpe")
     if against and against not in chosen:
         raise ConfigError(f"--against: {against!r} is not among the optimizers: {', '.join(chosen)}")
+    options = SimulationOptions(budget, guarded=not no_guard, whole_loads=whole_loads)
     loaded = [(file, landscape) for file in files for landscape in load_landscapes(file, only or None).values()]
     todo = [
         task
         for file, landscape in loaded
         for name in chosen
-        for task in tasks(file, landscape.name, name, seeds, budget, guarded=not no_guard)
+        for task in tasks(file, landscape.name, name, seeds, options)
     ]
     section = ("ablation" if ablation else "optimizers") + (" without the guard" if no_guard else "")
     if into is not None:

@@ -8,6 +8,7 @@ statistic of the other kinds is over requests.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import Field, PositiveFloat, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -46,7 +47,7 @@ class LatencyStatistic:
     kind: LatencyKind
     statistic: Statistic
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The field of the SLO and of a measurement: "ttft_p99_ms"."""
         return f"{self.kind}_{self.statistic}_ms"

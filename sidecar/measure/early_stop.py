@@ -1,63 +1,186 @@
-"""When a load may end before its last request: what it has shown already decides. Pure.
+"""When a load of the search may end before its last request. Pure.
 
-Three rules, from the surest to the least sure:
+What may end it, from the surest to the least sure:
 
-1. Arithmetic, here. The SLO is missed whatever comes: even if every request that is still unknown took no time at all,
-   the judge would say so. It is never wrong, since a p99 and a share of failures only grow with the times that they are
-   of. A request in flight counts with its age. A p99 of inter-token times is over all tokens: those that may still come
-   count as 0, and the gaps of a request count once it has ended, since those of a failed one are not judged.
+1. Arithmetic. The SLO is missed whatever comes: even if every request that is still unknown took no time at all, the
+   verdict would say so. This is never wrong, because a p99 and a share of failures only grow with the values they are
+   taken of. A request in flight counts with its age. For the p99 of ITL, gaps that may still come count as 0, and the
+   gaps of a request count once it has ended, because those of a failed one are not judged.
 2. The sequential test of sidecar.measure.sequential_test, where the number of requests is left to it (no
-   ``workload.requests``). It also ends good loads: enough was seen.
-3. The trend of sidecar.measure.saturation: more comes in than is served.
+   ``workload.requests``). It ends good loads too, once they have shown enough.
+3. The trend of sidecar.measure.saturation: requests arrive faster than they are served.
+4. The estimated result: it misses a limit by more than its uncertainty.
+5. A comparison: the load is not going to beat the best configuration so far. Requests are compared in pairs, because
+   every trial sends the same ones.
 
-The baseline is left to arithmetic alone, and the starts that a promotion rests on are not watched at all: promotion
-compares values of samples of one size, and a sample that was ended for what it showed is not a fair one.
+What the search needs decides how soon. Until a configuration has met the SLO, the violations are all that it has to go
+by, so a load that misses the SLO (1 to 4) runs on until its estimated result can be ranked among the others. After
+that it ends at once. Every early stop carries the estimated result (sidecar.measure.load_estimate).
+
+The baseline is left to arithmetic alone, and the starts that a promotion rests on always run to the end: a promotion
+compares samples of one size, and a sample that was cut short because of its content is biased.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sidecar.config.schema import Workload
 from sidecar.config.slo import Slo
 from sidecar.measure import saturation, sequential_test
-from sidecar.measure.partial_load import Arrival, Hopeless, arrivals, least_p99_ms, lower_bounds, rank
+from sidecar.measure.load_estimate import RunningLoad, estimate_load, mean_ratio
+from sidecar.measure.measurement import Measurement
+from sidecar.measure.partial_load import (
+    Arrival,
+    EarlyStop,
+    LimitEstimate,
+    LoadEstimate,
+    StopReason,
+    arrivals,
+    gaps_of,
+    least_p99_ms,
+    lower_bounds,
+    rank,
+)
 from sidecar.measure.requests import End, Ending, LoadProgress
 from sidecar.measure.verdict import slo_limits
 
-# How far a limit is missed is worth knowing, too, and the first requests may all have come in one burst: no load ends
-# before so many were sent, or a quarter of them where that is less.
+# The first requests may all have come in one burst: no load ends before this many were sent, or a quarter of them if
+# that is less.
 _LEAST_SENT = 30
+# An estimate can be ranked when its standard deviation is this small, or this small against how far the limit is
+# missed; at the latest after this share of the requests.
+_RANKED_SD, _RANKED_SHARE, _RANKED_SENT = 0.2, 0.25, 0.6
+# A comparison needs this share of the requests to have ended, and at least this many; the later it is, the less doubt
+# it leaves, in standard errors of the ratio.
+_COMPARED_SHARE, _LEAST_COMPARED = 0.15, 15
+_EARLY_DOUBT, _LATE_DOUBT = 0.8, 0.0
+_NO_DOUBT = 2.5  # standard deviations by which an estimate misses a limit
+# Misses beyond the 1% that a p99 allows, in standard deviations of a Poisson count.
+_ALLOWED, _MISSES_SIGMAS = 0.01, 3.0
+_NO_GAIN = 0.01  # relative; a smaller gain is not worth the rest of the load
+
+
+@dataclass(frozen=True)
+class SearchNeeds:
+    """What the search knows before a load: whether a configuration has met the SLO, and the best one so far.
+
+    ``best`` is the number of its trial, 0 without one, and ``best_e2e_s`` the E2E latencies of its requests by arrival;
+    empty where the objective is not the mean latency.
+    """
+
+    feasible_known: bool = True
+    best: int = 0
+    best_e2e_s: tuple[float, ...] = ()
+
+
+NO_NEEDS = SearchNeeds()
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What is wanted of a load; a ``thorough`` one ends early by arithmetic alone."""
+    """The stop rules of one load; a ``thorough`` one ends early by arithmetic alone."""
 
     slo: Slo
     workload: Workload
     confidence: float
     thorough: bool = False
+    needs: SearchNeeds = NO_NEEDS
 
     def __call__(self, progress: LoadProgress) -> Ending | None:
         """How the load is to end now, if it is."""
         sent = arrivals(progress)
         if len(sent) < min(_LEAST_SENT, progress.planned // 4):
             return None
-        hopeless = surely_missed(sent, progress.now_s, progress.planned, self.slo, self.workload)
-        if hopeless is not None or self.thorough:
-            return hopeless
+        ending = self._verdict(sent, progress)
+        if isinstance(ending, EarlyStop):
+            estimate = self._estimate(sent, progress)
+            if not self.needs.feasible_known and not can_be_ranked(estimate):
+                return None
+            return replace(ending, estimate=estimate)
+        if ending is None and not self.thorough and self.needs.feasible_known:
+            return self._expected_to_miss(sent, progress) or self._outperformed(sent, progress)
+        return ending
+
+    def _verdict(self, sent: Sequence[Arrival], progress: LoadProgress) -> Ending | None:
+        """The ending that the SLO alone calls for."""
+        missed = surely_missed(sent, progress.now_s, progress.planned, self.slo, self.workload)
+        if missed is not None or self.thorough:
+            return missed
         if self.workload.requests is None:
             tested = sequential_test.sequential_ending(sent, progress.now_s, self.slo, self.confidence)
             if tested is not None:
                 return tested
         return saturation.saturation_ending(sent, progress.now_s, progress.planned, self.workload.rate, self.slo)
 
+    def _estimate(self, sent: Sequence[Arrival], progress: LoadProgress) -> LoadEstimate | None:
+        load = RunningLoad(sent, progress.now_s, progress.planned, self.workload.rate)
+        return estimate_load(load, self.slo, self.needs.best_e2e_s)
 
-def surely_missed(sent: Sequence[Arrival], now_s: float, planned: int, slo: Slo, workload: Workload) -> Hopeless | None:
-    """Whether the SLO is missed by arithmetic, of ``planned`` requests."""
+    def _expected_to_miss(self, sent: Sequence[Arrival], progress: LoadProgress) -> EarlyStop | None:
+        """The end of a load whose estimate misses a limit beyond doubt, although arithmetic cannot tell yet."""
+        if sum(a.ended for a in sent) < max(_LEAST_COMPARED, _COMPARED_SHARE * progress.planned):
+            return None
+        estimate = self._estimate(sent, progress)
+        worst = estimate.worst if estimate is not None else None
+        if estimate is None or worst is None or not _beyond_doubt(worst, len(sent)):
+            return None
+        why = f"expected to exceed {worst.name} by {worst.margin:.0%}, after {len(sent)} of {progress.planned} requests"
+        return EarlyStop(End.STOP, why, self._bounds(sent, progress), StopReason.MISSED, estimate)
+
+    def _bounds(self, sent: Sequence[Arrival], progress: LoadProgress) -> Measurement:
+        p99s_ms = {
+            "ttft_p99_ms": least_p99_ms([a.ttft_s for a in sent], progress.planned),
+            "e2e_p99_ms": least_p99_ms([a.e2e_s for a in sent], progress.planned),
+        }
+        return lower_bounds(sent, progress.now_s, progress.planned, p99s_ms, sum(a.failed for a in sent))
+
+    def _outperformed(self, sent: Sequence[Arrival], progress: LoadProgress) -> EarlyStop | None:
+        """The end of a load that is not going to beat the best configuration."""
+        best_s = self.needs.best_e2e_s
+        ended = sum(a.ended for a in sent)
+        if len(best_s) != progress.planned or ended < max(_LEAST_COMPARED, _COMPARED_SHARE * progress.planned):
+            return None
+        ratio = mean_ratio(sent, best_s)
+        if ratio is None:
+            return None
+        log_ratio, error, compared = ratio
+        late = min(ended / progress.planned, 1.0)
+        doubt = (_EARLY_DOUBT + (_LATE_DOUBT - _EARLY_DOUBT) * late) * error * math.sqrt(1 - late)
+        if log_ratio - doubt <= -_NO_GAIN:
+            return None
+        why = (
+            f"mean E2E latency {math.expm1(log_ratio):+.1%} ± {error:.1%} against trial {self.needs.best} over "
+            f"{compared} of {progress.planned} requests"
+        )
+        bounds = self._bounds(sent, progress)
+        return EarlyStop(End.STOP, why, bounds, StopReason.OUTPERFORMED, self._estimate(sent, progress))
+
+
+def _beyond_doubt(limit: LimitEstimate, sent: int) -> bool:
+    """Whether a limit is going to be missed: by the estimate, and by more misses seen than chance explains."""
+    if limit.log_excess <= _NO_DOUBT * limit.sd + _NO_GAIN:
+        return False
+    allowed = _ALLOWED * sent
+    return limit.over * sent >= allowed + _MISSES_SIGMAS * math.sqrt(allowed) + 1
+
+
+def can_be_ranked(estimate: LoadEstimate | None) -> bool:
+    """Whether the estimated violation is exact enough to be compared with those of other loads."""
+    if estimate is None:
+        return False
+    if estimate.sent >= _RANKED_SENT * estimate.planned:
+        return True
+    matter = [limit for limit in estimate.limits if limit.log_excess + limit.sd > 0]
+    return all(limit.sd <= max(_RANKED_SD, _RANKED_SHARE * limit.log_excess) for limit in matter)
+
+
+def surely_missed(
+    sent: Sequence[Arrival], now_s: float, planned: int, slo: Slo, workload: Workload
+) -> EarlyStop | None:
+    """The early stop if the SLO is missed by arithmetic, of ``planned`` requests."""
     longest = int(workload.output_tokens * (1 + workload.spread)) + 1  # tokens
-    gaps = [itl for a in sent if a.ended and not a.failed for itl in a.itls_s]
+    gaps = gaps_of(sent)
     unknown = planned - sum(a.ended for a in sent)
     samples = {
         "ttft_p99_ms": ([a.ttft_s for a in sent], planned, "requests"),
@@ -76,5 +199,5 @@ def surely_missed(sent: Sequence[Arrival], now_s: float, planned: int, slo: Slo,
             known, total, what = samples[limit.name]
             over = sum(value * 1000 > limit.limit for value in known)
             why = f"{over} of {total} {what} were over {limit.name} {limit.limit:g}, {rank(total) - 1} are allowed"
-        return Hopeless(End.STOP, why, bounds)
+        return EarlyStop(End.STOP, why, bounds)
     return None

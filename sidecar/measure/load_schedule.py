@@ -12,9 +12,9 @@ from typing import Protocol
 from sidecar.config.schema import Objective, Workload
 from sidecar.config.slo import Slo
 from sidecar.measure.capacity_search import Tried, next_rate
-from sidecar.measure.early_stop import Rules
+from sidecar.measure.early_stop import NO_NEEDS, Rules, SearchNeeds
 from sidecar.measure.measurement import measure
-from sidecar.measure.partial_load import Hopeless
+from sidecar.measure.partial_load import EarlyStop
 from sidecar.measure.requests import LoadResult, StopRule, to_the_end
 from sidecar.measure.sender_lag import sender_lag
 from sidecar.measure.steady_state import SteadyState, lasting, least_duration_s, settling_s, steady_state
@@ -51,7 +51,7 @@ class Loads(Protocol):
 class LoadSchedule:
     """``compared`` loads, those of a validation, are of one size and not ended early, and have ``least_requests``.
 
-    A ``thorough`` load ends early by arithmetic alone.
+    A ``thorough`` load ends early by arithmetic alone, any other as soon as it has given what the search ``needs``.
     """
 
     slo: Slo
@@ -61,6 +61,7 @@ class LoadSchedule:
     compared: bool = False
     thorough: bool = False
     least_requests: int = 0
+    needs: SearchNeeds = NO_NEEDS
 
     def next_load(self, done: Sequence[RateLoad], *, warm: bool) -> Workload | None:
         """What to send next; None once everything is known. ``warm`` tells that the engine needs no warm-up."""
@@ -84,7 +85,7 @@ class LoadSchedule:
         if self.compared:
             return to_the_end
         workload = self.workload.model_copy(update={"rate": rate})
-        return lasting(Rules(self.slo, workload, self.confidence, thorough=self.thorough), self.slo)
+        return lasting(Rules(self.slo, workload, self.confidence, self.thorough, self.needs), self.slo)
 
     def counted(self, done: Sequence[RateLoad]) -> tuple[RateLoad, ...]:
         """The last load at each rate, without those whose sender fell behind."""
@@ -110,7 +111,7 @@ class LoadSchedule:
             return False
         if fell_behind(load, self.slo):
             return True
-        too_short = not isinstance(load.ending, Hopeless) and steady_state(load, self.slo) is SteadyState.TOO_SHORT
+        too_short = not isinstance(load.ending, EarlyStop) and steady_state(load, self.slo) is SteadyState.TOO_SHORT
         return self.objective is Objective.CAPACITY and too_short
 
     def _requests(self, rate: float, least_s: float) -> int:
@@ -121,7 +122,7 @@ class LoadSchedule:
         return max(base, math.ceil(rate * least_s))
 
     def _met(self, load: LoadResult) -> bool:
-        if isinstance(load.ending, Hopeless) or violation(measure(load, self.slo), self.slo) > 0:
+        if isinstance(load.ending, EarlyStop) or violation(measure(load, self.slo), self.slo) > 0:
             return False
         return steady_state(load, self.slo) in (SteadyState.STEADY, None)
 

@@ -6,7 +6,9 @@ leave it out, and so report the latencies of the survivors.
 
 import math
 from collections.abc import Sequence
+from itertools import takewhile
 
+import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
@@ -162,12 +164,15 @@ def _sample(requests: Sequence[RequestResult], kind: LatencyKind) -> list[float]
         case LatencyKind.TPOT:
             return sorted([mean for r in good if (mean := tpot(r.itls_s)) is not None] + failed)
         case LatencyKind.ITL:
-            return sorted(gap for r in good for gap in r.itls_s)
+            return np.sort(
+                np.concatenate([np.empty(0), *(np.asarray(r.itls_s, dtype=np.float64) for r in good)])
+            ).tolist()
 
 
 def _statistic_ms(ascending: Sequence[float], statistic: Statistic) -> float | None:
     if statistic.share is None:
-        finite = [value for value in ascending if math.isfinite(value)]
+        failed = sum(1 for _ in takewhile(math.isinf, reversed(ascending)))
+        finite = ascending[: len(ascending) - failed]
         return math.fsum(finite) / len(finite) * 1000 if finite else None
     return ascending[nearest_rank(len(ascending), statistic.share) - 1] * 1000 if ascending else None
 

@@ -22,7 +22,7 @@ from itertools import pairwise, takewhile
 from typing import Any
 
 from sidecar.config.slo import Slo
-from sidecar.measure.partial_load import Arrival, Hopeless, lower_bounds
+from sidecar.measure.partial_load import Arrival, EarlyStop, StopReason, lower_bounds
 from sidecar.measure.requests import End
 
 _PARTS = 5
@@ -33,7 +33,7 @@ _CONFIDENCE = 0.99
 _WHERE = 0.98  # of the arrivals: what comes after it is more than a p99 allows
 
 
-def saturation_ending(sent: Sequence[Arrival], now_s: float, planned: int, rate: float, slo: Slo) -> Hopeless | None:
+def saturation_ending(sent: Sequence[Arrival], now_s: float, planned: int, rate: float, slo: Slo) -> EarlyStop | None:
     """The end of a load of ``planned`` requests, ``rate`` a second, that runs away; ``sent`` by arrival."""
     limits = [(ms, name) for name in ("ttft_p99_ms", "e2e_p99_ms") if (ms := getattr(slo, name)) is not None]
     begun = list(takewhile(lambda a: a.begun, sent))
@@ -55,7 +55,7 @@ def saturation_ending(sent: Sequence[Arrival], now_s: float, planned: int, rate:
         f"their end, {name} {limit_ms:g}"
     )
     # The time to the first token is part of the whole: it is a bound for either.
-    return Hopeless(End.STOP, why, lower_bounds(sent, now_s, planned, {name: ttft_ms / _MARGIN}))
+    return EarlyStop(End.STOP, why, lower_bounds(sent, now_s, planned, {name: ttft_ms / _MARGIN}), StopReason.SATURATED)
 
 
 def _rises(begun: Sequence[Arrival]) -> bool:

@@ -28,7 +28,7 @@ from itertools import takewhile
 import numpy as np
 
 from sidecar.config.slo import Slo
-from sidecar.measure.partial_load import Arrival, Hopeless, least_p99_ms, lower_bounds
+from sidecar.measure.partial_load import Arrival, EarlyStop, gaps_of, least_p99_ms, lower_bounds
 from sidecar.measure.requests import End, Ending
 
 _ALLOWED = 0.01
@@ -51,12 +51,12 @@ def sequential_ending(sent: Sequence[Arrival], now_s: float, slo: Slo, confidenc
     samples = _samples(sent, slo)
     for sample in samples:
         if log_ratio(sample.misses, sample.allowed) >= enough:
-            hopeless = _hopeless(sample, sent, now_s, slo, confidence)
-            if hopeless is not None:
-                return hopeless
+            missed = _missed(sample, sent, now_s, slo, confidence)
+            if missed is not None:
+                return missed
     covered = {sample.name for sample in samples}
     if not all(limit.name in covered for limit in slo.latency_limits):
-        return None  # of a limit that is not tested here, nothing was shown
+        return None  # a limit that is not tested here may yet be missed
     if all(log_ratio(sample.misses, sample.allowed) <= -enough for sample in samples):
         fewest = min(len(sample.misses) for sample in samples)
         return Ending(End.ENOUGH, f"{fewest} requests show every limit met, at confidence {confidence:.0%}")
@@ -78,9 +78,9 @@ def _samples(sent: Sequence[Arrival], slo: Slo) -> list[_Sample]:
     if slo.e2e_p99_ms is not None:
         found.append(_of_times("e2e_p99_ms", [(a.e2e_s, a.ended) for a in sent], slo.e2e_p99_ms))
     if (limit_ms := slo.itl_p99_ms) is not None:
-        good = [a.itls_s for a in ended if a.itls_s]
+        good = [a.itls_s for a in ended if len(a.itls_s)]
         shares = [float(np.mean(np.asarray(itls_s) * 1000 > limit_ms)) for itls_s in good]
-        gaps = [itl for itls_s in good for itl in itls_s]
+        gaps = gaps_of(ended)
         found.append(_Sample("itl_p99_ms", shares, p99_ms=least_p99_ms(gaps, len(gaps))))
     if slo.error_rate > 0:
         found.append(_Sample("error_rate", [float(a.failed) for a in ended], slo.error_rate))
@@ -94,16 +94,16 @@ def _of_times(name: str, times_s: list[tuple[float, bool]], limit_ms: float) -> 
     return _Sample(name, over, p99_ms=least_p99_ms(known, len(known)))
 
 
-def _hopeless(sample: _Sample, sent: Sequence[Arrival], now_s: float, slo: Slo, confidence: float) -> Hopeless | None:
+def _missed(sample: _Sample, sent: Sequence[Arrival], now_s: float, slo: Slo, confidence: float) -> EarlyStop | None:
     """The end for one limit; None where the p99 of the very sample was met, as it may be for unequal lengths."""
     count, over = len(sample.misses), sum(sample.misses)
     sure = f"more than {sample.allowed:.2g} of all at confidence {confidence:.0%}"
     if sample.name == "error_rate":
         bounds = lower_bounds(sent, now_s, count, {}, round(over))
-        return Hopeless(End.STOP, f"{over:.0f} of {count} requests failed: {sure}", bounds)
+        return EarlyStop(End.STOP, f"{over:.0f} of {count} requests failed: {sure}", bounds)
     limit_ms = float(getattr(slo, sample.name))
     if sample.p99_ms is None or sample.p99_ms <= limit_ms:
         return None
     what = "times between tokens, by requests," if sample.name == "itl_p99_ms" else "requests"
     why = f"{over:.3g} of {count} {what} were over {sample.name} {limit_ms:g}: {sure}"
-    return Hopeless(End.STOP, why, lower_bounds(sent, now_s, count, {sample.name: sample.p99_ms}))
+    return EarlyStop(End.STOP, why, lower_bounds(sent, now_s, count, {sample.name: sample.p99_ms}))

@@ -11,6 +11,8 @@ from sidecar.measure.capacity_search import Tried, capacity
 from sidecar.measure.measurement import Measurement, meets, never_if_none
 from sidecar.measure.requests import LoadResult
 
+MOST_EXCESS = 10.0  # relative to the limit; beyond it only "far off" counts
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -27,7 +29,7 @@ class Limit:
             return 1.0
         if self.measured <= self.limit:
             return 0.0
-        return min((self.measured - self.limit) / self.limit, 10.0) if self.limit > 0 else 10.0
+        return min((self.measured - self.limit) / self.limit, MOST_EXCESS) if self.limit > 0 else MOST_EXCESS
 
 
 def slo_limits(measurement: Measurement, slo: Slo) -> tuple[Limit, ...]:

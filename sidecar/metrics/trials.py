@@ -10,7 +10,7 @@ from sidecar.config.schema import Objective
 from sidecar.config.slo import LatencyKind, LatencyStatistic, Statistic
 from sidecar.metrics.engine import TRAFFIC
 from sidecar.metrics.window import DURATION_BUCKETS_S
-from sidecar.promote.decision import baseline
+from sidecar.promote.candidate import baseline
 from sidecar.record.trial import Role, Trial, TrialStatus
 from sidecar.record.trial_states import RAN_STATUSES
 from vllm_sloguard.crash import Category, Crash

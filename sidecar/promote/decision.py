@@ -1,9 +1,9 @@
 """The rule by which a configuration replaces the incumbent. Pure.
 
-The candidate is the best feasible trial of the search. The luckiest of many trials proves nothing, so what the search
-measured chooses the candidate and enters no test. Candidate and incumbent are then re-measured in pairs of ordinary
-starts in the same window; the first of a pair alternates (incumbent, candidate, candidate, incumbent, ...), so that a
-drift of the machine favours neither. After the numbers of pairs in ``Promotion.pairs`` there is an interim analysis:
+The search chooses the candidate (sidecar.promote.candidate); its measurements there enter no test. Candidate and
+incumbent are then re-measured in pairs of ordinary starts in the same window; the first of a pair alternates:
+incumbent, candidate, candidate, incumbent, ..., so that a drift of the machine favours neither. After the pairs in
+``Promotion.pairs`` there is an interim analysis:
 
 1. A candidate that crashes, or misses a limit by more than ``tolerance`` in one start, is out.
 2. So is one whose gain is below ``min_gain`` even at its upper bound, or is unlikely to be shown by more pairs.
@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.config.schema import Config
+from sidecar.promote.candidate import SearchedSpace, baseline, candidate
 from sidecar.promote.interim_analysis import Conclusion, InterimAnalysis, margins_of
 from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.trial import Role, Trial, TrialStatus
@@ -29,25 +30,9 @@ from sidecar.record.trial import Role, Trial, TrialStatus
 CRASHES_THAT_COUNT = 2
 
 
-def baseline(trials: Sequence[Trial]) -> Trial | None:
-    """The incumbent's own trial in this run; an aborted one is repeated."""
-    ended = (t for t in reversed(trials) if t.plan.role is Role.BASELINE and t.status is not TrialStatus.ABORTED)
-    return next(ended, None)
-
-
-def candidate(trials: Sequence[Trial]) -> Trial | None:
-    """The best feasible trial, the incumbent's excepted; None when nothing beats the incumbent even by chance."""
-    incumbent = baseline(trials)
-    feasible = [t for t in trials if t.status is TrialStatus.FEASIBLE and t.plan.role is Role.SEARCH]
-    best = max(feasible, key=_value, default=None)
-    if best is None or incumbent is None or incumbent.status is not TrialStatus.FEASIBLE:
-        return best
-    return best if _value(best) > _value(incumbent) else None
-
-
 def next_role(trials: Sequence[Trial], config: Config) -> Role | None:
     """The role to measure next in the validation; None when there is nothing to validate, or enough is known."""
-    chosen = candidate(trials)
+    chosen = candidate(trials, SearchedSpace.of(config))
     if chosen is None:
         return None
     validation = _Validation.of(trials, chosen)
@@ -61,7 +46,7 @@ def next_role(trials: Sequence[Trial], config: Config) -> Role | None:
 
 def missing(trials: Sequence[Trial], config: Config) -> int:
     """How many more measurements complete the first interim analysis, or this pair."""
-    chosen = candidate(trials)
+    chosen = candidate(trials, SearchedSpace.of(config))
     if chosen is None:
         return 0
     validation = _Validation.of(trials, chosen)
@@ -72,7 +57,7 @@ def missing(trials: Sequence[Trial], config: Config) -> int:
 
 def decide(trials: Sequence[Trial], config: Config) -> Decision:
     """The decision on everything measured: after the search and, where there was a candidate, its validation."""
-    chosen = candidate(trials)
+    chosen = candidate(trials, SearchedSpace.of(config))
     if chosen is None:
         incumbent = baseline(trials)
         return Decision(Outcome.KEPT, _no_candidate(trials, incumbent), incumbent.number if incumbent else 0)
@@ -180,9 +165,3 @@ class _Validation:
 def _measured(trials: Sequence[Trial], role: Role) -> tuple[Trial, ...]:
     ended = (t for t in trials if t.plan.role is role and t.status in (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE))
     return tuple(t for t in ended if t.result is not None and t.result.measurement is not None)
-
-
-def _value(trial: Trial) -> float:
-    assert trial.result is not None
-    assert trial.result.value is not None
-    return trial.result.value

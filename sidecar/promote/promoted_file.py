@@ -15,7 +15,7 @@ from sidecar.engine.command import Args, config_yaml
 from sidecar.format import when
 from sidecar.measure.verdict import slo_limits
 from sidecar.promote import provenance
-from sidecar.promote.decision import baseline
+from sidecar.promote.candidate import baseline
 from sidecar.record.atomic_write import write_whole
 from sidecar.record.decisions import Decision, Provenance
 from sidecar.record.trial import Trial

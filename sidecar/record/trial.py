@@ -11,7 +11,8 @@ from pydantic.dataclasses import dataclass
 from sidecar.config.slo import Slo
 from sidecar.measure.capacity_search import Tried
 from sidecar.measure.measurement import Measurement
-from sidecar.measure.verdict import slo_limits
+from sidecar.measure.partial_load import LoadEstimate
+from sidecar.measure.verdict import MOST_EXCESS, slo_limits
 from sidecar.search.contract import Observation, ObservedStatus
 from vllm_sloguard.crash import Crash
 from vllm_sloguard.knobs import Value
@@ -91,8 +92,9 @@ class Result:
     ``scores`` are the requests' parts in the objective, lower is better (sidecar.measure.verdict.scores). ``tried`` are
     the rates of the loads, where the capacity is the objective. ``repairs`` are what the plugin changed inside vLLM,
     where it was let; ``vllm_version`` is the engine's own, empty where its plugin did not say. Where the load was
-    stopped because it could not meet the SLO any more, ``stopped`` says why, in words: ``violation`` and the p99s are
-    then lower bounds, and there is no value. ``load_s`` are the seconds of the loads, without their ``warmup_s``.
+    stopped early, ``stopped`` says why, in words: the p99s are then lower bounds, ``violation`` is at least that large,
+    and ``estimate`` is what the load was heading for. Only a load that was stopped because another configuration is
+    better has a value, the estimated one. ``load_s`` are the seconds of the loads, without their ``warmup_s``.
     """
 
     violation: float = 0.0
@@ -102,6 +104,7 @@ class Result:
     tried: tuple[Tried, ...] = ()
     stopped: str = ""
     unmeasured: str = ""
+    estimate: LoadEstimate | None = None
     crash: Crash | None = None
     repairs: tuple[RepairChange, ...] = ()
     kv_cache_tokens: int | None = None
@@ -158,8 +161,20 @@ class Trial:
         if self.result is None or outcome is ObservedStatus.CRASHED:
             return Observation(config, outcome, float("inf"), None)
         measured = self.result.measurement
-        told = margins(measured, slo, bounds=bool(self.result.stopped)) if slo and measured else None
-        return Observation(config, outcome, self.result.violation, self.result.value, told)
+        known = margins(measured, slo, bounds=bool(self.result.stopped)) if slo and measured else None
+        estimate = self.result.estimate
+        if estimate is None or known is None:
+            bounds = frozenset(known or ()) if self.result.stopped else frozenset[str]()
+            return Observation(config, outcome, self.result.violation, self.result.value, known, bounds=bounds)
+        return Observation(
+            config,
+            outcome,
+            max(self.result.violation, estimate.violation) if self.result.violation else 0.0,
+            self.result.value,
+            {limit.name: max(min(limit.margin, MOST_EXCESS), known.get(limit.name, -1.0)) for limit in estimate.limits},
+            margin_sds={limit.name: limit.sd for limit in estimate.limits},
+            value_sd=estimate.mean_sd,
+        )
 
 
 def margins(measurement: Measurement, slo: Slo, *, bounds: bool = False) -> dict[str, float]:

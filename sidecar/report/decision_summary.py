@@ -8,7 +8,8 @@ from enum import StrEnum
 from sidecar.config.schema import Objective
 from sidecar.measure.measurement import Measurement
 from sidecar.measure.verdict import slo_limits
-from sidecar.promote.decision import CRASHES_THAT_COUNT, baseline, candidate
+from sidecar.promote.candidate import SearchedSpace, baseline, candidate
+from sidecar.promote.decision import CRASHES_THAT_COUNT
 from sidecar.promote.interim_analysis import InterimAnalysis, margins_of
 from sidecar.record.decisions import Outcome
 from sidecar.record.run_snapshot import Recorded
@@ -69,11 +70,16 @@ class DecisionSummary:
     candidates: tuple[Trial, ...]
 
 
+def candidate_of(recorded: Recorded) -> Trial | None:
+    """The trial that the search chose."""
+    return candidate(recorded.trials, SearchedSpace(recorded.setup.knobs, recorded.setup.slo))
+
+
 def decision_summary(recorded: Recorded) -> DecisionSummary:
     """The decision; of a run in progress, what is known of it."""
     incumbents, candidates = (_side(recorded, role) for role in VALIDATING)
     tone, headline = _headline(recorded)
-    chosen = candidate(recorded.trials)
+    chosen = candidate_of(recorded)
     first = baseline(recorded.trials)
     return DecisionSummary(
         tone=tone,
@@ -105,7 +111,7 @@ def _headline(recorded: Recorded) -> tuple[Tone, str]:
     outcome = decision.outcome
     if outcome == Outcome.PROMOTED:
         # The decision names the last trial of the candidate; readers know it by its first one.
-        chosen = candidate(recorded.trials)
+        chosen = candidate_of(recorded)
         number = decision.trial if chosen is None else chosen.number
         return Tone.GOOD, f"A better configuration was found and promoted: trial {number}"
     first = baseline(recorded.trials)
@@ -152,7 +158,7 @@ def _left(recorded: Recorded) -> str:
 def _best(recorded: Recorded) -> str:
     if not any(t.plan.role is Role.SEARCH for t in recorded.trials):
         return ""
-    chosen, first = candidate(recorded.trials), baseline(recorded.trials)
+    chosen, first = candidate_of(recorded), baseline(recorded.trials)
     objective = recorded.setup.objective
     if first is None:
         serving = "the incumbent was not measured"

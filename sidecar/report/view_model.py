@@ -89,7 +89,7 @@ def report_view(recorded: Recorded) -> ReportView:
     setup, summary = recorded.setup, decision_summary.decision_summary(recorded)
     entries = tuple(_entry(recorded, trial) for trial in recorded.trials)
     by_number = {entry.number: entry for entry in entries}
-    chosen = decision_summary.candidate(recorded.trials)
+    chosen = decision_summary.candidate_of(recorded)
     asked, yaml = commands(recorded)
     return ReportView(
         title=f"Tuning report: {setup.model.rstrip('/').rpartition('/')[2]}, run {recorded.run.id}",

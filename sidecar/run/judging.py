@@ -1,24 +1,26 @@
 """From what the runner saw to the result that is recorded. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sidecar.config.schema import Config, Objective
 from sidecar.measure import verdict
 from sidecar.measure.capacity_search import Tried, capacity
+from sidecar.measure.early_stop import NO_NEEDS, SearchNeeds
 from sidecar.measure.load_schedule import LoadSchedule, RateLoad
 from sidecar.measure.measurement import measure
-from sidecar.measure.partial_load import Hopeless
+from sidecar.measure.partial_load import EarlyStop
 from sidecar.measure.sender_lag import sender_lag
 from sidecar.measure.steady_state import SteadyState, overload
-from sidecar.record.trial import VALIDATING, Result, Role
+from sidecar.record.trial import VALIDATING, Result, Role, Trial, TrialStatus
 from sidecar.run.raw_trial import EngineRun, PluginReport, RawTrial
 from vllm_sloguard.crash import Category, Crash
 
 _MOST_EVIDENCE = 500  # characters
 
 
-def load_schedule(config: Config, role: Role) -> LoadSchedule:
-    """The loads of a trial with that role."""
+def load_schedule(config: Config, role: Role, needs: SearchNeeds = NO_NEEDS) -> LoadSchedule:
+    """The loads of a trial with that role; those of the search end when they have given what it ``needs``."""
     return LoadSchedule(
         config.slo,
         config.workload,
@@ -27,6 +29,7 @@ def load_schedule(config: Config, role: Role) -> LoadSchedule:
         compared=role in VALIDATING,
         thorough=role is Role.BASELINE,
         least_requests=config.promotion.requests_a_start,
+        needs=needs,
     )
 
 
@@ -68,27 +71,37 @@ def _with_loads(result: Result, run: EngineRun, schedule: LoadSchedule) -> Resul
         warmup_requests=warm_up.requests,
         load_s=run.loads_s - warm_up.seconds,
     )
-    counted = schedule.counted(run.loads)
-    if not counted or counted[0].rate != run.loads[0].rate:
-        lag = sender_lag(run.loads[-1].load, schedule.slo)
+    return judged_loads(result, run.loads, schedule)
+
+
+def judged_loads(result: Result, loads: tuple[RateLoad, ...], schedule: LoadSchedule) -> Result:
+    """``result`` with the verdict on ``loads``, of which there is at least one."""
+    counted = schedule.counted(loads)
+    if not counted or counted[0].rate != loads[0].rate:
+        lag = sender_lag(loads[-1].load, schedule.slo)
         return replace(result, unmeasured=lag.reason if lag is not None else "no load counts as a measurement")
-    tried = schedule.tried(run.loads) if schedule.objective is Objective.CAPACITY else ()
+    tried = schedule.tried(loads) if schedule.objective is Objective.CAPACITY else ()
     ending = counted[0].load.ending
-    if isinstance(ending, Hopeless):
+    if isinstance(ending, EarlyStop):
         return _stopped(result, ending, schedule, tried)
     return _measured(result, counted, schedule, tried)
 
 
-def _stopped(result: Result, ending: Hopeless, schedule: LoadSchedule, tried: tuple[Tried, ...]) -> Result:
-    """Of a load that was stopped, everything is a bound, and only a capacity has a value."""
-    capacity_value = verdict.value(ending.at_least, schedule.objective, tried) if tried else None
+def _stopped(result: Result, ending: EarlyStop, schedule: LoadSchedule, tried: tuple[Tried, ...]) -> Result:
+    """Of a load that was stopped. Only one that was outperformed may have met the SLO: it has an estimated value."""
+    bound, estimate = verdict.least_violation(ending.bounds, schedule.slo), ending.estimate
+    violation = bound or (estimate.violation if estimate is not None else 0.0)
+    value = verdict.value(ending.bounds, schedule.objective, tried) if tried else None
+    if not violation and estimate is not None and estimate.mean_ms is not None:
+        value = -estimate.mean_ms
     return replace(
         result,
-        violation=verdict.least_violation(ending.at_least, schedule.slo),
-        value=capacity_value,
-        measurement=ending.at_least,
+        violation=violation,
+        value=value,
+        measurement=ending.bounds,
         tried=tried,
         stopped=ending.why,
+        estimate=estimate,
     )
 
 
@@ -111,3 +124,11 @@ def _measured(
         scores=verdict.scores(best, slo, objective),
         tried=tried,
     )
+
+
+def needs_after(trials: Sequence[Trial], objective: Objective, best: Trial | None) -> SearchNeeds:
+    """What the search needs after ``trials``; ``best`` is the one that the next has to beat, None while in doubt."""
+    feasible = any(t.status is TrialStatus.FEASIBLE and t.plan.role in (Role.BASELINE, Role.SEARCH) for t in trials)
+    if best is None or best.result is None or objective is not Objective.LATENCY:
+        return SearchNeeds(feasible)
+    return SearchNeeds(feasible, best.number, best.result.scores)

@@ -11,15 +11,17 @@ from typing import Any, Protocol
 from sidecar.config.schema import Config
 from sidecar.engine.engine import Launch
 from sidecar.guard.guard import Args, Guard
+from sidecar.measure.early_stop import NO_NEEDS, SearchNeeds
 from sidecar.measure.load_client import LoadError
 from sidecar.promote import decision as promotion
 from sidecar.promote import provenance
+from sidecar.promote.candidate import SearchedSpace, candidate, leader
 from sidecar.record.decisions import Decision, Evidence, Outcome
 from sidecar.record.durations import reserved_pairs
 from sidecar.record.events import Operations
 from sidecar.record.journal import Journal, Run
 from sidecar.record.trial import VALIDATING, Plan, Result, Role, StartKind, Trial, TrialStatus
-from sidecar.run.judging import explained, judged_result, load_schedule
+from sidecar.run.judging import explained, judged_result, load_schedule, needs_after
 from sidecar.run.raw_trial import RawTrial
 from sidecar.run.trial_runner import TrialRunner
 from sidecar.search.contract import Context, Observation, Proposal
@@ -186,7 +188,7 @@ class Tuner:
     def _validation(self) -> Plan | None:
         """The next measurement of the validation; None when enough is known, or there is nothing to validate."""
         trials = self._trials()
-        role, best = promotion.next_role(trials, self._config), promotion.candidate(trials)
+        role, best = promotion.next_role(trials, self._config), candidate(trials, SearchedSpace.of(self._config))
         if role is None or best is None:
             return None
         if role is Role.REFERENCE:
@@ -201,6 +203,15 @@ class Tuner:
         ran = sum(t.status not in (TrialStatus.REFUSED, TrialStatus.ABORTED) for t in self._trials())
         return 2 * reserved_pairs(ran, self._config)
 
+    def _needs(self, plan: Plan) -> SearchNeeds:
+        """What the search needs of the load of ``plan``."""
+        if plan.role is not Role.SEARCH:
+            return NO_NEEDS
+        trials = self._trials()
+        best = leader(trials, SearchedSpace.of(self._config))
+        beaten = best is not None and best.worth_beating and best.trial.plan.args != plan.args
+        return needs_after(trials, self._config.objective, best.trial if best is not None and beaten else None)
+
     def _attempt(self, plan: Plan) -> None:
         self._begin(plan)
         trial = self._journal.begin_trial(self._run.id, plan)
@@ -208,7 +219,8 @@ class Tuner:
         result: Result | None = None
         try:
             if not plan.refusal:
-                schedule, warm_start = load_schedule(self._config, plan.role), self._needs_warm_start(plan)
+                schedule = load_schedule(self._config, plan.role, self._needs(plan))
+                warm_start = self._needs_warm_start(plan)
                 raw = self._runner.run(plan, schedule, self._cancelled, warm_start=warm_start)
                 self._learn_from(raw, plan.role)
                 result = judged_result(raw, plan.role, self._config)

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from sidecar.search.encoding import Array, Encoding
+from sidecar.search.knob_values import from_unit_array, to_unit
+from vllm_sloguard.knobs import KnobKind
 
+_SEQUENCES, _BATCH = "max_num_seqs", "max_num_batched_tokens"
 _STOPS = 11  # along each number, when it alone is moved
 _DRAWS = 400
 _SPREADS = (0.05, 0.15, 0.4)  # of a step, in shares of the range
@@ -15,7 +18,26 @@ _FLIPPED = 0.3  # share of the choices that a step reaches and changes
 
 def around(encoding: Encoding, centre: Array, rng: np.random.Generator) -> Array:
     """Places to consider: each knob alone over its range, and random steps. Shape (places, knobs)."""
-    return np.concatenate([_one_by_one(encoding, centre), _together(encoding, centre, rng)])
+    return reconciled(encoding, np.concatenate([_one_by_one(encoding, centre), _together(encoding, centre, rng)]))
+
+
+def reconciled(encoding: Encoding, places: Array) -> Array:
+    """``places`` with no more sequences than batched tokens, which vLLM refuses.
+
+    The repair would raise the batch instead: a search that stands at many sequences could never try a small batch.
+    """
+    knobs = {knob.name: column for column, knob in enumerate(encoding.space.knobs)}
+    if not {_SEQUENCES, _BATCH} <= knobs.keys():
+        return places
+    seqs, batch = (encoding.space.by_name[name] for name in (_SEQUENCES, _BATCH))
+    if KnobKind.CATEGORICAL in (seqs.kind, batch.kind):
+        return places
+    column = knobs[_SEQUENCES]
+    tokens = from_unit_array(batch, places[:, knobs[_BATCH]])
+    most = np.clip(to_unit(seqs, np.clip(np.floor(tokens), seqs.low, seqs.high)), 0.0, 1.0)
+    changed = places.copy()
+    changed[:, column] = np.minimum(places[:, column], most)
+    return changed
 
 
 def by_choice(encoding: Encoding, centre: Array) -> Array:

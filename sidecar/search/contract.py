@@ -30,7 +30,11 @@ class Observation:
     far each limit was missed, relative to it (0.5: half as much again as allowed); ``inf`` for a crash or a refusal.
     ``value`` is the objective, higher is better, ``None`` where it was not measured. ``margins`` are, for each
     constraint, (measured - limit) / limit: 0 or less is met; ``None`` where nothing was measured. A ``prior``
-    observation is of an earlier run: it tells what it tells, and costs no budget.
+    observation is of an earlier run: it informs the models, and costs no budget.
+
+    The margins of a load that was stopped early are estimates. ``margin_sds`` and ``value_sd`` are the standard
+    deviations of the logarithms of measured / limit and of the value, beyond the spread between repeats. ``bounds``
+    names the margins that are only lower bounds, as in journals from before there were estimates.
     """
 
     config: KnobValues
@@ -39,6 +43,14 @@ class Observation:
     value: float | None
     margins: Mapping[str, float] | None = None
     prior: bool = False
+    margin_sds: Mapping[str, float] | None = None
+    value_sd: float = 0.0
+    bounds: frozenset[str] = frozenset()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole load was measured."""
+        return not self.margin_sds and not self.bounds
 
     def __post_init__(self) -> None:
         if (self.outcome is ObservedStatus.FEASIBLE) != (self.violation == 0):

@@ -74,15 +74,18 @@ def fit(
     *,
     stretch: Array,
     slopes: Array,
+    variances: Array | None = None,
     like: GaussianProcess | None = None,
 ) -> GaussianProcess:
     """The process for ``values`` (shape (n,), at least one) at ``places`` (shape (n, knobs)).
 
     ``scale`` is the standard deviation that the function is expected to have, in the unit of the values; ``stretch``
     (shape (knobs,)) lengthens the lengthscales that are expected; ``slopes`` (shape (knobs,)) are standard
-    deviations of a slope over each knob's range, in the unit of the values, and 0 for choices. ``like`` is a process to
-    begin with.
+    deviations of a slope over each knob's range, in the unit of the values, and 0 for choices. ``variances`` (shape
+    (n,)) are those of values that are estimates, on top of the noise. ``like`` is a process to begin with.
     """
+    # The amplitude is integrated out, so the extra variance is taken against the expected one.
+    extra = np.zeros(len(values)) if variances is None else variances / scale**2
     expected = np.log(_LENGTH_MEDIAN * math.sqrt(places.shape[1]) * stretch)
     squares = np.square(encoding.differences(places, places))
     line = (places - 0.5) * slopes / scale
@@ -93,7 +96,7 @@ def fit(
     best = -math.inf
     for _ in range(_STEPS if like is None else _MORE_STEPS):
         tried = _variations(lengths, noise)
-        scores = _log_posterior(squares, lines, values, scale, expected=expected, tried=tried)
+        scores = _log_posterior(squares, lines, values, extra, scale, expected=expected, tried=tried)
         index = int(np.argmax(scores))
         if scores[index] <= best + 1e-3:
             break
@@ -101,7 +104,7 @@ def fit(
         lengths, noise = tried[index, :-1], int(tried[index, -1])
     inverse = 1.0 / _LENGTHS[lengths]
     kernel = _matern(np.tensordot(inverse**2, squares, axes=1)) + lines
-    factor, white = _whitened(kernel, values, _NOISES[noise : noise + 1])
+    factor, white = _whitened(kernel, values, extra, _NOISES[noise : noise + 1])
     y, ones = white[0]
     offset = float(y @ ones / (ones @ ones))
     residual: Array = y - offset * ones
@@ -128,13 +131,13 @@ def _variations(lengths: Indices, noise: int) -> Indices:
 
 
 def _log_posterior(
-    squares: Array, lines: Array, values: Array, scale: float, *, expected: Array, tried: Indices
+    squares: Array, lines: Array, values: Array, extra: Array, scale: float, *, expected: Array, tried: Indices
 ) -> Array:
     """Of each row of ``tried``, up to a constant. Shape (rows,)."""
     n = len(values)
     lengths, noise = _LENGTHS[tried[:, :-1]], _NOISES[tried[:, -1]]
     kernel = _matern(np.tensordot(lengths**-2, squares, axes=1)) + lines
-    factor, white = _whitened(kernel, values, noise)
+    factor, white = _whitened(kernel, values, extra, noise)
     y, ones = white[:, 0], white[:, 1]
     offset = (y * ones).sum(axis=1) / np.square(ones).sum(axis=1)
     misfit = np.square(y - offset[:, None] * ones).sum(axis=1)
@@ -145,7 +148,7 @@ def _log_posterior(
     return evidence - 0.5 * surprise
 
 
-def _whitened(kernel: Array, values: Array, noise: Array) -> tuple[Array, Array]:
+def _whitened(kernel: Array, values: Array, extra: Array, noise: Array) -> tuple[Array, Array]:
     """Of each kernel with its noise: the Cholesky factor, and what its inverse makes of the values and of ones.
 
     These are the last rows of the factor of the matrix that has both below the kernel, so that no system is solved.
@@ -153,7 +156,7 @@ def _whitened(kernel: Array, values: Array, noise: Array) -> tuple[Array, Array]
     """
     n = len(values)
     bordered = np.zeros((len(noise), n + 2, n + 2))
-    bordered[:, :n, :n] = kernel + (noise[:, None, None] + _JITTER) * np.eye(n)
+    bordered[:, :n, :n] = kernel + (noise[:, None, None] + extra + _JITTER) * np.eye(n)
     bordered[:, n, :n], bordered[:, n + 1, :n] = values, 1.0
     bordered[:, [n, n + 1], [n, n + 1]] = _BORDER
     factor: Array = np.linalg.cholesky(bordered)

@@ -67,6 +67,12 @@ def from_unit(knob: Knob, share: float) -> Value:
     return tidy(knob, low * (high / low) ** share if knob.log else low + share * (high - low))
 
 
+def from_unit_array(knob: Knob, shares: Array) -> Array:
+    """The same of many places, not rounded. Shape as ``shares``."""
+    low, high = numeric_bounds(knob)
+    return low * (high / low) ** shares if knob.log else low + shares * (high - low)
+
+
 def tidy(knob: Knob, value: float) -> Value:
     """The value of a numeric knob closest to ``value`` in four significant digits, which read well in a record."""
     return nearest(knob, value if knob.kind is KnobKind.INT else float(f"{value:.4g}"))

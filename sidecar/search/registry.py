@@ -42,10 +42,18 @@ _PARTS: Mapping[str, SearchFeatures] = {
     "sloguard-no-guard": SearchFeatures(guard=False),
     "sloguard-no-crash-model": SearchFeatures(crash_model=False),
     "sloguard-no-priors": SearchFeatures(priors=False),
+    "sloguard-no-estimates": SearchFeatures(estimates=False),
+    "sloguard-no-repeats": SearchFeatures(repeats=False),
+    "sloguard-luckiest": SearchFeatures(luckiest=True),
 }
 DEFAULT = "sloguard"
 OPTIMIZERS = (*_COLD, DEFAULT)
 ABLATIONS = tuple(name for name in _PARTS if name != DEFAULT)
+
+
+def chooses_the_luckiest(name: str) -> bool:
+    """Whether the candidate is the best single measurement: the ablation that leaves the models out of the choice."""
+    return name in _PARTS and _PARTS[name].luckiest
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from sidecar.search.encoding import Array, Encoding
 from sidecar.search.failed_configs import Failures, failed
 from sidecar.search.feasibility_filter import Admission
 from sidecar.search.latency_priors import eager_effect
+from sidecar.search.recommendation import recommended
 from sidecar.search.space import Space
 from sidecar.search.surrogate import Surrogate, learn
 from sidecar.search.tba import Annealing
@@ -30,6 +31,8 @@ from vllm_sloguard.knobs import KnobValues, Value
 _ADMITTED = 24  # candidates that are put to the guard, best first
 _ROUNDS, _ORIGINS = 2, 3  # of other choices with the best candidates
 _CRASH_WEIGHT = 4.0  # a crash tells less than a trial that served, and costs more
+# Repeats of the leader: in the last fifth of the budget, at these probabilities that it meets the SLO again.
+_REPEATS, _DOUBTFUL = 5, (0.4, 0.98)
 _PER_CHANGE = 0.01  # what does not matter stays as it is
 _BARRED = 50.0
 # A restart has to promise a third more: about what it costs beside the load, on a forked engine.
@@ -52,6 +55,9 @@ class SearchFeatures:
     guard: bool = True
     crash_model: bool = True
     priors: bool = True
+    estimates: bool = True  # of stopped loads; otherwise only lower bounds are told
+    repeats: bool = True  # of the leader, while it may not meet the SLO again
+    luckiest: bool = False  # the candidate is the best single measurement
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,11 @@ class SloGuard:
         served = any(o.outcome in (ObservedStatus.FEASIBLE, ObservedStatus.INFEASIBLE) for o in history)
         if not served and incumbent is None:
             return self._annealed(history, failures)
+        if not self.parts.estimates:
+            history = [_as_bounds(o) for o in history]
+        repeat = self._repeat(history) if self.parts.repeats else None
+        if repeat is not None:
+            return repeat
         rng = np.random.default_rng([self.seed, len(history)])
         view = self._view(history)
         places = self._candidates(view, rng)
@@ -102,6 +113,22 @@ class SloGuard:
             return self._annealed(history, failures)
         scores = self._scores(view, self.encoding.encode(configs)) - self._cold(configs)
         return self._explained(view, configs[int(np.argmax(scores))])
+
+    def _repeat(self, history: Sequence[Observation]) -> Proposal | None:
+        """The leader again, near the end of the budget and while one measurement leaves doubt about it."""
+        this_run = [o for o in history if not o.prior and o.outcome is not ObservedStatus.REFUSED]
+        left = self.budget - len(this_run)
+        if not 0 < left <= max(1, self.budget // _REPEATS):
+            return None
+        found = recommended(self.space, history)
+        if found is None or not _DOUBTFUL[0] <= found.probability < _DOUBTFUL[1]:
+            return None
+        config = self.space.active(history[found.index].config)
+        measured = sum(_key(self.space.active(o.config)) == _key(config) for o in this_run)
+        if measured > 1:
+            return None
+        why = f"the best so far once more: it meets the SLO again with {found.probability:.0%}"
+        return Proposal(config, "repeat", why)
 
     @cached_property
     def encoding(self) -> Encoding:
@@ -273,6 +300,14 @@ def _changes(history: Sequence[Observation]) -> list[int]:
             without = (without + 1) % _PATIENCE
             changes.append(0 if without else -1)
     return changes
+
+
+def _as_bounds(seen: Observation) -> Observation:
+    """A stopped load as a search without estimates knows it: the missed limits are missed by a little at least."""
+    if not seen.margin_sds or seen.margins is None or seen.outcome is not ObservedStatus.INFEASIBLE:
+        return seen
+    missed = {name: min(margin, 0.05) for name, margin in seen.margins.items() if margin > 0}
+    return replace(seen, margins=missed, margin_sds=None, bounds=frozenset(missed), violation=min(seen.violation, 0.01))
 
 
 def _key(config: KnobValues) -> frozenset[tuple[str, Value]]:

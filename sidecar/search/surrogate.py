@@ -19,6 +19,10 @@ _FARTHEST = 3.0  # of log(measured / limit): twenty times the limit is as bad as
 _WORST_LOSS = 0.4  # of the logarithm of the objective against the best: beyond, only that it is bad counts
 _LOSS_SCALE, _MARGIN_SCALE = 0.15, 0.4
 _TRUSTED = 1.0  # logarithm of the odds that what is expected is right, before any trial
+# Of log(measured / limit) between two loads of one configuration: at least this, and the fitted noise times that.
+_LEAST_REPEATS_SD, _CAUTION = 0.12, 2.0
+# A lower bound on a missed margin is read as an estimate this far above it.
+_ABOVE_BOUND, _BOUND_SD = 0.35, 0.4
 _SURELY_MET = -0.1  # log(measured / limit), where only "feasible" was recorded
 
 
@@ -69,6 +73,18 @@ class Surrogate:
             total += _log_normal_cdf(-at.mean / np.hypot(at.sd, 0.5 * target.process.noise_sd))
         return total
 
+    def log_meets_again(self, places: Array) -> Array:
+        """Logarithm of the probability that one more load meets every constraint. Shape (places,).
+
+        Cautious: few repeats say little of the spread between them, and a slower start is amplified by the queue.
+        """
+        total = np.zeros(len(places))
+        for target in self.margins:
+            at = target.predict(places)
+            repeats = max(_CAUTION * target.process.noise_sd, _LEAST_REPEATS_SD)
+            total += _log_normal_cdf(-at.mean / np.hypot(at.sd, repeats))
+        return total
+
     def log_serves(self, places: Array) -> Array:
         """Logarithm of the probability that it does not crash. Shape (places,)."""
         if self.risk is None:
@@ -111,9 +127,9 @@ def learn(
 ) -> Surrogate:
     """The models after the trials that ran, at their encoded ``places``, as they are around the place ``near``."""
 
-    def target(name: str, rows: list[int], values: Array, scale: float) -> Target:
+    def target(name: str, rows: list[int], values: Array, scale: float, sds: Array) -> Target:
         kept = encoding.closest(places[rows], near, _MOST_POINTS)
-        there, values = places[rows][kept], values[kept]
+        there, values, variances = places[rows][kept], values[kept], np.square(sds[kept])
         prior = expected(encoding, name, there, eager)
         lengths = stretch(encoding) if priors else np.ones(there.shape[1])
         # Of the objective alone: with those of the constraints, too, the landscapes came out worse.
@@ -121,7 +137,9 @@ def learn(
 
         def fitted(trust: Array, like: GaussianProcess | None = None) -> GaussianProcess:
             around = values - trust @ prior
-            return fit(encoding, there, around, scale, stretch=lengths, slopes=uncertain, like=like)
+            return fit(
+                encoding, there, around, scale, stretch=lengths, slopes=uncertain, variances=variances, like=like
+            )
 
         trust, *others = _trusts(there, prior) if priors else [np.zeros(there.shape[1])]
         process = fitted(trust)
@@ -132,9 +150,11 @@ def learn(
         return Target(name, process, trust, eager)
 
     margins = tuple(
-        target(name, list(seen), np.array(list(seen.values())), _MARGIN_SCALE)
+        target(
+            name, list(seen), np.array(list(seen.values()))[:, 0], _MARGIN_SCALE, np.array(list(seen.values()))[:, 1]
+        )
         for name, seen in _margins(tried).items()
-        if max(seen.values()) > -_FARTHEST  # what is met by far, everywhere, takes no model
+        if max(m for m, _ in seen.values()) > -_FARTHEST  # what is met by far, everywhere, takes no model
     )
     values = {
         row: o.value for row, o in enumerate(tried) if o.value is not None and o.outcome is not ObservedStatus.CRASHED
@@ -145,7 +165,7 @@ def learn(
     feasible = np.array([tried[row].outcome is ObservedStatus.FEASIBLE for row in rows])
     losses = losses_of(list(values.values()))
     losses = np.minimum(losses, losses[feasible if feasible.any() else slice(None)].min() + _WORST_LOSS)
-    loss = target(LATENCY, rows, losses, _LOSS_SCALE)
+    loss = target(LATENCY, rows, losses, _LOSS_SCALE, np.array([tried[row].value_sd for row in rows]))
     if not feasible.any():
         return Surrogate(loss, margins, risk, None, places, near)
     return Surrogate(loss, margins, risk, float(loss.predict(places[rows][feasible]).mean.min()), places[rows], near)
@@ -180,21 +200,30 @@ def losses_of(values: Sequence[float]) -> Array:
     return -(array / spread) if math.isfinite(spread) and spread > 0 else np.zeros(len(array))
 
 
-def _margins(tried: Sequence[Observation]) -> dict[str, dict[int, float]]:
-    """log(measured / limit) by constraint and row; of the violation as a whole where no margin was recorded."""
+def _margins(tried: Sequence[Observation]) -> dict[str, dict[int, tuple[float, float]]]:
+    """log(measured / limit) by constraint and row, with the standard deviation of an estimate; of the violation as a
+    whole if no margin was recorded."""
     served = {row: o for row, o in enumerate(tried) if o.outcome is not ObservedStatus.CRASHED}
     names = sorted({name for o in served.values() for name in o.margins or ()})
     if not names and any(o.violation for o in served.values()):
         whole = {row: math.log1p(o.violation) if o.violation else _SURELY_MET for row, o in served.items()}
-        return {"violation": {row: min(margin, _FARTHEST) for row, margin in whole.items()}}
+        return {"violation": {row: (min(margin, _FARTHEST), 0.0) for row, margin in whole.items()}}
     return {
         name: {
-            row: min(max(math.log(max(1 + o.margins[name], 1e-9)), -_FARTHEST), _FARTHEST)
+            row: _log_margin(o, name, o.margins[name])
             for row, o in served.items()
             if o.margins is not None and name in o.margins
         }
         for name in names
     }
+
+
+def _log_margin(seen: Observation, name: str, margin: float) -> tuple[float, float]:
+    """One margin as the model takes it: its logarithm, and the standard deviation if it is an estimate or a bound."""
+    log, sd = math.log(max(1 + margin, 1e-9)), (seen.margin_sds or {}).get(name, 0.0)
+    if name in seen.bounds:
+        log, sd = log + _ABOVE_BOUND, _BOUND_SD
+    return min(max(log, -_FARTHEST), _FARTHEST), sd
 
 
 def _log_normal_cdf(z: Array) -> Array:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from sidecar.config.schema import Config
 from sidecar.engine.engine import Cancelled
 from sidecar.promote import promoted_file
-from sidecar.promote.decision import candidate
+from sidecar.promote.candidate import SearchedSpace, candidate
 from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.durations import seconds_of
 from sidecar.record.events import EventKind, WindowOutcome, window_ending
@@ -115,7 +115,7 @@ class TuningWindow:
 
         def begin(plan: Plan) -> None:
             if plan.role in VALIDATING and self._progress.state is not State.VALIDATING:
-                best = candidate(journal.trials(run.id))
+                best = candidate(journal.trials(run.id), SearchedSpace.of(config))
                 which = "the best of the search" if best is None else f"trial {best.number}, the best of the search,"
                 why = f"{which} and what served are measured anew, in turn"
                 self._progress.enter(State.VALIDATING, Cause.BEST_FOUND, why)

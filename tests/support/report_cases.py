@@ -14,6 +14,7 @@ from sidecar.measure.measurement import Measurement
 from sidecar.measure.verdict import violation
 from sidecar.promote import decision as promotion
 from sidecar.promote import provenance
+from sidecar.promote.candidate import SearchedSpace, candidate
 from sidecar.record.decisions import Evidence, Outcome
 from sidecar.record.journal import JOURNAL_FILE, Journal
 from sidecar.record.trial import PLAN, RESULT, Plan, RepairChange, Result, Role, StartKind, Trial, TrialStatus
@@ -127,7 +128,7 @@ class Made:
     def validate(self) -> None:
         """Runs as many pairs as the rule needs."""
         while (role := promotion.next_role(self.rows, self.config)) is not None:
-            best = promotion.candidate(self.rows)
+            best = candidate(self.rows, SearchedSpace.of(self.config))
             assert best is not None
             plan = self.plan(role) if role is Role.REFERENCE else dataclasses.replace(best.plan, role=role)
             self.add(plan, dataclasses.replace(self.measured(plan.args), start=StartKind.ORDINARY, start_s=41.0), 80.0)  # pyright: ignore[reportArgumentType]

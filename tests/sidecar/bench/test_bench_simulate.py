@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from bench_cases import INSTANCE, slope
 
-from sidecar.bench.simulate import SimulatedGuard, simulate
+from sidecar.bench.simulate import SimulatedGuard, SimulationOptions, simulate
 from sidecar.search.contract import ObservedStatus
 from sidecar.search.registry import OPTIMIZERS
 
@@ -21,15 +21,15 @@ CROWDED = INSTANCE.replace('"gpu_free_gib": 79', '"gpu_free_gib": 20').replace(
 def test_a_run_is_as_long_as_its_budget_and_the_same_for_a_seed(tmp_path: Path, optimizer: str) -> None:
     landscape = slope(tmp_path)
 
-    run = simulate(landscape, optimizer, 3, 6)
+    run = simulate(landscape, optimizer, 3, SimulationOptions(6))
 
     assert len(run.trials) == 6
-    assert run == simulate(landscape, optimizer, 3, 6)
-    assert run != simulate(landscape, optimizer, 4, 6)
+    assert run == simulate(landscape, optimizer, 3, SimulationOptions(6))
+    assert run != simulate(landscape, optimizer, 4, SimulationOptions(6))
 
 
 def test_the_best_is_the_lowest_feasible_latency_and_is_served_again(tmp_path: Path) -> None:
-    run = simulate(slope(tmp_path), "random", 0, 12)
+    run = simulate(slope(tmp_path), "random", 0, SimulationOptions(12))
 
     feasible = [t for t in run.trials if t.verdict.outcome is ObservedStatus.FEASIBLE]
     assert run.best is not None
@@ -48,7 +48,8 @@ def test_noise_depends_on_seed_and_trial_alone(tmp_path: Path) -> None:
     landscape = slope(tmp_path, INSTANCE.replace("10.0 * seqs + rng", "rng").replace("seqs > 64", "False"))
 
     first, second = (
-        [t.verdict.latency_ms for t in simulate(landscape, name, 1, 5).trials] for name in ("random", "tba")
+        [t.verdict.latency_ms for t in simulate(landscape, name, 1, SimulationOptions(5)).trials]
+        for name in ("random", "tba")
     )
 
     assert first == second
@@ -58,21 +59,23 @@ def test_noise_depends_on_seed_and_trial_alone(tmp_path: Path) -> None:
 def test_what_ran_is_what_the_guard_made_of_it(tmp_path: Path) -> None:
     landscape = slope(tmp_path, CROWDED)
 
-    trials = simulate(landscape, "random", 0, 10).trials
+    trials = simulate(landscape, "random", 0, SimulationOptions(10)).trials
 
     assert max(float(t.config["gpu_memory_utilization"]) for t in trials) < 20 / 80
     assert all(t.config["max_model_len"] == 2048 for t in trials)
 
 
 def test_a_refusal_costs_no_budget_and_a_search_of_refusals_alone_ends(tmp_path: Path) -> None:
-    run = simulate(slope(tmp_path, CROWDED.replace('"weights_gib": 15', '"weights_gib": 19.9')), "random", 0, 10)
+    run = simulate(
+        slope(tmp_path, CROWDED.replace('"weights_gib": 15', '"weights_gib": 25')), "random", 0, SimulationOptions(10)
+    )
 
     assert (run.trials, run.best, run.served_ms) == ((), None, None)
     assert run.refused == 20
 
 
 def test_without_the_guard_nothing_is_changed(tmp_path: Path) -> None:
-    run = simulate(slope(tmp_path, CROWDED), "random", 0, 10, guarded=False)
+    run = simulate(slope(tmp_path, CROWDED), "random", 0, SimulationOptions(10, guarded=False))
 
     assert run.refused == 0
     assert max(float(t.config["gpu_memory_utilization"]) for t in run.trials) > 0.5

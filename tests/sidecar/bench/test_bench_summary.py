@@ -24,11 +24,11 @@ def run(*latencies: float | None, name: str = "ours", seed: int = 0) -> Simulate
             verdict = LandscapeVerdict(ObservedStatus.INFEASIBLE, "", -ms, 0.5, {}, 60)
         else:
             verdict = LandscapeVerdict(ObservedStatus.FEASIBLE, "", ms, 0, {}, 60)
-        trials.append(SimulatedTrial({}, verdict, "phase", "why"))
-    made = SimulatedRun("here", name, seed, tuple(trials), 2, None, None)
-    return (
-        made if made.best is None else dataclasses.replace(made, served_ms=made.best.latency_ms + 10, served_feasible=1)
-    )
+        trials.append(SimulatedTrial({}, verdict, "phase", "why", 2.0))
+    best = min(range(len(trials)), key=lambda n: trials[n].latency_ms)
+    if math.isinf(trials[best].latency_ms):
+        return SimulatedRun("here", name, seed, tuple(trials), 2, None, None)
+    return SimulatedRun("here", name, seed, tuple(trials), 2, trials[best].latency_ms + 10, 1, best)
 
 
 OURS = [run(None, 300, -100, 200), run(-900, None, None, None), run(400, 250, 800, 240)]
@@ -46,7 +46,10 @@ def test_a_row() -> None:
     assert made.best_std == pytest.approx(math.sqrt(800))
     assert made.regret == pytest.approx(0.1)
     assert (made.served_median, made.served_feasible) == (230, 1)
+    # The median of 210, infinite and 250, against 200.
+    assert made.regret_served == pytest.approx(0.25)
     assert made.cost_s_mean == pytest.approx((200 + 120 + 240) / 3)
+    assert made.measured_s_mean == pytest.approx(2 * 12 / 3)
     # Only feasible trials are fast: 2 + 0 + 2; after the first fast one come (no, yes) and (no, yes).
     assert made.fast_mean == pytest.approx(4 / 3)
     assert made.consistency_mean == 0.5

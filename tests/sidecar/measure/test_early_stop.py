@@ -10,7 +10,7 @@ from sidecar.config.schema import Workload
 from sidecar.config.slo import Slo
 from sidecar.measure.early_stop import Rules, surely_missed
 from sidecar.measure.measurement import measure
-from sidecar.measure.partial_load import Hopeless, arrivals
+from sidecar.measure.partial_load import EarlyStop, arrivals
 from sidecar.measure.requests import End, Ending, InFlight, LoadProgress, LoadResult, RequestResult
 from sidecar.measure.verdict import least_violation, slo_limits, violation
 
@@ -35,22 +35,22 @@ def test_what_was_seen_is_said_and_bounded() -> None:
     slow = [ok(ttft_s=0.2 + 0.01 * (n + 1)) for n in range(17)]
     ending = Rules(SLO, WORKLOAD, 0.98)(progress(*slow, *[ok()] * 20))
 
-    assert isinstance(ending, Hopeless)
+    assert isinstance(ending, EarlyStop)
     assert ending.how is End.STOP
     assert ending.why == "17 of 300 requests were over ttft_p99_ms 200, 3 are allowed"
     # Of 300 the fourth largest is the least that the p99 can be; nothing is known of what the others will be.
-    assert ending.at_least.ttft_p99_ms == pytest.approx(340)
-    assert ending.at_least.e2e_p99_ms == pytest.approx(410)
-    assert ending.at_least.itl_p99_ms == pytest.approx(10)
-    assert ending.at_least.e2e_mean_ms is None
-    assert least_violation(ending.at_least, SLO) == pytest.approx(0.7 / 4)
+    assert ending.bounds.ttft_p99_ms == pytest.approx(340)
+    assert ending.bounds.e2e_p99_ms == pytest.approx(410)
+    assert ending.bounds.itl_p99_ms == pytest.approx(10)
+    assert ending.bounds.e2e_mean_ms is None
+    assert least_violation(ending.bounds, SLO) == pytest.approx(0.7 / 4)
 
 
 @pytest.mark.parametrize(("slow", "ends"), [(3, False), (4, True)])
 def test_one_in_a_hundred_is_allowed(slow: int, ends: bool) -> None:
     ending = Rules(SLO, WORKLOAD, 0.98)(progress(*[ok(ttft_s=0.3)] * slow, *[ok()] * 60))
 
-    assert isinstance(ending, Hopeless) is ends
+    assert isinstance(ending, EarlyStop) is ends
 
 
 def test_a_request_that_still_waits_counts_with_its_age() -> None:
@@ -59,7 +59,7 @@ def test_a_request_that_still_waits_counts_with_its_age() -> None:
     rules = Rules(SLO, WORKLOAD, 0.98)
 
     ending = rules(progress(*[ok()] * 60, flying=flying))
-    assert isinstance(ending, Hopeless)
+    assert isinstance(ending, EarlyStop)
     assert ending.why == "4 of 300 requests were over ttft_p99_ms 200, 3 are allowed"
     assert rules(progress(*[ok()] * 60, flying=flying[1:])) is None
 
@@ -69,7 +69,7 @@ def test_the_error_budget(count: int, ends: bool) -> None:
     slo = Slo(itl_p99_ms=50)
     ending = Rules(slo, WORKLOAD, 0.98)(progress(*[failed()] * count, *[ok()] * 60))
 
-    assert isinstance(ending, Hopeless) is ends
+    assert isinstance(ending, EarlyStop) is ends
     if ending is not None:
         assert ending.why == "4 of 300 requests failed, 3 are allowed"
 
@@ -81,7 +81,7 @@ def test_times_between_tokens_are_of_tokens_not_of_requests() -> None:
 
     assert rules(progress(*[slow] * 30, *[ok()] * 70)) is None
     ending = rules(progress(*[slow] * 34, *[ok()] * 66))
-    assert isinstance(ending, Hopeless)
+    assert isinstance(ending, EarlyStop)
     assert ending.why == "34 of 3300 times between tokens were over itl_p99_ms 50, 33 are allowed"
 
 
@@ -89,7 +89,7 @@ def test_nothing_ends_before_enough_was_sent_to_know_how_far_it_misses() -> None
     rules = Rules(SLO, WORKLOAD, 0.98)
 
     assert rules(progress(*[ok(ttft_s=1)] * 29)) is None
-    assert isinstance(rules(progress(*[ok(ttft_s=1)] * 30)), Hopeless)
+    assert isinstance(rules(progress(*[ok(ttft_s=1)] * 30)), EarlyStop)
 
 
 def test_a_good_load_ends_when_enough_was_seen_unless_it_is_to_be_thorough() -> None:
@@ -116,10 +116,10 @@ def growing(sent: int, growth: float = 0.5, thorough: bool = False, limit_ms: fl
 def test_what_grows_steadily_is_ended_before_it_misses() -> None:
     ending = growing(240)
 
-    assert isinstance(ending, Hopeless)
+    assert isinstance(ending, EarlyStop)
     assert ending.why.startswith("over-saturated: the time to the first token grew from 4050 to ")
     assert "and would be 294" in ending.why  # 29.4 s after 588 of 600 requests
-    assert ending.at_least.ttft_p99_ms == pytest.approx(29_440 / 1.5, rel=0.01)
+    assert ending.bounds.ttft_p99_ms == pytest.approx(29_440 / 1.5, rel=0.01)
     assert growing(240, limit_ms=20_000) is None  # it may yet meet that
     assert growing(240, growth=0.1, limit_ms=2500) is None  # by so little, it may be chance
     assert growing(240, thorough=True) is None
@@ -164,7 +164,7 @@ def test_arithmetic_never_ends_what_would_have_met_its_slo(
         return
     whole = measure(LoadResult(tuple(load), 5.0), slo)
     assert violation(whole, slo) > 0
-    assert 0 < least_violation(ending.at_least, slo) <= violation(whole, slo) + 1e-9
+    assert 0 < least_violation(ending.bounds, slo) <= violation(whole, slo) + 1e-9
     ends = {limit.name: math.inf if limit.measured is None else limit.measured for limit in slo_limits(whole, slo)}
-    for bound in slo_limits(ending.at_least, slo):
+    for bound in slo_limits(ending.bounds, slo):
         assert bound.measured is None or bound.measured <= ends[bound.name] + 1e-6

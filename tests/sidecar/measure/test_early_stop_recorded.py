@@ -15,7 +15,7 @@ def test_hopeless_loads_take_less_than_half_of_their_time(outcomes: list[Outcome
 
     assert len(hopeless) >= 30
     assert sum(o.ended_s for o in hopeless) < 0.5 * sum(o.full_s for o in hopeless)
-    assert {"arithmetic", "trend"} <= {o.reason for o in hopeless}
+    assert {"SLO missed", "over-saturated"} <= {o.reason for o in hopeless}
 
 
 def test_no_good_load_is_stopped(outcomes: list[Outcome]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from sidecar.config.slo import Slo
 from sidecar.measure import saturation, sequential_test
-from sidecar.measure.partial_load import Arrival, Hopeless
+from sidecar.measure.partial_load import Arrival, EarlyStop
 from sidecar.measure.requests import End, Ending
 
 SLO = Slo(ttft_p99_ms=100)
@@ -63,9 +63,9 @@ def test_shares_of_slow_tokens_are_tested_as_shares() -> None:
 
     assert _how(sequential_test.sequential_ending(few, 10.0, slo, 0.98)) == End.ENOUGH
     ending = sequential_test.sequential_ending([*many, *many], 10.0, slo, 0.98)
-    assert isinstance(ending, Hopeless)
+    assert isinstance(ending, EarlyStop)
     assert "itl_p99_ms" in ending.why
-    assert ending.at_least.itl_p99_ms == pytest.approx(200)
+    assert ending.bounds.itl_p99_ms == pytest.approx(200)
 
 
 def _how(ending: Ending | None) -> End | None:

@@ -13,7 +13,8 @@ from sidecar_cases import GOOD, measured, oom, planned, trial
 from sidecar.config.schema import Config, Objective
 from sidecar.config.slo import Slo
 from sidecar.config.window import Promotion
-from sidecar.promote.decision import baseline, candidate, decide, missing, next_role
+from sidecar.promote.candidate import baseline, candidate
+from sidecar.promote.decision import decide, missing, next_role
 from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.trial import Result, Role, Trial, TrialStatus
 

@@ -1,0 +1,246 @@
+"""The result a partial load is heading for: each limit's final statistic and the mean latency, with uncertainty. Pure.
+
+TTFTs of requests that have not been sent yet are drawn from the later half of those seen, plus the trend of that half
+if it is significant: when the queue grows, each request waits longer than the one before. A request that still waits
+for its first token gets at least its age plus its share of the queue ahead of it. The E2E latency is the TTFT plus a
+generation time drawn from the finished requests. Percentiles are taken over the completed sample of ``planned``.
+
+The standard deviations are of logarithms. Their constants were fitted to loads of a simulated engine that were cut off
+at random and then finished.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sidecar.config.slo import ERROR_RATE, LatencyKind, LatencyLimit, Slo
+from sidecar.measure.partial_load import Arrival, LimitEstimate, LoadEstimate, gaps_of
+from vllm_sloguard.latency import nearest_rank
+
+_Array: TypeAlias = NDArray[np.floating[Any]]
+
+_MOST_LOG = math.log(50.0)  # of measured / limit: beyond that only "far off" counts
+_SIGNIFICANT = 2.0  # standard errors of the trend's slope
+_LEAST_SD, _TREND_SD = 0.03, 0.7
+_TAIL_SD, _GAPS_TAIL_SD = 0.9, 0.2  # for each factor of e between a p90 and its p99
+_BURST_SD = 0.3  # of the rate at which requests were served, against a Poisson count
+_UNSEEN_HALF_SD = 0.15  # what the unseen part may bring that the seen part has not shown
+_LEAST_MEAN_SD = 0.01
+_UNSEEN_SD = 1.0
+_FEWEST = 4  # values of a sample that a statistic is taken of
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Predicted values of a whole load, seconds, of which the first ``seen`` of ``planned`` requests are known."""
+
+    values_s: _Array
+    seen: int
+    planned: int
+    trend_s: float = 0.0  # standard deviation that the trend adds at the end
+    tail_sd: float = _TAIL_SD
+
+    def log_statistic(self, share: float | None) -> tuple[float, float]:
+        """log(percentile in seconds), the mean for None, and the standard deviation."""
+        finite = self.values_s[np.isfinite(self.values_s)]
+        if len(finite) < _FEWEST:
+            return math.nan, _UNSEEN_SD
+        unseen = math.sqrt(max(1 - self.seen / self.planned, 0.0))
+        if share is None:
+            mean = max(float(finite.mean()), 1e-6)
+            sd = _LEAST_SD + float(finite.std()) / mean / math.sqrt(max(self.seen, 4))
+            return math.log(mean), math.hypot(sd * unseen, 0.5 * self.trend_s / mean)
+        at, below = (_quantile(self.values_s, q) for q in (share, share - 9 * (1 - share)))
+        if not math.isfinite(at):
+            return math.inf, _UNSEEN_SD
+        tail = math.log(at / below) if below > 0 else 1.0
+        drawn = (_LEAST_SD + self.tail_sd * tail) * unseen * math.sqrt(30 / max(self.seen, 10))
+        return math.log(at), math.hypot(drawn + _UNSEEN_HALF_SD * unseen**2, self.trend_s / at)
+
+
+def _quantile(values: _Array, share: float) -> float:
+    ascending = np.sort(values)
+    return max(float(ascending[nearest_rank(len(ascending), max(share, 0.01)) - 1]), 1e-6)
+
+
+@dataclass(frozen=True)
+class RunningLoad:
+    """The requests ``sent`` so far, by arrival, of a load of ``planned`` requests, ``rate`` a second."""
+
+    sent: Sequence[Arrival]
+    now_s: float
+    planned: int
+    rate: float
+
+
+def estimate_load(load: RunningLoad, slo: Slo, reference_s: Sequence[float] = ()) -> LoadEstimate | None:
+    """The estimate; None when there is nothing to estimate from.
+
+    ``reference_s`` are the E2E latencies of the same requests under another configuration: their ratio to the ones
+    seen says more of the mean than these alone, because requests differ in length.
+    """
+    sent, planned = load.sent, load.planned
+    if not sent or planned <= 0:
+        return None
+    ttfts, slope = _ttfts(load)
+    ended = [a for a in sent if a.ended and not a.failed]
+    e2e_s = ttfts.values_s + _generation(load, ended)
+    tpots_s = np.array([float(np.mean(a.itls_s)) for a in ended if len(a.itls_s)])
+    samples = {
+        LatencyKind.TTFT: ttfts,
+        LatencyKind.E2E: _Sample(e2e_s, len(ended), planned, ttfts.trend_s),
+        LatencyKind.ITL: _Sample(gaps_of(sent), len(ended), planned, tail_sd=_GAPS_TAIL_SD),
+        LatencyKind.TPOT: _Sample(
+            np.array([float(np.mean(a.itls_s)) for a in ended if len(a.itls_s)]), len(ended), planned
+        ),
+    }
+    seen_s = {
+        LatencyKind.TTFT: np.array([a.ttft_s for a in sent]),
+        LatencyKind.E2E: np.array([a.e2e_s for a in sent]),
+        LatencyKind.ITL: samples[LatencyKind.ITL].values_s,
+        LatencyKind.TPOT: tpots_s,
+    }
+    limits = [_limit(limit, samples[limit.kind], seen_s[limit.kind]) for limit in slo.latency_limits]
+    failed = sum(a.failed for a in sent)
+    mean_s, mean_sd = _mean(load, e2e_s, reference_s)
+    return LoadEstimate(
+        planned=planned,
+        sent=len(sent),
+        elapsed_s=load.now_s - sent[0].start_s,
+        waiting=sum(not a.begun for a in sent),
+        queue_growth=slope,
+        limits=(*limits, _failures(failed, len(sent), planned, slo.error_rate)),
+        mean_ms=None if mean_s is None else mean_s * 1000,
+        mean_sd=math.hypot(mean_sd, 0.0 if mean_s is None else 0.5 * ttfts.trend_s / mean_s),
+    )
+
+
+def _limit(limit: LatencyLimit, sample: _Sample, seen_s: _Array) -> LimitEstimate:
+    log_s, sd = sample.log_statistic(limit.statistic.share)
+    over = float(np.mean(seen_s * 1000 > limit.limit_ms)) if len(seen_s) else 0.0
+    log_excess = 0.0 if math.isnan(log_s) else log_s + math.log(1000 / limit.limit_ms)
+    return LimitEstimate(limit.name, min(max(log_excess, -_MOST_LOG), _MOST_LOG), sd, over)
+
+
+def _ttfts(load: RunningLoad) -> tuple[_Sample, float]:
+    """The TTFTs of all planned requests, and their trend."""
+    sent, now_s, planned, rate = load.sent, load.now_s, load.planned, max(load.rate, 1e-6)
+    starts = np.array([a.start_s for a in sent])
+    seen = np.array([a.ttft_s for a in sent])
+    begun = np.array([a.begun for a in sent])
+    finite = np.isfinite(seen)
+    waiting = np.flatnonzero(~begun)
+    if len(waiting) and begun.any():
+        firsts = np.sort((starts + seen)[begun & finite])
+        recent = firsts[len(firsts) // 2 :]
+        span = max(now_s - float(recent[0]), 1e-3) if len(recent) else max(now_s - float(starts[0]), 1e-3)
+        per_s = min(max(len(recent), 1) / span, max(rate, 1e-6) * 4)
+        seen = seen.copy()
+        seen[waiting] += np.arange(1, len(waiting) + 1) / per_s
+    half = np.flatnonzero(finite)[int(finite.sum()) // 2 :]
+    future = planned - len(sent)
+    if len(half) < 4:
+        filler = float(np.max(seen[finite])) if finite.any() else now_s - float(starts[0])
+        return _Sample(np.append(seen, np.full(max(future, 0), filler)), len(sent), planned, filler), 0.0
+    slope, error = _slope(starts[half], seen[half])
+    # Neighbours depend on each other: fewer independent values than there are requests.
+    significant = slope > _SIGNIFICANT * error and len(waiting) > 0
+    if significant:
+        # A burst makes the TTFT grow too; the queue keeps growing only if fewer first tokens come than requests.
+        middle_s = float(starts[half[0]])
+        firsts = (starts + seen)[begun & finite]
+        served = max(int(((firsts > middle_s) & (firsts <= now_s)).sum()), 1)
+        excess = rate * (now_s - middle_s) / served
+        slope, error = min(slope, max(excess - 1.0, 0.0)), math.hypot(error, _BURST_SD * excess / math.sqrt(served))
+    slope = max(slope, 0.0) if significant else 0.0
+    values = seen
+    trend_s = 0.0
+    if future > 0:
+        coming = now_s + np.arange(1, future + 1) / max(rate, 1e-6)
+        drawn = seen[half][np.arange(future) % len(half)]
+        drawn_at = starts[half][np.arange(future) % len(half)]
+        values = np.append(seen, np.maximum(drawn + slope * (coming - drawn_at), 1e-6))
+        ahead_s = float(coming[-1]) - float(np.mean(starts[half]))
+        trend_s = _TREND_SD * error * ahead_s if significant else 0.25 * error * ahead_s
+    return _Sample(values, int(begun.sum()), planned, trend_s), slope
+
+
+def _slope(at: _Array, values: _Array) -> tuple[float, float]:
+    """Least-squares slope and its standard error, widened for neighbours that depend on each other."""
+    centred = at - at.mean()
+    spread = float(centred @ centred)
+    if spread <= 0:
+        return 0.0, 0.0
+    slope = float(centred @ (values - values.mean())) / spread
+    residual = values - values.mean() - slope * centred
+    lagged = float(residual[1:] @ residual[:-1]) / max(float(residual @ residual), 1e-12)
+    widen = math.sqrt((1 + min(max(lagged, 0.0), 0.9)) / (1 - min(max(lagged, 0.0), 0.9)))
+    return slope, widen * math.sqrt(float(residual @ residual) / max(len(at) - 2, 1) / spread)
+
+
+def _generation(load: RunningLoad, ended: Sequence[Arrival]) -> _Array:
+    """From first to last token: as seen, at least as long as it has taken, or drawn from the finished requests."""
+    elapsed_s = load.now_s - load.sent[0].start_s
+    drawn = np.sort([a.e2e_s - a.ttft_s for a in ended]) if ended else np.array([elapsed_s])
+    count = max(load.planned, len(load.sent))
+    values = drawn[(np.arange(count) * 7919) % len(drawn)].astype(float)  # a fixed shuffle
+    for index, a in enumerate(load.sent):
+        if a.ended:
+            values[index] = 0.0 if a.failed else a.e2e_s - a.ttft_s
+        elif a.begun:
+            age = load.now_s - a.start_s - a.ttft_s
+            longer = drawn[drawn > age]
+            values[index] = float(longer[len(longer) // 2]) if len(longer) else 1.2 * age
+    return values
+
+
+def _failures(failed: int, sent: int, planned: int, limit: float) -> LimitEstimate:
+    """The error rate: failures seen, and the same share of what is still to come."""
+    share = failed / sent
+    if not limit:
+        return LimitEstimate(ERROR_RATE, _MOST_LOG if failed else -_MOST_LOG, 0.1, share)
+    expected = (failed + share * (planned - sent)) / planned
+    log_excess = min(max(math.log(max(expected, 1e-4) / limit), -_MOST_LOG), _MOST_LOG)
+    sd = 1 / math.sqrt(max(failed - 1, 0.5))
+    return LimitEstimate(ERROR_RATE, log_excess, min(sd, _UNSEEN_SD), share)
+
+
+def _mean(load: RunningLoad, predicted_s: _Array, reference_s: Sequence[float]) -> tuple[float | None, float]:
+    """The mean E2E latency at the end, and the standard deviation of its logarithm."""
+    finite = predicted_s[np.isfinite(predicted_s)]
+    if not len(finite):
+        return None, _UNSEEN_SD
+    done = sum(a.ended and not a.failed for a in load.sent)
+    unseen = math.sqrt(max(1 - done / load.planned, 0.0))
+    ratio = mean_ratio(load.sent, reference_s) if len(reference_s) == load.planned else None
+    if ratio is not None:
+        reference = np.array(reference_s)
+        mean = float(reference[np.isfinite(reference)].mean()) * math.exp(ratio[0])
+        return mean, _LEAST_MEAN_SD + ratio[1] * unseen
+    spread = float(finite.std()) / max(float(finite.mean()), 1e-9)
+    return float(finite.mean()), _LEAST_MEAN_SD + spread * unseen / math.sqrt(max(done, 4)) * 2
+
+
+def mean_ratio(sent: Sequence[Arrival], reference_s: Sequence[float]) -> tuple[float, float, int] | None:
+    """Logarithm of the mean E2E latency over the reference's, over the requests seen, its standard error, and how many.
+
+    Requests that have not ended count by their age where they are already slower than the reference.
+    """
+    pairs = [
+        (a.e2e_s, r)
+        for a, r in zip(sent, reference_s, strict=False)
+        if not a.failed and math.isfinite(r) and r > 0 and (a.ended or a.e2e_s > r)
+    ]
+    if len(pairs) < 8:
+        return None
+    ours, theirs = np.array(pairs).T
+    ratio = float(ours.sum() / theirs.sum())
+    residual = ours - ratio * theirs
+    lagged = float(residual[1:] @ residual[:-1]) / max(float(residual @ residual), 1e-12)
+    widen = math.sqrt((1 + min(max(lagged, 0.0), 0.8)) / (1 - min(max(lagged, 0.0), 0.8)))
+    error = widen * float(residual.std()) / float(ours.mean()) / math.sqrt(len(pairs))
+    return math.log(ratio), error, len(pairs)
