@@ -25,10 +25,10 @@ from prometheus_server import BINARY, PrometheusServer
 from sidecar.config.schema import load_config
 from sidecar.engine.process_group import ProcessGroup
 from sidecar.engine.process_identity import Identity
-from sidecar.record.decisions import Outcome
 from sidecar.record.journal import Journal, JournalError
 from sidecar.record.states import State
 from sidecar.record.trial import Role, TrialStatus
+from sidecar.record.wording import OUTCOMES
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 
@@ -101,7 +101,7 @@ def test_a_killed_run_continues_and_writes_a_file_that_vllm_accepts(tmp_path: Pa
     assert {t["run"] for t in after} == {1}
     nothing_left(state, engine_ids(state))
 
-    assert any(f"{outcome}: " in again.stdout for outcome in Outcome)
+    assert any(f"{words}: " in again.stdout for words in OUTCOMES.values())
     promoted = state / "promoted.yaml"
     assert vllm_accepts(promoted)["max_num_seqs"] == yaml.safe_load(promoted.read_text())["max-num-seqs"]
     assert "# Decision: " in promoted.read_text()
