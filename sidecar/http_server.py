@@ -83,7 +83,7 @@ class HttpServer:
         try:
             with self._listener:
                 asyncio.run(self._serve())
-        except Exception as error:  # noqa: BLE001 - the boundary of the thread: the service goes on without it
+        except Exception as error:  # noqa: BLE001 - the boundary of the thread: the service continues without it
             self._say(f"the {self._name} server has failed: {type(error).__name__}: {error}")
 
     async def _serve(self) -> None:

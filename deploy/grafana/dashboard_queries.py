@@ -1,4 +1,4 @@
-"""The queries of the dashboards, with Grafana's variables replaced, and how to ask Prometheus for them."""
+"""The queries of the dashboards, with Grafana's variables replaced, and functions to run them."""
 
 import json
 import math
@@ -16,7 +16,7 @@ _TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class Variables:
-    """What Grafana puts in for its variables: regular expressions, and intervals as PromQL has them."""
+    """Values of Grafana's variables: regular expressions, and PromQL durations."""
 
     job: str = ".+"
     model: str = ".+"
@@ -26,7 +26,7 @@ class Variables:
     range: str = "1h"
 
     def into(self, expr: str) -> str:
-        """``expr`` as Prometheus can read it."""
+        """``expr`` with its variables replaced."""
         values = {
             "$__rate_interval": self.rate_interval,
             "$__interval_ms": str(round(seconds(self.interval) * 1000)),
@@ -42,32 +42,32 @@ class Variables:
 
 
 def seconds(interval: str) -> float:
-    """Of "15s", "100ms", "1m" or "1h"."""
+    """The seconds of "15s", "100ms", "1m" or "1h"."""
     number = interval.rstrip("msh")
     return float(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[interval[len(number) :]]
 
 
 def panels(path: Path) -> list[dict[str, Any]]:
-    """Every panel of a dashboard, its rows among them."""
+    """Every panel of a dashboard, including rows."""
     return json.loads(path.read_text(encoding="utf-8"))["panels"]
 
 
 def panel_queries(path: Path, variables: Variables) -> Iterator[tuple[str, str]]:
-    """The title and the PromQL of every panel's every query, and of the marks on all of them."""
+    """The title and the PromQL of every query of every panel."""
     for panel in panels(path):
         for target in panel.get("targets", []):
             yield panel["title"], variables.into(target["expr"])
 
 
 def marks(path: Path, variables: Variables) -> Iterator[tuple[str, str, str]]:
-    """The name, color and PromQL of each mark."""
+    """The name, color and PromQL of each annotation."""
     for mark in json.loads(path.read_text(encoding="utf-8"))["annotations"]["list"]:
         yield mark["name"], mark["iconColor"], variables.into(mark["expr"])
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: times in seconds since the epoch, and values; those that are not finite numbers are left out."""
+    """One line: times in seconds since the epoch, and finite values."""
 
     labels: Mapping[str, str]
     times: tuple[float, ...]
@@ -75,7 +75,7 @@ class Series:
 
 
 def ask(url: str, api: str, parameters: Mapping[str, object]) -> Any:
-    """What Prometheus's API at ``url`` answers. Raises ValueError with its own words when a query is wrong."""
+    """The response of the Prometheus API at ``url``. Raises ValueError with its message for a wrong query."""
     body = urllib.parse.urlencode(parameters).encode()
     try:
         with urllib.request.urlopen(f"{url}/api/v1/{api}", body or None, _TIMEOUT_S) as answer:  # noqa: S310
@@ -85,7 +85,7 @@ def ask(url: str, api: str, parameters: Mapping[str, object]) -> Any:
 
 
 def series(url: str, expr: str, start: float, end: float, step_s: float) -> list[Series]:
-    """What a panel shows from ``start`` to ``end``; where these are one, in the order that the query gives."""
+    """The series from ``start`` to ``end``; if they are equal, of an instant query, in its order."""
     if start == end:
         found = ask(url, "query", {"query": expr, "time": end})["result"]
         return _lines([{**each, "values": [each["value"]]} for each in found])

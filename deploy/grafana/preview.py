@@ -1,4 +1,4 @@
-"""Draws the dashboards without Grafana: asks a Prometheus for every panel's queries, and writes one page a dashboard.
+"""Draws the dashboards without Grafana: runs the queries of every panel, and writes one page per dashboard.
 
 It shows data, titles, units and legends, not Grafana's looks.
 """
@@ -43,7 +43,7 @@ table{border-collapse:collapse;font-size:12px}td{border-bottom:1px solid #eee;pa
 
 @dataclass(frozen=True)
 class Shown:
-    """From which Prometheus, and which span of time, in seconds since the epoch."""
+    """The Prometheus server and the time range, in seconds since the epoch."""
 
     url: str
     start: float
@@ -61,7 +61,7 @@ class Line:
 
 
 def page(path: Path, shown: Shown) -> str:
-    """The dashboard at ``path`` as a page of its own, with plotly's script in it."""
+    """The dashboard at ``path`` as a self-contained page."""
     from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     title = json.loads(path.read_text(encoding="utf-8"))["title"]
@@ -93,7 +93,7 @@ def _lines(panel: dict[str, Any], shown: Shown) -> list[Line]:
     found: list[Line] = []
     for target in panel["targets"]:
         expr = shown.variables.into(target["expr"])
-        # What shows the present alone asks for one moment.
+        # Panels that show the latest value need an instant query.
         start = shown.end if target.get("instant") else shown.start
         for each in series(shown.url, expr, start, shown.end, shown.step_s):
             legend = target.get("legendFormat", "__auto")
@@ -109,7 +109,7 @@ def _label(of: Series, match: re.Match[str]) -> str:
 
 
 def _regions(path: Path, shown: Shown) -> Iterator[tuple[float, float, str]]:
-    """Where the marks are, as (from, to, color)."""
+    """The annotations, as (from, to, color)."""
     for _, color, expr in marks(path, shown.variables):
         for each in series(shown.url, expr, shown.start, shown.end, shown.step_s):
             steps = [(at - number * shown.step_s, at) for number, at in enumerate(each.times)]
@@ -203,7 +203,7 @@ def _graph(
 
 
 def _with_gaps(data: Series, step_s: float) -> dict[str, list[Any]]:
-    """Nothing where there was nothing, so that no line goes across."""
+    """Inserts gaps where samples are missing, so that no line bridges them."""
     x: list[Any] = []
     y: list[Any] = []
     before = data.times[0]
@@ -221,7 +221,7 @@ _numbers = count()
 
 
 def _drawn(data: list[dict[str, Any]], layout: dict[str, Any], px: int) -> str:
-    """A place in the page, and the script that draws into it."""
+    """An element of the page, and the script that draws into it."""
     layout = {"height": px, "margin": {"l": 50, "r": 8, "t": 4, "b": 20}, "font": {"size": 11}, **layout}
     layout["yaxis"] = {"automargin": True, **layout.get("yaxis", {})}
     name = f"plot{next(_numbers)}"
@@ -230,7 +230,7 @@ def _drawn(data: list[dict[str, Any]], layout: dict[str, Any], px: int) -> str:
 
 
 def _override(panel: dict[str, Any], name: str) -> tuple[str | None, bool]:
-    """The color and whether the line is dashed, of the series that is so called."""
+    """The color of the series with this name, and whether its line is dashed."""
     color, dashed = None, False
     for override in panel["fieldConfig"].get("overrides", []):
         if override["matcher"]["options"] == name:
@@ -247,7 +247,7 @@ def _threshold(panel: dict[str, Any], value: float) -> str:
 
 
 def _mapped(panel: dict[str, Any], value: float) -> tuple[str, str] | None:
-    """The text and the color that the panel has for ``value``."""
+    """The panel's text and color for ``value``."""
     for mapping in panel["fieldConfig"]["defaults"].get("mappings", []):
         result = mapping["options"].get(f"{value:g}")
         if result is not None:
@@ -256,7 +256,7 @@ def _mapped(panel: dict[str, Any], value: float) -> tuple[str, str] | None:
 
 
 def _text(panel: dict[str, Any], value: float) -> str:
-    """The value with its unit, as Grafana would write it."""
+    """The value with its unit, as in Grafana."""
     if (mapped := _mapped(panel, value)) is not None:
         return mapped[0]
     defaults = panel["fieldConfig"]["defaults"]

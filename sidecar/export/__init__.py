@@ -1,1 +1,1 @@
-"""The trials in the formats of other tools: Optuna, `vllm bench serve`, CSV, JSON lines."""
+"""Exports trials to other formats: Optuna, `vllm bench serve`, CSV, JSON lines."""

@@ -1,4 +1,4 @@
-"""A trial as `vllm bench serve --save-result` would have written it, as far as the journal knows. Pure.
+"""A trial in the format of `vllm bench serve --save-result`, as far as the journal has it. Pure.
 
 The journal keeps percentiles and means, not requests: of tokens, of TPOT, and of the other percentiles of TTFT and ITL
 it knows nothing, and such fields are left out rather than made up. Of end-to-end latencies it keeps every request where
@@ -24,7 +24,7 @@ LEFT_OUT = (
 
 
 def result_json(recorded: Recorded, trial: Trial) -> dict[str, Any] | None:
-    """None for a trial without a whole load: one that crashed, never ran, or was stopped early."""
+    """None for a trial without a complete load: one that crashed, never ran, or was stopped early."""
     result = trial.result
     if result is None or result.measurement is None or result.stopped:
         return None

@@ -1,4 +1,4 @@
-"""The trials of a run as Optuna's; only ``add`` writes."""
+"""The trials of a run as Optuna trials; only ``add`` writes."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class ExportError(RuntimeError):
-    """It can't be written there; the text says why, in one line."""
+    """The export failed; the message says why, in one line."""
 
 
 METRICS = {Objective.LATENCY: "e2e_mean_ms", Objective.GOODPUT: "goodput_rps", Objective.CAPACITY: "capacity_rps"}
 
 
 def distributions(knobs: Sequence[Knob], rows: Sequence[dict[str, Value]]) -> "dict[str, BaseDistribution]":
-    """Those of ``knobs``, wide enough for ``rows``: what serves may lie outside of what is searched."""
+    """The distributions of ``knobs``, wide enough for ``rows``: the incumbent may be outside the search range."""
     return {knob.name: _distribution(knob, [row[knob.name] for row in rows if knob.name in row]) for knob in knobs}
 
 
@@ -36,7 +36,7 @@ def _distribution(knob: Knob, values: Sequence[Value]) -> "BaseDistribution":
     if knob.kind is KnobKind.CATEGORICAL or len(numbers) < len(values):
         choices: list[CategoricalChoiceType] = []
         for choice in (*knob.choices, *values):
-            if repr(choice) not in map(repr, choices):  # 1 and True are equal, and differ
+            if repr(choice) not in map(repr, choices):  # 1 == True, but they are different choices
                 choices.append(choice)
         return CategoricalDistribution(choices)
     low, high = min([knob.low, *numbers]), max([knob.high, *numbers])
@@ -91,7 +91,7 @@ def _attributes(trial: Trial) -> dict[str, Any]:
 
 
 def add(recorded: Recorded, storage: str, name: str, shown_as: Callable[[list[Trial]], Iterable[Trial]]) -> int:
-    """Adds the trials that have ended to the study ``name``, made where it is missing, and returns how many.
+    """Adds the trials that have ended to the study ``name``, created if it is missing, and returns their number.
 
     Those that are there already are left alone, so that a run can be exported again as it grows. ``shown_as`` goes
     through them, and may show how far it is. Raises ExportError.
@@ -113,13 +113,13 @@ def add(recorded: Recorded, storage: str, name: str, shown_as: Callable[[list[Tr
         for trial in shown_as(new):
             study.add_trial(frozen(trial, setup, spaces))
     except (SQLAlchemyError, ImportError, ValueError, optuna.exceptions.OptunaError) as error:
-        # The first line: SQLAlchemy goes on with the whole statement.
+        # Only the first line: SQLAlchemy appends the statement.
         raise ExportError(f"--optuna: {str(error).splitlines()[0]}") from None
     return len(new)
 
 
 def _check_origin(study: "Study", recorded: Recorded) -> None:
-    """A new study is given its origin; one of the same name from elsewhere is not added to."""
+    """Marks a new study with its origin; refuses one with the same name and another origin."""
     setup, run = recorded.setup, recorded.run
     origin: dict[str, Any] = {"digest": run.digest, "started_at": run.started_at}
     if not study.user_attrs:
@@ -127,4 +127,4 @@ def _check_origin(study: "Study", recorded: Recorded) -> None:
         for key, value in {**origin, **about}.items():
             study.set_user_attr(key, value)
     elif {key: study.user_attrs.get(key) for key in origin} != origin:
-        raise ExportError(f"the study {study.study_name!r} there is of another run: export to another storage")
+        raise ExportError(f"the study {study.study_name!r} in this storage belongs to another run: use another storage")

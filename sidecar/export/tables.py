@@ -1,4 +1,4 @@
-"""The trials as rows: CSV for a spreadsheet, JSON lines as `sloguard trials --json` has them. Pure."""
+"""Trials as rows: CSV for spreadsheets, JSON lines as in `sloguard trials --json`. Pure."""
 
 import csv
 import io
@@ -11,12 +11,12 @@ from typing import Any
 from sidecar.record.run_snapshot import Recorded, knobs_that_ran
 from sidecar.record.trial import Trial, margins, trial_as_json
 
-# A spreadsheet takes what begins so for a formula, and a crash's text comes from outside.
+# Spreadsheets would interpret these as formulas, and crash texts come from outside.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def csv_text(runs: Iterable[Recorded]) -> str:
-    """One line a trial, with a header. Empty is unmeasured; ``inf`` has failed requests in it. Times are UTC."""
+    """One row per trial, with a header. Empty: not measured; ``inf``: includes failed requests. Times are UTC."""
     rows = [_row(recorded, trial) for recorded in runs for trial in recorded.trials]
     names = list(dict.fromkeys(name for row in rows for name in row))
     knobs = [name for name in names if name.startswith("knob.")]
@@ -29,7 +29,7 @@ def csv_text(runs: Iterable[Recorded]) -> str:
 
 
 def jsonl_text(runs: Iterable[Recorded]) -> str:
-    """One object a line."""
+    """One object per line."""
     return "".join(json.dumps(trial_as_json(trial)) + "\n" for recorded in runs for trial in recorded.trials)
 
 
@@ -80,5 +80,5 @@ def _utc(at: float | None) -> str:
 
 
 def finite(value: float | None) -> float | None:
-    """None for what JSON has no number for."""
+    """None for numbers that JSON does not have."""
     return value if value is not None and math.isfinite(value) else None

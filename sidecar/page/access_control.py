@@ -58,7 +58,7 @@ class _SecurityHeaders:
 
         try:
             await self._app(scope, receive, with_headers)
-        except Exception as error:  # noqa: BLE001 - the boundary of the page: the service goes on without it
+        except Exception as error:  # noqa: BLE001 - the boundary of the page: the service continues without it
             text = f"the page: {type(error).__name__}: {error}"
             if text != self._reported:
                 self._say(text)

@@ -90,7 +90,7 @@ class Feed:
             self._read()
         except JournalError as error:
             self._report_problem(str(error))
-        except Exception as error:  # noqa: BLE001 - the boundary of the page: the service goes on without it
+        except Exception as error:  # noqa: BLE001 - the boundary of the page: the service continues without it
             self._report_problem(f"the page: {type(error).__name__}: {error}")
         self._announce()
 

@@ -1,4 +1,4 @@
-"""What keeps a sidecar from doing its work, from what was observed: each finding with what mends it. Pure.
+"""Finds problems of the setup in the collected facts, each with its fix. Pure.
 
 What was not looked at is None, and nothing is said of it. A problem keeps something from working; a warning is what
 an operator should know of.

@@ -273,7 +273,7 @@ def _checks(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequenc
 
 
 def _analysis(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequence[Trial]) -> InterimAnalysis:
-    """The interim analysis that decided; of a run that goes on, the one that these starts would have."""
+    """The interim analysis that decided; of a run in progress, the one with the present replicates."""
     setup, decision, pairs = recorded.setup, recorded.decision, len(candidates)
     planned = setup.promotion.pairs
     ended = decision is not None and (decision.outcome is Outcome.INCONCLUSIVE or pairs not in planned)

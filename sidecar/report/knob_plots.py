@@ -57,7 +57,7 @@ def _limit_row(figure: Figure, view: ReportView, name: str, row: int, domain: tu
     suffix = str(row) if row > 1 else ""
     limit, rate = view.limits[name], name == "error_rate"
     finite = [m for e in view.entries if (m := e.measured.get(name)) is not None and math.isfinite(m)]
-    # Failed requests took for ever: they stand at the top.
+    # Infinite: failed requests are drawn at the top.
     top = max([*finite, limit], default=limit) * (1.15 if rate else 1.6)
     low = min([m for m in finite if m > 0] + [limit]) if limit else 0.0
     log = not rate and bool(finite) and low > 0 and top > 8 * low

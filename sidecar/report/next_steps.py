@@ -100,7 +100,7 @@ def versions(recorded: Recorded) -> tuple[Fact, ...]:
     setup, load = recorded.setup, recorded.setup.workload
     evidence = next((p.evidence for p in recorded.promotions if p.run == recorded.run.id), None)
     origin = evidence.provenance if evidence else None
-    heard = dict.fromkeys(t.result.vllm_version for t in recorded.trials if t.result and t.result.vllm_version)
+    reported = dict.fromkeys(t.result.vllm_version for t in recorded.trials if t.result and t.result.vllm_version)
     limits = "; ".join(
         f"{wording.LIMITS[name]} at most {wording.measured_text(name, limit)}"
         for name, limit in setup.slo.model_dump().items()
@@ -110,7 +110,7 @@ def versions(recorded: Recorded) -> tuple[Fact, ...]:
     facts = {
         "model": setup.model,
         "SHA-256 of its config.json": origin.model_config_sha256 if origin else None,
-        "vLLM": ", ".join(heard) or (origin.vllm if origin else "") or "not reported by the plugin",
+        "vLLM": ", ".join(reported) or (origin.vllm if origin else "") or "not reported by the plugin",
         "sloguard": f"{setup.content.get('sloguard') or (origin.sloguard if origin else 'not recorded')} (run),"
         f" {__version__} (report)",
         "device": origin.device if origin else unknown,

@@ -1,4 +1,4 @@
-"""deploy/sloguard-gpu.yaml is a valid example, and has every field, if only in a comment."""
+"""deploy/sloguard-gpu.yaml is valid and has every field, at least in a comment."""
 
 import re
 from collections.abc import Iterator

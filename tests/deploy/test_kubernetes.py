@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: their schemas, and that the sidecar does what probes and hooks rely on."""
+"""The Kubernetes manifests: their schemas, and the behaviour that probes and hooks rely on."""
 
 import subprocess
 import time
@@ -36,7 +36,7 @@ def container(pod: Any) -> Any:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """The file of the ConfigMap, as the sidecar reads it."""
+    """The configuration file in the ConfigMap, loaded."""
     path = tmp_path / "sloguard.yaml"
     path.write_text(OBJECTS["ConfigMap"]["data"]["sloguard.yaml"])
     return load_config(path)
@@ -64,7 +64,7 @@ def test_names_ports_and_folders_go_together(pod: Any, container: Any, config: C
     assert OBJECTS["Service"]["spec"]["selector"].items() <= labels.items()
     assert OBJECTS["StatefulSet"]["spec"]["selector"]["matchLabels"].items() <= labels.items()
     mounts = {mount["name"]: Path(mount["mountPath"]) for mount in container["volumeMounts"]}
-    # The mount's own mode is the volume's to choose.
+    # The mode of the mount depends on the volume.
     assert mounts["state"] in config.state.parents
     assert Path(container["command"][-1]) == mounts["config"] / "sloguard.yaml"
     claims = {claim["metadata"]["name"] for claim in OBJECTS["StatefulSet"]["spec"]["volumeClaimTemplates"]}
@@ -96,7 +96,7 @@ def pre_stop_s(container: Any) -> int:
 
 
 def status(config: Config, probe: Any) -> int:
-    """What the probe would get."""
+    """The response that the probe gets."""
     assert probe["httpGet"]["port"] == "metrics"
     try:
         url = f"http://127.0.0.1:{config.metrics.port}{probe['httpGet']['path']}"
@@ -115,7 +115,7 @@ def test_probes_and_the_end_of_a_pod(tmp_path: Path, container: Any, config: Con
 
         assert sloguard("retune", "--now", "-c", config_file).returncode == 0
         await_state(own.state, "tuning", process)
-        # Out of the service, and not restarted.
+        # Removed from the Service, not restarted.
         assert status(own, container["readinessProbe"]) == 503
         assert status(own, container["livenessProbe"]) == 200
 

@@ -1,4 +1,4 @@
-"""The metrics, the dashboards and the alerts: fresh, correct, and fed by what a sidecar really shows.
+"""Metrics, dashboards and alerts: up to date, correct, and tested against a real sidecar.
 
 One sidecar and one Prometheus live through a window on the fake engine for all of them. vLLM's own metrics come from
 the fake engine by the names that the installed vLLM's source has; tests/real_vllm/test_closed_loop.py asks real vLLM.
@@ -35,7 +35,7 @@ needs_sdk = pytest.mark.skipif(
 
 
 def promtool(*args: str, text: str | None = None) -> None:
-    """Runs promtool beside the alert rules; any complaint fails the test."""
+    """Runs promtool in the folder of the alert rules; any error fails the test."""
     assert PROMTOOL is not None
     command, folder = [PROMTOOL, *args], DEPLOY / "prometheus"
     ran = subprocess.run(command, input=text, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
@@ -82,7 +82,7 @@ def test_every_query_follows_the_variables(path: Path) -> None:
 
 
 def test_the_names_of_vllm_are_vllms() -> None:
-    """Against the source of the vLLM that is installed, which is not imported: that takes seconds."""
+    """Checked in the source of the installed vLLM: importing it takes seconds."""
     found = importlib.util.find_spec("vllm")
     if found is None or found.origin is None:
         pytest.skip("vLLM is not installed")
@@ -118,7 +118,7 @@ def test_every_panel_shows_data(story: Lived, path: Path) -> None:
     def has_numbers(panel: dict[str, Any], target: dict[str, Any]) -> bool:
         query, instant = NOW.into(target["expr"]), bool(target.get("instant"))
         assert panel["type"] in ("bargauge", "table") or not instant
-        # What shows the present alone has to have a number now; a machine that is busy may have missed a scrape.
+        # Panels with the latest value need a number now; a busy machine may have missed a scrape.
         for _ in range(30):
             end = time.time()
             if series(story.prometheus.url, query, end if instant else story.began, end, 1.0):
@@ -143,7 +143,7 @@ def test_the_data_are_what_has_happened(story: Lived) -> None:
         found = story.prometheus.query(query)
         return {s["metric"][label]: float(s["value"][1]) for s in found if float(s["value"][1])}
 
-    # A baseline, two unguarded that crash, two or more of the search; then two pairs.
+    # A baseline, two unguarded trials that crash, two or more of the search; then two pairs.
     trials = by("status", "sloguard_trials_total")
     assert trials["crashed"] == 2
     assert trials["feasible"] >= 4
@@ -153,14 +153,14 @@ def test_the_data_are_what_has_happened(story: Lived) -> None:
     assert by("verdict", "sloguard_rollbacks_total") == {"crash_loop": 1}
     assert by("reason", "sloguard_engine_restarts_total") == {"engine_crashed": 2}
     assert "batch-prompt" in by("rule", "sloguard_repairs_total")
-    # What was promoted has been rolled back: the file's own arguments serve, and their requests are counted anew.
+    # After the rollback, the requests under the file's arguments are counted from 0.
     (serves,) = story.prometheus.query("sloguard_serving_configuration_info")
     assert (serves["metric"]["promotion"], serves["metric"]["max_num_seqs"]) == ("none", "2")
     judged, missed = (by("objective", f"sloguard_slo_{what}_total") for what in ("requests", "misses"))
     assert judged["any"] > 0
     (not_judged,) = story.prometheus.query(f'{REQUESTS} - scalar(sloguard_slo_requests_total{{objective="any"}})')
     assert float(not_judged["value"][1]) >= story.served_before > 0
-    # The slow ones take 4 x 0.3 s, and a third of that to their first token.
+    # Slow requests take 4 x 0.3 s, a third of it until the first token.
     assert 0 < missed["e2e"] < judged["e2e"] / 2
     assert "ttft" not in missed
     # Every second of the window is accounted for.
@@ -189,7 +189,7 @@ def test_every_rule_has_something_to_compare(story: Lived) -> None:
         operands = [text.strip() for text in OPERATOR.split(COMPARISON.sub("", rule["expr"])) if "absent" not in text]
         for operand in operands:
             assert numbers(story.prometheus, operand), f"{rule['alert']}: {operand}"
-        # Together: but for what excuses it, or is there when nothing is.
+        # Except for series that excuse an alert, or exist without a problem.
         whole = re.split(r"\bunless\b|\bor\b", COMPARISON.sub("", rule["expr"]))[0]
         assert numbers(story.prometheus, whole), f"{rule['alert']}: {whole}"
     firing = {rule["name"] for rule in rules if rule["type"] == "alerting" and rule["state"] == "firing"}

@@ -1,4 +1,4 @@
-"""The systemd unit: systemd's own checks, and that the sidecar does what the unit relies on."""
+"""The systemd unit: systemd's own checks, and the behaviour that the unit relies on."""
 
 import configparser
 import shutil
@@ -14,7 +14,7 @@ from sidecar.config.schema import EngineConfig, load_config
 from sidecar.record.journal import Journal
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "sloguard.service"
-_KILL_S = 60  # sidecar.engine.process_group waits as long for what was killed
+_KILL_S = 60  # sidecar.engine.process_group waits this long after a kill
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def service() -> configparser.SectionProxy:
 
 
 def analyze(tmp_path: Path, *command: str, **changes: str) -> str:
-    """What systemd-analyze says of the unit, with a command that there is on this machine."""
+    """The output of systemd-analyze for the unit, with a command that exists on this machine."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed: apt-get install systemd")
     text = UNIT.read_text().replace("/opt/vllm-sloguard/bin/sloguard", sys.executable)

@@ -1,4 +1,4 @@
-"""Every command of the app: its help with an example, its JSON, its exit codes, and what users' mistakes come to."""
+"""Every command: help with an example, JSON, exit codes, and messages for mistakes."""
 
 import json
 import os
@@ -35,9 +35,9 @@ from vllm_sloguard import __version__
 ROOT = Path(__file__).parents[3]
 LANDSCAPE = ROOT / "benchmarks" / "landscapes" / "paper.py"
 START = [sys.executable, "-m", "sidecar"]
-# Typer brings its own copy of click, without types that tell.
+# Typer has its own copy of click, without useful types.
 Command = Any
-# How each command that has --json is asked; STATE, CONFIG, MODEL and STUDY stand for what the test makes.
+# Arguments of each command with --json; STATE, CONFIG, MODEL and STUDY are replaced by the test.
 ASKED = {
     "budget": "--model MODEL --gpu-total-gib 24 --gpu-free-gib 22.5",
     "repair": "--model MODEL --arg max_num_seqs=8 --gpu-total-gib 24 --gpu-free-gib 22.5",
@@ -51,7 +51,7 @@ ASKED = {
     "dev bench optimizers": f"--landscape {LANDSCAPE} --optimizers random,tba --seeds 1 --budget 3",
     "dev study stats": "STUDY",
 }
-# Those that start real vLLM are tried where that is tested.
+# These start real vLLM and are tested elsewhere.
 STARTS_VLLM = {"dev bench restart"}
 
 
@@ -107,7 +107,7 @@ def test_help_has_a_sentence_and_an_example_that_can_be_asked(name: str) -> None
     assert first.endswith((".", ":")) or first[0].isupper()
     assert last.strip().startswith(f"Example: sloguard {name}")
     words = shlex.split(last.partition("Example: sloguard ")[2])[len(name.split()) :]
-    COMMANDS[name].make_context(name, words).close()  # raises for what it does not take
+    COMMANDS[name].make_context(name, words).close()  # raises for wrong arguments
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
@@ -134,7 +134,7 @@ def test_json_is_json_and_nothing_else(name: str, config_file: Path, tmp_path: P
     }
     words = [places.get(word, word) for word in ASKED[name].split()]
     done = sloguard(*name.split(), *words, "--json")
-    # One window is too few for the bounds of `dev bench promotion`.
+    # With one window, the bounds of `dev bench promotion` can fail.
     assert done.returncode == 0 or name == "dev bench promotion", done.stderr
     assert json.loads(done.stdout, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
 
@@ -150,7 +150,7 @@ def test_a_file_that_can_not_be_used_is_one_line(name: str, mistake: str, tmp_pa
         case "folder":
             path.mkdir()
         case "unreadable":
-            path = Path("/proc/self/mem")  # also for root: nothing is mapped at its start
+            path = Path("/proc/self/mem")  # unreadable even for root: nothing is mapped at address 0
         case "not YAML":
             path.write_text("a: b: c")
         case "empty":
@@ -158,7 +158,7 @@ def test_a_file_that_can_not_be_used_is_one_line(name: str, mistake: str, tmp_pa
         case _:
             pass
     result = CliRunner().invoke(app, [*name.split(), "-c", str(path), *(["--quick"] if name == "doctor" else [])])
-    if name == "doctor":  # it tells of that as of all else
+    if name == "doctor":  # a finding like any other
         assert result.exit_code == 1
         assert f"problem  configuration: {path}" in result.stdout
     else:
@@ -171,7 +171,7 @@ Say = Callable[..., str]
 
 @pytest.fixture
 def one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
-    """The one line with which a mistake ends a command, and nothing else; in this process, which is quicker."""
+    """The single line of output of a command that fails; runs in this process, which is faster."""
 
     def asked(*words: object, code: int) -> str:
         monkeypatch.setattr("sys.argv", ["sloguard", *map(str, words)])
@@ -274,7 +274,7 @@ def test_ctrl_c_at_any_moment_has_no_traceback(after_s: float) -> None:
     asked = subprocess.Popen(
         [*START, "dev", "bench", "promotion"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    # In the middle of the imports; before them, Python itself would be interrupted.
+    # During the imports; before them, Python itself would be interrupted.
     while "pydantic_core" not in Path(f"/proc/{asked.pid}/maps").read_text():
         time.sleep(0.002)
     time.sleep(after_s)
@@ -307,7 +307,7 @@ def test_ctrl_c_while_it_waits_for_a_sidecar(config_file: Path) -> None:
 
 
 def on_a_terminal(*words: object) -> tuple[str, str]:
-    """What a command says on its output, a pipe, and on its errors, a terminal."""
+    """The output of a command with stdout on a pipe and stderr on a terminal."""
     ours, theirs = pty.openpty()
     command = [*START, *map(str, words)]
     with subprocess.Popen(
@@ -335,7 +335,7 @@ def test_progress_is_for_terminals_and_keeps_out_of_what_is_printed(config_file:
 
 
 def completed(line: str, folder: Path) -> list[str]:
-    """What bash would offer at the end of ``line``."""
+    """Bash's completions at the end of ``line``."""
     code = "import sys; sys.argv = ['sloguard']; from sidecar.__main__ import main; main()"
     words = line.split(" ")
     environment = {
@@ -417,7 +417,7 @@ def test_a_state_folder_and_a_file_mean_the_same(name: str, config_file: Path, t
 
 
 def test_completion_can_be_installed() -> None:
-    # The shell is the one that it is called from, which here is not always bash.
+    # Typer detects the shell that it is called from.
     command = ["bash", "-c", f"{shlex.join([*START, '--show-completion'])}; true"]
     shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert "_COMPLETE=complete_bash" in shown.stdout, shown.stderr

@@ -1,4 +1,4 @@
-"""How a trial reads: one line that says what ran, what came of it and why."""
+"""A trial in one line: its configuration, its result and why."""
 
 import io
 from dataclasses import replace

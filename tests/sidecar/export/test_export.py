@@ -1,4 +1,4 @@
-"""Trials in the formats of other tools, read back by these."""
+"""Exported trials, read back by the tools they are for."""
 
 import csv
 import json
@@ -43,7 +43,7 @@ def test_optuna_shows_nothing_as_best_that_missed_a_limit(run: Path, tmp_path: P
     study, rows = study_of(tmp_path / "trials.db"), trials_of(run)
     feasible = [t for t in rows if t.status is TrialStatus.FEASIBLE]
     best = max(feasible, key=lambda t: t.result.value if t.result and t.result.value else -math.inf)
-    # optuna-dashboard asks the storage, which looks at no constraint.
+    # optuna-dashboard uses the storage, which ignores constraints.
     by_storage = study._storage.get_best_trial(study._study_id)  # pyright: ignore[reportPrivateUsage]
 
     assert study.best_trial.user_attrs["trial"] == best.number
@@ -109,7 +109,7 @@ def test_a_run_that_grew_is_exported_again(tmp_path: Path) -> None:
     made.search(4, crashes=False)
     running = made.add(made.plan(), None, running=True)
     state, url = made.close(), f"sqlite:///{tmp_path / 'trials.db'}"
-    assert "4 trials added" in exported(state, "--optuna", url)  # what runs has not ended
+    assert "4 trials added" in exported(state, "--optuna", url)  # the running one is left out
 
     journal = Journal(state)
     journal.end_trial(running, made.measured(INCUMBENT))

@@ -1,4 +1,4 @@
-"""What Prometheus reads, over real HTTP and through Prometheus' own parser."""
+"""The metrics over real HTTP, parsed with Prometheus' parser."""
 
 import math
 import resource
@@ -36,7 +36,7 @@ from vllm_sloguard.wire import telemetry_pb2 as pb
 
 
 class Clock:
-    """Goes on when it is told to."""
+    """A clock that tests set."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -192,7 +192,7 @@ def test_the_slo_is_judged_by_what_users_sent(page: Page) -> None:
     page.metrics.traffic("one", "serving")
     page.metrics.traffic("two", "trial")
 
-    # Met, missed, failed, aborted after it had missed; then one that was aborted early, and the sidecar's own probe.
+    # Met, missed, failed, aborted late; then one aborted early, and the sidecar's probe, which do not count.
     heard(page.metrics, finished(0.1), finished(0.2), finished(0.1, "error"), finished(9, "abort"))
     heard(page.metrics, finished(0.1, "abort"), finished(9, "stop", 2))
     heard(page.metrics, finished(9), engine_id="two")
@@ -227,7 +227,7 @@ def test_levels_are_the_last_ones_and_counters_are_summed(page: Page) -> None:
     for running in (5, 3):
         stats = pb.StepStats(running_requests=running, waiting_requests=1, kv_cache_usage=0.5, preemptions=2)
         heard(page.metrics, pb.Event(step_stats=stats))
-    # Each engine counts for itself, from 0, and says its own sum again and again.
+    # Each engine reports its own running total, from 0.
     for engine_id in ("one", "two", "two"):
         page.metrics.heard(pb.PublishRequest(engine_id=engine_id), EngineTelemetry(dropped={1: 3, 2: 4}))
     page.metrics.heard(pb.PublishRequest(engine_id="one"), EngineTelemetry(dropped={1: 5, 2: 4}, hook_errors={1: 1}))
@@ -268,7 +268,7 @@ def test_estimate_and_report_of_the_kv_cache(page: Page) -> None:
     assert page.value("sloguard_guard_kv_cache_prediction_ratio_count") == 1
     assert page.value("sloguard_guard_kv_cache_prediction_ratio_sum") == 4000 / 4096
 
-    # Of the next engine nothing is known yet.
+    # Nothing is known of the next engine yet.
     page.metrics.traffic("two", "trial")
     assert math.isnan(page.value("sloguard_kv_cache_tokens", source="reported") or 0)
 
@@ -301,7 +301,7 @@ def test_where_a_window_went(page: Page) -> None:
     go_on(State.PROMOTING, 5)
     go_on(State.RESTORING, 6)
     go_on(State.SERVING, 7)
-    # A crash is no window.
+    # A crash does not count as a window.
     go_on(State.RESTORING, 100, Cause.ENGINE_CRASHED)
     go_on(State.SERVING, 9)
 
@@ -391,7 +391,7 @@ def test_any_argument_of_vllm_can_be_shown(page: Page) -> None:
 
 
 def test_labels_have_an_end(page: Page) -> None:
-    """Whatever is heard or tried, there are as many series as before."""
+    """The number of series does not depend on events."""
     lengths: set[int] = set()
     for number in range(30):
         page.metrics.traffic(engine := f"engine {number}", ("serving", "trial")[number % 2])
@@ -415,7 +415,7 @@ def test_the_page_of_the_metrics_is_fresh() -> None:
     assert docs_page.metrics_page() == written, "python -m sidecar.metrics.docs_page > docs/metrics.md"
 
 
-# A sidecar that has no time just now: the system takes the connections for it.
+# A sidecar that is stopped: the kernel queues its connections.
 PAUSED = """
 import os, signal, sys
 from pathlib import Path
@@ -450,7 +450,7 @@ def test_a_busy_sidecar_keeps_no_load_balancer_from_connecting(tmp_path: Path) -
             paused.kill()
 
 
-# The port, and what to do while 1,100 clients send a byte every few seconds to it, with 1,024 descriptors.
+# A metrics server with 1,024 descriptors; each line on stdin starts a process, as for an engine.
 SLOW_CLIENTS = """
 import resource, subprocess, sys, threading, time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A page with nothing but a journal behind it, and a browser to look at it."""
+"""A page on a journal without an engine, and a browser."""
 
 import importlib.util
 import shutil
@@ -19,7 +19,7 @@ CHROMIUM = shutil.which("chromium")
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PageBench]:
-    """The page, while the configuration file's arguments serve; it looks more often than it does for an operator."""
+    """The page, while the configuration file's arguments serve; it refreshes more often than in production."""
     monkeypatch.setattr(event_stream, "_EVERY_S", 0.3)
     with page_bench(page_config(tmp_path)) as served:
         served.serve("the sidecar has started; it is up")
@@ -45,7 +45,7 @@ def browser() -> "Iterator[Browser]":
 
 @pytest.fixture
 def tab(browser: "Browser") -> "Iterator[Page]":
-    """A tab of its own; whatever its console complains of, but for a lost connection, fails the test."""
+    """A browser tab; console errors other than a lost connection fail the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-GB")
     page = context.new_page()
     page.set_default_timeout(90_000)

@@ -40,7 +40,7 @@ ORDERS = ("pause", "resume", "abort", "rollback")
 
 
 def order(bench: PageBench, name: str, token: str | None = "", **body: Any) -> tuple[int, dict[str, Any]]:
-    """Gives an order, with the page's token unless another one is given; None for none."""
+    """Performs an action with the page's token, another one, or None."""
     headers = dict(JSON)
     if token is not None:
         headers["Authorization"] = f"Bearer {token or bench.token}"
@@ -50,7 +50,7 @@ def order(bench: PageBench, name: str, token: str | None = "", **body: Any) -> t
 
 
 def touched(bench: PageBench) -> tuple[Any, ...]:
-    """Everything that an order changes."""
+    """Everything that an action can change."""
     paused, current = bench.operations.paused(), bench.operations.current()
     return paused and paused.at, current and current.id, bench.requests.abort.is_set(), bench.requests.retune.is_set()
 
@@ -59,7 +59,7 @@ def promote(bench: PageBench) -> None:
     bench.journal.promote(None, bench.config.base_digest(), {**bench.config.engine.args, "max_num_seqs": 23})
 
 
-# What it tells
+# The view
 
 
 def test_the_story_is_the_status(bench: PageBench) -> None:
@@ -85,14 +85,14 @@ def test_news_come_by_themselves(bench: PageBench) -> None:
         assert next(stream)[0] == "heartbeat"
         run = bench.tune(600)
         trial = bench.begin(run, Role.SEARCH, "anneal")
-        # It may be looked at between any two of these records.
+        # The page may refresh between any two of these records.
         view = next(s for s in _stories(stream) if s["state"]["word"] == "tuning" and s["run"]["trials"])
         assert [row["state"]["label"] for row in view["run"]["trials"]] == ["running"]
 
         bench.journal.end_trial(trial, Result(crash=OOM))
         [row] = next(_stories(stream))["run"]["trials"]
         assert (row["state"]["label"], row["crash"]) == ("crashed", "out of memory")
-        # Without news there are beats.
+        # Without changes there are only heartbeats.
         assert [next(stream)[0] for _ in range(2)] == ["heartbeat", "heartbeat"]
 
 
@@ -124,7 +124,7 @@ def test_a_damaged_journal_is_said_once_and_the_page_goes_on(bench: PageBench) -
 
     assert "the journal is damaged" in first["problem"]
     assert first["problem"] == second["problem"]
-    assert first["run"]["id"] == run.id  # what was read last
+    assert first["run"]["id"] == run.id  # the last one that was read
     assert len(bench.said) == said + 1
     bench.enter(State.RESTORING, "the window was aborted")
     assert told(bench.url)["view"]["state"]["word"] == "restoring"
@@ -154,7 +154,7 @@ def test_what_can_not_be_told_does_not_end_the_page(bench: PageBench) -> None:
     for _ in range(2):
         view = told(bench.url)["view"]
         assert "decision: gain: " in view["problem"]
-        assert view["run"]["decision"] is None  # what could be told last
+        assert view["run"]["decision"] is None  # the last view that could be made
     assert len(bench.said) == said + 1
 
 
@@ -171,7 +171,7 @@ def test_a_failure_of_the_page_is_said_once(bench: PageBench, monkeypatch: pytes
     assert bench.said[said:] == ["the page: ZeroDivisionError: of the page's own"]
 
 
-# Orders
+# Actions
 
 
 @pytest.mark.parametrize("name", ORDERS)
@@ -193,7 +193,7 @@ def test_an_order_for_another_controller_changes_nothing(bench: PageBench, name:
 
     status, answer = order(bench, name, promotion=1, epoch=2)
     assert (status, answer["detail"]) == (409, "epoch: 2 is not this controller's, which is 1")
-    assert order(bench, name, promotion=1, epoch=0)[0] == 422  # which the socket would take for anybody's
+    assert order(bench, name, promotion=1, epoch=0)[0] == 422  # the socket accepts 0 as any controller
     assert touched(bench) == before
 
 
@@ -260,7 +260,7 @@ def test_there_is_nothing_else(bench: PageBench, path: str) -> None:
     assert fetch(bench.url + path, b'{"epoch": 1}', **headers)[0] in (404, 405, 422)
 
 
-# Who is let in
+# Access
 
 
 @pytest.mark.parametrize("path", ["/", "/page.js", "/api/view", "/api/events"])
@@ -445,7 +445,7 @@ def test_a_viewer_that_does_not_read_is_dropped(bench: PageBench) -> None:
         lazy.connect((host, int(port)))
         lazy.sendall(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         lazy.settimeout(60)
-        assert lazy.recv(1) == b"H"  # it has been let in
+        assert lazy.recv(1) == b"H"  # the stream has begun
         deadline = time.monotonic() + 60
         while _established(int(port)):
             assert time.monotonic() < deadline, "it still waits for the viewer"
@@ -454,12 +454,12 @@ def test_a_viewer_that_does_not_read_is_dropped(bench: PageBench) -> None:
 
 
 def _established(port: int) -> int:
-    """How many connections the server holds that are not its own ends of this test's requests."""
+    """How many connections to the server are established."""
     held = [c for c in psutil.Process().net_connections("tcp") if c.laddr and c.laddr[1] == port]
     return sum(c.status == psutil.CONN_ESTABLISHED for c in held)
 
 
-# Where it is served
+# The address
 
 
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
@@ -518,7 +518,7 @@ def _opened(bench: PageBench) -> http.client.HTTPResponse:
 
 
 def fetch_stream(bench: PageBench) -> http.client.HTTPResponse | None:
-    """A stream; None where there are too many."""
+    """A stream; None if there are too many."""
     connection = http.client.HTTPConnection(bench.url.removeprefix("http://"), timeout=60)
     connection.request("GET", "/api/events")
     response = connection.getresponse()

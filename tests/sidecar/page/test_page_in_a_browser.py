@@ -1,4 +1,4 @@
-"""The page in a real headless Chromium: by hand-written records, and through a real window on the fake engine."""
+"""The page in headless Chromium, with hand-written records and in a real window on the fake engine."""
 
 import json
 import re
@@ -31,13 +31,13 @@ def opened(tab: "Page", url: str) -> None:
 
 
 def waits(tab: "Page", selector: str, text: str) -> None:
-    """Until the element there has ``text`` in it."""
+    """Waits until the element contains ``text``."""
     shown = f"document.querySelector('{selector}')?.textContent.includes({json.dumps(text)})"
     tab.wait_for_function(f"() => {shown}")
 
 
 def given(tab: "Page", name: str, token: str = "") -> None:
-    """Presses a button, and confirms."""
+    """Presses a button and confirms."""
     tab.click(f"#{name}")
     if token:
         tab.fill("#ask-token", token)
@@ -54,7 +54,7 @@ def test_trials_come_as_they_are_recorded(bench: PageBench, tab: "Page") -> None
     bench.tried(run, Role.UNGUARDED, "unguarded", Result(crash=OOM))
     bench.begin(run, Role.SEARCH, "anneal", max_num_seqs=23)
     waits(tab, "#word", "tuning")
-    waits(tab, "#trials", "running")  # which was told last
+    waits(tab, "#trials", "running")  # the last record
     waits(tab, "#facts", "2 of 10")
     assert "╌ level of the incumbent" in tab.inner_text("#chart .legend")
     assert re.search(
@@ -181,7 +181,7 @@ def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -
         service.send_signal(signal.SIGTERM)
         assert service.wait(120) == 0
         waits(tab, "#lost", "Connection lost since")
-        # While the engine serves on, another sidecar takes it over: the same tab goes on, with the new epoch.
+        # Another sidecar takes the running engine over; the same tab continues with the new epoch.
         with serving(config_file) as again:
             waits(tab, "#why", "took over the engine of an earlier sidecar")
             assert not tab.is_visible("#lost")
@@ -193,7 +193,7 @@ def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -
 
 
 def paused(config: Config) -> str | None:
-    """Why no window opens, as the journal has it; None when one may."""
+    """The reason of the pause in the journal; None if not paused."""
     with closing(Journal(config.state, read_only=True)) as journal:
         event = Operations(journal, config.base_digest()).paused()
     return event and event.reason

@@ -1,4 +1,4 @@
-"""What the page tells, from what is known. Nothing is served here."""
+"""The view model of the page, without a server."""
 
 import json
 import math

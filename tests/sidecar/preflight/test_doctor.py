@@ -1,4 +1,4 @@
-"""`sloguard doctor`: each fault is made for real and found, with what mends it; other rules on plain facts."""
+"""`sloguard doctor`: real faults are found with their fix; other rules are tested on facts."""
 
 import json
 import os
@@ -55,7 +55,7 @@ GOOD = HostFacts("", GOOD_VLLM, CPU, None)
 def doctor(
     *words: object, before: str = "", python: str = sys.executable, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """The command, in a shell where ``before`` has been done."""
+    """Runs the command in a shell after ``before``."""
     command = [
         "bash",
         "-c",
@@ -73,7 +73,7 @@ def doctor(
 
 
 def found(path: Path, *words: str, **how: str) -> dict[str, dict[str, Any]]:
-    """The findings by their subject; the exit code says whether there is a problem among them."""
+    """The findings by check; also checks the exit code."""
     done = doctor("-c", path, "--json", *(words or ("--quick",)), **how)
     assert done.stderr == ""
     listed = json.loads(done.stdout)["findings"]
@@ -84,7 +84,7 @@ def found(path: Path, *words: str, **how: str) -> dict[str, dict[str, Any]]:
 
 
 def problem(path: Path, check: str, *words: str, **how: str) -> str:
-    """What is said of the one problem, and its fix."""
+    """The text and the fix of the only problem."""
     listed = found(path, *words, **how)
     problems = {name: f"{f['text']} → {f['fix']}" for name, f in listed.items() if f["level"] == "problem"}
     assert list(problems) == [check], problems
@@ -163,7 +163,7 @@ def test_a_state_folder_where_this_user_may_not_look(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     path = write_config(tmp_path, state=str(closed / "state"))
     closed.mkdir(mode=0o000)
-    # Root may look everywhere, unless it gives that up.
+    # Root has access to everything unless it drops the capability.
     drop = "setpriv --bounding-set=-dac_override,-dac_read_search"
     listed = found(path, before=f'[ "$(id -u)" != 0 ] || set -- {drop} "$@"')
     assert listed["state folder"]["level"] == "problem"
@@ -210,7 +210,7 @@ def test_a_full_disk(config_file: Path) -> None:
 
 
 def environment_of(folder: Path, **packages: str) -> Path:
-    """A Python of its own, with these distributions: name to version, empty for one whose import fails."""
+    """A virtual environment with these packages: name to version; empty for one that fails to import."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=300)
     [site] = folder.glob("lib/python*/site-packages")
     for name, version in packages.items():
@@ -261,7 +261,7 @@ def test_a_vllm_whose_import_fails(config_file: Path, tmp_path: Path) -> None:
 def test_a_vllm_whose_import_ends_the_process(config_file: Path, tmp_path: Path) -> None:
     python = environment_of(tmp_path / "broken", vllm="0.32.0", vllm_sloguard=__version__)
     [site] = (tmp_path / "broken").glob("lib/python*/site-packages")
-    # As a build does that has instructions which this processor lacks.
+    # Like a build with instructions that this processor lacks.
     (site / "vllm.py").write_text("import os, sys\nprint('AVX-512', file=sys.stderr)\nos.kill(os.getpid(), 4)\n")
     said = problem(with_python(config_file, python), "import", "--json")
     assert "import vllm fails: it ended with code -4: AVX-512" in said
@@ -366,7 +366,7 @@ def test_a_proxy_is_not_asked_for_the_sidecars_own_metrics(config_file: Path) ->
     threading.Thread(target=server.handle_request, daemon=True).start()
     with lock.held(config.state), server:
         listed = found(config_file, http_proxy="http://127.0.0.1:1", no_proxy="", NO_PROXY="")
-    # It answers, if only that it knows no such method.
+    # A response, although an error.
     assert "Unsupported method" in listed["metrics"]["text"]
 
 
@@ -390,7 +390,7 @@ def test_a_service_that_runs_and_a_prometheus_that_scrapes_it(tmp_path: Path) ->
         ended(serve, signal.SIGINT)
         for record in Journal(config.state, read_only=True).engines():
             ProcessGroup(record.identity).kill()
-    # The engine that serves is ended first: what it holds counts as free.
+    # The serving engine is stopped first: its memory counts as free.
     assert json.loads(plan.stdout)["held_bytes"] > 0
     assert json.loads(plan.stdout)["opening"]["refusals"] == []
     assert listed["engine.port"]["text"].startswith(f"127.0.0.1:{config.engine.port} is in use by this sidecar")

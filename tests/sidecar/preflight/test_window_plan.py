@@ -1,4 +1,4 @@
-"""`sloguard plan`: what a window would do, from the file, the machine and what the journal has measured."""
+"""`sloguard plan`: what a window would do, from the file, the machine and the journal."""
 
 import json
 import subprocess
@@ -144,7 +144,7 @@ def test_repairs_of_the_incumbent_and_values_that_the_guard_rules_out(tmp_path: 
                 "max-num-seqs": 64,
                 "max-num-batched-tokens": 16,
                 "max-model-len": 1024,
-                "kv-cache-memory-bytes": 67108864,  # however little is free here
+                "kv-cache-memory-bytes": 67108864,  # independent of the free memory here
             }
         },
         search={
@@ -209,7 +209,7 @@ def test_what_refuses_a_window_now(config_file: Path) -> None:
     before = time.time()
     found = answer(config_file)["opening"]
     assert "the window that ended" in found["refusals"][1]
-    assert before < found["next_at"] <= time.time() + 25 * 3600  # as long as a day may be
+    assert before < found["next_at"] <= time.time() + 25 * 3600  # a day has at most 25 hours
     assert "above 5 requests/s" in found["notes"][0]
     operations.record(EventKind.PAUSED, reason="release week")
     assert "release week" in answer(config_file)["opening"]["refusals"][1]

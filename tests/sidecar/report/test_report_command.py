@@ -1,4 +1,4 @@
-"""`sloguard report` and the page that it writes."""
+"""`sloguard report` and the HTML that it writes."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from sidecar.record.journal import Journal
 from vllm_sloguard.crash import Category
 
 EVIL = "<script>document.title = 'owned'</script><img src=x onerror=alert(1)>"
-# Of the page without a single trial, almost all of it plotly.js.
+# Almost all of it is plotly.js.
 MOST_BYTES_OF_500 = 8_000_000
 
 
@@ -27,7 +27,7 @@ def written(state: Path, folder: Path) -> str:
 
 
 def own(page: str) -> str:
-    """Without plotly's own source."""
+    """The page without plotly's source."""
     longest = max(re.findall(r"<script>.*?</script>", page, re.DOTALL), key=len)
     return page.replace(longest, "")
 
@@ -73,7 +73,7 @@ def test_500_trials_take_seconds_and_stay_small(tmp_path: Path) -> None:
     page = written(state, tmp_path)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
 
-    # Of the processor: what else runs on the machine does not count.
+    # CPU time, which does not depend on other load.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 30
     assert len(page) < MOST_BYTES_OF_500
     assert len(re.findall(r'<td class="number" data-label="trial">', page)) >= 500

@@ -1,4 +1,4 @@
-"""The page in a real browser, without a window: what it draws, and that it asks nobody for anything."""
+"""The report in headless Chromium: what it draws, and that it makes no requests."""
 
 import html
 import json
@@ -19,7 +19,7 @@ CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
 ]
-# Reports into the page what a console would show, what was drawn, and what was asked for.
+# Collects console errors, drawn plots and requests in the page.
 PROBE = """
 <script>
 const seen = {errors: [], violations: []};
@@ -73,7 +73,7 @@ def opened(state: Path, folder: Path, width: int = 1280) -> dict[str, object]:
 
 
 def drawn(seen: dict[str, object]) -> set[str]:
-    """The plots, each of which must show something, and fit."""
+    """The plots; each must show something and fit."""
     plots = seen["plots"]
     assert isinstance(plots, dict)
     for name, plot in plots.items():  # pyright: ignore[reportUnknownVariableType]

@@ -1,4 +1,4 @@
-"""What the report says, from journals whose story is known."""
+"""The view model of the report, from known journals."""
 
 import dataclasses
 import sqlite3
@@ -192,7 +192,7 @@ def test_the_configuration_on_the_page_is_that_of_the_run(tmp_path: Path) -> Non
 
 
 def over(made: Made, value: float | None = -900.0, ttft_p99_ms: float = 1000.0) -> Result:
-    """Twice the limit of 500 ms, or as given."""
+    """A result above the TTFT limit of 500 ms."""
     good = made.measured(INCUMBENT)
     assert good.measurement is not None
     measurement = dataclasses.replace(good.measurement, ttft_p99_ms=ttft_p99_ms)
@@ -221,7 +221,7 @@ def test_whether_what_was_serving_surely_misses_is_in_the_rule(tmp_path: Path, m
     good = made.measured(chosen)
     made.add(made.plan(knobs=chosen), good)
     for pair in range(3):
-        # Starts differ a little, as they do.
+        # With some run-to-run spread.
         missed = over(made, ttft_p99_ms=1000.0 + pair)
         made.add(made.plan(Role.REFERENCE), missed if pair < misses else made.measured(INCUMBENT))
         made.add(made.plan(Role.VALIDATION, chosen), made.measured(chosen))
@@ -240,7 +240,7 @@ def test_no_line_of_the_gain_crosses_the_text_of_another(forty: ReportView) -> N
     drawn = plots(dataclasses.replace(forty, verdict=dataclasses.replace(forty.verdict, gain=close)))["gain"].figure
     texts = {note.text: note for note in drawn.layout.annotations}
 
-    # Anchored at its line, each lies on the side away from the other line.
+    # Each label is on the side of its line away from the other line.
     assert (texts["no difference"].x, texts["no difference"].xanchor) == (0, "right")
     assert (texts["required"].x, texts["required"].xanchor) == (0.02, "left")
     assert drawn.layout.xaxis.range[1] > 0.05
@@ -273,7 +273,7 @@ def test_failed_requests_are_no_number(tmp_path: Path) -> None:
     assert found.entries[2].measured["ttft_p99_ms"] == float("inf")
     assert found.entries[3].measured["ttft_p99_ms"] is None
     assert found.entries[3].value is None
-    # Nothing in a plot is infinite, which no axis has a place for.
+    # Plots have no infinite values.
     for plot in plots(found).values():
         assert "Infinity" not in (plot.figure.to_json() or "")
 
@@ -299,7 +299,7 @@ def test_what_an_older_journal_lacks_is_left_open(tmp_path: Path) -> None:
     made.search(6, crashes=False)
     decision = '{"outcome": "promoted", "reason": "it was better", "trial": 2}'
     made.journal.write("UPDATE runs SET decision = ?", (decision,))
-    # A field of another version of the configuration does no harm.
+    # Unknown fields of other versions are ignored.
     made.journal.write("UPDATE runs SET config = json_set(config, '$.promotion.repeats', 2)", ())
 
     found = told(made.close())
