@@ -29,6 +29,7 @@ from sidecar.config.schema import load_config
 from sidecar.record import lock
 from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.journal import Journal
+from sidecar.record.trial import Result, Role
 from sidecar.run.tuning_run import open_run
 from vllm_sloguard import __version__
 
@@ -221,6 +222,17 @@ def test_status_says_that_no_sidecar_runs_and_how_the_last_one_ended(config_file
             Journal(state).enter(name, "for the tests", until)
             assert told() == f"sidecar: process {os.getpid()}"
             assert ("the window ends at 2065" in sloguard("status", state).stdout) is (name == "tuning")
+
+
+def test_status_says_that_the_current_configuration_misses_the_slo(config_file: Path) -> None:
+    state = load_config(config_file).state
+    assert "misses the SLO" not in sloguard("status", state).stdout
+    journal = Journal(state)
+    journal.end_trial(journal.begin_trial(1, planned(Role.BASELINE)), Result(violation=0.5))
+    journal.close()
+    told = sloguard("status", state)
+    assert "the current configuration misses the SLO: it was infeasible in trial 4 of run 1" in told.stdout
+    assert json.loads(sloguard("status", state, "--json").stdout)["misses_slo"] == 4
 
 
 @pytest.mark.parametrize("name", ["plan", "history", "tune"])

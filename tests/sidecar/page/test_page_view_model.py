@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from sidecar.config.schema import Config, load_config
 from sidecar.config.slo import Slo
+from sidecar.measure.capacity_search import Tried
 from sidecar.observe.traffic import Traffic
 from sidecar.page.heartbeat import live
 from sidecar.page.slo_meters import slo_meters
@@ -135,6 +136,36 @@ def test_trials_that_did_not_run_are_not_counted(config: Config) -> None:
     assert (run.searched, run.validated, run.budget) == (1, 1, config.search.budget)
     assert [t.state.label for t in run.trials] == ["feasible", "aborted", "refused", "feasible"]
     assert run.trials[2].note == "no room"
+
+
+def test_a_current_configuration_that_misses_the_slo_is_named(config: Config) -> None:
+    trials = (trial(Role.BASELINE, Result(violation=0.4, measurement=measured(900))),)
+    shown = told(config, run=RUN, trials=trials).run
+    assert shown is not None
+    assert shown.misses_slo == "The current configuration misses the SLO: it was infeasible in trial 1 of run 3."
+    promoted = told(config, run=replace(RUN, decision=Decision(Outcome.PROMOTED, "")), trials=trials).run
+    assert promoted is not None
+    assert promoted.misses_slo == ""
+
+
+def test_tpot_and_itl_are_apart_and_every_limited_statistic_is_shown(config: Config) -> None:
+    recorded = config.model_dump(mode="json") | {"slo": {"tpot_mean_ms": 30, "ttft_p99_ms": 500}}
+    stalls = replace(measured(), itl_p99_ms=2000.0, tpot_p99_ms=40.0, tpot_mean_ms=35.0)
+    ended = trial(Role.SEARCH, result(stalls, violation=0.1))
+    run = told(config, run=RUN, trials=(ended,), setup=setup_of(recorded, RUN.id)).run
+    assert run is not None
+    meters = {meter.name: (meter.measured, meter.limit, meter.met) for meter in run.trials[0].meters}
+    assert meters["ITL p99"] == ("2000 ms", "", None)
+    assert meters["TPOT p99"] == ("40.0 ms", "", None)
+    assert meters["mean TPOT"] == ("35.0 ms", "30.0 ms", False)
+
+
+def test_a_capacity_at_the_highest_rate_is_a_lower_bound(config: Config) -> None:
+    recorded = config.model_dump(mode="json") | {"objective": "capacity"}
+    ended = trial(Role.SEARCH, Result(value=16.0, measurement=measured(), tried=(Tried(8, True), Tried(16, True))))
+    run = told(config, run=RUN, trials=(ended,), setup=setup_of(recorded, RUN.id)).run
+    assert run is not None
+    assert run.trials[0].objective == "≥ 16/s"
 
 
 def test_of_very_many_trials_the_newest_are_shown(config: Config) -> None:
