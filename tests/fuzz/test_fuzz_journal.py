@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from malformed import JUNK, broken_bytes, broken_values, fuzzed, took
 
-from sidecar.cli import main, operator
+from sidecar.cli import main, status
 from sidecar.engine.process_identity import Identity
 from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.events import EventKind, Operations
@@ -54,11 +54,11 @@ def read_all(folder: Path) -> None:
     """Everything that `status`, `trials` and the sidecar read at startup."""
     before = (folder / JOURNAL_FILE).read_bytes()
     failed: JournalError | None = None
-    for command in (operator.status, main.trials):
+    for command in (status.status, main.trials):
         for as_json in (True, False):
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
-                    command(folder, as_json)
+                    command(folder, None, as_json)
             except JournalError as error:
                 failed = error
     assert (folder / JOURNAL_FILE).read_bytes() == before
