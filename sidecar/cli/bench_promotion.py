@@ -112,6 +112,6 @@ def _show(recording: Recording, results: Sequence[Tally], power: Sequence[Tally]
     for result in results:
         if (bound := _bound(result)) is None:
             continue
-        said = f"at least {bound[0]:.0%}" if bound[0] else f"at most {bound[1]:.0%}"
+        promised = f"at least {bound[0]:.0%}" if bound[0] else f"at most {bound[1]:.0%}"
         verdict = "holds" if _holds(result) else "DOES NOT HOLD"
-        print(f"{result.case.name}: {result.promoted / result.windows:.1%} promoted, {said}: {verdict}")
+        print(f"{result.case.name}: {result.promoted / result.windows:.1%} promoted, {promised}: {verdict}")

@@ -1,4 +1,4 @@
-"""``promoted.yaml``: what is served, as a file for ``vllm serve --config``, with its evidence in comments.
+"""``promoted.yaml``: the current configuration, as a file for ``vllm serve --config``, with the evidence in comments.
 
 Beside it ``promoted/`` keeps one numbered file for each time that the arguments changed, as it was first written.
 """
@@ -28,7 +28,7 @@ _MOST_VERSIONS = 20
 
 
 def write(config: Config, args: Args, decision: Decision, trials: Sequence[Trial]) -> Path:
-    """Writes the file whole or not at all, and returns its path; an older one with other arguments is kept."""
+    """Writes the file atomically and returns its path; a version with other arguments is kept."""
     path = config.state / PROMOTED_FILE
     text = config_yaml(config.model, args, comments(config, decision, trials))
     _keep(config.state / VERSIONS, text)
@@ -37,7 +37,7 @@ def write(config: Config, args: Args, decision: Decision, trials: Sequence[Trial
 
 
 def keep_true(config: Config, args: Args, why: str) -> None:
-    """Writes the file again where it is there and does not say ``args``, as after a rollback. Raises OSError."""
+    """Rewrites an existing file that has other arguments, as after a rollback. Raises OSError."""
     path = config.state / PROMOTED_FILE
     if not path.is_file():
         return
@@ -49,7 +49,7 @@ def keep_true(config: Config, args: Args, why: str) -> None:
 
 
 def _keep(folder: Path, text: str) -> None:
-    """Adds a version unless the newest has the same arguments, and removes the oldest beyond a number."""
+    """Adds a version unless the newest has the same arguments, and removes the oldest beyond _MOST_VERSIONS."""
     folder.mkdir(exist_ok=True, mode=0o700)
     found = (path for path in folder.glob("*.yaml") if path.stem.isdecimal())
     versions = sorted(found, key=lambda path: int(path.stem))
@@ -68,7 +68,7 @@ def _arguments(text: str) -> object:
 
 
 def comments(config: Config, decision: Decision, trials: Sequence[Trial]) -> list[str]:
-    """The decision and what it rests on, line by line."""
+    """The decision and its evidence, line by line."""
     origin = provenance.of(config, trials)
     run = trials[-1].run if trials else 0
     lines = [
@@ -113,5 +113,5 @@ def _numbers(config: Config, trial: Trial) -> str:
 
 
 def _figure(value: float) -> str:
-    """Without an exponent, which few read at a glance."""
+    """Without an exponent."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"

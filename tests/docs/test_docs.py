@@ -1,4 +1,4 @@
-"""The pages under docs/ are what the code says: generated ones are fresh, and the example's numbers are computed."""
+"""The pages under docs/ agree with the code: generated ones are fresh, and the example's numbers are computed."""
 
 # ruff: noqa: RUF001 - the signs of the page
 
@@ -205,7 +205,7 @@ def blocks(text: str) -> tuple[list[list[str]], list[str]]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_tables_are_not_reflowed(page: Path) -> None:
-    """Each row has the columns of its head, and nothing that looks like a row stands in a paragraph."""
+    """Each row has the columns of its head, and no row is part of a paragraph."""
     _, outside = blocks(page.read_text(encoding="utf-8"))
     columns = 0
     for line in outside:

@@ -1,4 +1,4 @@
-"""`sloguard dev bench promotion`: windows whose truth is known, few of them, with generous bounds."""
+"""`sloguard dev bench promotion`: a few windows whose truth is known, with generous bounds."""
 
 import json
 from pathlib import Path
@@ -41,8 +41,8 @@ def test_how_often_it_promotes(recording: Recording, factor: float, noise: float
     assert result.promoted + result.kept + result.worse + result.inconclusive == 40
 
 
-def test_the_best_of_many_equal_ones_comes_to_a_validation_by_luck(recording: Recording) -> None:
-    """What the search saw would have promoted nearly all of them."""
+def test_the_luckiest_of_equal_trials_is_validated_and_not_promoted(recording: Recording) -> None:
+    """On the search's own measurements nearly all of them would have been promoted."""
     result = tally(PromotionScenario("small", 1.0, 0.05), recording, windows=40, seed=7)
 
     assert result.validated >= 30
@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_windows(recording: Recording) -> None:
     assert tally(case, recording, 5, seed=1) == tally(case, recording, 5, seed=1)
 
 
-def test_the_command_says_what_holds() -> None:
+def test_the_command_reports_which_bounds_hold() -> None:
     ended = CliRunner().invoke(bench_app, ["promotion", "--windows", "2", "--json"])
 
     rows = json.loads(ended.stdout)
@@ -68,7 +68,7 @@ BAD = ["{", "[]", '{"scores": []}', '{"scores": [0.1]}', '{"scores": [0.1, -1]}'
 
 
 @pytest.mark.parametrize("row", BAD)
-def test_what_is_no_recording_is_one_line(tmp_path: Path, row: str) -> None:
+def test_a_bad_recording_is_one_line(tmp_path: Path, row: str) -> None:
     path = tmp_path / "starts.jsonl"
     path.write_text(f"{row}\n" * 3)
 

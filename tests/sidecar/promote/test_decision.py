@@ -1,4 +1,4 @@
-"""The rule by which a configuration replaces what is serving."""
+"""The rule by which a candidate replaces the incumbent."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ A_LITTLE = (-0.012, 0.009, 0.004, -0.008, 0.007)  # deviations of starts
 
 
 def load(mean_ms: float, *, ttft_p99_ms: float = 200.0, e2e_p99_ms: float | None = None) -> Result:
-    """A load with every figure that the rule looks at; infeasible beyond the limits of CONFIG."""
+    """A load with every figure that the rule uses; infeasible beyond the limits of CONFIG."""
     measurement = replace(
         measured(ttft_p99_ms), e2e_mean_ms=mean_ms, e2e_p99_ms=2 * mean_ms if e2e_p99_ms is None else e2e_p99_ms
     )
@@ -49,7 +49,7 @@ def going_on(
     config: Config = CONFIG,
     most: int = 40,
 ) -> list[Trial]:
-    """``trials`` with those of the validation, as long as the rule asks for more; the nth start has the nth result."""
+    """``trials`` and the validation that the rule asks for; the nth start of a side has the nth result."""
     done = list(trials)
     for _ in range(most):
         role = next_role(done, config)
@@ -81,7 +81,7 @@ def test_the_best_of_several_is_the_candidate_and_unguarded_ones_are_none() -> N
     assert candidate([*trials, unguarded]) == trials[2]
 
 
-def test_nothing_that_ran_was_better() -> None:
+def test_no_trial_was_better_than_the_incumbent() -> None:
     trials = searched(load(1100), load(10, ttft_p99_ms=501), Result(crash=oom()))
 
     decision = decide(trials, CONFIG)
@@ -90,11 +90,11 @@ def test_nothing_that_ran_was_better() -> None:
     assert decision.reason == "none of the 1 configurations that met every limit was better than the incumbent"
 
 
-@pytest.mark.parametrize(("incumbent_ms", "said"), [(400, ""), (501, ", nor did the incumbent")])
-def test_nothing_met_every_limit(incumbent_ms: float, said: str) -> None:
+@pytest.mark.parametrize(("incumbent_ms", "also"), [(400, ""), (501, ", nor did the incumbent")])
+def test_nothing_met_every_limit(incumbent_ms: float, also: str) -> None:
     trials = searched(load(10, ttft_p99_ms=501), incumbent=load(1000, ttft_p99_ms=incumbent_ms))
 
-    assert decide(trials, CONFIG).reason == f"no configuration met every limit{said}"
+    assert decide(trials, CONFIG).reason == f"no configuration met every limit{also}"
 
 
 def test_as_good_as_the_incumbent_is_no_candidate() -> None:
@@ -106,7 +106,7 @@ def test_no_trial_at_all_keeps_the_incumbent() -> None:
     assert missing([], CONFIG) == 0
 
 
-def test_an_incumbent_that_was_measured_again_after_an_interruption_counts() -> None:
+def test_a_baseline_repeated_after_an_interruption_counts() -> None:
     interrupted = trial(1, planned(Role.BASELINE), None)
     again = trial(2, planned(Role.BASELINE), load(500))
 
@@ -117,7 +117,7 @@ def test_an_incumbent_that_was_measured_again_after_an_interruption_counts() -> 
 # The order
 
 
-def test_who_is_first_changes_from_pair_to_pair_and_nothing_is_asked_for_after_the_decision() -> None:
+def test_the_first_of_a_pair_alternates_and_nothing_is_measured_after_the_decision() -> None:
     done = going_on(searched(load(1)), around(1000), around(1001))
 
     roles = [t.plan.role for t in done if t.plan.role in (Role.REFERENCE, Role.VALIDATION)]
@@ -126,7 +126,7 @@ def test_who_is_first_changes_from_pair_to_pair_and_nothing_is_asked_for_after_t
     assert next_role(done, CONFIG) is None
 
 
-def test_what_was_aborted_is_measured_again() -> None:
+def test_an_aborted_trial_is_repeated() -> None:
     trials = searched(load(1))
     first = trial(3, planned(Role.REFERENCE), None)
 
@@ -135,15 +135,15 @@ def test_what_was_aborted_is_measured_again() -> None:
 
 
 def test_how_many_measurements_are_missing() -> None:
-    """Six to the first look after three pairs, then two for each pair more, or one that completes a pair."""
+    """Six to the first interim analysis, after three pairs; then two for another pair, or one that completes it."""
     trials = searched(load(1))
-    told = [missing(trials, CONFIG)]
+    found = [missing(trials, CONFIG)]
     # Neither surely better nor surely not: all five pairs are needed.
     for _ in range(9):
         trials = going_on(trials, wild(0), wild(1), most=1)
-        told.append(missing(trials, CONFIG))
+        found.append(missing(trials, CONFIG))
 
-    assert told == [6, 5, 4, 3, 2, 1, 2, 1, 2, 1]
+    assert found == [6, 5, 4, 3, 2, 1, 2, 1, 2, 1]
 
 
 def wild(phase: int) -> Callable[[int], Result]:
@@ -154,7 +154,7 @@ def wild(phase: int) -> Callable[[int], Result]:
 # The outcomes
 
 
-def test_better_and_surely_so_is_promoted() -> None:
+def test_a_surely_better_candidate_is_promoted() -> None:
     decision = decided(around(1000), around(800))
 
     assert (decision.outcome, decision.pairs) == (Outcome.PROMOTED, 3)
@@ -176,14 +176,14 @@ def test_a_gain_below_the_least_keeps_the_incumbent() -> None:
     assert "not better by 5%" in decision.reason
 
 
-def test_worse_is_said_to_be_worse() -> None:
+def test_a_worse_candidate_is_out() -> None:
     decision = decided(around(1000), around(1200))
 
     assert (decision.outcome, decision.trial) == (Outcome.WORSE, 1)
     assert decision.gain == pytest.approx(-0.2, abs=0.02)
 
 
-def test_noise_that_hides_the_gain_is_inconclusive_after_the_last_look() -> None:
+def test_noise_that_hides_the_gain_is_inconclusive_after_the_last_analysis() -> None:
     decision = decided(wild(0), wild(1))
 
     assert (decision.outcome, decision.trial, decision.pairs) == (Outcome.INCONCLUSIVE, 1, 5)
@@ -221,7 +221,7 @@ def test_too_few_pairs_are_inconclusive(pairs: int, said: str) -> None:
     assert said in decision.reason
 
 
-def test_a_window_that_ends_between_two_looks_is_decided_on_its_complete_pairs() -> None:
+def test_a_window_that_ends_between_two_analyses_is_decided_on_its_complete_pairs() -> None:
     def shaky(mean_ms: float) -> Callable[[int], Result]:
         return lambda nth: load(mean_ms + 130 * (nth % 2))
 
@@ -360,7 +360,7 @@ def test_a_capacity_is_known_to_a_tenth_only() -> None:
 
     trials = [replace(t, result=reached(8.0 * n)(0)) for n, t in enumerate(searched(load(1)), 1)]
 
-    # Every start found the same: as sure as it can be, were it not for the steps in which rates are tried.
+    # Every start found the same rate; only the steps of the capacity search leave doubt.
     close = decide(going_on(trials, reached(8.0), reached(8.4), config), config)
     double = decide(going_on(trials, reached(8.0), reached(16.0), config), config)
 
@@ -369,8 +369,8 @@ def test_a_capacity_is_known_to_a_tenth_only() -> None:
     assert (double.outcome, double.gain) == (Outcome.PROMOTED, pytest.approx(1.0))
 
 
-def test_requests_of_one_accident_are_no_evidence() -> None:
-    """All of a gain comes from a few requests in a row: the starts agree, and yet other requests might not."""
+def test_a_gain_from_one_incident_is_inconclusive() -> None:
+    """The whole gain comes from a few neighbouring requests: the starts agree, but other requests might not."""
     rng = np.random.default_rng(0)
 
     def stuck(nth: int, *, much: float) -> Result:
@@ -426,7 +426,7 @@ def test_the_unit_of_time_makes_no_difference(means: list[float], scale: float) 
     p99s=st.lists(st.floats(1, 1000), min_size=5, max_size=5),
     failing=st.booleans(),
 )
-def test_what_misses_the_slo_is_never_promoted(means: list[float], p99s: list[float], failing: bool) -> None:
+def test_a_candidate_that_misses_is_never_promoted(means: list[float], p99s: list[float], failing: bool) -> None:
     incumbents = around(1000, ttft_p99_ms=900 if failing else 100)
     decision = decided(incumbents, lambda nth: load(means[nth] / 10, ttft_p99_ms=p99s[nth]))
 
@@ -438,7 +438,7 @@ def test_what_misses_the_slo_is_never_promoted(means: list[float], p99s: list[fl
 
 @settings(max_examples=60)
 @given(first=st.floats(1, 1e6), others=st.lists(st.floats(1, 1e6), max_size=5))
-def test_what_the_search_measured_enters_no_test(first: float, others: list[float]) -> None:
+def test_measurements_of_the_search_enter_no_test(first: float, others: list[float]) -> None:
     """As long as the same trial is the candidate, its luck in the search makes no difference."""
     lucky = load(first * 0.5, e2e_p99_ms=10)
     trials = searched(lucky, *(load(first * 0.5 + other) for other in others), incumbent=load(first, e2e_p99_ms=10))
@@ -448,7 +448,7 @@ def test_what_the_search_measured_enters_no_test(first: float, others: list[floa
     assert decision.gain == pytest.approx(0.2, abs=0.01)
 
 
-def test_figures_are_finite_even_where_nothing_is_known() -> None:
+def test_figures_are_finite_even_where_the_spread_is_huge() -> None:
     config = CONFIG.model_copy(update={"promotion": Promotion(pairs=(2,), confidence=0.99999, min_gain=0.0)})
     decision = decided(lambda n: load((1.0, 2000.0)[n % 2]), lambda n: load((3.0, 900.0)[n % 2]), config)
 

@@ -1,4 +1,4 @@
-"""When a promotion is taken back by itself, case by case."""
+"""When a promotion is rolled back automatically, case by case."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_good_requests_go_on_and_pass() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 199])
-def test_few_requests_say_nothing_however_bad_they_are(count: int) -> None:
+def test_too_few_requests_decide_nothing(count: int) -> None:
     bad = requests(count, 9000.0)
     assert ruled(bad, before())[0] is ProbationVerdict.GOES_ON
     assert ruled(bad, before(), left_s=0) == (
@@ -90,7 +90,7 @@ def test_a_regression_is_found_at_the_next_analysis_long_before_the_end() -> Non
 
 
 def test_a_stall_between_tokens_is_a_regression() -> None:
-    """One gap of 2 s in a request of 100 tokens: its TTFT and mean gap look as before."""
+    """One gap of 2 s in a request of 100 tokens: its TTFT and TPOT are as before."""
 
     def served(largest_ms: float) -> list[UserRequest]:
         return [
@@ -129,7 +129,7 @@ def test_no_regression_without_a_comparable_record(earlier: Record | None) -> No
     assert ruled(real, before(), rate=None)[0] is ProbationVerdict.GOES_ON
 
 
-def test_longer_prompts_are_another_traffic() -> None:
+def test_longer_prompts_are_not_comparable() -> None:
     now = summarize([UserRequest(0.0, 1.0, 1.0, 1.0, 800, 100)], SLO, 4.0)
     assert not comparable(before(), now)
 

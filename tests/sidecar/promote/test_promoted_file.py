@@ -1,4 +1,4 @@
-"""promoted.yaml: what it says, that it is whole, and that what it said before is kept."""
+"""promoted.yaml: its evidence, that it is written atomically, and that earlier versions are kept."""
 
 import hashlib
 import os
@@ -36,14 +36,14 @@ def with_model(folder: Path) -> Config:
     return config
 
 
-def test_it_says_what_it_rests_on(tmp_path: Path) -> None:
+def test_the_evidence_is_in_the_comments(tmp_path: Path) -> None:
     config = with_model(tmp_path)
 
     text = promoted_file.write(config, ARGS, PROMOTED, TRIALS).read_text()
 
     assert "# Decision: promoted: better." in text
     assert "# Run 1, 4 trials; `sloguard trials" in text
-    assert "# vLLM 0.26.0 on " in text  # as the engines said, whatever is installed here
+    assert "# vLLM 0.26.0 on " in text  # as the engines reported, whatever is installed here
     assert hashlib.sha256(b"{}").hexdigest() in text
     assert "# incumbent, trial 3: feasible, 200 requests, ttft_p99_ms 10 of 500" in text
     assert "# candidate, trial 4: feasible, 200 requests, ttft_p99_ms 10 of 500" in text
@@ -79,7 +79,7 @@ def test_versions_are_kept_when_the_arguments_change(tmp_path: Path) -> None:
     assert yaml.safe_load((config.state / "promoted.yaml").read_text())["max-num-seqs"] == 30
 
 
-def test_what_lies_there_damaged_is_no_hindrance(tmp_path: Path) -> None:
+def test_damaged_versions_are_skipped(tmp_path: Path) -> None:
     config = with_model(tmp_path)
     (config.state / "promoted").mkdir()
     (config.state / "promoted" / "0003.yaml").write_bytes(b"\xff: [")
