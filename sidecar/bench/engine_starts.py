@@ -5,7 +5,6 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from sidecar.engine.fork_server import ForkServer
 from sidecar.engine.ports import any_free_port
 from sidecar.engine.process_group import ProcessGroup, socket_folder
 from sidecar.format import Say
+from vllm_sloguard.starts.fork_protocol import ServerUsage
 
 
 @dataclass(frozen=True)
@@ -118,19 +118,23 @@ def _row(config: Config, folder: Path, server: ForkServer, count: int, say: Say)
         if (number + 1) % tenth == 0:
             say(f"{number + 1} of {count} forked starts: {_shown(server.usage)}")
     now = server.usage
+    assert early is not None
+    assert now is not None
     return Left(
         starts=count,
         processes=sum(len(one.group.members()) for one in ended),
         socket_folders=sum(socket_folder(one.group.identity.engine_id).exists() for one in ended),
         shared_memory=sum(Path(path).exists() for one in ended for path in one.shared_memory),
-        descriptors=(early["descriptors"], now["descriptors"]),
-        threads=(early["threads"], now["threads"]),
-        resident_bytes=(early["resident_bytes"], now["resident_bytes"]),
+        descriptors=(early.descriptors, now.descriptors),
+        threads=(early.threads, now.threads),
+        resident_bytes=(early.resident_bytes, now.resident_bytes),
     )
 
 
-def _shown(usage: Mapping[str, int]) -> str:
-    return f"{usage['descriptors']} descriptors, {usage['resident_bytes'] / 2**20:.0f} MiB in the fork server"
+def _shown(usage: ServerUsage | None) -> str:
+    if usage is None:
+        return "nothing was forked"
+    return f"{usage.descriptors} descriptors, {usage.resident_bytes / 2**20:.0f} MiB in the fork server"
 
 
 def as_dict(starts: StartTimes) -> dict[str, object]:

@@ -4,18 +4,34 @@ The server runs in vLLM's environment and speaks over a socket pair that nobody 
 it is a ForkServerError, upon which an engine is started the ordinary way; a server that was ended or grows is replaced.
 """
 
-import json
 import queue
 import socket
 import subprocess
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from sidecar.engine.command import Args, entry
+from vllm_sloguard.starts.fork_protocol import (
+    Answer,
+    Detached,
+    DetachRequest,
+    Exited,
+    ForkedEngine,
+    ForkProtocolError,
+    ForkRequest,
+    Ready,
+    Request,
+    ServerUsage,
+    Unusable,
+    decode_answer,
+    encode_message,
+)
+
+AnswerT = TypeVar("AnswerT", Ready, ForkedEngine, Detached)
 
 _IMPORT_TIMEOUT_S = 180.0
 _FORK_TIMEOUT_S = 60.0  # the first after a new kind of engine imports what that one has taught
@@ -66,10 +82,8 @@ class _Running:
 
     process: subprocess.Popen[bytes]
     channel: socket.socket
-    answers: "queue.Queue[dict[str, Any] | None]"
-    usage: Mapping[str, int] = field(
-        default_factory=dict[str, int]
-    )  # once it was ready: what it needs later is held against that
+    answers: "queue.Queue[Answer | None]"
+    usage: ServerUsage | None = None  # when it became ready; growth is measured against that
     worn: bool = False
 
 
@@ -77,7 +91,7 @@ class ForkServer:
     """Starts its process with the first engine, or beforehand by ``warm_up``.
 
     ``folder`` keeps what engines were seen to import, ``environment`` is that of the engines: libraries read some of it
-    when they are imported. ``usage`` is what the server needed at the last fork: descriptors, threads, resident_bytes.
+    when they are imported. ``usage`` is what the server used at the last fork.
     """
 
     def __init__(self, python: str, environment: Mapping[str, str], folder: Path, log: Path) -> None:
@@ -87,7 +101,7 @@ class ForkServer:
         self._log = log
         self._running: _Running | None = None
         self._codes: dict[int, int] = {}
-        self.usage: Mapping[str, int] = {}
+        self.usage: ServerUsage | None = None
         self._ended = threading.Condition()
 
     def warm_up(self) -> None:
@@ -127,17 +141,16 @@ class ForkServer:
         self.warm_up()
         assert self._running is not None
         running = self._running
-        request = {"module": module, "argv": argv, "env": dict(env), "log": str(log), "folder": str(folder)}
+        request = ForkRequest(module, tuple(argv), dict(env), str(log), str(folder))
         try:
-            _await_ready(running)
-            running.channel.sendall(json.dumps(request).encode() + b"\n")
-            answer = _expect(running, "pid", _FORK_TIMEOUT_S)
+            before = _await_ready(running)
+            answer = _ask(running, request, ForkedEngine)
         except (ForkServerError, OSError) as error:
             self.close()
             raise ForkServerError(f"{error}; see {self._log}") from None
-        forked = Forked(answer["pid"], self._codes, self._ended)
-        self.usage = answer["usage"]
-        running.worn = _has_grown(running.usage, self.usage)
+        forked = Forked(answer.pid, self._codes, self._ended)
+        self.usage = answer.usage
+        running.worn = _has_grown(before, answer.usage)
         return forked
 
     def let_go(self, pid: int) -> None:
@@ -145,8 +158,7 @@ class ForkServer:
         if self._running is None:
             raise ForkServerError("the fork server has ended")
         try:
-            self._running.channel.sendall(json.dumps({"let_go": pid}).encode() + b"\n")
-            _expect(self._running, "let_go", _FORK_TIMEOUT_S)
+            _ask(self._running, DetachRequest(pid), Detached)
         except (ForkServerError, OSError) as error:
             self.close()
             raise ForkServerError(f"{error}; see {self._log}") from None
@@ -166,40 +178,48 @@ class ForkServer:
         self._running = None
 
     def _listen(self, running: _Running) -> None:
-        with running.channel.makefile("rb") as lines, suppress(OSError, ValueError):
+        with running.channel.makefile("rb") as lines, suppress(OSError, ForkProtocolError):
             for line in lines:
-                said = json.loads(line)
-                if "exited" in said:
+                answer = decode_answer(line)
+                if isinstance(answer, Exited):
                     with self._ended:
-                        self._codes[said["exited"]] = said["code"]
+                        self._codes[answer.pid] = answer.code
                         self._ended.notify_all()
                 else:
-                    running.answers.put(said)
+                    running.answers.put(answer)
         running.answers.put(None)
 
 
-def _await_ready(running: _Running) -> None:
-    """Waits for its imports. Raises ForkServerError."""
-    if not running.usage:
-        running.usage = _expect(running, "ready", _IMPORT_TIMEOUT_S)["ready"]["usage"]
+def _await_ready(running: _Running) -> ServerUsage:
+    """Waits for its imports; returns what it used then. Raises ForkServerError."""
+    if running.usage is None:
+        running.usage = _expect(running, Ready, _IMPORT_TIMEOUT_S).usage
+    return running.usage
 
 
-def _expect(running: _Running, name: str, timeout_s: float) -> dict[str, Any]:
-    """The next answer, which must be a ``name``."""
+def _ask(running: _Running, request: Request, kind: type[AnswerT]) -> AnswerT:
+    """Sends ``request`` and waits for its answer. Raises ForkServerError, OSError."""
+    running.channel.sendall(encode_message(request))
+    return _expect(running, kind, _FORK_TIMEOUT_S)
+
+
+def _expect(running: _Running, kind: type[AnswerT], timeout_s: float) -> AnswerT:
+    """The next answer, which must be a ``kind``. Raises ForkServerError."""
     try:
         answer = running.answers.get(timeout=timeout_s)
     except queue.Empty:
         raise ForkServerError(f"the fork server did not answer within {timeout_s:.0f} s") from None
     if answer is None:
         raise ForkServerError("the fork server has ended")
-    if name not in answer:
-        raise ForkServerError(f"the fork server can't be used: {answer.get('unusable', answer)}")
+    if not isinstance(answer, kind):
+        reason = answer.reason if isinstance(answer, Unusable) else f"unexpected {type(answer).__name__}"
+        raise ForkServerError(f"the fork server can't be used: {reason}")
     return answer
 
 
-def _has_grown(before: Mapping[str, int], now: Mapping[str, int]) -> bool:
+def _has_grown(before: ServerUsage, now: ServerUsage) -> bool:
     return (
-        now["threads"] > before["threads"]
-        or now["descriptors"] > before["descriptors"] + _MOST_NEW_DESCRIPTORS
-        or now["resident_bytes"] > before["resident_bytes"] + _MOST_GROWTH_BYTES
+        now.threads > before.threads
+        or now.descriptors > before.descriptors + _MOST_NEW_DESCRIPTORS
+        or now.resident_bytes > before.resident_bytes + _MOST_GROWTH_BYTES
     )

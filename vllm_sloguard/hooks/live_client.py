@@ -30,7 +30,7 @@ class LiveLink:
         self._live = live
         self._engine_index = engine_index
         self._vllm_version = vllm_version
-        self._told = -1
+        self._reported = -1
 
     def open(self) -> None:
         """Starts the thread."""
@@ -49,7 +49,7 @@ class LiveLink:
                 self._exchange(stub)
                 pause_s = _SHORTEST_PAUSE_S
             except Exception:  # noqa: BLE001 - the boundary to vLLM: this thread outlives whatever happens to it
-                self._told = -1
+                self._reported = -1
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
             self._live.record.lapsed(time.monotonic())
@@ -57,11 +57,11 @@ class LiveLink:
     def _exchange(self, stub: Any) -> None:
         record = self._live.record
         if record.pending():
-            record.wait(self._told, _PROGRESS_S)
+            record.wait(self._reported, _PROGRESS_S)
         revision = record.revision
-        wait_s = _POLL_S if revision == self._told and not record.pending() else 0.0
+        wait_s = _POLL_S if revision == self._reported and not record.pending() else 0.0
         answer = stub.Await(self._request(wait_s), timeout=wait_s + _PATIENCE_S)
-        self._told = revision
+        self._reported = revision
         now = time.monotonic()
         record.answered(answer.epoch, now)
         if answer.HasField("change"):

@@ -178,6 +178,6 @@ def _keep_rejections() -> None:
 
 
 def settle_stalls(iteration: Any) -> None:
-    """Takes the gaps of requests that ran again in ``iteration``, once their last token's time is that of it."""
-    for stats, before in getattr(iteration, "sloguard_resumed", ()):
+    """Takes the gaps of requests that ran again in ``iteration``; to be called before their next token."""
+    for stats, before in iteration.sloguard_resumed:
         stats.sloguard_stalls = (*getattr(stats, "sloguard_stalls", ()), stats.last_token_ts - before)

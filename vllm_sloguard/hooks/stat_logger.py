@@ -51,6 +51,8 @@ class SloguardStatLogger(StatLoggerBase):
     ) -> None:
         """Called by vLLM after each step."""
         if self._active:
+            if iteration_stats is not None and "sloguard_resumed" in iteration_stats.__dict__:
+                plugin.harmless(settle_stalls)(iteration_stats)
             step_number.done = number = step_number.done + 1
             self._pending.append((number, time.monotonic(), scheduler_stats, iteration_stats))
 
@@ -88,7 +90,6 @@ class SloguardStatLogger(StatLoggerBase):
 
     def _iteration_events(self, number: int, at: float, iteration: IterationStats) -> Iterator[pb.Event]:
         self._steps.add(number, at, iteration.inter_token_latencies_iter)
-        settle_stalls(iteration)
         for request in iteration.finished_requests:
             yield finished_event(request, self._steps, number)
         if iteration.finished_requests and not self._answered:

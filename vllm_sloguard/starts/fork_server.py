@@ -1,27 +1,18 @@
 """Starts engines by forking a process that has imported vLLM already: most of an ordinary start is these imports.
 
-``python -m vllm_sloguard.starts.fork_server FOLDER`` speaks over the socket that is its standard input, one JSON object
-a line. It says once ``{"ready": {...}}`` or ``{"unusable": "why"}``, and then answers
+``python -m vllm_sloguard.starts.fork_server FOLDER`` exchanges the messages of vllm_sloguard.starts.fork_protocol over
+the socket that is its standard input. When its input ends it kills the engines that were not detached, and exits.
 
-    {"module": "vllm.entrypoints.cli.main", "argv": ["serve", ...], "env": {...}, "log": "...", "folder": "..."}
-        →   {"pid": 123, "usage": {...}} or {"unusable": "why"}
-
-    {"let_go": 123}
-        →   {"let_go": 123}
-
-and says ``{"exited": 123, "code": 0}`` when an engine's first process has ended. At the end of its input it kills the
-engines that it has not let go, and ends. FOLDER has the names of the modules that engines were seen to import
-(vllm_sloguard.starts.import_list), by version of vLLM; they are read again before each fork, so the second engine is
-forked with what the first one taught. What must not be forked is refused: a process with more than one thread (but for
-the one that NVIDIA's NVML leaves, which vLLM initialises with its import), one that has initialised CUDA, or a version
-of vLLM with which this was not tried.
+FOLDER has the names of the modules that running engines have imported (vllm_sloguard.starts.import_list), by version of
+vLLM. They are read again before each fork, so the second engine is forked with what the first one needed. The server
+refuses to fork a process with more than one thread (except the one that NVIDIA's NVML leaves, which importing vLLM
+initialises), one that has initialised CUDA, or an untested version of vLLM.
 """
 
 import ctypes
 import gc
 import importlib
 import io
-import json
 import os
 import re
 import runpy
@@ -38,6 +29,19 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sloguard.starts import import_list
+from vllm_sloguard.starts.fork_protocol import (
+    Answer,
+    Detached,
+    DetachRequest,
+    Exited,
+    ForkedEngine,
+    ForkRequest,
+    Ready,
+    ServerUsage,
+    Unusable,
+    decode_request,
+    encode_message,
+)
 
 # What every engine needs, before anything was learned; a module that this version of vLLM lacks is left out.
 _FIRST = (
@@ -78,14 +82,14 @@ def main() -> int:
             began = time.monotonic()
             version = _import(folder)
         except UnusableError as error:
-            _say(channel, {"unusable": str(error)})
+            _send(channel, Unusable(str(error)))
             return 0
-        _say(channel, {"ready": {"vllm": version, "seconds": time.monotonic() - began, "usage": usage()}})
+        _send(channel, Ready(version, time.monotonic() - began, usage()))
         request = _serve(channel, folder)
     return 0 if request is None else _run(request)
 
 
-def _serve(channel: socket.socket, folder: Path) -> dict[str, Any] | None:
+def _serve(channel: socket.socket, folder: Path) -> ForkRequest | None:
     """Answers until the input ends; returns the request that is to be run where this is a forked process."""
     engines: set[int] = set()
     ended, wake = socket.socketpair()
@@ -106,22 +110,22 @@ def _serve(channel: socket.socket, folder: Path) -> dict[str, Any] | None:
                 if not (line := _line(lines)):
                     _kill(engines)
                     return None
-                request = json.loads(line)
-                if "let_go" in request:
-                    engines.discard(request["let_go"])
-                    _say(channel, request)
+                request = decode_request(line)
+                if isinstance(request, DetachRequest):
+                    engines.discard(request.pid)
+                    _send(channel, Detached(request.pid))
                     continue
                 try:
                     _import(folder)
                 except UnusableError as error:
-                    _say(channel, {"unusable": str(error)})
+                    _send(channel, Unusable(str(error)))
                     continue
                 if (pid := os.fork()) == 0:
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     return request
                 engines.add(pid)
-                _say(channel, {"pid": pid, "usage": usage()})
+                _send(channel, ForkedEngine(pid, usage()))
 
 
 def _line(lines: io.RawIOBase) -> bytes:
@@ -148,13 +152,13 @@ def _reap(channel: socket.socket, engines: set[int]) -> None:
             return
         if pid in engines:
             engines.remove(pid)
-            _say(channel, {"exited": pid, "code": os.waitstatus_to_exitcode(status)})
+            _send(channel, Exited(pid, os.waitstatus_to_exitcode(status)))
 
 
-def _say(channel: socket.socket, answer: dict[str, Any]) -> None:
-    # Nobody listens any more: the end of the input follows.
+def _send(channel: socket.socket, answer: Answer) -> None:
+    # If the sidecar is gone, the end of the input follows.
     with suppress(OSError):
-        channel.sendall(json.dumps(answer).encode() + b"\n")
+        channel.sendall(encode_message(answer))
 
 
 def _kill(engines: set[int]) -> None:
@@ -164,14 +168,14 @@ def _kill(engines: set[int]) -> None:
                 kill(pid, signal.SIGKILL)
 
 
-def usage() -> dict[str, int]:
-    """What would grow if engines left something behind here: descriptors, threads, bytes of memory."""
+def usage() -> ServerUsage:
+    """What this process uses now."""
     me = Path("/proc/self")
-    return {
-        "descriptors": sum(1 for _ in (me / "fd").iterdir()),
-        "threads": sum(1 for _ in (me / "task").iterdir()),
-        "resident_bytes": int((me / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
-    }
+    return ServerUsage(
+        descriptors=sum(1 for _ in (me / "fd").iterdir()),
+        threads=sum(1 for _ in (me / "task").iterdir()),
+        resident_bytes=int((me / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+    )
 
 
 def _import(folder: Path) -> str:
@@ -258,23 +262,23 @@ def _bind_threads() -> None:
         os.sched_setaffinity(0, {int(core) for core in re.findall(r"\d+", places)})
 
 
-def _run(request: dict[str, Any]) -> int:
+def _run(request: ForkRequest) -> int:
     """In the forked process: becomes what an ordinary start of the command would be, and runs it."""
     os.setsid()
-    os.chdir(request["folder"])
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.chdir(request.folder)
+    log = os.open(request.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.close(log)
     os.close(null)
     os.environ.clear()
-    os.environ.update(request["env"])
-    sys.argv = [request["module"], *request["argv"]]
+    os.environ.update(request.env)
+    sys.argv = [request.module, *request.argv]
     # That the module was imported already is the point.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
     try:
-        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        runpy.run_module(request.module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:  # noqa: BLE001 - the boundary of the forked process: as the interpreter would

@@ -1,6 +1,5 @@
 """The fork server, real processes on both ends; a package of a few lines stands in for vLLM."""
 
-import json
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ from sidecar.engine.fork_server import Forked, ForkServer, ForkServerError, unfo
 from sidecar.engine.process_group import ProcessGroup
 from sidecar.engine.process_identity import Identity, engines_writing_to, log_of
 from vllm_sloguard.starts import import_list
+from vllm_sloguard.starts.fork_protocol import ForkRequest, Ready, decode_answer, encode_message
 
 MODULE = "vllm.entrypoints.openai.api_server"
 ENGINE = """
@@ -146,7 +146,7 @@ def started_alone(environment: dict[str, str], folder: Path) -> tuple[socket.soc
         command = [sys.executable, "-m", "vllm_sloguard.starts.fork_server", str(folder)]
         process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=log, stderr=log, env=environment)
     ours.settimeout(60)
-    assert "ready" in json.loads(ours.recv(4096))
+    assert isinstance(decode_answer(ours.recv(4096)), Ready)
     return ours, process
 
 
@@ -154,8 +154,9 @@ def test_an_engine_whose_sidecar_was_killed_before_it_heard_of_it_ends(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     ours, process = started_alone(environment, tmp_path)
-    request = {"module": MODULE, "argv": ["serve"], "env": dict(os.environ), "log": str(tmp_path / "log")}
-    ours.sendall(json.dumps({**request, "folder": str(tmp_path)}).encode() + b"\n")
+    ours.sendall(
+        encode_message(ForkRequest(MODULE, ("serve",), dict(os.environ), str(tmp_path / "log"), str(tmp_path)))
+    )
     pid = int(lines(tmp_path / "log", 2)[0][1])  # its answer was sent, and nobody reads it
     ours.close()
 
@@ -194,7 +195,8 @@ def test_the_thread_that_nvml_leaves_is_no_hindrance(server: ForkServer, tmp_pat
     import_list.file(tmp_path, "0.32.0").write_text("managed\n")
 
     assert fork(server, tmp_path, "0").wait(60) == 0
-    assert server.usage["threads"] == 2
+    assert server.usage is not None
+    assert server.usage.threads == 2
 
 
 @pytest.mark.parametrize("version", ["0.25.1", "0.33.0", "1.0", "nightly"])
