@@ -23,7 +23,7 @@ from vllm_sloguard.starts.fork_protocol import (
     ForkedEngine,
     ForkProtocolError,
     ForkRequest,
-    Ready,
+    ServerReady,
     Request,
     ServerUsage,
     Unusable,
@@ -31,7 +31,7 @@ from vllm_sloguard.starts.fork_protocol import (
     encode_message,
 )
 
-AnswerT = TypeVar("AnswerT", Ready, ForkedEngine, Detached)
+AnswerT = TypeVar("AnswerT", ServerReady, ForkedEngine, Detached)
 
 _IMPORT_TIMEOUT_S = 180.0
 _FORK_TIMEOUT_S = 60.0  # the first after a new kind of engine imports what that one has taught
@@ -193,7 +193,7 @@ class ForkServer:
 def _await_ready(running: _Running) -> ServerUsage:
     """Waits for its imports; returns what it used then. Raises ForkServerError."""
     if running.usage is None:
-        running.usage = _expect(running, Ready, _IMPORT_TIMEOUT_S).usage
+        running.usage = _expect(running, ServerReady, _IMPORT_TIMEOUT_S).usage
     return running.usage
 
 

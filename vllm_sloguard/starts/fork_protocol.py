@@ -1,6 +1,6 @@
 """The messages between the sidecar and the fork server: one JSON object a line, its type under "message".
 
-The sidecar sends ForkRequest and DetachRequest. The server sends Ready or Unusable once, answers each request with
+The sidecar sends ForkRequest and DetachRequest. The server sends ServerReady or Unusable once, answers each request with
 Forked, Detached or Unusable, and sends Exited when an engine's first process has ended.
 """
 
@@ -42,7 +42,7 @@ class DetachRequest:
 
 
 @dataclass(frozen=True)
-class Ready:
+class ServerReady:
     """The server can fork; its imports took ``seconds``."""
 
     vllm: str
@@ -81,9 +81,9 @@ class Exited:
 
 
 Request: TypeAlias = ForkRequest | DetachRequest
-Answer: TypeAlias = Ready | Unusable | ForkedEngine | Detached | Exited
+Answer: TypeAlias = ServerReady | Unusable | ForkedEngine | Detached | Exited
 _MESSAGES: Mapping[str, type] = {
-    kind.__name__: kind for kind in (ForkRequest, DetachRequest, Ready, Unusable, ForkedEngine, Detached, Exited)
+    kind.__name__: kind for kind in (ForkRequest, DetachRequest, ServerReady, Unusable, ForkedEngine, Detached, Exited)
 }
 
 

@@ -36,7 +36,7 @@ from vllm_sloguard.starts.fork_protocol import (
     Exited,
     ForkedEngine,
     ForkRequest,
-    Ready,
+    ServerReady,
     ServerUsage,
     Unusable,
     decode_request,
@@ -84,7 +84,7 @@ def main() -> int:
         except UnusableError as error:
             _send(channel, Unusable(str(error)))
             return 0
-        _send(channel, Ready(version, time.monotonic() - began, usage()))
+        _send(channel, ServerReady(version, time.monotonic() - began, usage()))
         request = _serve(channel, folder)
     return 0 if request is None else _run(request)
 

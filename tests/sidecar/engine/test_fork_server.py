@@ -16,7 +16,7 @@ from sidecar.engine.fork_server import Forked, ForkServer, ForkServerError, unfo
 from sidecar.engine.process_group import ProcessGroup
 from sidecar.engine.process_identity import Identity, engines_writing_to, log_of
 from vllm_sloguard.starts import import_list
-from vllm_sloguard.starts.fork_protocol import ForkRequest, Ready, decode_answer, encode_message
+from vllm_sloguard.starts.fork_protocol import ForkRequest, ServerReady, decode_answer, encode_message
 
 MODULE = "vllm.entrypoints.openai.api_server"
 ENGINE = """
@@ -146,7 +146,7 @@ def started_alone(environment: dict[str, str], folder: Path) -> tuple[socket.soc
         command = [sys.executable, "-m", "vllm_sloguard.starts.fork_server", str(folder)]
         process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=log, stderr=log, env=environment)
     ours.settimeout(60)
-    assert isinstance(decode_answer(ours.recv(4096)), Ready)
+    assert isinstance(decode_answer(ours.recv(4096)), ServerReady)
     return ours, process
 
 

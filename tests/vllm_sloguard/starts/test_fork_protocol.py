@@ -10,7 +10,7 @@ from vllm_sloguard.starts.fork_protocol import (
     ForkedEngine,
     ForkProtocolError,
     ForkRequest,
-    Ready,
+    ServerReady,
     ServerUsage,
     Unusable,
     decode_answer,
@@ -23,7 +23,7 @@ USAGE = ServerUsage(12, 1, 2**30)
 
 @pytest.mark.parametrize(
     "answer",
-    [Ready("0.32.0", 1.5, USAGE), Unusable("a thread"), ForkedEngine(7, USAGE), Detached(7), Exited(7, -9)],
+    [ServerReady("0.32.0", 1.5, USAGE), Unusable("a thread"), ForkedEngine(7, USAGE), Detached(7), Exited(7, -9)],
 )
 def test_an_answer_comes_back_as_it_was(answer: Answer) -> None:
     assert decode_answer(encode_message(answer)) == answer
@@ -35,7 +35,7 @@ def test_a_request_comes_back_as_it_was() -> None:
     assert decode_request(encode_message(DetachRequest(3))) == DetachRequest(3)
 
 
-@pytest.mark.parametrize("line", [b"", b"{}", b"[]", b'{"message": "Other"}', b'{"message": "Ready"}', b"\xff"])
+@pytest.mark.parametrize("line", [b"", b"{}", b"[]", b'{"message": "Other"}', b'{"message": "ServerReady"}', b"\xff"])
 def test_other_lines_are_refused(line: bytes) -> None:
     with pytest.raises(ForkProtocolError, match="not a message of the fork server"):
         decode_answer(line)
