@@ -1,7 +1,7 @@
 """The messages between the sidecar and the fork server: one JSON object a line, its type under "message".
 
-The sidecar sends ForkRequest and DetachRequest. The server sends ServerReady or Unusable once, answers each request with
-Forked, Detached or Unusable, and sends Exited when an engine's first process has ended.
+The sidecar sends ForkRequest and DetachRequest. The server sends ServerReady or Unusable once, answers each request
+with ForkedEngine, Detached or Unusable, and sends Exited when an engine's first process has ended.
 """
 
 import json
