@@ -1,7 +1,7 @@
-"""Knobs that change in a running engine: what a change is, whether it may be, and whether it has taken effect.
+"""Knobs that change in a running engine: what a change is, whether it is valid, and whether it has taken effect.
 
 Pure: no vLLM, no I/O; the time is an argument, in monotonic seconds. A knob's value is a whole number, 0 or 1 for a
-switch. ``LiveRecord`` is shared by two threads of an engine core: the one that talks to the sidecar, and vLLM's own.
+switch. Two threads of an engine core share ``LiveRecord``: the one that talks to the sidecar, and vLLM's own.
 """
 
 import math
@@ -30,7 +30,7 @@ class Range:
 
 @dataclass(frozen=True)
 class LiveTargets:
-    """The whole wanted state: a knob that ``targets`` does not name goes back to what the engine was started with.
+    """The complete target state: a knob that ``targets`` does not name goes back to what the engine was started with.
 
     ``epoch`` and ``number`` say whose change it is and which; ``settle`` empties the caches before the next request
     that finds the engine idle; after ``lease_s`` seconds without an answer of its controller the change is undone.
@@ -72,7 +72,7 @@ class LiveVerdict(IntEnum):
 
 
 class LiveState(IntEnum):
-    """How far a change has come; the numbers are those of the wire."""
+    """The state of a change; the numbers are those of the wire."""
 
     ACCEPTED = 1
     APPLIED = 2
@@ -114,7 +114,7 @@ class Counters:
 
 @dataclass(frozen=True)
 class LiveProgress:
-    """What has become of one change."""
+    """The progress of one change."""
 
     change: LiveTargets
     state: LiveState
@@ -126,7 +126,7 @@ class LiveProgress:
     counters: Counters = field(default_factory=Counters)
 
     def pending(self) -> bool:
-        """Whether something of it is still to be done or seen."""
+        """Whether something remains to be applied or observed."""
         if self.state in (LiveState.REFUSED, LiveState.EXPIRED):
             return False
         unsettled = self.change.settle and self.settled_s is None
@@ -209,12 +209,12 @@ def live_refusal(targets: Targets, ranges: Mapping[str, Range], cold: Mapping[st
 
 
 class LiveRecord:
-    """The change that is in force in an engine core, and what has become of it."""
+    """The change in force in an engine core, and its progress."""
 
     def __init__(self, ranges: Mapping[str, Range], cold: Mapping[str, str]) -> None:
         self.ranges = dict(ranges)
         self.cold = dict(cold)
-        # Counts what the sidecar has not been told yet.
+        # Grows with each change that the sidecar has yet to be sent.
         self.revision = 0
         self._moved = threading.Condition()
         self._epoch = 0
@@ -223,7 +223,7 @@ class LiveRecord:
         self._last: LiveProgress | None = None
 
     def receive(self, change: LiveTargets, now: float) -> None:
-        """Takes or refuses ``change``; one that comes again is nothing new."""
+        """Accepts or refuses ``change``; a repeated one is ignored."""
         with self._moved:
             if self._last is not None and _key(self._last.change) == _key(change):
                 return
@@ -237,7 +237,7 @@ class LiveRecord:
             self._tell()
 
     def answered(self, epoch: int, now: float) -> None:
-        """The controller of ``epoch`` lives; that alone renews the lease of its change."""
+        """The controller of ``epoch`` has answered, which renews the lease of its change."""
         with self._moved:
             self._epoch = max(self._epoch, epoch)
             if self._in_force is not None and self._in_force.change.epoch == epoch:
@@ -252,7 +252,7 @@ class LiveRecord:
             self._update(replace(held, state=LiveState.EXPIRED))
 
     def broken(self, why: str) -> None:
-        """Says that nothing is live in this engine any more."""
+        """Makes every knob cold: nothing changes in this engine any more."""
         with self._moved:
             self.cold |= dict.fromkeys(self.ranges, why)
             self.ranges = {}
@@ -264,16 +264,16 @@ class LiveRecord:
         return self._in_force
 
     def last(self) -> LiveProgress | None:
-        """The last change that came, accepted or not: what the sidecar is told of."""
+        """The last change received, accepted or not: the one that is reported."""
         return self._last
 
     def pending(self) -> bool:
-        """Whether the engine's steps are yet to do or to show something."""
+        """Whether the change in force is still to be applied or verified by the engine's steps."""
         held = self._in_force
         return held is not None and held.pending()
 
     def targets(self, progress: LiveProgress) -> dict[str, int]:
-        """Every live knob's value that ``progress`` wants."""
+        """Every live knob's target under ``progress``."""
         undone = progress.state in (LiveState.REFUSED, LiveState.EXPIRED)
         wanted = progress.change.targets
         return {name: r.started if undone else wanted.get(name, r.started) for name, r in self.ranges.items()}
@@ -310,7 +310,7 @@ class LiveRecord:
                 self._update(replace(held, effects=effects))
 
     def wait(self, revision: int, timeout_s: float) -> None:
-        """Until there is something that ``revision`` did not tell, for at most ``timeout_s`` seconds."""
+        """Waits until the revision differs from ``revision``, for at most ``timeout_s`` seconds."""
         with self._moved:
             self._moved.wait_for(lambda: self.revision != revision, timeout_s)
 

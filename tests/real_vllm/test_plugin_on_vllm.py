@@ -84,11 +84,11 @@ def sent(load: LoadResult) -> int:
 
 def reported(sidecar: Bench, engine: Engine, expected: int) -> int:
     """How many requests the telemetry reports; waits up to a minute for ``expected``."""
-    requests = sidecar.hub.of(engine.launch.engine_id).requests
+    telemetry = sidecar.hub.of(engine.launch.engine_id)
     deadline = time.monotonic() + 60
-    while len(requests) < expected and time.monotonic() < deadline:
+    while len(telemetry.requests) < expected and time.monotonic() < deadline:
         time.sleep(0.1)
-    return len(requests)
+    return len(telemetry.requests)
 
 
 def test_an_engine_core_killed_under_load_is_a_crash_with_evidence(sidecar: Bench) -> None:

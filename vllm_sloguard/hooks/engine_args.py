@@ -24,9 +24,9 @@ logger = logging.getLogger("vllm.sloguard")
 
 
 def repair_engine_args(engine_args: Any, link: TelemetryClient, settings: Settings) -> None:
-    """Changes what vLLM would refuse or could not start with; says each change, with its reason.
+    """Changes arguments that vLLM would reject or fail to start with, and logs each change with its reason.
 
-    A configuration that can't work is left as it is: vLLM has the last word.
+    Arguments that no change can repair are left alone: vLLM decides.
     """
     given, known = _given(engine_args), _learned(settings, engine_args.model)
     model, seen = _known_model(engine_args), machine.observe(ranks=ranks_of(given))

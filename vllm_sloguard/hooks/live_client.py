@@ -1,7 +1,7 @@
-"""The thread of an engine core that asks the sidecar for live changes, and tells it what became of them.
+"""The engine core's thread that polls the sidecar for live changes and reports their progress.
 
-It asks by a long poll on the sidecar's socket, so nothing can connect to the engine. Like the link it must not start
-before the process forks no more.
+It long-polls on the sidecar's socket, so nothing can connect to the engine. It must not start before the last fork of
+the process.
 """
 
 import threading
@@ -14,8 +14,10 @@ from vllm_sloguard.hooks.telemetry_client import unix_target
 from vllm_sloguard.live_knobs import Effect, LiveProgress, LiveTargets
 from vllm_sloguard.wire import live_pb2 as pb
 
-# The counters that the sidecar knows are at most so old.
+# While a change is in force, its counters in the sidecar are at most this old.
 _POLL_S = 1.0
+# Before the first change there is nothing to report.
+_IDLE_POLL_S = 5.0
 _PATIENCE_S = 2.0
 _PROGRESS_S = 0.2
 _SHORTEST_PAUSE_S = 0.1
@@ -59,7 +61,8 @@ class LiveLink:
         if record.pending():
             record.wait(self._reported, _PROGRESS_S)
         revision = record.revision
-        wait_s = _POLL_S if revision == self._reported and not record.pending() else 0.0
+        poll_s = _POLL_S if record.in_force() is not None else _IDLE_POLL_S
+        wait_s = poll_s if revision == self._reported and not record.pending() else 0.0
         answer = stub.Await(self._request(wait_s), timeout=wait_s + _PATIENCE_S)
         self._reported = revision
         now = time.monotonic()

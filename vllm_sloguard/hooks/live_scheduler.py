@@ -1,8 +1,8 @@
-"""Live knobs at vLLM's scheduler: what can change there, and changing it between two steps, on vLLM's own thread.
+"""Live knobs in vLLM's scheduler: which can change there, and changing them between steps, on vLLM's own thread.
 
-The fields are those of vllm/v1/core/sched/scheduler.py and kv_cache_manager.py in 0.26 and 0.32, where they were read
-and tried. Safe by construction: a limit is never set below what runs, never above what the engine was started with,
-and whatever goes wrong here puts back what it was started with and stays away from then on.
+The fields are those of vllm/v1/core/sched/scheduler.py and kv_cache_manager.py, tested with 0.26 and 0.32. A limit is
+never set below the number of running requests or above its value at the start. After any error the values of the start
+are restored and nothing is changed again.
 """
 
 import functools
@@ -29,7 +29,7 @@ from vllm_sloguard.live_knobs import (
 
 @dataclass(frozen=True)
 class Lever:
-    """Where one knob sits in a scheduler. ``floor`` is the lowest value that is safe now."""
+    """How one knob is read and set in a scheduler. ``floor`` is the lowest value that is safe now."""
 
     allowed: Range
     read: Callable[[], int]
@@ -42,7 +42,7 @@ class NotLive(RuntimeError):  # noqa: N818 - it names what is found
 
 
 def levers(scheduler: Any, version: tuple[int, int]) -> tuple[dict[str, Lever], dict[str, str]]:
-    """The live knobs of ``scheduler``, and why the others of the table are cold there."""
+    """The live knobs of ``scheduler``, and why the other knobs of the table need a restart there."""
     found: dict[str, Lever] = {}
     cold: dict[str, str] = {}
     for name, build in _BUILDERS.items():
@@ -77,7 +77,7 @@ def _tokens(scheduler: Any) -> Lever:
     started = int(scheduler.max_num_scheduled_tokens)
     if started != config.max_num_batched_tokens:
         raise NotLive("max_num_scheduled_tokens is set")
-    # Unsplit, the longest prompt must fit into one step or it waits for ever.
+    # Without chunked prefill the longest prompt must fit into one step, or it never runs.
     lowest = 1 if config.enable_chunked_prefill else min(int(scheduler.max_model_len), started)
     allowed = Range(started, lowest, started)
     return _field(scheduler, "max_num_scheduled_tokens", allowed, lambda: len(scheduler.running))
@@ -107,7 +107,7 @@ def _prefix_caching(scheduler: Any) -> Lever:
         raise NotLive("a KV connector has a cache of its own")
     if scheduler.has_mamba_layers:
         raise NotLive("Mamba's state is laid out for it")
-    # Not the block pool's: it must go on forgetting what a block held before it is given to somebody else.
+    # Not the block pool's: it must still clear a block's hash before the block is reused.
     owners = [manager, *(m for m in manager.coordinator.single_type_managers if m.enable_caching)]
 
     def write(value: int) -> None:
@@ -143,7 +143,7 @@ _BUILDERS: Mapping[str, Callable[[Any], Lever]] = {
 
 
 class LiveScheduler:
-    """Applies what the record holds before each step, and tells it what the step has done.
+    """Applies the change in force before each step, and records what the step did.
 
     ``reset_encoder`` empties the encoder's caches, where the model has one.
     """
@@ -153,7 +153,7 @@ class LiveScheduler:
         self._reset_encoder = reset_encoder
         self._levers, cold = levers(scheduler, version)
         self.record = LiveRecord({name: lever.allowed for name, lever in self._levers.items()}, cold)
-        # Which change the levers stand for, in which state of it.
+        # The change, and its state, that the levers reflect.
         self._done: tuple[int, LiveState] | None = None
         self._approaching = False
         self._lookups: tuple[int, int, int] | None = None
@@ -164,9 +164,14 @@ class LiveScheduler:
         """Every live knob's value in force."""
         return {name: lever.read() for name, lever in self._levers.items()}
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to apply and nothing to observe: no change has come yet."""
+        return not self._levers or self.record.in_force() is None
+
     def before_step(self) -> None:
         """Called before each step is scheduled."""
-        if not self._levers or self.record.in_force() is None:
+        if self.idle:
             return
         try:
             self._apply()
@@ -198,7 +203,7 @@ class LiveScheduler:
         self._done = id(held.change), LiveState.APPLIED if held.state is LiveState.ACCEPTED else held.state
 
     def _write(self, wanted: Targets) -> bool:
-        """Sets every lever as near to what is wanted as is safe now; whether one is not there yet."""
+        """Sets each lever as close to its target as is safe now; returns whether one has not reached it."""
         held_back = False
         for name, lever in self._levers.items():
             value = min(max(wanted[name], lever.floor()), lever.allowed.highest)
@@ -208,7 +213,7 @@ class LiveScheduler:
         return held_back
 
     def _settle(self) -> None:
-        """Empties the caches where nothing runs; elsewhere it waits for that."""
+        """Empties the caches once nothing runs."""
         scheduler = self._scheduler
         held = self.record.in_force()
         if held is None or held.state is not LiveState.APPLIED or not held.change.settle:
@@ -232,7 +237,7 @@ class LiveScheduler:
         return None if stats is None else (stats.requests + stats.preempted_requests, stats.queries, stats.hits)
 
     def _watch_reserve(self) -> None:
-        """For the coming step, sees what the scheduler asks of the KV cache, while that is still to be shown."""
+        """Observes what the next step asks of the KV cache, until the change has been verified."""
         held = self.record.in_force()
         effect = held.effects.get(RESERVE) if held is not None else None
         if effect is None or effect.verdict is LiveVerdict.SHOWN:
@@ -257,7 +262,7 @@ class LiveScheduler:
             lookups, queries, hits = (now - before for now, before in zip(counts, self._lookups, strict=True))
         admitted = len(output.scheduled_new_reqs)
         longest = max(output.num_scheduled_tokens.values(), default=0)
-        # An answer takes one token a step, and what speculative decoding adds.
+        # A decoding request takes one token a step, plus those of speculative decoding.
         is_prompt = admitted > 0 or longest > 1 + self._scheduler.num_spec_tokens
         return Step(
             running,

@@ -1,8 +1,7 @@
-"""The entry point of the plugin: hooks into vLLM that observe it, repair its arguments, and can't break it.
+"""The plugin's entry point: hooks that observe vLLM and repair its arguments, and never fail it.
 
-vLLM calls ``register`` in every one of its processes, and a process forked from another inherits what was hooked
-there. Every hook runs under ``harmless``: what it raises is counted and said once, and vLLM goes on as if the hook were
-not there.
+vLLM calls ``register`` in each of its processes; a forked process inherits the hooks of its parent. Exceptions in a
+hook are counted, logged once, and kept from vLLM.
 """
 
 import functools
@@ -56,7 +55,7 @@ def link() -> TelemetryClient | None:
 
 
 def record_imports() -> None:
-    """Adds what this process has imported to the file in the settings' folder, if there is one."""
+    """Adds this process's imports to the file for the fork server, if one is configured."""
     import vllm
 
     if _link is not None and _link.settings.imports:
@@ -64,7 +63,7 @@ def record_imports() -> None:
 
 
 def harmless(hook: Callable[P, object]) -> Callable[P, None]:
-    """``hook``, with whatever it raises counted, logged once, and kept from vLLM."""
+    """``hook``, with its exceptions counted, logged once, and kept from vLLM."""
 
     @functools.wraps(hook)
     def call(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -111,7 +110,7 @@ def _hook_engine_arguments(link: TelemetryClient, settings: Settings) -> None:
             harmless(link.flush)(_LAST_WORDS_S)
             raise
         harmless(link.emit)(_phase(pb.PHASE_CONFIG_READY))
-        # The engine may be forked from this process, without calling the plugin again.
+        # The engine core may be forked from this process, without loading the plugin again.
         harmless(_hook_engine_core)(link, settings)
         return config
 
@@ -131,7 +130,7 @@ def _hook_engine_core(link: TelemetryClient, settings: Settings) -> None:
         harmless(_hook_profiling)(link, self)
         result = original(self, vllm_config, *args, **kwargs)
         harmless(lambda: link.emit(_phase(pb.PHASE_KV_CACHE_READY, _kv_cache_tokens(vllm_config))))()
-        # The workers are running by now, so this process forks no more.
+        # The workers are running, so this process will not fork again.
         harmless(link.open)()
         harmless(_hook_scheduler)(settings, self)
         harmless(record_imports)()
@@ -142,7 +141,7 @@ def _hook_engine_core(link: TelemetryClient, settings: Settings) -> None:
 
 
 def _hook_scheduler(settings: Settings, engine_core: Any) -> None:
-    """Puts live knobs into the scheduler that ``engine_core`` is about to make."""
+    """Adds live knobs to the scheduler that ``engine_core`` is about to create."""
     import vllm
     from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -159,11 +158,12 @@ def _hook_scheduler(settings: Settings, engine_core: Any) -> None:
 
     def attach(scheduler: Any) -> None:
         if scheduler.__class__.schedule is not scheduled:
-            return  # it schedules in its own way
+            return  # a subclass with its own schedule()
         encoder = scheduler.vllm_config.model_config.is_multimodal_model
         reset_encoder = _engine_core.reset_encoder_cache if encoder else None
         live = LiveScheduler(scheduler, version(vllm.__version__), reset_encoder)
         scheduler.sloguard_before, scheduler.sloguard_after = harmless(live.before_step), harmless(live.after_step)
+        scheduler.sloguard_live = live
         LiveLink(settings, live, scheduler.parallel_config.data_parallel_index, vllm.__version__).open()
 
     @functools.wraps(init)
@@ -173,10 +173,10 @@ def _hook_scheduler(settings: Settings, engine_core: Any) -> None:
 
     @functools.wraps(schedule)
     def scheduled(self: Any, *args: Any, **kwargs: Any) -> Any:
-        before = getattr(self, "sloguard_before", None)
-        if before is None:
+        live = getattr(self, "sloguard_live", None)
+        if live is None or live.idle:
             return schedule(self, *args, **kwargs)
-        before()
+        self.sloguard_before()
         output = schedule(self, *args, **kwargs)
         self.sloguard_after(output)
         return output
@@ -186,7 +186,7 @@ def _hook_scheduler(settings: Settings, engine_core: Any) -> None:
 
 
 def _hook_profiling(link: TelemetryClient, engine_core: Any) -> None:
-    """Reports the result of the profiling pass at once: the start may fail on what it found."""
+    """Reports the result of the profiling pass before the start can fail on it."""
     executor = engine_core.model_executor
     original = executor.determine_available_memory
 
@@ -241,7 +241,7 @@ def _report_crash(link: TelemetryClient, error: BaseException, context: str) -> 
 
 
 class CrashHandler(logging.Handler):
-    """Reports the errors that vLLM logs with an exception: that is how each process says why it goes down."""
+    """Reports errors that vLLM logs with an exception: each process logs why it fails that way."""
 
     def __init__(self, link: TelemetryClient) -> None:
         super().__init__(logging.ERROR)
@@ -259,5 +259,5 @@ class CrashHandler(logging.Handler):
         self._reports += 1
         harmless(_report_crash)(self._link, error, record.getMessage())
         if current_role() != pb.PROCESS_ROLE_API_SERVER:
-            # In these processes such a line is among the last, and the sending thread may not live to send it.
+            # These processes exit soon after such a line, perhaps before the sending thread runs again.
             harmless(self._link.flush)(_LAST_WORDS_S)

@@ -13,18 +13,18 @@ SETTING_NAMES = tuple(
 
 
 class SettingsError(ValueError):
-    """A variable holds what it may not; the text names it, what was given and what is allowed."""
+    """A variable has an invalid value; the text names the variable, the value and the allowed values."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the plugin is told from outside.
+    """The plugin's settings.
 
-    ``socket`` is the sidecar's Unix socket ("" for none: nothing is sent), ``engine_id`` names this start of the
-    engine, ``repair`` allows changes of engine arguments, ``pinned`` are arguments that are never changed, and
-    ``workload_max_len`` is the longest request in tokens (0: not known) that a repair must leave possible.
-    ``learned`` is the sidecar's file of what earlier starts taught ("" for none), ``imports`` a folder where what was
-    imported is noted for the fork server ("" for none). ``queue_events`` bounds what waits to be sent.
+    ``socket`` is the sidecar's Unix socket (empty: no telemetry), ``engine_id`` identifies this start of the engine,
+    ``repair`` allows changes to engine arguments, ``pinned`` are arguments that are never changed, and
+    ``workload_max_len`` is the longest request, in tokens, that a repair must leave possible (0: unknown). ``learned``
+    is the sidecar's file of measurements from earlier starts, ``imports`` the folder where imports are recorded for the
+    fork server (both empty: none). ``queue_events`` bounds the number of unsent events.
     """
 
     socket: str = ""
@@ -80,5 +80,5 @@ def _at_least(low: int) -> Callable[[str], int]:
 
 
 def unknown(environ: Mapping[str, str]) -> list[str]:
-    """Names that look like settings and are none: a slip of the pen, or Kubernetes' own for a service "sloguard"."""
+    """Unknown ``SLOGUARD_*`` names: typing errors, or the variables Kubernetes sets for a service named "sloguard"."""
     return sorted(name for name in environ if name.startswith("SLOGUARD_") and name not in SETTING_NAMES)

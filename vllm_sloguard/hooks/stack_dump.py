@@ -1,12 +1,12 @@
-"""Where every thread of a process is, written to its log when it is asked: what hangs can't say so by itself."""
+"""Dumps the stacks of all threads to the log on a signal, to diagnose a process that hangs."""
 
 import faulthandler
 import signal
 
-# vLLM 0.26 to 0.32 has no use for it.
+# Not used by vLLM 0.26 to 0.32.
 ASKS = signal.SIGUSR2
 
 
 def show_when_asked() -> None:
-    """From now on ``ASKS`` writes the stacks of all threads to standard error. Raises where that is closed."""
+    """Registers ``ASKS`` to dump all stacks to standard error. Raises if that is closed."""
     faulthandler.register(ASKS, all_threads=True)

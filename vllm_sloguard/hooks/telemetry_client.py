@@ -1,4 +1,4 @@
-"""The plugin's way out: a bounded queue, and a thread that sends it to the sidecar.
+"""The plugin's telemetry client: a bounded queue, and a thread that sends it to the sidecar.
 
 Rare events come through ``emit``, which never blocks and never raises. What happens with every step or request is
 collected from ``sources`` by the sending thread, so that vLLM's own thread does no work for it. What does not fit into
@@ -45,7 +45,7 @@ class TelemetryClient:
         os.register_at_fork(after_in_child=self._reset)
 
     def _reset(self) -> None:
-        # A forked child starts with nothing: its parent sends what was queued before the fork.
+        # A forked child starts empty: its parent sends the events queued before the fork.
         self._queue: deque[pb.Event] = deque()
         self._sources: list[Callable[[], Iterable[pb.Event]]] = []
         self._lock = threading.Lock()
@@ -88,7 +88,7 @@ class TelemetryClient:
         """Sends what waits, for at most about ``timeout_s`` seconds; for a process on its way down."""
         if not self.settings.socket:
             return
-        # In a thread of its own, because a channel to a peer that is stopped can block beyond its deadline.
+        # In a separate thread, because a channel to a stopped peer can block beyond its deadline.
         sender = threading.Thread(target=self._send_all, args=(timeout_s,), daemon=True)
         sender.start()
         sender.join(timeout_s)
@@ -156,13 +156,13 @@ class TelemetryClient:
                 unix_target(self.settings.socket), [("grpc.max_reconnect_backoff_ms", int(_LONGEST_WAIT_S * 1000))]
             )
         try:
-            # A batch whose answer was lost goes again under the same number, by which the sidecar knows it.
+            # A batch whose response was lost is sent again with the same number; the sidecar drops the duplicate.
             TelemetryServiceStub(self._channel).Publish(self._unsent, timeout=deadline_s)
         except grpc.RpcError as error:
             code = error.code() if isinstance(error, grpc.Call) else None
             if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 return False
-            # Refused: it would be refused again, and hold up what comes after it.
+            # Rejected: it would be rejected again, and block the batches behind it.
             with self._lock:
                 self.dropped += len(self._unsent.events)
         return True

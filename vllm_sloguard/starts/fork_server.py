@@ -1,4 +1,4 @@
-"""Starts engines by forking a process that has imported vLLM already: most of an ordinary start is these imports.
+"""Starts engines by forking a process that has already imported vLLM: imports are most of an ordinary start.
 
 ``python -m vllm_sloguard.starts.fork_server FOLDER`` exchanges the messages of vllm_sloguard.starts.fork_protocol over
 the socket that is its standard input. When its input ends it kills the engines that were not detached, and exits.
@@ -43,7 +43,7 @@ from vllm_sloguard.starts.fork_protocol import (
     encode_message,
 )
 
-# What every engine needs, before anything was learned; a module that this version of vLLM lacks is left out.
+# What every engine imports, before any import list exists; modules that this vLLM lacks are skipped.
 _FIRST = (
     "vllm.entrypoints.openai.api_server",
     "vllm.entrypoints.cli.main",
@@ -57,7 +57,7 @@ _LONGEST_LINE = 2**20
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
-# First and last version of vLLM with which forked engines were run: elsewhere a failure might be the fork's own.
+# First and last version of vLLM that forked engines were tested with.
 _VERSIONS = ((0, 26), (0, 32))
 # A driver's poll thread, which stays after nvmlShutdown. CUDA works in what is forked then, as long as it was not
 # initialised before.
@@ -67,7 +67,7 @@ _attempted: set[str] = set()
 
 
 class UnusableError(RuntimeError):
-    """Nothing may be forked from this process; the text says why."""
+    """This process must not fork; the text says why."""
 
 
 def main() -> int:
@@ -129,7 +129,7 @@ def _serve(channel: socket.socket, folder: Path) -> ForkRequest | None:
 
 
 def _line(lines: io.RawIOBase) -> bytes:
-    """The next request; empty at the end, also of a sidecar that was killed while it wrote or had an answer to read."""
+    """The next request; empty at the end of the input, including that of a sidecar killed while it was writing."""
     try:
         line = lines.readline(_LONGEST_LINE)
     except ConnectionResetError:
@@ -138,7 +138,7 @@ def _line(lines: io.RawIOBase) -> bytes:
 
 
 def _adopt_orphans() -> None:
-    """What an engine leaves behind becomes this process's child, so that it is waited for when it ends."""
+    """Makes orphans of an engine children of this process, so that they are reaped."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
@@ -184,7 +184,7 @@ def _import(folder: Path) -> str:
     _attempt("vllm")
     version = str(getattr(sys.modules.get("vllm"), "__version__", "none"))
     if not _VERSIONS[0] <= tuple(int(n) for n in re.findall(r"\d+", version)[:2]) <= _VERSIONS[1]:
-        raise UnusableError(f"it was tried with vLLM 0.26 to 0.32, here is {version}")
+        raise UnusableError(f"it was tested with vLLM 0.26 to 0.32, this is {version}")
     for name in (*_FIRST, *import_list.read_imports(import_list.file(folder, version))):
         if name not in _attempted and not _attempt(name):
             import_list.forbid(import_list.file(folder, version), name)
@@ -227,7 +227,7 @@ def _driver_is_initialised() -> bool:
 
 
 def _fork_engines() -> None:
-    """Has vLLM fork the processes of an engine from its first one; started afresh, they would import it all again."""
+    """Makes vLLM fork the processes of an engine from its first one; spawned, they would repeat the imports."""
     system: Any = importlib.import_module("vllm.utils.system_utils")
     original = system.get_mp_context
     for name, module in list(sys.modules.items()):
@@ -240,7 +240,7 @@ def _forking() -> Any:
 
 
 class _Process(ForkProcess):
-    """A process of an engine, with the OpenMP threads that it would have if it had been started afresh."""
+    """A process of an engine, with the OpenMP threads that it would have if it had been spawned."""
 
     def run(self) -> None:
         _bind_threads()
@@ -252,7 +252,7 @@ class _Forking(ForkContext):
 
 
 def _bind_threads() -> None:
-    """Does what OpenMP reads of the environment when it is loaded: vLLM sets that for each process that it starts."""
+    """Applies the environment that OpenMP reads only when it is loaded; vLLM sets it for each process it starts."""
     torch: Any = sys.modules.get("torch")
     if torch is None or not (count := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
         return
@@ -263,7 +263,7 @@ def _bind_threads() -> None:
 
 
 def _run(request: ForkRequest) -> int:
-    """In the forked process: becomes what an ordinary start of the command would be, and runs it."""
+    """In the forked process: sets it up like an ordinary start of the command, and runs it."""
     os.setsid()
     os.chdir(request.folder)
     log = os.open(request.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

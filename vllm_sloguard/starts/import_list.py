@@ -1,4 +1,4 @@
-"""Which modules vLLM's processes import: learned from running engines, so that the fork server has them beforehand.
+"""Which modules vLLM's processes import: recorded in running engines, so that the fork server can import them first.
 
 One text file for each version of vLLM, one module a line; ``!name`` is one that must not be imported there. Lines are
 only appended.
@@ -8,17 +8,17 @@ import os
 import sys
 from pathlib import Path
 
-# Made at run time, or alive in a way that a fork breaks.
+# Created at run time, or broken by a fork.
 _NEVER = ("__main__", "__mp_main__", "transformers_modules", "grpc", "vllm_sloguard")
 
 
 def file(folder: Path, vllm_version: str) -> Path:
-    """Where the modules of ``vllm_version`` stand."""
+    """The list's file for ``vllm_version``."""
     return folder / f"imports-{vllm_version}.txt"
 
 
 def save_imports(path: Path) -> None:
-    """Adds what this process has imported and the file lacks. Raises OSError."""
+    """Adds this process's imports that the file lacks. Raises OSError."""
     known = _lines(path)
     new = [name for name, module in list(sys.modules.items()) if name not in known and _wanted(name, module)]
     if new:
@@ -32,7 +32,7 @@ def read_imports(path: Path) -> list[str]:
 
 
 def forbid(path: Path, name: str) -> None:
-    """Has ``name`` left out from now on. Raises OSError."""
+    """Excludes ``name`` from now on. Raises OSError."""
     _append(path, [f"!{name}"])
 
 

@@ -1,9 +1,9 @@
 """When an engine is warm. Pure.
 
-The first requests of an engine compile, capture and allocate; measured, they would pass for its latency. So some are
-sent before the load, batch after batch, each at once when the one before has been answered: successive batches are then
-the same work, whose step times differ by what the engine still had to prepare. Sent at the rate of the load instead,
-they would differ by how the arrivals fall, and not settle at all where the rate is above what the engine serves.
+The first requests of an engine compile, capture and allocate, which must not be measured. So batches of requests are
+sent before the load, each as soon as the previous one is answered. Successive batches are the same work, so their step
+times differ only by what the engine still had to prepare. At the rate of the load they would differ by their random
+arrivals, and never settle at a rate above the engine's capacity.
 """
 
 import math
@@ -26,7 +26,7 @@ class Batch:
 
 
 def batch_size(least: int) -> int:
-    """How many are sent at once, where at least ``least`` are to be sent: two batches are needed to compare."""
+    """Requests in a batch, if at least ``least`` are to be sent: a comparison needs two batches."""
     return math.ceil(least / 2)
 
 

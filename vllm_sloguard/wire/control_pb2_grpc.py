@@ -82,28 +82,28 @@ class ControlServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Pause(self, request, context):
-        """Pause lets no more windows open, until Resume; it outlives the sidecar. A window that is open goes on.
+        """Pause lets no more windows open, until Resume; it survives restarts. An open window continues.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resume(self, request, context):
-        """Resume takes a pause back.
+        """Resume ends a pause.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Abort(self, request, context):
-        """Abort ends the window that is open, and what served before it is restored.
+        """Abort ends the open window and restores the configuration that served before it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Rollback takes a promotion back and quarantines its configuration; the one before it, or the file's, serves again.
+        """Rollback ends a promotion and quarantines its configuration; the previous one, or the file's, serves again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -3,7 +3,7 @@
 isort:skip_file
 How the sidecar changes knobs of a running engine, without a restart.
 
-The plugin in each engine core asks, by a long poll; nothing ever connects to the engine. A knob's value is a whole
+The plugin in each engine core long-polls the sidecar; nothing ever connects to the engine. A knob's value is a whole
 number, 0 or 1 for a switch.
 """
 

@@ -47,7 +47,7 @@ class TelemetryServiceServicer(object):
     """
 
     def Publish(self, request, context):
-        """Publish delivers one batch. A batch whose answer was lost may come again: (engine_id, process, sequence) is unique.
+        """Publish delivers one batch. A batch whose response was lost may be sent again: (engine_id, process, sequence) is unique.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

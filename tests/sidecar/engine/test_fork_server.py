@@ -205,7 +205,7 @@ def test_another_version_of_vllm_is_not_forked(
 ) -> None:
     (tmp_path / "site" / "vllm" / "__init__.py").write_text(f'__version__ = "{version}"')
 
-    with pytest.raises(ForkServerError, match=f"0.26 to 0.32, here is {version}"):
+    with pytest.raises(ForkServerError, match=f"0.26 to 0.32, this is {version}"):
         fork(server, tmp_path, "0")
 
 
