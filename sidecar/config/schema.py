@@ -93,13 +93,13 @@ class EngineConfig(Section):
     forked_trials: bool = True
     # Whether trials may run on the engine of the trial before, where live changes reach them.
     live_trials: bool = True
-    # Whether what serves is forked, too: back in seconds after a window, a crash or a kill.
+    # Whether the serving engine is forked too, so that it is back seconds after a window, a crash or a kill.
     forked_serving: bool = False
-    # Whether engines keep Triton's kernels in the state folder: torch.compile has each configuration compile its own
-    # else, some 15 s of a start.
+    # Whether engines keep Triton's kernels in the state folder: otherwise torch.compile compiles them for each
+    # configuration, which takes some 15 s of a start.
     keep_kernels: bool = True
     drain_timeout_s: Annotated[int, Field(ge=0)] = 30
-    # An engine that makes no token and no step for so long hangs, and is started again.
+    # An engine without a token or a step for this long is taken to hang, and restarted.
     hang_timeout_s: Annotated[float, Field(ge=2)] = 15.0
 
     @model_validator(mode="after")

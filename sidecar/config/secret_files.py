@@ -1,4 +1,4 @@
-"""Secrets that lie in files: keys, and tokens for whoever gives orders."""
+"""Secrets in files: private keys, and the tokens that authorize actions."""
 
 import os
 from pathlib import Path

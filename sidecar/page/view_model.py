@@ -18,7 +18,7 @@ from sidecar.record.events import Event
 from sidecar.record.journal import Promoted, Run
 from sidecar.record.run_snapshot import Setup
 from sidecar.record.states import IN_A_WINDOW, TABLE
-from sidecar.record.trial import VALIDATING, Result, Role, Trial, TrialStatus
+from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus
 from sidecar.record.trial_states import RAN_STATUSES, TRIAL_STATES, TrialStateDisplay
 from sidecar.record.wording import OUTCOMES, configuration, misses_slo, why
 from sidecar.service.state_machine import Standing
@@ -277,16 +277,11 @@ def _trial(setup: Setup, trial: Trial) -> TrialShown:
         crash=str(result.crash.category).replace("_", " ") if result and result.crash else "",
         meters=slo_meters(measured_ms, setup.slo, lower_bounds=bool(result and result.stopped)),
         value=value,
-        objective=in_words(value, setup.objective, at_least=_at_least(result)),
+        objective=in_words(value, setup.objective, at_least=bool(result and result.value_is_lower_bound)),
         started_at=trial.started_at,
         took_s=None if trial.ended_at is None else max(trial.ended_at - trial.started_at, 0.0),
         note="; ".join(text for text in (failed, why(trial)) if text),
     )
-
-
-def _at_least(result: Result | None) -> bool:
-    """Whether a capacity is a lower bound: every rate that was tried met the SLO."""
-    return result is not None and bool(result.tried) and all(load.met for load in result.tried)
 
 
 def _role(trial: Trial) -> str:

@@ -123,9 +123,8 @@ def _recorded(folder: Path, journal: Journal, configs: dict[int, dict[str, Any]]
 
 def knobs_that_ran(trial: Trial, names: Sequence[str]) -> dict[str, Value]:
     """The knobs as they ran, after both repairs; of a trial that was refused, as they were proposed."""
-    given: dict[str, Any] = dict(trial.plan.proposed if trial.plan.refusal else trial.plan.args)
-    given |= {c.name: c.after for c in (trial.result.repairs if trial.result else ()) if c.after is not None}
-    return {name: given[name] for name in names if name in given and not isinstance(given[name], list)}
+    ran = trial.args_that_ran
+    return {name: value for name in names if (value := ran.get(name)) is not None and not isinstance(value, list)}
 
 
 def setup_of(content: dict[str, Any], run: int) -> Setup:

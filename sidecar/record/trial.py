@@ -1,4 +1,4 @@
-"""What is known of one trial. A trial's status follows from its record; it is never stored beside it."""
+"""The record of one trial. Its status is derived from the record and never stored."""
 
 import json
 from dataclasses import field
@@ -34,14 +34,14 @@ class TrialStatus(StrEnum):
 class Role(StrEnum):
     """Why a trial was run."""
 
-    BASELINE = "baseline"  # what is serving, measured in the same run
+    BASELINE = "baseline"  # the incumbent, measured in the same run
     SEARCH = "search"
-    UNGUARDED = "unguarded"  # asked for by the operator, past the guard
-    REFERENCE = "reference"  # what is serving again, on an ordinary start, beside the best one
-    VALIDATION = "validation"  # the best one again, on an ordinary start
+    UNGUARDED = "unguarded"  # requested by the operator, without the guard
+    REFERENCE = "reference"  # the incumbent re-measured, on an ordinary start
+    VALIDATION = "validation"  # the candidate re-measured, on an ordinary start
 
 
-# Those that the promotion rests on, each on an ordinary start.
+# The trials that a promotion rests on, each on an ordinary start.
 VALIDATING = (Role.REFERENCE, Role.VALIDATION)
 
 
@@ -50,7 +50,7 @@ class StartKind(StrEnum):
 
     ORDINARY = "ordinary"  # by its command line, as an operator starts it
     FORKED = "forked"  # from a process that had imported vLLM
-    LIVE = "live"  # it is that of the trial before, changed while it ran
+    LIVE = "live"  # the engine of the trial before, changed while it ran
 
 
 @dataclass(frozen=True, config=_FROZEN)
@@ -69,7 +69,7 @@ class RepairChange:
 
 @dataclass(frozen=True, config=_FROZEN)
 class Plan:
-    """What is going to be tried, and why.
+    """What a trial runs, and why.
 
     ``proposed`` are the knobs that the search asked for, ``args`` every engine argument that the engine is to serve
     with; ``ceilings`` are those of them with which it may be started higher, and lowered while it runs.
@@ -87,7 +87,7 @@ class Plan:
 
 @dataclass(frozen=True, config=_FROZEN)
 class Result:
-    """How it ended: with a measurement, a crash, or neither when it was aborted.
+    """How a trial ended: with a measurement, with a crash, or, when it could not be measured, with neither.
 
     ``scores`` are the requests' parts in the objective, lower is better (sidecar.measure.verdict.scores). ``tried`` are
     the rates of the loads, where the capacity is the objective. ``repairs`` are what the plugin changed inside vLLM,
@@ -117,6 +117,11 @@ class Result:
     stop_s: float | None = None
     warm_start_s: float | None = None
 
+    @property
+    def value_is_lower_bound(self) -> bool:
+        """Whether the value is a capacity of which no rate was too high: the search ended at the highest one."""
+        return bool(self.tried) and all(load.met for load in self.tried)
+
 
 @dataclass(frozen=True, config=_FROZEN)
 class Trial:
@@ -131,7 +136,7 @@ class Trial:
 
     @property
     def status(self) -> TrialStatus:
-        """Follows from what was recorded."""
+        """Derived from the record."""
         if self.plan.refusal:
             return TrialStatus.REFUSED
         if self.ended_at is None:
@@ -141,6 +146,14 @@ class Trial:
         if self.result.crash is not None:
             return TrialStatus.CRASHED
         return TrialStatus.FEASIBLE if self.result.violation == 0 else TrialStatus.INFEASIBLE
+
+    @property
+    def args_that_ran(self) -> dict[str, bool | int | float | str | list[str]]:
+        """The engine's arguments after both repairs; of a trial that was refused, the knobs as they were proposed."""
+        if self.plan.refusal:
+            return dict(self.plan.proposed)
+        repairs = self.result.repairs if self.result is not None else ()
+        return {**self.plan.args, **{change.name: change.after for change in repairs if change.after is not None}}
 
     def observation(self, knobs: tuple[str, ...], slo: Slo | None = None) -> Observation | None:
         """What an optimizer is told: the knobs as they ran, and with ``slo`` how far each limit was met or missed.
@@ -155,9 +168,7 @@ class Trial:
         }.get(self.status)
         if outcome is None:
             return None
-        ran = dict(self.plan.proposed if outcome is ObservedStatus.REFUSED else self.plan.args)
-        ran |= {c.name: c.after for c in (self.result.repairs if self.result else ()) if c.after is not None}
-        config = {name: v for name, v in ran.items() if name in knobs and not isinstance(v, list)}
+        config = {name: v for name, v in self.args_that_ran.items() if name in knobs and not isinstance(v, list)}
         if self.result is None or outcome is ObservedStatus.CRASHED:
             return Observation(config, outcome, float("inf"), None)
         measured = self.result.measurement

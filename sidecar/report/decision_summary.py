@@ -168,7 +168,7 @@ def _best(recorded: Recorded) -> str:
         serving = f"the incumbent {had}"
     else:
         missed = ", but missed a limit" if first.status is TrialStatus.INFEASIBLE else ""
-        serving = f"the incumbent had {wording.with_unit(objective_value(first), objective)}{missed}"
+        serving = f"the incumbent had {_value_text(first, objective)}{missed}"
     if chosen is None:
         if not _searched(recorded, TrialStatus.FEASIBLE):
             return f"No trial of the search met the SLO; {serving}.{_nearest(recorded)}"
@@ -176,7 +176,7 @@ def _best(recorded: Recorded) -> str:
     again = any(t.plan.role is Role.VALIDATION for t in recorded.trials)
     return (
         f"The candidate, the best feasible trial of the search, is {chosen.number}: {wording.OBJECTIVES[objective]} "
-        f"{wording.with_unit(objective_value(chosen), objective)}; {serving}. The best of many noisy trials"
+        f"{_value_text(chosen, objective)}; {serving}. The best of many noisy trials"
         f" looks better than it is, so both {'were' if again else 'are to be'} re-measured, alternating."
     )
 
@@ -342,13 +342,18 @@ def _pair(recorded: Recorded, incumbent: Trial, chosen: Trial) -> Pair:
     ratio = "-"
     if ours and theirs and math.isfinite(ours) and math.isfinite(theirs):
         ratio = f"{(1 - theirs / ours) if objective is Objective.LATENCY else (theirs / ours - 1):+.1%}"
-    left, right = (f"trial {t.number}: {wording.with_unit(objective_value(t), objective)}" for t in (incumbent, chosen))
+    left, right = (f"trial {t.number}: {_value_text(t, objective)}" for t in (incumbent, chosen))
     return Pair(left, right, ratio)
 
 
 def measurement_of(trial: Trial) -> Measurement | None:
     """What its load measured, if it had one."""
     return trial.result.measurement if trial.result is not None else None
+
+
+def _value_text(trial: Trial, objective: Objective) -> str:
+    at_least = trial.result is not None and trial.result.value_is_lower_bound
+    return wording.with_unit(objective_value(trial), objective, at_least=at_least)
 
 
 def objective_value(trial: Trial) -> float | None:

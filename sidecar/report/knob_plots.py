@@ -170,7 +170,9 @@ class _Axis:
 
 
 def _figure(view: ReportView, entry: TrialEntry) -> str:
-    return "not measured" if entry.value is None else wording.with_unit(entry.value, view.objective)
+    if entry.value is None:
+        return "not measured"
+    return wording.with_unit(entry.value, view.objective, at_least=entry.value_is_lower_bound)
 
 
 def _compact(knob: Knob, value: float) -> str:

@@ -62,6 +62,8 @@ def _row(view: ReportView, entry: TrialEntry) -> dict[str, Any]:
         "kind": kind,
         "role": wording.ROLES[entry.role],
         "status": TRIAL_STATES[entry.status].label,
-        "value": "-" if entry.value is None else wording.with_unit(entry.value, view.objective),
+        "value": "-"
+        if entry.value is None
+        else wording.with_unit(entry.value, view.objective, at_least=entry.value_is_lower_bound),
         "cells": cells,
     }

@@ -34,6 +34,7 @@ class TrialEntry:
     role: Role
     status: TrialStatus
     value: float | None
+    value_is_lower_bound: bool
     measured: dict[str, float | None]
     bound: bool
     knobs: dict[str, Value]
@@ -144,6 +145,7 @@ def _entry(recorded: Recorded, trial: Trial) -> TrialEntry:
         role=trial.plan.role,
         status=trial.status,
         value=in_its_unit(objective_value(trial), recorded.setup.objective),
+        value_is_lower_bound=bool(trial.result and trial.result.value_is_lower_bound),
         measured={limit.name: limit.measured for limit in found},
         bound=bool(trial.result and trial.result.stopped),
         knobs=knobs_that_ran(trial, [knob.name for knob in recorded.setup.knobs]),
@@ -166,8 +168,7 @@ def _note(trial: Trial) -> str:
 def _configuration(recorded: Recorded, trial: Trial) -> str:
     if trial.plan.role in (Role.BASELINE, Role.REFERENCE):
         return "as the incumbent"
-    ran = dict(trial.plan.proposed if trial.plan.refusal else trial.plan.args)
-    ran |= {c.name: c.after for c in (trial.result.repairs if trial.result else ()) if c.after is not None}
+    ran = trial.args_that_ran
     incumbent = recorded.run.incumbent
     names = dict.fromkeys((*(knob.name for knob in recorded.setup.knobs), *ran))
     different = {name: ran[name] for name in names if name in ran and incumbent.get(name) != ran[name]}

@@ -47,9 +47,9 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def with_unit(value: float | None, objective: Objective) -> str:
+def with_unit(value: float | None, objective: Objective, *, at_least: bool = False) -> str:
     """The objective with its unit; a latency is positive."""
-    return "-" if value is None else f"{figure(abs(value))} {UNITS[objective]}"
+    return "-" if value is None else f"{'≥ ' if at_least else ''}{figure(abs(value))} {UNITS[objective]}"
 
 
 def measured_text(name: str, value: float | None) -> str:

@@ -124,7 +124,7 @@ class EngineManager:
                 raise
             # It may have been the fork: nothing is held against what is to serve for that.
             self.end(engine, drain=False)
-            self.fork_no_more("what is to serve crashed on a forked engine")
+            self.fork_no_more("the serving configuration crashed on a forked engine")
             return self.serve(args, began, cancelled)
         if start is StartKind.FORKED:
             engine = self._let_go(engine)

@@ -68,7 +68,7 @@ class TrialEngines:
             self._engines.warm_up_forks()
 
     def release(self) -> None:
-        """Ends the engine that is kept, and the fork server unless it is to start what serves. Raises NotGoneError."""
+        """Ends the engine that is kept, and the fork server unless it will start the serving engine. Raises NotGoneError."""
         self._end_kept()
         if not self._config.engine.forked_serving:
             self._engines.end_forks()
@@ -168,7 +168,7 @@ class TrialEngines:
             if engine is not None:
                 self._end(engine)
             if role is Role.BASELINE and start is StartKind.FORKED:
-                self._engines.fork_no_more("what is serving crashed on a forked engine")
+                self._engines.fork_no_more("the incumbent crashed on a forked engine")
             raise NotStartedError(crashed.crash, engine, start, exact=exact) from None
         except BaseException:
             if engine is not None:

@@ -48,7 +48,7 @@ class Learn(Protocol):
 
 
 def incumbent_args(config: Config, journal: Journal) -> Args:
-    """What is serving: the last promotion over the file's arguments, or these."""
+    """The current configuration: the last promotion over the file's arguments, or these."""
     return journal.promoted(config.base_digest()) or config.engine.args
 
 
@@ -66,7 +66,7 @@ def open_run(config: Config, journal: Journal) -> Run:
 
 
 class Tuner:
-    """Takes one run from wherever it is to its decision.
+    """Takes one run from its recorded state to its decision.
 
     ``begin`` is told of every plan before its trial begins, ``notify`` of every trial, as it starts and ends.
     ``fits`` says whether so many more trials of the search and so many of the validation can end before the window
@@ -111,7 +111,7 @@ class Tuner:
                 self._attempt(plan)
         finally:
             self._runner.release()
-        # Half a pair tells nothing, nor do fewer pairs than the first look needs.
+        # Half a pair is no evidence, nor are fewer pairs than the first interim analysis needs.
         while (plan := self._validation()) is not None and self._fits(0, self._missing()):
             self._attempt(plan)
         return self._decided()
@@ -140,13 +140,13 @@ class Tuner:
         """The next plan of the search; None when its budget is used up. An aborted trial is tried again."""
         trials = [t for t in self._trials() if t.status is not TrialStatus.ABORTED]
         baselines = [t for t in trials if t.plan.role is Role.BASELINE]
-        # What serves can crash by accident too, and without its record there is nothing to compare with.
+        # The incumbent can crash by accident too, and without its measurement there is nothing to compare with.
         if not baselines or (len(baselines) == 1 and baselines[0].status is TrialStatus.CRASHED):
-            return self._incumbent(Role.BASELINE, "what is serving today")
+            return self._incumbent(Role.BASELINE, "the current configuration")
         tried = [t.plan.proposed for t in trials if t.plan.role is Role.UNGUARDED]
         for args in self._config.search.unguarded[len(tried) :]:
             knobs = {name: value for name, value in args.items() if not isinstance(value, list)}
-            proposal = Proposal(knobs, "unguarded", "asked for by the configuration, past the guard")
+            proposal = Proposal(knobs, "unguarded", "requested in the configuration file, without the guard")
             return self._guard.plan(self._run.incumbent, proposal, Role.UNGUARDED)
         if any(t.plan.role in VALIDATING for t in self._trials()):
             return None
@@ -158,10 +158,10 @@ class Tuner:
         return self._unless_quarantined(plan)
 
     def _unless_quarantined(self, plan: Plan) -> Plan:
-        """What was rolled back once is refused."""
+        """Refuses a configuration that was rolled back before."""
         if plan.refusal or _values(plan.args, self._knobs) not in self._quarantined:
             return plan
-        return dataclasses.replace(plan, refusal="quarantined: it was promoted once, and rolled back")
+        return dataclasses.replace(plan, refusal="quarantined: it was promoted before, and rolled back")
 
     def _asked(self, history: list[Observation]) -> Proposal:
         """The optimizer's proposal after the trials of earlier runs and of this one, with the memory as it is now."""
@@ -192,7 +192,7 @@ class Tuner:
         if role is None or best is None:
             return None
         if role is Role.REFERENCE:
-            return self._incumbent(role, f"what is serving, beside trial {best.number}")
+            return self._incumbent(role, f"the incumbent, beside trial {best.number}")
         return dataclasses.replace(best.plan, role=role, phase=str(role), reason=f"trial {best.number} again")
 
     def _missing(self) -> int:
@@ -276,12 +276,12 @@ def _earlier(
 
 
 def _values(args: Mapping[str, Any], knobs: tuple[str, ...]) -> dict[str, Any]:
-    """What ``args`` are to the search: what else the guard mends changes with the memory that is free."""
+    """The knobs in ``args``: other arguments that the guard repairs depend on the memory that is free."""
     return {name: args.get(name) for name in knobs}
 
 
 def _beside(plan: Plan, knobs: tuple[str, ...]) -> dict[str, Any]:
-    """The arguments of ``plan`` that are no knobs, as they were before the guard mended them."""
+    """The arguments of ``plan`` that are no knobs, as they were before the guard repaired them."""
     args = {**plan.args, **{change.name: change.before for change in plan.changes}}
     return {name: value for name, value in args.items() if name not in knobs and value is not None}
 

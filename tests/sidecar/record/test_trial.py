@@ -2,13 +2,18 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from sidecar_cases import measured, oom, planned, served, trial
 
 from sidecar.config.slo import Slo
+from sidecar.measure.capacity_search import Tried
+from sidecar.measure.measurement import PercentileInterval
+from sidecar.measure.steady_state import SteadyState
 from sidecar.measure.verdict import least_violation
 from sidecar.record.trial import Plan, RepairChange, Result, Role, Trial, TrialStatus
+from sidecar.record.wording import why
 from sidecar.search.contract import ObservedStatus
 
 KNOBS = ("max_num_seqs", "block_size")
@@ -90,3 +95,46 @@ def test_of_a_refusal_an_optimizer_is_told_what_it_asked_for() -> None:
 @pytest.mark.parametrize("ended_at", [None, 5.0])
 def test_of_what_did_not_end_an_optimizer_is_told_nothing(ended_at: float | None) -> None:
     assert trial(1, planned(), None, ended_at).observation(KNOBS) is None
+
+
+@pytest.mark.parametrize(
+    ("met", "bound", "text"), [((True, True), True, "capacity ≥ 32/s"), ((True, False), False, "capacity 32/s")]
+)
+def test_a_capacity_at_the_highest_rate_is_a_lower_bound(met: tuple[bool, bool], bound: bool, text: str) -> None:
+    tried = tuple(Tried(rate, met=m) for rate, m in zip((16.0, 32.0), met, strict=True))
+    result = replace(served(32.0), tried=tried)
+
+    assert result.value_is_lower_bound is bound
+    assert why(trial(1, planned(), result)) == text
+
+
+def test_a_trial_without_a_measurement_tells_why() -> None:
+    late = trial(1, planned(), Result(unmeasured="the load generator fell behind"))
+
+    assert late.status is TrialStatus.ABORTED
+    assert late.observation(KNOBS) is None
+    assert why(late) == "not measured: the load generator fell behind"
+
+
+def test_what_ran_includes_the_repairs_inside_the_engine() -> None:
+    repaired = Result(repairs=(RepairChange("max_num_seqs", 8, 4, "memory"),))
+
+    assert trial(1, planned(max_num_seqs=8), repaired).args_that_ran == {"max_num_seqs": 4}
+    assert trial(1, REFUSED, None).args_that_ran == {"max_num_seqs": 64}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"steady": SteadyState.TOO_SHORT}, "too short to show a steady state"),
+        ({"steady": SteadyState.GROWING}, "no steady state: more requests arrived than were answered"),
+        (
+            {"intervals": (PercentileInterval("ttft_p99_ms", 1.0, None, 80, 459),)},
+            "ttft_p99_ms not resolved: n = 80, 459 needed",
+        ),
+    ],
+)
+def test_a_measurement_says_what_its_load_was_too_short_for(change: dict[str, Any], text: str) -> None:
+    measurement = replace(measured(), **change)
+
+    assert why(trial(1, planned(), Result(measurement=measurement))) == text
