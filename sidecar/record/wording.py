@@ -50,8 +50,6 @@ def why(trial: Trial) -> str:
         notes.append("unguarded")
     if trial.result is not None and trial.result.tried:
         notes.append(f"capacity {capacity_text(trial.result.tried)}")
-    if trial.result is not None and trial.result.tried and trial.result.value:
-        notes.append(f"capacity {'≥ ' if trial.result.value_is_lower_bound else ''}{trial.result.value:.4g}/s")
     measurement = trial.result.measurement if trial.result is not None else None
     return "; ".join([*notes, *(caveats(measurement) if measurement is not None else ())])
 

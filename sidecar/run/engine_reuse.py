@@ -68,7 +68,7 @@ class TrialEngines:
             self._engines.warm_up_forks()
 
     def release(self) -> None:
-        """Ends the engine that is kept, and the fork server unless it will start the serving engine. Raises NotGoneError."""
+        """Ends the kept engine, and the fork server unless it will start the serving engine. Raises NotGoneError."""
         self._end_kept()
         if not self._config.engine.forked_serving:
             self._engines.end_forks()

@@ -97,15 +97,12 @@ def test_of_what_did_not_end_an_optimizer_is_told_nothing(ended_at: float | None
     assert trial(1, planned(), None, ended_at).observation(KNOBS) is None
 
 
-@pytest.mark.parametrize(
-    ("met", "bound", "text"), [((True, True), True, "capacity ≥ 32/s"), ((True, False), False, "capacity 32/s")]
-)
-def test_a_capacity_at_the_highest_rate_is_a_lower_bound(met: tuple[bool, bool], bound: bool, text: str) -> None:
-    tried = tuple(Tried(rate, met=m) for rate, m in zip((16.0, 32.0), met, strict=True))
-    result = replace(served(32.0), tried=tried)
+@pytest.mark.parametrize(("met", "bound"), [((True, True), True), ((True, False), False), ((), False)])
+def test_a_capacity_at_the_highest_rate_is_a_lower_bound(met: tuple[bool, ...], bound: bool) -> None:
+    result = replace(served(32.0), tried=tuple(Tried(16.0 * 2**number, m) for number, m in enumerate(met)))
 
     assert result.value_is_lower_bound is bound
-    assert why(trial(1, planned(), result)) == text
+    assert why(trial(1, planned(), result)).startswith("capacity ≥ ") is bound
 
 
 def test_a_trial_without_a_measurement_tells_why() -> None:
