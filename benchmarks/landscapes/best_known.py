@@ -1,7 +1,7 @@
 """Prints the lowest latency of each landscape of a file, among the configurations that serve what they must.
 
 These are configurations that the guard leaves as they are, of a length that the host's longest request fits: shorter
-ones turn requests away, and what serves fewer is faster. Of a configuration counts the median latency of its feasible
+ones reject requests, and fewer requests are faster. A configuration counts by the median latency of its feasible
 trials, of which at least five in six must be feasible. The search draws at random, takes what runs of the default end
 with, and steps from the best, where many trials say so. The last ones are compared by trials that no step has seen, and
 what is printed is measured by others again, or the luckiest would be stated instead of the best. It takes some minutes
@@ -73,8 +73,8 @@ def ranked(landscape: Landscape, configs: list[KnobValues], repeats: Repeats) ->
 
 
 def rounded(landscape: Landscape, rng: np.random.Generator) -> KnobValues:
-    """The incumbent with half of its knobs drawn anew, whole numbers among the powers of two: captured graphs, say, end
-    at such a one, which is rarely drawn else."""
+    """The incumbent with half of its knobs redrawn, integers as powers of two: captured graphs, for example, end at one,
+    and a uniform draw rarely hits it."""
     config = dict(landscape.incumbent)
     for name, value in landscape.space.sample(rng).items():
         if rng.random() < 0.5:

@@ -116,7 +116,7 @@ class Service:
         return self.limits
 
     def incumbent(self) -> Mapping[str, Any]:
-        """What serves today."""
+        """The current configuration."""
         return self.defaults
 
     def best_known(self) -> float:

@@ -48,8 +48,8 @@ class Admission:
     def admitted(self, config: KnobValues) -> dict[str, Value] | None:
         """What would run, a configuration of the space; None for what is refused or too close to a limit."""
         config = self._long_enough(config)
-        if self.rules and (mended := repair(config, None, None)).status is not RepairStatus.UNCHANGED:
-            config = mended.args
+        if self.rules and (repaired := repair(config, None, None)).status is not RepairStatus.UNCHANGED:
+            config = repaired.args
         if self.context.project is None:
             return self.space.project(config)
         projection = self.context.project(self.space.project(config))

@@ -58,7 +58,7 @@ def chooses_the_luckiest(name: str) -> bool:
 
 @dataclass(frozen=True)
 class _Cold:
-    """An optimizer as published: it knows its own run alone, neither what serves nor earlier runs."""
+    """An optimizer as published: it sees only its own run, neither the incumbent nor earlier runs."""
 
     optimizer: Optimizer
 

@@ -39,9 +39,9 @@ _BARRED = 50.0
 _COLD = math.log(4 / 3)
 _OUTSIDE = 20.0  # for each range of a knob beyond the trust region
 _TRUST_GUARDED, _TRUST_ALONE = 1.0, 0.25  # see CrashRisk
-# Looks afar: one in so many trials of the budget, among so many draws, where the next step promises less than this.
-_LOOKS, _AFAR, _LITTLE_GAIN = 7, 400, math.log(0.02)
-# What a look must promise: to meet the SLO, to serve, and by how much it may be expected to be worse (logarithms).
+# Long-range exploration: at most one in seven trials, from 400 draws, when the next step promises less than 2%.
+_EXPLORATIONS, _DRAWN, _LITTLE_GAIN = 7, 400, math.log(0.02)
+# What an exploration must promise: to meet the SLO, to start, and how much worse it may be expected to be (logarithms).
 _MEETS, _SERVES, _HOPE = math.log(0.5), math.log(0.8), 0.4
 # The trust region, in ranges of a knob. A step in one knob alone may go twice as far: at first over all of its range.
 _RADIUS, _SMALLEST, _GROWTH, _SHRINKING, _PATIENCE = 0.5, 0.08, 1.5, 0.7, 3
@@ -88,7 +88,7 @@ class SloGuard:
         if incumbent is not None and not any(not o.prior for o in history):
             start = self.space.project(incumbent)
             if start not in failures:
-                return Proposal(start, "incumbent", "what serves today, as the place to start from")
+                return Proposal(start, "incumbent", "the current configuration, as the starting point")
         served = any(o.outcome in (ObservedStatus.FEASIBLE, ObservedStatus.INFEASIBLE) for o in history)
         if not served and incumbent is None:
             return self._annealed(history, failures)
@@ -101,10 +101,10 @@ class SloGuard:
         view = self._view(history)
         places = self._candidates(view, rng)
         this_run = [o for o in history if not o.prior]
-        if stalled(this_run, self.budget // _LOOKS) and self._scores(view, places[:1])[0] < _LITTLE_GAIN:
-            look = self._afar(view, failures, frozenset(keys), rng)
-            if look is not None:
-                return look
+        if stalled(this_run, self.budget // _EXPLORATIONS) and self._scores(view, places[:1])[0] < _LITTLE_GAIN:
+            explored = self._explored(view, failures, frozenset(keys), rng)
+            if explored is not None:
+                return explored
         # Once more only where nothing else is left: repeats were tried, and brought nothing.
         configs = self._admitted(view, places, failures, frozenset(keys)) or self._admitted(
             view, places, failures, frozenset()
@@ -191,11 +191,11 @@ class SloGuard:
             places, scores = np.concatenate([places, steps]), np.concatenate([scores, self._scores(view, steps)])
         return places[np.argsort(-scores, kind="stable")]
 
-    def _afar(
+    def _explored(
         self, view: _View, failures: Failures, tried: frozenset[frozenset[tuple[str, Value]]], rng: np.random.Generator
     ) -> Proposal | None:
         """The plausible configuration that is farthest from all trials, of some draws; None where none is plausible."""
-        drawn = self.encoding.encode([self.space.sample(rng) for _ in range(_AFAR)])
+        drawn = self.encoding.encode([self.space.sample(rng) for _ in range(_DRAWN)])
         far = self._distances(view, drawn)
         order = np.argsort(-far, kind="stable")
         configs = self._admitted(view, drawn[order[np.isfinite(far[order])]], failures, tried)
@@ -205,8 +205,8 @@ class SloGuard:
         best = int(np.argmax(far))
         if not math.isfinite(far[best]):
             return None
-        look = self._explained(view, configs[best])
-        return replace(look, phase="model-explore", reason=f"far from all trials, as steps stall: {look.reason}")
+        found = self._explained(view, configs[best])
+        return replace(found, phase="model-explore", reason=f"far from all trials, as steps stall: {found.reason}")
 
     def _distances(self, view: _View, places: Array) -> Array:
         """To the closest trial, in ranges of numbers and changed choices; minus infinity for what is likely to crash or

@@ -84,11 +84,11 @@ def test_without_the_guard_nothing_is_changed(tmp_path: Path) -> None:
 def test_the_guard_tells_an_optimizer_what_would_run(tmp_path: Path) -> None:
     guard = SimulatedGuard(slope(tmp_path, CROWDED))
 
-    mended = guard.project({"max_num_seqs": 16, "gpu_memory_utilization": 0.9})
-    assert set(mended.config) == {"max_num_seqs", "gpu_memory_utilization"}
-    assert float(mended.config["gpu_memory_utilization"]) < 0.25
-    assert mended.kv_tokens
-    assert mended.kv_tokens > 2048
+    repaired = guard.project({"max_num_seqs": 16, "gpu_memory_utilization": 0.9})
+    assert set(repaired.config) == {"max_num_seqs", "gpu_memory_utilization"}
+    assert float(repaired.config["gpu_memory_utilization"]) < 0.25
+    assert repaired.kv_tokens
+    assert repaired.kv_tokens > 2048
     raised = guard.project({"max_num_seqs": 16, "gpu_memory_utilization": 0.1})
     assert float(raised.config["gpu_memory_utilization"]) > 0.19
     heavy = SimulatedGuard(slope(tmp_path, CROWDED.replace('"weights_gib": 15', '"weights_gib": 25')))
