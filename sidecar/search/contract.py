@@ -81,7 +81,7 @@ class Projection:
 class Context:
     """What is known besides the space and the history.
 
-    ``incumbent`` is the current configuration, over the knobs of the space. ``project`` asks the guard, without side effects;
+    ``incumbent`` is the current configuration, over the knobs of the space. ``project`` asks the guard, read-only;
     ``None`` where there is none. ``limits`` are those of the SLO, by the names of the margins; latencies in ms.
     ``is_cold`` says whether a configuration needs a restart, where some do not.
     """
