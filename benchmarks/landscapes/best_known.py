@@ -73,7 +73,7 @@ def ranked(landscape: Landscape, configs: list[KnobValues], repeats: Repeats) ->
 
 
 def rounded(landscape: Landscape, rng: np.random.Generator) -> KnobValues:
-    """The incumbent with half of its knobs redrawn, integers as powers of two: captured graphs, say, end at one of them,
+    """The incumbent with half of its knobs redrawn, integers as powers of two: captured graphs end at one of them,
     and a uniform draw rarely hits it."""
     config = dict(landscape.incumbent)
     for name, value in landscape.space.sample(rng).items():
