@@ -221,7 +221,7 @@ def test_a_server_that_was_killed_is_replaced(server: ForkServer, tmp_path: Path
 
 
 def test_a_python_without_vllm_or_none_at_all(tmp_path: Path) -> None:
-    for python, said in ((sys.executable, "here is none"), ("/bin/true", "has ended")):
+    for python, said in ((sys.executable, "this is none"), ("/bin/true", "has ended")):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if "site-packages" not in p)}
         if python == sys.executable:
             (tmp_path / "empty").mkdir()
