@@ -1,5 +1,7 @@
 """The commands with which an operator controls a running sidecar."""
 
+import getpass
+import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
@@ -22,6 +24,7 @@ from sidecar.record.journal import Journal, JournalError, Promoted, StateRecord
 from sidecar.record.states import State
 from sidecar.record.trial import TrialStatus
 from sidecar.service import remote_rpc
+from sidecar.service.control_rpc import USER_KEY
 from vllm_sloguard.wire import control_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
 
@@ -172,7 +175,8 @@ def _call(config: Config, call: Callable[[ControlServiceStub, int, dict[str, Any
         epoch = Journal(config.state, read_only=True).epoch()
     with remote_rpc.channel(config) as (channel, metadata):
         try:
-            answer = call(ControlServiceStub(channel), epoch, {"timeout": _TIMEOUT_S, "metadata": metadata})
+            how = {"timeout": _TIMEOUT_S, "metadata": (*metadata, (USER_KEY, _user()))}
+            answer = call(ControlServiceStub(channel), epoch, how)
         except grpc.RpcError as error:
             code = error.code() if isinstance(error, grpc.Call) else None
             if code is grpc.StatusCode.UNAVAILABLE:
@@ -181,6 +185,13 @@ def _call(config: Config, call: Callable[[ControlServiceStub, int, dict[str, Any
             raise CommandRefused(error.details() or str(code) if isinstance(error, grpc.Call) else str(error)) from None
     if summary := getattr(answer, "summary", ""):
         print(summary)
+
+
+def _user() -> str:
+    """Who gives the order, for the record; ASCII, as gRPC's metadata needs."""
+    with suppress(OSError, KeyError):
+        return getpass.getuser().encode("ascii", "replace").decode()
+    return str(os.getuid())
 
 
 def _ticks(config: Config, every_s: float) -> Generator[float]:

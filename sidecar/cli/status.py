@@ -14,6 +14,7 @@ from sidecar.record import lock
 from sidecar.record.decisions import Decision, decision_as_json, evidence_as_json
 from sidecar.record.events import Event, EventKind, Operations
 from sidecar.record.journal import Journal, Promoted, Run, StateRecord
+from sidecar.record.orders import OperatorOrder, Orders
 from sidecar.record.states import COMING_UP, State
 from sidecar.record.trial_states import TRIAL_STATES
 from sidecar.record.wording import OUTCOMES, misses_slo
@@ -38,8 +39,9 @@ def history(state: StateFolder = None, config_file: ConfigOption = None, as_json
     decisions = journal.decisions()
     promotions = [_promotion(p, current, decisions) for p in operations.promotions()]
     windows = [_window(e) for e in operations.events([EventKind.WINDOW_ENDED])]
+    orders = [_order(order) for order in Orders(journal).recent()]
     if as_json_:
-        print(json.dumps({"promotions": promotions, "windows": windows}))
+        print(json.dumps({"promotions": promotions, "windows": windows, "orders": orders}))
         return
     for p in promotions:
         evidence = f": {p['evidence']['reason']}" if p["evidence"] else ""
@@ -49,8 +51,25 @@ def history(state: StateFolder = None, config_file: ConfigOption = None, as_json
             print(f"  rolled back {when(p['rolled_back_at'])}, quarantined: {p['rollback_reason']}")
     for w in windows:
         print(f"window of {when(w['at'])}: {w['shown']}: {w['reason']}")
-    if not promotions and not windows:
-        print("no promotions and no windows yet")
+    for o in orders:
+        who = f" by {o['who']}" if o["who"] else ""
+        result = f": {o['result']}" if o["result"] else ""
+        print(f"order of {when(o['at'])}: {o['kind']}{who} ({o['door']}): {o['outcome'].replace('_', ' ')}{result}")
+    if not promotions and not windows and not orders:
+        print("no promotions, no windows and no orders yet")
+
+
+def _order(order: OperatorOrder) -> dict[str, Any]:
+    return {
+        "order": order.id,
+        "at": order.at,
+        "kind": order.kind,
+        "door": order.sender.door,
+        "who": order.sender.who,
+        "outcome": order.outcome,
+        "result": order.result,
+        "ended_at": order.ended_at,
+    }
 
 
 def _promotion(p: Promoted, current: Promoted | None, decisions: dict[int, Decision]) -> dict[str, Any]:

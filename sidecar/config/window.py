@@ -131,7 +131,16 @@ class WindowConfig(Section):
     max_rate: PositiveFloat | None = None
     # How long none opens after one that has failed.
     after_failure: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT] = 86400.0
+    # How late a window may still open; a quarter of its duration unless given.
+    latest_start: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT] | None = None
+    # Whether a window that was missed opens as soon as it can.
+    make_up: bool = False
     hooks: Hooks = Hooks()
+
+    @property
+    def lateness_s(self) -> float:
+        """How late a window may open."""
+        return self.duration / 4 if self.latest_start is None else min(self.latest_start, self.duration)
 
     def next_opening(self, now: float) -> float | None:
         """When the next one is due after ``now``, both seconds since the epoch; None without ``cron``."""

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 from sidecar.format import address
 
 _MOST_ANSWER_BYTES = 4 * 2**20
+_IN_ENGINE = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}\n]*\})? ([0-9.e+]+)$", re.MULTILINE)
 # A proxy for the outside world has no part between the sidecar and its engine.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -38,6 +40,15 @@ class EngineHttp:
         except Unanswered:
             return False
         return True
+
+    def requests_in_engine(self, timeout_s: float = 2.0) -> int | None:
+        """How many requests vLLM counts as running or waiting, over all its engines; None where it does not say."""
+        try:
+            page = self._send("/metrics", None, timeout_s).decode("utf-8", errors="replace")
+        except Unanswered:
+            return None
+        counts = [float(match[1]) for match in _IN_ENGINE.finditer(page)]
+        return round(sum(counts)) if counts else None
 
     def model(self, timeout_s: float = 10.0) -> str:
         """The name under which the model is served. Raises Unanswered."""

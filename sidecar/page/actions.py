@@ -6,11 +6,14 @@ import grpc
 from pydantic import BaseModel, ConfigDict, Field
 
 from sidecar.config.schema import Config
+from sidecar.record.orders import Door
+from sidecar.service.control_rpc import DOOR_KEY
 from vllm_sloguard.hooks.telemetry_client import unix_target
 from vllm_sloguard.wire import control_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
 
 _TIMEOUT_S = 10.0
+_CALL: dict[str, Any] = {"timeout": _TIMEOUT_S, "metadata": ((DOOR_KEY, Door.PAGE.value),)}
 
 ActionName = Literal["pause", "resume", "abort", "rollback"]
 
@@ -43,10 +46,10 @@ def _call(stub: ControlServiceStub, name: ActionName, action: Action) -> Any:
     epoch = action.epoch
     match name:
         case "pause":
-            return stub.Pause(pb.PauseRequest(epoch=epoch, reason=action.reason), timeout=_TIMEOUT_S)
+            return stub.Pause(pb.PauseRequest(epoch=epoch, reason=action.reason), **_CALL)
         case "resume":
-            return stub.Resume(pb.ResumeRequest(epoch=epoch), timeout=_TIMEOUT_S)
+            return stub.Resume(pb.ResumeRequest(epoch=epoch), **_CALL)
         case "abort":
-            return stub.Abort(pb.AbortRequest(epoch=epoch), timeout=_TIMEOUT_S)
+            return stub.Abort(pb.AbortRequest(epoch=epoch), **_CALL)
         case "rollback":
-            return stub.Rollback(pb.RollbackRequest(epoch=epoch, promotion=action.promotion), timeout=_TIMEOUT_S)
+            return stub.Rollback(pb.RollbackRequest(epoch=epoch, promotion=action.promotion), **_CALL)

@@ -65,9 +65,11 @@ class WindowOutcome(StrEnum):
     PROMOTED = "promoted"
     KEPT = "kept"
     REFUSED = "refused"  # nothing was drained
+    MISSED = "missed"  # it was due, and could not be opened in time
     ABORTED = "aborted"
     STOPPED = "stopped"  # the sidecar was, or was killed
     OUT_OF_TIME = "out_of_time"
+    INTERRUPTED = "interrupted"  # the journal could not be written
     FAILED = "failed"
 
 
@@ -115,6 +117,12 @@ class Operations:
             "INSERT INTO events (at, kind, content) VALUES (?, ?, ?)", (time.time(), str(kind), json.dumps(content))
         )
 
+    def record_or_defer(self, kind: EventKind, **content: object) -> JournalError | None:
+        """Writes an event with the time of now, later where it can't be now; why it can't."""
+        return self._journal.write_or_defer(
+            "INSERT INTO events (at, kind, content) VALUES (?, ?, ?)", (time.time(), str(kind), json.dumps(content))
+        )
+
     def events(self, kinds: Sequence[EventKind], most: int = _MOST_SHOWN, since: float = 0.0) -> list[Event]:
         """The newest events of ``kinds``, oldest first."""
         if self._journal.version() < migrations.OPERATIONS:
@@ -144,9 +152,15 @@ class Operations:
         return last if last is not None and last.kind is EventKind.WINDOW_OPENED else None
 
     def last_window(self) -> Event | None:
-        """The end of the last window that was not refused."""
-        ends = self.events([EventKind.WINDOW_ENDED])
-        return next((e for e in reversed(ends) if e.content["outcome"] != WindowOutcome.REFUSED), None)
+        """The end of the last window that was opened: neither refused nor missed."""
+        if self._journal.version() < migrations.OPERATIONS:
+            return None
+        rows = self._journal.read(
+            "SELECT * FROM events WHERE kind = ? AND json_extract(content, '$.outcome') NOT IN (?, ?)"
+            " ORDER BY id DESC LIMIT 1",
+            (EventKind.WINDOW_ENDED, WindowOutcome.REFUSED, WindowOutcome.MISSED),
+        )
+        return _event(rows[0]) if rows else None
 
     def hook_owed(self) -> bool:
         """Whether others were told of a drain and not yet of its end."""

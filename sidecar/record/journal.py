@@ -253,15 +253,20 @@ class Journal(JournalFile):
 
     # States
 
-    def enter(self, state: str, reason: str, until: float | None = None) -> None:
-        """Records a state before it is entered."""
-        self.write(
+    def enter(self, state: str, reason: str, until: float | None = None) -> JournalError | None:
+        """Records a state before it is entered, later where it can't be now; why it can't."""
+        return self.write_or_defer(
             "INSERT INTO states (at, state, reason, until) VALUES (?, ?, ?, ?)", (time.time(), state, reason, until)
         )
 
     def state(self) -> StateRecord | None:
         """The last state."""
         rows = self.read("SELECT * FROM states ORDER BY id DESC LIMIT 1", ())
+        return StateRecord(rows[0]["at"], rows[0]["state"], rows[0]["reason"], rows[0]["until"]) if rows else None
+
+    def state_at(self, at: float) -> StateRecord | None:
+        """The state that held at that time, seconds since the epoch."""
+        rows = self.read("SELECT * FROM states WHERE at <= ? ORDER BY id DESC LIMIT 1", (at,))
         return StateRecord(rows[0]["at"], rows[0]["state"], rows[0]["reason"], rows[0]["until"]) if rows else None
 
     def states(self, since: float = 0.0) -> list[StateRecord]:

@@ -83,5 +83,18 @@ CREATE INDEX events_by_kind ON events (kind, id);
 _BOOT = """
 ALTER TABLE engines ADD COLUMN boot_id TEXT NOT NULL DEFAULT ''; -- of the kernel under which pid and started_at hold
 """
-MIGRATIONS = (_FIRST, _LEARNED, _EVIDENCE, _OPERATIONS, _BOOT)
-LEARNED, OPERATIONS, BOOT, VERSION = 2, 4, 5, len(MIGRATIONS)
+_ORDERS = """
+CREATE TABLE orders (               -- see sidecar.record.orders
+    id INTEGER PRIMARY KEY,
+    at REAL NOT NULL,
+    kind TEXT NOT NULL,
+    door TEXT NOT NULL,
+    content TEXT NOT NULL,          -- JSON
+    outcome TEXT NOT NULL,
+    result TEXT NOT NULL,
+    ended_at REAL
+);
+CREATE INDEX orders_by_outcome ON orders (outcome, kind, id);
+"""
+MIGRATIONS = (_FIRST, _LEARNED, _EVIDENCE, _OPERATIONS, _BOOT, _ORDERS)
+LEARNED, OPERATIONS, ORDERS, VERSION = 2, 4, 6, len(MIGRATIONS)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator
 from contextlib import closing, contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 
@@ -12,6 +12,7 @@ from sidecar.config.window import LONGEST_WINDOW_S
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import Journal, JournalError, Superseded
+from sidecar.record.orders import Door, OrderKind, OrderOutcome, Orders, Sender
 from sidecar.record.states import IN_A_WINDOW
 from sidecar.rpc import EPOCH_METADATA
 from sidecar.service.mailbox import Mailbox, busy_reason, serving_rate
@@ -20,6 +21,8 @@ from vllm_sloguard.wire import control_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceServicer
 
 _LONGEST_REASON = 200
+# What a client on the private socket says of itself, as gRPC metadata.
+DOOR_KEY, USER_KEY = "sloguard-door", "sloguard-user"
 
 
 class Control(ControlServiceServicer):
@@ -33,14 +36,16 @@ class Control(ControlServiceServicer):
     def Retune(self, request: pb.RetuneRequest, context: grpc.ServicerContext) -> pb.RetuneResponse:  # noqa: N802
         """Asks the loop for a window."""
         asked = self._requests
-        with self._operations(request.epoch, context) as operations:
-            if why_not := busy_reason(asked):
-                paused = operations.paused() is not None
-                _refuse(context, f"{why_not}{'; it is paused, too: `sloguard resume`' if paused else ''}")
+        with self._journal(request.epoch, context) as (operations, orders):
+            why_not = busy_reason(asked)
+            if why_not:
+                why_not += "; it is also paused: `sloguard resume`" if operations.paused() is not None else ""
+            elif orders.waiting():
+                why_not = "a window has been asked for already"
             if not 0 <= request.duration_seconds <= LONGEST_WINDOW_S:
                 text = f"duration_seconds: from 0 to {LONGEST_WINDOW_S} are allowed"
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
-            why_not = window_refusal(
+            why_not = why_not or window_refusal(
                 self._config.window,
                 time.time(),
                 operations.paused(),
@@ -49,43 +54,55 @@ class Control(ControlServiceServicer):
                 request.force,
             )
             if why_not:
+                orders.settle(OrderKind.RETUNE, _sender(context), OrderOutcome.REFUSED, why_not)
                 _refuse(context, why_not)
-        asked.retune_duration_s = request.duration_seconds
+            orders.accept(OrderKind.RETUNE, _sender(context), request.duration_seconds)
         asked.retune.set()
         return pb.RetuneResponse()
 
     def Pause(self, request: pb.PauseRequest, context: grpc.ServicerContext) -> pb.PauseResponse:  # noqa: N802
-        """Writes it down; the loop reads it before each window."""
-        with self._operations(request.epoch, context) as operations:
+        """Records the pause, and cancels a retune that has not started; the loop reads both before each window."""
+        with self._journal(request.epoch, context) as (operations, orders):
             reason, paused = " ".join(request.reason.split())[:_LONGEST_REASON], operations.paused()
             if paused is not None and reason in ("", paused.reason):
                 return pb.PauseResponse(summary="it was paused already")
-            operations.record(EventKind.PAUSED, reason=reason)
+            cancelled, started = orders.pause(_sender(context), reason)
             if paused is not None:
                 before = f', which was "{paused.reason}"' if paused.reason else ""
                 return pb.PauseResponse(summary=f'it was paused already; its reason is now "{reason}"{before}')
-        goes_on = "; the one that is open goes on" if self._requests.state in IN_A_WINDOW else ""
-        return pb.PauseResponse(summary=f"paused: no window opens{goes_on}")
+        summary = "paused: no window opens"
+        if cancelled:
+            summary += "; the retune that waited is cancelled"
+        elif started or self._requests.state in IN_A_WINDOW:
+            summary += "; the one that has started goes on: `sloguard abort` ends it"
+        return pb.PauseResponse(summary=summary)
 
     def Resume(self, request: pb.ResumeRequest, context: grpc.ServicerContext) -> pb.ResumeResponse:  # noqa: N802
         """Takes a pause back."""
-        with self._operations(request.epoch, context) as operations:
+        with self._journal(request.epoch, context) as (operations, orders):
             if operations.paused() is None:
                 return pb.ResumeResponse(summary="it was not paused")
             operations.record(EventKind.RESUMED)
+            orders.settle(OrderKind.RESUME, _sender(context), OrderOutcome.DONE, "")
         return pb.ResumeResponse(summary="resumed: windows open again")
 
     def Abort(self, request: pb.AbortRequest, context: grpc.ServicerContext) -> pb.AbortResponse:  # noqa: N802
-        """Leaves the loop a request to give the window up."""
-        with self._operations(request.epoch, context):
-            if self._requests.state in IN_A_WINDOW or self._requests.retune.is_set():
-                self._requests.abort.set()
-                return pb.AbortResponse(summary="the window is given up, and what served before it is restored")
-        return pb.AbortResponse(summary=f"no window is open: the sidecar is {self._requests.state}")
+        """Asks the open window to end; a retune that has not started is cancelled."""
+        with self._journal(request.epoch, context) as (_, orders):
+            if orders.cancel_retunes("aborted before it started"):
+                summary = "the retune that waited is cancelled: no window opens for it"
+                orders.settle(OrderKind.ABORT, _sender(context), OrderOutcome.DONE, summary)
+                return pb.AbortResponse(summary=summary)
+            order = orders.accept(OrderKind.ABORT, _sender(context))
+            if self._requests.abort_window(order):
+                return pb.AbortResponse(summary="the window is aborted, and what served before it is restored")
+            summary = f"no window is open: the sidecar is {self._requests.state}"
+            orders.end(order, OrderOutcome.TOO_LATE, summary)
+        return pb.AbortResponse(summary=summary)
 
     def Rollback(self, request: pb.RollbackRequest, context: grpc.ServicerContext) -> pb.RollbackResponse:  # noqa: N802
-        """Writes it down; the loop sees that something else is to serve."""
-        with self._operations(request.epoch, context) as operations:
+        """Records the rollback; the loop sees that another configuration is to serve."""
+        with self._journal(request.epoch, context) as (operations, orders):
             known = {p.id: p for p in operations.promotions()}
             promotion = known.get(request.promotion)
             current = operations.current()
@@ -94,16 +111,17 @@ class Control(ControlServiceServicer):
             if promotion.rolled_back_at is not None:
                 return pb.RollbackResponse(summary=f"promotion {promotion.id} was rolled back already")
             if current is None or current.id != promotion.id:
-                _refuse(context, f"promotion: {promotion.id} is not what is promoted now")
+                _refuse(context, f"promotion: {promotion.id} is not the current promotion")
             operations.roll_back(promotion.id, "the operator has asked for it")
             after = operations.current()
-        if self._requests.state in IN_A_WINDOW:
-            self._requests.abort.set()
-        then = f"promotion {after.id} serves" if after is not None else "the file's own arguments serve"
-        return pb.RollbackResponse(summary=f"promotion {promotion.id} is rolled back and quarantined: {then} next")
+            then = f"promotion {after.id} serves" if after is not None else "the file's own arguments serve"
+            summary = f"promotion {promotion.id} is rolled back and quarantined: {then} next"
+            orders.settle(OrderKind.ROLLBACK, _sender(context), OrderOutcome.DONE, summary)
+        self._requests.abort_window()
+        return pb.RollbackResponse(summary=summary)
 
     @contextmanager
-    def _operations(self, epoch: int, context: grpc.ServicerContext) -> Generator[Operations]:
+    def _journal(self, epoch: int, context: grpc.ServicerContext) -> Generator[tuple[Operations, Orders]]:
         """The journal, on this thread; a request for another controller, or that can't be done, is refused."""
         own = self._requests.epoch
         if epoch and epoch != own:
@@ -113,9 +131,19 @@ class Control(ControlServiceServicer):
             with closing(Journal(self._config.state)) as journal:
                 journal.act_for(own)
                 journal.still_mine()
-                yield Operations(journal, self._config.base_digest())
+                yield Operations(journal, self._config.base_digest()), Orders(journal)
         except (JournalError, Superseded) as error:
             _refuse(context, str(error))
+
+
+def _sender(context: grpc.ServicerContext) -> Sender:
+    """Who gives an order: a remote one has proven its certificate, a local one may name itself as it likes."""
+    if not context.peer().startswith("unix"):
+        names: Any = context.auth_context().get("x509_common_name", [])
+        return Sender(Door.REMOTE, bytes(names[0]).decode("utf-8", errors="replace") if names else "")
+    sent = {key: value if isinstance(value, str) else "" for key, value in context.invocation_metadata()}
+    door = Door.PAGE if sent.get(DOOR_KEY) == Door.PAGE else Door.CLI
+    return Sender(door, sent.get(USER_KEY, "")[:_LONGEST_REASON])
 
 
 def _refuse(context: grpc.ServicerContext, text: str) -> NoReturn:

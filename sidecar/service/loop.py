@@ -12,9 +12,10 @@ from contextlib import suppress
 from sidecar.config.schema import Config
 from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.engine.process_group import NotGoneError
-from sidecar.format import Say
-from sidecar.record.events import EventKind, WindowOutcome
+from sidecar.format import Say, when
+from sidecar.record.events import EventKind, WindowOutcome, window_ending
 from sidecar.record.journal import JournalError, Superseded
+from sidecar.record.orders import OperatorOrder, OrderOutcome, Orders
 from sidecar.record.states import ENGINE_ENDED, ENGINE_SERVES_ON, FAILED, Cause, State
 from sidecar.record.trial import Trial
 from sidecar.service.drain_hooks import HookRunner
@@ -24,9 +25,13 @@ from sidecar.service.serving_engine import ServingEngine
 from sidecar.service.state_machine import StateMachine
 from sidecar.service.tuning_window import TuningWindow, end_interrupted
 from sidecar.service.window_policy import window_refusal
+from sidecar.service.window_schedule import MissedWindows, WindowSchedule
 
 _TICK_S = 0.5
 _PROBE_EVERY_S = 5.0
+# How long a step of the loop waits for a journal that another process has locked: what can't be written is deferred.
+_PATIENCE_S = 1.0
+_HOOK_AT_END_S = 5.0
 
 
 class Service:
@@ -41,7 +46,10 @@ class Service:
         self._serving = ServingEngine(config, parts, self._progress, self._hooks)
         self._watch = ProbationMonitor(config, parts.operations, self._serving, self._progress, parts.metrics)
         self._window = TuningWindow(config, parts, self._progress, self._serving, notify)
-        self._opening = config.window.next_opening(time.time())
+        self._orders = Orders(parts.journal)
+        self._schedule = WindowSchedule(config.window, time.time(), time.time())
+        self._making_up: MissedWindows | None = None
+        parts.journal.patience_s = _PATIENCE_S
         self._probed_at = 0.0
         self._trouble = ""
         self._behind = False
@@ -62,6 +70,7 @@ class Service:
 
     def _run(self) -> None:
         self._take_over()
+        self._schedule = WindowSchedule(self._config.window, self._last_active(), time.time())
         end_interrupted(self._parts.journal, "the sidecar ended during the run", self._progress.say)
         try:
             self._serving.recover()
@@ -69,7 +78,6 @@ class Service:
             self._halt()
             return
         self._end_window()
-        self._hooks.after_restore()
         self._probed_at = time.monotonic()
         while not self._requests.stop_sidecar.wait(_TICK_S):
             try:
@@ -84,8 +92,20 @@ class Service:
             self._requests.epoch = self._parts.journal.take_over(os.getpid())
             self._parts.runner.act_for(self._requests.epoch)
             self._parts.metrics.controller(self._requests.epoch)
+            self._orders.take_over()
+            self._requests.retune.set()  # one may wait since an earlier sidecar
         except JournalError as error:
             self._say_once(str(error))
+
+    def _last_active(self) -> float:
+        """When an earlier sidecar last wrote down a state or a window, seconds since the epoch; now without one."""
+        try:
+            state = self._parts.journal.state()
+            window = self._parts.operations.events([EventKind.WINDOW_OPENED, EventKind.WINDOW_ENDED], 1)
+        except JournalError:
+            return time.time()
+        times = [*([state.at] if state is not None else []), *(event.at for event in window)]
+        return max(times, default=time.time())
 
     def _say_once(self, trouble: str) -> None:
         """What goes wrong in each cycle anew is said when it is another thing than last time."""
@@ -105,25 +125,25 @@ class Service:
     def _cycle(self) -> None:
         if not self._requests.epoch:
             self._take_over()
+        self._hooks.after_restore()
+        self._restore_journal_files()
         self._catch_up()
         serving = self._serving
         if not serving.alive():
             serving.restart(Cause.ENGINE_CRASHED, "the serving engine crashed")
         elif serving.outdated():
             serving.replace(Cause.ROLLED_BACK, f"promotion {serving.promotion} was rolled back")
-        elif self._requests.retune.is_set():
-            duration_s = self._requests.retune_duration_s or self._config.window.duration
-            self._window.open(duration_s, Cause.WINDOW_ASKED, "a window was asked for")
-        elif self._opening is not None and time.time() >= self._opening:
-            self._scheduled()
+        elif (order := self._ordered()) is not None:
+            self._carry_out(order)
+        elif self._scheduled():
+            pass
         elif serving.doubtful() or time.monotonic() - self._probed_at >= _PROBE_EVERY_S:
             self._look()
             return
         else:
             self._parts.journal.still_mine()
             return
-        self._opening, self._probed_at = self._config.window.next_opening(time.time()), time.monotonic()
-        self._hooks.after_restore()
+        self._probed_at = time.monotonic()
 
     def _catch_up(self) -> None:
         """Writes what a full disk has kept out of the journal, as soon as it can be. Raises Superseded.
@@ -134,25 +154,93 @@ class Service:
         if not self._behind:
             return
         with suppress(JournalError):  # it was said when it happened
+            self._parts.journal.flush()
             self._serving.record_again()
             end_interrupted(self._parts.journal, "the journal could not be written", self._progress.say)
             self._end_window()
-            self._progress.record_again()
             self._behind = False
 
-    def _scheduled(self) -> None:
+    def _restore_journal_files(self) -> None:
+        """Brings back files of the journal that were deleted while it is in use, with everything that was in them."""
+        if gone := self._parts.journal.missing():
+            self._progress.say(f"{', '.join(gone)} was deleted while the sidecar uses it: the journal is restored")
+            self._parts.journal.restore_files()
+
+    def _ordered(self) -> OperatorOrder | None:
+        """The retune that waits, which has started from here on."""
+        if not self._requests.retune.is_set():
+            return None
+        self._requests.retune.clear()
+        try:
+            return self._orders.begin_retune()
+        except JournalError:
+            self._requests.retune.set()
+            raise
+
+    def _carry_out(self, order: OperatorOrder) -> None:
+        self._requests.retune.set()  # another one may be accepted while this window ends
+        if (paused := self._parts.operations.paused()) is not None:
+            self._orders.end(order.id, OrderOutcome.REFUSED, f"paused: {paused.reason}")
+            return
+        ending = self._window.open(
+            order.duration_s or self._config.window.duration, Cause.WINDOW_ASKED, "a window was asked for"
+        )
+        self._orders.end(
+            order.id, OrderOutcome.DONE, f"{window_ending(ending.outcome, ending.decision)}: {ending.reason}"
+        )
+
+    def _scheduled(self) -> bool:
+        """Opens the window that is due, and records those that were missed; whether a window was open."""
+        due, missed = self._schedule.due(time.time())
+        if missed is not None:
+            self._missed(missed)
+        if due is not None:
+            return self._open_scheduled(due.duration_s, "the window has opened")
+        making_up = self._making_up
+        if making_up is None or self._refusal():
+            return False
+        why = f"a window has opened to make up for the one that was due {when(making_up.last)}"
+        return self._open_scheduled(self._config.window.duration, why)
+
+    def _refusal(self) -> str:
         operations = self._parts.operations
-        paused, last = operations.paused(), operations.last_window()
-        rate = self._serving.rate()
-        why_not = self._serving.mismatch or window_refusal(
+        paused, last, rate = operations.paused(), operations.last_window(), self._serving.rate()
+        return self._serving.mismatch or window_refusal(
             self._config.window, time.time(), paused, last, rate, force=False
         )
-        if not why_not:
-            self._window.open(self._config.window.duration, Cause.WINDOW_SCHEDULED, "the window has opened")
-            return
-        self._progress.say(f"no window: {why_not}")
-        self._parts.metrics.window_ended(WindowOutcome.REFUSED)
-        operations.record(EventKind.WINDOW_ENDED, outcome=WindowOutcome.REFUSED, reason=why_not)
+
+    def _open_scheduled(self, duration_s: float, why: str) -> bool:
+        if why_not := self._refusal():
+            self._progress.say(f"no window: {why_not}")
+            self._parts.metrics.window_ended(WindowOutcome.REFUSED)
+            self._record_unopened(WindowOutcome.REFUSED, why_not)
+            return False
+        self._making_up = None
+        self._window.open(duration_s, Cause.WINDOW_SCHEDULED, why)
+        return True
+
+    def _missed(self, missed: MissedWindows) -> None:
+        """Records windows that can't be opened any more, with what the sidecar was doing when they were due."""
+        try:
+            state = self._parts.journal.state_at(missed.last)
+        except JournalError:
+            state = None
+        if state is None or state.state in (State.SERVING, State.HALTED):
+            doing = "the sidecar did not run then, or the clock was set"
+        else:
+            doing = f"the sidecar was {state.state} ({state.reason})"
+        which = f"{missed.count} windows were due from {when(missed.first)} to" if missed.count > 1 else "one was due"
+        reason = f"{which} {when(missed.last)}: {doing}"
+        self._progress.say(f"missed: {reason}")
+        self._parts.metrics.window_ended(WindowOutcome.MISSED)
+        self._record_unopened(WindowOutcome.MISSED, reason)
+        if self._config.window.make_up:
+            self._making_up = missed
+
+    def _record_unopened(self, outcome: WindowOutcome, reason: str) -> None:
+        error = self._parts.operations.record_or_defer(EventKind.WINDOW_ENDED, outcome=outcome, reason=reason)
+        if error is not None:
+            self._say_once(str(error))
 
     def _look(self) -> None:
         """Probes the engine, and looks after what is on probation and what others are owed."""
@@ -163,7 +251,6 @@ class Service:
             return
         self._parts.metrics.pausing(paused=self._parts.operations.paused() is not None)
         self._watch.look()
-        self._hooks.after_restore()
 
     def _failed(self, error: Exception) -> None:
         """What `sloguard status` tells from now on."""
@@ -174,6 +261,7 @@ class Service:
         self._progress.enter(State.HALTED, Cause.FAILED, f"{FAILED}: {what}: {' '.join(str(error).split())}{serves_on}")
 
     def _halt(self) -> None:
+        self._hooks.finish(_HOOK_AT_END_S)
         if self._requests.stop_engine.is_set() or not self._serving.alive():
             self._progress.enter(State.HALTED, Cause.STOPPED, ENGINE_ENDED)
             self._serving.end(drain=True)

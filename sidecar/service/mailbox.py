@@ -17,11 +17,37 @@ class Mailbox:
     stop_engine: threading.Event = field(default_factory=threading.Event)
     retune: threading.Event = field(default_factory=threading.Event)
     abort: threading.Event = field(default_factory=threading.Event)
-    retune_duration_s: float = 0.0
     state: State = State.HALTED
     engine_id: str = ""
     epoch: int = 0
     mismatch: str = ""  # why the engine that serves is not what the journal says
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _window_open: bool = False
+    _abort_orders: list[int] = field(default_factory=list[int])
+
+    def begin_window(self) -> None:
+        """From here on an abort is for this window; what was left of one for an earlier window is dropped."""
+        with self._lock:
+            self._window_open = True
+            self._abort_orders.clear()
+            self.abort.clear()
+
+    def end_window(self) -> list[int]:
+        """No abort is for this window any more; the orders that were."""
+        with self._lock:
+            self._window_open = False
+            self.abort.clear()
+            return self._abort_orders.copy()
+
+    def abort_window(self, order: int = 0) -> bool:
+        """Asks the open window to end, for the order of that number; False where none is open."""
+        with self._lock:
+            if not self._window_open:
+                return False
+            self.abort.set()
+            if order:
+                self._abort_orders.append(order)
+            return True
 
 
 def serving_rate(hub: TelemetryHub, engine_id: str) -> float | None:

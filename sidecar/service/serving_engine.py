@@ -1,6 +1,7 @@
 """The engine that serves: taken over or started, probed, started again, and replaced by what is promoted instead."""
 
 import time
+from collections.abc import Callable
 
 from sidecar.config.schema import Config
 from sidecar.engine.engine import Cancelled, Engine, EngineCrashed
@@ -22,6 +23,8 @@ from vllm_sloguard.crash import Category, Crash
 
 _PROBES_TO_HANG = 2
 _LONGEST_BACKOFF_S = 60.0
+_POLL_S = 0.1
+_IDLE_S = 0.5
 # A start that fails for this says nothing of what was started.
 _PORT_TAKEN = "Address already in use"
 
@@ -244,10 +247,8 @@ class ServingEngine:
             self._progress.say(f"{promoted_file.PROMOTED_FILE}: {error}")
 
     def _record(self, kind: EventKind, **content: object) -> None:
-        """To serve comes before to record."""
-        try:
-            self._operations.record(kind, **content)
-        except JournalError as error:
+        """Serving comes before recording: what can't be written now is written later."""
+        if (error := self._operations.record_or_defer(kind, **content)) is not None:
             self._progress.say(str(error))
 
     # While it serves
@@ -307,16 +308,40 @@ class ServingEngine:
         """Drains the engine and starts what is to serve instead."""
         self._progress.enter(State.RESTORING, cause, why)
         try:
-            if problem := self.hooks.before_drain():
+            if problem := self.hooks.before_drain(self._drain_is_pointless):
                 self._progress.say(problem)
         except JournalError as error:
             self._progress.say(str(error))
-        self._requests.stop_sidecar.wait(self._config.window.notice)
+        deadline = time.monotonic() + self._config.window.notice
+        while time.monotonic() < deadline and not self._drain_is_pointless():
+            time.sleep(_POLL_S)
         try:
+            self.drained(self._drain_is_pointless)
             self.end(drain=True)
         except (NotGoneError, OSError) as error:
             self._progress.say(str(error))
         self.bring_up(State.RESTORING, cause, why)
+
+    def _drain_is_pointless(self) -> bool:
+        return self._requests.stop_sidecar.is_set() or not self.alive()
+
+    def drained(self, interrupted: Callable[[], bool]) -> bool:
+        """Waits until vLLM itself counts no running and no waiting request, within ``engine.drain_timeout_s``.
+
+        Requests may arrive for some time after the notice, so the counts must stay zero for a moment. False where they
+        do not, or vLLM does not report them.
+        """
+        deadline = time.monotonic() + self._config.engine.drain_timeout_s
+        idle_since: float | None = None
+        while self._engine is not None and time.monotonic() < deadline and not interrupted():
+            count = self._engine.http.requests_in_engine()
+            if count is None:
+                return False
+            idle_since = (idle_since or time.monotonic()) if count == 0 else None
+            if idle_since is not None and time.monotonic() - idle_since >= _IDLE_S:
+                return True
+            time.sleep(_POLL_S)
+        return False
 
     def end(self, *, drain: bool) -> None:
         """Ends the engine. Raises NotGoneError."""

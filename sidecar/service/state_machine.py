@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from sidecar.format import Say
-from sidecar.record.journal import Journal, JournalError
+from sidecar.record.journal import Journal
 from sidecar.record.states import TABLE, Cause, State, check_transition
 from sidecar.service.mailbox import Mailbox
 from sidecar.service.observer import ServiceObserver
@@ -53,23 +53,14 @@ class StateMachine:
         end = self.window_end
         return 0.0 if end is None else max(time.monotonic() - end, 0.0)
 
-    def record_again(self) -> None:
-        """Writes down the present state, which could not be when it was entered. Raises JournalError, Superseded."""
-        last = self._journal.state()
-        standing = self.standing
-        if last is None or (last.state, last.reason) != (standing.state, standing.why):
-            self._journal.enter(str(standing.state), standing.why)
-
     def enter(self, state: State, cause: Cause, why: str) -> None:
         """Goes on to ``state``; the same one for the same reason is no change. Raises Superseded."""
         if (state, why) == (self.standing.state, self.standing.why):
             return
         check_transition(self.state, state)
         until = time.time() + self.time_left() if self.window_end is not None else None
-        try:
-            self._journal.enter(str(state), why, until)
-        except JournalError as error:
-            # To serve comes before to record.
+        # Serving comes before recording: what can't be written now is written later.
+        if (error := self._journal.enter(str(state), why, until)) is not None:
             self.say(str(error))
         self.standing = Standing(state, why, time.time())
         self._requests.state = state

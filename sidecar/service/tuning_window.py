@@ -12,6 +12,8 @@ from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.durations import seconds_of
 from sidecar.record.events import EventKind, WindowOutcome, window_ending
 from sidecar.record.journal import Journal, JournalError, Superseded
+from sidecar.record.journal_file import JournalLocked
+from sidecar.record.orders import OrderOutcome, Orders
 from sidecar.record.states import Cause, State
 from sidecar.record.trial import VALIDATING, Plan, Trial
 from sidecar.record.wording import OUTCOMES
@@ -21,6 +23,8 @@ from sidecar.service.serving_engine import ServingEngine
 from sidecar.service.state_machine import StateMachine
 
 _POLL_S = 0.1
+# How long a trial waits for a journal that another process has locked, within the window's time.
+_PATIENCE_S = 120.0
 _CAUSES = {
     WindowOutcome.PROMOTED: Cause.PROMOTED,
     WindowOutcome.KEPT: Cause.KEPT,
@@ -29,6 +33,15 @@ _CAUSES = {
     WindowOutcome.OUT_OF_TIME: Cause.WINDOW_OUT_OF_TIME,
 }
 _DECIDED = (WindowOutcome.PROMOTED, WindowOutcome.KEPT)
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowEnd:
+    """How a window ended, and why."""
+
+    outcome: WindowOutcome
+    reason: str
+    decision: Outcome | None
 
 
 class _RefusedError(RuntimeError):
@@ -51,16 +64,18 @@ class TuningWindow:
         self._progress = progress
         self._serving = serving
         self._notify = notify
+        self._orders = Orders(parts.journal)
 
-    def open(self, duration_s: float, cause: Cause, why: str) -> None:
-        """One window, from a service to a service."""
+    def open(self, duration_s: float, cause: Cause, why: str) -> WindowEnd:
+        """One window, from serving to serving."""
         outcome, reason, decided = WindowOutcome.FAILED, "", None
+        self._parts.requests.begin_window()
         try:
             record = dataclasses.asdict(self._serving.record())
             self._parts.operations.record(EventKind.WINDOW_OPENED, reason=why, record=record)
             self._progress.window_end = time.monotonic() + duration_s
             self._drain(cause, why)
-            decision = self._tune()
+            decision = self._tune_patiently()
             outcome = WindowOutcome.PROMOTED if decision.outcome is Outcome.PROMOTED else WindowOutcome.KEPT
             reason, decided = decision.reason, decision.outcome
         except Superseded:
@@ -69,13 +84,28 @@ class TuningWindow:
             outcome, reason = WindowOutcome.REFUSED, str(error)
         except Cancelled:
             outcome, reason = self._given_up()
+        except JournalLocked as error:  # nothing is wrong with tuning: the next window need not wait
+            outcome = WindowOutcome.REFUSED if self._progress.serves() else WindowOutcome.INTERRUPTED
+            reason = str(error)
         except Exception as error:  # noqa: BLE001 - the boundary of a window: whatever it fails of, the service is back
             reason = f"the window failed: {type(error).__name__}: {error}"
         outcome, reason = self._come_back(outcome, reason)
         self._progress.window_end = None
-        self._parts.requests.retune.clear()
-        self._parts.requests.abort.clear()
-        self._end(outcome, reason, decided if outcome in _DECIDED else None)
+        aborts = self._parts.requests.end_window()
+        return self._end(outcome, reason, decided if outcome in _DECIDED else None, aborts)
+
+    def _tune_patiently(self) -> Decision:
+        """A trial can wait for a locked journal; the service can't."""
+        journal = self._parts.journal
+        before = journal.patience_s
+        journal.patience_s, journal.give_up = _PATIENCE_S, self._is_over
+        try:
+            return self._tune()
+        finally:
+            journal.patience_s, journal.give_up = before, bool
+
+    def _is_over(self) -> bool:
+        return self._stopped() or self._progress.time_left() < self._serving.restore_s
 
     def _given_up(self) -> tuple[WindowOutcome, str]:
         requests = self._parts.requests
@@ -89,19 +119,27 @@ class TuningWindow:
         """Not ready from here on; then vLLM takes no new requests and finishes those in flight."""
         began = time.monotonic()
         self._progress.enter(State.DRAINING, cause, why)
-        if problem := self._serving.hooks.before_drain():
+        problem = self._serving.hooks.before_drain(self._drain_is_pointless)
+        if problem and not self._drain_is_pointless():
             self._progress.enter(State.SERVING, Cause.WINDOW_REFUSED, problem)
             raise _RefusedError(problem)
-        while time.monotonic() < began + self._config.window.notice:
-            if self._stopped():
-                break
+        while time.monotonic() < began + self._config.window.notice and not self._drain_is_pointless():
             time.sleep(_POLL_S)
+        if not self._drain_is_pointless():
+            self._serving.drained(self._drain_is_pointless)
         if self._stopped():
             outcome, reason = self._given_up()
             self._progress.enter(State.SERVING, _CAUSES[outcome], f"{reason} before the drain")
             raise Cancelled
+        if not self._serving.alive():
+            problem = "the serving engine crashed before it was drained"
+            self._serving.restart(Cause.ENGINE_CRASHED, problem)
+            raise _RefusedError(problem)
         self._parts.metrics.engine_answers(up=False)
         self._serving.end(drain=True)
+
+    def _drain_is_pointless(self) -> bool:
+        return self._stopped() or not self._serving.alive()
 
     def _stopped(self) -> bool:
         return self._parts.requests.stop_sidecar.is_set() or self._parts.requests.abort.is_set()
@@ -116,8 +154,8 @@ class TuningWindow:
         def begin(plan: Plan) -> None:
             if plan.role in VALIDATING and self._progress.state is not State.VALIDATING:
                 best = candidate(journal.trials(run.id), SearchedSpace.of(config))
-                which = "the best of the search" if best is None else f"trial {best.number}, the best of the search,"
-                why = f"{which} and what served are measured anew, in turn"
+                which = "the best trial" if best is None else f"trial {best.number}, the best of the search,"
+                why = f"{which} and the incumbent are re-measured (alternating)"
                 self._progress.enter(State.VALIDATING, Cause.BEST_FOUND, why)
 
         def notify(trial: Trial) -> None:
@@ -132,9 +170,6 @@ class TuningWindow:
             restore_s = self._serving.restore_s
             return self._progress.time_left() >= restore_s + seconds_of(trials, search, validations, restore_s)
 
-        def cancelled() -> bool:
-            return self._stopped() or self._progress.time_left() < self._serving.restore_s
-
         tuner = Tuner(
             config,
             run,
@@ -145,7 +180,7 @@ class TuningWindow:
             begin=begin,
             notify=notify,
             fits=fits,
-            cancelled=cancelled,
+            cancelled=self._is_over,
         )
         decision = tuner.tune()
         metrics.decided(decision)
@@ -166,15 +201,22 @@ class TuningWindow:
             return WindowOutcome.FAILED, f"promotion {winner} did not start"
         return outcome, reason
 
-    def _end(self, outcome: WindowOutcome, reason: str, decided: Outcome | None) -> None:
-        self._progress.say(f"the window has ended: {window_ending(outcome, decided)}: {reason}")
+    def _end(self, outcome: WindowOutcome, reason: str, decided: Outcome | None, aborts: list[int]) -> WindowEnd:
+        ending = window_ending(outcome, decided)
+        self._progress.say(f"the window has ended: {ending}: {reason}")
         self._parts.metrics.window_ended(outcome)
         if self._progress.serves():
             self._serving.hooks.after_restore()
-        try:
-            self._parts.operations.record(EventKind.WINDOW_ENDED, outcome=outcome, reason=reason, decision=decided)
-        except JournalError as error:
+        operations = self._parts.operations
+        error = operations.record_or_defer(EventKind.WINDOW_ENDED, outcome=outcome, reason=reason, decision=decided)
+        if error is not None:
             self._progress.say(str(error))
+        for order in aborts:
+            if outcome is WindowOutcome.ABORTED:
+                self._orders.end(order, OrderOutcome.DONE, "the window was aborted")
+            else:
+                self._orders.end(order, OrderOutcome.TOO_LATE, f"the window had ended: {ending}")
+        return WindowEnd(outcome, reason, decided)
 
 
 def end_interrupted(journal: Journal, why: str, say: Callable[[str], None]) -> None:

@@ -81,6 +81,7 @@ class PageBench:
         """Opens a window and begins a run in it."""
         self.operations.record(EventKind.WINDOW_OPENED, reason="a window was asked for")
         self.progress.window_end = time.monotonic() + left_s
+        self.requests.begin_window()
         self.enter(State.DRAINING, "a window was asked for")
         run = self.run()
         self.enter(State.TUNING, f"the service is drained for run {run.id}")

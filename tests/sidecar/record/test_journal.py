@@ -208,7 +208,7 @@ def test_a_reader_sees_what_a_writer_has_written_and_writes_nothing(tmp_path: Pa
     assert len(reader.trials()) == 1
     assert [s.state for s in reader.states()] == ["tuning"]
     with pytest.raises(JournalError, match="can't be written"):
-        reader.enter("serving", "")
+        reader.engine_gone("one")
 
 
 def test_a_missing_journal_is_not_made_by_a_reader(tmp_path: Path) -> None:

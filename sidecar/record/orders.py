@@ -1,0 +1,184 @@
+"""The operator's orders: a queue in the journal, each with who gave it, through which door, and what came of it."""
+
+import json
+import sqlite3
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sidecar.record import migrations
+from sidecar.record.events import EventKind
+from sidecar.record.journal import Journal, JournalError
+from sidecar.record.row_validation import object_of
+
+# What a sidecar that was killed left undone is still carried out by one that starts soon after.
+_KEPT_S = 300.0
+_MOST_SHOWN = 200
+
+
+class OrderKind(StrEnum):
+    """What was ordered."""
+
+    RETUNE = "retune"
+    PAUSE = "pause"
+    RESUME = "resume"
+    ABORT = "abort"
+    ROLLBACK = "rollback"
+
+
+class Door(StrEnum):
+    """Through which interface an order came."""
+
+    CLI = "cli"
+    PAGE = "page"
+    REMOTE = "remote"
+
+
+class OrderOutcome(StrEnum):
+    """What came of an order."""
+
+    PENDING = "pending"
+    STARTED = "started"
+    DONE = "done"
+    REFUSED = "refused"
+    CANCELLED = "cancelled"  # by another order
+    TOO_LATE = "too_late"  # what it was to end had ended
+    EXPIRED = "expired"  # no sidecar ran in time
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Who gave an order; ``who`` is a user's name or that of a certificate, empty where it is not known."""
+
+    door: Door
+    who: str = ""
+
+
+@dataclass(frozen=True)
+class OperatorOrder:
+    """One order. Times are seconds since the epoch; ``duration_s`` is that of a retune's window, 0 for the file's."""
+
+    id: int
+    at: float
+    kind: OrderKind
+    sender: Sender
+    outcome: OrderOutcome
+    result: str
+    ended_at: float | None
+    duration_s: float = 0.0
+
+
+class Orders:
+    """Reads and writes the queue. All of it raises JournalError."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def accept(self, kind: OrderKind, sender: Sender, duration_s: float = 0.0) -> int:
+        """Appends an order that the loop is to carry out, and returns its number."""
+        with self._journal.transaction() as db:
+            return self._insert(db, kind, sender, OrderOutcome.PENDING, "", duration_s)
+
+    def settle(self, kind: OrderKind, sender: Sender, outcome: OrderOutcome, result: str) -> None:
+        """Records an order that was carried out, or refused, at once."""
+        with self._journal.transaction() as db:
+            self._insert(db, kind, sender, outcome, result, 0.0)
+
+    def pause(self, sender: Sender, reason: str) -> tuple[int, bool]:
+        """Pauses, and cancels the retunes that have not started; how many, and whether one has started.
+
+        It is one transaction, as ``begin_retune`` is: either the pause comes first, and wins, or the window does.
+        """
+        with self._journal.transaction() as db:
+            now = time.time()
+            db.execute(
+                "INSERT INTO events (at, kind, content) VALUES (?, ?, ?)",
+                (now, EventKind.PAUSED, json.dumps({"reason": reason})),
+            )
+            cancelled = _cancel_retunes(db, "paused before it started")
+            started = db.execute(
+                "SELECT count(*) FROM orders WHERE kind = ? AND outcome = ?", (OrderKind.RETUNE, OrderOutcome.STARTED)
+            ).fetchone()[0]
+            self._insert(db, OrderKind.PAUSE, sender, OrderOutcome.DONE, reason, 0.0)
+        return cancelled, bool(started)
+
+    def cancel_retunes(self, why: str) -> int:
+        """Cancels the retunes that have not started, and returns their number."""
+        with self._journal.transaction() as db:
+            return _cancel_retunes(db, why)
+
+    def begin_retune(self) -> OperatorOrder | None:
+        """The oldest retune that waits, which has started from here on."""
+        with self._journal.transaction() as db:
+            row = db.execute(
+                "SELECT * FROM orders WHERE kind = ? AND outcome = ? ORDER BY id LIMIT 1",
+                (OrderKind.RETUNE, OrderOutcome.PENDING),
+            ).fetchone()
+            if row is None:
+                return None
+            db.execute("UPDATE orders SET outcome = ? WHERE id = ?", (OrderOutcome.STARTED, row["id"]))
+        return _order(row)
+
+    def end(self, number: int, outcome: OrderOutcome, result: str) -> None:
+        """Records what came of an order, later where it can't be now."""
+        self._journal.write_or_defer(
+            "UPDATE orders SET outcome = ?, result = ?, ended_at = ? WHERE id = ?",
+            (str(outcome), result, time.time(), number),
+        )
+
+    def take_over(self) -> None:
+        """Ends what an earlier sidecar had started, and what has waited too long for this one."""
+        with self._journal.transaction() as db:
+            now = time.time()
+            query = "UPDATE orders SET outcome = ?, result = ?, ended_at = ? WHERE outcome = ?"
+            why = "the sidecar ended before it was done"
+            db.execute(query, (OrderOutcome.EXPIRED, why, now, OrderOutcome.STARTED))
+            db.execute(
+                f"{query} AND (kind != ? OR at NOT BETWEEN ? AND ?)",
+                (OrderOutcome.EXPIRED, why, now, OrderOutcome.PENDING, OrderKind.RETUNE, now - _KEPT_S, now + _KEPT_S),
+            )
+
+    def waiting(self) -> bool:
+        """Whether a retune waits."""
+        rows = self._journal.read(
+            "SELECT id FROM orders WHERE kind = ? AND outcome = ? LIMIT 1", (OrderKind.RETUNE, OrderOutcome.PENDING)
+        )
+        return bool(rows)
+
+    def recent(self) -> list[OperatorOrder]:
+        """The newest orders, oldest first."""
+        if self._journal.version() < migrations.ORDERS:
+            return []
+        rows = self._journal.read("SELECT * FROM orders ORDER BY id DESC LIMIT ?", (_MOST_SHOWN,))
+        return [_order(row) for row in reversed(rows)]
+
+    def _insert(  # noqa: PLR0917 - the row
+        self, db: sqlite3.Connection, kind: OrderKind, sender: Sender, outcome: OrderOutcome, result: str, for_s: float
+    ) -> int:
+        now = time.time()
+        ended_at = None if outcome is OrderOutcome.PENDING else now
+        content = json.dumps({"duration_s": for_s, "who": sender.who})
+        cursor = db.execute(
+            "INSERT INTO orders (at, kind, door, content, outcome, result, ended_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (now, str(kind), str(sender.door), content, str(outcome), result, ended_at),
+        )
+        return int(cursor.lastrowid or 0)
+
+
+def _cancel_retunes(db: sqlite3.Connection, why: str) -> int:
+    return db.execute(
+        "UPDATE orders SET outcome = ?, result = ?, ended_at = ? WHERE kind = ? AND outcome = ?",
+        (OrderOutcome.CANCELLED, why, time.time(), OrderKind.RETUNE, OrderOutcome.PENDING),
+    ).rowcount
+
+
+def _order(row: sqlite3.Row) -> OperatorOrder:
+    content: dict[str, Any] = object_of(row["content"], "order")
+    try:
+        sender = Sender(Door(row["door"]), str(content.get("who", "")))
+        kind, outcome = OrderKind(row["kind"]), OrderOutcome(row["outcome"])
+        duration_s = float(content.get("duration_s", 0.0))
+    except (ValueError, TypeError) as error:
+        raise JournalError(f"the journal is damaged: order {row['id']}: {error}") from None
+    return OperatorOrder(row["id"], row["at"], kind, sender, outcome, row["result"], row["ended_at"], duration_s)
