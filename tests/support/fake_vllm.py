@@ -133,8 +133,9 @@ class Engine(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Health, the model name, and the load client's requests."""
-        if self.path == "/metrics" and self.telemetry is not None:
-            self._send(self.telemetry.metrics.page())
+        if self.path == "/metrics":
+            counts = f'vllm:num_requests_running{{engine="0"}} {Engine.in_flight}.0\n'
+            self._send(self.telemetry.metrics.page() if self.telemetry is not None else counts.encode())
         elif self.path == "/load":
             self._answer({"max_num_seqs": self.max_num_seqs})
         elif self.path == "/v1/models":

@@ -1,17 +1,23 @@
 """What operators, other processes and old files do to a running sidecar, on the fake engine."""
 
+import json
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
+import yaml
 from service_process import (
     configured,
     ended,
@@ -27,7 +33,11 @@ from sidecar.config.schema import Config, load_config
 from sidecar.engine.process_group import ProcessGroup
 from sidecar.engine.process_identity import Identity, started_s
 from sidecar.record import lock
+from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import JOURNAL_FILE, Journal
+from vllm_sloguard.hooks.telemetry_client import unix_target
+from vllm_sloguard.wire import control_pb2
+from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
 
 FOREIGN_SERVER = """
 import json, sys
@@ -185,3 +195,122 @@ def port_taken(port: int) -> bool:
 def newer_engine(config: Config, pid: int) -> bool:
     rows = Journal(config.state, read_only=True).engines()
     return bool(rows) and rows[-1].identity.pid not in (0, pid)
+
+
+def changed(config_file: Path, **window: object) -> Config:
+    """The configuration with other values in its window."""
+    content = yaml.safe_load(config_file.read_text())
+    content["window"] = {**content["window"], **window}
+    config_file.write_text(yaml.safe_dump(content))
+    return load_config(config_file)
+
+
+def kill_engine(config: Config) -> float:
+    """Kills the engine that serves; the time, in monotonic seconds."""
+    [record] = Journal(config.state, read_only=True).engines()
+    os.kill(record.identity.pid, signal.SIGKILL)
+    return time.monotonic()
+
+
+def test_a_hook_that_hangs_delays_neither_the_restart_nor_a_stop(config_file: Path) -> None:
+    hooks = {"before_drain": ["true"], "after_restore": ["sleep", "300"], "timeout": "5m"}
+    config = changed(config_file, hooks=hooks)
+    serve = started(config_file)
+    assert sloguard("retune", "--now", "--wait", "-c", config_file).returncode == 0  # after_restore runs from here on
+    assert ready(config) == 200
+    began = kill_engine(config)
+    wait_for(lambda: ready(config) == 503, "the crash is noticed")
+    wait_for(lambda: ready(config) == 200, "serving again")
+    assert time.monotonic() - began < 20
+    began = time.monotonic()
+    ended(serve, signal.SIGTERM)
+    assert time.monotonic() - began < 30
+
+
+def test_a_hook_that_leaves_a_child_behind_has_succeeded(config_file: Path) -> None:
+    hooks = {"before_drain": ["sh", "-c", "sleep 60 & echo told"], "timeout": "20s"}
+    changed(config_file, hooks=hooks)
+    serve = started(config_file)
+    asked = sloguard("retune", "--now", "--wait", "-c", config_file)
+    assert "the hook before_drain failed" not in asked.stdout
+    assert "tuning" in asked.stdout
+    ended(serve, signal.SIGINT)
+
+
+def test_a_locked_journal_delays_no_restart_and_the_crash_is_recorded_later(config_file: Path) -> None:
+    config = load_config(config_file)
+    serve = started(config_file)
+    before = time.time()
+    [record] = Journal(config.state, read_only=True).engines()
+    with closing(sqlite3.connect(config.state / JOURNAL_FILE, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        os.kill(record.identity.pid, signal.SIGKILL)
+        wait_for(lambda: serving_seqs(config) == 0, "the engine is gone")
+        wait_for(lambda: serving_seqs(config) == 2, "serving again")
+        assert time.monotonic() - began < 15
+        crashed_by = time.time()
+        time.sleep(2)
+    operations = Operations(Journal(config.state, read_only=True), config.base_digest())
+    [crash] = wait_for(lambda: operations.events([EventKind.CRASH]), "the crash is recorded")
+    assert before <= crash.at <= crashed_by
+    wait_for(lambda: state_of(config, since=before) == "serving", "the state is recorded")
+    ended(serve, signal.SIGINT)
+
+
+def test_a_deleted_write_ahead_log_is_noticed_and_nothing_is_lost(config_file: Path) -> None:
+    config = load_config(config_file)
+    promote(config, 8)
+    serve = started(config_file)
+    before = [state.at for state in Journal(config.state, read_only=True).states()]
+    for name in ("-wal", "-shm"):
+        (config.state / f"{JOURNAL_FILE}{name}").unlink()
+    time.sleep(2)
+
+    assert sloguard("pause", "-c", config_file).stdout == "paused: no window opens\n"
+    journal = Journal(config.state, read_only=True)
+    assert [state.at for state in journal.states()][: len(before)] == before
+    assert journal.promoted(config.base_digest()) == {**config.engine.args, "max_num_seqs": 8}
+    output = ended(serve, signal.SIGINT)
+    assert "was deleted while the sidecar uses it: the journal is restored" in output
+
+
+def test_a_pause_after_an_accepted_retune_wins_or_says_that_it_has_started(config_file: Path) -> None:
+    config = load_config(config_file)
+    serve = started(config_file, FAKE_LOAD_S="60")
+    with grpc.insecure_channel(unix_target(str(config.socket))) as channel:
+        stub = ControlServiceStub(channel)
+        stub.Retune(control_pb2.RetuneRequest(), timeout=60)
+        said = stub.Pause(control_pb2.PauseRequest(reason="release"), timeout=60).summary
+    if said == "paused: no window opens; the retune that waited is cancelled":
+        time.sleep(2)
+        assert state_of(config) == "serving"
+        expected = ("cancelled", "paused before it started")
+    else:
+        assert said == "paused: no window opens; the one that has started goes on: `sloguard abort` ends it"
+        assert sloguard("abort", "--wait", "-c", config_file).returncode == 0
+        expected = ("done", "aborted: the window was aborted")
+    orders = wait_for(lambda: settled(config_file), "the retune's outcome")
+    assert (orders[0]["outcome"], orders[0]["result"]) == expected
+    assert [(o["kind"], o["door"]) for o in orders[:2]] == [("retune", "cli"), ("pause", "cli")]
+    ended(serve, signal.SIGINT)
+
+
+def settled(config_file: Path) -> list[dict[str, str]] | None:
+    """The orders, once all of them have an outcome."""
+    orders = json.loads(sloguard("history", "--json", "-c", config_file).stdout)["orders"]
+    return orders if all(order["outcome"] not in ("pending", "started") for order in orders) else None
+
+
+def test_a_drain_waits_for_requests_that_vllm_still_counts(config_file: Path) -> None:
+    """One is sent after the notice has begun, and takes longer than the notice."""
+    config = changed(config_file, notice="1s")
+    serve = started(config_file)
+    assert sloguard("retune", "--now", "-c", config_file).returncode == 0
+    wait_for(lambda: state_of(config) == "draining", "draining")
+    body = json.dumps({"model": config.model, "prompt": "abc", "max_tokens": 1, "seconds": 3}).encode()
+    with urllib.request.urlopen(f"http://127.0.0.1:{config.engine.port}/v1/completions", data=body, timeout=30) as done:
+        assert done.status == 200
+        assert state_of(config) == "draining"
+    wait_for(lambda: state_of(config) != "draining", "the drain's end")
+    ended(serve, signal.SIGINT)
