@@ -48,7 +48,7 @@ def test_a_window_promotes_the_better_configuration(config_file: Path) -> None:
     asked = sloguard("retune", "--now", "--wait", "-c", config_file)
     assert asked.returncode == 0, asked.stderr
     assert "trial 1 baseline: max_num_seqs=2: feasible" in asked.stdout
-    assert "promoting: validated on fresh starts" in asked.stdout
+    assert "promoting: better in 3 of 3 A/B restarts" in asked.stdout
     lines = [line.partition(":")[0] for line in asked.stdout.splitlines()]
     assert lines.index("tuning") < lines.index("trial 1 baseline") < lines.index("validating")
     validation = [n for n, line in enumerate(lines) if line.endswith((" reference", " validation"))]
