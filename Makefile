@@ -44,11 +44,13 @@ bench-ablation: setup
 	$(BENCH) --ablation
 	$(BENCH) --no-guard --optimizers tba-tpe,sloguard
 
-# Both ask vLLM whether the guard is right: 2,000 configurations by its own checks, and starts at the memory edge.
+# Both ask vLLM whether the guard is right: 2,000 configurations by its own checks; architectures that it builds on the
+# meta device (a table in benchmarks/README.md), and starts at the memory edge.
 bench-repair: setup
 	$(BIN)/python benchmarks/repair.py
 
 bench-guard: setup
+	$(BIN)/python benchmarks/architectures.py --into benchmarks/README.md
 	$(BIN)/python benchmarks/guard.py $(ENGINE) --results build/guard-$(ENGINE).jsonl
 
 # 200 random live changes of a running engine under load, on the CPU build.

@@ -4,11 +4,11 @@ Run by the Python that has vLLM and this project:
 
     python benchmarks/guard.py cpu|cuda|report [--results FILE] [--seconds N]
 
-Each case is repaired as the plugin would; what the guard passes must start, what it refuses must fail when it is
-forced, and of what it repairs both the given and the repaired arguments are tried. An engine core starts in a process
-forked from this one, which has imported vLLM and never touches a GPU. Results are appended to FILE, a JSON object a
-line; a later run goes on where it ended. ``report`` starts nothing: it predicts the starts of FILE again with the guard
-as it is now. Exits with 1 when a verdict of the guard was wrong.
+Each case is repaired as the plugin would: what the guard passes must start, and what it refuses must fail when forced.
+Of a repaired case, both the given and the repaired arguments are tried. An engine core starts in a process forked from
+this one, which has imported vLLM and never touches a GPU. Results are appended to FILE, a JSON object a line; a later
+run continues where it ended. ``report`` starts nothing: it predicts the starts of FILE with the present guard. Exits
+with 1 when a verdict of the guard was wrong.
 """
 
 import argparse
@@ -291,7 +291,7 @@ def main() -> int:
 
 def _import_vllm(device: str) -> None:
     """Once, before the first fork; engines inside are forked too (their processes would import it all again)."""
-    os.environ["SLOGUARD_REPAIR"] = "off"  # the plugin is in these engines too, and would mend what is forced
+    os.environ["SLOGUARD_REPAIR"] = "off"  # the plugin is in these engines too, and would repair what is forced
     for name in ("engine.arg_utils", "v1.engine.core", f"v1.worker.{'cpu' if device == 'cpu' else 'gpu'}_worker"):
         importlib.import_module(f"vllm.{name}")
     for name in ("utils.system_utils", "v1.executor.multiproc_executor"):

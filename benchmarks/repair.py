@@ -4,7 +4,7 @@
 
 Run by a Python that has vLLM (its CPU build will do) and this project. Every configuration goes to vLLM's own
 ``EngineArgs(**args).create_engine_config``, as ``vllm serve`` calls it: as drawn, and as repaired. Right means: what
-repair leaves alone or mends is accepted, and what it refuses is refused by vLLM too, or can't start for a reason that
+repair passes or repairs is accepted, and what it refuses is refused by vLLM too, or can't start for a reason that
 create_engine_config does not look at (memory, kernels), which is then checked for itself. Any disagreement is listed,
 and makes the exit code 1. All calls share one process, whose environment is restored after each; that their order does
 not matter is checked by asking some of them again, backwards, at the end.
@@ -171,7 +171,7 @@ def write_models(folder: Path) -> dict[str, str]:
 
 def asker() -> Callable[[str, Mapping[str, Any]], str]:
     """The question to vLLM: "" where it accepts, else its error in one line."""
-    # Errors only: its log would drown the answer. The plugin must not mend what is to be judged.
+    # Errors only: its log would drown the answer. The plugin must not repair what is judged.
     os.environ |= {"VLLM_LOGGING_LEVEL": "CRITICAL", "VLLM_PLUGINS": "", "HF_HUB_OFFLINE": "1"}
     from vllm.engine.arg_utils import EngineArgs
     from vllm.usage.usage_lib import UsageContext
@@ -316,7 +316,7 @@ def report(tally: Tally, seed: int, vllm_version: str) -> str:
         *(f"  {name}: {number}" for name, number in sorted(tally.outcomes.items())),
         "refused, by where vLLM would say no and the rule:",
         *(f"  {name}: {number}" for name, number in tally.refusals.most_common()),
-        "mended, by rule:",
+        "repaired, by rule:",
         *(f"  {name}: {number}" for name, number in tally.broken_rules.most_common()),
         f"disagreements: {len(tally.disagreements)}",
         *(f"  {line}" for line in tally.disagreements),

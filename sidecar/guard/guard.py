@@ -1,4 +1,4 @@
-"""From a proposal to a plan: the repair pass of the plugin, run before anything is started."""
+"""Turns a proposal into a plan with the repair pass of the plugin, before anything is started."""
 
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from vllm_sloguard.knobs import KnobValues as Knobs
 class Guard:
     """Repairs and refuses proposals for one configuration file.
 
-    ``observe`` says what the machine has free now for so many ranks, ``learned`` what earlier starts taught.
+    ``observe`` returns the machine as it is now for a number of ranks, ``learned`` what earlier starts reported.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class Guard:
         self._known: KnownModel | None = None
 
     def plan(self, incumbent: Args, proposal: Proposal, role: Role) -> Plan:
-        """The engine arguments that ``proposal`` comes to, with each change and its reason, or the refusal."""
+        """The engine arguments for ``proposal``, with each change and its reason, or the refusal."""
         args: dict[str, bool | int | float | str | list[str]] = {**incumbent, **proposal.config}
         if role in (Role.UNGUARDED, Role.BASELINE, Role.REFERENCE):
-            # The incumbent is what serves: the same arguments, and the same plugin that mends them inside vLLM.
+            # These run as the incumbent does: with the same arguments, which the plugin repairs inside vLLM.
             return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason)
         repaired = self._repairer(incumbent, self._observe(ranks_of(args)))
         result = repaired(args)
@@ -64,7 +64,7 @@ class Guard:
         return project
 
     def _repairer(self, incumbent: Args, machine: Machine) -> Callable[[Args], Repair]:
-        """The repair pass with what is known now; what the incumbent states and the search does not vary is pinned."""
+        """The repair pass with what is known now. Arguments of the incumbent that are not searched are pinned."""
         learned, now = self._learned(), time.time()
         if self._known is None:
             self._known = model_of(self._model, self._python)

@@ -19,7 +19,7 @@ from vllm_sloguard.guard.known_model import CachedBuilds, KnownModel, known_mode
 # Importing vLLM takes 7 s on two idle cores, and building the largest models 1 s.
 ANSWER_TIMEOUT_S = 90.0
 _MEMORY_BYTES = 8 * 2**30
-# The helper ends after a while without a question: what serves needs its memory.
+# The helper ends after a while without a request: the serving engine needs the memory.
 _IDLE_S = 120.0
 # What could not be answered is not asked again at once: the repair pass asks about the same arguments many times.
 _ASK_AGAIN_S = 600.0

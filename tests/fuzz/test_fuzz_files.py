@@ -109,7 +109,7 @@ def asked_of_the_guard(model: Path, state: Path | None) -> None:
             )
     for arg in ([], ["max_num_seqs=100000", "gpu_memory_utilization=0.99"]):
         with contextlib.suppress(guard.typer.Exit):
-            guard.mend(
+            guard.repair_command(
                 model=str(model),
                 arg=arg,
                 gpu_total_gib=80,

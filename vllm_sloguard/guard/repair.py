@@ -1,10 +1,9 @@
-"""Turns a configuration that vLLM would not start with into the nearest one that it would, or says why there is none.
+"""Repairs a configuration that vLLM would not start with, or refuses it.
 
-The rules stand in ``vllm_sloguard.guard.rules``. The first broken one is mended and all are asked again, until none
-complains: what comes back therefore passes unchanged when repaired again. Then every change is tried without, as a
-later one may have made it needless. Two repairs of the SLO-Guard study have no rule, as vLLM (0.26 to 0.32) starts
-without them: chunked prefill together with eager mode, which vLLM allows, and sequences times length within 0.7 of the
-KV tokens, beyond which it preempts instead of failing.
+The rules are in ``vllm_sloguard.guard.rules``. The first broken one is fixed and all are checked again, until none is
+broken: repairing the result again changes nothing. Then each change is tried without, as a later one may have made it
+unnecessary. Two repairs of the SLO-Guard study have no rule, because vLLM (0.26 to 0.32) starts without them: chunked
+prefill in eager mode, which vLLM allows, and sequences times length above 0.7 of the KV tokens, where it preempts.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,14 +22,14 @@ from vllm_sloguard.knobs import KnobValues, Value
 
 __all__ = ["TUNED", "ArgumentChange", "Limits", "Repair", "RepairStatus", "repair"]
 
-# Every argument that a rule looks at.
+# Every argument that a rule checks.
 TUNED: tuple[str, ...] = tuple(ARGUMENTS)
-# Far more rounds than rules times arguments ever need.
+# Far more than rules times arguments need.
 _ROUNDS = 64
 
 
 class RepairStatus(StrEnum):
-    """What became of a configuration."""
+    """The outcome for a configuration."""
 
     UNCHANGED = "unchanged"
     REPAIRED = "repaired"
@@ -65,8 +64,8 @@ class Repair:
 
 
 @dataclass(frozen=True)
-class _Mended:
-    """Where a run over the rules ended. ``why`` has the broken rules and reasons of each changed argument."""
+class _Outcome:
+    """The result of applying the rules. ``why`` has the broken rules and reasons of each changed argument."""
 
     case: Case
     why: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict[str, tuple[tuple[str, str], ...]])
@@ -86,10 +85,10 @@ def repair(
     vllm_version: Version | None = None,
     unknown: str = "",
 ) -> Repair:
-    """Mends ``args`` (EngineArgs names; absent or None means vLLM's default), or refuses them.
+    """Repairs ``args`` (EngineArgs names; absent or None means vLLM's default), or refuses them.
 
     Arguments in ``pinned`` are never changed, and max_model_len is never lowered below ``workload_max_len`` tokens.
-    Without a shape or a machine, the rules that need them are left out; without a version ("0.32" is (0, 32)), none is.
+    Without a shape or a machine, the rules that need them are skipped; without a version ("0.32" is (0, 32)), none is.
     ``limits`` are what was learned on this host about this model, for all arguments or for those that it is asked
     with; ``estimate`` is the memory arithmetic with the best evidence that there is (start_history.py). ``unknown``
     says why there is none of the model, for the warning.
@@ -97,31 +96,31 @@ def repair(
     """
     given = {name: value for name, value in args.items() if value is not None or _takes_no_none(name)}  # pyright: ignore[reportUnnecessaryComparison]
     case = Case(given, shape, machine, pinned, workload_max_len or 0, _taught(limits), vllm_version, estimate)
-    mended = _mend(case)
-    if mended.refusal:
+    outcome = _apply_rules(case)
+    if outcome.refusal:
         # There is no arithmetic to do with values that have no meaning.
         numbers = _first(case, ALL[:_VALUE_RULES]) is None
-        return Repair(RepairStatus.REFUSED, args, (), mended.refusal, case.budget if numbers else None, mended.rule)
-    mended = _minimal(case, mended)
+        return Repair(RepairStatus.REFUSED, args, (), outcome.refusal, case.budget if numbers else None, outcome.rule)
+    outcome = _minimal(case, outcome)
     changes = tuple(
         ArgumentChange(
             name,
             given.get(name),
-            mended.case.args.get(name),
+            outcome.case.args.get(name),
             "; ".join(dict.fromkeys(reason for _, reason in why)),
             tuple(dict.fromkeys(rule for rule, _ in why)),
         )
-        for name, why in mended.why.items()
-        if not _same(given, mended.case.args, name)
+        for name, why in outcome.why.items()
+        if not _same(given, outcome.case.args, name)
     )
     status = RepairStatus.REPAIRED if changes else RepairStatus.UNCHANGED
-    budget = mended.case.budget
+    budget = outcome.case.budget
     warning = _warning(budget, unknown)
-    return Repair(status, mended.case.args if changes else args, changes, "", budget, warning=warning)
+    return Repair(status, outcome.case.args if changes else args, changes, "", budget, warning=warning)
 
 
 def _warning(budget: Budget | None, unknown: str) -> str:
-    """What is unknown about a configuration that passes; empty if nothing is, or it starts whatever is."""
+    """What is unknown about a configuration that passes; empty if it starts in any case."""
     if budget is None:
         return f"memory is not checked: {unknown}" if unknown else ""
     spare = budget.kv_bytes - budget.request_bytes - budget.margin_bytes
@@ -162,35 +161,35 @@ def _first(case: Case, rules: tuple[Rule, ...] = ALL) -> tuple[Rule, Broken] | N
     return None
 
 
-def _mend(case: Case) -> _Mended:
-    """Mends the first broken rule until none is; a refusal has the words of the rule's first complaint."""
+def _apply_rules(case: Case) -> _Outcome:
+    """Fixes the first broken rule until none is broken; a refusal has the text of the first complaint."""
     why: dict[str, tuple[tuple[str, str], ...]] = {}
     said: dict[str, str] = {}
     for _ in range(_ROUNDS):
         found = _first(case)
         if found is None:
-            return _Mended(case, why)
+            return _Outcome(case, why)
         rule, broken = found
         reason = said.setdefault(rule.name, broken.reason)
         way = next((way for way in broken.ways if way[0] not in case.pinned), None)
         if way is None:
             held = sorted({name for name, _ in broken.ways})
-            return _Mended(case, why, rule.name, f"{reason}; pinned: {', '.join(held)}" if held else reason)
+            return _Outcome(case, why, rule.name, f"{reason}; pinned: {', '.join(held)}" if held else reason)
         why[way[0]] = (*why.get(way[0], ()), (rule.name, broken.reason))
         case = case.but(*way)
-    return _Mended(case, why, "rules", "the repair rules contradict each other here")
+    return _Outcome(case, why, "rules", "the repair rules contradict each other here")
 
 
-def _minimal(start: Case, mended: _Mended) -> _Mended:
-    """Undoes every change that the others have made needless, or needed less of, one by one."""
-    for name in mended.why:
-        if _same(start.args, mended.case.args, name):
+def _minimal(start: Case, outcome: _Outcome) -> _Outcome:
+    """Undoes each change that the others have made unnecessary, or smaller, one by one."""
+    for name in outcome.why:
+        if _same(start.args, outcome.case.args, name):
             continue
-        again = _mend(_restored(mended.case, start, name))
-        others = {*mended.case.args, *again.case.args} - {name}
-        if not again.refusal and all(_same(mended.case.args, again.case.args, other) for other in others):
-            mended = _Mended(again.case, {**mended.why, name: again.why.get(name, ())})
-    return mended
+        again = _apply_rules(_restored(outcome.case, start, name))
+        others = {*outcome.case.args, *again.case.args} - {name}
+        if not again.refusal and all(_same(outcome.case.args, again.case.args, other) for other in others):
+            outcome = _Outcome(again.case, {**outcome.why, name: again.why.get(name, ())})
+    return outcome
 
 
 def _restored(case: Case, start: Case, name: str) -> Case:

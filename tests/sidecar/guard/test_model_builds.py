@@ -27,7 +27,7 @@ def python_that(folder: Path, script: str) -> str:
     """A Python that runs ``script`` instead of what it is given, and counts its starts."""
     (folder / "script.py").write_text(f"open({str(folder / 'starts')!r}, 'a').write('x')\n{script}")
     path = folder / "python"
-    path.write_text(f'#!/bin/sh\nexec {sys.executable} {folder / "script.py"}\n')
+    path.write_text(f"#!/bin/sh\nexec {sys.executable} {folder / 'script.py'}\n")
     path.chmod(0o755)
     return str(path)
 

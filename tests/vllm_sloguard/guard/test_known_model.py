@@ -115,7 +115,8 @@ def test_stored_answers_are_for_one_configuration_one_version_and_these_argument
 
 def test_a_built_model_is_read_back_and_what_is_none_is_one_line() -> None:
     assert read_built_model(built_model_fields(HYBRID)) == HYBRID
-    for bad in ({}, {"stages": []}, {**built_model_fields(HYBRID), "vocab": -1}, {"error": "ValueError: no"}):
+    damaged: list[dict[str, Any]] = [{}, {"stages": []}]
+    for bad in (*damaged, {**built_model_fields(HYBRID), "vocab": -1}, {"error": "ValueError: no"}):
         with pytest.raises(ValueError, match=r"^not a built model: [^\n]+$"):
             read_built_model(bad)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guard_models import DEEPSEEK, FAMILIES, GEMMA2, GEMMA3, MISTRAL, QWEN
+from guard_models import DEEPSEEK, FAMILIES, GEMMA2, GEMMA3, LLAMA, MISTRAL, QWEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -262,3 +262,71 @@ def test_a_model_known_by_its_sizes_alone(weights_gib: float, kib_a_token: float
     assert budget.kv_bytes_per_token == 131_072
     # Worked out from the shapes of Qwen2-1.5B, Llama-3.1-8B and 70B.
     assert abs(budget.activation_bytes / 2**13 / 2**10 / kib_a_token - 1) < 0.1
+
+
+def test_configurations_that_once_could_not_be_read() -> None:
+    """Each of these layouts is of a published model."""
+    # A list that says of each layer whether it has experts.
+    listed = from_config({**DEEPSEEK, "first_k_dense_replace": 0, "moe_layer_freq": [0, *[1] * 26]})
+    assert (listed.dense_layers, listed.expert_step) == (1, 1)
+    # ChatGLM's name for the vocabulary.
+    chatglm = {k: v for k, v in LLAMA.items() if k != "vocab_size"} | {"padded_vocab_size": 65024}
+    assert from_config(chatglm).vocab == 65024
+    # Multimodal models leave out what is as their language model's class has it.
+    nested = from_config({"model_type": "llava", "text_config": {"model_type": "llama"}})
+    assert (nested.layers, nested.hidden, nested.heads) == (32, 4096, 32)
+
+
+def test_an_encoder_decoder_is_read_and_its_cache_not_claimed() -> None:
+    whisper = {
+        "model_type": "whisper",
+        "d_model": 1280,
+        "decoder_layers": 32,
+        "decoder_attention_heads": 20,
+        "encoder_layers": 32,
+        "encoder_attention_heads": 20,
+        "decoder_ffn_dim": 5120,
+        "vocab_size": 51866,
+        "max_target_positions": 448,
+    }
+    shape = from_config(whisper)
+    assert (shape.layers, shape.heads, shape.intermediate) == (32, 20, 5120)
+    assert not shape.ordinary
+
+
+def test_gpt_bigcode_has_one_kv_head() -> None:
+    starcoder = {
+        "model_type": "gpt_bigcode",
+        "n_embd": 6144,
+        "n_layer": 40,
+        "n_head": 48,
+        "n_inner": 24576,
+        "n_positions": 8192,
+        "vocab_size": 49152,
+        "multi_query": True,
+    }
+    assert from_config(starcoder).kv_heads == 1
+    assert from_config({**starcoder, "multi_query": False}).kv_heads == 48
+
+
+@pytest.mark.parametrize(
+    ("fields", "kv_layers"),
+    [
+        ({"model_type": "qwen3_next", "full_attention_interval": 4, "linear_num_value_heads": 32}, 7),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "M-M*-" * 5 + "M*E", "ssm_state_size": 128}, 6),
+        ({"model_type": "bamba", "layers_block_type": ["mamba"] * 25 + ["attention"] * 3, "mamba_d_state": 256}, 3),
+        ({"model_type": "falcon_mamba", "ssm_state_size": 16}, None),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_hybrids_count_the_layers_that_keep_keys_and_values(fields: dict[str, Any], kv_layers: int | None) -> None:
+    shape = from_config({**QWEN, **fields})
+    assert shape.kv_layers == kv_layers
+    assert shape.hybrid
+    assert not shape.ordinary
+
+
+def test_what_stays_wide_in_nvfp4_is_not_claimed() -> None:
+    modelopt = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+    assert not from_config({**LLAMA, "quantization_config": modelopt}).ordinary
+    assert from_config({**LLAMA, "quantization_config": {"quant_method": "fp8"}}).ordinary

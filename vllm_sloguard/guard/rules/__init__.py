@@ -2,7 +2,7 @@
 
 ``values`` (single arguments), ``layout`` (arguments against the model and the devices), ``scheduling`` (lengths and
 batches against each other), ``room`` (memory), each on a ``case.Case``. No rule changes anything: it says what is
-broken, and which single arguments would mend it.
+broken, and which single arguments would fix it.
 """
 
 from vllm_sloguard.guard.rules import batching, memory, model_and_devices, single_argument

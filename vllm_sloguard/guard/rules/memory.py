@@ -297,10 +297,10 @@ def _longest_as_learned(case: Case) -> Broken | None:
         return None
     longest, length = case.limits.max_model_len or 0, memory.max_model_len(case.shape, case.values)
     reason = f"max_model_len {length} is above the {longest} that vLLM said would fit here (learned)"
-    mended = shorter(case, longest, reason)
+    fixed = shorter(case, longest, reason)
     share = _larger_share(case, case.machine, _short_enough) if case.machine is not None else ()
     wider = tuple(way for way in share if _short_enough(case.but(*way)))
-    return Broken(mended.reason, (*wider, *mended.ways))
+    return Broken(fixed.reason, (*wider, *fixed.ways))
 
 
 def _short_enough(case: Case) -> bool:

@@ -96,7 +96,7 @@ def _derived_length(case: Case) -> Broken | None:
 
 
 def shorter(case: Case, length: int, reason: str) -> Broken:
-    """Broken, and mended by a length of at most ``length`` tokens if that is enough for the workload."""
+    """Broken, and fixed by a length of at most ``length`` tokens if that is enough for the workload."""
     if length < max(1, case.workload_max_len):
         return Broken(f"{reason}; the workload needs {case.workload_max_len}" if case.workload_max_len else reason)
     return Broken(reason, (("max_model_len", length),))

@@ -14,7 +14,7 @@ from vllm_sloguard.guard.rules import arguments
 from vllm_sloguard.knobs import KnobValues, Value
 
 Version: TypeAlias = tuple[int, ...]
-# An argument and the value that would mend a rule; None is vLLM's default.
+# An argument and the value that would fix a broken rule; None is vLLM's default.
 Way: TypeAlias = tuple[str, Value | None]
 # The memory arithmetic of a model's shape, arguments as vLLM reads them, and a machine.
 Estimate: TypeAlias = Callable[[ModelShape, KnobValues, Machine], Budget | None]
@@ -119,7 +119,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Broken:
-    """Why a rule is broken, in numbers, and the ways to mend it, least harm first. None of them: nothing does."""
+    """Why a rule is broken, in numbers, and the ways to fix it, least harmful first; nothing does if there are none."""
 
     reason: str
     ways: tuple[Way, ...] = ()
