@@ -11,12 +11,13 @@ from typing import Any
 
 from vllm_sloguard.crash import Category, classify_file
 from vllm_sloguard.crash.advice import CRASH_RULES, CrashRule
+from vllm_sloguard.guard.evidence import ModelEvidence
 from vllm_sloguard.guard.machine import Machine
-from vllm_sloguard.guard.memory import GIB
+from vllm_sloguard.guard.memory import GIB, Budget, estimate, weights_bytes
 from vllm_sloguard.guard.model_shape import ModelShape, from_config
 from vllm_sloguard.guard.repair import Limits, repair
 from vllm_sloguard.guard.rules import ALL
-from vllm_sloguard.knobs import KNOBS, Knob, KnobKind
+from vllm_sloguard.knobs import KNOBS, Knob, KnobKind, KnobValues
 
 HERE = Path(__file__).resolve().parent
 LOGS = HERE.parent / "tests" / "vllm_sloguard" / "crash" / "logs"
@@ -128,6 +129,11 @@ def _knob(knob: Knob, rules: dict[str, str]) -> Iterator[str]:
         yield f"  - `{name}`: {demand}"
 
 
+def _with_checkpoint(shape: ModelShape, args: KnobValues, machine: Machine) -> Budget:
+    """The estimate for a model whose checkpoint is there: formulas alone refuse nothing."""
+    return estimate(shape, args, machine, evidence=ModelEvidence(checkpoint_bytes=weights_bytes(shape, {})))
+
+
 def repairing_rules() -> dict[str, dict[str, str]]:
     """By argument, the rules that changed it in random configurations and what each requires, in the rules' order."""
     draw = random.Random(0)  # noqa: S311 - the same each time
@@ -144,6 +150,7 @@ def repairing_rules() -> dict[str, dict[str, str]]:
             pinned=frozenset(draw.sample(names, draw.choice((0, 0, 1)))),
             workload_max_len=draw.choice((None, 200, 4000)),
             limits=draw.choice(limits),
+            estimate=_with_checkpoint,
             vllm_version=draw.choice(((0, 26), (0, 32))),
         )
         for change in result.changes:

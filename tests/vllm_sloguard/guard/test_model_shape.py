@@ -270,7 +270,8 @@ def test_configurations_that_once_could_not_be_read() -> None:
     listed = from_config({**DEEPSEEK, "first_k_dense_replace": 0, "moe_layer_freq": [0, *[1] * 26]})
     assert (listed.dense_layers, listed.expert_step) == (1, 1)
     # ChatGLM's name for the vocabulary.
-    chatglm = {k: v for k, v in LLAMA.items() if k != "vocab_size"} | {"padded_vocab_size": 65024}
+    chatglm = {k: v for k, v in LLAMA.items() if k != "vocab_size"}
+    chatglm |= {"model_type": "chatglm", "padded_vocab_size": 65024}
     assert from_config(chatglm).vocab == 65024
     # Multimodal models leave out what is as their language model's class has it.
     nested = from_config({"model_type": "llava", "text_config": {"model_type": "llama"}})
