@@ -81,6 +81,7 @@ class StateRecord:
     state: str
     reason: str
     until: float | None
+    cause: str = ""  # a sidecar.record.states.Cause; empty where an older version wrote the row
 
 
 class Journal(JournalFile):
@@ -253,26 +254,27 @@ class Journal(JournalFile):
 
     # States
 
-    def enter(self, state: str, reason: str, until: float | None = None) -> JournalError | None:
+    def enter(self, state: str, reason: str, until: float | None = None, cause: str = "") -> JournalError | None:
         """Records a state before it is entered, later where it can't be now; why it can't."""
         return self.write_or_defer(
-            "INSERT INTO states (at, state, reason, until) VALUES (?, ?, ?, ?)", (time.time(), state, reason, until)
+            "INSERT INTO states (at, state, reason, until, cause) VALUES (?, ?, ?, ?, ?)",
+            (time.time(), state, reason, until, cause),
         )
 
     def state(self) -> StateRecord | None:
         """The last state."""
         rows = self.read("SELECT * FROM states ORDER BY id DESC LIMIT 1", ())
-        return StateRecord(rows[0]["at"], rows[0]["state"], rows[0]["reason"], rows[0]["until"]) if rows else None
+        return _state(rows[0]) if rows else None
 
     def state_at(self, at: float) -> StateRecord | None:
         """The state that held at that time, seconds since the epoch."""
         rows = self.read("SELECT * FROM states WHERE at <= ? ORDER BY id DESC LIMIT 1", (at,))
-        return StateRecord(rows[0]["at"], rows[0]["state"], rows[0]["reason"], rows[0]["until"]) if rows else None
+        return _state(rows[0]) if rows else None
 
     def states(self, since: float = 0.0) -> list[StateRecord]:
         """Every state that was entered at ``since`` or later, oldest first."""
         rows = self.read("SELECT * FROM states WHERE at >= ?", (since,))
-        return [StateRecord(row["at"], row["state"], row["reason"], row["until"]) for row in rows]
+        return [_state(row) for row in rows]
 
     # One controller
 
@@ -287,6 +289,11 @@ def _run(row: sqlite3.Row) -> Run:
     decision = read_decision(row["decision"]) if row["decision"] else None
     incumbent = object_of(row["incumbent"], "incumbent")
     return Run(row["id"], row["digest"], incumbent, row["started_at"], row["ended_at"], decision)
+
+
+def _state(row: sqlite3.Row) -> StateRecord:
+    cause = row["cause"] if "cause" in row.keys() else ""  # noqa: SIM118 - a row iterates over its values
+    return StateRecord(row["at"], row["state"], row["reason"], row["until"], cause)
 
 
 def _identity(row: sqlite3.Row) -> Identity:

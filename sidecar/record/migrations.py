@@ -96,5 +96,10 @@ CREATE TABLE orders (               -- see sidecar.record.orders
 );
 CREATE INDEX orders_by_outcome ON orders (outcome, kind, id);
 """
-MIGRATIONS = (_FIRST, _LEARNED, _EVIDENCE, _OPERATIONS, _BOOT, _ORDERS)
+_CAUSES = """
+ALTER TABLE states ADD COLUMN cause TEXT NOT NULL DEFAULT ''; -- sidecar.record.states.Cause; empty in older rows
+UPDATE states SET cause = 'engine_stopped' WHERE state = 'halted' AND reason = 'stopped, with its engine';
+UPDATE states SET cause = 'engine_left' WHERE state = 'halted' AND reason = 'stopped; the engine serves on';
+"""
+MIGRATIONS = (_FIRST, _LEARNED, _EVIDENCE, _OPERATIONS, _BOOT, _ORDERS, _CAUSES)
 LEARNED, OPERATIONS, ORDERS, VERSION = 2, 4, 6, len(MIGRATIONS)

@@ -17,10 +17,6 @@ class State(StrEnum):
     HALTED = "halted"
 
 
-# Why it was halted, in the journal's words.
-ENGINE_ENDED = "stopped, with its engine"
-ENGINE_SERVES_ON = "stopped; the engine serves on"
-FAILED = "failed"
 # What is to serve is being started.
 COMING_UP = (State.STARTING, State.PROMOTING, State.RESTORING)
 # A window is open, and can be given up.
@@ -28,7 +24,7 @@ IN_A_WINDOW = (State.DRAINING, State.TUNING, State.VALIDATING)
 
 
 class Cause(StrEnum):
-    """Why a state was entered, in one word for metrics; the journal and the log have the sentence."""
+    """Why a state was entered; the sentence beside it in the journal and the log is for people."""
 
     STARTED = "started"  # the sidecar was
     ENGINE_TAKEN_OVER = "engine_taken_over"
@@ -45,8 +41,10 @@ class Cause(StrEnum):
     PROMOTED = "promoted"
     KEPT = "kept"
     ROLLED_BACK = "rolled_back"
-    STOPPED = "stopped"  # the sidecar is being
-    FAILED = "failed"  # the sidecar has
+    STOPPED = "stopped"  # the sidecar is being stopped
+    ENGINE_STOPPED = "engine_stopped"  # the sidecar has ended, and its engine with it
+    ENGINE_LEFT = "engine_left"  # the sidecar has ended, its engine serves on
+    FAILED = "failed"  # an error ended the sidecar
 
 
 @dataclass(frozen=True)

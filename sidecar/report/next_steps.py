@@ -11,7 +11,7 @@ from sidecar.format import change, when
 from sidecar.promote.promoted_file import PROMOTED_FILE
 from sidecar.record.decisions import Outcome
 from sidecar.record.run_snapshot import Recorded
-from sidecar.record.states import ENGINE_ENDED, ENGINE_SERVES_ON, State
+from sidecar.record.states import Cause, State
 from sidecar.record.trial_states import TRIAL_STATES
 from sidecar.record.wording import misses_slo
 from sidecar.report import wording
@@ -73,9 +73,9 @@ def _service(recorded: Recorded) -> str:
     at = when(state.at)
     if recorded.alive:
         return f"The sidecar is running, {state.state} since {at}: {state.reason}."
-    if state.state == State.HALTED and state.reason == ENGINE_ENDED:
+    if state.state == State.HALTED and state.cause == Cause.ENGINE_STOPPED:
         return f"Nothing serves: the sidecar and its engine were stopped at {at}."
-    if state.state == State.HALTED and state.reason == ENGINE_SERVES_ON:
+    if state.state == State.HALTED and state.cause == Cause.ENGINE_LEFT:
         return f"The sidecar was stopped at {at} and left its engine serving, unsupervised."
     if state.state == State.HALTED:
         return f"The sidecar is not running; it ended at {at}: {state.reason}."

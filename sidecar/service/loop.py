@@ -16,7 +16,7 @@ from sidecar.format import Say, when
 from sidecar.record.events import EventKind, WindowOutcome, window_ending
 from sidecar.record.journal import JournalError, Superseded
 from sidecar.record.orders import OperatorOrder, OrderOutcome, Orders
-from sidecar.record.states import ENGINE_ENDED, ENGINE_SERVES_ON, FAILED, Cause, State
+from sidecar.record.states import Cause, State
 from sidecar.record.trial import Trial
 from sidecar.service.drain_hooks import HookRunner
 from sidecar.service.parts import ServiceParts
@@ -258,12 +258,12 @@ class Service:
             return
         what = "the engine did not start" if isinstance(error, EngineCrashed) else type(error).__name__
         serves_on = "; the engine serves on" if self._serving.alive() else ""
-        self._progress.enter(State.HALTED, Cause.FAILED, f"{FAILED}: {what}: {' '.join(str(error).split())}{serves_on}")
+        self._progress.enter(State.HALTED, Cause.FAILED, f"failed: {what}: {' '.join(str(error).split())}{serves_on}")
 
     def _halt(self) -> None:
         self._hooks.finish(_HOOK_AT_END_S)
         if self._requests.stop_engine.is_set() or not self._serving.alive():
-            self._progress.enter(State.HALTED, Cause.STOPPED, ENGINE_ENDED)
+            self._progress.enter(State.HALTED, Cause.ENGINE_STOPPED, "stopped, with its engine")
             self._serving.end(drain=True)
         else:
-            self._progress.enter(State.HALTED, Cause.STOPPED, ENGINE_SERVES_ON)
+            self._progress.enter(State.HALTED, Cause.ENGINE_LEFT, "stopped; the engine serves on")

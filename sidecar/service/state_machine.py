@@ -60,7 +60,7 @@ class StateMachine:
         check_transition(self.state, state)
         until = time.time() + self.time_left() if self.window_end is not None else None
         # Serving comes before recording: what can't be written now is written later.
-        if (error := self._journal.enter(str(state), why, until)) is not None:
+        if (error := self._journal.enter(str(state), why, until, str(cause))) is not None:
             self.say(str(error))
         self.standing = Standing(state, why, time.time())
         self._requests.state = state

@@ -19,6 +19,7 @@ from sidecar.record.decisions import Evidence, Outcome
 from sidecar.record.journal import JOURNAL_FILE, Journal
 from sidecar.record.trial import PLAN, RESULT, Plan, RepairChange, Result, Role, StartKind, Trial, TrialStatus
 from sidecar.search.space import Space
+from vllm_sloguard import __version__
 from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.knobs import Value
 
@@ -140,7 +141,7 @@ class Made:
             args = next(t.plan.args for t in self.rows if t.number == decision.trial)
             origin = dataclasses.replace(
                 provenance.of(self.config, self.rows),
-                sloguard="0.1.0",
+                sloguard=__version__,
                 vllm="0.26.0",
                 device="NVIDIA H200",
                 driver="570.1",

@@ -11,6 +11,7 @@ from service_process import configured, ended, sloguard, started
 from sidecar.config.schema import load_config
 from sidecar.engine.process_group import Identity, ProcessGroup
 from sidecar.record.journal import Journal
+from sidecar.record.states import Cause
 from sidecar.record.trial import Role, TrialStatus
 
 DUMP = Path(__file__).parent / "golden" / "journal_0.1.0.sql"
@@ -68,3 +69,12 @@ def test_serve_goes_on_with_it(tmp_path: Path) -> None:
     finally:
         for log in (config.state / "logs").glob("engine-*.log"):
             ProcessGroup(Identity(-1, 0.0, log.stem.removeprefix("engine-"))).kill()
+
+
+def test_how_the_sidecar_ended_is_known_without_reading_its_sentence(tmp_path: Path) -> None:
+    journal = Journal(restored(tmp_path / "state"))
+    last = journal.state()
+    journal.close()
+
+    assert last is not None
+    assert (last.state, last.cause) == ("halted", Cause.ENGINE_LEFT)

@@ -10,7 +10,7 @@ from report_cases import INCUMBENT, OOM, Made, only_crashes, whole
 from sidecar.config.schema import load_config
 from sidecar.record import run_snapshot
 from sidecar.record.row_validation import JournalError
-from sidecar.record.states import ENGINE_ENDED, ENGINE_SERVES_ON, FAILED, State
+from sidecar.record.states import Cause, State
 from sidecar.record.trial import Result, Role, TrialStatus
 from sidecar.report.decision_summary import Gain, Tone
 from sidecar.report.importance import FEWEST
@@ -158,23 +158,23 @@ def test_a_rollback_is_told_with_its_reason(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "reason", "first"),
+    ("state", "cause", "first"),
     [
-        (State.HALTED, ENGINE_ENDED, "Nothing serves: the sidecar and its engine were stopped at "),
-        (State.HALTED, ENGINE_SERVES_ON, "The sidecar was stopped at "),
-        (State.HALTED, f"{FAILED}: the port is taken", "The sidecar is not running; it ended at "),
-        (State.SERVING, "the engine is up", "The sidecar is not running and recorded no end"),
+        (State.HALTED, Cause.ENGINE_STOPPED, "Nothing serves: the sidecar and its engine were stopped at "),
+        (State.HALTED, Cause.ENGINE_LEFT, "The sidecar was stopped at "),
+        (State.HALTED, Cause.FAILED, "The sidecar is not running; it ended at "),
+        (State.SERVING, Cause.STARTED, "The sidecar is not running and recorded no end"),
     ],
 )
-def test_what_serves_after_the_sidecar_is_said_first(tmp_path: Path, state: State, reason: str, first: str) -> None:
+def test_what_serves_after_the_sidecar_is_said_first(tmp_path: Path, state: State, cause: Cause, first: str) -> None:
     made = Made(tmp_path)
     made.search(1)
-    made.journal.enter(state, reason)
+    made.journal.enter(state, "whatever it says", cause=cause)
 
     found = told(made.close()).serving
 
     assert found[0].startswith(first)
-    assert ("left its engine serving" in found[0]) is (reason == ENGINE_SERVES_ON)
+    assert ("left its engine serving" in found[0]) is (cause is Cause.ENGINE_LEFT)
     assert found[1].startswith("Configuration that the next start serves: the arguments of the configuration")
 
 
