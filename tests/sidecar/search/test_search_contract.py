@@ -20,7 +20,7 @@ from sidecar.search.space import Space
 from vllm_sloguard.knobs import KNOBS, KnobValues, Value
 
 BUDGET = 10
-every_optimizer = pytest.mark.parametrize("name", [*OPTIMIZERS, *ABLATIONS])
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 every_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
 
 # What a journal may hold: values outside the range, of another type, knobs that are absent, arguments that are none.
@@ -71,6 +71,15 @@ def test_a_proposal_is_a_function_of_the_history_and_the_seed(name: str, space: 
     assert optimizer.ask(history) == first == make(name, space, 42, BUDGET).ask(history)
     assert history == before
     assert space.contains(first.config)
+
+
+@pytest.mark.parametrize("name", ABLATIONS)  # each is the default without one part
+@pytest.mark.parametrize("length", [0, 6, 25])
+def test_an_ablation_proposes_inside_the_space(name: str, length: int) -> None:
+    history = outcomes_in_turn(SPACE, length)
+    proposal = make(name, SPACE, 42, BUDGET).ask(history)
+    assert SPACE.contains(proposal.config)
+    assert proposal == make(name, SPACE, 42, BUDGET).ask(history)
 
 
 @pytest.mark.parametrize("name", ["random", "tpe", "tba", "tba-tpe"])  # others maximise what they learned, not draw
