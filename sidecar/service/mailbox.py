@@ -66,6 +66,4 @@ def busy_reason(asked: Mailbox) -> str:
         return "the sidecar is not up yet, or has ended"
     if asked.state is not State.SERVING:
         return f"vLLM does not serve yet: the sidecar is {asked.state}; ask again when it serves"
-    if asked.mismatch:
-        return asked.mismatch
-    return "a window has been asked for already" if asked.retune.is_set() else ""
+    return asked.mismatch

@@ -168,7 +168,7 @@ def test_an_abort_ends_the_window_and_the_incumbent_serves(config_file: Path) ->
 def test_a_rollback_returns_to_what_served_before_and_quarantines(config_file: Path) -> None:
     config = load_config(config_file)
     serve = started(config_file)
-    assert "nothing to roll back to" in refused(config_file, "rollback")
+    assert "nothing to roll back" in refused(config_file, "rollback")
     asked(config_file, "retune", "--now", "--wait")
     winner = serving_seqs(config)
     assert winner > 2
@@ -199,7 +199,7 @@ def test_a_rollback_goes_to_the_promotion_before(config_file: Path) -> None:
     promoted(config, 5, 8)
     serve = started(config_file)
     assert serving_seqs(config) == 8
-    assert "1 is not what is promoted now" in refused(config_file, "rollback", "--promotion", "1")
+    assert "1 is not the current promotion" in refused(config_file, "rollback", "--promotion", "1")
     assert "promotion 1 serves next" in asked(config_file, "rollback", "--wait")
     assert serving_seqs(config) == 5
     asked(config_file, "rollback", "--promotion", "1", "--wait")

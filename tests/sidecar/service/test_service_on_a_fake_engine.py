@@ -117,7 +117,7 @@ def test_the_engine_serves_on_without_its_sidecar_and_is_taken_over(config_file:
 
     refused = sloguard("tune", "-c", config_file)
     assert refused.returncode == 1
-    assert f"process id {record.identity.pid}" in refused.stderr
+    assert f"process {record.identity.pid}" in refused.stderr
 
     again = started(config_file)
     assert [r.identity for r in Journal(config.state, read_only=True).engines()] == [record.identity]

@@ -76,10 +76,15 @@ def test_what_leaves_no_room_for_a_window_is_named(state: State, said: str) -> N
     assert bool(busy_reason(Mailbox(state=state))) == bool(said)
 
 
-def test_a_window_that_was_asked_for_leaves_no_room_for_another() -> None:
+def test_the_hint_that_an_order_may_wait_refuses_none() -> None:
+    """It is set at a start and after each window; whether a retune waits is in the journal."""
     requests = Mailbox(state=State.SERVING)
     requests.retune.set()
-    assert busy_reason(requests) == "a window has been asked for already"
+    assert busy_reason(requests) == ""
+
+
+def test_an_engine_that_does_not_match_the_journal_leaves_no_room_for_a_window() -> None:
+    assert busy_reason(Mailbox(state=State.SERVING, mismatch="an older copy")) == "an older copy"
 
 
 @pytest.fixture
