@@ -1,4 +1,4 @@
-"""The engines of a sidecar: started, ended and found again, each on the journal's record."""
+"""The sidecar's engines: started, stopped and found again, each recorded in the journal."""
 
 import hashlib
 import json
@@ -35,10 +35,10 @@ _ENGINE_ID = re.compile(r"[0-9a-f]{12}")
 
 
 class EngineManager:
-    """Starts engines for trials, on a port of their own, and for serving, on the operator's.
+    """Starts engines: for trials on a free port, for serving on the operator's.
 
-    They are forked where that is asked for and possible; where it is not, that is said once, and each has an ordinary
-    start from then on.
+    Engines are forked if configured and possible; otherwise the reason is logged once, and every later start is an
+    ordinary one.
     """
 
     def __init__(  # noqa: PLR0917 - what an engine has to do with
@@ -68,17 +68,17 @@ class EngineManager:
     # Starts
 
     def trial_launch(self, args: Mapping[str, Any], *, repair: bool) -> Launch:
-        """A start on a port that is free now."""
+        """A launch on a free port."""
         return self._launch(args, "127.0.0.1", any_free_port(), repair=repair)
 
     def serving_launch(self, args: Mapping[str, Any]) -> Launch:
-        """A start on the operator's own host and port."""
+        """A launch on the operator's host and port."""
         engine = self._config.engine
         launch = self._launch(args, engine.host, engine.port, repair=True)
         return replace(launch, drain_timeout_s=engine.drain_timeout_s)
 
     def warm_up_forks(self) -> None:
-        """Brings up the fork server, without waiting for it."""
+        """Starts the fork server without waiting for it."""
         if self._fork_server is not None:
             try:
                 self._fork_server.warm_up()
@@ -86,19 +86,19 @@ class EngineManager:
                 self.fork_no_more(str(error))
 
     def end_forks(self) -> None:
-        """Ends the fork server until it is needed again, and with it the engines that it has not let go."""
+        """Stops the fork server until it is needed again, and with it the forked engines that are not detached."""
         if self._fork_server is not None:
             self._fork_server.close()
 
     def fork_no_more(self, why: str) -> None:
-        """Ordinary starts from now on; said once."""
+        """Uses ordinary starts from now on; logged once."""
         if self._fork_server is not None:
-            self._say(f"engines are started the ordinary way from now on: {why}")
+            self._say(f"forked starts are disabled: {why}")
             self._fork_server.close()
             self._fork_server = None
 
     def begin(self, launch: Launch, role: str, *, fork: bool) -> tuple[Engine, StartKind]:
-        """Starts an engine, forked if it shall and can be, and does not wait for it.
+        """Starts an engine without waiting for it, forked if requested and possible.
 
         Raises EngineCrashed when the port is taken, OSError, JournalError.
         """
@@ -110,7 +110,7 @@ class EngineManager:
         return self._start(launch, role, None), StartKind.ORDINARY
 
     def serve(self, args: Mapping[str, Any], began: Callable[[Engine], None], cancelled: Callable[[], bool]) -> Engine:
-        """An engine that serves on the operator's port; ``began`` is told of it before its first token.
+        """An engine that serves on the operator's port; ``began`` is called with it before its first token.
 
         Raises EngineCrashed, Cancelled, OSError.
         """
@@ -122,7 +122,7 @@ class EngineManager:
         except EngineCrashed:
             if start is StartKind.ORDINARY:
                 raise
-            # It may have been the fork: nothing is held against what is to serve for that.
+            # The fork may be to blame, so the serving configuration gets an ordinary start.
             self.end(engine, drain=False)
             self.fork_no_more("the serving configuration crashed on a forked engine")
             return self.serve(args, began, cancelled)
@@ -132,7 +132,7 @@ class EngineManager:
         return engine
 
     def _let_go(self, engine: Engine) -> Engine:
-        """``engine``, which outlives the fork server and the sidecar from now on. Raises OSError."""
+        """Detaches ``engine``, so that it outlives the fork server and the sidecar. Raises OSError."""
         assert self._fork_server is not None
         try:
             self._fork_server.let_go(engine.group.identity.pid)
@@ -158,10 +158,10 @@ class EngineManager:
         return Launch(engine_id, engine.python, self._config.model, dict(args), host, port, env, log)
 
     def _start(self, launch: Launch, role: str, fork_server: ForkServer | None) -> Engine:
-        """The journal knows of it before and after, so that it can always be found again."""
+        """Recorded in the journal before and after, so that the engine can always be found again."""
         self._expect(launch, role)
         self._prune_logs()
-        # To serve comes before to record: a full disk stops trials, not the service.
+        # Serving takes priority over recording: a full disk stops trials, not the service.
         try:
             self._journal.engine_starting(launch.engine_id, role, known(launch))
         except JournalError:
@@ -185,7 +185,7 @@ class EngineManager:
         return engine
 
     def _expect(self, launch: Launch, role: str) -> None:
-        """Listens to an engine from now on."""
+        """Registers an engine for telemetry and live changes."""
         cores = launch.args.get("data_parallel_size", 1)
         self._hub.expect(launch.engine_id)
         self._live.expect(launch.engine_id, cores if isinstance(cores, int) else 1)
@@ -197,21 +197,21 @@ class EngineManager:
             log.unlink(missing_ok=True)
 
     def end(self, engine: Engine, *, drain: bool) -> float:
-        """Ends an engine, sees it gone, and returns the seconds taken."""
+        """Stops an engine, waits until it is gone, and returns the seconds taken."""
         began = time.monotonic()
         if drain:
             engine.stop()
         else:
             engine.group.kill()
-        with suppress(JournalError):  # the next start will find that it is gone
+        with suppress(JournalError):  # the next start of the sidecar notices that it is gone
             self._journal.engine_gone(engine.launch.engine_id)
         return time.monotonic() - began
 
     def adopt(self, record: EngineRecord, args: Mapping[str, Any]) -> Engine | None:
-        """The engine of ``record``, if an earlier sidecar started it just as this one would start ``args`` now."""
+        """The engine of ``record``, if it was started exactly as ``args`` would be started now."""
         log = Path(record.launch["log"])
         launch = replace(self.serving_launch(args), engine_id=record.identity.engine_id, log=log)
-        # A log is read and cut: only ever one of the state folder's.
+        # Logs are read and truncated: only touch those in the state folder.
         own = log.resolve().parent == (self._config.state / LOGS).resolve()
         if record.role != "serving" or record.launch != known(launch) or not own:
             return None
@@ -219,7 +219,7 @@ class EngineManager:
         return Engine.adopt(launch, record.identity)
 
     def record_alone(self, engine: Engine | None) -> None:
-        """Makes the journal say that ``engine`` runs, for serving, and no other. Raises JournalError."""
+        """Records ``engine`` as the only running serving engine. Raises JournalError."""
         recorded = {record.identity.engine_id for record in self._journal.engines()}
         for engine_id in recorded - ({engine.launch.engine_id} if engine is not None else set()):
             self._journal.engine_gone(engine_id)
@@ -235,9 +235,9 @@ class EngineManager:
             identity = record.identity
             if identity.engine_id == keep:
                 continue
-            # The process may have been started without its pid having been written: its mark finds it.
+            # The process may have started before its pid was recorded: find it by its mark.
             ProcessGroup(replace(identity, pid=identity.pid or -1)).kill()
-            with suppress(JournalError):  # the next start will find that it is gone
+            with suppress(JournalError):  # the next start of the sidecar notices that it is gone
                 self._journal.engine_gone(identity.engine_id)
             ended.append(identity.engine_id)
         for engine_id in self._unrecorded() - {keep, *ended}:
@@ -246,13 +246,13 @@ class EngineManager:
         return ended
 
     def _unrecorded(self) -> set[str]:
-        """Running engines of this state folder that the journal has no row of: the disk was full, or it is a copy."""
+        """Running engines of this state folder without a row in the journal: the disk was full, or it is a copy."""
         recorded = {record.identity.engine_id for record in self._journal.engines()}
         running = engines_writing_to(self._config.state / LOGS)
         return {engine_id for engine_id in running - recorded if _ENGINE_ID.fullmatch(engine_id)}
 
     def unrecorded_serving(self, args: Mapping[str, Any]) -> "UnrecordedEngine | None":
-        """The engine on the operator's port that the journal has no row of."""
+        """The engine on the operator's port without a row in the journal."""
         launch = self.serving_launch(args)
         for engine_id in self._unrecorded():
             leader = leader_of(engine_id)
@@ -267,10 +267,10 @@ class EngineManager:
                 return UnrecordedEngine(engine, matches=words[-len(expected) :] == expected)
         return None
 
-    # What they tell
+    # Reports from engines
 
     def learn(self, launch: Launch, crash: Crash | None = None, *, started: bool = True) -> None:
-        """Keeps what an engine showed of its memory; a failure to do so holds up neither trials nor the service."""
+        """Stores an engine's memory report; a failure to do so blocks neither trials nor the service."""
         changes = {change.name: change.after for change in self.repairs(launch)}
         args = {name: value for name, value in {**launch.args, **changes}.items() if value is not None}
         telemetry = self._hub.of(launch.engine_id)
@@ -281,7 +281,7 @@ class EngineManager:
                 self._learning.crashed(args, telemetry, crash)
 
     def repairs(self, launch: Launch) -> tuple[RepairChange, ...]:
-        """What the plugin has changed inside an engine."""
+        """The repairs that the plugin made inside an engine."""
         report = self._hub.of(launch.engine_id).repair
         changes = report.changes if report is not None else ()
         return tuple(
@@ -291,7 +291,7 @@ class EngineManager:
 
 @dataclass(frozen=True)
 class UnrecordedEngine:
-    """A serving engine without a row in the journal; whether it was started as the journal would have it started."""
+    """A serving engine without a row in the journal, and whether its launch matches the journal's configuration."""
 
     engine: Engine
     matches: bool
@@ -302,7 +302,7 @@ def _option(words: list[str], name: str) -> str:
 
 
 def known(launch: Launch) -> dict[str, Any]:
-    """A launch as the journal keeps it: all that makes a difference; of the environment, with its secrets, a digest."""
+    """A launch as recorded in the journal: everything that affects it, with the environment (secrets) as a digest."""
     env = hashlib.sha256(json.dumps(sorted(launch.env.items())).encode()).hexdigest()[:16]
     return {
         "python": launch.python,
@@ -317,7 +317,7 @@ def known(launch: Launch) -> dict[str, Any]:
 
 
 def _value(text: str) -> Value | None:
-    """A value of an argument, which the plugin sends as JSON; what is not JSON stays as it is."""
+    """The value of an argument, which the plugin sends as JSON; invalid JSON is kept as text."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,8 +1,8 @@
-"""Which engine a trial runs on: the one of the trial before, changed while it runs; or a new one, forked if it can be.
+"""Chooses the engine of a trial: the previous trial's, changed live, or a new one, forked if possible.
 
-An engine of the search is started with ceilings (``Plan.ceilings``) and at once lowered to what the trial wants, so
-that the trials after it find room above. What is compared for a promotion is always a new engine, started the ordinary
-way with the very arguments.
+An engine of the search starts with raised limits (``Plan.ceilings``) and is lowered at once to what the trial needs, so
+that later trials have headroom. What is compared for a promotion always runs on a new engine with an ordinary start and
+exactly the plan's arguments.
 """
 
 import time
@@ -19,7 +19,7 @@ from vllm_sloguard.crash import Crash
 from vllm_sloguard.knobs import Value
 
 _CHANGE_TIMEOUT_S = 10.0
-# An engine core asks for changes before its first token.
+# How long to wait for an engine core to subscribe to live changes, which it does before its first token.
 _CAPABLE_S = 3.0
 
 Launcher = Callable[[Args], Launch]
@@ -27,7 +27,7 @@ Launcher = Callable[[Args], Launch]
 
 @dataclass(frozen=True)
 class Given:
-    """An engine that has answered its first token. ``exact``: it was started with the plan's very arguments."""
+    """An engine that has answered its first token. ``exact``: it was started with exactly the plan's arguments."""
 
     engine: Engine
     start: StartKind
@@ -36,7 +36,7 @@ class Given:
 
 
 class NotStartedError(RuntimeError):
-    """The start crashed; ``engine`` is None where there never was one. ``exact`` as in Given."""
+    """The start crashed; ``engine`` is None if no process was started. ``exact`` as in Given."""
 
     def __init__(self, crash: Crash, engine: Engine | None, start: StartKind, *, exact: bool) -> None:
         super().__init__(crash.evidence)
@@ -59,16 +59,16 @@ class TrialEngines:
 
     @property
     def kept(self) -> bool:
-        """Whether an engine of an earlier trial runs."""
+        """Whether an engine of an earlier trial is still running."""
         return self._kept is not None
 
     def warm_up(self) -> None:
-        """Brings up the fork server, without waiting for it."""
+        """Starts the fork server without waiting for it."""
         if self._config.engine.forked_trials:
             self._engines.warm_up_forks()
 
     def release(self) -> None:
-        """Ends the kept engine, and the fork server unless it will start the serving engine. Raises NotGoneError."""
+        """Stops the kept engine, and the fork server unless it will start the serving engine. Raises NotGoneError."""
         self._end_kept()
         if not self._config.engine.forked_serving:
             self._engines.end_forks()
@@ -79,17 +79,17 @@ class TrialEngines:
             self._end(engine)
 
     def _end(self, engine: Engine) -> None:
-        # No request is left to wait for, and what is killed leaves less behind than what vLLM shuts down.
+        # No requests are in flight, and a kill leaves less behind than vLLM's own shutdown.
         self._engines.end(engine, drain=False)
 
     def keep(self, given: Given, plan: Plan) -> bool:
-        """Whether the engine of ``plan`` was kept for the next trial; else it is the caller's to end."""
+        """Keeps the engine of ``plan`` for the next trial, if possible; otherwise the caller must stop it."""
         if plan.role is Role.SEARCH and self._changes:
             self._kept = given.engine
         return self._kept is given.engine
 
     def get(self, plan: Plan, launch: Launcher, cancelled: Callable[[], bool], *, exact: bool) -> Given:
-        """An engine that serves as ``plan`` wants; ``exact`` asks for a new one with its very arguments.
+        """An engine that runs ``plan``; ``exact`` asks for a new one with exactly its arguments.
 
         Raises NotStartedError or Cancelled, with nothing left running.
         """
@@ -106,20 +106,20 @@ class TrialEngines:
         return self._started(launch(plan.args), plan.role, cancelled, exact=True)
 
     def undone(self, engine: Engine) -> bool:
-        """Whether a live change of ``engine`` did not last: what was measured there is of no configuration."""
+        """Whether a live change of ``engine`` was lost, so that the measurement belongs to no known configuration."""
         try:
             effects = self._live.effects(engine.launch.engine_id)
             taken = effects.applied_s is not None and effects.settled_s is not None
-            why = "" if taken else "the engine has not shown that it took one"
+            why = "" if taken else "the engine did not confirm one"
         except LiveError as error:
             why = str(error)
         if why:
-            self._say(f"live changes are not used any more: {why}")
+            self._say(f"live changes are disabled: {why}")
             self._changes = False
         return bool(why)
 
     def _changed(self, plan: Plan) -> Given | None:
-        """The engine of the trial before, as ``plan`` wants it; None where it can't be that without a restart."""
+        """The previous trial's engine with ``plan`` applied; None if that needs a restart."""
         engine, self._kept = self._kept, None
         if engine is None:
             return None
@@ -130,7 +130,7 @@ class TrialEngines:
         return None
 
     def reaches(self, args: Args) -> bool:
-        """Whether the engine that is kept can serve as if it had been started with ``args``."""
+        """Whether the kept engine can behave as if it had been started with ``args``."""
         return self._kept is not None and self._reach(self._kept, args) is not None
 
     def _reach(self, engine: Engine, args: Args) -> dict[str, int] | None:
@@ -145,14 +145,14 @@ class TrialEngines:
         return live_targets(started, wanted, able)
 
     def _lowered(self, engine: Engine, args: Args) -> bool:
-        """Whether ``engine`` serves with ``args`` from now on, and with empty caches."""
+        """Applies ``args`` to ``engine`` and empties its caches; whether that succeeded."""
         targets = self._reach(engine, args)
         if targets is None:
             return False
         try:
             self._live.change(engine.launch.engine_id, targets, _CHANGE_TIMEOUT_S, settle=True)
         except LiveError as error:
-            self._say(f"a live change was not made: {error}")
+            self._say(f"a live change failed: {error}")
             return False
         return True
 

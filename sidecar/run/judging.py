@@ -1,4 +1,4 @@
-"""From what the runner saw to the result that is recorded. Pure."""
+"""From the raw trial to the recorded result. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ _MOST_EVIDENCE = 500  # characters
 
 
 def load_schedule(config: Config, role: Role, needs: SearchNeeds = NO_NEEDS) -> LoadSchedule:
-    """The loads of a trial with that role; those of the search end when they have given what it ``needs``."""
+    """The load schedule for a trial of that role; loads of the search end once they have given what it ``needs``."""
     return LoadSchedule(
         config.slo,
         config.workload,
@@ -34,7 +34,7 @@ def load_schedule(config: Config, role: Role, needs: SearchNeeds = NO_NEEDS) -> 
 
 
 def judged_result(raw: RawTrial, role: Role, config: Config) -> Result:
-    """The result of a trial: a crash, a verdict, or the reason why there is none."""
+    """The result of a trial: a crash, a verdict, or the reason why nothing was measured."""
     run = raw.last
     result = Result(
         crash=run.crash and explained(run.crash, run.report),
@@ -54,7 +54,7 @@ def judged_result(raw: RawTrial, role: Role, config: Config) -> Result:
 
 
 def explained(crash: Crash, report: PluginReport) -> Crash:
-    """``crash``; where the log does not give the reason, with the exception that the plugin reported."""
+    """``crash``; if the log does not give the reason, with the exception that the plugin reported."""
     if crash.category is not Category.ENGINE_DEATH or not report.crashes:
         return crash
     first = report.crashes[0]
@@ -63,8 +63,8 @@ def explained(crash: Crash, report: PluginReport) -> Crash:
 
 
 def _with_loads(result: Result, run: EngineRun, schedule: LoadSchedule) -> Result:
-    """The load at the configured rate decides whether the SLO is met; for the capacity the best one has the scores."""
-    warm_up = run.loads[0].load.warm_up  # the later loads find a warm engine
+    """The load at the configured rate decides whether the SLO is met; for capacity, the best load gives the scores."""
+    warm_up = run.loads[0].load.warm_up  # later loads run on a warm engine
     result = replace(
         result,
         warmup_s=warm_up.seconds,
@@ -88,7 +88,7 @@ def judged_loads(result: Result, loads: tuple[RateLoad, ...], schedule: LoadSche
 
 
 def _stopped(result: Result, ending: EarlyStop, schedule: LoadSchedule, tried: tuple[Tried, ...]) -> Result:
-    """Of a load that was stopped. Only one that was outperformed may have met the SLO: it has an estimated value."""
+    """The verdict on a stopped load. Only an outperformed one may have met the SLO: it has an estimated value."""
     bound, estimate = verdict.least_violation(ending.bounds, schedule.slo), ending.estimate
     violation = bound or (estimate.violation if estimate is not None else 0.0)
     value = verdict.value(ending.bounds, schedule.objective, tried) if tried else None
@@ -113,7 +113,7 @@ def _measured(
     measurement = measure(first, slo)
     violation = verdict.violation(measurement, slo)
     if tried and violation == 0 and measurement.steady is SteadyState.GROWING:
-        violation = overload(first)  # it meets the SLO only for as long as the load was
+        violation = overload(first)  # it meets the SLO only because the load was short
     reached = capacity(tried)
     best = next((d.load for d in counted if d.rate == reached), first)
     return replace(
@@ -127,7 +127,7 @@ def _measured(
 
 
 def needs_after(trials: Sequence[Trial], objective: Objective, best: Trial | None) -> SearchNeeds:
-    """What the search needs after ``trials``; ``best`` is the one that the next has to beat, None while in doubt."""
+    """What the search needs after ``trials``; ``best`` is the trial that the next one has to beat, None if in doubt."""
     feasible = any(t.status is TrialStatus.FEASIBLE and t.plan.role in (Role.BASELINE, Role.SEARCH) for t in trials)
     if best is None or best.result is None or objective is not Objective.LATENCY:
         return SearchNeeds(feasible)

@@ -1,4 +1,4 @@
-"""What running a plan yields, before anything is judged."""
+"""The raw outcome of running a plan, before judging."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from vllm_sloguard.crash import Crash
 
 @dataclass(frozen=True)
 class PluginCrash:
-    """An exception that the plugin reported from inside vLLM."""
+    """An exception from inside vLLM, reported by the plugin."""
 
     exception_type: str
     message: str
@@ -19,7 +19,7 @@ class PluginCrash:
 
 @dataclass(frozen=True)
 class PluginReport:
-    """What the plugin reported of an engine."""
+    """The plugin's reports from one engine."""
 
     repairs: tuple[RepairChange, ...] = ()
     kv_cache_tokens: int | None = None
@@ -29,10 +29,10 @@ class PluginReport:
 
 @dataclass(frozen=True)
 class EngineRun:
-    """One engine and the loads that it got.
+    """One engine and its loads.
 
-    ``launch`` is None where no engine was started. ``exact`` tells that it was started with the plan's very arguments,
-    ``settings_held`` that a live change of it was not undone: otherwise the loads are of no known configuration.
+    ``launch`` is None if no engine was started. ``exact``: it was started with exactly the plan's arguments.
+    ``settings_held``: no live change was lost; otherwise the loads belong to no known configuration.
     """
 
     launch: Launch | None
@@ -48,15 +48,15 @@ class EngineRun:
 
     @property
     def conclusive(self) -> bool:
-        """Whether the run tells of the configuration itself, and need not be repeated on an engine of its own."""
+        """Whether the run is representative of the configuration, and need not be repeated on a new engine."""
         return self.exact or (self.crash is None and self.settings_held and bool(self.loads))
 
 
 @dataclass(frozen=True)
 class RawTrial:
-    """The engines that one plan was run on: the last one counts.
+    """The engines that a plan was run on; the last one counts.
 
-    ``warm_start_s`` is how long an unmeasured start before them took, where there was one.
+    ``warm_start_s`` is the duration of an unmeasured start before them, if there was one.
     """
 
     runs: tuple[EngineRun, ...]

@@ -1,4 +1,4 @@
-"""Runs one plan: an engine, its loads, its end. What they mean is for sidecar.run.judging to decide."""
+"""Runs one plan: starts an engine, sends the loads, stops it. sidecar.run.judging interprets the results."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ _LAST_WORDS_S, _GOING_DOWN_S = 0.5, 5.0
 
 
 class TrialRunner:
-    """Runs trials, one at a time, and keeps what the next one can use: the load client, and an engine."""
+    """Runs trials one at a time, and keeps the load client and an engine for the next one."""
 
     def __init__(
         self, config: Config, engines: EngineManager, hub: TelemetryHub, live: LiveHub, say: Callable[[str], None]
@@ -37,38 +37,38 @@ class TrialRunner:
         self._trial_engines = TrialEngines(config, live, engines, say)
 
     def act_for(self, epoch: int) -> None:
-        """Makes live changes in the name of the controller of ``epoch`` from now on."""
+        """Makes live changes as the controller of ``epoch`` from now on."""
         self._live.act_for(epoch)
 
     def close(self) -> None:
-        """Ends the load client, and what was kept for the next trial."""
+        """Stops the load client, and everything kept for the next trial."""
         self.client.close()
         self.release()
 
     def warm_up(self) -> None:
-        """Brings up what trials need, without waiting for it. Raises LoadError."""
+        """Starts what trials need without waiting for it. Raises LoadError."""
         self.client.start()
         self._trial_engines.warm_up()
 
     def release(self) -> None:
-        """Ends what was kept for the next trial, but the load client. Raises NotGoneError."""
+        """Stops everything kept for the next trial except the load client. Raises NotGoneError."""
         self._trial_engines.release()
 
     @property
     def occupied(self) -> bool:
-        """Whether an engine is kept for the next trial: what the machine has free is less by that."""
+        """Whether an engine is kept for the next trial: it takes memory that the machine reports as used."""
         return self._trial_engines.kept
 
     def is_cold(self, args: Mapping[str, Any]) -> bool:
-        """Whether a trial with ``args`` needs an engine of its own."""
+        """Whether a trial with ``args`` needs a new engine."""
         return not self._trial_engines.reaches(args)
 
     def run(
         self, plan: Plan, schedule: LoadSchedule, cancelled: Callable[[], bool], *, warm_start: bool = False
     ) -> RawTrial:
-        """Runs ``plan``, after a ``warm_start`` on an engine that is not measured, but whose crash counts.
+        """Runs ``plan``, after a ``warm_start`` of an engine that is not measured but whose crash counts.
 
-        Raises LoadError when the client itself can't measure, Cancelled.
+        Raises LoadError when the load client itself fails, Cancelled.
         """
         self.warm_up()
         if warm_start:
@@ -81,12 +81,12 @@ class TrialRunner:
         first = self._attempt(plan, schedule, cancelled, exact=False)
         if first.conclusive:
             return RawTrial((first,))
-        # The start limits, or what earlier trials left behind, may be the cause: run it on an engine of its own.
+        # The raised start limits, or state left by earlier trials, may be the cause: repeat on a new engine.
         return RawTrial((first, self._attempt(plan, schedule, cancelled, exact=True)))
 
     def _attempt(self, plan: Plan, schedule: Loads, cancelled: Callable[[], bool], *, exact: bool) -> EngineRun:
         def launch(args: Mapping[str, Any]) -> Launch:
-            # A plan has been repaired by the guard and runs as it is; the incumbent runs as it serves.
+            # The guard has already repaired a plan, so it runs unchanged; the incumbent runs as it does in service.
             as_it_serves = plan.role in (Role.BASELINE, Role.REFERENCE)
             return self._engines.trial_launch(args, repair=as_it_serves)
 
@@ -100,7 +100,7 @@ class TrialRunner:
         return self._loaded(given, plan, schedule, cancelled)
 
     def _loaded(self, given: Given, plan: Plan, schedule: Loads, cancelled: Callable[[], bool]) -> EngineRun:
-        """The loads of an engine that is up, and its end, unless the next trial can use it."""
+        """Sends the loads to a running engine, then stops it unless the next trial can use it."""
         engine = given.engine
         loads: list[RateLoad] = []
         crash: Crash | None = None
@@ -134,7 +134,7 @@ class TrialRunner:
 
     def _report(self, engine: Engine, crash: Crash | None) -> PluginReport:
         if crash is not None:
-            time.sleep(_LAST_WORDS_S)  # the report of a crash may still be on its way
+            time.sleep(_LAST_WORDS_S)  # a crash report may still be in flight
         telemetry = self._hub.of(engine.launch.engine_id)
         return PluginReport(
             self._engines.repairs(engine.launch),
@@ -144,7 +144,7 @@ class TrialRunner:
         )
 
     def _load(self, engine: Engine, workload: Workload, watch: StopRule, cancelled: Callable[[], bool]) -> LoadResult:
-        """The load; an engine that ends or hangs meanwhile is a crash, whatever the client says."""
+        """The load; an engine that exits or hangs meanwhile is a crash, whatever the client reports."""
         config = self._config
         try:
             model = engine.http.model()
@@ -159,7 +159,7 @@ class TrialRunner:
         return load
 
     def _probe_after(self, engine: Engine) -> None:
-        """A dead engine's server may still be shutting down when the client is back: ask for one more token."""
+        """A dead engine's server may still answer when the client is done, so request one more token."""
         try:
             engine.probe(_PROBE_TIMEOUT_S)
         except Unanswered:
@@ -167,7 +167,7 @@ class TrialRunner:
 
 
 def _silent(engine: Engine) -> EngineCrashed:
-    """The crash of an engine that does not answer: it hangs, or is still on its way down after its core has died."""
+    """The crash of an engine that does not respond: it hangs, or is still shutting down after its core died."""
     deadline = time.monotonic() + _GOING_DOWN_S
     while engine.alive() and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -1,6 +1,6 @@
-"""One tuning run: observe, guard, propose, run, judge, learn, record; then validate the best in pairs, and decide.
+"""One tuning run: observe, guard, propose, run, judge, learn, record; then validate the best in A/B restarts; decide.
 
-The journal is the state: ``Tuner`` reads it before each step, so a run that was killed continues where it stopped.
+The journal holds the state: ``Tuner`` reads it before each step, so a killed run continues where it stopped.
 """
 
 import dataclasses
@@ -36,24 +36,24 @@ Begin = Callable[[Plan], None]
 Notify = Callable[[Trial], None]
 Fits = Callable[[int, int], bool]
 IsCancelled = Callable[[], bool]
-# Trials without a measurement, after which the machine is not fit to measure.
+# Consecutive trials without a measurement after which the machine is considered unfit to measure.
 _MOST_UNMEASURED = 3
 
 
 class Learn(Protocol):
-    """Keeps what an engine showed of its memory: sidecar.run.engine_manager.EngineManager.learn."""
+    """Stores an engine's memory report: sidecar.run.engine_manager.EngineManager.learn."""
 
     def __call__(self, launch: Launch, crash: Crash | None = None, *, started: bool = True) -> None:
-        """``started`` tells that the engine was started for this run, and not kept from an earlier one."""
+        """``started``: the engine was started for this run, not kept from an earlier one."""
 
 
 def incumbent_args(config: Config, journal: Journal) -> Args:
-    """The current configuration: the last promotion over the file's arguments, or these."""
+    """The current configuration: the last promotion applied to the file's arguments, or these."""
     return journal.promoted(config.base_digest()) or config.engine.args
 
 
 def open_run(config: Config, journal: Journal) -> Run:
-    """The unfinished run of this very configuration, or a new one. A trial that was in flight becomes aborted."""
+    """The unfinished run of exactly this configuration, or a new one. A trial in flight is marked as aborted."""
     last = journal.last_run()
     journal.abort_running()
     if last is not None and last.ended_at is None:
@@ -68,9 +68,9 @@ def open_run(config: Config, journal: Journal) -> Run:
 class Tuner:
     """Takes one run from its recorded state to its decision.
 
-    ``begin`` is told of every plan before its trial begins, ``notify`` of every trial, as it starts and ends.
-    ``fits`` says whether so many more trials of the search and so many of the validation can end before the window
-    does, ``cancelled`` whether the one that runs must be given up.
+    ``begin`` is called with every plan before its trial, ``notify`` with every trial as it starts and ends. ``fits``
+    tells whether that many more search trials and validation measurements can finish within the window, ``cancelled``
+    whether to abort the current one.
     """
 
     def __init__(
@@ -105,13 +105,13 @@ class Tuner:
         self._prior = _earlier(config, run, journal, self._knobs, self._quarantined)
 
     def tune(self) -> Decision:
-        """Runs what is left of the search and the validation, and decides. Raises IsCancelled, LoadError."""
+        """Runs the rest of the search and the validation, and decides. Raises IsCancelled, LoadError."""
         try:
             while (plan := self._next()) is not None and self._fits(1, self._reserved()):
                 self._attempt(plan)
         finally:
             self._runner.release()
-        # Half a pair is no evidence, nor are fewer pairs than the first interim analysis needs.
+        # Neither half a pair nor fewer pairs than the first interim analysis needs is evidence.
         while (plan := self._validation()) is not None and self._fits(0, self._missing()):
             self._attempt(plan)
         return self._decided()
@@ -120,8 +120,8 @@ class Tuner:
         decision = promotion.decide(self._trials(), self._config)
         if decision.outcome is Outcome.PROMOTED:
             args = self._args_of(decision.trial)
-            if _values(args, self._knobs) in self._quarantined:  # rolled back after it was tried
-                reason = f"trial {decision.trial} is quarantined: it was promoted once, and rolled back"
+            if _values(args, self._knobs) in self._quarantined:  # rolled back since it was tried
+                reason = f"trial {decision.trial} is quarantined: it was rolled back after a promotion"
                 decision = dataclasses.replace(decision, outcome=Outcome.KEPT, reason=reason)
         if decision.outcome is Outcome.PROMOTED:
             args = self._args_of(decision.trial)
@@ -137,7 +137,7 @@ class Tuner:
         return self._journal.trials(self._run.id)
 
     def _next(self) -> Plan | None:
-        """The next plan of the search; None when its budget is used up. An aborted trial is tried again."""
+        """The next plan of the search; None when its budget is used up. An aborted trial is repeated."""
         trials = [t for t in self._trials() if t.status is not TrialStatus.ABORTED]
         baselines = [t for t in trials if t.plan.role is Role.BASELINE]
         # The incumbent can crash by accident too, and without its measurement there is nothing to compare with.
@@ -161,10 +161,10 @@ class Tuner:
         """Refuses a configuration that was rolled back before."""
         if plan.refusal or _values(plan.args, self._knobs) not in self._quarantined:
             return plan
-        return dataclasses.replace(plan, refusal="quarantined: it was promoted before, and rolled back")
+        return dataclasses.replace(plan, refusal="quarantined: it was rolled back after a promotion")
 
     def _asked(self, history: list[Observation]) -> Proposal:
-        """The optimizer's proposal after the trials of earlier runs and of this one, with the memory as it is now."""
+        """The optimizer's proposal, given the trials of this and earlier runs and the memory that is free now."""
         search = self._config.search
         context = Context(
             incumbent=self._incumbent_knobs(),
@@ -186,25 +186,25 @@ class Tuner:
         return self._guard.plan(self._run.incumbent, Proposal(self._incumbent_knobs(), str(role), reason), role)
 
     def _validation(self) -> Plan | None:
-        """The next measurement of the validation; None when enough is known, or there is nothing to validate."""
+        """The next measurement of the validation; None when enough is known or there is nothing to validate."""
         trials = self._trials()
         role, best = promotion.next_role(trials, self._config), candidate(trials, SearchedSpace.of(self._config))
         if role is None or best is None:
             return None
         if role is Role.REFERENCE:
-            return self._incumbent(role, f"the incumbent, beside trial {best.number}")
+            return self._incumbent(role, f"the incumbent, paired with trial {best.number}")
         return dataclasses.replace(best.plan, role=role, phase=str(role), reason=f"trial {best.number} again")
 
     def _missing(self) -> int:
         return promotion.missing(self._trials(), self._config)
 
     def _reserved(self) -> int:
-        """How many measurements a trial of the search leaves room for: the fewest for the first half of them."""
+        """How many validation measurements a search trial must leave room for: the minimum during its first half."""
         ran = sum(t.status not in (TrialStatus.REFUSED, TrialStatus.ABORTED) for t in self._trials())
         return 2 * reserved_pairs(ran, self._config)
 
     def _needs(self, plan: Plan) -> SearchNeeds:
-        """What the search needs of the load of ``plan``."""
+        """What the search needs from the load of ``plan``."""
         if plan.role is not Role.SEARCH:
             return NO_NEEDS
         trials = self._trials()
@@ -231,7 +231,7 @@ class Tuner:
     def _needs_warm_start(self, plan: Plan) -> bool:
         """Whether this is the first ordinary start of its side in this process.
 
-        It reads a cold page cache and fills the compile caches, so what it measures is slower than what comes after.
+        It reads from a cold page cache and fills the compile caches, so it measures slower than later ones.
         """
         if plan.role not in VALIDATING or plan.role in self._warm_sides:
             return False
@@ -241,12 +241,12 @@ class Tuner:
     def _learn_from(self, raw: RawTrial, role: Role) -> None:
         for run in raw.runs:
             if run.launch is not None:
-                # The crash of an unguarded trial is expected, and teaches the guard nothing.
+                # An unguarded trial is expected to crash, so the guard learns nothing from it.
                 crash = explained(run.crash, run.report) if run.crash and role is not Role.UNGUARDED else None
                 self._learn(run.launch, crash, started=run.start is not StartKind.LIVE)
 
     def _check_measured(self) -> None:
-        """Raises LoadError when trial after trial ends without a measurement, which no other configuration helps."""
+        """Raises LoadError after repeated trials without a measurement, which another configuration would not fix."""
         reasons = [t.result.unmeasured for t in self._trials() if t.result is not None and t.result.unmeasured]
         if len(reasons) >= _MOST_UNMEASURED:
             raise LoadError(f"{len(reasons)} trials could not be measured: {reasons[-1]}")
@@ -255,9 +255,9 @@ class Tuner:
 def _earlier(
     config: Config, run: Run, journal: Journal, knobs: tuple[str, ...], quarantined: list[dict[str, Any]]
 ) -> list[Observation]:
-    """What ran in earlier runs of the same model, workload, SLO and objective, and the same other arguments.
+    """The trials of earlier runs of the same model, workload, SLO, objective and other arguments.
 
-    What is quarantined is no good example, however well it did.
+    Quarantined configurations are left out, however good they were.
     """
     same = ("model", "workload", "slo", "objective")
     now = config.model_dump(mode="json", include=set(same))
@@ -269,19 +269,19 @@ def _earlier(
     fixed = {name: value for name, value in run.incumbent.items() if name not in knobs}
     trials = [t for t in journal.trials() if t.run in alike and _beside(t.plan, knobs) == fixed]
     trials = [t for t in trials if _values(t.plan.args, knobs) not in quarantined]
-    # A validation is one configuration again and again: it would outweigh the others.
+    # A validation repeats one configuration: it would outweigh the others.
     kept = [t for t in trials if t.status is not TrialStatus.REFUSED and t.plan.role not in VALIDATING]
     told = [o for t in kept if (o := t.observation(knobs, config.slo)) is not None]
     return [dataclasses.replace(o, prior=True) for o in told]
 
 
 def _values(args: Mapping[str, Any], knobs: tuple[str, ...]) -> dict[str, Any]:
-    """The knobs in ``args``: other arguments that the guard repairs depend on the memory that is free."""
+    """The knobs in ``args``: other arguments that the guard repairs depend on free memory."""
     return {name: args.get(name) for name in knobs}
 
 
 def _beside(plan: Plan, knobs: tuple[str, ...]) -> dict[str, Any]:
-    """The arguments of ``plan`` that are no knobs, as they were before the guard repaired them."""
+    """The arguments of ``plan`` that are not knobs, as they were before the guard repaired them."""
     args = {**plan.args, **{change.name: change.before for change in plan.changes}}
     return {name: value for name, value in args.items() if name not in knobs and value is not None}
 

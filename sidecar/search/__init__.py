@@ -1,1 +1,1 @@
-"""Optimizers behind one contract: a configuration is proposed from the whole history, and nothing else is kept."""
+"""Optimizers behind one contract: each proposes a configuration from the full history and keeps no state."""

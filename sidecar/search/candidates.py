@@ -1,4 +1,4 @@
-"""Where the search looks for its next trial: steps from one place, in one knob and in several."""
+"""Candidate generation: one-knob and multi-knob steps from a given configuration."""
 
 from collections.abc import Sequence
 
@@ -9,22 +9,22 @@ from sidecar.search.knob_values import from_unit_array, to_unit
 from vllm_sloguard.knobs import KnobKind
 
 _SEQUENCES, _BATCH = "max_num_seqs", "max_num_batched_tokens"
-_STOPS = 11  # along each number, when it alone is moved
+_STOPS = 11  # grid points per numeric knob in one-knob steps
 _DRAWS = 400
-_SPREADS = (0.05, 0.15, 0.4)  # of a step, in shares of the range
-_MOVED = (0.4, 0.8)  # share of the knobs that a step moves; or one or two of them
-_FLIPPED = 0.3  # share of the choices that a step reaches and changes
+_SPREADS = (0.05, 0.15, 0.4)  # step standard deviations, as a share of the range
+_MOVED = (0.4, 0.8)  # share of the knobs that a random step moves; otherwise one or two knobs
+_FLIPPED = 0.3  # probability that a step changes a categorical knob it may move
 
 
 def around(encoding: Encoding, centre: Array, rng: np.random.Generator) -> Array:
-    """Places to consider: each knob alone over its range, and random steps. Shape (places, knobs)."""
+    """Candidate points: one-knob sweeps over each range, plus random steps. Shape (places, knobs)."""
     return reconciled(encoding, np.concatenate([_one_by_one(encoding, centre), _together(encoding, centre, rng)]))
 
 
 def reconciled(encoding: Encoding, places: Array) -> Array:
-    """``places`` with no more sequences than batched tokens, which vLLM refuses.
+    """``places`` with max_num_seqs capped at max_num_batched_tokens; vLLM refuses anything above.
 
-    The repair would raise the batch instead: a search that stands at many sequences could never try a small batch.
+    Repair would raise the batch instead, so a search centred on many sequences could never try a small batch.
     """
     knobs = {knob.name: column for column, knob in enumerate(encoding.space.knobs)}
     if not {_SEQUENCES, _BATCH} <= knobs.keys():
@@ -41,7 +41,7 @@ def reconciled(encoding: Encoding, places: Array) -> Array:
 
 
 def by_choice(encoding: Encoding, centre: Array) -> Array:
-    """Each choice of each knob alone. Shape (places, knobs)."""
+    """Each choice of each categorical knob, one at a time. Shape (places, knobs)."""
     return _alone(centre, [(column, value) for column, n in enumerate(encoding.choices) for value in range(n)])
 
 
@@ -52,7 +52,7 @@ def _one_by_one(encoding: Encoding, centre: Array) -> Array:
 
 
 def _alone(centre: Array, changes: Sequence[tuple[int, float]]) -> Array:
-    """``centre`` with each of the changes, a column and its value. Shape (changes, knobs)."""
+    """``centre`` with each change (a column and its value) applied. Shape (changes, knobs)."""
     places = np.repeat(centre[None], len(changes), axis=0)
     for row, (column, value) in enumerate(changes):
         places[row, column] = value

@@ -1,7 +1,7 @@
-"""What an optimizer is given and what it answers.
+"""The optimizer contract: inputs and outputs.
 
-An optimizer keeps no state: it answers from the history alone, so that a search that was killed goes on as if it had
-not been. To "tell" is to append to the history.
+Optimizers are stateless: a proposal depends on the history alone, so a killed search resumes where it stopped.
+To "tell" is to append to the history.
 """
 
 import math
@@ -14,10 +14,10 @@ from vllm_sloguard.knobs import KnobValues
 
 
 class ObservedStatus(StrEnum):
-    """What became of a configuration."""
+    """The outcome of a trial."""
 
     FEASIBLE = "feasible"
-    INFEASIBLE = "infeasible"  # served, and missed the SLO
+    INFEASIBLE = "infeasible"  # ran but missed the SLO
     CRASHED = "crashed"
     REFUSED = "refused"  # by the guard: it never ran
 
@@ -26,15 +26,15 @@ class ObservedStatus(StrEnum):
 class Observation:
     """One entry of the history.
 
-    ``config`` is what ran, after repair. ``violation`` is 0 when feasible, else the mean over the constraints of how
-    far each limit was missed, relative to it (0.5: half as much again as allowed); ``inf`` for a crash or a refusal.
-    ``value`` is the objective, higher is better, ``None`` where it was not measured. ``margins`` are, for each
-    constraint, (measured - limit) / limit: 0 or less is met; ``None`` where nothing was measured. A ``prior``
-    observation is of an earlier run: it informs the models, and costs no budget.
+    ``config`` is what ran, after repair. ``violation`` is 0 when feasible, else the mean relative excess over the
+    constraints (0.5: 50% over the limit); ``inf`` for a crash or a refusal. ``value`` is the objective, higher is
+    better, ``None`` if not measured. ``margins`` are (measured - limit) / limit for each constraint: 0 or less meets
+    it, ``None`` is unmeasured. A ``prior`` observation comes from an earlier run: it informs the models and costs no
+    budget.
 
     The margins of a load that was stopped early are estimates. ``margin_sds`` and ``value_sd`` are the standard
-    deviations of the logarithms of measured / limit and of the value, beyond the spread between repeats. ``bounds``
-    names the margins that are only lower bounds, as in journals from before there were estimates.
+    deviations of log(measured / limit) and of log(value), in addition to run-to-run spread. ``bounds`` names the
+    margins that are only lower bounds, as in journals older than the estimates.
     """
 
     config: KnobValues
@@ -49,7 +49,7 @@ class Observation:
 
     @property
     def complete(self) -> bool:
-        """Whether the whole load was measured."""
+        """Whether the load ran to its end."""
         return not self.margin_sds and not self.bounds
 
     def __post_init__(self) -> None:
@@ -57,19 +57,19 @@ class Observation:
             raise ValueError(f"a violation of {self.violation} does not go with {self.outcome}")
         if self.outcome is ObservedStatus.FEASIBLE and self.value is None:
             raise ValueError("a feasible observation must have a value")
-        if not self.violation >= 0:  # NaN as well: one such entry would stop every later ask
+        if not self.violation >= 0:  # NaN as well: a single NaN would break every later ask
             raise ValueError(f"a violation must be 0 or more, got {self.violation}")
         if self.value is not None and not math.isfinite(self.value):
-            raise ValueError(f"a value must be finite, or None where it was not measured, got {self.value}")
+            raise ValueError(f"a value must be finite, or None if not measured, got {self.value}")
         if self.margins is not None and any(math.isnan(margin) for margin in self.margins.values()):
             raise ValueError("a margin must be a number")
 
 
 @dataclass(frozen=True)
 class Projection:
-    """What the guard would make of a proposal: ``config`` after repair, or why it is refused, in ``refusal``.
+    """The guard's projection of a proposal: ``config`` after repair, or the reason for refusing it in ``refusal``.
 
-    ``kv_tokens`` are the tokens that the KV cache would hold, ``None`` where that is not known.
+    ``kv_tokens`` is the predicted capacity of the KV cache in tokens, ``None`` if unknown.
     """
 
     config: KnobValues
@@ -79,11 +79,11 @@ class Projection:
 
 @dataclass(frozen=True)
 class Context:
-    """What is known besides the space and the history.
+    """Context beyond the space and the history.
 
-    ``incumbent`` is the current configuration, over the knobs of the space. ``project`` asks the guard, read-only;
-    ``None`` where there is none. ``limits`` are those of the SLO, by the names of the margins; latencies in ms.
-    ``is_cold`` says whether a configuration needs a restart, where some do not.
+    ``incumbent`` is the current configuration, restricted to the knobs of the space. ``project`` asks the guard
+    without side effects; ``None`` if there is no guard. ``limits`` are the SLO's, keyed like the margins; latencies
+    in ms. ``is_cold`` tells whether a configuration needs a restart; ``None`` if all do.
     """
 
     incumbent: KnobValues | None = None
@@ -95,7 +95,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A configuration to try, the phase of the search it comes from, and why, in a phrase."""
+    """A configuration to try, the search phase that proposed it, and a short reason."""
 
     config: KnobValues
     phase: str

@@ -1,7 +1,7 @@
-"""How likely a configuration is to crash, from what served and what crashed.
+"""Crash probability of a configuration, learned from the trials that ran and those that crashed.
 
-Near what served, or asking for less memory than that, it is safe. A crash is blamed on what the crashed configuration
-had and the nearest one that served had not, so it counts against those that have the same.
+A configuration close to one that ran, or asking for less memory, is considered safe. A crash is attributed to the knobs
+in which the crashed configuration differs from its nearest neighbour that ran, and counts against others sharing them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from sidecar.search.contract import Observation, ObservedStatus
 from sidecar.search.encoding import Array, Encoding, span
 from vllm_sloguard.knobs import Knob, KnobKind
 
-# How far from what served a step upward leads: a share of 1, or a factor of e. The knobs that take memory.
+# Distance of an upward step, for a share of 1 or a factor of e. These knobs take memory.
 _UPWARD: Mapping[str, float] = {
     "gpu_memory_utilization": 10.0,
     "kv_cache_memory_bytes": 2.0,
@@ -22,25 +22,25 @@ _UPWARD: Mapping[str, float] = {
     "max_num_batched_tokens": 0.12,
     "max_model_len": 0.08,
 }
-# A small share leaves no cache for one request.
+# A very small share leaves no cache for even one request.
 _DOWNWARD: Mapping[str, float] = {"gpu_memory_utilization": 2.0, "kv_cache_memory_bytes": 1.0}
 _LITTLE = 0.02
-# A choice by name may lack support, by the card or by another choice; switches and sizes rarely do.
+# A named choice may be unsupported by the card or by another choice; switches and sizes rarely are.
 _OTHER_NAME, _OTHER_CHOICE = 0.5, 0.1
 _OTHER_NUMBER = 0.2
 # Memory is a suspect in any crash: a neighbour on the card may have grown.
 _ALWAYS_SUSPECT: Mapping[str, float] = {"gpu_memory_utilization": 0.08, "kv_cache_memory_bytes": 0.3}
-_REACH = 0.15  # distance at which a vote of what served counts for 1/e
-_SIMILAR = 0.2  # lack of likeness at which a vote of what crashed does
+_REACH = 0.15  # distance at which the vote of a trial that ran decays to 1/e
+_SIMILAR = 0.2  # dissimilarity at which the vote of a crash decays to 1/e
 _PRIOR_VOTES = 0.3
 _MOST_POINTS = 24
-# The threshold on the probability to serve, and how it follows the outcomes.
+# Threshold on the probability of not crashing, and its adaptation to outcomes.
 _START, _LOWEST, _HIGHEST, _STEP = 0.5, 0.25, 0.75, 0.05
 
 
 @dataclass(frozen=True)
 class CrashRisk:
-    """``served`` and ``crashed`` are encoded places; ``trust`` is the distance at which a crash is as likely as not."""
+    """``served`` and ``crashed`` are encoded points; ``trust`` is the distance at which a crash is 50% likely."""
 
     encoding: Encoding
     served: Array
@@ -51,7 +51,7 @@ class CrashRisk:
     def of(
         cls, encoding: Encoding, tried: Sequence[Observation], places: Array, near: Array, trust: float
     ) -> "CrashRisk":
-        """From the trials that ran and their encoded places, as far as these lie close to ``near``."""
+        """Learned from the trials that ran and their encoded points, limited to those close to ``near``."""
         crashes = np.array([o.outcome is ObservedStatus.CRASHED for o in tried], dtype=bool)
         served, crashed = places[~crashes], places[crashes]
         served = served[encoding.closest(served, near, _MOST_POINTS)]
@@ -68,7 +68,7 @@ class CrashRisk:
         return (crashed + _PRIOR_VOTES * prior) / (crashed + served + _PRIOR_VOTES)
 
     def _likeness(self, places: Array) -> Array:
-        """How much of what each crash is blamed on is in ``places``: 0 to 1. Shape (places, crashed)."""
+        """How far ``places`` share the causes attributed to each crash, 0 to 1. Shape (places, crashed)."""
         blame, origins = self._blame
         likeness = np.zeros((len(places), len(self.crashed)))
         for column, categorical in enumerate(self.encoding.categorical):
@@ -84,7 +84,7 @@ class CrashRisk:
 
     @cached_property
     def _blame(self) -> tuple[Array, Array]:
-        """Each crash's blame by knob, which sums to 1, and where the nearest one stood that served."""
+        """Each crash's attribution over the knobs, summing to 1, and its nearest neighbour that ran."""
         blame, origins = np.zeros_like(self.crashed), np.zeros_like(self.crashed)
         for number, crash in enumerate(self.crashed):
             if len(self.served):
@@ -102,7 +102,7 @@ class CrashRisk:
         return blame / np.maximum(blame.sum(axis=1, keepdims=True), 1e-9), origins
 
     def _steps(self, differences: Array) -> Array:
-        """What each knob adds to the distance. Shape as ``differences``: (knobs, places, others)."""
+        """Each knob's contribution to the distance. Shape as ``differences``: (knobs, places, others)."""
         up, down = self._weights
         return up[:, None, None] * np.maximum(differences, 0) + down[:, None, None] * np.maximum(-differences, 0)
 
@@ -122,7 +122,7 @@ def _weights(knob: Knob) -> tuple[float, float]:
 
 
 def threshold(history: Sequence[Observation]) -> float:
-    """How likely to serve a proposal must be: stricter after each crash, laxer after each feasible trial."""
+    """Required probability of not crashing: stricter after each crash, laxer after each feasible trial."""
     needed = _START
     for observation in history:
         if observation.outcome is ObservedStatus.CRASHED:

@@ -1,4 +1,4 @@
-"""Configurations as vectors, for models that measure how far two of them lie apart."""
+"""Configurations as vectors, for distance-based models."""
 
 import math
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ Indices: TypeAlias = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Encoding:
-    """One column a knob: where a number lies in its range, 0 to 1 on its scale, or which choice it is.
+    """One column per knob: a number's position in its range, 0 to 1 on its scale, or the index of a choice.
 
-    A knob that does not matter in a configuration stands at its centre.
+    A knob that is inactive in a configuration is encoded at its centre.
     """
 
     space: Space
@@ -42,7 +42,7 @@ class Encoding:
 
     @cached_property
     def _places(self) -> dict[tuple[str, type, Value | None], float]:
-        """What was encoded before: every ask comes with the whole history."""
+        """A cache of encodings: every ask brings the full history."""
         return {}
 
     def _place(self, knob: Knob, value: Value | None) -> float:
@@ -53,17 +53,17 @@ class Encoding:
         return place
 
     def decode(self, row: Array) -> dict[str, Value]:
-        """The configuration of the space at ``row``."""
+        """The configuration encoded by ``row``."""
         return self.space.active({k.name: _decoded(k, float(row[i])) for i, k in enumerate(self.space.knobs)})
 
     def differences(self, left: Array, right: Array) -> Array:
-        """What ``left`` has more than ``right``, by knob; 1 for another choice. Shape (knobs, left, right)."""
+        """How far ``left`` exceeds ``right`` in each knob; 1 for another choice. Shape (knobs, left, right)."""
         difference = left.T[:, :, None] - right.T[:, None, :]
         difference[self.categorical] = difference[self.categorical] != 0
         return difference
 
     def closest(self, places: Array, near: Array, most: int) -> Indices:
-        """Indices of the ``most`` places that are closest to ``near``, in their order."""
+        """Indices of the ``most`` points closest to ``near``, in their original order."""
         if len(places) <= most:
             return np.arange(len(places))
         distances = np.square(self.differences(places, near[None])[:, :, 0]).sum(axis=0)
@@ -71,7 +71,7 @@ class Encoding:
 
 
 def _encoded(knob: Knob, value: Value | None) -> float:
-    """The place of one value; the centre's where there is none."""
+    """The encoding of one value; the centre if it is missing."""
     known = centre(knob) if value is None else nearest(knob, value)
     if knob.kind is KnobKind.CATEGORICAL:
         return float(knob.choices.index(known))
@@ -85,6 +85,6 @@ def _decoded(knob: Knob, place: float) -> Value:
 
 
 def span(knob: Knob) -> float:
-    """How far a numeric knob reaches: in factors of e on a logarithmic scale, else in its own unit."""
+    """The width of a numeric knob's range: in factors of e on a logarithmic scale, else in its own unit."""
     low, high = numeric_bounds(knob)
     return math.log(high / low) if knob.log else high - low

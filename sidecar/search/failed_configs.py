@@ -1,4 +1,4 @@
-"""What crashed or was refused, so that it is not tried again."""
+"""Configurations that crashed or were refused, so that they are not tried again."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,17 +13,17 @@ from vllm_sloguard.knobs import KnobKind, KnobValues, Value
 
 Setting: TypeAlias = tuple[str, Value]
 ATTEMPTS = 32
-# A search that proposes nothing but what the guard refuses has nothing left to find.
+# Consecutive refusals after which the search gives up.
 MOST_REFUSALS_IN_A_ROW = 20
 
 
 def failed(observation: Observation) -> bool:
-    """Whether the configuration gave no measurement at all: it crashed, or the guard refused it."""
+    """Whether the configuration gave no measurement: it crashed, or the guard refused it."""
     return observation.outcome in (ObservedStatus.CRASHED, ObservedStatus.REFUSED)
 
 
 def trials_run(history: Sequence[Observation]) -> int:
-    """How many trials of this run ran. What the guard refused did not, and costs no budget."""
+    """Number of trials of this run that ran. Refusals cost no budget and do not count."""
     return sum(observation.outcome is not ObservedStatus.REFUSED and not observation.prior for observation in history)
 
 
@@ -42,7 +42,7 @@ class Failures:
         return frozenset(config.items()) in self.configs
 
     def avoiding(self, propose: Callable[[], tuple[dict[str, Value], str]]) -> tuple[dict[str, Value], str]:
-        """The first of some proposals that has not failed; the last where all have, as in a space of few points."""
+        """The first proposal that has not failed; the last one if all have, as in a tiny space."""
         config, why = propose()
         for _ in range(ATTEMPTS):
             if config not in self:
@@ -55,15 +55,15 @@ class Failures:
 class Blacklist:
     """Categorical values, and pairs of them, that failed three times in a row (arXiv 2604.17627).
 
-    A row is made of the observations that hold the value; one that served ends it. The eight trials of a ban are
-    counted over the history, refusals too, or a ban that makes the guard refuse everything would never end.
+    A streak is over the observations with that value and ends with one that ran. The eight trials of a ban count
+    refusals too; otherwise a ban under which the guard refuses everything would never end.
     """
 
     banned: frozenset[frozenset[Setting]]
 
     @classmethod
     def of(cls, space: Space, history: Sequence[Observation]) -> "Blacklist":
-        """What is banned after ``history``."""
+        """The bans in force after ``history``."""
         streaks: Counter[frozenset[Setting]] = Counter()
         banned_until: dict[frozenset[Setting], int] = {}
         for index, observation in enumerate(history):
@@ -75,7 +75,7 @@ class Blacklist:
         return cls(frozenset(held for held, last in banned_until.items() if len(history) <= last))
 
     def permits(self, config: KnobValues, name: str, value: Value) -> bool:
-        """Whether ``name`` may be changed to ``value`` where the rest of ``config`` stays."""
+        """Whether ``name`` may change to ``value`` with the rest of ``config`` unchanged."""
         entered = (name, value)
         pairs = (frozenset((entered, (other, held))) for other, held in config.items() if other != name)
         return frozenset((entered,)) not in self.banned and not any(pair in self.banned for pair in pairs)

@@ -1,7 +1,7 @@
-"""Which proposals may be tried, and as what: what vLLM, the workload and the guard make of them.
+"""Filters proposals by what vLLM, the workload and the guard allow.
 
-Rules that hold on any machine are known without a guard. The guard's arithmetic has an error, so that this side of its
-limits some distance is kept, except where a configuration as close has already served.
+Machine-independent rules apply even without a guard. The guard's arithmetic has an error, so proposals keep a margin
+from its limits unless a configuration just as close has already run.
 """
 
 import math
@@ -14,15 +14,15 @@ from vllm_sloguard.guard.repair import RepairStatus, repair
 from vllm_sloguard.knobs import KnobValues, Value
 
 _SHARE, _LENGTH = "gpu_memory_utilization", "max_model_len"
-_SPARE_SHARE = 0.03  # CUDA graphs are captured beside the share that vLLM claims
-_REQUESTS_THAT_FIT = 2.0  # of the longest length, in the KV cache as the guard computes it
+_SPARE_SHARE = 0.03  # CUDA graphs come on top of the share that vLLM claims
+_REQUESTS_THAT_FIT = 2.0  # of maximum length, in the KV cache that the guard predicts
 _TOLERANCE = 0.95
-_RECENT = 40  # observations that are looked at for what has served
+_RECENT = 40  # latest observations searched for configurations that ran
 
 
 @dataclass(frozen=True)
 class Admission:
-    """Turns proposals into what would run. ``most_share`` and ``least_room`` are the limits with their distance."""
+    """Turns proposals into runnable ones. ``most_share`` and ``least_room`` are the limits, margin included."""
 
     space: Space
     context: Context
@@ -34,7 +34,7 @@ class Admission:
     def after(
         cls, space: Space, context: Context, history: Sequence[Observation], centre: KnobValues, *, rules: bool
     ) -> "Admission":
-        """With the guard's limits as they are around ``centre``; without a guard there are none."""
+        """With the guard's limits around ``centre``; without a guard there are none."""
         if context.project is None:
             return cls(space, context, rules)
         served = [
@@ -46,7 +46,7 @@ class Admission:
         return cls(space, context, rules, _most_share(space, context, centre, served), least)
 
     def admitted(self, config: KnobValues) -> dict[str, Value] | None:
-        """What would run, a configuration of the space; None for what is refused or too close to a limit."""
+        """The configuration that would run; None if it is refused or too close to a limit."""
         config = self._long_enough(config)
         if self.rules and (repaired := repair(config, None, None)).status is not RepairStatus.UNCHANGED:
             config = repaired.args
@@ -60,7 +60,7 @@ class Admission:
         return self.space.project(projection.config)
 
     def _long_enough(self, config: KnobValues) -> KnobValues:
-        """Raises a length that the workload's longest request would not fit."""
+        """Raises a max_model_len that is too short for the workload's longest request."""
         needed, length = self.context.longest_request_tokens, config.get(_LENGTH)
         if needed is None or not isinstance(length, int) or length >= needed:
             return config
@@ -68,7 +68,7 @@ class Admission:
 
 
 def _room(projection: Projection) -> float | None:
-    """How many requests of the longest length the KV cache holds; None where that is not known."""
+    """How many requests of maximum length fit the KV cache; None if unknown."""
     length = projection.config.get(_LENGTH)
     if projection.kv_tokens is None or not isinstance(length, int) or length <= 0:
         return None
@@ -76,7 +76,7 @@ def _room(projection: Projection) -> float | None:
 
 
 def _most_share(space: Space, context: Context, centre: KnobValues, served: Sequence[KnobValues]) -> float:
-    """The largest share to try: some way below what the guard lowers the largest one to."""
+    """The largest share to try: a margin below what the guard lowers the largest one to."""
     knob = space.by_name.get(_SHARE)
     if knob is None or context.project is None or _SHARE not in centre:
         return math.inf

@@ -1,9 +1,9 @@
-"""A small exact Gaussian process with a lengthscale for each knob (Rasmussen & Williams 2006, chapters 2 and 5).
+"""A small exact Gaussian process with one lengthscale per knob (Rasmussen & Williams 2006, chapters 2 and 5).
 
-Matérn 5/2 on encoded configurations. Lengthscales and the share of noise are chosen from grids, one step at a time and
-the best first, by the posterior density, with the amplitude integrated out under an inverse-gamma prior. Expected
-lengths grow with the square root of the number of knobs, so that a function of many is simple until the data say
-otherwise (Hvarfner et al. 2024, "Vanilla Bayesian optimization performs great in high dimensions").
+Matérn 5/2 on encoded configurations. Lengthscales and the noise ratio are fitted by greedy coordinate search on grids,
+maximising the posterior density with the amplitude integrated out under an inverse-gamma prior. The prior median of the
+lengthscales grows with the square root of the number of knobs, which favours simple functions in high dimensions
+(Hvarfner et al. 2024, "Vanilla Bayesian optimization performs great in high dimensions").
 """
 
 import math
@@ -14,18 +14,18 @@ import numpy as np
 from sidecar.search.encoding import Array, Encoding, Indices
 
 _LENGTHS = np.array([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8])
-_NOISES = np.array([0.0005, 0.003, 0.02, 0.1, 0.4])  # variance of the noise over that of the function
-_LENGTH_MEDIAN, _LENGTH_SPREAD = 0.4, 1.2  # of one knob; grows with the square root of their number
+_NOISES = np.array([0.0005, 0.003, 0.02, 0.1, 0.4])  # noise variance over function variance
+_LENGTH_MEDIAN, _LENGTH_SPREAD = 0.4, 1.2  # for one knob; grows with the square root of their number
 _NOISE_MEDIAN, _NOISE_SPREAD = 0.01, 2.0
 _AMPLITUDE = 1.5  # shape of the inverse-gamma prior
 _JITTER = 1e-8
-_BORDER = 1e18  # above all squares of values, over the least noise
-_STEPS, _MORE_STEPS = 12, 5  # most of the fit's: from what is expected, and on from another process
+_BORDER = 1e18  # larger than any squared value over the smallest noise
+_STEPS, _MORE_STEPS = 12, 5  # maximum fit steps: from the prior, and warm-started from another process
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """At each place: the mean, and the standard deviation of the function itself, without the noise."""
+    """Mean, and standard deviation of the function itself (without noise), at each point."""
 
     mean: Array
     sd: Array
@@ -33,10 +33,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class GaussianProcess:
-    """Fitted to values at encoded places. ``noise_sd`` is that of one observation; ``slopes`` are the standard
-    deviations of a linear part, knob by knob, over the function's amplitude; ``whitening`` is the inverse of the
-    kernel's Cholesky factor; ``log_posterior`` compares processes that were fitted to as many values at the same
-    places."""
+    """Fitted to values at encoded points. ``noise_sd`` is that of one observation; ``slopes`` are the standard
+    deviations of the linear part, per knob, relative to the function's amplitude; ``whitening`` is the inverse of the
+    kernel's Cholesky factor; ``log_posterior`` is comparable only between processes fitted to equally many values at
+    the same points."""
 
     encoding: Encoding
     places: Array
@@ -77,14 +77,14 @@ def fit(
     variances: Array | None = None,
     like: GaussianProcess | None = None,
 ) -> GaussianProcess:
-    """The process for ``values`` (shape (n,), at least one) at ``places`` (shape (n, knobs)).
+    """Fits a process to ``values`` (shape (n,), at least one) at ``places`` (shape (n, knobs)).
 
-    ``scale`` is the standard deviation that the function is expected to have, in the unit of the values; ``stretch``
-    (shape (knobs,)) lengthens the lengthscales that are expected; ``slopes`` (shape (knobs,)) are standard
-    deviations of a slope over each knob's range, in the unit of the values, and 0 for choices. ``variances`` (shape
-    (n,)) are those of values that are estimates, on top of the noise. ``like`` is a process to begin with.
+    ``scale`` is the function's expected standard deviation, in the unit of the values; ``stretch`` (shape (knobs,))
+    multiplies the expected lengthscales; ``slopes`` (shape (knobs,)) are standard deviations of a linear trend over
+    each knob's range, in the unit of the values, 0 for choices. ``variances`` (shape (n,)) add to the noise for values
+    that are estimates. ``like`` is a process to warm-start from.
     """
-    # The amplitude is integrated out, so the extra variance is taken against the expected one.
+    # The amplitude is integrated out, so the extra variance is relative to the expected one.
     extra = np.zeros(len(values)) if variances is None else variances / scale**2
     expected = np.log(_LENGTH_MEDIAN * math.sqrt(places.shape[1]) * stretch)
     squares = np.square(encoding.differences(places, places))
@@ -110,7 +110,7 @@ def fit(
     residual: Array = y - offset * ones
     n = len(values)
     amplitude = float((residual @ residual / 2 + _AMPLITUDE * scale**2) / (n / 2 + _AMPLITUDE))
-    # Solving for many places would start BLAS threads, which wait for one another on a busy machine.
+    # A solve for many points would start BLAS threads, which contend on a busy machine.
     lower: Array = factor[0]
     whitening: Array = np.linalg.inv(lower)
     weights: Array = residual @ whitening
@@ -120,7 +120,7 @@ def fit(
 
 
 def _variations(lengths: Indices, noise: int) -> Indices:
-    """This choice of the grids, and each that is one step away. Shape (choices, knobs + 1), the noise last."""
+    """The current grid indices and every neighbour one step away. Shape (choices, knobs + 1), the noise last."""
     here = np.append(lengths, noise)
     steps = np.concatenate(
         [np.zeros_like(here)[None], np.eye(len(here), dtype=here.dtype), -np.eye(len(here), dtype=here.dtype)]
@@ -133,7 +133,7 @@ def _variations(lengths: Indices, noise: int) -> Indices:
 def _log_posterior(
     squares: Array, lines: Array, values: Array, extra: Array, scale: float, *, expected: Array, tried: Indices
 ) -> Array:
-    """Of each row of ``tried``, up to a constant. Shape (rows,)."""
+    """Log posterior of each row of ``tried``, up to a constant. Shape (rows,)."""
     n = len(values)
     lengths, noise = _LENGTHS[tried[:, :-1]], _NOISES[tried[:, -1]]
     kernel = _matern(np.tensordot(lengths**-2, squares, axes=1)) + lines
@@ -149,7 +149,7 @@ def _log_posterior(
 
 
 def _whitened(kernel: Array, values: Array, extra: Array, noise: Array) -> tuple[Array, Array]:
-    """Of each kernel with its noise: the Cholesky factor, and what its inverse makes of the values and of ones.
+    """For each kernel plus noise: the Cholesky factor, and its inverse applied to the values and to ones.
 
     These are the last rows of the factor of the matrix that has both below the kernel, so that no system is solved.
     Shapes (rows, n, n) and (rows, 2, n), of kernels in shape (rows, n, n) or (n, n).

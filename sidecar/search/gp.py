@@ -1,6 +1,6 @@
 """Optuna's Gaussian-process sampler with constraints, rebuilt from the history at each ask.
 
-It needs torch, which the sidecar does not depend on: there it is an optimizer to compare with.
+For comparison only: it needs torch, which the sidecar does not depend on.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ from sidecar.search.tpe import OPTUNA_STARTUP_TRIALS, decoded_value, distributio
 from vllm_sloguard.knobs import KnobValues, Value
 
 GP_PHASE = "gp-exploit"
-# A Gaussian process is smooth: the published violation of a crash, 100, would flatten all others.
+# A Gaussian process is smooth: the published violation of 100 for a crash would flatten all others.
 _CRASH_VIOLATION = 10.0
 
 
@@ -38,10 +38,10 @@ class Gp:
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("torch") is None:
-            raise ValueError("the optimizer gp needs torch, which is not installed here; sloguard does not")
+            raise ValueError("the optimizer gp needs torch, which is not installed; sloguard works without it")
 
     def ask(self, history: Sequence[Observation]) -> Proposal:
-        """The point of the highest constrained expected improvement, or a neighbour where that very point failed."""
+        """The point of highest constrained expected improvement, or a neighbour if that very point has failed."""
         rng = np.random.default_rng([self.seed, len(history)])
         failures = Failures.of(self.space, history)
         if why := random_start(history, self.startup):
@@ -51,7 +51,7 @@ class Gp:
         return unless_failed(self.space, failures, rng, Proposal(best, GP_PHASE, why))
 
     def _best(self, history: Sequence[Observation], seed: int) -> dict[str, Value]:
-        """What GPSampler proposes. Every knob is in every trial, as it takes no conditional ones."""
+        """GPSampler's suggestion. Every knob is in every trial, since it supports no conditional ones."""
         distributions = {knob.name: distribution(knob) for knob in self.space.knobs}
         worst = min((o.value for o in history if o.value is not None), default=0.0)
         study = optuna.create_study(
@@ -71,7 +71,7 @@ class Gp:
 def _replayed(
     config: KnobValues, seen: Observation, distributions: dict[str, BaseDistribution], worst: float
 ) -> FrozenTrial:
-    """A finished trial with its one constraint: GPSampler refuses trials that differ in the number of theirs."""
+    """A finished trial with a single constraint: GPSampler requires the same number in every trial."""
     return create_trial(
         params=dict(config),
         distributions=distributions,

@@ -1,4 +1,4 @@
-"""The values of one knob: drawn, moved, and brought into range."""
+"""Values of a single knob: sampling, perturbing, clipping to the range."""
 
 import math
 from typing import Any, TypeAlias
@@ -24,7 +24,7 @@ def centre(knob: Knob) -> Value:
 
 
 def nearest(knob: Knob, value: Value) -> Value:
-    """The value of the knob that is closest to ``value``; its centre where the two cannot be compared."""
+    """The allowed value closest to ``value``; the centre if the two are not comparable."""
     if knob.holds(value):
         return value
     if isinstance(value, str) or (isinstance(value, float) and math.isnan(value)):
@@ -40,7 +40,7 @@ def nearest(knob: Knob, value: Value) -> Value:
 
 
 def numeric_bounds(knob: Knob) -> tuple[float, float]:
-    """The range, half a step wider for integers, so that those at its ends are drawn as often as the others."""
+    """The range, widened by half a step for integers so that the end values are drawn as often as the others."""
     margin = 0.5 if knob.kind is KnobKind.INT else 0.0
     return knob.low - margin, knob.high + margin
 
@@ -54,7 +54,7 @@ def _nearest_choice(knob: Knob, value: float) -> Value:
 
 
 def to_unit(knob: Knob, values: Array) -> Array:
-    """Where numeric values lie in the range, 0 to 1, on the knob's scale. Shape as ``values``."""
+    """Position of numeric values in the range, 0 to 1, on the knob's scale. Shape as ``values``."""
     low, high = numeric_bounds(knob)
     if knob.log:
         return np.log(values / low) / math.log(high / low)
@@ -68,25 +68,25 @@ def from_unit(knob: Knob, share: float) -> Value:
 
 
 def from_unit_array(knob: Knob, shares: Array) -> Array:
-    """The same of many places, not rounded. Shape as ``shares``."""
+    """The same for many positions, not rounded. Shape as ``shares``."""
     low, high = numeric_bounds(knob)
     return low * (high / low) ** shares if knob.log else low + shares * (high - low)
 
 
 def tidy(knob: Knob, value: float) -> Value:
-    """The value of a numeric knob closest to ``value`` in four significant digits, which read well in a record."""
+    """The allowed value closest to ``value``, rounded to four significant digits to keep records readable."""
     return nearest(knob, value if knob.kind is KnobKind.INT else float(f"{value:.4g}"))
 
 
 def moved(knob: Knob, value: Value, spread: float, rng: np.random.Generator) -> Value:
-    """A numeric value moved by N(0, ``spread`` of the range). It differs from ``value`` wherever that is possible."""
+    """A numeric value perturbed by N(0, ``spread`` of the range), different from ``value`` if possible."""
     if isinstance(value, str):
-        raise TypeError(f"{knob.name}: only a number can be moved, got {value!r}")
+        raise TypeError(f"{knob.name}: only numeric values can be perturbed, got {value!r}")
     here = float(to_unit(knob, np.array(value, dtype=float)))
     move = float(rng.normal(0.0, spread))
-    # At an end of the range half of the moves lead outside: they are turned round.
+    # At an end of the range half of the steps would leave it, so they are reflected.
     candidates = [from_unit(knob, min(max(here + delta, 0.0), 1.0)) for delta in (move, -move)]
     if knob.kind is KnobKind.INT:
-        # A cold step rounds to nothing; the next integer is the smallest step there is.
+        # A small step rounds to zero; take the next integer instead.
         candidates += [value + 1, value - 1] if move > 0 else [value - 1, value + 1]
     return next((new for new in candidates if new != value and knob.holds(new)), value)

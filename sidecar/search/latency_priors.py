@@ -1,10 +1,10 @@
-"""What is known of vLLM before anything is measured: which way each knob moves a latency, roughly.
+"""Prior knowledge of how each vLLM knob affects latency, before anything is measured.
 
-The numbers are changes of the natural logarithm: of a number for each factor of e (for a share, from 0 to 1), of a
-choice against the others. Those of eager mode are shares of what ``eager_effect`` says.
-They are a prior mean, so what is measured replaces them. Signs and sizes follow measurements on an H200 (vLLM 0.26):
-eager mode takes 14.7 ms a token where graphs take 2.0, eight tokens in one piece 122 ms; too few sequences queue for
-seconds.
+The numbers are changes in log latency: per factor of e for a numeric knob (from 0 to 1 for a share), and relative to
+the other choices for a categorical one. Those of eager mode are multiples of ``eager_effect``.
+They form a prior mean that measurements override. Signs and sizes follow measurements on an H200 (vLLM 0.26): eager
+mode takes 14.7 ms per token against 2.0 with CUDA graphs, and eight tokens in one piece 122 ms; too few sequences queue
+for seconds.
 """
 
 import math
@@ -34,23 +34,23 @@ _CHOICES: Mapping[str, Mapping[tuple[str, Value], float]] = {
     },
     "e2e_p99_ms": {("enforce_eager", True): 1.0},
 }
-# Knobs that move latencies little over their range, so that longer lengthscales are expected.
+# Knobs with little effect on latency over their range get longer prior lengthscales.
 _STRETCH: Mapping[str, float] = {
     "max_model_len": 8.0,
     "block_size": 2.0,
 }
-# Of eager mode where the time between tokens is not known.
+# Eager mode's effect when ITL is unknown.
 EAGER = 0.7
-_LAUNCHES_MS = 18.0  # what the host takes to launch a step without CUDA graphs, partly while the GPU works
-_UNSURE = 3.0  # standard deviation of an expected slope, over the slope
-# Standard deviation of what a choice never tried may change, whatever the other knobs have shown.
+_LAUNCHES_MS = 18.0  # host time to launch a step without CUDA graphs, partly overlapped with the GPU
+_UNSURE = 3.0  # standard deviation of a prior slope, relative to the slope
+# Standard deviation of the effect of an untried choice, whatever the other knobs have shown.
 _DOUBT, _DOUBTS = 0.12, {"enforce_eager": 0.2, "kv_cache_dtype": 0.05}
 
 
 def eager_effect(tried: Sequence[Observation], itl_limit_ms: float | None) -> float:
-    """Logarithm of how much slower eager mode is expected to be, from the least p99 between tokens with graphs.
+    """Expected log slowdown of eager mode, from the lowest p99 ITL measured with CUDA graphs.
 
-    Launches matter less the longer a step takes; where tokens come fast, graphs are what makes them so.
+    Launch overhead matters less for longer steps; where tokens come fast, CUDA graphs are the reason.
     """
     excesses = [o.margins.get("itl_p99_ms", math.inf) for o in tried if o.margins and not o.config.get("enforce_eager")]
     if itl_limit_ms is None or not excesses or not math.isfinite(min(excesses)):
@@ -60,7 +60,7 @@ def eager_effect(tried: Sequence[Observation], itl_limit_ms: float | None) -> fl
 
 
 def expected(encoding: Encoding, target: str, places: Array, eager: float) -> Array:
-    """What each knob adds to the prior mean of ``target`` ("latency", or a constraint). Shape (knobs, places)."""
+    """Each knob's contribution to the prior mean of ``target`` ("latency" or a constraint). Shape (knobs, places)."""
     parts = np.zeros(places.T.shape)
     slopes, choices = _SLOPES.get(target, {}), _CHOICES.get(target, {})
     for column, knob in enumerate(encoding.space.knobs):
@@ -75,17 +75,17 @@ def expected(encoding: Encoding, target: str, places: Array, eager: float) -> Ar
 
 
 def stretch(encoding: Encoding) -> Array:
-    """By how much longer each knob's lengthscale is expected to be. Shape (knobs,)."""
+    """Prior multiplier of each knob's lengthscale. Shape (knobs,)."""
     return np.array([_STRETCH.get(knob.name, 1.0) for knob in encoding.space.knobs])
 
 
 def doubts(encoding: Encoding) -> Array:
-    """Standard deviation of what a choice of each knob may change, before it was tried. Shape (knobs,)."""
+    """Standard deviation of the effect of an untried choice, per knob. Shape (knobs,)."""
     return np.array([_DOUBTS.get(knob.name, _DOUBT) for knob in encoding.space.knobs])
 
 
 def slopes(encoding: Encoding, target: str) -> Array:
-    """Standard deviation of each expected slope over its range: not even the sign is sure. Shape (knobs,)."""
+    """Standard deviation of each prior slope over its range; even the sign is uncertain. Shape (knobs,)."""
     known = _SLOPES.get(target, {})
     return np.array(
         [

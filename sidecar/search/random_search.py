@@ -1,4 +1,4 @@
-"""Random search: the baseline. It learns nothing but what to leave out."""
+"""Random search: the baseline. It only learns which configurations to avoid."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Uniform:
     seed: int
 
     def ask(self, history: Sequence[Observation]) -> Proposal:
-        """A uniform draw. One that has failed before is drawn again, which only spaces of few points notice."""
+        """A uniform draw, repeated if that configuration has failed before (only likely in tiny spaces)."""
         rng = np.random.default_rng([self.seed, len(history)])
         failures = Failures.of(self.space, history)
         config, why = failures.avoiding(lambda: (self.space.sample(rng), "uniform draw"))

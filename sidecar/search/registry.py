@@ -28,7 +28,7 @@ def _tba_tpe(space: Space, seed: int, budget: int) -> Optimizer:
     return TbaTpe(space, seed, budget)
 
 
-# Those that need Optuna are imported when they are made: it takes long, and most commands make none.
+# Optuna is imported only when an optimizer needs it: the import is slow, and most commands need none.
 _COLD: Mapping[str, Callable[[Space, int, int], Optimizer]] = {
     "random": lambda space, seed, _budget: Uniform(space, seed),
     "tpe": _tpe,
@@ -52,13 +52,13 @@ ABLATIONS = tuple(name for name in _PARTS if name != DEFAULT)
 
 
 def chooses_the_luckiest(name: str) -> bool:
-    """Whether the candidate is the best single measurement: the ablation that leaves the models out of the choice."""
+    """Whether the candidate is the best single measurement: the ablation without model-based selection."""
     return name in _PARTS and _PARTS[name].luckiest
 
 
 @dataclass(frozen=True)
 class _Cold:
-    """An optimizer as published: it sees only its own run, neither the incumbent nor earlier runs."""
+    """An optimizer as published: it sees neither the incumbent nor earlier runs."""
 
     optimizer: Optimizer
 
@@ -67,14 +67,14 @@ class _Cold:
 
 
 def make(name: str, space: Space, seed: int, budget: int, context: Context | None = None) -> Optimizer:
-    """The optimizer ``name`` over ``space``, for ``budget`` trials, the incumbent's included.
+    """The optimizer ``name`` over ``space``, for ``budget`` trials including the incumbent's.
 
     Raises:
         ValueError: there is no such optimizer, it needs a package that is missing, ``seed`` is negative, or
             ``budget`` is less than one trial.
     """
     if name not in _COLD and name not in _PARTS:
-        raise ValueError(f"no optimizer is called {name!r}; there are {', '.join((*OPTIMIZERS, *ABLATIONS))}")
+        raise ValueError(f"unknown optimizer {name!r}; known are {', '.join((*OPTIMIZERS, *ABLATIONS))}")
     if seed < 0:
         raise ValueError(f"the seed must not be negative, got {seed}")
     if budget < 1:

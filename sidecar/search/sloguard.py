@@ -1,11 +1,11 @@
-"""The default: from the incumbent outward, by models of what was seen, within what is known to be safe.
+"""The default optimizer: model-based search outward from the incumbent, within what is predicted to be safe.
 
-The frame is that of arXiv 2604.17627: first find something feasible, then raise the objective, a crash being an
-observation. Thermal Budget Annealing explores only until something has served. From then on each trial is the
-configuration of the highest expected improvement, weighted by the probabilities that the SLO is met and that it does
-not crash (Gardner et al. 2014, "Bayesian optimization with inequality constraints"), within a trust region around the
-best (Eriksson & Poloczek 2021, "Scalable constrained Bayesian optimization"). A few times, where that stalls and
-promises little more, a trial goes as far from all others as seems safe: what is good only together shows in no step.
+The framework is that of arXiv 2604.17627: find something feasible first, then improve the objective, with crashes as
+observations. Thermal Budget Annealing explores only until a trial has run. From then on each trial maximises expected
+improvement weighted by the probabilities of meeting the SLO and of not crashing (Gardner et al. 2014, "Bayesian
+optimization with inequality constraints"), within a trust region around the best (Eriksson & Poloczek 2021, "Scalable
+constrained Bayesian optimization"). When local steps stall, a few trials explore as far from all others as seems safe,
+because single steps cannot find knobs that only help in combination.
 """
 
 import math
@@ -28,41 +28,41 @@ from sidecar.search.surrogate import Surrogate, learn
 from sidecar.search.tba import Annealing
 from vllm_sloguard.knobs import KnobValues, Value
 
-_ADMITTED = 24  # candidates that are put to the guard, best first
-_ROUNDS, _ORIGINS = 2, 3  # of other choices with the best candidates
-_CRASH_WEIGHT = 4.0  # a crash tells less than a trial that served, and costs more
-# Repeats of the leader: in the last fifth of the budget, at these probabilities that it meets the SLO again.
+_ADMITTED = 24  # candidates checked with the guard, best first
+_ROUNDS, _ORIGINS = 2, 3  # combining other choices with the best candidates
+_CRASH_WEIGHT = 4.0  # a crash is less informative than a trial that ran, and costs more
+# Repeats of the leader: in the last fifth of the budget, if its probability of meeting the SLO again is in this range.
 _REPEATS, _DOUBTFUL = 5, (0.4, 0.98)
-_PER_CHANGE = 0.01  # what does not matter stays as it is
+_PER_CHANGE = 0.01  # leave knobs without effect unchanged
 _BARRED = 50.0
-# A restart has to promise a third more: about what it costs beside the load, on a forked engine.
+# A restart must promise a third more: about its cost relative to the load, on a forked engine.
 _COLD = math.log(4 / 3)
-_OUTSIDE = 20.0  # for each range of a knob beyond the trust region
+_OUTSIDE = 20.0  # per range of a knob beyond the trust region
 _TRUST_GUARDED, _TRUST_ALONE = 1.0, 0.25  # see CrashRisk
 # Long-range exploration: at most one in seven trials, from 400 draws, when the next step promises less than 2%.
 _EXPLORATIONS, _DRAWN, _LITTLE_GAIN = 7, 400, math.log(0.02)
-# What an exploration must promise: to meet the SLO, to start, and how much worse it may be expected to be (logarithms).
+# Requirements on an exploration: meet the SLO, start, and be at most this much worse than the best (logarithms).
 _MEETS, _SERVES, _HOPE = math.log(0.5), math.log(0.8), 0.4
-# The trust region, in ranges of a knob. A step in one knob alone may go twice as far: at first over all of its range.
+# The trust region, in units of a knob's range. A step in a single knob may go twice as far, initially the full range.
 _RADIUS, _SMALLEST, _GROWTH, _SHRINKING, _PATIENCE = 0.5, 0.08, 1.5, 0.7, 3
 
 
 @dataclass(frozen=True)
 class SearchFeatures:
-    """Which parts of the design are in use; an ablation leaves one out."""
+    """The parts of the design in use; an ablation leaves one out."""
 
     incumbent: bool = True
     guard: bool = True
     crash_model: bool = True
     priors: bool = True
-    estimates: bool = True  # of stopped loads; otherwise only lower bounds are told
-    repeats: bool = True  # of the leader, while it may not meet the SLO again
-    luckiest: bool = False  # the candidate is the best single measurement
+    estimates: bool = True  # of stopped loads; otherwise only lower bounds are used
+    repeats: bool = True  # of the leader, while it is uncertain to meet the SLO again
+    luckiest: bool = False  # choose the best single measurement as the candidate
 
 
 @dataclass(frozen=True)
 class _View:
-    """What one ask goes by: where the search stands, what it believes, and what it may try."""
+    """The state of one ask: the search centre, the models, and the admissible configurations."""
 
     history: Sequence[Observation]
     centre: Array
@@ -72,7 +72,7 @@ class _View:
 
 @dataclass(frozen=True)
 class SloGuard:
-    """The optimizer. ``budget`` is the number of trials that may run, the incumbent's included."""
+    """The optimizer. ``budget`` is the number of trials that may run, including the incumbent's."""
 
     space: Space
     seed: int
@@ -81,7 +81,7 @@ class SloGuard:
     parts: SearchFeatures = field(default_factory=SearchFeatures)
 
     def ask(self, history: Sequence[Observation]) -> Proposal:
-        """The incumbent; annealing while nothing has served and there is no incumbent; then the best by the models."""
+        """The incumbent; annealing while no trial has run and there is no incumbent; then the models' choice."""
         incumbent = self.context.incumbent if self.parts.incumbent else None
         keys = [_key(self.space.active(o.config)) for o in history]
         failures = Failures(frozenset(key for key, o in zip(keys, history, strict=True) if failed(o)))
@@ -105,7 +105,7 @@ class SloGuard:
             explored = self._explored(view, failures, frozenset(keys), rng)
             if explored is not None:
                 return explored
-        # Once more only where nothing else is left: repeats were tried, and brought nothing.
+        # Repeat a configuration only if nothing else is left: repeats did not help.
         configs = self._admitted(view, places, failures, frozenset(keys)) or self._admitted(
             view, places, failures, frozenset()
         )
@@ -115,7 +115,7 @@ class SloGuard:
         return self._explained(view, configs[int(np.argmax(scores))])
 
     def _repeat(self, history: Sequence[Observation]) -> Proposal | None:
-        """The leader again, near the end of the budget and while one measurement leaves doubt about it."""
+        """The leader again, near the end of the budget, if one measurement leaves it in doubt."""
         this_run = [o for o in history if not o.prior and o.outcome is not ObservedStatus.REFUSED]
         left = self.budget - len(this_run)
         if not 0 < left <= max(1, self.budget // _REPEATS):
@@ -127,7 +127,7 @@ class SloGuard:
         measured = sum(_key(self.space.active(o.config)) == _key(config) for o in this_run)
         if measured > 1:
             return None
-        why = f"the best so far once more: it meets the SLO again with {found.probability:.0%}"
+        why = f"repeat of the best: meets the SLO again with probability {found.probability:.0%}"
         return Proposal(config, "repeat", why)
 
     @cached_property
@@ -140,7 +140,7 @@ class SloGuard:
         return self.context if self.parts.guard else replace(self.context, project=None)
 
     def _annealed(self, history: Sequence[Observation], failures: Failures) -> Proposal:
-        """Annealing's proposal, as it would run; drawn again where it may not, or has failed."""
+        """Annealing's proposal as it would run; redrawn if it is not admissible or has failed."""
         proposal = Annealing(self.space, self.seed, self.budget).ask(history)
         admission = Admission(self.space, self._known, rules=self.parts.priors)
         rng = np.random.default_rng([self.seed, len(history), 2])
@@ -153,7 +153,7 @@ class SloGuard:
         return proposal
 
     def _view(self, history: Sequence[Observation]) -> _View:
-        """The models are fitted around the best value; the search stands where they expect the best."""
+        """Fits the models around the best value and centres the search where they predict the best."""
         tried = [o for o in history if o.outcome is not ObservedStatus.REFUSED]
         places = self.encoding.encode([o.config for o in tried])
         start = self._start(tried, places)
@@ -171,7 +171,7 @@ class SloGuard:
         return _View(history, centre, model, admission)
 
     def _start(self, tried: Sequence[Observation], places: Array) -> Array:
-        """The best feasible place, else that of the smallest violation, else the last one or the incumbent's."""
+        """The best feasible point, else the smallest violation, else the last trial or the incumbent."""
         if not tried:
             return self.encoding.encode([self.context.incumbent or {}])[0]
         worth = [
@@ -181,8 +181,8 @@ class SloGuard:
         return places[max(worth)[-1]]
 
     def _candidates(self, view: _View, rng: np.random.Generator) -> Array:
-        """Places, best first: around the centre, then the other choices with the best of these, as the draws meet
-        few of the choices that are good together. Shape (places, knobs)."""
+        """Candidates, best first: around the centre, then the best of these combined with other choices, since random
+        draws rarely hit good combinations. Shape (places, knobs)."""
         places = around(self.encoding, view.centre, rng)
         scores = self._scores(view, places)
         for _ in range(_ROUNDS):
@@ -194,7 +194,7 @@ class SloGuard:
     def _explored(
         self, view: _View, failures: Failures, tried: frozenset[frozenset[tuple[str, Value]]], rng: np.random.Generator
     ) -> Proposal | None:
-        """The plausible configuration that is farthest from all trials, of some draws; None where none is plausible."""
+        """Of random draws, the plausible configuration farthest from all trials; None if none is plausible."""
         drawn = self.encoding.encode([self.space.sample(rng) for _ in range(_DRAWN)])
         far = self._distances(view, drawn)
         order = np.argsort(-far, kind="stable")
@@ -206,11 +206,11 @@ class SloGuard:
         if not math.isfinite(far[best]):
             return None
         found = self._explained(view, configs[best])
-        return replace(found, phase="model-explore", reason=f"far from all trials, as steps stall: {found.reason}")
+        return replace(found, phase="model-explore", reason=f"far from all trials, local steps stalled: {found.reason}")
 
     def _distances(self, view: _View, places: Array) -> Array:
-        """To the closest trial, in ranges of numbers and changed choices; minus infinity for what is likely to crash or
-        to miss the SLO, or is expected to be far slower. Shape (places,)."""
+        """Distance to the closest trial, in ranges of numbers and changed choices; minus infinity for points likely to
+        crash or miss the SLO, or expected to be far slower. Shape (places,)."""
         model = view.model
         tried = self.encoding.encode([o.config for o in view.history])
         far = np.abs(self.encoding.differences(places, tried)).sum(axis=0).min(axis=1)
@@ -221,7 +221,7 @@ class SloGuard:
         return np.where(plausible, far, -math.inf)
 
     def _scores(self, view: _View, places: Array) -> Array:
-        """Logarithm of the weighted improvement, less what keeps the steps small and safe. Shape (places,)."""
+        """Log of the weighted improvement, minus penalties that keep steps small and safe. Shape (places,)."""
         serves = view.model.log_serves(places)
         scores = view.model.log_improvement(places) + view.model.log_meets(places) + _CRASH_WEIGHT * serves
         scores -= _BARRED * (serves < math.log(threshold(view.history)))
@@ -232,14 +232,14 @@ class SloGuard:
         return scores - _PER_CHANGE * changes - _OUTSIDE * np.maximum(0.0, longest - reach)
 
     def _cold(self, configs: Sequence[KnobValues]) -> Array:
-        """What counts against those that need a restart. Shape (configs,)."""
+        """The penalty for needing a restart. Shape (configs,)."""
         is_cold = self.context.is_cold
         return _COLD * np.array([is_cold is not None and is_cold(config) for config in configs])
 
     def _admitted(
         self, view: _View, places: Array, failures: Failures, barred: frozenset[frozenset[tuple[str, Value]]]
     ) -> list[dict[str, Value]]:
-        """The first of ``places`` as they would run: admitted, not failed, not barred, each once."""
+        """The first of ``places`` as they would run: admitted, not failed, not barred, without duplicates."""
         found: dict[frozenset[tuple[str, Value]], dict[str, Value]] = {}
         asked: set[frozenset[tuple[str, Value]]] = set()
         for place in places:
@@ -255,13 +255,13 @@ class SloGuard:
         return list(found.values())
 
     def _explained(self, view: _View, config: dict[str, Value]) -> Proposal:
-        """The phase, and in words what changes against the centre and what is expected of it."""
+        """The proposal with its phase, and a reason: the changes from the centre and the predictions."""
         place, centre = self.encoding.encode([config]), self.encoding.decode(view.centre)
         changed = [name for name in config if config[name] != centre.get(name)]
-        what = ", ".join(f"{name} {centre.get(name)} -> {config[name]}" for name in changed[:3]) or "once more"
+        what = ", ".join(f"{name} {centre.get(name)} -> {config[name]}" for name in changed[:3]) or "a repeat"
         what += f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         meets, serves = (math.exp(float(p[0])) for p in (view.model.log_meets(place), view.model.log_serves(place)))
-        chances = f"meets the SLO {meets:.0%}, serves {serves:.0%}"
+        chances = f"meets the SLO {meets:.0%}, does not crash {serves:.0%}"
         if view.model.loss is None or view.model.best_loss is None:
             return Proposal(config, "feasible-first", f"{what}: {chances}")
         at = view.model.loss.predict(place)
@@ -270,8 +270,8 @@ class SloGuard:
 
 
 def radius(history: Sequence[Observation]) -> float:
-    """The trust region: wider after an improvement, narrower after some trials without; any step before the first
-    feasible trial."""
+    """The trust region's radius: grows after an improvement, shrinks after several trials without one; unlimited before
+    the first feasible trial."""
     size = _RADIUS if any(o.outcome is ObservedStatus.FEASIBLE for o in history) else 1.0
     for change in _changes(history):
         size = min(1.0, size * _GROWTH) if change > 0 else max(_SMALLEST, size * _SHRINKING) if change < 0 else size
@@ -279,13 +279,13 @@ def radius(history: Sequence[Observation]) -> float:
 
 
 def stalled(history: Sequence[Observation], most: int) -> bool:
-    """Whether the trust region has just become narrower, for one of the first ``most`` times."""
+    """Whether the trust region has just shrunk, for one of the first ``most`` times."""
     changes = _changes(history)
     return bool(changes) and changes[-1] < 0 and sum(change < 0 for change in changes) <= most
 
 
 def _changes(history: Sequence[Observation]) -> list[int]:
-    """What each trial after the first feasible one does to the trust region: 1 wider, -1 narrower, 0 nothing."""
+    """The effect of each trial after the first feasible one on the trust region: 1 grow, -1 shrink, 0 none."""
     changes: list[int] = []
     best, without = -math.inf, 0
     for observation in history:
@@ -303,7 +303,7 @@ def _changes(history: Sequence[Observation]) -> list[int]:
 
 
 def _as_bounds(seen: Observation) -> Observation:
-    """A stopped load as a search without estimates knows it: the missed limits are missed by a little at least."""
+    """A stopped load as seen without estimates: only that the missed limits are missed by at least a little."""
     if not seen.margin_sds or seen.margins is None or seen.outcome is not ObservedStatus.INFEASIBLE:
         return seen
     missed = {name: min(margin, 0.05) for name, margin in seen.margins.items() if margin > 0}

@@ -1,4 +1,4 @@
-"""The search space: which configurations there are, and what lies near one."""
+"""The search space: its configurations and their neighbours."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ def _always(_config: KnobValues, _name: str, _value: Value) -> bool:
 class Space:
     """A space of configurations over ``knobs``.
 
-    A configuration of the space holds exactly the knobs that matter in it: those whose ``requires`` hold. A
-    requirement on an argument that is not a knob of the space is taken to hold, since no search can change it.
+    A configuration of the space holds exactly the active knobs: those whose ``requires`` hold. A requirement on an
+    argument outside the space is assumed to hold, since the search cannot change it.
 
     Raises:
-        ValueError: there is no knob, a name occurs twice, or knobs require each other in a circle.
+        ValueError: there is no knob, a name occurs twice, or the requirements are circular.
     """
 
     knobs: tuple[Knob, ...]
@@ -36,21 +36,21 @@ class Space:
             raise ValueError("a space must have at least one knob")
         if len(self.by_name) < len(self.knobs):
             raise ValueError("a knob occurs twice in the space")
-        _ = self.by_requirement  # a circle must be known now, not at the first proposal
+        _ = self.by_requirement  # fail on a circular requirement now, not at the first proposal
 
     @cached_property
     def by_name(self) -> Mapping[str, Knob]:
-        """The knobs by their name, in the order of the space."""
+        """The knobs by name, in the order of the space."""
         return {knob.name: knob for knob in self.knobs}
 
     @cached_property
     def by_requirement(self) -> tuple[Knob, ...]:
-        """The knobs, each after those that it requires."""
+        """The knobs in topological order of their requirements."""
         graph = {knob.name: [name for name in knob.requires if name in self.by_name] for knob in self.knobs}
         return tuple(self.by_name[name] for name in TopologicalSorter(graph).static_order())
 
     def active(self, config: KnobValues) -> dict[str, Value]:
-        """``config`` without what is no knob of the space, or is one that does not matter here."""
+        """``config`` restricted to the active knobs of the space."""
         kept: dict[str, Value] = {}
         for knob in self.by_requirement:
             if knob.name in config and self.matters(knob, kept):
@@ -58,17 +58,17 @@ class Space:
         return self._in_order(kept)
 
     def matters(self, knob: Knob, config: KnobValues) -> bool:
-        """Whether what ``knob`` requires holds in ``config``, which must have no knob that does not matter itself."""
+        """Whether ``knob``'s requirements hold in ``config``, which must not contain inactive knobs."""
         required = self._required[knob.name]
         return not required or all(name in config and config[name] == value for name, value in required)
 
     @cached_property
     def _required(self) -> Mapping[str, tuple[tuple[str, Value], ...]]:
-        """What each knob requires of the others in the space."""
+        """Each knob's requirements on the others in the space."""
         return {k.name: tuple((n, v) for n, v in k.requires.items() if n in self.by_name) for k in self.knobs}
 
     def contains(self, config: KnobValues) -> bool:
-        """Whether ``config`` holds exactly the knobs that matter in it, each with a value that it may take."""
+        """Whether ``config`` holds exactly the active knobs, each with an allowed value."""
         active = self.active(config)
         due = {knob.name for knob in self.knobs if self.matters(knob, active)}
         return set(config) == due and all(self.by_name[name].holds(value) for name, value in config.items())
@@ -78,7 +78,7 @@ class Space:
         return self._resolved({}, lambda knob: draw(knob, rng))
 
     def project(self, config: KnobValues) -> dict[str, Value]:
-        """The configuration of the space that is closest to ``config``. A knob that it lacks stands at its centre."""
+        """The configuration of the space closest to ``config``. Missing knobs are set to their centre."""
         return self._resolved(config, centre)
 
     def neighbour(
@@ -91,10 +91,10 @@ class Space:
     ) -> tuple[dict[str, Value], str]:
         """A configuration that differs from ``config`` in one knob, and the name of that knob.
 
-        With probability ``structural`` a categorical knob changes, to a value that ``may_change`` grants; otherwise
-        a numeric one moves by N(0, ``spread`` of its range). Where one sort of knob has nothing to offer the other
-        stands in, and where neither has, ``may_change`` is not asked. Knobs that start to matter are drawn. The name
-        is empty in a space of one configuration.
+        With probability ``structural`` a categorical knob changes, to a value that ``may_change`` allows; otherwise
+        a numeric one moves by N(0, ``spread`` of its range). If one kind has nothing to change, the other is used,
+        and if neither has, ``may_change`` is ignored. Newly active knobs are drawn at random. The name is empty in a
+        space of one configuration.
         """
         here = self.project(config)
         prefers_structural = rng.random() < structural
@@ -113,7 +113,7 @@ class Space:
         return self._resolved({**here, name: value}, lambda knob: draw(knob, rng)), name
 
     def _changes(self, here: KnobValues, may_change: MayChange) -> dict[str, list[Value]]:
-        """The other values that each categorical knob may take, for the knobs that have any."""
+        """The alternative values of each categorical knob that has any."""
         others = {
             name: [value for value in self.by_name[name].choices if value != current and may_change(here, name, value)]
             for name, current in here.items()
@@ -121,7 +121,7 @@ class Space:
         return {name: values for name, values in others.items() if values}
 
     def _resolved(self, config: KnobValues, absent: Callable[[Knob], Value]) -> dict[str, Value]:
-        """Every knob that matters: brought into range where ``config`` has it, else what ``absent`` says."""
+        """Every active knob: clipped to its range if ``config`` has it, else from ``absent``."""
         resolved: dict[str, Value] = {}
         for knob in self.by_requirement:
             if self.matters(knob, resolved):

@@ -1,4 +1,4 @@
-"""What the search believes: separate models of the objective, of each constraint's margin, and of crashes."""
+"""The surrogate: separate models of the objective, of each constraint's margin, and of crashes."""
 
 import math
 from collections.abc import Sequence
@@ -14,23 +14,23 @@ from sidecar.search.gaussian_process import GaussianProcess, Prediction, fit
 from sidecar.search.latency_priors import EAGER, doubts, expected, slopes, stretch
 
 LATENCY = "latency"
-_MOST_POINTS = 24  # that a model is fitted to: those nearest to where the search stands
-_FARTHEST = 3.0  # of log(measured / limit): twenty times the limit is as bad as any
-_WORST_LOSS = 0.4  # of the logarithm of the objective against the best: beyond, only that it is bad counts
+_MOST_POINTS = 24  # that a model is fitted to: those nearest to the search centre
+_FARTHEST = 3.0  # cap on log(measured / limit): beyond twenty times the limit all is equally bad
+_WORST_LOSS = 0.4  # cap on log(objective / best)
 _LOSS_SCALE, _MARGIN_SCALE = 0.15, 0.4
-_TRUSTED = 1.0  # logarithm of the odds that what is expected is right, before any trial
-# Of log(measured / limit) between two loads of one configuration: at least this, and the fitted noise times that.
+_TRUSTED = 1.0  # prior log odds that the expected effects are right
+# Run-to-run standard deviation of log(measured / limit): at least this, and this multiple of the fitted noise.
 _LEAST_REPEATS_SD, _CAUTION = 0.12, 2.0
-# A lower bound on a missed margin is read as an estimate this far above it.
+# A lower bound on a missed margin is treated as an estimate this far above it.
 _ABOVE_BOUND, _BOUND_SD = 0.35, 0.4
-_SURELY_MET = -0.1  # log(measured / limit), where only "feasible" was recorded
+_SURELY_MET = -0.1  # log(measured / limit), if only "feasible" was recorded
 
 
 @dataclass(frozen=True)
 class Target:
-    """One modelled quantity: a Gaussian process around the prior mean. ``eager`` is physics.eager_effect's.
+    """One modelled quantity: a Gaussian process around the prior mean. ``eager`` is latency_priors.eager_effect's.
 
-    ``trust`` is 1 for the knobs of which the expected effect counts, and 0 for the others. Shape (knobs,).
+    ``trust`` is 1 for the knobs whose prior effect is used, and 0 for the others. Shape (knobs,).
     """
 
     name: str
@@ -39,7 +39,7 @@ class Target:
     eager: float
 
     def predict(self, places: Array) -> Prediction:
-        """Shape of each: (places,)."""
+        """Mean and standard deviation. Shape of each: (places,)."""
         around = self.process.predict(places)
         return Prediction(around.mean + self.prior(places), around.sd)
 
@@ -50,12 +50,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Surrogate:
-    """What was learned.
+    """The fitted models.
 
-    ``loss`` is lower for a better objective, None where nothing was measured; ``best_loss`` is the lowest that it
-    predicts where a configuration was feasible, None where none was. ``margins`` are logarithms of what is measured
-    over its limit: below 0 is met. ``risk`` is None where crashes are not modelled. ``served`` are the places of the
-    trials that gave an objective, and ``near`` is the one around which all was learned.
+    ``loss`` is lower for a better objective, None if nothing was measured; ``best_loss`` is the lowest prediction at a
+    feasible configuration, None if there was none. ``margins`` are log(measured / limit): below 0 meets the limit.
+    ``risk`` is None if crashes are not modelled. ``served`` are the points of the trials with an objective, and
+    ``near`` is the point around which the models were fitted.
     """
 
     loss: Target | None
@@ -66,7 +66,7 @@ class Surrogate:
     near: Array
 
     def log_meets(self, places: Array) -> Array:
-        """Logarithm of the probability that every constraint is met. Shape (places,)."""
+        """Log probability that every constraint is met. Shape (places,)."""
         total = np.zeros(len(places))
         for target in self.margins:
             at = target.predict(places)
@@ -74,9 +74,9 @@ class Surrogate:
         return total
 
     def log_meets_again(self, places: Array) -> Array:
-        """Logarithm of the probability that one more load meets every constraint. Shape (places,).
+        """Log probability that one more load meets every constraint. Shape (places,).
 
-        Cautious: few repeats say little of the spread between them, and a slower start is amplified by the queue.
+        Conservative: few repeats say little about run-to-run spread, and queueing amplifies a slow restart.
         """
         total = np.zeros(len(places))
         for target in self.margins:
@@ -86,13 +86,13 @@ class Surrogate:
         return total
 
     def log_serves(self, places: Array) -> Array:
-        """Logarithm of the probability that it does not crash. Shape (places,)."""
+        """Log probability of not crashing. Shape (places,)."""
         if self.risk is None:
             return np.zeros(len(places))
         return np.log1p(-np.minimum(self.risk.probability(places), 0.999))
 
     def log_improvement(self, places: Array) -> Array:
-        """Logarithm of the expected improvement on the best feasible objective; 0 where there is none yet."""
+        """Log expected improvement over the best feasible objective; 0 if there is none yet."""
         if self.loss is None or self.best_loss is None:
             return np.zeros(len(places))
         at = self._with_doubts(self.loss, places)
@@ -101,10 +101,11 @@ class Surrogate:
         return np.log(np.maximum(density + z * np.exp(_log_normal_cdf(z)), 1e-12)) + np.log(at.sd)
 
     def _with_doubts(self, loss: Target, places: Array) -> Prediction:
-        """The loss, where a choice that nothing served with is taken as the one of ``near``, but for what is expected
-        of it, give or take a doubt. The process alone would take it for as bad as the average of what was tried.
+        """The predicted loss. An untried choice is predicted like the choice of ``near``, plus its prior effect and
+        extra uncertainty; the process alone would predict the mean of all trials.
 
-        What crashed is left to the crash model, and each crash lowers the doubts: what was never tried may crash too.
+        Crashed trials are left to the crash model, and each crash reduces the extra uncertainty, since an untried
+        choice may crash too.
         """
         encoding = loss.process.encoding
         new = _absent(encoding, places, self.served)
@@ -125,14 +126,14 @@ def learn(
     priors: bool,
     eager: float = EAGER,
 ) -> Surrogate:
-    """The models after the trials that ran, at their encoded ``places``, as they are around the place ``near``."""
+    """Fits the models to the trials that ran, at their encoded ``places``, centred on the point ``near``."""
 
     def target(name: str, rows: list[int], values: Array, scale: float, sds: Array) -> Target:
         kept = encoding.closest(places[rows], near, _MOST_POINTS)
         there, values, variances = places[rows][kept], values[kept], np.square(sds[kept])
         prior = expected(encoding, name, there, eager)
         lengths = stretch(encoding) if priors else np.ones(there.shape[1])
-        # Of the objective alone: with those of the constraints, too, the landscapes came out worse.
+        # For the objective only: including the constraints made the landscapes worse.
         uncertain = slopes(encoding, name) if priors and name == LATENCY else np.zeros(there.shape[1])
 
         def fitted(trust: Array, like: GaussianProcess | None = None) -> GaussianProcess:
@@ -154,7 +155,7 @@ def learn(
             name, list(seen), np.array(list(seen.values()))[:, 0], _MARGIN_SCALE, np.array(list(seen.values()))[:, 1]
         )
         for name, seen in _margins(tried).items()
-        if max(m for m, _ in seen.values()) > -_FARTHEST  # what is met by far, everywhere, takes no model
+        if max(m for m, _ in seen.values()) > -_FARTHEST  # a limit met by far everywhere needs no model
     )
     values = {
         row: o.value for row, o in enumerate(tried) if o.value is not None and o.outcome is not ObservedStatus.CRASHED
@@ -172,9 +173,9 @@ def learn(
 
 
 def _trusts(places: Array, prior: Array) -> list[Array]:
-    """What may be believed of ``prior``, in the order of belief: all of it, or only what no trial has tested.
+    """Which prior effects to use, in order of trust: all of ``prior``, or only those that no trial has tested.
 
-    Of a knob that stood still at all ``places`` the trials say nothing. Shape of each: (knobs,).
+    Trials say nothing about a knob that was constant over all ``places``. Shape of each: (knobs,).
     """
     tested = np.ptp(places, axis=0) > 0
     everything = np.ones(places.shape[1])
@@ -182,7 +183,7 @@ def _trusts(places: Array, prior: Array) -> list[Array]:
 
 
 def _absent(encoding: Encoding, places: Array, seen: Array) -> NDArray[np.bool_]:
-    """Which choices of ``places`` none of ``seen`` has; False for numbers. Shape (places, knobs)."""
+    """Marks choices in ``places`` that occur in none of ``seen``; False for numbers. Shape (places, knobs)."""
     absent = np.zeros(places.shape, dtype=bool)
     for column in np.flatnonzero(encoding.categorical):
         absent[:, column] = ~np.isin(places[:, column], seen[:, column])
@@ -190,7 +191,7 @@ def _absent(encoding: Encoding, places: Array, seen: Array) -> NDArray[np.bool_]
 
 
 def losses_of(values: Sequence[float]) -> Array:
-    """What is lower for better values: on a logarithmic scale where all have one sign, so that a ratio counts."""
+    """The values as a loss, lower is better; on a logarithmic scale if all have one sign, so that ratios count."""
     array = np.array(values, dtype=float)
     if (array < 0).all():
         return np.log(-array)
@@ -201,8 +202,8 @@ def losses_of(values: Sequence[float]) -> Array:
 
 
 def _margins(tried: Sequence[Observation]) -> dict[str, dict[int, tuple[float, float]]]:
-    """log(measured / limit) by constraint and row, with the standard deviation of an estimate; of the violation as a
-    whole if no margin was recorded."""
+    """log(measured / limit) by constraint and row, with the standard deviation of an estimate; of the total violation
+    if no margin was recorded."""
     served = {row: o for row, o in enumerate(tried) if o.outcome is not ObservedStatus.CRASHED}
     names = sorted({name for o in served.values() for name in o.margins or ()})
     if not names and any(o.violation for o in served.values()):
@@ -219,7 +220,7 @@ def _margins(tried: Sequence[Observation]) -> dict[str, dict[int, tuple[float, f
 
 
 def _log_margin(seen: Observation, name: str, margin: float) -> tuple[float, float]:
-    """One margin as the model takes it: its logarithm, and the standard deviation if it is an estimate or a bound."""
+    """One margin as model input: its logarithm, and the standard deviation if it is an estimate or a bound."""
     log, sd = math.log(max(1 + margin, 1e-9)), (seen.margin_sds or {}).get(name, 0.0)
     if name in seen.bounds:
         log, sd = log + _ABOVE_BOUND, _BOUND_SD
@@ -227,6 +228,6 @@ def _log_margin(seen: Observation, name: str, margin: float) -> tuple[float, flo
 
 
 def _log_normal_cdf(z: Array) -> Array:
-    """Logarithm of the standard normal distribution function."""
+    """Log of the standard normal distribution function."""
     clipped = np.clip(z, -35.0, 35.0)
     return np.array([math.log(0.5 * math.erfc(-x / math.sqrt(2))) for x in clipped])

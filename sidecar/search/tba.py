@@ -1,6 +1,6 @@
-"""Thermal Budget Annealing: simulated annealing that looks for something feasible first (arXiv 2604.17627).
+"""Thermal Budget Annealing: simulated annealing that first looks for feasibility (arXiv 2604.17627).
 
-First the SLO violation is lowered until a configuration is feasible, then the objective is raised among feasible ones.
+It lowers the SLO violation until a configuration is feasible, then raises the objective among feasible ones.
 """
 
 import math
@@ -20,9 +20,9 @@ TBA_PHASE = "tba-explore"
 
 @dataclass(frozen=True)
 class AnnealingState:
-    """Where the annealing stands.
+    """The state of the annealing.
 
-    ``energy`` is that of ``current`` and is lowered: the violation before anything is feasible, the negated objective
+    ``energy`` is that of ``current`` and is minimised: the violation until something is feasible, the negated objective
     after. ``spread`` is the range of the objective among feasible trials, ``stalled`` the number of trials since the
     last improvement or reheat.
     """
@@ -39,12 +39,12 @@ class AnnealingState:
 
     @property
     def scale(self) -> float:
-        """What a difference in energy is measured against."""
+        """The scale of energy differences."""
         return self.worst_feasible - self.best if self.feasible else PUBLISHED.violation_scale
 
 
 def fold(history: Sequence[Observation], seed: int) -> AnnealingState:
-    """The state that ``history`` leads to."""
+    """The state after replaying ``history``."""
     state = AnnealingState()
     for index, observation in enumerate(history):
         state = advanced(state, observation, np.random.default_rng([seed, index, 1]))
@@ -52,7 +52,7 @@ def fold(history: Sequence[Observation], seed: int) -> AnnealingState:
 
 
 def advanced(state: AnnealingState, seen: Observation, rng: np.random.Generator) -> AnnealingState:
-    """The state after one more observation. What the guard refused never ran, so it changes nothing."""
+    """The state after one more observation. A refused configuration never ran, so it changes nothing."""
     if seen.outcome is ObservedStatus.REFUSED:
         return state
     energy = _energy(seen, state.feasible)
@@ -78,21 +78,21 @@ def advanced(state: AnnealingState, seen: Observation, rng: np.random.Generator)
 
 
 def accepts(rise: float, state: AnnealingState, rng: np.random.Generator) -> bool:
-    """The Metropolis rule: a fall always, a rise with probability exp(-rise / (temperature * scale))."""
+    """The Metropolis rule: accept any decrease, and an increase with probability exp(-rise / (temperature * scale))."""
     if rise <= 0:
         return True
     return math.isfinite(rise) and float(rng.random()) < math.exp(-rise / state.scale / state.temperature)
 
 
 def _tempered(state: AnnealingState, improved: bool) -> AnnealingState:
-    """Cooled after an improvement, reheated after too many trials without one. The initial trials do neither."""
+    """Cools after an improvement, reheats after too many trials without one. The initial trials do neither."""
     if improved:
         factor = PUBLISHED.cooling if state.feasible else PUBLISHED.cooling_infeasible
         return replace(state, temperature=max(state.temperature * factor, PUBLISHED.temperature_floor), stalled=0)
     if state.stalled + 1 < PUBLISHED.patience_trials:
         return replace(state, stalled=state.stalled + 1)
     cap = PUBLISHED.reheat_cap * PUBLISHED.temperature_start
-    # Above the cap already, a search that found nothing stays as hot as it is: a reheat must not cool.
+    # A temperature already above the cap stays as it is: a reheat must not cool.
     hotter = max(min(state.temperature * PUBLISHED.reheat, cap), state.temperature)
     return replace(state, temperature=hotter, stalled=0, reheats=state.reheats + 1)
 
@@ -106,14 +106,14 @@ def _energy(seen: Observation, feasible_known: bool) -> float:
 
 @dataclass(frozen=True)
 class Annealing:
-    """The optimizer. ``trials`` is how long this phase lasts, over which structural changes grow rarer."""
+    """The optimizer. ``trials`` is the length of this phase, over which structural changes become rarer."""
 
     space: Space
     seed: int
     trials: int
 
     def ask(self, history: Sequence[Observation]) -> Proposal:
-        """Random at first, the incumbent counted in, then a neighbour of where the annealing stands."""
+        """Random initial trials, the incumbent included, then neighbours of the current state."""
         rng = np.random.default_rng([self.seed, len(history)])
         state = fold(history, self.seed)
         failures = Failures.of(self.space, history)
@@ -130,11 +130,11 @@ class Annealing:
         config, changed = failures.avoiding(neighbour)
         if config not in failures:
             return Proposal(config, TBA_PHASE, f"T={state.temperature:.2f}, changed {changed or 'nothing'}")
-        why = f"T={state.temperature:.2f}, random, since the neighbours have failed"
+        why = f"T={state.temperature:.2f}, random, since all neighbours have failed"
         config, why = failures.avoiding(lambda: (self.space.sample(rng), why))
         return Proposal(config, TBA_PHASE, why)
 
     def structural(self, trials: int) -> float:
-        """The probability of a structural change after ``trials``, falling in a line."""
+        """The probability of a structural change after ``trials``, decreasing linearly."""
         progress = min(trials / self.trials, 1.0)
         return PUBLISHED.structural_start + progress * (PUBLISHED.structural_end - PUBLISHED.structural_start)

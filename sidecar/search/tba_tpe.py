@@ -1,4 +1,4 @@
-"""Annealing until enough is known, then TPE, warm-started with all of it (arXiv 2604.17627)."""
+"""Annealing until enough is known, then TPE warm-started with the full history (arXiv 2604.17627)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from sidecar.search.tpe import Tpe
 
 
 def forced_after(budget: int) -> int:
-    """The number of trials after which annealing ends in any case."""
+    """The number of trials after which annealing ends at the latest."""
     return max(PUBLISHED.forced_trials, budget * PUBLISHED.forced_percent // 100)
 
 
 def handed_off(history: Sequence[Observation], budget: int) -> bool:
-    """Whether TPE is in charge. The counts only grow, so there is no way back."""
+    """Whether TPE has taken over. The counts only grow, so there is no way back."""
     trials = trials_run(history)
     if trials >= forced_after(budget):
         return True
@@ -31,14 +31,14 @@ def handed_off(history: Sequence[Observation], budget: int) -> bool:
 
 @dataclass(frozen=True)
 class TbaTpe:
-    """The optimizer. ``budget`` is the number of trials that may run, the incumbent's included."""
+    """The optimizer. ``budget`` is the number of trials that may run, including the incumbent's."""
 
     space: Space
     seed: int
     budget: int
 
     def ask(self, history: Sequence[Observation]) -> Proposal:
-        """TBA's proposal before the handoff, TPE's after it."""
+        """TBA's proposal before the handoff, TPE's after."""
         if handed_off(history, self.budget):
             return Tpe(self.space, self.seed, startup=0, joint=False).ask(history)
         return Annealing(self.space, self.seed, forced_after(self.budget)).ask(history)

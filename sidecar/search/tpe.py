@@ -1,8 +1,8 @@
 """Optuna's tree-structured Parzen estimator (TPE), rebuilt from the history at each ask.
 
-A failure is replayed as arXiv 2604.17627 does it: value -inf, violation 100. Optuna 5 takes both, and ranks an
-infeasible trial by its violation alone. Integers are modelled as reals and rounded: Optuna's density of a rounded
-normal takes most of an ask's time, and over ranges this wide it is the same density.
+Failures are replayed as in arXiv 2604.17627: value -inf, violation 100. Optuna 5 accepts both, and ranks an infeasible
+trial by its violation alone. Integers are modelled as reals and rounded: Optuna's density for rounded normals takes
+most of an ask's time, and over ranges this wide the density is the same.
 """
 
 import logging
@@ -26,12 +26,12 @@ from vllm_sloguard.knobs import Knob, KnobKind, KnobValues, Value
 TPE_PHASE = "tpe-exploit"
 OPTUNA_STARTUP_TRIALS = 10  # Optuna's own default
 
-# Each ask makes a study, and a line about each would drown the log. Optuna's other loggers keep their level.
+# Each ask creates a study, and Optuna logs each creation. Its other loggers keep their level.
 logging.getLogger("optuna.storages._in_memory").setLevel(logging.WARNING)
 
 
 class _Shared:
-    """One object for all trials: Optuna copies and compares every trial's, which takes longer than the model itself."""
+    """One object shared by all trials: Optuna copies and compares each trial's, which takes longer than the model."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -52,8 +52,8 @@ class _SharedCategorical(_Shared, CategoricalDistribution):
 
 
 class _Sampler(optuna.samplers.TPESampler):
-    """TPE that is told which knobs it models jointly (none: each by itself), instead of looking for those that all
-    trials share."""
+    """TPE with an explicit set of jointly modelled knobs (none: each independently), instead of searching for those
+    that all trials share."""
 
     def __init__(self, joint: dict[str, BaseDistribution], seed: int) -> None:
         super().__init__(n_startup_trials=0, multivariate=bool(joint), constant_liar=False, seed=seed)
@@ -65,9 +65,9 @@ class _Sampler(optuna.samplers.TPESampler):
 
 @dataclass(frozen=True)
 class Tpe:
-    """The optimizer. Until ``startup`` trials ran it draws at random; 0 is for a history that another one began.
+    """The optimizer. The first ``startup`` trials are random; 0 continues a history that another optimizer began.
 
-    ``joint`` models the knobs jointly, as Optuna 5 does by default; the study's Optuna took each by itself.
+    ``joint`` models the knobs jointly, as Optuna 5 does by default; the study's Optuna modelled each independently.
     """
 
     space: Space
@@ -76,7 +76,7 @@ class Tpe:
     joint: bool = True
 
     def ask(self, history: Sequence[Observation]) -> Proposal:
-        """The point of the highest expected improvement, or a neighbour of it where that very point has failed."""
+        """The point of highest expected improvement, or a neighbour if that very point has failed."""
         rng = np.random.default_rng([self.seed, len(history)])
         failures = Failures.of(self.space, history)
         if why := random_start(history, self.startup):
@@ -87,7 +87,7 @@ class Tpe:
         )
 
     def _best(self, history: Sequence[Observation], seed: int) -> dict[str, Value]:
-        """What TPE proposes. Knobs that always matter may be modelled jointly, the others one by one."""
+        """TPE's suggestion. Knobs that are always active may be modelled jointly, the others independently."""
         distributions = {knob.name: distribution(knob) for knob in self.space.knobs}
         joint = {
             name: distribution
@@ -101,13 +101,13 @@ class Tpe:
 
 
 def random_start(history: Sequence[Observation], startup: int) -> str:
-    """Why to draw at random, empty where the model has something to go by.
+    """Why to draw at random; empty if the model has something to learn from.
 
-    Where all failed a model would take the least bad failure for a good point and stay near it.
+    If every trial failed, the model would mistake the least bad failure for a good point and stay near it.
     """
     if trials_run(history) < startup:
         return f"random start, {trials_run(history) + 1} of {startup}"
-    return "random, nothing has served yet" if all(failed(observation) for observation in history) else ""
+    return "random, no trial has run yet" if all(failed(observation) for observation in history) else ""
 
 
 def drawn(space: Space, failures: Failures, rng: np.random.Generator, phase: str, why: str) -> Proposal:
@@ -117,7 +117,7 @@ def drawn(space: Space, failures: Failures, rng: np.random.Generator, phase: str
 
 
 def unless_failed(space: Space, failures: Failures, rng: np.random.Generator, best: Proposal) -> Proposal:
-    """``best``, or a neighbour of it where that very point has failed."""
+    """``best``, or a neighbour if that very point has failed."""
     if best.config not in failures:
         return best
     spread = PUBLISHED.step * PUBLISHED.temperature_start
@@ -128,21 +128,21 @@ def unless_failed(space: Space, failures: Failures, rng: np.random.Generator, be
 
 
 def distribution(knob: Knob) -> BaseDistribution:
-    """The knob's range, as Optuna has it."""
+    """The knob's range as an Optuna distribution."""
     if knob.kind is KnobKind.CATEGORICAL:
         return _SharedCategorical(knob.choices)
     return _SharedFloat(*numeric_bounds(knob), log=knob.log)
 
 
 def decoded_value(knob: Knob, suggested: Value) -> Value:
-    """The knob's value that Optuna means."""
+    """The knob's value for Optuna's parameter value."""
     if knob.kind is KnobKind.CATEGORICAL or isinstance(suggested, str):
         return suggested
     return tidy(knob, suggested)
 
 
 def _replayed(config: KnobValues, seen: Observation, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
-    """A finished trial. Each has its constraint: Optuna takes one without for feasible."""
+    """A finished trial. Each carries its constraint, because Optuna treats a trial without one as feasible."""
     return create_trial(
         params=dict(config),
         distributions={name: distributions[name] for name in config},

@@ -68,7 +68,7 @@ def test_an_ablation_is_compared_with_the_whole(tmp_path: Path) -> None:
     ("args", "wanted"),
     [
         (["--only", "hill"], "no landscape is called 'hill'"),
-        (["--optimizers", "random,best"], "--optimizers: no optimizer is called 'best'; there are random,"),
+        (["--optimizers", "random,best"], "--optimizers: unknown optimizer 'best'; known are random,"),
         (["--against", "best"], "--against: 'best' is not among"),
         (
             ["--optimizers", "random", "--seeds", "1", "--budget", "1", "--into", "absent.md"],

@@ -1,4 +1,4 @@
-"""What the sidecar gives the engines that it starts."""
+"""What the sidecar passes to the engines that it starts."""
 
 import sys
 import time
@@ -49,7 +49,7 @@ def test_where_the_system_gives_all_ports_away_a_trial_has_one_of_them(below: in
     assert port_free("127.0.0.1", any_free_port(below=below))
 
 
-# Says on its standard error, which is its log, where it is.
+# Writes its location to standard error, which is its log.
 STUCK = """
 import sys, time
 from vllm_sloguard.hooks.stack_dump import show_when_asked

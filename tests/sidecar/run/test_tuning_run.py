@@ -1,4 +1,4 @@
-"""Which run goes on, and which one is given up."""
+"""Which unfinished run is resumed, and which one is abandoned."""
 
 import json
 from pathlib import Path

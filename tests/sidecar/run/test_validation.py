@@ -1,4 +1,4 @@
-"""The tuner's validation: pairs of starts until the rule has enough, whatever interrupts them."""
+"""The tuner's validation: A/B restarts until the rule has enough evidence, across interruptions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +43,7 @@ class Starts:
         """Keeps nothing."""
 
     def is_cold(self, args: object) -> bool:
-        """Every trial has an engine of its own."""
+        """Every trial gets a new engine."""
         return True
 
     def run(
@@ -79,7 +79,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def tune(config: Config, starts: Starts, fits: Callable[[int, int], bool] = lambda _s, _v: True) -> Decision:
-    """A sidecar's life: opens the journal, takes up the run that is there, and tunes until it ends or is killed."""
+    """One process lifetime: opens the journal, resumes its run, and tunes until it ends or is killed."""
     journal = Journal(config.state)
     run = open_run(config, journal)
     tuner = Tuner(
@@ -129,7 +129,7 @@ def test_the_winner_and_the_incumbent_take_turns_and_the_evidence_is_kept(config
 
 @pytest.mark.parametrize("lives", [[1, 1000], [4, 1000], [5, 1000], [6, 1000], [3, 1, 1, 1, 1, 1, 1000], [8, 1000]])
 def test_a_validation_that_was_killed_goes_on_where_it_was(config: Config, lives: list[int]) -> None:
-    """Each life measures so many loads and dies in the next: what had ended counts, what had not is measured again."""
+    """Each lifetime measures this many loads and dies in the next: finished ones count, the unfinished is repeated."""
     whole = config.model_copy(update={"state": config.state.parent / "whole"})
     uninterrupted = tune(whole, Starts())
     outcome: Decision | None = None
@@ -149,7 +149,7 @@ def test_a_validation_that_was_killed_goes_on_where_it_was(config: Config, lives
     ("measurements", "outcome", "used"),
     [
         (0, Outcome.INCONCLUSIVE, 0),
-        (5, Outcome.INCONCLUSIVE, 0),  # three pairs do not fit: none is begun
+        (5, Outcome.INCONCLUSIVE, 0),  # three pairs do not fit, so none is started
         (6, Outcome.PROMOTED, 6),
         (7, Outcome.PROMOTED, 6),
     ],
@@ -168,7 +168,7 @@ def test_a_window_has_time_for_so_many(config: Config, measurements: int, outcom
 
 
 def test_a_window_that_gets_shorter_meanwhile_decides_on_complete_pairs(config: Config) -> None:
-    """Only four measurements were possible, though six seemed to be: two pairs are too few."""
+    """Only four measurements fit although six were expected: two pairs are too few."""
 
     def fits(search: int, _validations: int) -> bool:
         return bool(search) or sum(t.plan.role in VALIDATING for t in recorded(config)) < 4
@@ -187,7 +187,7 @@ def test_the_search_leaves_room_for_the_validation(config: Config) -> None:
 
     decision = tune(config, Starts(), fits)
 
-    # Of a budget of three, the first two trials keep the fewest pairs possible, the last all of them.
+    # With a budget of three, the first two trials reserve the fewest pairs possible, the last all of them.
     assert asked == [(1, 6), (1, 6), (1, 10), (0, 6)]
     assert roles(config) == [Role.BASELINE, Role.SEARCH]
     assert decision.outcome is Outcome.INCONCLUSIVE
@@ -217,7 +217,7 @@ def test_trials_whose_requests_were_sent_late_do_not_count_and_end_the_run(confi
 
 
 def test_the_first_start_of_each_side_is_not_measured(config: Config) -> None:
-    """It reads a cold page cache and compiles; both sides pay for that before anything is compared."""
+    """It reads a cold page cache and compiles; both sides pay that cost before anything is compared."""
     starts = Starts()
 
     tune(config, starts)

@@ -1,4 +1,4 @@
-"""What every optimizer must do, whatever its history."""
+"""What every optimizer must do, for any history."""
 
 import copy
 import logging
@@ -23,7 +23,7 @@ BUDGET = 10
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 every_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
 
-# What a journal may hold: values outside the range, of another type, knobs that are absent, arguments that are none.
+# What a journal may contain: out-of-range values, wrong types, missing knobs, unknown arguments.
 values: st.SearchStrategy[Value] = st.one_of(
     st.booleans(), st.integers(), st.floats(), st.sampled_from((16, 64, 128, 0.9, "auto", ""))
 )
@@ -38,7 +38,7 @@ observations = st.one_of(
 
 
 def outcomes_in_turn(space: Space, count: int) -> list[Observation]:
-    """A history over the space in which each outcome occurs."""
+    """A history over the space with every outcome."""
     rng = np.random.default_rng(7)
     makers: tuple[Callable[[KnobValues, float], Observation], ...] = (
         feasible,
@@ -67,7 +67,7 @@ def test_a_proposal_is_a_function_of_the_history_and_the_seed(name: str, space: 
     before = copy.deepcopy(history)
     optimizer = make(name, space, 42, BUDGET)
     first = optimizer.ask(tuple(history))
-    optimizer.ask(history[: length // 2])  # leaves nothing behind
+    optimizer.ask(history[: length // 2])  # must leave no state behind
     assert optimizer.ask(history) == first == make(name, space, 42, BUDGET).ask(history)
     assert history == before
     assert space.contains(first.config)
@@ -82,7 +82,7 @@ def test_an_ablation_proposes_inside_the_space(name: str, length: int) -> None:
     assert proposal == make(name, SPACE, 42, BUDGET).ask(history)
 
 
-@pytest.mark.parametrize("name", ["random", "tpe", "tba", "tba-tpe"])  # others maximise what they learned, not draw
+@pytest.mark.parametrize("name", ["random", "tpe", "tba", "tba-tpe"])  # the others maximise an acquisition function
 @pytest.mark.parametrize("length", [0, 6, 25])
 def test_another_seed_gives_another_proposal(name: str, length: int) -> None:
     history = outcomes_in_turn(SPACE, length)
@@ -141,7 +141,7 @@ def test_optuna_neither_logs_nor_warns(name: str, capfd: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(
     "name", [name for name in (*OPTIMIZERS, *ABLATIONS) if name != "gp"]
-)  # that one is for comparison
+)  # gp is for comparison only
 def test_an_ask_after_300_trials_is_quick(name: str) -> None:
     space = Space(tuple(KNOBS.values()))
     optimizer, history = make(name, space, 0, 400), outcomes_in_turn(space, 300)

@@ -1,4 +1,4 @@
-"""When annealing gives way to TPE, by number."""
+"""When annealing hands over to TPE."""
 
 import pytest
 from search_cases import ONE_INT, SPACE, crashed, feasible, infeasible, refused
@@ -33,10 +33,10 @@ def test_it_is_forced_at_two_fifths_and_five_trials_at_least(budget: int, trials
     [
         ("ffc", 15, True),
         ("ffi", 15, True),
-        ("fff", 15, False),  # nothing bad was seen
+        ("fff", 15, False),  # no failure yet
         ("fcc", 15, False),  # one feasible of two
         ("fc", 10, False),  # two trials of three
-        ("ffr", 15, False),  # what was refused never ran
+        ("ffr", 15, False),  # a refused configuration never ran
         ("ffrr", 15, False),
         ("ffrc", 15, True),
         ("ffffffffffiiiiii", 60, True),
@@ -84,4 +84,4 @@ def test_tpe_starts_at_random_when_cold() -> None:
 
 def test_tpe_does_not_learn_from_failures_alone() -> None:
     proposal = TbaTpe(SPACE, seed=0, budget=15).ask(history_of("cccrccc"))
-    assert (proposal.phase, proposal.reason) == ("tpe-exploit", "random, nothing has served yet")
+    assert (proposal.phase, proposal.reason) == ("tpe-exploit", "random, no trial has run yet")

@@ -1,4 +1,4 @@
-"""A landscape with a cliff: the searches must beat random draws on it."""
+"""A landscape with a cliff, on which every search must beat random draws."""
 
 import math
 from statistics import mean, median
@@ -45,7 +45,7 @@ def served(config: KnobValues) -> Observation:
 
 
 def search(name: str, seed: int) -> list[Observation]:
-    """The trials that ran, the incumbent's first: a configuration that serves, but misses the SLO."""
+    """The trials that ran, starting with an incumbent that runs but misses the SLO."""
     history = [served({**SPACE.project({}), "enforce_eager": True, "max_num_seqs": 64})]
     optimizer = make(name, SPACE, seed, BUDGET)
     while sum(o.outcome is not ObservedStatus.REFUSED for o in history) < BUDGET:

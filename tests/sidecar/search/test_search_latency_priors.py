@@ -1,4 +1,4 @@
-"""What is expected of eager mode before it was tried."""
+"""The prior for eager mode before it was tried."""
 
 import math
 

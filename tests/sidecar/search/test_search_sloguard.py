@@ -1,4 +1,4 @@
-"""The default optimizer: from the incumbent outward, within what the guard passes, wary of what crashed."""
+"""The default optimizer: outward from the incumbent, within the guard's limits, wary of crashes."""
 
 import math
 import time
@@ -80,7 +80,7 @@ def test_a_length_that_the_workload_needs_is_kept() -> None:
 
 
 def test_it_goes_down_in_batched_tokens_where_the_token_latency_is_missed_and_up_in_seats_where_the_queue_is() -> None:
-    """Physics, before anything else is known."""
+    """The latency priors apply before anything else is known."""
     slow_tokens = with_margins(infeasible(INCUMBENT, 0.5), ttft_p99_ms=-0.9, itl_p99_ms=0.5)
     queue = with_margins(infeasible(INCUMBENT, 5.0), ttft_p99_ms=5.0, itl_p99_ms=-0.9)
     for seed in range(5):
@@ -205,7 +205,7 @@ def test_an_ask_after_300_trials_with_margins_is_quick() -> None:
         optimizer.ask(history)
         took_s.append(time.process_time() - start)
     print(f"median ask with 300 told: {1000 * median(took_s):.0f} ms of a processor")
-    assert median(took_s) < 0.15  # three times the goal: a shared core is slower, whatever else is counted
+    assert median(took_s) < 0.15  # three times the goal, to allow for a shared core
 
 
 def test_the_outcomes_of_the_crash_threshold() -> None:
@@ -228,5 +228,5 @@ def test_of_two_that_promise_alike_the_one_without_a_restart_is_tried() -> None:
         asked = (make("sloguard", space, seed, 15, context).ask(history).config for seed in range(10))
         return sum(config["cold"] == 8 for config in asked)
 
-    # The knobs are alike, so only the restart tells them apart.
+    # The knobs are alike, so only the restart distinguishes them.
     assert warm("cold") > warm("live")

@@ -1,4 +1,4 @@
-"""The space: drawing, moving, projecting."""
+"""The space: sampling, perturbing, projecting."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What is expected of a knob counts until trials of that knob say otherwise."""
+"""A knob's prior effect counts until trials of that knob contradict it."""
 
 import math
 
@@ -13,7 +13,7 @@ SEATS = (4, 8, 16, 32, 64, 128)
 
 
 def learned(power: float) -> Surrogate:
-    """From trials whose time to the first token goes with this power of the sequences, and of nothing else."""
+    """Fitted to trials whose TTFT is a power of max_num_seqs and depends on nothing else."""
     configs = [{**INCUMBENT, "max_num_seqs": seats} for seats in SEATS]
     excesses = [0.5 * (seats / 128) ** power * 4 ** -max(power, 0.0) - 1 for seats in SEATS]
     tried = [

@@ -107,8 +107,8 @@ def test_a_value_is_banned_after_three_failures_in_a_row_for_eight_trials() -> N
 
     assert permits(bad[:2])
     assert not permits(bad)
-    assert not permits([bad[0], fine, *bad[1:]])  # others do not end a row
-    assert permits([bad[0], infeasible(eager, 1.0), *bad[1:]])  # one that served does
+    assert not permits([bad[0], fine, *bad[1:]])  # other values do not end a streak
+    assert permits([bad[0], infeasible(eager, 1.0), *bad[1:]])  # one that ran does
     assert not permits([*bad, *[fine] * 7])
     assert permits([*bad, *[fine] * 8])
     assert Blacklist.of(SPACE, bad).permits({}, "enforce_eager", False)
@@ -138,7 +138,7 @@ def test_a_dead_end_among_failures_is_left_at_random() -> None:
     on, off = ({"enforce_eager": eager} for eager in (True, False))
     proposal = Annealing(ONE_SWITCH, 0, 10).ask([*[feasible(on, 1.0)] * 3, crashed(off)])
     assert proposal.config == on
-    assert proposal.reason == "T=0.70, random, since the neighbours have failed"
+    assert proposal.reason == "T=0.70, random, since all neighbours have failed"
 
 
 def test_a_space_of_one_point_proposes_it() -> None:
