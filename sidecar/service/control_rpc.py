@@ -1,4 +1,4 @@
-"""What others ask of a running sidecar: signals, and the control service on its private socket."""
+"""The control service: operators' requests to a running sidecar, over its private socket or remote gRPC."""
 
 import time
 from collections.abc import Generator
@@ -21,12 +21,12 @@ from vllm_sloguard.wire import control_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceServicer
 
 _LONGEST_REASON = 200
-# What a client on the private socket says of itself, as gRPC metadata.
+# gRPC metadata by which a client on the private socket identifies itself.
 DOOR_KEY, USER_KEY = "sloguard-door", "sloguard-user"
 
 
 class Control(ControlServiceServicer):
-    """Answers at once, from threads of its own: it writes the journal, or leaves a request for the loop."""
+    """Runs on gRPC threads and never waits for the loop: writes the journal, or leaves a request in the mailbox."""
 
     def __init__(self, config: Config, requests: Mailbox, hub: TelemetryHub) -> None:
         self._config = config
@@ -34,14 +34,14 @@ class Control(ControlServiceServicer):
         self._hub = hub
 
     def Retune(self, request: pb.RetuneRequest, context: grpc.ServicerContext) -> pb.RetuneResponse:  # noqa: N802
-        """Asks the loop for a window."""
+        """Requests a tuning window."""
         asked = self._requests
         with self._journal(request.epoch, context) as (operations, orders):
             why_not = busy_reason(asked)
             if why_not:
                 why_not += "; it is also paused: `sloguard resume`" if operations.paused() is not None else ""
             elif orders.waiting():
-                why_not = "a window has been asked for already"
+                why_not = "a window has already been requested"
             if not 0 <= request.duration_seconds <= LONGEST_WINDOW_S:
                 text = f"duration_seconds: from 0 to {LONGEST_WINDOW_S} are allowed"
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
@@ -61,47 +61,47 @@ class Control(ControlServiceServicer):
         return pb.RetuneResponse()
 
     def Pause(self, request: pb.PauseRequest, context: grpc.ServicerContext) -> pb.PauseResponse:  # noqa: N802
-        """Records the pause, and cancels a retune that has not started; the loop reads both before each window."""
+        """Records the pause and cancels any retune that has not started; the loop checks both before each window."""
         with self._journal(request.epoch, context) as (operations, orders):
             reason, paused = " ".join(request.reason.split())[:_LONGEST_REASON], operations.paused()
             if paused is not None and reason in ("", paused.reason):
-                return pb.PauseResponse(summary="it was paused already")
+                return pb.PauseResponse(summary="already paused")
             cancelled, started = orders.pause(_sender(context), reason)
             if paused is not None:
-                before = f', which was "{paused.reason}"' if paused.reason else ""
-                return pb.PauseResponse(summary=f'it was paused already; its reason is now "{reason}"{before}')
-        summary = "paused: no window opens"
+                before = f', was "{paused.reason}"' if paused.reason else ""
+                return pb.PauseResponse(summary=f'already paused; the reason is now "{reason}"{before}')
+        summary = "paused: no window will open"
         if cancelled:
-            summary += "; the retune that waited is cancelled"
+            summary += "; the pending retune is cancelled"
         elif started or self._requests.state in IN_A_WINDOW:
-            summary += "; the one that has started goes on: `sloguard abort` ends it"
+            summary += "; the window in progress continues: `sloguard abort` ends it"
         return pb.PauseResponse(summary=summary)
 
     def Resume(self, request: pb.ResumeRequest, context: grpc.ServicerContext) -> pb.ResumeResponse:  # noqa: N802
-        """Takes a pause back."""
+        """Lifts a pause."""
         with self._journal(request.epoch, context) as (operations, orders):
             if operations.paused() is None:
-                return pb.ResumeResponse(summary="it was not paused")
+                return pb.ResumeResponse(summary="not paused")
             operations.record(EventKind.RESUMED)
             orders.settle(OrderKind.RESUME, _sender(context), OrderOutcome.DONE, "")
-        return pb.ResumeResponse(summary="resumed: windows open again")
+        return pb.ResumeResponse(summary="resumed: windows can open again")
 
     def Abort(self, request: pb.AbortRequest, context: grpc.ServicerContext) -> pb.AbortResponse:  # noqa: N802
-        """Asks the open window to end; a retune that has not started is cancelled."""
+        """Aborts the open window, or cancels a retune that has not started."""
         with self._journal(request.epoch, context) as (_, orders):
             if orders.cancel_retunes("aborted before it started"):
-                summary = "the retune that waited is cancelled: no window opens for it"
+                summary = "the pending retune is cancelled: no window will open for it"
                 orders.settle(OrderKind.ABORT, _sender(context), OrderOutcome.DONE, summary)
                 return pb.AbortResponse(summary=summary)
             order = orders.accept(OrderKind.ABORT, _sender(context))
             if self._requests.abort_window(order):
-                return pb.AbortResponse(summary="the window is aborted, and what served before it is restored")
+                return pb.AbortResponse(summary="the window is aborted, and the previous configuration is restored")
             summary = f"no window is open: the sidecar is {self._requests.state}"
             orders.end(order, OrderOutcome.TOO_LATE, summary)
         return pb.AbortResponse(summary=summary)
 
     def Rollback(self, request: pb.RollbackRequest, context: grpc.ServicerContext) -> pb.RollbackResponse:  # noqa: N802
-        """Records the rollback; the loop sees that another configuration is to serve."""
+        """Records the rollback; the loop then notices that the current configuration has changed."""
         with self._journal(request.epoch, context) as (operations, orders):
             known = {p.id: p for p in operations.promotions()}
             promotion = known.get(request.promotion)
@@ -109,10 +109,10 @@ class Control(ControlServiceServicer):
             if promotion is None:
                 _refuse(context, f"promotion: there is no promotion {request.promotion} to roll back")
             if promotion.rolled_back_at is not None:
-                return pb.RollbackResponse(summary=f"promotion {promotion.id} was rolled back already")
+                return pb.RollbackResponse(summary=f"promotion {promotion.id} was already rolled back")
             if current is None or current.id != promotion.id:
                 _refuse(context, f"promotion: {promotion.id} is not the current promotion")
-            operations.roll_back(promotion.id, "the operator has asked for it")
+            operations.roll_back(promotion.id, "requested by the operator")
             after = operations.current()
             then = f"promotion {after.id} serves" if after is not None else "the file's own arguments serve"
             summary = f"promotion {promotion.id} is rolled back and quarantined: {then} next"
@@ -122,7 +122,7 @@ class Control(ControlServiceServicer):
 
     @contextmanager
     def _journal(self, epoch: int, context: grpc.ServicerContext) -> Generator[tuple[Operations, Orders]]:
-        """The journal, on this thread; a request for another controller, or that can't be done, is refused."""
+        """Opens the journal on this thread; refuses requests meant for another controller, and journal errors."""
         own = self._requests.epoch
         if epoch and epoch != own:
             context.set_trailing_metadata(((EPOCH_METADATA, str(own)),))
@@ -137,7 +137,7 @@ class Control(ControlServiceServicer):
 
 
 def _sender(context: grpc.ServicerContext) -> Sender:
-    """Who gives an order: a remote one has proven its certificate, a local one may name itself as it likes."""
+    """Who gives an order. A remote sender is authenticated by certificate; a local one states its own name."""
     if not context.peer().startswith("unix"):
         names: Any = context.auth_context().get("x509_common_name", [])
         return Sender(Door.REMOTE, bytes(names[0]).decode("utf-8", errors="replace") if names else "")

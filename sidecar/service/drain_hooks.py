@@ -1,6 +1,6 @@
-"""The operator's commands around a drain: what /ready does for load balancers that poll it, these do for others.
+"""Runs the operator's drain hooks, for load balancers that do not poll /ready.
 
-They run beside the loop: a command that hangs delays neither supervision nor a stop.
+Hooks run outside the loop, so one that hangs delays neither supervision nor shutdown.
 """
 
 import os
@@ -26,7 +26,7 @@ _FIRST_RETRY_S, _LONGEST_RETRY_S = 5.0, 300.0
 
 @dataclass
 class _Command:
-    """A hook that runs. Its end is the process's: what it leaves in the background may keep its output open."""
+    """A running hook. It ends when its process does, even if a background child keeps the output open."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -35,7 +35,7 @@ class _Command:
     deadline: float
 
     def problem(self) -> str | None:
-        """Why it failed, in one sentence; empty when it succeeded, None while it runs."""
+        """Why it failed; empty if it succeeded, None while it is running."""
         code = self.process.poll()
         if code is None and time.monotonic() < self.deadline:
             return None
@@ -44,7 +44,7 @@ class _Command:
                 with suppress(ProcessLookupError):
                     os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
-                return f"the hook {self.name} failed: no end within {self.timeout_s:g} s"
+                return f"the hook {self.name} failed: timed out after {self.timeout_s:g} s"
             return "" if code == 0 else f"the hook {self.name} failed: exit code {code}: {self._last_line()}"
 
     def _last_line(self) -> str:
@@ -54,7 +54,7 @@ class _Command:
 
 
 class HookRunner:
-    """Runs the hooks; each ``before_drain`` is followed by an ``after_restore``, if need be of a later sidecar."""
+    """Runs the hooks. Every ``before_drain`` gets its ``after_restore``, from a later sidecar if this one dies."""
 
     def __init__(self, hooks: Hooks, operations: Operations, say: Say) -> None:
         self._hooks = hooks
@@ -66,7 +66,7 @@ class HookRunner:
         self._not_before = 0.0
 
     def before_drain(self, interrupted: Callable[[], bool]) -> str:
-        """Runs ``before_drain`` until it ends or ``interrupted``; why it failed, or nothing. Raises JournalError."""
+        """Runs ``before_drain`` until it ends or ``interrupted``; returns why it failed, or "". Raises JournalError."""
         if not self._hooks.before_drain and not self._hooks.after_restore:
             return ""
         self._forget_running()
@@ -84,9 +84,9 @@ class HookRunner:
         return command
 
     def after_restore(self) -> None:
-        """Starts ``after_restore`` where it is still owed, or looks whether it has ended. Never waits.
+        """Starts ``after_restore`` if it is due, or checks whether it has finished. Never blocks.
 
-        One that fails is started again, with growing pauses.
+        A failed hook is retried with exponential backoff.
         """
         if not self._hooks.after_restore:
             return
@@ -112,11 +112,11 @@ class HookRunner:
             self._not_before = time.monotonic() + self._retry_s
             self._retry_s = min(self._retry_s * 2, _LONGEST_RETRY_S)
             if problem != self._reported:
-                self._say(f"{problem}; it is tried again")
+                self._say(f"{problem}; it will be retried")
         self._reported = problem
 
     def finish(self, within_s: float) -> None:
-        """Gives a running ``after_restore`` a moment; one that takes longer goes on without the sidecar."""
+        """Waits up to ``within_s`` for ``after_restore``; a slower one is left running when the sidecar exits."""
         deadline = time.monotonic() + within_s
         self.after_restore()
         while self._running is not None and time.monotonic() < deadline:
@@ -124,14 +124,14 @@ class HookRunner:
             self.after_restore()
 
     def _forget_running(self) -> None:
-        """A drain begins: an ``after_restore`` of an earlier one must not end after this one's ``before_drain``."""
+        """Kills an earlier drain's ``after_restore``, which must not finish after this drain's ``before_drain``."""
         if self._running is not None:
             self._running.deadline = 0.0
             self._running.problem()
             self._running = None
 
     def _start(self, name: str, argv: list[str]) -> _Command | str:
-        """The command, or why it did not start; empty where there is none."""
+        """The started command, or why it did not start; empty if none is configured."""
         if not argv:
             return ""
         output = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed with the command

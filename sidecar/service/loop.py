@@ -1,7 +1,7 @@
-"""`sloguard serve`: keeps vLLM serving, and takes it down to tune in the windows of the configuration.
+"""The loop of `sloguard serve`: keeps vLLM serving, and drains it to tune in the configured windows.
 
-Each cycle of the loop looks at what there is and does the one thing that is due: an engine that has ended is started
-again, one that another is promoted over is replaced, a window is opened, or the engine is probed.
+Each cycle does the one thing that is due: restart a crashed engine, replace one that no longer runs the current
+configuration, open a window, or probe the engine.
 """
 
 import os
@@ -29,13 +29,13 @@ from sidecar.service.window_schedule import MissedWindows, WindowSchedule
 
 _TICK_S = 0.5
 _PROBE_EVERY_S = 5.0
-# How long a step of the loop waits for a journal that another process has locked: what can't be written is deferred.
+# How long the loop waits for a journal locked by another process before it defers the write.
 _PATIENCE_S = 1.0
 _HOOK_AT_END_S = 5.0
 
 
 class Service:
-    """The loop. Everything that it does happens on the thread that calls ``run``."""
+    """The main loop; single-threaded, on the thread that calls ``run``."""
 
     def __init__(self, config: Config, parts: ServiceParts, *, say: Say, notify: Callable[[Trial], None]) -> None:
         self._config = config
@@ -57,8 +57,8 @@ class Service:
     def run(self) -> None:
         """Serves until a stop is requested.
 
-        Raises EngineCrashed when the file's arguments do not start and never have, Superseded when another sidecar has
-        taken the state folder over: then the engine is that one's.
+        Raises EngineCrashed if the file's arguments do not start and never have, Superseded if another sidecar has
+        taken over the state folder, and with it the engine.
         """
         try:
             self._run()
@@ -83,7 +83,7 @@ class Service:
             try:
                 self._cycle()
             except (JournalError, NotGoneError, OSError) as error:
-                # A disk may be full and a process may not die; the service is looked after all the same.
+                # Full disks and unkillable processes must not end supervision.
                 self._say_once(str(error))
         self._halt()
 
@@ -93,12 +93,12 @@ class Service:
             self._parts.runner.act_for(self._requests.epoch)
             self._parts.metrics.controller(self._requests.epoch)
             self._orders.take_over()
-            self._requests.retune.set()  # one may wait since an earlier sidecar
+            self._requests.retune.set()  # an earlier sidecar may have left one pending
         except JournalError as error:
             self._say_once(str(error))
 
     def _last_active(self) -> float:
-        """When an earlier sidecar last wrote down a state or a window, seconds since the epoch; now without one."""
+        """When an earlier sidecar last recorded a state or window, seconds since the epoch; now if none ever did."""
         try:
             state = self._parts.journal.state()
             window = self._parts.operations.events([EventKind.WINDOW_OPENED, EventKind.WINDOW_ENDED], 1)
@@ -108,13 +108,13 @@ class Service:
         return max(times, default=time.time())
 
     def _say_once(self, trouble: str) -> None:
-        """What goes wrong in each cycle anew is said when it is another thing than last time."""
+        """Logs a recurring problem once, until it changes."""
         if trouble != self._trouble:
             self._progress.say(trouble)
         self._trouble = trouble
 
     def _end_window(self) -> None:
-        """Ends the window that an earlier sidecar did not live to end."""
+        """Closes a window left open by an earlier sidecar."""
         try:
             if self._parts.operations.open_window() is not None:
                 reason = "the sidecar ended during the window"
@@ -146,14 +146,14 @@ class Service:
         self._probed_at = time.monotonic()
 
     def _catch_up(self) -> None:
-        """Writes what a full disk has kept out of the journal, as soon as it can be. Raises Superseded.
+        """Retries failed journal writes once there is space. Raises Superseded.
 
-        It is between two windows, so none is open, no trial runs, and no engine but the one that serves.
+        Called between windows: no trial is running, and the serving engine is the only one.
         """
         self._behind = not self._parts.journal.caught_up() or self._behind
         if not self._behind:
             return
-        with suppress(JournalError):  # it was said when it happened
+        with suppress(JournalError):  # already reported when the write failed
             self._parts.journal.flush()
             self._serving.record_again()
             end_interrupted(self._parts.journal, "the journal could not be written", self._progress.say)
@@ -161,13 +161,13 @@ class Service:
             self._behind = False
 
     def _restore_journal_files(self) -> None:
-        """Brings back files of the journal that were deleted while it is in use, with everything that was in them."""
+        """Restores journal files deleted while in use, without losing data."""
         if gone := self._parts.journal.missing():
-            self._progress.say(f"{', '.join(gone)} was deleted while the sidecar uses it: the journal is restored")
+            self._progress.say(f"{', '.join(gone)} was deleted while in use: the journal is restored")
             self._parts.journal.restore_files()
 
     def _ordered(self) -> OperatorOrder | None:
-        """The retune that waits, which has started from here on."""
+        """The pending retune, now marked as started."""
         if not self._requests.retune.is_set():
             return None
         self._requests.retune.clear()
@@ -178,7 +178,7 @@ class Service:
             raise
 
     def _carry_out(self, order: OperatorOrder) -> None:
-        self._requests.retune.set()  # another one may be accepted while this window ends
+        self._requests.retune.set()  # another may be accepted while this window ends
         if (paused := self._parts.operations.paused()) is not None:
             self._orders.end(order.id, OrderOutcome.REFUSED, f"paused: {paused.reason}")
             return
@@ -190,7 +190,7 @@ class Service:
         )
 
     def _scheduled(self) -> bool:
-        """Opens the window that is due, and records those that were missed; whether a window was open."""
+        """Opens the window that is due and records missed ones; returns whether a window was opened."""
         due, missed = self._schedule.due(time.time())
         if missed is not None:
             self._missed(missed)
@@ -220,13 +220,13 @@ class Service:
         return True
 
     def _missed(self, missed: MissedWindows) -> None:
-        """Records windows that can't be opened any more, with what the sidecar was doing when they were due."""
+        """Records windows that are too late to open, with what the sidecar was doing when they were due."""
         try:
             state = self._parts.journal.state_at(missed.last)
         except JournalError:
             state = None
         if state is None or state.state in (State.SERVING, State.HALTED):
-            doing = "the sidecar did not run then, or the clock was set"
+            doing = "the sidecar was not running then, or the clock was changed"
         else:
             doing = f"the sidecar was {state.state} ({state.reason})"
         which = f"{missed.count} windows were due from {when(missed.first)} to" if missed.count > 1 else "one was due"
@@ -243,7 +243,7 @@ class Service:
             self._say_once(str(error))
 
     def _look(self) -> None:
-        """Probes the engine, and looks after what is on probation and what others are owed."""
+        """Probes the engine and checks the probation."""
         works = self._serving.probe()
         self._probed_at = time.monotonic()
         if not works:
@@ -253,7 +253,7 @@ class Service:
         self._watch.look()
 
     def _failed(self, error: Exception) -> None:
-        """What `sloguard status` tells from now on."""
+        """Records the failure for `sloguard status`."""
         if self._progress.state is State.HALTED:
             return
         what = "the engine did not start" if isinstance(error, EngineCrashed) else type(error).__name__

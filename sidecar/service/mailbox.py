@@ -1,4 +1,4 @@
-"""What is asked of the loop of `serve`, and the load it is under."""
+"""Requests from other threads to the loop of `sloguard serve`, and the traffic they are checked against."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ from sidecar.record.states import IN_A_WINDOW, State
 
 @dataclass
 class Mailbox:
-    """What other threads ask of the loop, and what they need to know of it."""
+    """Requests to the loop from other threads, and the loop's state as they see it."""
 
     stop_sidecar: threading.Event = field(default_factory=threading.Event)
     stop_engine: threading.Event = field(default_factory=threading.Event)
@@ -20,27 +20,27 @@ class Mailbox:
     state: State = State.HALTED
     engine_id: str = ""
     epoch: int = 0
-    mismatch: str = ""  # why the engine that serves is not what the journal says
+    mismatch: str = ""  # why the serving engine does not match the journal
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _window_open: bool = False
     _abort_orders: list[int] = field(default_factory=list[int])
 
     def begin_window(self) -> None:
-        """From here on an abort is for this window; what was left of one for an earlier window is dropped."""
+        """Aborts apply to this window from now on; stale ones are dropped."""
         with self._lock:
             self._window_open = True
             self._abort_orders.clear()
             self.abort.clear()
 
     def end_window(self) -> list[int]:
-        """No abort is for this window any more; the orders that were."""
+        """Stops accepting aborts for this window; returns the abort orders it received."""
         with self._lock:
             self._window_open = False
             self.abort.clear()
             return self._abort_orders.copy()
 
     def abort_window(self, order: int = 0) -> bool:
-        """Asks the open window to end, for the order of that number; False where none is open."""
+        """Aborts the open window on behalf of ``order``; False if none is open."""
         with self._lock:
             if not self._window_open:
                 return False
@@ -51,7 +51,7 @@ class Mailbox:
 
 
 def serving_rate(hub: TelemetryHub, engine_id: str) -> float | None:
-    """Requests/s of the last five minutes; None where they were not watched for a minute."""
+    """Requests/s over the last five minutes; None with less than a minute of telemetry."""
     traffic = hub.traffic(engine_id)
     if traffic is None:
         return None
@@ -59,11 +59,11 @@ def serving_rate(hub: TelemetryHub, engine_id: str) -> float | None:
 
 
 def busy_reason(asked: Mailbox) -> str:
-    """Why what the sidecar does now leaves no room for a window; empty where it serves."""
+    """Why no window can open in the present state; empty while serving."""
     if asked.state in (*IN_A_WINDOW, State.PROMOTING):
         return f"a window is open already: the sidecar is {asked.state}"
     if asked.state is State.HALTED:
-        return "the sidecar is not up yet, or has ended"
+        return "the sidecar is not up yet, or has stopped"
     if asked.state is not State.SERVING:
-        return f"vLLM does not serve yet: the sidecar is {asked.state}; ask again when it serves"
+        return f"vLLM is not serving yet: the sidecar is {asked.state}; retry once it is serving"
     return asked.mismatch

@@ -1,4 +1,4 @@
-"""What the service tells whoever watches it; /metrics is one that does."""
+"""The interface through which the service notifies its observers, such as /metrics."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -14,38 +14,38 @@ from vllm_sloguard.wire import telemetry_pb2 as pb
 
 
 class ServiceObserver(Protocol):
-    """Called by the loop on its thread, except ``heard``, which gRPC's threads call. No call may block or raise."""
+    """Called on the loop's thread, except ``heard``, which gRPC's threads call. Must not block or raise."""
 
     def traffic(self, engine_id: str, traffic: str) -> None:
-        """The requests of ``engine_id`` are "serving" or "trial" ones."""
+        """Labels the requests of ``engine_id`` as "serving" or "trial" traffic."""
         ...
 
     def heard(self, request: pb.PublishRequest, engine: EngineTelemetry) -> None:
-        """One batch of telemetry, and everything its engine has reported so far."""
+        """A batch of telemetry, and its engine's accumulated telemetry."""
         ...
 
     def controller(self, epoch: int) -> None:
-        """This sidecar controls the state folder, as number ``epoch``."""
+        """This sidecar controls the state folder, with ``epoch``."""
         ...
 
     def entered(self, state: State, *, ready: bool, cause: Cause | None = None) -> None:
-        """The service has changed its state."""
+        """The service has entered ``state``."""
         ...
 
     def engine_answers(self, *, up: bool) -> None:
-        """Whether the serving engine runs and answers."""
+        """Whether the serving engine is running and answering."""
         ...
 
     def serving(self, args: Mapping[str, object], promotion: int | None = None) -> None:
-        """What is served from now on, of ``promotion``; None for the file's own arguments."""
+        """The arguments now serving, and their promotion; None for the file's own arguments."""
         ...
 
     def promoted(self, args: Mapping[str, object], promotion: int | None) -> None:
-        """What is to serve."""
+        """The current configuration, whether or not it is up yet."""
         ...
 
     def pausing(self, *, paused: bool) -> None:
-        """Whether the operator lets no window open."""
+        """Whether the operator has paused tuning."""
         ...
 
     def window_ended(self, outcome: WindowOutcome) -> None:
@@ -53,11 +53,11 @@ class ServiceObserver(Protocol):
         ...
 
     def trial(self, trial: Trial, trials: Sequence[Trial]) -> None:
-        """A trial has started or ended; ``trials`` are all of its run."""
+        """A trial has started or ended; ``trials`` are all trials of its run."""
         ...
 
     def crashed(self, crash: Crash, traffic: str) -> None:
-        """The "serving" engine or a "trial" one has crashed."""
+        """An engine with "serving" or "trial" traffic has crashed."""
         ...
 
     def decided(self, decision: Decision) -> None:
@@ -69,13 +69,13 @@ class ServiceObserver(Protocol):
         ...
 
     def clock_window(self, remaining_s: Callable[[], float], overrun_s: Callable[[], float]) -> None:
-        """Where to read how long the window still is, and by how much it was overrun; from any thread."""
+        """Callbacks for the window's remaining time and overrun; callable from any thread."""
         ...
 
     def clock_probation(self, remaining_s: Callable[[], float]) -> None:
-        """Where to read how long the probation still is; from any thread."""
+        """Callback for the probation's remaining time; callable from any thread."""
         ...
 
     def clock_restore(self, expected_s: Callable[[], float]) -> None:
-        """Where to read how long a restore is expected to take; from any thread."""
+        """Callback for the expected duration of a restore; callable from any thread."""
         ...

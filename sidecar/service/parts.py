@@ -1,4 +1,4 @@
-"""What the service is made of."""
+"""The components that the service is wired from."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from sidecar.service.observer import ServiceObserver
 
 @dataclass(frozen=True)
 class ServiceParts:
-    """What a sidecar works with, for as long as it holds its state folder."""
+    """A sidecar's components, valid while it holds the lock on its state folder."""
 
     journal: Journal
     operations: Operations

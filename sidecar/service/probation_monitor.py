@@ -1,4 +1,4 @@
-"""The probation of what was promoted: feeds the rule of sidecar.promote.probation, and does what it says."""
+"""Monitors a promotion on probation, and rolls it back when sidecar.promote.probation says so."""
 
 import time
 
@@ -15,7 +15,7 @@ from sidecar.service.state_machine import StateMachine
 
 
 class ProbationMonitor:
-    """Judges one promotion at a time, from its first start on; a sidecar that comes later goes on with it."""
+    """Judges one promotion at a time, from its first start; a restarted sidecar resumes the probation."""
 
     def __init__(
         self,
@@ -35,12 +35,12 @@ class ProbationMonitor:
         metrics.clock_probation(self.left_s)
 
     def left_s(self) -> float:
-        """Seconds until the probation ends, 0 where there is none; also called by scrapes, on their threads."""
+        """Seconds left of the probation, 0 without one; also called from scrape threads."""
         end = self._ends_at
         return 0.0 if end is None else max(end - time.monotonic(), 0.0)
 
     def look(self) -> None:
-        """Judges what serves, where it is on probation. Raises JournalError."""
+        """Judges the serving promotion if it is on probation. Raises JournalError."""
         if self._serving.promotion != self._promotion:
             self._begin(self._serving.promotion)
         if self._promotion is None or self._ends_at is None:
@@ -64,7 +64,7 @@ class ProbationMonitor:
         if current is not None and not self._operations.probation_over(current.id):
             duration_s = self._config.promotion.probation.duration
             since = self._operations.served_since(current.id) or time.time()
-            # The wall clock may have been set meanwhile.
+            # The wall clock may have been changed since.
             passed_s = min(max(time.time() - since, 0.0), duration_s)
             self._ends_at = time.monotonic() + duration_s - passed_s
             self._before = self._record_before(current.at)
@@ -73,5 +73,5 @@ class ProbationMonitor:
     def _record_before(self, at: float) -> Record | None:
         try:
             return RECORD.validate_python(self._operations.record_before(at))
-        except ValidationError:  # there is none, or one of another version
+        except ValidationError:  # missing, or written by another version
             return None

@@ -1,6 +1,6 @@
-"""The control service over TCP, where the configuration asks for it: mutual TLS, and a token for whoever gives orders.
+"""The control service over TCP, if configured: mutual TLS plus a bearer token.
 
-On the Unix socket there is neither: who may open it, its owner alone, may do everything.
+The Unix socket needs neither: only its owner can open it.
 """
 
 import hmac
@@ -19,9 +19,9 @@ _SCHEME = "Bearer "
 
 
 def serve_remote(remote: Remote, register: Callable[[grpc.Server], Any]) -> grpc.Server:
-    """A started server at ``remote.address``; ``register`` adds its services.
+    """Starts a server at ``remote.address``; ``register`` adds its services.
 
-    Raises ConfigError for files that can't be used, OSError for an address that is taken.
+    Raises ConfigError for unusable key files, OSError if the address is taken.
     """
     credentials = grpc.ssl_server_credentials(
         [(secret("remote.key", remote.key), read_secret("remote.certificate", remote.certificate))],
@@ -40,9 +40,9 @@ def serve_remote(remote: Remote, register: Callable[[grpc.Server], Any]) -> grpc
 
 @contextmanager
 def channel(config: Config) -> Generator[tuple[grpc.Channel, tuple[tuple[str, str], ...]]]:
-    """A channel to the sidecar of ``config``, and the metadata that each call needs. Raises ConfigError.
+    """A channel to the sidecar of ``config``, and the metadata each call needs. Raises ConfigError.
 
-    By the socket in the state folder, or where that is not on this machine, by TCP.
+    Uses the socket in the state folder, or TCP if the socket does not exist on this machine.
     """
     remote = config.remote
     if remote is None or config.socket.exists():
@@ -60,7 +60,7 @@ def channel(config: Config) -> Generator[tuple[grpc.Channel, tuple[tuple[str, st
 
 
 class _TokenNeeded(grpc.ServerInterceptor):
-    """Refuses every call without the token."""
+    """Rejects calls without the token."""
 
     def __init__(self, token: str) -> None:
         self._wanted = (_SCHEME + token).encode()

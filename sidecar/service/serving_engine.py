@@ -1,4 +1,4 @@
-"""The engine that serves: taken over or started, probed, started again, and replaced by what is promoted instead."""
+"""The serving engine: adopts or starts it, probes it, restarts it, and replaces it after a promotion or rollback."""
 
 import time
 from collections.abc import Callable
@@ -25,14 +25,14 @@ _PROBES_TO_HANG = 2
 _LONGEST_BACKOFF_S = 60.0
 _POLL_S = 0.1
 _IDLE_S = 0.5
-# A start that fails for this says nothing of what was started.
+# A start that fails for this reason says nothing about the configuration.
 _PORT_TAKEN = "Address already in use"
 
 
 class ServingEngine:
-    """What serves is always what the journal says is promoted, or the file's own arguments.
+    """Keeps the current configuration serving: the latest promotion in the journal, or the file's own arguments.
 
-    ``promotion`` is the number of the promotion that serves, None for the file's arguments; ``restore_s`` how long a
+    ``promotion`` is the id of the promotion now serving, None for the file's arguments; ``restore_s`` is how long a
     restore may take.
     """
 
@@ -49,18 +49,18 @@ class ServingEngine:
         self._engine: Engine | None = None
         self._wanted: tuple[int | None, Args] = (None, config.engine.args)
         self._undone: set[int] = set()
-        self._crashes: list[tuple[int | None, float]] = []  # of which promotion, and when, in monotonic seconds
+        self._crashes: list[tuple[int | None, float]] = []  # promotion, monotonic seconds
         self._misses = self._steps = 0
         self._probe_timeout_s = config.engine.hang_timeout_s / _PROBES_TO_HANG
         self.promotion: int | None = None
         self.restore_s = 0.0
-        self.mismatch = ""  # why the engine that serves is not what the journal says, in one sentence
+        self.mismatch = ""  # why the serving engine does not match the journal
         parts.metrics.clock_restore(lambda: self.restore_s or config.engine.start_timeout_s)
 
-    # What is to serve
+    # Current configuration
 
     def wanted(self) -> tuple[int | None, Args]:
-        """The promotion that holds, or None, and its arguments; the last known where the journal can't be read."""
+        """The current promotion (or None) and its arguments; the last known ones if the journal can't be read."""
         try:
             holding = (p for p in reversed(self._operations.promotions()) if p.rolled_back_at is None)
             current = next((p for p in holding if p.id not in self._undone), None)
@@ -72,25 +72,25 @@ class ServingEngine:
         return self._wanted
 
     def outdated(self) -> bool:
-        """Whether another configuration is to serve than the one that does."""
+        """Whether the engine runs something other than the current configuration."""
         return not self.mismatch and self.wanted()[0] != self.promotion
 
     def roll_back(self, promotion: int, ruling: Ruling) -> None:
-        """Takes ``promotion`` back and quarantines it; what serves is not touched yet."""
+        """Rolls back and quarantines ``promotion``; does not touch the running engine."""
         self._progress.say(f"promotion {promotion} is rolled back and quarantined: {ruling.reason}")
-        self._undone.add(promotion)  # also where the journal can't be written
+        self._undone.add(promotion)  # holds even if the journal can't be written
         self._metrics.rolled_back(ruling.verdict)
         try:
             self._operations.roll_back(promotion, ruling.reason)
         except JournalError as error:
             self._progress.say(str(error))
 
-    # Coming up
+    # Startup
 
     def recover(self) -> None:
-        """Takes up what an earlier sidecar left: its engine if that is the right one, and nothing else.
+        """Adopts an earlier sidecar's engine if it runs the current configuration, else starts one; ends orphans.
 
-        Raises EngineCrashed where the file's arguments have never served and do not start, Cancelled.
+        Raises EngineCrashed if the file's arguments have never served and do not start, Cancelled.
         """
         last = self._journal.state()
         self._progress.enter(State.STARTING, Cause.STARTED, "the sidecar has started")
@@ -121,7 +121,7 @@ class ServingEngine:
             if engine is None or not engine.alive() or engine.foreign_on_port():
                 continue
             try:
-                if coming_up:  # its start goes on without the sidecar that began it
+                if coming_up:  # still starting, after the sidecar that started it has gone
                     engine.wait_ready(self._config.engine.start_timeout_s, self._requests.stop_engine.is_set)
                 else:
                     engine.probe(self._probe_timeout_s)
@@ -131,10 +131,9 @@ class ServingEngine:
         return None
 
     def _unrecorded(self, args: Args) -> Engine | None:
-        """The engine that serves without a row in the journal, which was written on a full disk or is an older copy.
+        """A serving engine missing from the journal, because the disk was full or the journal is an older copy.
 
-        It is never killed for what the journal lacks: where it was not started as the journal would have it, it goes
-        on serving, and the operator decides.
+        It is never killed for that: if it does not match the journal, it keeps serving and the operator decides.
         """
         found = self._engines.unrecorded_serving(args)
         if found is None:
@@ -152,20 +151,20 @@ class ServingEngine:
             pid = found.engine.group.identity.pid
             self.mismatch = (
                 f"the running engine (process {pid}) does not match the journal, which may be an older copy: it is left"
-                f" running and no window opens; to serve what the journal says, end process {pid}"
+                f" running and no window opens; to serve the journal's configuration, end process {pid}"
             )
             self._requests.mismatch = self.mismatch
         return found.engine
 
     def bring_up(self, state: State, cause: Cause, why: str, *, give_up: bool = False) -> None:
-        """Starts what is to serve, again and again with growing pauses; a stop ends that after one more try.
+        """Starts the current configuration, retrying with exponential backoff; a stop allows one more attempt.
 
-        With ``give_up``, raises the EngineCrashed of the first try, unless that came from outside.
+        With ``give_up``, raises the first attempt's EngineCrashed unless the cause was external.
         """
         self._metrics.engine_answers(up=False)
         backoff_s = 1.0
         while not self._requests.stop_engine.is_set():
-            if state is not State.STARTING:  # that one was entered before an engine was looked for
+            if state is not State.STARTING:  # entered by ``recover`` already
                 self._progress.enter(state, cause, why)
             promotion, args = self.wanted()
             try:
@@ -185,13 +184,13 @@ class ServingEngine:
             if undone:
                 cause, why = Cause.ROLLED_BACK, f"promotion {promotion} does not start"
                 continue
-            self._progress.say(f"the engine did not come up, again in {backoff_s:.0f} s: {problem}")
+            self._progress.say(f"the engine did not come up, retrying in {backoff_s:.0f} s: {problem}")
             if self._requests.stop_sidecar.wait(backoff_s):
                 return
             backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
 
     def _start(self, promotion: int | None, args: Args) -> None:
-        """One start, to its first token. Raises EngineCrashed, Cancelled, NotGoneError, OSError."""
+        """One start, up to the first token. Raises EngineCrashed, Cancelled, NotGoneError, OSError."""
         began = time.monotonic()
         self.end(drain=False)
         self.mismatch = self._requests.mismatch = ""
@@ -215,7 +214,7 @@ class ServingEngine:
         self._engine = engine
 
     def _did_not_start(self, promotion: int | None, crash: Crash) -> bool:
-        """Whether there is something else to start at once: a promotion that does not start is no good."""
+        """Rolls back a promotion that does not start; returns whether to start its predecessor at once."""
         self._record(EventKind.CRASH, promotion=promotion, reason=f"{crash.category}: {crash.evidence}")
         if promotion is None or _PORT_TAKEN in crash.evidence:
             return False
@@ -238,7 +237,7 @@ class ServingEngine:
             )
         self._metrics.engine_answers(up=True)
         self._progress.enter(State.SERVING, cause, why)
-        if self.mismatch:  # its arguments are not known
+        if self.mismatch:  # its arguments are unknown
             return
         self._metrics.serving({**args, **{change.name: change.after for change in repairs}}, promotion)
         try:
@@ -247,26 +246,26 @@ class ServingEngine:
             self._progress.say(f"{promoted_file.PROMOTED_FILE}: {error}")
 
     def _record(self, kind: EventKind, **content: object) -> None:
-        """Serving comes before recording: what can't be written now is written later."""
+        """Defers writes that fail: serving must not wait for the journal."""
         if (error := self._operations.record_or_defer(kind, **content)) is not None:
             self._progress.say(str(error))
 
-    # While it serves
+    # Supervision
 
     def alive(self) -> bool:
-        """Whether the engine's process runs."""
+        """Whether the engine's process is running."""
         return self._engine is not None and self._engine.alive()
 
     def doubtful(self) -> bool:
-        """Whether the last probe was not answered."""
+        """Whether the last probe went unanswered."""
         return self._misses > 0
 
     def record_again(self) -> None:
-        """Makes the journal say that the engine that serves runs, and no other. Raises JournalError, Superseded."""
+        """Makes the serving engine the journal's only engine. Raises JournalError, Superseded."""
         self._engines.record_alone(self._engine)
 
     def probe(self) -> bool:
-        """One real token, or steps since the last probe, show that the engine works; False when it hangs."""
+        """False if the engine hangs: neither a real token nor scheduler steps since the last probe."""
         assert self._engine is not None
         steps = self._hub.of(self._engine.launch.engine_id).total_steps
         try:
@@ -281,7 +280,7 @@ class ServingEngine:
         return self._misses < _PROBES_TO_HANG
 
     def restart(self, cause: Cause, why: str) -> None:
-        """The engine has ended, or hangs: its rest is killed, the crash counted, and what is to serve started."""
+        """Handles a crash or hang: kills what is left, counts the crash, starts the current configuration."""
         self._metrics.engine_answers(up=False)
         self._progress.enter(State.RESTORING, cause, why)
         if self._engine is not None:
@@ -305,7 +304,7 @@ class ServingEngine:
             self.roll_back(self.promotion, ruling)
 
     def replace(self, cause: Cause, why: str) -> None:
-        """Drains the engine and starts what is to serve instead."""
+        """Drains the engine and starts the current configuration instead."""
         self._progress.enter(State.RESTORING, cause, why)
         try:
             if problem := self.hooks.before_drain(self._drain_is_pointless):
@@ -326,10 +325,10 @@ class ServingEngine:
         return self._requests.stop_sidecar.is_set() or not self.alive()
 
     def drained(self, interrupted: Callable[[], bool]) -> bool:
-        """Waits until vLLM itself counts no running and no waiting request, within ``engine.drain_timeout_s``.
+        """Waits until vLLM reports no running or waiting requests, within ``engine.drain_timeout_s``.
 
-        Requests may arrive for some time after the notice, so the counts must stay zero for a moment. False where they
-        do not, or vLLM does not report them.
+        Requests can still arrive after the notice, so the count must stay zero for a moment. False if it does not, or
+        if vLLM does not report it.
         """
         deadline = time.monotonic() + self._config.engine.drain_timeout_s
         idle_since: float | None = None
@@ -349,23 +348,23 @@ class ServingEngine:
             self._engines.end(self._engine, drain=drain)
             self._engine = None
 
-    # Its requests
+    # Traffic
 
     def requests(self) -> list[UserRequest]:
-        """The real requests of the engine that serves, as far as they were heard of."""
+        """Real users' requests to the serving engine, as reported by telemetry."""
         return real_requests(self._hub.traffic(self._requests.engine_id))
 
     def rate(self) -> float | None:
-        """Of the last five minutes, requests/s; None where they were not watched for a minute."""
+        """Requests/s over the last five minutes; None with less than a minute of telemetry."""
         return serving_rate(self._hub, self._requests.engine_id)
 
     def record(self) -> Record:
-        """What its requests come to."""
+        """Summary of its requests."""
         traffic = self._hub.traffic(self._requests.engine_id)
         gaps = traffic.gaps_after(traffic.since) if traffic is not None else None
         return summarize(real_requests(traffic), self._config.slo, self.rate(), gaps)
 
 
 def _says_no(crash: Crash) -> bool:
-    """Whether vLLM itself has ended over what it was given, and would again: it was not killed, and did not hang."""
+    """Whether vLLM rejected its configuration and would again: it exited by itself, neither killed nor hung."""
     return (crash.exit_code or 0) >= 0 and crash.category is not Category.TIMEOUT

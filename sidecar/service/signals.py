@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM ask of a sidecar."""
+"""Handles SIGINT and SIGTERM: stop the sidecar, and with SIGINT its engine too."""
 
 import signal
 import socket
@@ -10,9 +10,9 @@ _ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
 def heard_by(requests: Mailbox) -> None:
-    """From now on the first signal asks the loop to end, once it is safe; another one changes nothing.
+    """Makes signals request a graceful shutdown; repeated ones change nothing.
 
-    A thread asks: a handler runs in the midst of the main thread, which may hold the very lock that asking takes.
+    A thread sets the events: a handler interrupts the main thread, which may hold the lock that setting one takes.
     """
     hears, tells = socket.socketpair()
     tells.setblocking(False)

@@ -1,4 +1,4 @@
-"""Where the service stands: each change of state is written before it is made, and shown by all who are asked."""
+"""The service's state: each transition is journaled before it takes effect, then published to observers."""
 
 import time
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from sidecar.service.observer import ServiceObserver
 
 @dataclass(frozen=True)
 class Standing:
-    """A state, why it was entered, and when, seconds since the epoch."""
+    """A state, why it was entered, and since when (seconds since the epoch)."""
 
     state: State
     why: str
@@ -20,9 +20,9 @@ class Standing:
 
 
 class StateMachine:
-    """The present state, with its reason; ``window_end`` is in monotonic seconds, None outside of a window.
+    """The present state and its reason; ``window_end`` is in monotonic seconds, None outside a window.
 
-    Other threads read ``standing`` and ``time_left``.
+    ``standing`` and ``time_left`` may be read from other threads.
     """
 
     def __init__(self, journal: Journal, metrics: ServiceObserver, requests: Mailbox, say: Say) -> None:
@@ -36,30 +36,30 @@ class StateMachine:
 
     @property
     def state(self) -> State:
-        """The present one."""
+        """The present state."""
         return self.standing.state
 
     def serves(self) -> bool:
-        """Whether the service is up, as far as is known."""
+        """Whether the service is believed to be up."""
         return self.state is State.SERVING
 
     def time_left(self) -> float:
-        """Seconds until the window's end, 0 outside of one; also called by scrapes, on their threads."""
+        """Seconds until the window's end, 0 outside a window; also called from scrape threads."""
         end = self.window_end
         return 0.0 if end is None else max(end - time.monotonic(), 0.0)
 
     def overrun_s(self) -> float:
-        """Seconds since the end of a window that has not come back, 0 otherwise; also called by scrapes."""
+        """Seconds by which an unfinished window is overdue, else 0; also called from scrape threads."""
         end = self.window_end
         return 0.0 if end is None else max(time.monotonic() - end, 0.0)
 
     def enter(self, state: State, cause: Cause, why: str) -> None:
-        """Goes on to ``state``; the same one for the same reason is no change. Raises Superseded."""
+        """Enters ``state``; a no-op for the same state and reason. Raises Superseded."""
         if (state, why) == (self.standing.state, self.standing.why):
             return
         check_transition(self.state, state)
         until = time.time() + self.time_left() if self.window_end is not None else None
-        # Serving comes before recording: what can't be written now is written later.
+        # Failed writes are deferred: serving must not wait for the journal.
         if (error := self._journal.enter(str(state), why, until, str(cause))) is not None:
             self.say(str(error))
         self.standing = Standing(state, why, time.time())

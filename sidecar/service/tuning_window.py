@@ -1,4 +1,4 @@
-"""One window of `sloguard serve`: drain, tune, and come back, in time and whatever happens."""
+"""One tuning window of `sloguard serve`: drain, tune, and restore service in time, whatever fails."""
 
 import dataclasses
 import time
@@ -23,7 +23,7 @@ from sidecar.service.serving_engine import ServingEngine
 from sidecar.service.state_machine import StateMachine
 
 _POLL_S = 0.1
-# How long a trial waits for a journal that another process has locked, within the window's time.
+# How long a trial waits for a journal locked by another process, within the window's time.
 _PATIENCE_S = 120.0
 _CAUSES = {
     WindowOutcome.PROMOTED: Cause.PROMOTED,
@@ -45,11 +45,11 @@ class WindowEnd:
 
 
 class _RefusedError(RuntimeError):
-    """The window does not open after all; the service was not touched."""
+    """The window was refused before the drain; service was not interrupted."""
 
 
 class TuningWindow:
-    """Opens windows, one after another; ``notify`` is told of each trial."""
+    """Runs one window at a time; ``notify`` is called with each trial."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class TuningWindow:
         self._orders = Orders(parts.journal)
 
     def open(self, duration_s: float, cause: Cause, why: str) -> WindowEnd:
-        """One window, from serving to serving."""
+        """Runs one window, from serving to serving."""
         outcome, reason, decided = WindowOutcome.FAILED, "", None
         self._parts.requests.begin_window()
         try:
@@ -84,10 +84,10 @@ class TuningWindow:
             outcome, reason = WindowOutcome.REFUSED, str(error)
         except Cancelled:
             outcome, reason = self._given_up()
-        except JournalLocked as error:  # nothing is wrong with tuning: the next window need not wait
+        except JournalLocked as error:  # tuning itself did not fail, so the next window need not wait
             outcome = WindowOutcome.REFUSED if self._progress.serves() else WindowOutcome.INTERRUPTED
             reason = str(error)
-        except Exception as error:  # noqa: BLE001 - the boundary of a window: whatever it fails of, the service is back
+        except Exception as error:  # noqa: BLE001 - the boundary of a window: service is restored after any failure
             reason = f"the window failed: {type(error).__name__}: {error}"
         outcome, reason = self._come_back(outcome, reason)
         self._progress.window_end = None
@@ -95,7 +95,7 @@ class TuningWindow:
         return self._end(outcome, reason, decided if outcome in _DECIDED else None, aborts)
 
     def _tune_patiently(self) -> Decision:
-        """A trial can wait for a locked journal; the service can't."""
+        """Tunes with a longer journal timeout: trials can wait for a lock, the service can't."""
         journal = self._parts.journal
         before = journal.patience_s
         journal.patience_s, journal.give_up = _PATIENCE_S, self._is_over
@@ -110,13 +110,13 @@ class TuningWindow:
     def _given_up(self) -> tuple[WindowOutcome, str]:
         requests = self._parts.requests
         if requests.stop_sidecar.is_set():
-            return WindowOutcome.STOPPED, "a stop was asked for"
+            return WindowOutcome.STOPPED, "a stop was requested"
         if requests.abort.is_set():
             return WindowOutcome.ABORTED, "the window was aborted"
         return WindowOutcome.OUT_OF_TIME, "no time was left for the trial"
 
     def _drain(self, cause: Cause, why: str) -> None:
-        """Not ready from here on; then vLLM takes no new requests and finishes those in flight."""
+        """Fails readiness first, then lets vLLM finish the requests in flight and stops it."""
         began = time.monotonic()
         self._progress.enter(State.DRAINING, cause, why)
         problem = self._serving.hooks.before_drain(self._drain_is_pointless)
@@ -145,7 +145,7 @@ class TuningWindow:
         return self._parts.requests.stop_sidecar.is_set() or self._parts.requests.abort.is_set()
 
     def _tune(self) -> Decision:
-        if self._stopped():  # while it drained
+        if self._stopped():  # during the drain
             raise Cancelled
         config, journal, metrics = self._config, self._parts.journal, self._parts.metrics
         run = open_run(config, journal)
@@ -164,7 +164,7 @@ class TuningWindow:
 
         def fits(search: int, validations: int) -> bool:
             trials = journal.trials(run.id)
-            # A sidecar that took an engine over may not have seen a start yet but those of its trials.
+            # A sidecar that adopted its engine may have seen no starts other than its trials'.
             starts = [t.result.start_s for t in trials if t.result is not None and t.result.start_s is not None]
             self._serving.restore_s = max(self._serving.restore_s, *starts, 0.0)
             restore_s = self._serving.restore_s
@@ -189,7 +189,7 @@ class TuningWindow:
         return decision
 
     def _come_back(self, outcome: WindowOutcome, reason: str) -> tuple[WindowOutcome, str]:
-        """To what is to serve from now on; what became of the window then."""
+        """Restores service with the current configuration; returns the window's final outcome and reason."""
         if self._progress.serves():
             return outcome, reason
         if outcome not in _DECIDED:
@@ -220,7 +220,7 @@ class TuningWindow:
 
 
 def end_interrupted(journal: Journal, why: str, say: Callable[[str], None]) -> None:
-    """Ends what a run has left open; where the journal can't be written, the next start does it. Raises Superseded."""
+    """Closes an unfinished run; if the journal can't be written, the next start does it. Raises Superseded."""
     try:
         journal.abort_running()
         last = journal.last_run()

@@ -1,10 +1,10 @@
-"""Whether a window may open. Pure.
+"""Decides whether a window may open. Pure.
 
-It may not while the operator has paused; unless it is forced, it may not either
+A pause refuses every window. Unless forced, a window is also refused
 
-1. for ``window.after_failure`` after a window that has failed: one that an error ended, or whose winner did not start
-   or was taken back by itself. One that was aborted, stopped, refused or out of time has not failed;
-2. above ``window.max_rate`` requests/s over the last five minutes, or where that is not known.
+1. for ``window.after_failure`` after a failed window: one that ended in an error, or whose winner did not start or was
+   rolled back automatically. Aborted, stopped, refused and out-of-time windows do not count as failed;
+2. above ``window.max_rate`` requests/s over the last five minutes, or if the rate is not known.
 """
 
 from sidecar.config.window import WindowConfig
@@ -12,10 +12,10 @@ from sidecar.format import when
 from sidecar.record.events import Event, WindowOutcome
 
 
-def window_refusal(  # noqa: PLR0917 - all that the rule looks at
+def window_refusal(  # noqa: PLR0917 - all inputs of the rule
     window: WindowConfig, now: float, paused: Event | None, last: Event | None, rate: float | None, force: bool
 ) -> str:
-    """Why no window may open at ``now``, seconds since the epoch, in one sentence; empty when one may."""
+    """Why no window may open at ``now`` (seconds since the epoch); empty if one may."""
     if paused is not None:
         return f"paused since {when(paused.at)}{f' ({paused.reason})' if paused.reason else ''}: `sloguard resume`"
     if force:
@@ -29,5 +29,5 @@ def window_refusal(  # noqa: PLR0917 - all that the rule looks at
 
 def _too_much(rate: float | None, most: float) -> str:
     if rate is None:
-        return "the traffic was not watched for a minute yet, and window.max_rate is set"
+        return "window.max_rate is set, and there is less than a minute of traffic data yet"
     return f"{rate:.3g} requests/s are more than window.max_rate {most:g}" if rate > most else ""

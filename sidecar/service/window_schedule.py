@@ -1,7 +1,7 @@
-"""Which windows of ``window.cron`` are due, and which were missed, by the wall clock at each tick. Pure.
+"""Decides which ``window.cron`` windows are due and which were missed, by the wall clock. Pure.
 
-The clock may jump, and the sidecar may be busy or not run when a window is due. One that can't open within
-``window.latest_start`` of its time is missed; one that opens late ends when it would have ended.
+The clock may jump, and the sidecar may be busy or down when a window is due. A window that can't open within
+``window.latest_start`` of its time is missed; one that opens late still ends on time.
 """
 
 from collections import deque
@@ -11,13 +11,13 @@ from sidecar.config.window import WindowConfig
 
 _MOST_COUNTED = 1000
 _REMEMBERED = 256
-# A sidecar that comes back after a longer time does not count what was due meanwhile.
+# Windows missed before this are not counted when a sidecar comes back.
 _LOOKS_BACK_S = 7 * 86400.0
 
 
 @dataclass(frozen=True)
 class DueWindow:
-    """A window that is to open now: when it was due, seconds since the epoch, and how long it may still be."""
+    """A window to open now: when it was due (seconds since the epoch), and the time left of it."""
 
     at: float
     duration_s: float
@@ -25,7 +25,7 @@ class DueWindow:
 
 @dataclass(frozen=True)
 class MissedWindows:
-    """Windows that were due from ``first`` to ``last``, seconds since the epoch; the count ends at 1,000."""
+    """Missed windows, due from ``first`` to ``last`` (seconds since the epoch); the count is capped at 1,000."""
 
     first: float
     last: float
@@ -33,7 +33,7 @@ class MissedWindows:
 
 
 class WindowSchedule:
-    """``after``: the time up to which every window was dealt with, seconds since the epoch."""
+    """Tracks the windows that are due; those up to ``after`` (seconds since the epoch) have been handled."""
 
     def __init__(self, window: WindowConfig, after: float, now: float) -> None:
         self._window = window
@@ -41,8 +41,8 @@ class WindowSchedule:
         self._dealt_with: deque[float] = deque(maxlen=_REMEMBERED)
 
     def due(self, now: float) -> tuple[DueWindow | None, MissedWindows | None]:
-        """What was due since the last call: the newest window that may still open, and those that may not."""
-        self._after = min(self._after, now)  # the clock may have been set back
+        """Windows due since the last call: the newest if it may still open, and the missed ones."""
+        self._after = min(self._after, now)  # the clock may have gone back
         found = self._between(self._after, now)
         latest = now - self._window.lateness_s
         if found and len(found) == _MOST_COUNTED:

@@ -1,4 +1,4 @@
-"""A sidecar put together from its configuration, for as long as it holds its state folder."""
+"""Wires a sidecar's components together from its configuration."""
 
 import os
 from collections.abc import Generator
@@ -31,7 +31,7 @@ from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_t
 
 @contextmanager
 def assembled(config: Config, say: Say, metrics: ServiceObserver) -> Generator[ServiceParts]:
-    """The parts, with their servers started; at the end nothing of a trial runs any more.
+    """The components, with their servers started; on exit no trial process is left running.
 
     Raises LockedError, JournalError, ConfigError, OSError.
     """
@@ -48,7 +48,7 @@ def assembled(config: Config, say: Say, metrics: ServiceObserver) -> Generator[S
         seen: dict[int, machine.Machine] = {}
 
         def observe(ranks: int) -> machine.Machine:
-            # What a trial's engine takes is free for the next one.
+            # Memory held by a trial's engine will be free for the next one, so don't observe it now.
             if ranks not in seen or not runner.occupied:
                 seen[ranks] = machine.observe({**os.environ, **config.engine.env}, ranks=ranks)
             return seen[ranks]

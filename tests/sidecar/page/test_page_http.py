@@ -207,14 +207,14 @@ def test_a_sidecar_that_was_taken_over_takes_no_orders(bench: PageBench) -> None
 
 
 def test_pause_and_resume_may_be_asked_twice(bench: PageBench) -> None:
-    assert order(bench, "pause", reason="release  week") == (200, {"message": "paused: no window opens"})
+    assert order(bench, "pause", reason="release  week") == (200, {"message": "paused: no window will open"})
     assert told(bench.url)["view"]["paused"]["text"] == "release week"
-    assert order(bench, "pause", reason="release week") == (200, {"message": "it was paused already"})
-    said = 'it was paused already; its reason is now "audit", which was "release week"'
+    assert order(bench, "pause", reason="release week") == (200, {"message": "already paused"})
+    said = 'already paused; the reason is now "audit", was "release week"'
     assert order(bench, "pause", reason="audit") == (200, {"message": said})
     assert told(bench.url)["view"]["paused"]["text"] == "audit"
-    assert order(bench, "resume") == (200, {"message": "resumed: windows open again"})
-    assert order(bench, "resume") == (200, {"message": "it was not paused"})
+    assert order(bench, "resume") == (200, {"message": "resumed: windows can open again"})
+    assert order(bench, "resume") == (200, {"message": "not paused"})
     assert told(bench.url)["view"]["paused"] is None
 
 
@@ -234,7 +234,7 @@ def test_rollback_names_the_promotion(bench: PageBench) -> None:
     assert bench.operations.current() is None
     serves = told(bench.url)["view"]["configuration"]
     assert (serves["promotion"], serves["name"]) == (None, "the configuration file's arguments")
-    assert serves["rolled_back"] == "promotion 1 was rolled back: the operator has asked for it"
+    assert serves["rolled_back"] == "promotion 1 was rolled back: requested by the operator"
 
 
 @pytest.mark.parametrize(

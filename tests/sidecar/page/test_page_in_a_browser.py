@@ -158,11 +158,11 @@ def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -
         tab.fill("#ask-token", token)
         tab.fill("#ask-reason", "a look at it")
         tab.click("#ask-yes")
-        waits(tab, "#message", "paused: no window opens")
+        waits(tab, "#message", "paused: no window will open")
         waits(tab, "#paused", "a look at it. No window opens.")
         assert paused(config) == "a look at it"
         given(tab, "resume")  # the tab keeps the token
-        waits(tab, "#message", "resumed: windows open again")
+        waits(tab, "#message", "resumed: windows can open again")
         tab.wait_for_selector("#paused", state="hidden")
         assert paused(config) is None
 
@@ -186,7 +186,7 @@ def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -
             waits(tab, "#why", "took over the engine of an earlier sidecar")
             assert not tab.is_visible("#lost")
             given(tab, "pause")
-            waits(tab, "#message", "paused: no window opens")
+            waits(tab, "#message", "paused: no window will open")
             waits(tab, "#paused", "No window opens.")
             await_state(config.state, "serving", again)
             assert paused(config) == ""

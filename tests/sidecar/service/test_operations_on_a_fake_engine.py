@@ -123,11 +123,11 @@ def publish(config: Config, count: int, ttft_s: float, sequence: int = 1) -> Non
 def test_a_pause_lets_no_window_open_and_outlives_the_sidecar(config_file: Path) -> None:
     config = load_config(config_file)
     serve = started(config_file)
-    assert asked(config_file, "pause", "--reason", "release week") == "paused: no window opens\n"
-    assert asked(config_file, "pause") == "it was paused already\n"
+    assert asked(config_file, "pause", "--reason", "release week") == "paused: no window will open\n"
+    assert asked(config_file, "pause") == "already paused\n"
     told = asked(config_file, "pause", "--reason", "the release is late")
-    assert told == 'it was paused already; its reason is now "the release is late", which was "release week"\n'
-    assert asked(config_file, "pause", "--reason", "the release is late") == "it was paused already\n"
+    assert told == 'already paused; the reason is now "the release is late", was "release week"\n'
+    assert asked(config_file, "pause", "--reason", "the release is late") == "already paused\n"
     ended(serve, signal.SIGTERM)
     assert "sidecar: not running; it ended 20" in sloguard("status", config.state).stdout
 
@@ -137,8 +137,8 @@ def test_a_pause_lets_no_window_open_and_outlives_the_sidecar(config_file: Path)
     assert "paused: since" in words
     assert f"current configuration: the file's arguments, serving at http://127.0.0.1:{config.engine.port}\n" in words
     assert "sloguard resume" in refused(config_file, "retune", "--now", "--force")
-    assert asked(config_file, "resume") == "resumed: windows open again\n"
-    assert asked(config_file, "resume") == "it was not paused\n"
+    assert asked(config_file, "resume") == "resumed: windows can open again\n"
+    assert asked(config_file, "resume") == "not paused\n"
     asked(config_file, "retune", "--now", "--wait")
     ended(serve, signal.SIGINT)
 
@@ -178,12 +178,12 @@ def test_a_rollback_returns_to_what_served_before_and_quarantines(config_file: P
     assert "promotion 1 is rolled back and quarantined: the file's own arguments serve next" in told
     assert (serving_seqs(config), ready(config)) == (2, 200)
     assert yaml.safe_load((config.state / "promoted.yaml").read_text())["max-num-seqs"] == 2
-    assert asked(config_file, "rollback") == "promotion 1 was rolled back already\n"
+    assert asked(config_file, "rollback") == "promotion 1 was already rolled back\n"
     assert "there is no promotion 7" in refused(config_file, "rollback", "--promotion", "7")
     [promotion] = history(config_file)["promotions"]
     assert promotion["evidence"]["outcome"] == "promoted"
-    assert (promotion["current"], promotion["rollback_reason"]) == (False, "the operator has asked for it")
-    assert "quarantined: the operator has asked for it" in asked(config_file, "history")
+    assert (promotion["current"], promotion["rollback_reason"]) == (False, "requested by the operator")
+    assert "quarantined: requested by the operator" in asked(config_file, "history")
 
     # However good it was, it is not promoted again.
     asked(config_file, "retune", "--now", "--wait")
@@ -303,7 +303,7 @@ def test_hooks_run_around_a_window_also_when_the_sidecar_is_killed_in_it(config_
     ("hook", "timeout", "said"),
     [
         (["sh", "-c", "echo no backend; exit 3"], "60s", "the hook before_drain failed: exit code 3: no backend"),
-        (["sleep", "600"], "1s", "the hook before_drain failed: no end within 1 s"),
+        (["sleep", "600"], "1s", "the hook before_drain failed: timed out after 1 s"),
         (
             ["/nowhere/hook"],
             "60s",

@@ -267,12 +267,12 @@ def test_a_deleted_write_ahead_log_is_noticed_and_nothing_is_lost(config_file: P
         (config.state / f"{JOURNAL_FILE}{name}").unlink()
     time.sleep(2)
 
-    assert sloguard("pause", "-c", config_file).stdout == "paused: no window opens\n"
+    assert sloguard("pause", "-c", config_file).stdout == "paused: no window will open\n"
     journal = Journal(config.state, read_only=True)
     assert [state.at for state in journal.states()][: len(before)] == before
     assert journal.promoted(config.base_digest()) == {**config.engine.args, "max_num_seqs": 8}
     output = ended(serve, signal.SIGINT)
-    assert "was deleted while the sidecar uses it: the journal is restored" in output
+    assert "was deleted while in use: the journal is restored" in output
 
 
 def test_a_pause_after_an_accepted_retune_wins_or_says_that_it_has_started(config_file: Path) -> None:
@@ -282,12 +282,12 @@ def test_a_pause_after_an_accepted_retune_wins_or_says_that_it_has_started(confi
         stub = ControlServiceStub(channel)
         stub.Retune(control_pb2.RetuneRequest(), timeout=60)
         said = stub.Pause(control_pb2.PauseRequest(reason="release"), timeout=60).summary
-    if said == "paused: no window opens; the retune that waited is cancelled":
+    if said == "paused: no window will open; the pending retune is cancelled":
         time.sleep(2)
         assert state_of(config) == "serving"
         expected = ("cancelled", "paused before it started")
     else:
-        assert said == "paused: no window opens; the one that has started goes on: `sloguard abort` ends it"
+        assert said == "paused: no window will open; the window in progress continues: `sloguard abort` ends it"
         assert sloguard("abort", "--wait", "-c", config_file).returncode == 0
         expected = ("done", "aborted: the window was aborted")
     orders = wait_for(lambda: settled(config_file), "the retune's outcome")

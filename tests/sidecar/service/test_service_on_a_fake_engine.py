@@ -65,7 +65,7 @@ def test_a_window_promotes_the_better_configuration(config_file: Path) -> None:
     assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S+ trial 1 baseline: ", output, re.MULTILINE)
     assert serving_seqs(config) == 0
 
-    # What was promoted is what serves from now on.
+    # The promoted configuration is now serving.
     again = started(config_file)
     assert serving_seqs(config) > 2
     ended(again, signal.SIGINT)

@@ -64,8 +64,8 @@ def test_not_above_the_rate_nor_without_knowing_it_but_by_force() -> None:
     ("state", "said"),
     [
         (State.SERVING, ""),
-        (State.STARTING, "vLLM does not serve yet: the sidecar is starting"),
-        (State.RESTORING, "vLLM does not serve yet: the sidecar is restoring"),
+        (State.STARTING, "vLLM is not serving yet: the sidecar is starting"),
+        (State.RESTORING, "vLLM is not serving yet: the sidecar is restoring"),
         (State.DRAINING, "a window is open already: the sidecar is draining"),
         (State.PROMOTING, "a window is open already: the sidecar is promoting"),
         (State.HALTED, "the sidecar is not up yet"),
