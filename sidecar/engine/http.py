@@ -1,4 +1,4 @@
-"""What the sidecar asks of vLLM's HTTP server."""
+"""Client for vLLM's HTTP server: health, metrics, the served model, completions."""
 
 import http.client
 import json
@@ -13,28 +13,28 @@ from sidecar.format import address
 
 _MOST_ANSWER_BYTES = 4 * 2**20
 _IN_ENGINE = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}\n]*\})? ([0-9.e+]+)$", re.MULTILINE)
-# A proxy for the outside world has no part between the sidecar and its engine.
+# Ignores proxy settings: the engine is local.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Unanswered(RuntimeError):  # noqa: N818 - it is an answer about the engine, not an error of ours
-    """No good answer came; the text says what came instead."""
+    """The engine did not answer, or not as expected."""
 
 
 def reached_at(host: str) -> str:
-    """From this machine, what listens on ``host``: one that listens everywhere does so on the loopback interface."""
+    """The address to connect to from this machine for a server bound to ``host``: loopback for a wildcard address."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where it listens, not we
 
 
 class EngineHttp:
-    """One engine's HTTP interface; the API key, where there is one, is read from VLLM_API_KEY."""
+    """One engine's HTTP interface; an API key is read from VLLM_API_KEY."""
 
     def __init__(self, host: str, port: int, environment: Mapping[str, str] = os.environ) -> None:
         self.base_url = address(reached_at(host), port)
         self._key = environment.get("VLLM_API_KEY", "")
 
     def healthy(self, timeout_s: float = 2.0) -> bool:
-        """Whether /health says so; that does not tell whether the engine still works."""
+        """Whether /health succeeds, which does not prove that the engine works."""
         try:
             self._send("/health", None, timeout_s)
         except Unanswered:
@@ -42,7 +42,7 @@ class EngineHttp:
         return True
 
     def requests_in_engine(self, timeout_s: float = 2.0) -> int | None:
-        """How many requests vLLM counts as running or waiting, over all its engines; None where it does not say."""
+        """Requests running or waiting in all of vLLM's engines; None if vLLM does not report it."""
         try:
             page = self._send("/metrics", None, timeout_s).decode("utf-8", errors="replace")
         except Unanswered:
@@ -55,7 +55,7 @@ class EngineHttp:
         return str(self._json("/v1/models", None, timeout_s, lambda answer: answer["data"][0]["id"]))
 
     def complete(self, prompt: str, max_tokens: int, timeout_s: float) -> str:
-        """One completion. Raises Unanswered, also for one that was aborted."""
+        """One completion. Raises Unanswered, also if it was aborted."""
         body = {"model": self.model(timeout_s), "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
         text, reason = self._json(
             "/v1/completions",

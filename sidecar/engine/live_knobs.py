@@ -1,7 +1,7 @@
-"""Live changes of running engines: a gRPC service that the plugin asks, and the calls that make a change.
+"""Live knob changes: a gRPC service that the plugin polls, and the calls that make a change.
 
-Each change is the whole wanted state of an engine's live knobs: what it does not name goes back to what the engine was
-started with. All data-parallel engine cores take a change, or none does.
+A change is the complete desired state of an engine's live knobs: a knob it does not name returns to its start value.
+Either all data-parallel engine cores apply a change, or none does.
 """
 
 import threading
@@ -25,14 +25,14 @@ _REVERT_S = 2.0
 
 
 class LiveError(RuntimeError):
-    """A live change that was not made; the text says which knob, or which engine, and why."""
+    """A live change failed; the text names the knob or engine and the reason."""
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What can change in every core of an engine, and why the other live knobs of the table can't.
+    """Which live knobs every core of an engine can change, and why the others can't.
 
-    ``current`` is in force in the core that said so last.
+    ``current`` is the state in the core that reported last.
     """
 
     ranges: Mapping[str, Range]
@@ -42,8 +42,8 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class KnobEffect:
-    """One knob that changed. ``seconds`` are from the change's receipt in the engine to the verdict, of its slowest
-    core; None while that is open. ``seen`` says what the verdict rests on.
+    """One changed knob. ``seconds`` run from the engine's receipt of the change to the verdict, in the slowest core;
+    None while pending. ``seen`` is the evidence for the verdict.
     """
 
     before: int
@@ -55,7 +55,7 @@ class KnobEffect:
 
 @dataclass(frozen=True)
 class Effects:
-    """What became of a change, over all cores of the engine; seconds are those of the slowest, None while open.
+    """The effects of a change over all cores of the engine; seconds are the slowest core's, None while pending.
 
     A knob that did not change has no entry. What is counted is so since the change was applied, and up to a second old:
     ``most_running`` and ``most_tokens`` are those of one core; the prefix
@@ -72,13 +72,13 @@ class Effects:
     prefix_hits: int | None
 
     def verified(self) -> bool:
-        """Whether every core has scheduled a step under the change, and none of its knobs is still open."""
+        """Whether every core has scheduled a step under the change, and no knob is still pending."""
         return self.applied_s is not None and all(k.verdict is not LiveVerdict.OPEN for k in self.knobs.values())
 
 
 @dataclass
 class _Core:
-    """What one engine core said last."""
+    """The last report of one engine core."""
 
     asked: pb.AwaitRequest
     polls: int = 0
@@ -92,9 +92,9 @@ class _Engine:
 
 
 class LiveHub(LiveServiceServicer):
-    """Brings changes to the engines that were announced by ``expect``.
+    """Delivers changes to the engines announced by ``expect``.
 
-    ``epoch`` must be higher than that of every sidecar before: that of the journal (``act_for``).
+    ``epoch``, from the journal, must be higher than that of every earlier sidecar (``act_for``).
     """
 
     def __init__(self, epoch: int = 0, lease_s: float = LEASE_S) -> None:
@@ -106,25 +106,25 @@ class LiveHub(LiveServiceServicer):
         self._moved = threading.Condition()
 
     def act_for(self, epoch: int) -> None:
-        """Makes changes in the name of the controller of ``epoch`` from now on."""
+        """Makes changes as the controller of ``epoch`` from now on."""
         with self._moved:
             self._epoch = epoch
 
     def expect(self, engine_id: str, cores: int = 1) -> None:
-        """Answers ``engine_id``, which has so many data-parallel cores, from now on; the oldest are forgotten."""
+        """Accepts ``engine_id`` with ``cores`` data-parallel cores; the oldest engines are forgotten."""
         with self._moved:
             self._engines[engine_id] = _Engine(cores)
             while len(self._engines) > _MOST_ENGINES:
                 self._engines.popitem(last=False)
 
     def close(self) -> None:
-        """Answers all who wait, and nobody waits from now on; before the server is stopped."""
+        """Releases every waiting call; to be called before the server is stopped."""
         with self._moved:
             self._closed = True
             self._moved.notify_all()
 
     def capabilities(self, engine_id: str, timeout_s: float) -> Capabilities:
-        """What ``engine_id`` can change, once all its cores have said so. Raises LiveError when they do not."""
+        """What ``engine_id`` can change, once all its cores have reported. Raises LiveError on timeout."""
         with self._moved:
             engine = self._known(engine_id)
             if not self._moved.wait_for(lambda: len(engine.cores) >= engine.cores_expected, timeout_s):
@@ -133,11 +133,11 @@ class LiveHub(LiveServiceServicer):
             return _common([core.asked for core in engine.cores.values()])
 
     def change(self, engine_id: str, targets: Targets, timeout_s: float, *, settle: bool = False) -> Effects:
-        """Makes ``targets`` the whole live state of ``engine_id``; returns when all its cores have taken that.
+        """Makes ``targets`` the complete live state of ``engine_id``; returns when all its cores have accepted it.
 
-        What they take is in force from their next step on. With ``settle`` the prefix cache is emptied before the next
-        request that finds the engine idle. Raises LiveError, with the state as before, when a knob is not live there,
-        a value is out of range, or a core refuses or does not answer in ``timeout_s`` seconds.
+        It applies from each core's next step. With ``settle`` the prefix cache is emptied before the next request that
+        finds the engine idle. Raises LiveError, leaving the state unchanged, if a knob is not live there, a value is
+        out of range, or a core refuses or does not answer within ``timeout_s`` seconds.
         """
         able = self.capabilities(engine_id, timeout_s)
         if why := live_refusal(targets, able.ranges, able.cold):
@@ -155,7 +155,7 @@ class LiveHub(LiveServiceServicer):
             raise LiveError(f"{engine_id}: {why}")
 
     def settle(self, engine_id: str, timeout_s: float) -> Effects:
-        """Keeps the knobs as they are and has the caches emptied, as ``change`` does."""
+        """Empties the caches as ``change`` does, without changing knobs."""
         with self._moved:
             change = self._known(engine_id).change
         return self.change(
@@ -163,13 +163,13 @@ class LiveHub(LiveServiceServicer):
         )
 
     def effects(self, engine_id: str) -> Effects:
-        """What has become of the last change so far. Raises LiveError where there was none, or it is undone."""
+        """The effects of the last change so far. Raises LiveError if there was none, or it was undone."""
         with self._moved:
             return _effects(self._known(engine_id))
 
     def verified(self, engine_id: str, timeout_s: float) -> Effects:
-        """What has become of the last change once it was seen at work and, if asked for, settled, or after
-        ``timeout_s`` seconds: an idle engine shows nothing. Raises LiveError where there was none, or it is undone.
+        """The effects of the last change once verified and, if requested, settled, or after ``timeout_s`` seconds: an
+        idle engine shows no effect. Raises LiveError if there was none, or it was undone.
         """
         with self._moved:
             engine = self._known(engine_id)
@@ -183,7 +183,7 @@ class LiveHub(LiveServiceServicer):
             return _effects(engine)
 
     def Await(self, request: pb.AwaitRequest, context: grpc.ServicerContext) -> pb.AwaitResponse:  # noqa: N802
-        """Takes what a core says, and brings the next change when there is one."""
+        """Takes a core's report, and answers with the next change, if any."""
         with self._moved:
             engine = self._engines.get(request.engine_id)
             if engine is None:
@@ -199,10 +199,10 @@ class LiveHub(LiveServiceServicer):
             core.polls += 1
             mine = core.polls
             self._moved.notify_all()
-            # A later call of the same core means that nobody waits for this one.
+            # A newer call from the same core supersedes this one.
             self._moved.wait_for(
                 lambda: self._closed or core.polls != mine or _news(engine, request),
-                min(max(0.0, request.wait_seconds), _LONGEST_WAIT_S),  # in this order 0 is taken for NaN
+                min(max(0.0, request.wait_seconds), _LONGEST_WAIT_S),  # in this order NaN becomes 0
             )
             return pb.AwaitResponse(epoch=self._epoch, change=engine.change if _news(engine, request) else None)
 
@@ -224,7 +224,7 @@ class LiveHub(LiveServiceServicer):
 
 
 def _news(engine: _Engine, request: pb.AwaitRequest) -> bool:
-    """Whether there is a change that the core which sent ``request`` has not told of."""
+    """Whether there is a change that the core sending ``request`` has not reported on."""
     return engine.change is not None and not _tells_of(request.report, engine.change)
 
 
@@ -233,7 +233,7 @@ def _tells_of(report: pb.LiveReport, change: pb.LiveChange) -> bool:
 
 
 def _reports(engine: _Engine) -> list[pb.LiveReport | None]:
-    """What each core says of the last change."""
+    """Each core's report of the last change."""
     assert engine.change is not None
     asked = [engine.cores[i].asked if i in engine.cores else None for i in range(engine.cores_expected)]
     return [a.report if a is not None and _tells_of(a.report, engine.change) else None for a in asked]
@@ -253,7 +253,7 @@ def _effects(engine: _Engine) -> Effects:
         raise LiveError("no live change was made in this engine")
     reports = [report for report in _reports(engine) if report is not None]
     if any(report.state == pb.LIVE_STATE_EXPIRED for report in reports):
-        raise LiveError("the live change was undone: the engine heard nothing for longer than the lease")
+        raise LiveError("the live change was undone: the engine lost contact for longer than the lease")
     if why := next((report.refusal for report in reports if report.refusal), ""):
         raise LiveError(why)
     complete = len(reports) == engine.cores_expected
@@ -272,14 +272,14 @@ def _effects(engine: _Engine) -> Effects:
 
 
 def _slowest(messages: list[Any], name: str, *, complete: bool = True) -> float | None:
-    """The largest of the field ``name``; None where one has it not."""
+    """The largest value of the field ``name``; None if a message lacks it."""
     if not complete or not messages or not all(message.HasField(name) for message in messages):
         return None
     return max(getattr(message, name) for message in messages)
 
 
 def _knob_effects(reports: list[pb.LiveReport]) -> dict[str, KnobEffect]:
-    """By knob, the weakest verdict of the cores."""
+    """The weakest verdict of all cores, by knob."""
     found: dict[str, list[pb.LiveEffect]] = {}
     for report in reports:
         for effect in report.effects:
@@ -293,12 +293,12 @@ def _knob_effects(reports: list[pb.LiveReport]) -> dict[str, KnobEffect]:
 
 
 def _verdict(number: int) -> LiveVerdict:
-    """One that is not known says nothing yet."""
+    """Unknown numbers count as pending."""
     return LiveVerdict(number) if number in set(LiveVerdict) else LiveVerdict.OPEN
 
 
 def _common(asked: list[pb.AwaitRequest]) -> Capabilities:
-    """What every core can do."""
+    """The capabilities that all cores share."""
     cold = {knob.name: knob.reason for request in asked for knob in request.cold}
     ranges: dict[str, Range] = {}
     for request in asked:
@@ -310,10 +310,10 @@ def _common(asked: list[pb.AwaitRequest]) -> Capabilities:
 
 
 def live_targets(started: KnobValues, wanted: KnobValues, able: Capabilities) -> dict[str, int] | None:
-    """What to give to ``LiveHub.change`` so that an engine started with ``started`` serves as if with ``wanted``.
+    """The targets for ``LiveHub.change`` that make an engine started with ``started`` serve as if with ``wanted``.
 
-    Both are engine arguments, as they ran after repair. None when that needs a restart: another argument differs, a
-    value is out of the engine's range, or one of the two leaves a differing knob to vLLM's default, which is not known.
+    Both are engine arguments after repair. None if that needs a restart: another argument differs, a value is out of
+    the engine's range, or one side leaves a differing knob to vLLM's default, which is unknown.
     """
     targets: dict[str, int] = {}
     for name in {**started, **wanted}:
@@ -328,7 +328,7 @@ def live_targets(started: KnobValues, wanted: KnobValues, able: Capabilities) ->
 
 
 def reachable(started: KnobValues, wanted: KnobValues, able: Capabilities) -> bool:
-    """Whether ``wanted`` can serve in the engine that was started with ``started``, without a restart."""
+    """Whether the engine started with ``started`` can switch to ``wanted`` without a restart."""
     return live_targets(started, wanted, able) is not None
 
 

@@ -1,4 +1,4 @@
-"""Free TCP ports, and which process listens on a taken one."""
+"""Finds free TCP ports, and the process that listens on a taken one."""
 
 import ipaddress
 import os
@@ -28,7 +28,7 @@ def port_free(host: str, port: int) -> bool:
 
 
 def port_owner(port: int) -> str:
-    """Who listens there, as the end of a sentence; empty where the system does not tell."""
+    """The listening process, as a clause to append to a sentence; empty if unknown."""
     with suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
             if connection.laddr and connection.laddr[1] == port and connection.status == psutil.CONN_LISTEN:
@@ -41,16 +41,16 @@ _LISTEN = "0A"  # linux/include/net/tcp_states.h
 
 @dataclass(frozen=True)
 class PortListeners:
-    """Who listens on a port: the processes that were asked about, others, or both (SO_REUSEPORT)."""
+    """Who listens on a port: the given processes, others, or both (SO_REUSEPORT)."""
 
     own: bool
     foreign: bool
 
 
 def listeners(host: str, port: int, pids: Iterable[int]) -> PortListeners | None:
-    """Whether ``pids`` listen on ``host:port``, and whether anybody else does; None where the system does not show it.
+    """Whether ``pids`` listen on ``host:port``, and whether any other process does; None if it can't be determined.
 
-    It is read from the sockets in /proc/net, not from an answer: another server on the port answers as well.
+    Reads the sockets in /proc/net rather than probing the port, where another server could answer.
     """
     sockets = _listening(host, port)
     own: set[int] = set()
@@ -63,7 +63,7 @@ def listeners(host: str, port: int, pids: Iterable[int]) -> PortListeners | None
 
 
 def _listening(host: str, port: int) -> set[int] | None:
-    """The inodes of the sockets that listen there; None where /proc/net can't be read."""
+    """The inodes of the sockets that listen there; None if /proc/net can't be read."""
     found: set[int] = set()
     try:
         for name in ("tcp", "tcp6"):
@@ -80,13 +80,13 @@ def _listening(host: str, port: int) -> set[int] | None:
 
 
 def _address(raw: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """An address as /proc/net has it: hexadecimal, in words of 32 bits in the order of this machine."""
+    """Parses an address from /proc/net: hexadecimal 32-bit words in host byte order."""
     words = [int(raw[at : at + 8], 16) for at in range(0, len(raw), 8)]
     return ipaddress.ip_address(b"".join(struct.pack("=I", word) for word in words))
 
 
 def _overlap(host: str, listening: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Whether what connects to ``host`` may reach a socket that listens on ``listening``."""
+    """Whether connections to ``host`` may reach a socket bound to ``listening``."""
     try:
         wanted = ipaddress.ip_address(host)
     except ValueError:  # a name
@@ -109,16 +109,16 @@ def _sockets_of(pid: int) -> set[int]:
 
 
 def first_given_port() -> int:
-    """The lowest port that the system gives to clients, and to who asks for any: Linux's own default where unknown."""
+    """The start of the ephemeral port range; Linux's default if unknown."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     return 32_768
 
 
 def any_free_port(host: str = "127.0.0.1", below: int | None = None) -> int:
-    """A port that is free now, ``below`` those that the system gives away: a start takes long to listen there.
+    """A free port ``below`` the ephemeral range, so that no client takes it while an engine is starting up.
 
-    Where the system gives all of them away, or none is free, it is one of the system's. Raises OSError without any.
+    Falls back to an ephemeral port if there is no range below, or no free port in it. Raises OSError if none is free.
     """
     end = first_given_port() if below is None else below
     ports = range(max(end - _OWN_PORTS, 1_024), end)

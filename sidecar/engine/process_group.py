@@ -1,8 +1,8 @@
-"""A command in a session of its own, and everything that it starts.
+"""Starts a command in its own session, and stops it with all its descendants.
 
-vLLM's exit code says nothing (0 after its engine died), and killing its API server leaves the engine core and the
-workers behind: what is stopped here is killed as a group and awaited. Only processes that are proven to be the engine's
-are signalled: see sidecar.engine.process_identity.
+vLLM's exit code is useless (0 after its engine died), and killing the API server leaves the engine core and workers
+behind, so everything is killed as a group and awaited. Only processes proven to be the engine's are signalled: see
+sidecar.engine.process_identity.
 """
 
 import os
@@ -21,29 +21,29 @@ import psutil
 from sidecar.engine.process_identity import ENGINE_ID_VARIABLE, Identity, boot_id, is_marked, is_same, started_s
 from vllm_sloguard.hooks.stack_dump import ASKS
 
-# A process that holds a GPU takes a while to go.
+# Processes that hold a GPU take a while to exit.
 _KILL_WAIT_S = 60.0
 _TRACKER_WAIT_S = 3.0
 _STACKS_S = 0.2
 
 
 def socket_folder(engine_id: str) -> Path:
-    """Where an engine's processes have their sockets; removed with them, as vLLM leaves them behind."""
+    """The folder of an engine's sockets; removed with the engine, since vLLM leaves them behind."""
     return Path(tempfile.gettempdir()) / f"sloguard-{engine_id}"
 
 
 class NotGoneError(RuntimeError):
-    """Processes outlived SIGKILL; the text lists them."""
+    """Processes survived SIGKILL; the text lists them."""
 
 
 class Child(Protocol):
-    """What is asked of a first process that this sidecar has started: subprocess.Popen has it, and Forked."""
+    """The interface needed of a first process started by this sidecar: subprocess.Popen or Forked."""
 
     @property
     def pid(self) -> int: ...
 
     def poll(self) -> int | None:
-        """The exit code; None while it runs."""
+        """The exit code; None while running."""
         ...
 
     def wait(self, timeout: float) -> int:
@@ -52,12 +52,12 @@ class Child(Protocol):
 
 
 class ProcessGroup:
-    """The processes of one engine, whether this process started them or an earlier sidecar did."""
+    """The processes of one engine, started by this sidecar or an earlier one."""
 
     def __init__(self, identity: Identity, child: Child | None = None) -> None:
         self.identity = identity
         self._child = child
-        self._gone = False  # seen gone once: from then on its pid may be anybody's
+        self._gone = False  # once it is gone, its pid may be reused
 
     @classmethod
     def start(
@@ -65,7 +65,7 @@ class ProcessGroup:
     ) -> "ProcessGroup":
         """Starts ``command`` with its output appended to ``log``.
 
-        A file, not a pipe: it never fills up, and it outlives the sidecar. Raises OSError.
+        A file rather than a pipe: it never blocks the engine, and outlives the sidecar. Raises OSError.
         """
         with log.open("ab") as output:
             popen = subprocess.Popen(
@@ -85,16 +85,16 @@ class ProcessGroup:
         try:
             started_at = started_s(child.pid)
         except OSError:
-            started_at = 0.0  # a forked one that has already ended and was reaped by its server
+            started_at = 0.0  # a forked process that has already ended and been reaped by its server
         return cls(Identity(child.pid, started_at, engine_id, boot_id()), child)
 
     def leader_alive(self) -> bool:
-        """Whether the first process, vLLM's API server, still runs."""
+        """Whether the first process, vLLM's API server, is still running."""
         ended = self._child is not None and self._child.poll() is not None
         return not ended and self._leader() is not None
 
     def _leader(self) -> psutil.Process | None:
-        """The first process, unless the system has given its pid to another one."""
+        """The first process, unless its pid was reused."""
         try:
             process = psutil.Process(self.identity.pid) if is_same(self.identity) else None
             return process if process is not None and process.status() != psutil.STATUS_ZOMBIE else None
@@ -102,24 +102,24 @@ class ProcessGroup:
             return None
 
     def exit_code(self) -> int | None:
-        """Of the first process; negative for a signal; None while it runs, or when another sidecar started it."""
+        """The first process's; negative for a signal, None while running or if another sidecar started it."""
         if self._child is None:
             return None
         if not self.leader_alive():
-            with suppress(subprocess.TimeoutExpired):  # the word of it may come a little later than its end
+            with suppress(subprocess.TimeoutExpired):  # the fork server may report it slightly late
                 return self._child.wait(1.0)
         return self._child.poll()
 
     def members(self) -> list[psutil.Process]:
-        """Every living process that is proven to be the engine's: of its session, or with its mark."""
+        """All live processes proven to be the engine's, by session or by mark."""
         session = self.identity.pid if self._owns_session() else None
         return [process for process in psutil.process_iter() if self._is_member(process, session)]
 
     def _owns_session(self) -> bool:
         """Whether the session of the recorded pid is proven to be this engine's.
 
-        Its first process proves it while it is there, or a marked process that is still in it: the kernel does not
-        reuse the number of a session that is not empty.
+        Its first process proves it, or any marked process still in it: the kernel does not reuse the id of a
+        non-empty session.
         """
         pid = self.identity.pid
         if pid <= 0:
@@ -136,13 +136,13 @@ class ProcessGroup:
                 return False
         except (psutil.Error, OSError):
             return False
-        # A process that was forked just now does not lead its session yet.
+        # A freshly forked process may not lead its session yet.
         if session is not None and session in (process.pid, _session_of(process.pid)):
             return True
         return is_marked(process.pid, self.identity.engine_id)
 
     def stop(self, grace_s: float) -> None:
-        """Asks the first process to end, waits for ``grace_s`` seconds, and kills what is left. Raises NotGoneError."""
+        """Terminates the first process, waits ``grace_s`` seconds, and kills what is left. Raises NotGoneError."""
         if grace_s > 0 and self.leader_alive():
             self._terminate_leader()
             deadline = time.monotonic() + grace_s
@@ -151,7 +151,7 @@ class ProcessGroup:
         self.kill()
 
     def show_stacks(self) -> None:
-        """Has the processes that the plugin runs in write their stacks to the log, one after the other."""
+        """Makes the processes that run the plugin dump their stacks to the log, one at a time."""
         for member in self.members():
             if _catches(member.pid, ASKS):
                 with suppress(psutil.NoSuchProcess):
@@ -161,8 +161,7 @@ class ProcessGroup:
     def kill(self) -> None:
         """Kills the whole group and waits until it is gone. Raises NotGoneError.
 
-        Python's resource tracker comes last: it ends by itself after the others, and then frees the shared memory that
-        they can't free any more.
+        Python's resource tracker goes last: it exits after the others, and frees the shared memory they left behind.
         """
         began = time.monotonic()
         while members := self.members():
@@ -174,7 +173,7 @@ class ProcessGroup:
                 with suppress(psutil.NoSuchProcess):
                     member.kill()
             if self._child is not None:
-                # Its own parent alone learns a process's exit code: psutil must not be the first to wait for it.
+                # Only the parent gets the exit code, so psutil must not reap the process first.
                 with suppress(subprocess.TimeoutExpired):
                     self._child.wait(1.0)
             psutil.wait_procs([m for m in members if m.pid != self.identity.pid], timeout=0.1 if trackers else 1.0)
@@ -182,7 +181,7 @@ class ProcessGroup:
         shutil.rmtree(socket_folder(self.identity.engine_id), ignore_errors=True)
 
     def _terminate_leader(self) -> None:
-        """Signals the first process through a descriptor, so that a reused pid is not signalled in its place."""
+        """Signals the first process through a pidfd, so that a reused pid is never signalled."""
         try:
             descriptor = os.pidfd_open(self.identity.pid)
         except ProcessLookupError:
@@ -204,7 +203,7 @@ def _session_of(pid: int) -> int | None:
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:
-    """Whether the process has a handler for the signal, which would end it otherwise."""
+    """Whether the process handles the signal, which would otherwise kill it."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -1,7 +1,7 @@
-"""Which process is which: a pid is only believed with its boot, its start time, or the engine's own mark.
+"""Identifies an engine's processes: a pid is trusted only with its boot id and start time, or the engine's mark.
 
-A state folder outlives reboots and containers, and the system reuses pids. Without proof that a process is an engine's,
-it is treated as a stranger's: it is never signalled.
+State folders outlive reboots and containers, and pids are reused. A process not proven to be an engine's is never
+signalled.
 """
 
 import os
@@ -17,11 +17,11 @@ _TICK_S = 0.02
 
 @dataclass(frozen=True)
 class Identity:
-    """What finds an engine's processes again after the sidecar was restarted.
+    """Identifies an engine's processes across restarts of the sidecar.
 
-    ``engine_id`` is in the environment of every process of the engine, also of one that left the session. A forked
-    one, whose environment the system does not show, is recognised by the log that its output goes to. ``boot_id`` is
-    empty in journals of earlier versions.
+    ``engine_id`` is in the environment of all its processes, even those that left the session. A forked process,
+    whose environment /proc does not reflect, is recognised by the log its output goes to. ``boot_id`` is empty in
+    journals of earlier versions.
     """
 
     pid: int
@@ -32,7 +32,7 @@ class Identity:
 
 @cache
 def boot_id() -> str:
-    """The kernel's id of this boot; empty where the system has none."""
+    """The kernel's id of this boot; empty if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -40,26 +40,26 @@ def boot_id() -> str:
 
 
 def log_of(folder: Path, engine_id: str) -> Path:
-    """Where an engine's processes write, in a folder of logs."""
+    """The log file of an engine, in a folder of logs."""
     return folder / f"engine-{engine_id}.log"
 
 
 def identify(pid: int, engine_id: str) -> Identity:
-    """The identity of a process that runs now. Raises OSError."""
+    """The identity of a running process. Raises OSError."""
     return Identity(pid, started_s(pid), engine_id, boot_id())
 
 
 def started_s(pid: int) -> float:
     """When a process started, seconds since the boot. Raises OSError.
 
-    psutil's create_time moves when the wall clock is set: every engine would look like another one from then on.
+    psutil's create_time shifts when the wall clock is set, and would no longer match the recorded one.
     """
     stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     return int(stat.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def is_same(identity: Identity) -> bool:
-    """Whether the process with that pid, alive or a zombie, is proven to be the one that was recorded."""
+    """Whether the process with that pid, alive or a zombie, is proven to be the recorded one."""
     try:
         if identity.pid <= 0 or abs(started_s(identity.pid) - identity.started_at) >= _TICK_S:
             return False
@@ -71,7 +71,7 @@ def is_same(identity: Identity) -> bool:
 
 
 def is_marked(pid: int, engine_id: str) -> bool:
-    """Whether a process has the mark of ``engine_id``: in its environment, or in where its output goes."""
+    """Whether a process has the mark of ``engine_id``: in its environment, or in its output file."""
     try:
         if psutil.Process(pid).environ().get(ENGINE_ID_VARIABLE) == engine_id:
             return True
@@ -84,12 +84,12 @@ def is_marked(pid: int, engine_id: str) -> bool:
 
 
 def output_of(pid: int) -> Path:
-    """The file that a process's output goes to, also when it has been deleted. Raises OSError."""
+    """The file a process's output goes to, even if deleted. Raises OSError."""
     return Path(str(Path(f"/proc/{pid}/fd/1").readlink()).removesuffix(" (deleted)"))
 
 
 def engines_writing_to(folder: Path) -> set[str]:
-    """The ids of the engines of which a process writes to its log in ``folder``."""
+    """The ids of the engines with a process that writes to its log in ``folder``."""
     found: set[str] = set()
     folder = folder.resolve()
     for pid in psutil.pids():
@@ -104,7 +104,7 @@ def engines_writing_to(folder: Path) -> set[str]:
 
 
 def leader_of(engine_id: str) -> Identity | None:
-    """The first process of a running engine, by its mark: the one that leads its session."""
+    """The first process of a running engine: the marked one that leads its session."""
     for pid in psutil.pids():
         try:
             if os.getsid(pid) == pid and is_marked(pid, engine_id):
@@ -115,7 +115,7 @@ def leader_of(engine_id: str) -> Identity | None:
 
 
 def command_words(pid: int) -> list[str]:
-    """A process's command line; empty where the system does not show it."""
+    """A process's command line; empty if it can't be read."""
     try:
         return psutil.Process(pid).cmdline()
     except (psutil.Error, OSError):

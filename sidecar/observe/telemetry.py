@@ -1,6 +1,6 @@
-"""The plugins' telemetry: a gRPC service on the private socket that sorts their events by engine.
+"""Collects the plugins' telemetry: a gRPC service on the private socket that groups events by engine.
 
-Bounded: of each engine a sample of its requests is kept (sidecar.observe.traffic), and only the last few engines.
+Memory is bounded: a sample of each engine's requests (sidecar.observe.traffic), for the last few engines only.
 """
 
 import threading
@@ -23,7 +23,7 @@ _MOST_PROCESSES = 4096
 
 @dataclass(frozen=True)
 class EngineLevels:
-    """The scheduler's levels over all data-parallel ranks: sums of requests, the fullest rank's KV cache (0 to 1)."""
+    """Scheduler levels over all data-parallel ranks: total requests, and the fullest rank's KV cache (0 to 1)."""
 
     running_requests: int
     waiting_requests: int
@@ -32,7 +32,7 @@ class EngineLevels:
 
 @dataclass
 class EngineTelemetry:
-    """What one engine has reported. ``phases`` are seconds since the epoch, the first time that each was reached.
+    """What one engine has reported. ``phases`` are seconds since the epoch at which each was first reached.
 
     ``ranks`` has the last report of each data-parallel rank.
     """
@@ -52,17 +52,17 @@ class EngineTelemetry:
 
     @property
     def requests(self) -> list[pb.RequestFinished]:
-        """Requests that have ended, probes included; a sample where there were many."""
+        """Finished requests, probes included; a sample if there were many."""
         return self.recorder.requests
 
     @property
     def open_requests(self) -> int:
-        """How many admitted requests have not ended yet, as far as reported."""
+        """Admitted requests not reported as finished."""
         return max(self.recorder.admitted - self.recorder.ended, 0)
 
     @property
     def levels(self) -> EngineLevels:
-        """The scheduler's levels now."""
+        """The scheduler's latest levels."""
         ranks = self.ranks.values()
         return EngineLevels(
             sum(r.running_requests for r in ranks),
@@ -71,7 +71,7 @@ class EngineTelemetry:
         )
 
     def add(self, event: pb.Event) -> None:
-        """Takes one event."""
+        """Processes one event."""
         match event.WhichOneof("kind"):
             case "request_finished":
                 self.recorder.request(event.request_finished, time.monotonic())
@@ -101,12 +101,12 @@ class EngineTelemetry:
         self.recorder.step_gaps(stats, time.monotonic())
 
 
-# Called with each batch and what its engine has said so far, on a server thread; it must be quick and must not raise.
+# Called with each batch and its engine's accumulated telemetry, on a server thread; must be quick and must not raise.
 Listener = Callable[[pb.PublishRequest, EngineTelemetry], None]
 
 
 class TelemetryHub(TelemetryServiceServicer):
-    """Takes the plugins' batches; engines that were not announced by ``expect`` are not listened to."""
+    """Receives the plugins' batches; rejects engines not announced by ``expect``."""
 
     def __init__(self, listener: Listener | None = None) -> None:
         self._listener = listener
@@ -114,25 +114,25 @@ class TelemetryHub(TelemetryServiceServicer):
         self._lock = threading.Lock()
 
     def expect(self, engine_id: str) -> None:
-        """Listens to ``engine_id`` from now on; the oldest engine is forgotten when there are many."""
+        """Accepts telemetry from ``engine_id``; the oldest engine is forgotten when there are too many."""
         with self._lock:
             self._engines[engine_id] = EngineTelemetry()
             while len(self._engines) > _MOST_ENGINES:
                 self._engines.popitem(last=False)
 
     def of(self, engine_id: str) -> EngineTelemetry:
-        """What ``engine_id`` has said so far; nothing for an engine that is not known."""
+        """The accumulated telemetry of ``engine_id``; empty for an unknown engine."""
         with self._lock:
             return self._engines.get(engine_id, EngineTelemetry())
 
     def traffic(self, engine_id: str) -> Traffic | None:
-        """The requests that ``engine_id`` has reported; None while it has reported nothing at all."""
+        """The traffic that ``engine_id`` has reported; None before its first report."""
         with self._lock:
             engine = self._engines.get(engine_id)
             return engine.recorder.snapshot() if engine is not None and engine.sequences else None
 
     def Publish(self, request: pb.PublishRequest, context: grpc.ServicerContext) -> pb.PublishResponse:  # noqa: N802
-        """Takes one batch; one that has come before is taken only once."""
+        """Takes one batch; duplicates are ignored."""
         with self._lock:
             engine = self._engines.get(request.engine_id)
             if engine is None:
@@ -140,7 +140,7 @@ class TelemetryHub(TelemetryServiceServicer):
             assert engine is not None
             pid = request.process.pid
             if pid not in engine.sequences and len(engine.sequences) >= _MOST_PROCESSES:
-                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"process.pid: more than {_MOST_PROCESSES} speak")
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"process.pid: more than {_MOST_PROCESSES} processes")
             if request.sequence <= engine.sequences.get(pid, 0):
                 return pb.PublishResponse()
             engine.sequences[pid] = request.sequence

@@ -1,4 +1,4 @@
-"""The traffic of one engine, bounded in memory whatever the rate: exact counts by time, and a sample of requests."""
+"""One engine's traffic in bounded memory at any rate: exact counts over time, and a sample of requests."""
 
 import random
 from collections import deque
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vllm_sloguard.latency import GapHistogram
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
-# Requests and gaps older than this are forgotten.
+# Older requests and gaps are dropped.
 HORIZON_S = 3600.0
 _MOST_SAMPLED = 10_000
 _COUNT_SLOT_S = 1.0
@@ -21,7 +21,7 @@ REJECTED = "rejected"
 
 @dataclass(frozen=True)
 class Slot:
-    """Something counted from ``at`` on, in monotonic seconds."""
+    """A count of events from ``at`` on, in monotonic seconds."""
 
     at: float
     count: int
@@ -29,7 +29,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class GapSlot:
-    """The gaps between tokens from ``at`` on, in monotonic seconds."""
+    """Gaps between tokens (ITL) from ``at`` on, in monotonic seconds."""
 
     at: float
     gaps: GapHistogram
@@ -37,11 +37,11 @@ class GapSlot:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What is known of an engine's requests since ``since``, in this process's monotonic seconds.
+    """An engine's requests since ``since``, in this process's monotonic seconds.
 
-    ``requests`` are a uniform sample of those that have ended, each with the time of its report: all of them as long as
-    ``sampled_share`` is 1. ``ended`` counts all of real users' requests over the last minutes. ``gaps`` is empty where
-    the plugin reports none.
+    ``requests`` is a uniform sample of finished requests, each with the time of its report; it is complete while
+    ``sampled_share`` is 1. ``ended`` counts all real users' requests over the last minutes. ``gaps`` is empty if the
+    plugin reports none.
     """
 
     since: float
@@ -52,13 +52,13 @@ class Traffic:
     admitted: int = 0
 
     def ended_after(self, at: float) -> int:
-        """How many of real users' requests have ended after ``at``."""
+        """The number of real users' requests that ended after ``at``."""
         if self.ended is None:
             return sum(heard_at > at for heard_at, request in self.requests if not is_probe(request))
         return sum(slot.count for slot in self.ended if slot.at > at)
 
     def gaps_after(self, at: float) -> GapHistogram:
-        """The gaps between tokens after ``at``, to within ten seconds."""
+        """Gaps between tokens after ``at``, to within ten seconds."""
         merged = GapHistogram()
         for slot in self.gaps:
             if slot.at + _GAP_SLOT_S > at:
@@ -67,27 +67,27 @@ class Traffic:
 
 
 def is_probe(request: pb.RequestFinished) -> bool:
-    """Whether the sidecar itself has sent this request."""
+    """Whether this request is the sidecar's own probe."""
     short = request.prompt_tokens <= _PROBE_PROMPT_TOKENS and request.output_tokens <= _PROBE_OUTPUT_TOKENS
     return short and request.finish_reason != REJECTED
 
 
 class TrafficRecorder:
-    """Takes requests and gaps as they are reported, from ``since`` on."""
+    """Records requests and gaps as they are reported, from ``since`` on."""
 
     def __init__(self, since: float, most_sampled: int = _MOST_SAMPLED) -> None:
         self._since = since
         self._most_sampled = most_sampled
         self._sample: deque[tuple[float, pb.RequestFinished]] = deque()
         self._share = 1.0
-        self._draw = random.Random(0)  # noqa: S311 - a sample, no secret
+        self._draw = random.Random(0)  # noqa: S311 - sampling, not cryptography
         self._ended: deque[list[float]] = deque()
         self._gaps: deque[GapSlot] = deque()
         self.admitted = 0
         self.ended = 0
 
     def request(self, request: pb.RequestFinished, now: float) -> None:
-        """Takes a request that has ended, reported at ``now``."""
+        """Records a finished request, reported at ``now``."""
         self.ended += request.finish_reason != REJECTED
         if not is_probe(request):
             if not self._ended or now >= self._ended[-1][0] + _COUNT_SLOT_S:
@@ -106,7 +106,7 @@ class TrafficRecorder:
             self._sample = deque(kept for kept in self._sample if self._draw.random() < 0.5)
 
     def step_gaps(self, stats: pb.StepStats, now: float) -> None:
-        """Takes the gap counts of ``stats``."""
+        """Records the gap counts of ``stats``."""
         if not stats.gap_buckets:
             return
         if not self._gaps or now >= self._gaps[-1].at + _GAP_SLOT_S:
@@ -125,9 +125,9 @@ class TrafficRecorder:
         return [request for _, request in self._sample]
 
     def snapshot(self) -> Traffic:
-        """The traffic now."""
+        """The current traffic."""
         gaps = list(self._gaps)
-        if gaps:  # the last one goes on growing
+        if gaps:  # the last slot is still being written
             gaps[-1] = GapSlot(gaps[-1].at, GapHistogram(dict(gaps[-1].gaps.counts)))
         ended = tuple(Slot(at, int(count)) for at, count in self._ended)
         return Traffic(self._since, tuple(self._sample), self._share, ended, tuple(gaps), self.admitted)

@@ -1,4 +1,4 @@
-"""Real users' requests, from what the plugin reports."""
+"""Real users' requests and their SLO record, from the plugin's telemetry."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from sidecar.observe.traffic import REJECTED, Traffic, is_probe
 from vllm_sloguard.latency import STALL_FACTOR, GapHistogram, percentile
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
-# What a window's ceiling is compared with.
+# The averaging period of the rate compared with window.max_rate.
 RATE_OVER_S = 300.0
 _SHORTEST_S = 60.0
 
 
 @dataclass(frozen=True)
 class OwnItls:
-    """Percentiles (nearest rank) and the largest of one request's gaps between tokens, in milliseconds."""
+    """Percentiles (nearest rank) and maximum of one request's ITLs, in milliseconds."""
 
     p50_ms: float
     p90_ms: float
@@ -29,11 +29,11 @@ class OwnItls:
 
 @dataclass(frozen=True)
 class UserRequest:
-    """A real request that has ended. ``at`` is in monotonic seconds; what was not measured is None.
+    """A finished user request. ``at`` is in monotonic seconds; unmeasured fields are None.
 
-    ``tpot_ms`` is the mean gap between its tokens, ``itl`` has the gaps' percentiles; None of a request of fewer than
-    two tokens, or where the plugin reports none. ``failed`` requests ended in an error or were rejected. ``aborted``
-    ones were cut by the client; their latencies are those up to the cut.
+    ``tpot_ms`` is the mean gap between tokens, ``itl`` the gaps' percentiles; both None for fewer than two tokens, or
+    if the plugin reports none. ``failed`` requests ended in an error or were rejected. ``aborted`` ones were cancelled
+    by the client; their latencies are up to that point.
     """
 
     at: float
@@ -48,16 +48,16 @@ class UserRequest:
 
     @property
     def largest_gap_ms(self) -> float | None:
-        """The largest gap between two tokens."""
+        """The largest ITL."""
         return self.itl.largest_ms if self.itl is not None else None
 
 
 @dataclass(frozen=True)
 class Record:
-    """Many requests, summed up. ``rate`` is in requests/s, None where it was not watched for long enough.
+    """Aggregate of many requests. ``rate`` is in requests/s, None if observed too briefly.
 
-    ``itl_p99_ms`` is over all gaps between tokens, the other percentiles are over requests. Requests that were aborted
-    within the SLO count as ``aborted`` and nowhere else.
+    ``itl_p99_ms`` is over all gaps between tokens, other percentiles are over requests. Requests aborted within the SLO
+    count only as ``aborted``.
     """
 
     requests: int
@@ -75,7 +75,7 @@ class Record:
 
 
 def _with_tpot(content: object) -> object:
-    """Earlier versions stored the p99 of TPOT under the name of ITL's."""
+    """Reads records of earlier versions, which stored TPOT's p99 under ITL's name."""
     if isinstance(content, dict) and "itl_p99_ms" in content and "tpot_p99_ms" not in content:
         stored = cast("dict[str, object]", content)
         return {**stored, "tpot_p99_ms": stored["itl_p99_ms"], "itl_p99_ms": None}
@@ -86,7 +86,7 @@ RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, BeforeValidator(_wit
 
 
 def real_requests(traffic: Traffic | None) -> list[UserRequest]:
-    """The sampled requests without the sidecar's probes."""
+    """The sampled requests, without the sidecar's probes."""
     reported = traffic.requests if traffic is not None else ()
     return [user_request(at, request) for at, request in reported if not is_probe(request)]
 
@@ -119,7 +119,7 @@ def _own_itls(request: pb.RequestFinished) -> OwnItls | None:
 
 
 def rate(traffic: Traffic, now: float, over_s: float) -> float | None:
-    """Real users' requests a second over the last ``over_s``; None in the first minute."""
+    """User requests per second over the last ``over_s``; None in the first minute."""
     watched_s = min(now - traffic.since, over_s)
     if watched_s < _SHORTEST_S:
         return None
@@ -127,7 +127,7 @@ def rate(traffic: Traffic, now: float, over_s: float) -> float | None:
 
 
 def judged(requests: Iterable[UserRequest], slo: Slo) -> list[UserRequest]:
-    """The requests that count against the SLO: all but those that were aborted before they had missed a limit."""
+    """The requests judged against the SLO: all but those aborted before they had missed a limit."""
     limits = slo.per_request
     return [r for r in requests if not r.aborted or _missed(r, limits)]
 
@@ -135,7 +135,7 @@ def judged(requests: Iterable[UserRequest], slo: Slo) -> list[UserRequest]:
 def summarize(
     requests: Sequence[UserRequest], slo: Slo, requests_per_s: float | None, gaps: GapHistogram | None = None
 ) -> Record:
-    """The record of ``requests``; ``gaps`` are those between their tokens."""
+    """The record of ``requests``; ``gaps`` are their gaps between tokens."""
     counted, limits = judged(requests, slo), slo.per_request
     count = len(counted)
     completed = [r for r in counted if not r.failed]
@@ -157,7 +157,7 @@ def summarize(
 
 
 def missed_slo(request: UserRequest, slo: Slo) -> bool:
-    """Whether it failed, was above a limit, or was aborted after a limit had passed."""
+    """Whether it failed, exceeded a limit, or was aborted after a limit had passed."""
     return _missed(request, slo.per_request)
 
 
@@ -166,7 +166,7 @@ def _missed(request: UserRequest, limits: Sequence[LatencyLimit]) -> bool:
 
 
 def latency_s(request: UserRequest, limit: LatencyLimit) -> float | None:
-    """What ``limit`` applies to, in seconds; None where the request has none."""
+    """The latency that ``limit`` applies to, in seconds; None if the request has none."""
     match limit.kind:
         case LatencyKind.TTFT:
             ms = ttft_or_wait_ms(request)
@@ -180,15 +180,15 @@ def latency_s(request: UserRequest, limit: LatencyLimit) -> float | None:
 
 
 def ttft_or_wait_ms(request: UserRequest) -> float | None:
-    """Time to the first token; of a request that was aborted without one, how long its client waited for it."""
+    """TTFT; for a request aborted before its first token, how long its client waited."""
     return request.e2e_ms if request.ttft_ms is None and request.aborted else request.ttft_ms
 
 
 def _itl_ms(request: UserRequest, limit: LatencyLimit) -> float | None:
-    """The request's own percentile of its gaps, or its largest gap where that is a stall."""
+    """The percentile of the request's own ITLs, or its largest ITL if that is a stall."""
     itl = request.itl
     if itl is None:
-        return request.tpot_ms  # a plugin that reports no gaps; their p99 is hardly ever below their mean
+        return request.tpot_ms  # no gaps reported; their p99 is hardly ever below their mean
     if itl.largest_ms > STALL_FACTOR * limit.limit_ms:
         return itl.largest_ms
     own = {Statistic.P50: itl.p50_ms, Statistic.P90: itl.p90_ms, Statistic.P95: itl.p95_ms}
