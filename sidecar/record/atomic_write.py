@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
-    """Replaces ``path`` by ``text``; a reader sees the old content or the new. Raises OSError.
+    """Replaces the content of ``path`` with ``text``; readers see either the old content or the new. Raises OSError.
 
-    ``mode`` is that of a new file, less the umask. Devices and pipes are written to directly. A link stays a link; one
-    that another user owns is not followed.
+    ``mode`` is for a new file, before the umask. Devices and pipes are written directly. Symlinks are kept; one owned
+    by another user is refused.
     """
     target = _target(path)
     if path.exists() and not path.is_file():
@@ -24,14 +24,14 @@ def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
             file.flush()
             os.fsync(file.fileno())
         new.replace(target)
-    except OSError as error:  # the caller does not know the temporary file
+    except OSError as error:  # name the caller's path, not the temporary file
         with suppress(OSError):
             new.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _target(path: Path) -> Path:
-    """What to replace. A link that appears at ``path`` after this is replaced, not followed."""
+    """The file to replace. A symlink created at ``path`` after this is replaced, not followed."""
     if not path.is_symlink():
         return Path(os.path.realpath(path.parent)) / path.name
     if path.lstat().st_uid != os.geteuid():

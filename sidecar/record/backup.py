@@ -1,6 +1,6 @@
-"""A copy of the journal that is whole, made while the sidecar runs.
+"""Backs up the journal consistently while the sidecar runs.
 
-The journal's main file alone lacks what is still in its write-ahead log: a copy of it is an older journal.
+Copying the main file alone would lose whatever is still in the write-ahead log.
 """
 
 import os
@@ -15,7 +15,7 @@ from sidecar.record.row_validation import JournalError
 def back_up(folder: Path, target: Path) -> int:
     """Writes a copy of the journal in ``folder`` to ``target``, and returns its size in bytes.
 
-    The copy appears whole or not at all, readable by its owner only. Raises JournalError, OSError.
+    The copy is created atomically, readable by its owner only. Raises JournalError, OSError.
     """
     source = folder / JOURNAL_FILE
     if not source.is_file():
@@ -29,7 +29,7 @@ def back_up(folder: Path, target: Path) -> int:
         uri = f"{source.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True)) as journal, closing(sqlite3.connect(new)) as copy:
             journal.backup(copy)
-            # One file that needs no other beside it.
+            # A single self-contained file.
             copy.execute("PRAGMA journal_mode = DELETE")
             problem = str(copy.execute("PRAGMA quick_check").fetchone()[0])
         if problem != "ok":

@@ -1,4 +1,4 @@
-"""How a tuning run ended, and what a promotion rests on, as the journal keeps them."""
+"""A run's decision and a promotion's evidence, as stored in the journal."""
 
 import json
 from enum import StrEnum
@@ -16,25 +16,25 @@ _Section = TypeVar("_Section", bound=BaseModel)
 
 
 class Outcome(StrEnum):
-    """How a run ended; sidecar.record.wording has the words."""
+    """How a run ended; sidecar.record.wording has the display texts."""
 
     PROMOTED = "promoted"
     KEPT = "kept"
     WORSE = "worse"
     INCONCLUSIVE = "inconclusive"
     INTERRUPTED = "interrupted"  # cut off before it could decide
-    ABANDONED = "abandoned"  # the configuration was changed meanwhile
+    ABANDONED = "abandoned"  # the configuration changed during the run
 
 
-# Those of a run that came to its end.
+# Outcomes of completed runs.
 DECIDED = (Outcome.PROMOTED, Outcome.KEPT, Outcome.WORSE, Outcome.INCONCLUSIVE)
 
-# Journals of version 0.1 have sentences instead.
+# Journals of version 0.1 store sentences.
 _FORMER = {"kept (no clear winner)": Outcome.KEPT, "kept (worse)": Outcome.WORSE}
 
 
 def outcome_of(text: str) -> Outcome:
-    """The outcome that a journal of any version names. Raises ValueError."""
+    """Parses an outcome from a journal of any version. Raises ValueError."""
     return _FORMER.get(text) or Outcome(text)
 
 
@@ -44,7 +44,7 @@ def _from_journal(given: object) -> object:
 
 @dataclass(frozen=True, config=_FROZEN)
 class Decision:
-    """The outcome, why, and its figures; ``trial`` is the number of the trial whose configuration is to serve.
+    """The outcome, its reason and figures; ``trial`` is the number of the trial whose configuration is promoted.
 
     ``gain`` is the relative gain of the objective, between ``low`` and ``high``; ``noise`` is the run-to-run spread,
     relative. ``incumbents`` and ``candidates`` are the trials that were compared.
@@ -64,7 +64,7 @@ class Decision:
 
 
 def _known_fields(section: type[_Section]) -> BeforeValidator:
-    """Reads a section of the configuration without the fields that only another version has."""
+    """Reads a section of the configuration, ignoring fields of other versions."""
 
     def read(given: object) -> object:
         if not isinstance(given, dict):
@@ -77,7 +77,7 @@ def _known_fields(section: type[_Section]) -> BeforeValidator:
 
 @dataclass(frozen=True, config=_FROZEN)
 class Provenance:
-    """Where a decision was measured, and with what; ``vllm`` is the version that the engines reported."""
+    """Where and with which versions a decision was measured; ``vllm`` is the version that the engines reported."""
 
     sloguard: str
     vllm: str
@@ -93,7 +93,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a promotion rests on."""
+    """The evidence for a promotion."""
 
     decision: Decision
     provenance: Provenance
@@ -104,12 +104,12 @@ _PROVENANCE = TypeAdapter(Provenance)
 
 
 def decision_as_json(decision: Decision) -> dict[str, Any]:
-    """As the journal and ``--json`` have it."""
+    """The JSON form used by the journal and ``--json``."""
     return _DECISION.dump_python(decision, mode="json")
 
 
 def read_decision(text: str, name: str = "decision") -> Decision:
-    """Of any version's journal. Raises JournalError."""
+    """Parses a decision from a journal of any version. Raises JournalError."""
     try:
         return _DECISION.validate_python(object_of(text, name))
     except (ValidationError, OverflowError) as error:
@@ -118,7 +118,7 @@ def read_decision(text: str, name: str = "decision") -> Decision:
 
 
 def evidence_as_json(evidence: Evidence) -> dict[str, Any]:
-    """One flat object, as the journal and ``--json`` have it."""
+    """The flat JSON object used by the journal and ``--json``."""
     provenance = _PROVENANCE.dump_python(evidence.provenance, mode="json")
     for name in ("slo", "workload"):
         provenance[name] = {key: value for key, value in provenance[name].items() if value is not None}
@@ -126,7 +126,7 @@ def evidence_as_json(evidence: Evidence) -> dict[str, Any]:
 
 
 def read_evidence(text: str) -> Evidence:
-    """Of any version's journal. Raises JournalError."""
+    """Parses evidence from a journal of any version. Raises JournalError."""
     content = object_of(text, "evidence")
     try:
         return Evidence(read_decision(text, "evidence"), _PROVENANCE.validate_python(content))

@@ -1,4 +1,4 @@
-"""How long trials took, and how long more of them will take."""
+"""Estimates how long further trials will take, from those that ran."""
 
 from collections.abc import Sequence
 
@@ -7,22 +7,22 @@ from sidecar.record.trial import VALIDATING, Trial, TrialStatus
 
 
 def reserved_pairs(ran: int, config: Config) -> int:
-    """For how many pairs of starts a trial of the search leaves room, after so many that ``ran``."""
+    """How many validation pairs the search must leave time for, after ``ran`` trials."""
     pairs = config.promotion.pairs
-    # Most decisions need no more than the middle analysis; later ones use the time that is left.
+    # Most decisions need no more than the middle interim analysis; later ones use whatever time is left.
     return pairs[0] if 2 * ran < config.search.budget else pairs[len(pairs) // 2]
 
 
 def seconds_a_trial(trials: Sequence[Trial]) -> float:
-    """The longest of the trials that ran to their end, as the next one's expected length; 0 without any."""
+    """The expected length of the next trial: the longest of the completed ones; 0 without any."""
     ended = (t for t in trials if t.status in (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE, TrialStatus.CRASHED))
     return max((t.ended_at - t.started_at - _warm_start_s(t) for t in ended if t.ended_at is not None), default=0.0)
 
 
 def seconds_of(trials: Sequence[Trial], search: int, validations: int, start_s: float) -> float:
-    """How long so many more trials may take; ``start_s`` is an ordinary start, which those of a validation have.
+    """How long further trials may take; ``start_s`` is an ordinary start, as used by validation trials.
 
-    The first start of each side in a validation is preceded by one that is not measured.
+    In a validation, each side's first measured start is preceded by an unmeasured one.
     """
     searched = [t for t in trials if t.plan.role not in VALIDATING]
     results = [t.result for t in trials if t.result is not None]

@@ -1,6 +1,6 @@
-"""What the operator and the loop record beside trials: pauses, windows, starts, crashes, rollbacks, probations.
+"""The event log: pauses, windows, starts, crashes, hooks, probations; and the promotions with their rollbacks.
 
-Kept in the journal as events, oldest first; what holds now follows from them.
+Events are stored in the journal; the present state (paused, window open, …) is derived from them.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from sidecar.record.journal import Journal, Promoted
 from sidecar.record.row_validation import JournalError, is_number, object_of
 from sidecar.record.wording import OUTCOMES
 
-# A restore may take as long as the longest of so many ordinary starts.
+# A restore is expected to take as long as the longest of the last ordinary starts.
 _STARTS = 10
 _MOST_SHOWN = 1000
 
@@ -42,15 +42,15 @@ class EventKind(StrEnum):
     PAUSED = "paused"  # reason
     RESUMED = "resumed"
     WINDOW_OPENED = "window_opened"  # reason, record (of the requests before it)
-    WINDOW_ENDED = "window_ended"  # outcome, reason, decision (of its run, where the window ended by it)
+    WINDOW_ENDED = "window_ended"  # outcome, reason, decision (of its run, if the run was completed)
     START = "start"  # base, promotion, seconds
     CRASH = "crash"  # promotion, reason
-    PROBATION = "probation"  # promotion, reason: it has ended well
-    HOOK_BEFORE = "hook_before"  # others were told of a drain, and are owed word of its end
+    PROBATION = "probation"  # promotion, reason: passed
+    HOOK_BEFORE = "hook_before"  # before_drain ran, so after_restore is due
     HOOK_AFTER = "hook_after"
 
 
-# What is read of each kind, by whoever asks for it.
+# The fields read from each kind, with their validation.
 _READ: dict[EventKind, dict[str, Callable[[object], bool]]] = {
     EventKind.WINDOW_ENDED: {"outcome": _is_window_outcome},
     EventKind.START: {"base": _is_text, "promotion": _is_promotion, "seconds": is_number},
@@ -60,14 +60,14 @@ _READ: dict[EventKind, dict[str, Callable[[object], bool]]] = {
 
 
 class WindowOutcome(StrEnum):
-    """How a window ended. After a failed one, and only then, the next has to wait."""
+    """How a window ended. Only a failed one delays the next."""
 
     PROMOTED = "promoted"
     KEPT = "kept"
     REFUSED = "refused"  # nothing was drained
-    MISSED = "missed"  # it was due, and could not be opened in time
+    MISSED = "missed"  # due, but could not be opened in time
     ABORTED = "aborted"
-    STOPPED = "stopped"  # the sidecar was, or was killed
+    STOPPED = "stopped"  # the sidecar was stopped or killed
     OUT_OF_TIME = "out_of_time"
     INTERRUPTED = "interrupted"  # the journal could not be written
     FAILED = "failed"
@@ -83,29 +83,29 @@ class Event:
 
     @property
     def reason(self) -> str:
-        """The sentence that was recorded with it."""
+        """The recorded reason."""
         return str(self.content.get("reason", ""))
 
     @property
     def outcome(self) -> str:
-        """Of a window's end, in words."""
+        """How a window ended, in words."""
         return window_ending(WindowOutcome(self.content["outcome"]), self.decision)
 
     @property
     def decision(self) -> Outcome | None:
-        """The decision of a window's run, where the window ended with it."""
+        """The decision of a window's run, if the run was completed."""
         with suppress(ValueError):
             return outcome_of(str(self.content.get("decision")))
         return None
 
 
 def window_ending(outcome: WindowOutcome, decision: Outcome | None) -> str:
-    """How a window ended, in words; the ``decision`` of its run says more than "kept"."""
+    """How a window ended, in words; for a kept incumbent the run's ``decision`` is more specific."""
     return OUTCOMES[decision] if outcome is WindowOutcome.KEPT and decision else outcome.replace("_", " ")
 
 
 class Operations:
-    """Reads and writes the events of one journal, and its promotions. All of it raises JournalError."""
+    """Reads and writes a journal's events and promotions. Every method raises JournalError."""
 
     def __init__(self, journal: Journal, base_digest: str) -> None:
         self._journal = journal
@@ -118,7 +118,7 @@ class Operations:
         )
 
     def record_or_defer(self, kind: EventKind, **content: object) -> JournalError | None:
-        """Writes an event with the time of now, later where it can't be now; why it can't."""
+        """Writes an event; a failed write is deferred, keeping its time, and its error returned."""
         return self._journal.write_or_defer(
             "INSERT INTO events (at, kind, content) VALUES (?, ?, ?)", (time.time(), str(kind), json.dumps(content))
         )
@@ -138,7 +138,7 @@ class Operations:
     # Windows
 
     def paused(self) -> Event | None:
-        """The pause that holds, since it began, with the reason that was given last."""
+        """The pause in force: its start, with the latest reason."""
         first: Event | None = None
         for event in reversed(self.events([EventKind.PAUSED, EventKind.RESUMED])):
             if event.kind is EventKind.RESUMED:
@@ -147,12 +147,12 @@ class Operations:
         return first
 
     def open_window(self) -> Event | None:
-        """The window that has been opened and has not ended."""
+        """The window now open."""
         last = self._last(EventKind.WINDOW_OPENED, EventKind.WINDOW_ENDED)
         return last if last is not None and last.kind is EventKind.WINDOW_OPENED else None
 
     def last_window(self) -> Event | None:
-        """The end of the last window that was opened: neither refused nor missed."""
+        """The end of the last window that did open, i.e. was neither refused nor missed."""
         if self._journal.version() < migrations.OPERATIONS:
             return None
         rows = self._journal.read(
@@ -163,38 +163,38 @@ class Operations:
         return _event(rows[0]) if rows else None
 
     def hook_owed(self) -> bool:
-        """Whether others were told of a drain and not yet of its end."""
+        """Whether ``after_restore`` is still due for an earlier ``before_drain``."""
         last = self._last(EventKind.HOOK_BEFORE, EventKind.HOOK_AFTER)
         return last is not None and last.kind is EventKind.HOOK_BEFORE
 
     def longest_start_s(self) -> float | None:
-        """The longest of the last ordinary starts over these arguments of the file, seconds."""
+        """The longest of the last ordinary starts with the file's present arguments, in seconds."""
         starts = [e.content for e in self.events([EventKind.START]) if e.content["base"] == self._base]
         return max((float(s["seconds"]) for s in starts[-_STARTS:]), default=None)
 
     # Promotions
 
     def promotions(self) -> list[Promoted]:
-        """Every promotion over these arguments of the file, oldest first."""
+        """All promotions for the file's present arguments, oldest first."""
         return [p for p in self._journal.promotions() if p.base_digest == self._base]
 
     def current(self) -> Promoted | None:
-        """The promotion that holds; None where the file's own arguments do."""
+        """The current promotion; None if the file's own arguments are current."""
         return next((p for p in reversed(self.promotions()) if p.rolled_back_at is None), None)
 
     def roll_back(self, promotion: int, reason: str) -> None:
-        """Takes a promotion back for good; its arguments are quarantined. One that was taken back stays as it is."""
+        """Rolls a promotion back for good and quarantines its arguments; a no-op if already rolled back."""
         self._journal.write(
             "INSERT OR IGNORE INTO rollbacks (promotion, at, reason) VALUES (?, ?, ?)",
             (promotion, time.time(), reason),
         )
 
     def quarantined(self) -> list[Promoted]:
-        """The promotions whose arguments must not be tried again."""
+        """Promotions whose arguments must not be promoted again."""
         return [p for p in self.promotions() if p.rolled_back_at is not None]
 
     def served_since(self, promotion: int) -> float | None:
-        """When a promotion was first up, seconds since the epoch; None before."""
+        """When a promotion first came up, seconds since the epoch; None if it has not."""
         starts = self.events([EventKind.START])
         return next((e.at for e in starts if e.content["promotion"] == promotion), None)
 
@@ -203,7 +203,7 @@ class Operations:
         return any(e.content["promotion"] == promotion for e in self.events([EventKind.PROBATION]))
 
     def record_before(self, at: float) -> dict[str, Any] | None:
-        """The requests before the last window that opened before ``at``, as sidecar.promote.probation recorded them."""
+        """The traffic record made by the last window opened before ``at``, as sidecar.promote.probation reads it."""
         opened = [e for e in self.events([EventKind.WINDOW_OPENED]) if e.at <= at]
         return opened[-1].content.get("record") if opened else None
 

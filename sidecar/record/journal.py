@@ -1,6 +1,6 @@
-"""The journal's tables: each action is recorded before it is taken, so that a kill at any moment can be recovered from.
+"""The journal's tables. Actions are recorded before they are taken, so the sidecar can be killed at any moment.
 
-One writer, the sidecar that holds the state folder's lock; any number of readers.
+There is one writer, the sidecar that holds the state folder's lock, and any number of readers.
 """
 
 import json
@@ -49,7 +49,7 @@ class Run:
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """An engine that was started and has not been seen gone."""
+    """An engine that was started and is not known to be gone."""
 
     identity: Identity
     role: str
@@ -58,7 +58,7 @@ class EngineRecord:
 
 @dataclass(frozen=True)
 class Promoted:
-    """``args`` became what is served: by a ``run``'s decision, with its evidence, or to undo one, with neither.
+    """``args`` became the current configuration: by a ``run``'s decision, with evidence, or to undo one, with neither.
 
     Times are seconds since the epoch.
     """
@@ -75,13 +75,13 @@ class Promoted:
 
 @dataclass(frozen=True)
 class StateRecord:
-    """What the sidecar was doing, since when, why, and until when where that is known."""
+    """A state of the sidecar: since when, why, and until when if known."""
 
     at: float
     state: str
     reason: str
     until: float | None
-    cause: str = ""  # a sidecar.record.states.Cause; empty where an older version wrote the row
+    cause: str = ""  # a sidecar.record.states.Cause; empty in rows of older versions
 
 
 class Journal(JournalFile):
@@ -120,13 +120,13 @@ class Journal(JournalFile):
         return {row["id"]: read_decision(row["decision"]) for row in rows}
 
     def run_configs(self) -> dict[int, dict[str, Any]]:
-        """The configuration of each run, as it was recorded."""
+        """The recorded configuration of each run."""
         return {row["id"]: object_of(row["config"], "config") for row in self.read("SELECT id, config FROM runs", ())}
 
     # Trials
 
     def begin_trial(self, run: int, plan: Plan) -> Trial:
-        """Records that ``plan`` is going to be tried, before it is."""
+        """Records a trial before it starts."""
         with self.transaction() as db:
             number = db.execute("SELECT coalesce(max(number), 0) + 1 FROM trials WHERE run = ?", (run,)).fetchone()[0]
             trial = Trial(run, number, plan, time.time())
@@ -137,7 +137,7 @@ class Journal(JournalFile):
         return trial
 
     def end_trial(self, trial: Trial, result: Result | None) -> Trial:
-        """Records how it ended; None for aborted."""
+        """Records a trial's result; None if it was aborted."""
         ended = Trial(trial.run, trial.number, trial.plan, trial.started_at, time.time(), result)
         self.write(
             "UPDATE trials SET ended_at = ?, result = ? WHERE run = ? AND number = ? AND ended_at IS NULL",
@@ -146,7 +146,7 @@ class Journal(JournalFile):
         return ended
 
     def abort_running(self) -> None:
-        """Ends every trial that has not ended: whoever ran it is gone."""
+        """Marks every unfinished trial as aborted: its runner is gone."""
         for trial in self.trials():
             if trial.status is TrialStatus.RUNNING:
                 self.end_trial(trial, None)
@@ -159,25 +159,25 @@ class Journal(JournalFile):
     # Engines
 
     def engine_starting(self, engine_id: str, role: str, launch: dict[str, Any]) -> None:
-        """Records that an engine is about to be started."""
+        """Records an engine before it is started."""
         self.write(
             "INSERT INTO engines (engine_id, role, pid, started_at, launch) VALUES (?, ?, 0, ?, ?)",
             (engine_id, role, time.time(), json.dumps(launch)),
         )
 
     def engine_started(self, identity: Identity) -> None:
-        """Records its process."""
+        """Records an engine's first process."""
         self.write(
             "UPDATE engines SET pid = ?, started_at = ?, boot_id = ? WHERE engine_id = ?",
             (identity.pid, identity.started_at, identity.boot_id, identity.engine_id),
         )
 
     def engine_gone(self, engine_id: str) -> None:
-        """Records that it was seen gone."""
+        """Removes an engine whose processes are gone."""
         self.write("DELETE FROM engines WHERE engine_id = ?", (engine_id,))
 
     def engines(self) -> list[EngineRecord]:
-        """The engines that were not seen gone."""
+        """The engines not known to be gone."""
         return [
             EngineRecord(_identity(row), row["role"], object_of(row["launch"], "launch"))
             for row in self.read("SELECT * FROM engines", ())
@@ -188,7 +188,7 @@ class Journal(JournalFile):
     def promote(
         self, run: int | None, base_digest: str, args: dict[str, Any], evidence: Evidence | None = None
     ) -> None:
-        """Makes ``args`` what is served from now on, as long as the file's own arguments stay as they are."""
+        """Makes ``args`` the current configuration, for as long as the file's own arguments do not change."""
         content = json.dumps(evidence_as_json(evidence)) if evidence else None
         self.write(
             "INSERT INTO promotions (run, base_digest, args, at, evidence) VALUES (?, ?, ?, ?, ?)",
@@ -196,7 +196,7 @@ class Journal(JournalFile):
         )
 
     def promoted(self, base_digest: str) -> dict[str, Any] | None:
-        """The last promotion over the arguments that ``base_digest`` names that was not rolled back."""
+        """The arguments of the last promotion over ``base_digest`` that was not rolled back."""
         query = (
             "SELECT args FROM promotions WHERE base_digest = ? AND id NOT IN (SELECT promotion FROM rollbacks)"
             " ORDER BY id DESC LIMIT 1"
@@ -205,8 +205,8 @@ class Journal(JournalFile):
         return object_of(rows[0]["args"], "args") if rows else None
 
     def promotions(self) -> list[Promoted]:
-        """Every change of what is served, oldest first."""
-        # An older file that only a reader has opened lacks the column and the table.
+        """Every promotion, oldest first."""
+        # A journal of an older version, opened read-only, lacks the column and the table.
         joined = (
             "SELECT p.*, r.at AS rolled_back_at, r.reason AS rollback_reason"
             " FROM promotions p LEFT JOIN rollbacks r ON r.promotion = p.id ORDER BY p.id"
@@ -219,30 +219,30 @@ class Journal(JournalFile):
             row["evidence"] = read_evidence(row["evidence"]) if row.get("evidence") else None
         return [Promoted(**row) for row in rows]
 
-    # What was learned, of one model on one host
+    # What the guard has learned about a model on a host
 
     def record_start(self, host: str, model: str, start: ReportedStart) -> None:
-        """Records what vLLM reported of a start's memory."""
+        """Records the memory that vLLM reported for a start."""
         self.write(
             "INSERT INTO starts (at, host, model, start) VALUES (?, ?, ?, ?)",
             (time.time(), host, model, START.dump_json(start).decode()),
         )
 
     def record_rule(self, host: str, model: str, rule: LearnedLimit) -> None:
-        """Records a limit that a crash taught."""
+        """Records a limit learned from a crash."""
         self.write(
             "INSERT INTO rules (host, model, expires_at, rule) VALUES (?, ?, ?, ?)",
             (host, model, rule.expires_at, RULE.dump_json(rule).decode()),
         )
 
     def starts(self, host: str, model: str) -> tuple[ReportedStart, ...]:
-        """The newest starts of ``model`` on ``host``, oldest first. They are advice: damaged ones are left out."""
+        """The newest starts of ``model`` on ``host``, oldest first. They are only hints: damaged ones are skipped."""
         query = "SELECT start FROM starts WHERE host = ? AND model = ? ORDER BY id DESC LIMIT ?"
         rows = self._learned(query, (host, model, _MOST_STARTS))
         return _readable(START, [row["start"] for row in reversed(rows)])
 
     def rules(self, now: float, host: str | None = None, model: str | None = None) -> tuple[LearnedLimit, ...]:
-        """The rules that still hold at ``now``, of every host and model unless named; read like ``starts``."""
+        """The rules in force at ``now``, optionally of one host and model; damaged ones are skipped."""
         query = (
             "SELECT rule FROM rules WHERE expires_at > ?1 AND (?2 IS NULL OR host = ?2)"
             " AND (?3 IS NULL OR model = ?3) ORDER BY id"
@@ -255,7 +255,7 @@ class Journal(JournalFile):
     # States
 
     def enter(self, state: str, reason: str, until: float | None = None, cause: str = "") -> JournalError | None:
-        """Records a state before it is entered, later where it can't be now; why it can't."""
+        """Records a state before it is entered; a failed write is deferred and its error returned."""
         return self.write_or_defer(
             "INSERT INTO states (at, state, reason, until, cause) VALUES (?, ?, ?, ?, ?)",
             (time.time(), state, reason, until, cause),
@@ -267,19 +267,19 @@ class Journal(JournalFile):
         return _state(rows[0]) if rows else None
 
     def state_at(self, at: float) -> StateRecord | None:
-        """The state that held at that time, seconds since the epoch."""
+        """The state at ``at``, seconds since the epoch."""
         rows = self.read("SELECT * FROM states WHERE at <= ? ORDER BY id DESC LIMIT 1", (at,))
         return _state(rows[0]) if rows else None
 
     def states(self, since: float = 0.0) -> list[StateRecord]:
-        """Every state that was entered at ``since`` or later, oldest first."""
+        """The states entered at ``since`` or later, oldest first."""
         rows = self.read("SELECT * FROM states WHERE at >= ?", (since,))
         return [_state(row) for row in rows]
 
     # One controller
 
     def take_over(self, pid: int) -> int:
-        """Makes this journal's user the one controller, and returns its epoch; whoever was it before is superseded."""
+        """Makes the caller the controller, superseding any earlier one, and returns its epoch."""
         self.write("INSERT INTO epochs (at, pid) VALUES (?, ?)", (time.time(), pid))
         self.act_for(self.epoch())
         return self.epoch()

@@ -1,7 +1,7 @@
-"""The journal's SQLite file: opened, migrated, locked by others, and deleted under a running sidecar.
+"""The journal's SQLite file: opening, migration, locking, deferred writes, recovery of deleted files.
 
-Nothing here waits for long: a write that fails because another process has the file locked, or the disk is full, may be
-deferred and is made, in order, as soon as the file can be written again.
+Nothing here blocks for long: a write that fails, because another process holds the lock or the disk is full, can be
+deferred; deferred writes are retried in order once the file is writable again.
 """
 
 import sqlite3
@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 JOURNAL_FILE = "journal.sqlite"
 
 _PATIENCE_S = 5.0
-# Once a write has failed for a lock, the next ones wait only so long until one has succeeded.
+# After a write has failed on a lock, later ones wait only this long until one succeeds.
 _IMPATIENCE_S = 0.05
 _BUSY_TIMEOUT_MS = 50
 _MOST_DEFERRED = 10_000
@@ -28,15 +28,15 @@ _LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 class Superseded(RuntimeError):  # noqa: N818 - it names what happened
-    """Another sidecar has taken the state folder over; this one must not act any more."""
+    """Another sidecar has taken over the state folder; this one must stop acting on it."""
 
 
 class JournalLocked(JournalError):  # noqa: N818 - it names what happened
-    """Another process has the journal locked."""
+    """Another process holds the journal's lock."""
 
 
 class JournalFile:
-    """One connection to a state folder's journal, for one thread. ``patience_s``: how long a lock is waited for."""
+    """One thread's connection to a journal. ``patience_s``: how long to wait for a lock."""
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         self._path = folder / JOURNAL_FILE
@@ -46,7 +46,7 @@ class JournalFile:
         self._locked = False
         self._deferred: deque[tuple[str, tuple[Any, ...]]] = deque(maxlen=_MOST_DEFERRED)
         self.patience_s = _PATIENCE_S
-        self.give_up: Callable[[], bool] = bool  # whether a wait for a lock shall end early
+        self.give_up: Callable[[], bool] = bool  # ends a wait for a lock early
         if read_only and not self._path.is_file():
             raise JournalError(f"{folder}: no {JOURNAL_FILE} in it; `sloguard serve` and `sloguard tune` make one")
         if not read_only:
@@ -74,7 +74,7 @@ class JournalFile:
         if version > migrations.VERSION:
             raise JournalError(f"journal of version {version}; this sloguard knows version {migrations.VERSION}")
         if self._read_only and version == 0:
-            raise JournalError("the journal is only just being made")
+            raise JournalError("the journal is still being created")
         if self._read_only:
             return
         self._db.execute("PRAGMA journal_mode = WAL")
@@ -83,31 +83,31 @@ class JournalFile:
             self._db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
 
     def version(self) -> int:
-        """Of the file; an older one that only a reader has opened lacks the newer tables."""
+        """The file's schema version; an older one, opened read-only, lacks the newer tables."""
         return int(self.read("PRAGMA user_version", ())[0][0])
 
     def changes(self) -> int:
-        """A number that differs from the last one when another connection has written since."""
+        """A number that changes whenever another connection writes."""
         return int(self.read("SELECT data_version AS number FROM pragma_data_version", ())[0][0])
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the connection."""
         self._db.close()
 
     # One controller
 
     def act_for(self, epoch: int) -> None:
-        """Writes in the name of the controller of ``epoch`` from now on."""
+        """Writes as the controller of ``epoch`` from now on."""
         self._epoch = epoch
 
     def epoch(self) -> int:
-        """Of the controller in charge; 0 before the first."""
+        """The epoch of the controller in charge; 0 before the first."""
         if self.version() < migrations.OPERATIONS:
             return 0
         return int(self.read("SELECT coalesce(max(epoch), 0) AS epoch FROM epochs", ())[0][0])
 
     def still_mine(self) -> None:
-        """Raises Superseded when another sidecar has taken over since, JournalError when that can't be read."""
+        """Raises Superseded if another sidecar has taken over, JournalError if that can't be read."""
         if self._epoch and (newest := self.epoch()) != self._epoch:
             raise Superseded(f"another sidecar has taken over (epoch {newest}, this one has {self._epoch})")
 
@@ -124,14 +124,14 @@ class JournalFile:
         return rows
 
     def write(self, statement: str, values: tuple[Any, ...]) -> None:
-        """Writes, unless another sidecar has taken over. Raises JournalError, Superseded."""
+        """Writes now. Raises JournalError, or Superseded if another sidecar has taken over."""
         with self.transaction() as db:
             db.execute(statement, values)
 
     def write_or_defer(self, statement: str, values: tuple[Any, ...]) -> JournalError | None:
-        """Writes now, or with the next ``flush`` where it can't be; returns why it can't. Raises Superseded.
+        """Writes now; a failed write is retried by the next ``flush`` and its error returned. Raises Superseded.
 
-        What is already deferred stays ahead of it, so that rows keep their order.
+        Queues behind writes already deferred, so that rows keep their order.
         """
         try:
             if self._deferred:
@@ -143,7 +143,7 @@ class JournalFile:
         return None
 
     def flush(self) -> None:
-        """Makes the writes that were deferred. Raises JournalError, Superseded."""
+        """Retries the deferred writes. Raises JournalError, Superseded."""
         if self._deferred:
             with self.transaction() as db:
                 for statement, values in self._deferred:
@@ -152,7 +152,7 @@ class JournalFile:
 
     @contextmanager
     def transaction(self) -> Generator[sqlite3.Connection]:
-        """Several reads and writes that are made together. Raises JournalError, Superseded."""
+        """An atomic transaction. Raises JournalError, Superseded."""
         try:
             self._patiently(lambda: self._db.execute("BEGIN IMMEDIATE"))
             self.still_mine()
@@ -170,12 +170,12 @@ class JournalFile:
                     self._db.execute("ROLLBACK")
 
     def caught_up(self) -> bool:
-        """Whether every write has succeeded since this was last asked, and none is deferred."""
+        """Whether no write is deferred and none has failed since the last call."""
         failed, self._failed = self._failed, False
         return not failed and not self._deferred
 
     def _patiently(self, action: Callable[[], _T]) -> _T:
-        """Tries again while another process has the file locked, for as long as there is patience."""
+        """Retries while another process holds the lock, for up to ``patience_s``."""
         deadline = time.monotonic() + (_IMPATIENCE_S if self._locked else self.patience_s)
         while True:
             try:
@@ -189,10 +189,10 @@ class JournalFile:
                 self._locked = False
                 return result
 
-    # Files that were deleted
+    # Deleted files
 
     def _present(self) -> dict[str, int]:
-        """The inodes of the journal's files, of those that are there."""
+        """The inodes of the journal's files that exist."""
         found: dict[str, int] = {}
         for name in (JOURNAL_FILE, f"{JOURNAL_FILE}-wal", f"{JOURNAL_FILE}-shm"):
             with suppress(OSError):
@@ -200,7 +200,7 @@ class JournalFile:
         return found
 
     def missing(self) -> list[str]:
-        """The files of this connection that were deleted or replaced under it."""
+        """The journal files deleted or replaced while this connection has them open."""
         now = self._present()
         gone = [name for name, inode in self._inodes.items() if now.get(name) != inode]
         if not gone:
@@ -208,13 +208,13 @@ class JournalFile:
         return gone
 
     def restore_files(self) -> None:
-        """Brings back what was deleted: this connection still has the content open. Raises JournalError.
+        """Restores deleted files from the descriptors this connection still has open. Raises JournalError.
 
-        Other connections of this process must be closed by then: SQLite shares the log's index among them.
+        This process must have no other connection: SQLite shares the log's index among them.
         """
         try:
             if self._present().get(JOURNAL_FILE) == self._inodes.get(JOURNAL_FILE):
-                # Everything in the deleted log goes into the main file, which is still in place.
+                # The main file is still in place: move the deleted log's content into it.
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             else:
                 self._copy_back()
@@ -236,7 +236,7 @@ class JournalFile:
 
 
 def _make_private(path: Path) -> None:
-    """Creates the file for its owner only; SQLite gives the files beside it the same mode."""
+    """Creates the file for its owner only; SQLite copies its mode to the log and index."""
     if not path.exists():
         path.touch(mode=0o600)
 

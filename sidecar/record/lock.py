@@ -1,4 +1,4 @@
-"""One sidecar a state folder, and nobody else in it."""
+"""The state folder's lock: one sidecar at a time, and no access for other users."""
 
 import fcntl
 import os
@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TextIO
 
 _NAME = "lock"
-# `holder` has the lock for a moment when it asks.
+# `holder` takes the lock briefly to test it.
 _PATIENCE_S = 0.5
 
 
 class LockedError(RuntimeError):
-    """Another sidecar has the folder, or others can get into it; the text says which."""
+    """Another sidecar uses the folder, or other users can access it; the text says which."""
 
 
 @contextmanager
 def held(folder: Path) -> Generator[None]:
-    """Holds ``folder``'s lock; the system lets go of it when this process ends, however it does. Raises LockedError."""
+    """Holds ``folder``'s lock; the kernel releases it however this process ends. Raises LockedError."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _check_private(folder)
     with (folder / _NAME).open("a+", encoding="utf-8") as file:
@@ -36,7 +36,7 @@ def held(folder: Path) -> Generator[None]:
 
 
 def _check_private(folder: Path) -> None:
-    # Whoever may write there may give the sidecar orders, and choose what it serves.
+    # Write access to the folder is control of the sidecar and of what it serves.
     facts = folder.stat()
     if facts.st_uid != os.geteuid():
         raise LockedError(f"{folder}: belongs to user {facts.st_uid}; a folder of user {os.geteuid()} is needed")
@@ -53,7 +53,7 @@ def _taken(file: TextIO) -> bool:
 
 
 def holder(folder: Path) -> int | None:
-    """The process id of the sidecar that uses ``folder``; None when there is none."""
+    """The process id of the sidecar that uses ``folder``; None without one."""
     path = folder / _NAME
     if not path.is_file():
         return None

@@ -1,6 +1,6 @@
-"""The journal's tables, version by version."""
+"""The journal's schema migrations."""
 
-# Each script takes the file one version further; a new file goes through all of them.
+# Each script migrates the file by one version; a new file goes through all of them.
 _FIRST = """
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY,
@@ -20,7 +20,7 @@ CREATE TABLE trials (
     result TEXT,                    -- JSON, sidecar.record.trial.Result; NULL with an ended_at: aborted
     PRIMARY KEY (run, number)
 );
-CREATE TABLE engines (              -- started, and not yet seen gone
+CREATE TABLE engines (              -- started, and not known to be gone
     engine_id TEXT PRIMARY KEY,
     role TEXT NOT NULL,             -- 'trial' or 'serving'
     pid INTEGER NOT NULL,           -- 0: about to be started
@@ -34,7 +34,7 @@ CREATE TABLE promotions (
     args TEXT NOT NULL,             -- JSON
     at REAL NOT NULL
 );
-CREATE TABLE states (               -- every state of the sidecar, the last one is the present
+CREATE TABLE states (               -- every state entered by the sidecar; the last is the present one
     id INTEGER PRIMARY KEY,
     at REAL NOT NULL,
     state TEXT NOT NULL,
@@ -43,14 +43,14 @@ CREATE TABLE states (               -- every state of the sidecar, the last one 
 );
 """
 _LEARNED = """
-CREATE TABLE starts (               -- what vLLM reported of its memory
+CREATE TABLE starts (               -- memory reported by vLLM
     id INTEGER PRIMARY KEY,
     at REAL NOT NULL,
     host TEXT NOT NULL,
     model TEXT NOT NULL,
     start TEXT NOT NULL             -- JSON, vllm_sloguard.guard.start_history.Start
 );
-CREATE TABLE rules (                -- limits that crashes taught
+CREATE TABLE rules (                -- limits learned from crashes
     id INTEGER PRIMARY KEY,
     host TEXT NOT NULL,
     model TEXT NOT NULL,
@@ -62,12 +62,12 @@ _EVIDENCE = """
 ALTER TABLE promotions ADD COLUMN evidence TEXT; -- JSON: what the decision rests on, and where it was measured
 """
 _OPERATIONS = """
-CREATE TABLE epochs (               -- each sidecar that has taken the folder over; the last one is in charge
+CREATE TABLE epochs (               -- each sidecar that took over the folder; the last is in charge
     epoch INTEGER PRIMARY KEY,
     at REAL NOT NULL,
     pid INTEGER NOT NULL
 );
-CREATE TABLE rollbacks (            -- promotions that were taken back; their arguments are not promoted again
+CREATE TABLE rollbacks (            -- promotions rolled back; their arguments are not promoted again
     promotion INTEGER PRIMARY KEY REFERENCES promotions (id),
     at REAL NOT NULL,
     reason TEXT NOT NULL

@@ -1,4 +1,4 @@
-"""The operator's orders: a queue in the journal, each with who gave it, through which door, and what came of it."""
+"""The journal's queue of operator orders: who gave each one, through which interface, and its outcome."""
 
 import json
 import sqlite3
@@ -12,13 +12,13 @@ from sidecar.record.events import EventKind
 from sidecar.record.journal import Journal, JournalError
 from sidecar.record.row_validation import object_of
 
-# What a sidecar that was killed left undone is still carried out by one that starts soon after.
+# Orders pending when a sidecar was killed are still carried out by one that starts within this time.
 _KEPT_S = 300.0
 _MOST_SHOWN = 200
 
 
 class OrderKind(StrEnum):
-    """What was ordered."""
+    """The operations that can be ordered."""
 
     RETUNE = "retune"
     PAUSE = "pause"
@@ -28,7 +28,7 @@ class OrderKind(StrEnum):
 
 
 class Door(StrEnum):
-    """Through which interface an order came."""
+    """The interface an order came through."""
 
     CLI = "cli"
     PAGE = "page"
@@ -36,20 +36,20 @@ class Door(StrEnum):
 
 
 class OrderOutcome(StrEnum):
-    """What came of an order."""
+    """The outcome of an order."""
 
     PENDING = "pending"
     STARTED = "started"
     DONE = "done"
     REFUSED = "refused"
     CANCELLED = "cancelled"  # by another order
-    TOO_LATE = "too_late"  # what it was to end had ended
+    TOO_LATE = "too_late"  # the window it was to abort had already ended
     EXPIRED = "expired"  # no sidecar ran in time
 
 
 @dataclass(frozen=True)
 class Sender:
-    """Who gave an order; ``who`` is a user's name or that of a certificate, empty where it is not known."""
+    """Who gave an order; ``who`` is a user name or a certificate's common name, empty if unknown."""
 
     door: Door
     who: str = ""
@@ -57,7 +57,7 @@ class Sender:
 
 @dataclass(frozen=True)
 class OperatorOrder:
-    """One order. Times are seconds since the epoch; ``duration_s`` is that of a retune's window, 0 for the file's."""
+    """One order. Times are seconds since the epoch; ``duration_s`` is a retune's window, 0 for the configured one."""
 
     id: int
     at: float
@@ -70,25 +70,25 @@ class OperatorOrder:
 
 
 class Orders:
-    """Reads and writes the queue. All of it raises JournalError."""
+    """Reads and writes the queue. Every method raises JournalError."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
 
     def accept(self, kind: OrderKind, sender: Sender, duration_s: float = 0.0) -> int:
-        """Appends an order that the loop is to carry out, and returns its number."""
+        """Queues an order for the loop, and returns its number."""
         with self._journal.transaction() as db:
             return self._insert(db, kind, sender, OrderOutcome.PENDING, "", duration_s)
 
     def settle(self, kind: OrderKind, sender: Sender, outcome: OrderOutcome, result: str) -> None:
-        """Records an order that was carried out, or refused, at once."""
+        """Records an order that was carried out or refused immediately."""
         with self._journal.transaction() as db:
             self._insert(db, kind, sender, outcome, result, 0.0)
 
     def pause(self, sender: Sender, reason: str) -> tuple[int, bool]:
-        """Pauses, and cancels the retunes that have not started; how many, and whether one has started.
+        """Pauses and cancels pending retunes; returns how many, and whether one had already started.
 
-        It is one transaction, as ``begin_retune`` is: either the pause comes first, and wins, or the window does.
+        A single transaction, like ``begin_retune``: either the pause wins or the window does.
         """
         with self._journal.transaction() as db:
             now = time.time()
@@ -104,12 +104,12 @@ class Orders:
         return cancelled, bool(started)
 
     def cancel_retunes(self, why: str) -> int:
-        """Cancels the retunes that have not started, and returns their number."""
+        """Cancels pending retunes, and returns how many."""
         with self._journal.transaction() as db:
             return _cancel_retunes(db, why)
 
     def begin_retune(self) -> OperatorOrder | None:
-        """The oldest retune that waits, which has started from here on."""
+        """Marks the oldest pending retune as started, and returns it."""
         with self._journal.transaction() as db:
             row = db.execute(
                 "SELECT * FROM orders WHERE kind = ? AND outcome = ? ORDER BY id LIMIT 1",
@@ -121,14 +121,14 @@ class Orders:
         return _order(row)
 
     def end(self, number: int, outcome: OrderOutcome, result: str) -> None:
-        """Records what came of an order, later where it can't be now."""
+        """Records an order's outcome; a failed write is deferred."""
         self._journal.write_or_defer(
             "UPDATE orders SET outcome = ?, result = ?, ended_at = ? WHERE id = ?",
             (str(outcome), result, time.time(), number),
         )
 
     def take_over(self) -> None:
-        """Ends what an earlier sidecar had started, and what has waited too long for this one."""
+        """Ends orders that an earlier sidecar had started, and pending ones that have expired."""
         with self._journal.transaction() as db:
             now = time.time()
             query = "UPDATE orders SET outcome = ?, result = ?, ended_at = ? WHERE outcome = ?"
@@ -140,7 +140,7 @@ class Orders:
             )
 
     def waiting(self) -> bool:
-        """Whether a retune waits."""
+        """Whether a retune is pending."""
         rows = self._journal.read(
             "SELECT id FROM orders WHERE kind = ? AND outcome = ? LIMIT 1", (OrderKind.RETUNE, OrderOutcome.PENDING)
         )

@@ -1,4 +1,4 @@
-"""What the journal's rows may hold, whatever a damaged file holds."""
+"""Validates rows read from the journal, which may be damaged."""
 
 import json
 import sqlite3
@@ -8,13 +8,13 @@ from pydantic import ValidationError
 
 
 class JournalError(RuntimeError):
-    """The journal can't be used; the text says why, in one line."""
+    """The journal can't be used; the text is one line."""
 
     def __init__(self, text: str) -> None:
         super().__init__(" ".join(text.split()))
 
 
-# SQLite keeps whatever is put into a column, and a damaged file has put there anything.
+# SQLite does not enforce column types, and a damaged file can hold anything.
 _NUMBERS = frozenset(
     {"id", "run", "number", "pid", "at", "started_at", "ended_at", "until", "epoch", "rolled_back_at", "user_version"}
 )
@@ -25,7 +25,7 @@ _MOST_NUMBER = 1e11  # seconds, the year 5138
 
 
 def check_value(row: sqlite3.Row) -> None:
-    """Raises JournalError for a value that its column must not have."""
+    """Raises JournalError for a value of the wrong type or range."""
     for name in row.keys():  # noqa: SIM118 - a row iterates over its values
         value = row[name]
         if value is None and name not in _NEEDED:
@@ -35,13 +35,13 @@ def check_value(row: sqlite3.Row) -> None:
 
 
 def problem(error: ValidationError) -> str:
-    """The first that is wrong, and where."""
+    """The first validation error, with its location."""
     first = error.errors(include_url=False)[0]
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def is_number(value: object) -> bool:
-    """Whether it may stand where a number, a time or a duration is kept."""
+    """Whether it is valid as a number, time or duration."""
     return isinstance(value, int | float) and 0 <= value < _MOST_NUMBER
 
 

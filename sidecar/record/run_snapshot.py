@@ -1,4 +1,4 @@
-"""One run as its journal has it, read whole, for whoever tells of it afterwards."""
+"""Snapshots of a run from the journal, for the report, the page and exports."""
 
 import json
 import time
@@ -27,7 +27,7 @@ _Section = TypeVar("_Section", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Setup:
-    """The configuration of a run, as far as the run depends on it; ``content`` is all that was recorded of it."""
+    """The parts of the configuration that a run depends on; ``content`` is the whole recorded configuration."""
 
     model: str
     args: dict[str, Any]
@@ -50,10 +50,10 @@ class Setup:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One run of ``runs``, and what became of it, at ``now`` in seconds since the epoch.
+    """One run of ``runs``, as of ``now`` in seconds since the epoch.
 
-    ``promotions`` are those over the same arguments of the file.
-    ``state`` is the last that the sidecar entered, None where only `sloguard tune` ever ran; ``alive`` whether it runs.
+    ``promotions`` are those over the same file arguments. ``state`` is the sidecar's last state, None if only
+    `sloguard tune` ever ran; ``alive`` is whether it is running.
     """
 
     folder: Path
@@ -69,20 +69,20 @@ class Recorded:
 
     @property
     def until(self) -> float:
-        """When the run ended; of one that goes on, now; of one that was cut off, the last that is known of it."""
+        """When the run ended; now if it is in progress; the last recorded time if it was cut off."""
         if self.run.ended_at is not None:
             return self.run.ended_at
         return self.now if self.alive else max(map(self.end_of, self.trials), default=self.run.started_at)
 
     def end_of(self, trial: Trial) -> float:
-        """The same of a trial of it."""
+        """When a trial of it ended, likewise."""
         return trial.ended_at or (self.now if self.alive else trial.started_at)
 
 
 def read_run(folder: Path, number: int | None = None) -> Recorded:
-    """The run of that ``number``, or the newest. Raises JournalError: also for a journal without one."""
+    """Run ``number``, or the newest. Raises JournalError, also if there is none."""
     with closing(Journal(folder, read_only=True)) as journal:
-        # A run that begins meanwhile is among the configurations, which are read last.
+        # Read the configurations last, so that they include a run that begins meanwhile.
         run = journal.last_run() if number is None else journal.run(number)
         configs = _configs(folder, journal)
         if run is None:
@@ -91,7 +91,7 @@ def read_run(folder: Path, number: int | None = None) -> Recorded:
 
 
 def read_all(folder: Path) -> list[Recorded]:
-    """Every run, oldest first. Raises JournalError: also for a journal without one."""
+    """Every run, oldest first. Raises JournalError, also if there is none."""
     with closing(Journal(folder, read_only=True)) as journal:
         configs = _configs(folder, journal)
         runs = [run for number in configs if (run := journal.run(number)) is not None]
@@ -122,13 +122,13 @@ def _recorded(folder: Path, journal: Journal, configs: dict[int, dict[str, Any]]
 
 
 def knobs_that_ran(trial: Trial, names: Sequence[str]) -> dict[str, Value]:
-    """The knobs as they ran, after both repairs; of a trial that was refused, as they were proposed."""
+    """The knobs as they ran, after both repairs; as proposed if the trial was refused."""
     ran = trial.args_that_ran
     return {name: value for name in names if (value := ran.get(name)) is not None and not isinstance(value, list)}
 
 
 def setup_of(content: dict[str, Any], run: int) -> Setup:
-    """The configuration that was recorded for ``run``, whichever sloguard wrote it. Raises JournalError."""
+    """Parses the recorded configuration of ``run``, from any version of sloguard. Raises JournalError."""
     search, engine = _part(content, "search"), _part(content, "engine")
     try:
         return Setup(
@@ -138,7 +138,7 @@ def setup_of(content: dict[str, Any], run: int) -> Setup:
             objective=Objective(content["objective"]),
             workload=_section(Workload, content),
             promotion=_section(Promotion, content),
-            # Another version's table may have other knobs.
+            # Skip knobs that only other versions have.
             knobs=tuple(_knob(name, given) for name, given in _part(search, "knobs").items() if name in KNOBS),
             budget=int(search["budget"]),
             optimizer=str(search["optimizer"]),
@@ -152,7 +152,7 @@ def setup_of(content: dict[str, Any], run: int) -> Setup:
 
 
 def _section(section: type[_Section], content: dict[str, Any]) -> _Section:
-    """Without the fields that other versions have, or had."""
+    """Parses a section, ignoring fields of other versions."""
     given = _part(content, section.__name__.lower())
     return section.model_validate_json(json.dumps({k: v for k, v in given.items() if k in section.model_fields}))
 

@@ -1,4 +1,4 @@
-"""The states of `sloguard serve`, and the changes between them, as one table."""
+"""The states of `sloguard serve` and the allowed transitions, as one table."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,22 +17,22 @@ class State(StrEnum):
     HALTED = "halted"
 
 
-# What is to serve is being started.
+# The current configuration is being started.
 COMING_UP = (State.STARTING, State.PROMOTING, State.RESTORING)
-# A window is open, and can be given up.
+# A window is open, and can be aborted.
 IN_A_WINDOW = (State.DRAINING, State.TUNING, State.VALIDATING)
 
 
 class Cause(StrEnum):
-    """Why a state was entered; the sentence beside it in the journal and the log is for people."""
+    """Why a state was entered; the accompanying sentence in the journal and log is for people only."""
 
-    STARTED = "started"  # the sidecar was
+    STARTED = "started"  # the sidecar was started
     ENGINE_TAKEN_OVER = "engine_taken_over"
     ENGINE_CRASHED = "engine_crashed"
     ENGINE_HANGS = "engine_hangs"
     WINDOW_SCHEDULED = "window_scheduled"
     WINDOW_ASKED = "window_asked"
-    WINDOW_REFUSED = "window_refused"  # by the hook before the drain
+    WINDOW_REFUSED = "window_refused"  # by the before_drain hook
     WINDOW_ABORTED = "window_aborted"
     WINDOW_OUT_OF_TIME = "window_out_of_time"
     WINDOW_FAILED = "window_failed"
@@ -43,13 +43,13 @@ class Cause(StrEnum):
     ROLLED_BACK = "rolled_back"
     STOPPED = "stopped"  # the sidecar is being stopped
     ENGINE_STOPPED = "engine_stopped"  # the sidecar has ended, and its engine with it
-    ENGINE_LEFT = "engine_left"  # the sidecar has ended, its engine serves on
+    ENGINE_LEFT = "engine_left"  # the sidecar has ended, its engine keeps serving
     FAILED = "failed"  # an error ended the sidecar
 
 
 @dataclass(frozen=True)
 class StateRow:
-    """One line of the table: what a state is, whether /ready says so, and which states may follow it."""
+    """One row of the table: a description, whether /ready answers 200, and the states that may follow."""
 
     about: str
     after: tuple[State, ...]
@@ -58,28 +58,28 @@ class StateRow:
 
 TABLE: dict[State, StateRow] = {
     State.STARTING: StateRow(
-        "the engine that is to serve is looked for, or started", (State.SERVING, State.RESTORING, State.HALTED)
+        "the serving engine is adopted or started", (State.SERVING, State.RESTORING, State.HALTED)
     ),
-    State.SERVING: StateRow("vLLM serves, and is probed", (State.DRAINING, State.RESTORING, State.HALTED), ready=True),
+    State.SERVING: StateRow("vLLM serves and is probed", (State.DRAINING, State.RESTORING, State.HALTED), ready=True),
     State.DRAINING: StateRow(
-        "a window has opened: load balancers are told, requests in flight finish",
+        "a window has opened: readiness is withdrawn, requests in flight finish",
         (State.SERVING, State.TUNING, State.RESTORING, State.HALTED),
     ),
-    State.TUNING: StateRow(
-        "configurations are tried", (State.VALIDATING, State.PROMOTING, State.RESTORING, State.HALTED)
+    State.TUNING: StateRow("trials are running", (State.VALIDATING, State.PROMOTING, State.RESTORING, State.HALTED)),
+    State.VALIDATING: StateRow(
+        "the candidate and the incumbent are re-measured", (State.PROMOTING, State.RESTORING, State.HALTED)
     ),
-    State.VALIDATING: StateRow("the best one is measured again", (State.PROMOTING, State.RESTORING, State.HALTED)),
     State.PROMOTING: StateRow("the winner is started for serving", (State.SERVING, State.RESTORING, State.HALTED)),
     State.RESTORING: StateRow(
-        "what is promoted, or the file's arguments, is started for serving, until it is up",
+        "the current configuration (the promotion, or the file's arguments) is started, and retried until it is up",
         (State.SERVING, State.RESTORING, State.HALTED),
     ),
-    State.HALTED: StateRow("the sidecar has ended; its engine may serve on", (State.STARTING,)),
+    State.HALTED: StateRow("the sidecar has ended; its engine may keep serving", (State.STARTING,)),
 }
 
 
 class IllegalTransition(RuntimeError):  # noqa: N818 - it names what happened
-    """A change of state that the table does not have."""
+    """A state transition that the table does not allow."""
 
 
 def check_transition(before: State, after: State) -> None:
@@ -89,7 +89,7 @@ def check_transition(before: State, after: State) -> None:
 
 
 def states_markdown() -> str:
-    """The table, as the README has it."""
+    """The table as Markdown, for the documentation."""
     lines = ["| state | what it is | may be followed by |", "| --- | --- | --- |"]
     for state, row in TABLE.items():
         ready = " (`/ready` answers 200)" if row.ready else ""

@@ -1,4 +1,4 @@
-"""Where the seconds of a run went. Pure."""
+"""Breaks down a run's wall-clock time by activity. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from sidecar.record.trial import Trial
 
 @dataclass(frozen=True)
 class TimeBreakdown:
-    """Of ``trials`` that ran, by what they were spent on; ``deciding`` is all else: search, guard, records, and
-    the pause of a run that was interrupted.
+    """Seconds by activity, over ``trials`` that ran; ``deciding`` is everything else: search, guard, journal, and the
+    gap of an interrupted run.
     """
 
     trials: int
@@ -21,15 +21,15 @@ class TimeBreakdown:
 
     @property
     def total(self) -> float:
-        """The run's wall clock."""
+        """The run's wall-clock time."""
         return self.starting + self.warming_up + self.measuring + self.stopping + self.deciding
 
 
 def spent(trials: Sequence[Trial], now: float) -> TimeBreakdown:
-    """From the beginning of the first of ``trials`` to ``now``, seconds since the epoch.
+    """The breakdown from the start of the first of ``trials`` to ``now``, seconds since the epoch.
 
-    The time of a start that failed is a start's; that of a trial that was aborted, or crashed under load, is known as a
-    whole only, and counts as measuring beyond what was recorded of it.
+    A failed start counts as start time. For a trial that was aborted or crashed under load, only the total is known:
+    time beyond what was recorded counts as measuring.
     """
     ran = [t for t in trials if not t.plan.refusal]
     parts = [_parts(t, now) for t in ran]

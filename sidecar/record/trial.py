@@ -1,4 +1,4 @@
-"""The record of one trial. Its status is derived from the record and never stored."""
+"""The record of one trial; its status is derived from the record, never stored."""
 
 import json
 from dataclasses import field
@@ -21,14 +21,14 @@ _FROZEN = ConfigDict(ser_json_inf_nan="strings", extra="forbid")
 
 
 class TrialStatus(StrEnum):
-    """Where a trial stands."""
+    """The status of a trial."""
 
     RUNNING = "running"
     FEASIBLE = "feasible"
     INFEASIBLE = "infeasible"
     CRASHED = "crashed"
     REFUSED = "refused"  # by the guard, before anything was started
-    ABORTED = "aborted"  # the sidecar ended before the trial did
+    ABORTED = "aborted"  # the trial did not finish
 
 
 class Role(StrEnum):
@@ -41,23 +41,23 @@ class Role(StrEnum):
     VALIDATION = "validation"  # the candidate re-measured, on an ordinary start
 
 
-# The trials that a promotion rests on, each on an ordinary start.
+# The trials that decide a promotion, each on an ordinary start.
 VALIDATING = (Role.REFERENCE, Role.VALIDATION)
 
 
 class StartKind(StrEnum):
-    """How a trial's engine came to be."""
+    """How a trial's engine was started."""
 
-    ORDINARY = "ordinary"  # by its command line, as an operator starts it
-    FORKED = "forked"  # from a process that had imported vLLM
-    LIVE = "live"  # the engine of the trial before, changed while it ran
+    ORDINARY = "ordinary"  # by its command line, as an operator would
+    FORKED = "forked"  # from a process that had already imported vLLM
+    LIVE = "live"  # the previous trial's engine, reconfigured while running
 
 
 @dataclass(frozen=True, config=_FROZEN)
 class RepairChange:
-    """One argument that the repair changed; ``before`` is None where it was not given.
+    """One argument changed by the repair; ``before`` is None if it was not set.
 
-    ``rules`` are the names of the repair rules that it broke.
+    ``rules`` are the names of the repair rules it violated.
     """
 
     name: str
@@ -71,8 +71,8 @@ class RepairChange:
 class Plan:
     """What a trial runs, and why.
 
-    ``proposed`` are the knobs that the search asked for, ``args`` every engine argument that the engine is to serve
-    with; ``ceilings`` are those of them with which it may be started higher, and lowered while it runs.
+    ``proposed`` are the knobs proposed by the search, ``args`` all engine arguments to serve with; ``ceilings`` are
+    higher values that the engine may be started with, to be lowered live.
     """
 
     role: Role
@@ -87,14 +87,14 @@ class Plan:
 
 @dataclass(frozen=True, config=_FROZEN)
 class Result:
-    """How a trial ended: with a measurement, with a crash, or, when it could not be measured, with neither.
+    """A trial's result: a measurement, a crash, or neither if it could not be measured.
 
-    ``scores`` are the requests' parts in the objective, lower is better (sidecar.measure.verdict.scores). ``tried`` are
-    the rates of the loads, where the capacity is the objective. ``repairs`` are what the plugin changed inside vLLM,
-    where it was let; ``vllm_version`` is the engine's own, empty where its plugin did not say. Where the load was
-    stopped early, ``stopped`` says why, in words: the p99s are then lower bounds, ``violation`` is at least that large,
-    and ``estimate`` is what the load was heading for. Only a load that was stopped because another configuration is
-    better has a value, the estimated one. ``load_s`` are the seconds of the loads, without their ``warmup_s``.
+    ``scores`` are the requests' contributions to the objective, lower is better (sidecar.measure.verdict.scores).
+    ``tried`` are the tested rates, when capacity is the objective. ``repairs`` are the plugin's changes inside vLLM, if
+    enabled; ``vllm_version`` is the engine's, empty if its plugin did not report it. If the load was stopped early,
+    ``stopped`` says why, in words: the p99s and ``violation`` are then lower bounds, and ``estimate`` extrapolates the
+    full load. Of these, only a load stopped because another configuration is better has a value, the estimated one.
+    ``load_s`` are the seconds of the loads, without ``warmup_s``.
     """
 
     violation: float = 0.0
@@ -119,7 +119,7 @@ class Result:
 
     @property
     def value_is_lower_bound(self) -> bool:
-        """Whether the value is a capacity of which no rate was too high: the search ended at the highest one."""
+        """Whether the value is a capacity whose highest tested rate still met the SLO."""
         return bool(self.tried) and all(load.met for load in self.tried)
 
 
@@ -149,16 +149,16 @@ class Trial:
 
     @property
     def args_that_ran(self) -> dict[str, bool | int | float | str | list[str]]:
-        """The engine's arguments after both repairs; of a trial that was refused, the knobs as they were proposed."""
+        """The engine's arguments after both repairs; for a refused trial, the knobs as proposed."""
         if self.plan.refusal:
             return dict(self.plan.proposed)
         repairs = self.result.repairs if self.result is not None else ()
         return {**self.plan.args, **{change.name: change.after for change in repairs if change.after is not None}}
 
     def observation(self, knobs: tuple[str, ...], slo: Slo | None = None) -> Observation | None:
-        """What an optimizer is told: the knobs as they ran, and with ``slo`` how far each limit was met or missed.
+        """The optimizer's observation: the knobs as they ran and, with ``slo``, the margin to each limit.
 
-        None for a trial that tells nothing about them.
+        None for a trial that carries no information about them.
         """
         outcome = {
             TrialStatus.FEASIBLE: ObservedStatus.FEASIBLE,
@@ -189,9 +189,9 @@ class Trial:
 
 
 def margins(measurement: Measurement, slo: Slo, *, bounds: bool = False) -> dict[str, float]:
-    """By limit, (measured - limit) / limit; as Limit.excess where it was missed, unmeasured, or is 0.
+    """By limit, (measured - limit) / limit; Limit.excess where the limit was missed, unmeasured, or is 0.
 
-    Of lower ``bounds`` only those of limits that were missed: the others may yet have been anything.
+    With lower ``bounds``, only missed limits are included: the others are undetermined.
     """
     found = slo_limits(measurement, slo)
     if bounds:

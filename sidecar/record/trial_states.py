@@ -1,6 +1,6 @@
-"""How the states of a trial are shown, the same in the terminal, on the page and in the report. Pure.
+"""How trial statuses are displayed, the same in the terminal, on the page and in the report. Pure.
 
-The states themselves are sidecar.record.trial.TrialStatus: its values stand in the journal, in JSON and in metrics.
+The statuses are sidecar.record.trial.TrialStatus, whose values appear in the journal, JSON and metrics.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from sidecar.record.trial import TrialStatus
 
 
 class StateTone(StrEnum):
-    """How good news a state is; the page's and the terminal's colours follow from it."""
+    """The severity of a status, which determines its colours."""
 
     GOOD = "good"
     BAD = "bad"
@@ -21,7 +21,7 @@ class StateTone(StrEnum):
 
 @dataclass(frozen=True)
 class TrialStateDisplay:
-    """One state. ``colour`` is the plots', in hex; ``symbol`` stands beside the label where colour is not enough."""
+    """How one status is displayed. ``colour`` is for plots, in hex; ``symbol`` is for use without colour."""
 
     label: str
     meaning: str
@@ -50,5 +50,5 @@ TRIAL_STATES: dict[TrialStatus, TrialStateDisplay] = {
         "aborted", "was ended before its measurement was complete", StateTone.QUIET, "-", _GREY, "dim"
     ),
 }
-# States of trials that say something about their configuration by having run.
+# Statuses of trials whose engine ran.
 RAN_STATUSES = (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE, TrialStatus.CRASHED)

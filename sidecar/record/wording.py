@@ -1,4 +1,4 @@
-"""How a trial reads in one line: its configuration, its latencies, why it ended."""
+"""One-line texts about a trial: its configuration, latencies, and why it ended."""
 
 import math
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def _cut(text: str) -> str:
 
 
 def why(trial: Trial) -> str:
-    """What there is to say beyond the numbers: a refusal, a crash's category and evidence, an early end, repairs."""
+    """Notes beyond the numbers: refusal, crash category and evidence, early stop, repairs."""
     if trial.plan.refusal:
         return trial.plan.refusal
     if trial.result is not None and trial.result.crash is not None:
@@ -55,10 +55,10 @@ def why(trial: Trial) -> str:
 
 
 def caveats(measurement: Measurement) -> tuple[str, ...]:
-    """What the load was too short for, or too small."""
+    """Caveats of a load that was too short or too small."""
     notes: list[str] = []
     if measurement.steady is SteadyState.GROWING:
-        notes.append("no steady state: more requests arrived than were answered")
+        notes.append("no steady state: requests arrived faster than they were answered")
     if measurement.steady is SteadyState.TOO_SHORT:
         notes.append("too short to show a steady state")
     if measurement.unresolved:
@@ -69,7 +69,7 @@ def caveats(measurement: Measurement) -> tuple[str, ...]:
 
 
 def capacity_text(tried: Sequence[Tried]) -> str:
-    """The highest rate that met the SLO; a lower bound, marked with ≥, if no higher rate was tried."""
+    """The highest rate that met the SLO; marked with ≥ as a lower bound if no tested rate missed it."""
     found = capacity(tried)
     if found is None:
         return f"below {min(load.rate for load in tried):.3g} requests/s"
@@ -85,7 +85,7 @@ def misses_slo(trials: Sequence[Trial], outcome: Outcome | None) -> Trial | None
 
 
 def milliseconds(value: float | None) -> str:
-    """A latency for people."""
+    """A latency, formatted for people."""
     if value is None:
         return "-"
     return "failed" if math.isinf(value) else f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"

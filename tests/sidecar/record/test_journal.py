@@ -358,4 +358,4 @@ def complaint(folder: Path, read_only: bool) -> str:
 
 def test_a_reader_that_comes_before_the_tables_is_told_so(tmp_path: Path) -> None:
     (tmp_path / JOURNAL_FILE).touch()
-    assert complaint(tmp_path, read_only=True) == "the journal is only just being made"
+    assert complaint(tmp_path, read_only=True) == "the journal is still being created"

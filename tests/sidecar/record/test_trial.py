@@ -124,7 +124,7 @@ def test_what_ran_includes_the_repairs_inside_the_engine() -> None:
     ("change", "text"),
     [
         ({"steady": SteadyState.TOO_SHORT}, "too short to show a steady state"),
-        ({"steady": SteadyState.GROWING}, "no steady state: more requests arrived than were answered"),
+        ({"steady": SteadyState.GROWING}, "no steady state: requests arrived faster than they were answered"),
         (
             {"intervals": (PercentileInterval("ttft_p99_ms", 1.0, None, 80, 459),)},
             "ttft_p99_ms not resolved: n = 80, 459 needed",
