@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""The random campaign: every fault of the matrix, at random moments of every state, on fake engines.
+"""The random chaos campaign: every fault of the matrix, at random moments in every state, on fake engines.
 
     python tests/chaos/campaign.py --runs 200 --seed 0 --jobs 3
 
-Each run has a state folder and ports of its own. What it prints: see ``report``; the exit code is 1 where an invariant
-did not hold. A run is repeated, with the same fault, state and delay, by ``--only SEED``.
+Each run has its own state folder and ports. Prints ``report``; the exit code is 1 if an invariant was violated.
+``--only SEED`` repeats a run with the same fault, state and delay.
 """
 
 import argparse
@@ -25,16 +25,16 @@ from rig import PROMISED, Bounds, Rig, Settings, new_folder
 from zygote import Zygote
 
 _TOLD_EVERY = 50
-# Where a state is not reached within it, the fault strikes where things stand.
+# If the target state is not reached in this time, the fault is injected in whatever state the sidecar is.
 _REACH_S = 25.0
-# More than what the invariants allow: they say how long it was.
+# Longer than the invariants allow, so that they can report the actual outage.
 _SETTLED_S = 120.0
 _LONGEST_DELAY_S = {"starting": 0.5, "serving": 0.5, "draining": 0.3, "tuning": 3.0, "validating": 0.8}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run. ``outage_s`` is from the fault to the last moment without an answer."""
+    """The outcome of a run. ``outage_s`` runs from the fault to the last unanswered request."""
 
     seed: int
     fault: str
@@ -57,7 +57,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which fault strikes in which state; the rest of the run's chances follow from the seed."""
+    """Which fault is injected in which state; everything else random follows from the seed."""
 
     seed: int
     fault: Fault
@@ -65,7 +65,7 @@ class Plan:
 
 
 def planned(seed: int) -> Plan:
-    """The run of a seed; consecutive ones go through all pairs of a fault and a state, in a random order."""
+    """The run for a seed; consecutive seeds cover all pairs of fault and state, in random order."""
     pairs = [(fault, state) for fault in MATRIX for state in fault.states]
     random.Random(seed // len(pairs)).shuffle(pairs)
     return Plan(seed, *pairs[seed % len(pairs)])
@@ -86,7 +86,7 @@ def run_one(zygote: Zygote, plan: Plan, *, keep: bool = False, bounds: Bounds = 
             wrong += fault.harm(rig, rng)
             _settle(rig, struck_at, wrong)
             if fault.spares_engine and hit == "serving" and _serving_starts(rig) != starts:
-                wrong.append("the engine that served was started again")
+                wrong.append("the serving engine was restarted")
         outage_s = max(rig.seen.unanswered_at - struck_at, 0.0)
         wrong += _stopped(rig)
         rig.look_at_trials()
@@ -113,13 +113,13 @@ def run_one(zygote: Zygote, plan: Plan, *, keep: bool = False, bounds: Bounds = 
 
 def _settings(fault: Fault, state: str, rng: random.Random) -> Settings:
     settings = fault.settings
-    # What serves stays where nothing better is found: that is the way to be restored.
+    # Without a better configuration the window ends in a restore.
     improves = {"promoting": True, "restoring": False}.get(state, fault.name == "killed while writing")
     return replace(settings, improves=improves or (state not in ("promoting", "restoring") and rng.random() < 0.5))
 
 
 def _reach(rig: Rig, fault: Fault, state: str, rng: random.Random, wrong: list[str]) -> bool:
-    """Takes the sidecar to a random moment of ``state``; whether it came up at all."""
+    """Takes the sidecar to a random moment of ``state``; returns whether it came up at all."""
     environment = None
     if fault.own_clock:
         clock.set_seconds(rig.clock, 0)
@@ -146,11 +146,11 @@ def _reach(rig: Rig, fault: Fault, state: str, rng: random.Random, wrong: list[s
 
 
 def _settle(rig: Rig, struck_at: float, wrong: list[str]) -> None:
-    """Until it serves again and goes on doing so; a sidecar that ends unasked is started again, and told of."""
+    """Waits until it serves steadily again; restarts and records a sidecar that exits unexpectedly."""
     deadline = struck_at + _SETTLED_S
     while time.monotonic() < deadline:
         if rig.await_serving(deadline - time.monotonic()):
-            # An engine that hangs is not found out at once.
+            # A hung engine is not detected at once.
             time.sleep(0.8)
             if rig.serves():
                 return
@@ -158,7 +158,7 @@ def _settle(rig: Rig, struck_at: float, wrong: list[str]) -> None:
         if rig.sidecar is not None and (code := rig.sidecar.poll()) is not None:
             wrong.append(f"the sidecar ended with {code}: {rig.said().splitlines()[-1:]}")
             rig.start()
-    wrong.append(f"{_SETTLED_S:.0f} s after the fault it does not serve: {rig.last_state()[1]}")
+    wrong.append(f"not serving {_SETTLED_S:.0f} s after the fault: {rig.last_state()[1]}")
 
 
 def _serving_starts(rig: Rig) -> int:
@@ -166,19 +166,19 @@ def _serving_starts(rig: Rig) -> int:
 
 
 def _stopped(rig: Rig) -> list[str]:
-    """Ctrl-C: both end."""
+    """Ctrl-C must end the sidecar and its engine."""
     assert rig.sidecar is not None
     rig.served = rig.answers(20)
     rig.sidecar.signal(signal.SIGINT)
     code = rig.sidecar.wait(90)
     wrong = [] if code == 0 else [f"exit code {code} after Ctrl-C"]
     if left := rig.processes():
-        wrong.append(f"{len(left)} processes of engines are left behind")
+        wrong.append(f"{len(left)} engine processes are left behind")
     return wrong
 
 
 def report(outcomes: Sequence[Outcome], took_s: float) -> str:
-    """The campaign in lines."""
+    """The campaign's report."""
     lines = [f"{'fault':28} runs  worst without service  states"]
     for name in dict.fromkeys(fault.name for fault in MATRIX):
         runs = [o for o in outcomes if o.fault == name]
@@ -199,14 +199,14 @@ def report(outcomes: Sequence[Outcome], took_s: float) -> str:
 
 
 def told(outcome: Outcome) -> str:
-    """The violations of a run, and how to repeat it."""
+    """A run's violations, and how to repeat it."""
     what = "; ".join((*outcome.lost, *outcome.doubles, *outcome.wrong))
     where = f"{outcome.fault}, {outcome.hit or outcome.aimed}"
     return f"seed {outcome.seed} ({where}): {what}\n    {outcome.folder}; again: campaign.py --only {outcome.seed}"
 
 
 def campaign(plans: Iterable[Plan], jobs: int, *, keep: bool = False, bounds: Bounds = PROMISED) -> list[Outcome]:
-    """Every run, ``jobs`` at a time; violations are printed as they are found."""
+    """Runs all plans, ``jobs`` at a time; prints violations as they are found."""
     zygote, outcomes = Zygote(), list[Outcome]()
 
     def run(plan: Plan) -> Outcome:

@@ -1,7 +1,7 @@
-"""The fault matrix: what is done to a running sidecar and its engines, for real.
+"""The fault matrix: real faults injected into a running sidecar and its engines.
 
-A fault does its harm, puts right what an operator or a supervisor would (a sidecar that was killed is started again,
-a full disk is freed), and returns what was wrong with how the sidecar took it.
+A fault does its damage, performs the recovery that an operator or supervisor would (restarts a killed sidecar, frees a
+full disk), and returns what was wrong with the sidecar's reaction.
 """
 
 import os
@@ -26,7 +26,7 @@ IN_WINDOW = ("draining", "tuning", "validating")
 TRIALS = ("tuning", "validating")
 STARTS = ("tuning", "validating", "promoting", "restoring")
 
-# What a supervisor gives it, and more than a whole restore takes.
+# A supervisor's stop timeout, longer than a full restore.
 GRACE_S = 60.0
 ANSWER_S = 10.0
 DISK_BYTES = 24 * 2**20
@@ -38,16 +38,16 @@ Harm = Callable[[Rig, random.Random], list[str]]
 
 @dataclass(frozen=True)
 class Fault:
-    """One row, or a part of one; ``row`` is its name in the matrix."""
+    """One fault; ``row`` is the name of its row in the matrix."""
 
     name: str
     row: str
     states: tuple[str, ...]
     harm: Harm
     settings: Settings = _PLAIN
-    # It is none of the engine's business: one that serves goes on.
+    # Must not disturb a serving engine.
     spares_engine: bool = False
-    # Its sidecar lives by a clock that can be made to jump.
+    # Runs the sidecar on a clock that can be made to jump.
     own_clock: bool = False
 
 
@@ -70,7 +70,7 @@ def sidecar_killed_again_and_again(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def sidecar_stopped(rig: Rig, rng: random.Random) -> list[str]:
-    """Every link to it is then one whose peer is stopped: the engine serves on."""
+    """SIGSTOP: every peer of the sidecar finds its link stalled, and the engine must keep serving."""
     sidecar = _sidecar(rig)
     served = rig.answers()
     sidecar.signal(signal.SIGSTOP)
@@ -106,7 +106,7 @@ def core_killed(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def engine_stopped(rig: Rig, rng: random.Random) -> list[str]:
-    """All of it, or its core alone, when /health stays green."""
+    """Stops the whole engine, or only its core, in which case /health stays green."""
     engine = rig.engine()
     stopped = [*_below(engine), *([engine] if engine is not None and rng.random() < 0.5 else [])]
     for process in stopped:
@@ -145,9 +145,9 @@ def hangs_at_start(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def crash_loop(rig: Rig, rng: random.Random) -> list[str]:
-    """What was promoted dies, and again when it is started again, until it is taken back without a person."""
+    """The promotion crashes after every restart, until it is rolled back automatically."""
     if not rig.await_serving(rig.settings.duration_s + GRACE_S):
-        return ["it did not come to serve"]
+        return ["it did not come up"]
     promoted = rig.answers()
     if promoted == rig.settings.incumbent:
         return ["nothing was promoted"]
@@ -161,7 +161,7 @@ def crash_loop(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def restore_fails(rig: Rig, rng: random.Random) -> list[str]:
-    """Three starts on the operator's port fail, one after the other."""
+    """Three consecutive starts on the operator's port fail."""
     rig.fail("serving.start.fail", 3)
     return server_killed(rig, rng)
 
@@ -170,7 +170,7 @@ def restore_fails(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def disk_full(rig: Rig, rng: random.Random) -> list[str]:
-    """The file system of the state folder, the sidecar's own output on it included."""
+    """Fills the file system of the state folder, which also holds the sidecar's own output."""
     fill = _filled(rig)
     time.sleep(rng.uniform(0.5, 3))
     fill.unlink()
@@ -178,7 +178,7 @@ def disk_full(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def killed_on_a_full_disk(rig: Rig, rng: random.Random) -> list[str]:
-    """What serves was started without a word in the journal; the next sidecar has to find it all the same."""
+    """The serving engine was started without a journal entry; the next sidecar must still find it."""
     fill = _filled(rig)
     if rig.last_state()[1] == "serving":
         server_killed(rig, rng)
@@ -192,7 +192,7 @@ def killed_on_a_full_disk(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def no_byte_written(rig: Rig, rng: random.Random) -> list[str]:
-    """Every write to a file fails (EFBIG, which SQLite calls an I/O error), of engines that are started too."""
+    """Every file write fails (EFBIG, an I/O error to SQLite), in newly started engines too."""
     pid = _sidecar(rig).pid
     with suppress(ProcessLookupError):
         before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
@@ -203,7 +203,7 @@ def no_byte_written(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def record_torn(rig: Rig, rng: random.Random) -> list[str]:
-    """Killed in the middle of a write: the log of the journal ends in the first part of a record."""
+    """Killed during a write: the journal's write-ahead log ends in a partial record."""
     _kill(rig)
     log = rig.state / "journal.sqlite-wal"
     if log.is_file() and (content := log.read_bytes()):
@@ -214,7 +214,7 @@ def record_torn(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def killed_while_writing(rig: Rig, rng: random.Random) -> list[str]:
-    """Killed as promoted.yaml is being written."""
+    """Killed while writing promoted.yaml."""
     new, deadline = rig.state / ".promoted.yaml.new", time.monotonic() + 20
     while not new.exists() and time.monotonic() < deadline and rig.last_state()[1] in TRIALS:
         stop = time.monotonic() + 0.02
@@ -224,7 +224,7 @@ def killed_while_writing(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def bad_configuration(rig: Rig, rng: random.Random) -> list[str]:
-    """Refused in one line; what serves is not touched. Then somebody mends it."""
+    """Must be refused in one line without touching the serving engine; the file is then corrected."""
     good = rig.config_file.read_text()
     _kill(rig)
     served = rig.answers()
@@ -240,7 +240,7 @@ def bad_configuration(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def bad_state_files(rig: Rig, rng: random.Random) -> list[str]:
-    """What the sidecar writes beside the journal, replaced by noise, and a kill."""
+    """A kill, with the sidecar's files other than the journal replaced by noise."""
     _kill(rig)
     for name in ("learned.json", "promoted.yaml"):
         if (path := rig.state / name).exists():
@@ -253,13 +253,13 @@ def bad_state_files(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def socket_removed(rig: Rig, rng: random.Random) -> list[str]:
-    """The private socket goes: no new telemetry arrives, and no request of an operator."""
+    """The private socket is deleted: neither telemetry nor operators' requests arrive any more."""
     (rig.state / "sidecar.sock").unlink(missing_ok=True)
     return []
 
 
 def socket_stale(rig: Rig, rng: random.Random) -> list[str]:
-    """A socket that nobody listens on lies where the next sidecar's is to be."""
+    """A stale socket without a listener is in the next sidecar's place."""
     _kill(rig)
     path = rig.state / "sidecar.sock"
     path.unlink(missing_ok=True)
@@ -270,7 +270,7 @@ def socket_stale(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def answers_cut(rig: Rig, rng: random.Random) -> list[str]:
-    """For a while every answer of every engine ends in its middle."""
+    """For a while every engine's responses are cut off halfway."""
     cut = rig.fake / "cut_answers"
     cut.touch()
     time.sleep(rng.uniform(0.3, 2))
@@ -279,7 +279,7 @@ def answers_cut(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def port_taken(rig: Rig, rng: random.Random) -> list[str]:
-    """Somebody else listens on the operator's port, for a while, as soon as it is free."""
+    """Another process takes the operator's port for a while, as soon as it is free."""
     if rig.last_state()[1] == "serving":
         server_killed(rig, rng)
     deadline = time.monotonic() + 1
@@ -291,7 +291,7 @@ def port_taken(rig: Rig, rng: random.Random) -> list[str]:
             except OSError:
                 time.sleep(0.005)
                 continue
-            # Not accepted from: whoever connects gets no answer.
+            # Never accepts, so clients get no answer.
             taker.listen()
             time.sleep(rng.uniform(0.5, 4))
             break
@@ -299,7 +299,7 @@ def port_taken(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def clock_jumps(rig: Rig, rng: random.Random) -> list[str]:
-    """An hour forwards or backwards, for good or for a while."""
+    """One hour forwards or backwards, permanently or for a while."""
     clock.set_seconds(rig.clock, rng.choice((-3600, 3600)))
     time.sleep(rng.uniform(0.5, 2))
     if rng.random() < 0.5:
@@ -319,7 +319,7 @@ def second_sidecar(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def two_sidecars_at_once(rig: Rig, rng: random.Random) -> list[str]:
-    """A kill, and two are started in its place: one of them is refused."""
+    """A kill, then two sidecars are started at once: one must be refused."""
     _kill(rig)
     both = [rig.start(), rig.start()]
     deadline = time.monotonic() + 60
@@ -332,7 +332,7 @@ def two_sidecars_at_once(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def window_ends(rig: Rig, rng: random.Random) -> list[str]:
-    """Nothing but a window that is shorter than its trial: that is given up, and restored inside the window."""
+    """A window shorter than its trial: the trial must be cancelled and service restored within the window."""
     ends = rig.rows("SELECT until FROM states WHERE until IS NOT NULL ORDER BY id DESC LIMIT 1")
     rig.await_state("serving", rig.last_state()[0], GRACE_S)
     at = rig.rows("SELECT at FROM states WHERE state = 'serving' ORDER BY id DESC LIMIT 1")
@@ -340,7 +340,7 @@ def window_ends(rig: Rig, rng: random.Random) -> list[str]:
     return [f"restored {late_s:.1f} s after the end of the window"] if late_s > rig.bounds.late_s else []
 
 
-# The parts of faults
+# Building blocks
 
 
 def _sidecar(rig: Rig) -> Process:
@@ -371,7 +371,7 @@ def _filled(rig: Rig) -> Path:
 
 
 def _fails(rig: Rig, fault: str, times: int) -> list[str]:
-    """The next starts fail; where none is to be expected, what serves is killed."""
+    """Makes the next starts fail; kills the serving engine if no start is expected."""
     rig.fail(f"serving.{fault}", times)
     rig.fail(f"trial.{fault}", times)
     if rig.last_state()[1] == "serving" and (engine := rig.engine()) is not None:
@@ -392,14 +392,14 @@ def _terminated(rig: Rig, rng: random.Random, *, times: int) -> list[str]:
         sidecar.signal(signal.SIGKILL)
         sidecar.wait(60)
     elif not rig.answers(20):
-        wrong.append("nothing serves after SIGTERM")
+        wrong.append("no engine serves after SIGTERM")
     time.sleep(rng.uniform(0, 0.3))
     rig.start()
     return wrong
 
 
 def _started_again_if_it_ended(rig: Rig) -> list[str]:
-    """A supervisor does that; a sidecar that could write nothing may have ended in one line."""
+    """Restarts the sidecar as a supervisor would; it may have exited with one line if it could write nothing."""
     if _sidecar(rig).poll() is None:
         return []
     wrong = [f"the sidecar ended with {_sidecar(rig).poll()}"]
@@ -408,12 +408,12 @@ def _started_again_if_it_ended(rig: Rig) -> list[str]:
 
 
 def _refused_the_port(rig: Rig) -> list[str]:
-    """A first start fails at once, and its one line names who has the port; a supervisor tries again."""
+    """A first start must fail at once, with one line that names the port's owner; a supervisor then retries."""
     if rig.await_serving(ANSWER_S) or _sidecar(rig).poll() is None:
         return []
     last = rig.said().splitlines()[-1]
     owner = f"process {os.getpid()}"
-    # vLLM itself, which found the port taken after the sidecar had found it free, does not know whose it is.
+    # If the port was taken after the sidecar's check, vLLM reports it and can't name the owner.
     named = (owner in last and str(rig.port) in last) or rig.starts()
     wrong = [] if named else [f"{last!r} does not name {owner} and port {rig.port}"]
     if rig.rows("SELECT 1 FROM states WHERE state = 'serving'"):
@@ -424,15 +424,15 @@ def _refused_the_port(rig: Rig) -> list[str]:
 
 def _refused(said: Path, code: int | None, expected: int) -> list[str]:
     lines = said.read_text(errors="replace").splitlines() if said.exists() else []
-    wrong = [] if code == expected else [f"exit code {code} and not {expected}"]
-    return wrong if len(lines) == 1 else [*wrong, f"{len(lines)} lines and not one: {lines[-1:]}"]
+    wrong = [] if code == expected else [f"exit code {code} instead of {expected}"]
+    return wrong if len(lines) == 1 else [*wrong, f"{len(lines)} lines instead of one: {lines[-1:]}"]
 
 
 _DISK = Settings(disk_bytes=DISK_BYTES)
 _LINKED = Settings(telemetry=True)
 _SHORT = Settings(duration_s=8.0, load_s=30.0)
 _DEAF = Settings(ignore_sigterm=True)
-# Room for a promotion however busy the machine is; the window ends with its last trial.
+# Long enough for a promotion on a busy machine; the window ends early after its last trial.
 _LONG = Settings(duration_s=240.0)
 
 MATRIX = (

@@ -1,4 +1,4 @@
-"""What must hold after every fault, read from the outside: the journal's rows, the fakes' own notes, the files."""
+"""Invariants checked from outside after every fault: the journal's rows, the fake engines' own logs, the files."""
 
 import json
 from collections import Counter
@@ -7,25 +7,25 @@ from itertools import pairwise
 import yaml
 from rig import Rig
 
-# A window has three trials, two pairs of starts to validate and a restore; a fault fails a few starts more.
+# A window has three trials, two validation pairs and a restore; a fault adds a few failed starts.
 _MOST_STARTS = 28
 _MOST_TRIES = 4
 
 
 def wrong(rig: Rig, outage_s: float) -> list[str]:
-    """Every invariant that did not hold, but for lost trials and double controllers."""
+    """The violated invariants, except lost trials and double controllers."""
     found = [*_unended(rig), *_served(rig), *_files(rig), *_retries(rig)]
     if outage_s > rig.bounds.outage_s:
-        found.append(f"{outage_s:.1f} s without the service")
+        found.append(f"{outage_s:.1f} s of outage")
     if "Traceback" in (said := rig.said()):
         found.append(f"a traceback: {said[said.index('Traceback') :].splitlines()[-1]}")
     return found
 
 
 def double_controllers(rig: Rig) -> list[str]:
-    """Two engines on one card, or starts of two sidecars that take turns."""
+    """Two engines on one GPU, or two sidecars that alternate in starting engines."""
     starts = rig.starts()
-    found = ["an engine was started while another one had the card" for start in starts if not start["free"]]
+    found = ["an engine was started while another one held the GPU" for start in starts if not start["free"]]
     turns = [start["sidecar"] for start in starts]
     changes = [after for before, after in pairwise(turns) if before != after]
     found += [f"sidecar {pid} started engines again after another one had" for pid in changes if changes.count(pid) > 1]
@@ -33,7 +33,7 @@ def double_controllers(rig: Rig) -> list[str]:
 
 
 def worst_restore_s(rig: Rig) -> float:
-    """The longest that a start for serving took, of those that came to serve."""
+    """The longest successful start for serving."""
     worst, began = 0.0, None
     for at, state in rig.rows("SELECT at, state FROM states ORDER BY id"):
         if state in ("starting", "restoring", "promoting"):
@@ -50,11 +50,11 @@ def _unended(rig: Rig) -> list[str]:
     engines = rig.rows("SELECT engine_id FROM engines")
     found = [f"trial {run}/{number} never ended" for run, number in running]
     found += [f"run {run[0]} never ended" for run in runs]
-    return [*found, *(f"engine {engine[0]} is in the journal and gone" for engine in engines)]
+    return [*found, *(f"engine {engine[0]} is in the journal but gone" for engine in engines)]
 
 
 def _served(rig: Rig) -> list[str]:
-    """The incumbent, or what the last promotion made of it; a promotion rests on a validation that was feasible."""
+    """Only the incumbent or the last promotion may serve, and every promotion needs a feasible validation."""
     found: list[str] = []
     expected = rig.settings.incumbent
     for run, args, undone in rig.rows(
@@ -63,11 +63,11 @@ def _served(rig: Rig) -> list[str]:
         promoted = json.loads(args)["max_num_seqs"]
         expected = promoted if undone is None else expected
         if run is not None and not _validated(rig, run, promoted):
-            found.append(f"run {run} promoted max_num_seqs={promoted} without a validation of it")
+            found.append(f"run {run} promoted max_num_seqs={promoted} without validating it")
     if rig.served not in (expected, 0):
-        found.append(f"max_num_seqs={rig.served} serves and not {expected}")
+        found.append(f"max_num_seqs={rig.served} serves instead of {expected}")
     if rig.served == 0:
-        found.append("nothing serves at the end")
+        found.append("no engine serves at the end")
     return found
 
 
@@ -81,7 +81,7 @@ def _validated(rig: Rig, run: int, seqs: int) -> bool:
 
 
 def _files(rig: Rig) -> list[str]:
-    """promoted.yaml is the old one or the new one."""
+    """promoted.yaml must be intact and match the serving engine."""
     path = rig.state / "promoted.yaml"
     if not path.is_file():
         return []
@@ -90,7 +90,7 @@ def _files(rig: Rig) -> list[str]:
         seqs = content["max-num-seqs"]
     except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         return [f"promoted.yaml is damaged: {error}"]
-    return [] if seqs == rig.served else [f"promoted.yaml says max-num-seqs={seqs}, and {rig.served} serves"]
+    return [] if seqs == rig.served else [f"promoted.yaml says max-num-seqs={seqs}, but {rig.served} serves"]
 
 
 def _retries(rig: Rig) -> list[str]:

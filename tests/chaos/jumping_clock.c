@@ -1,7 +1,7 @@
 /* A wall clock that jumps: LD_PRELOAD it, with JUMPING_CLOCK naming a file of 8 bytes, the seconds to add.
  *
- * The monotonic clock and every wait are left alone, as when an administrator sets the time. libfaketime 0.9.10 fails
- * Python's sleeps (EINVAL) when it is told to do that.
+ * The monotonic clock and all waits are unaffected, as when an administrator sets the time. libfaketime 0.9.10 breaks
+ * Python's sleeps (EINVAL) in that mode.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

@@ -1,4 +1,4 @@
-"""One state folder, its `sloguard serve`, its fake engines, and two watchers that never look away."""
+"""The test rig of one run: a state folder, its `sloguard serve`, fake engines, and two continuous watchers."""
 
 import contextlib
 import http.client
@@ -32,32 +32,32 @@ FAKE = Path(__file__).resolve().parents[1] / "support" / "fake_vllm.py"
 MODEL = Path(__file__).resolve().parents[2] / "deploy" / "demo" / "model"
 SLOGUARD = [sys.executable, "-m", "sidecar"]
 POLL_S = 0.02
-# Below those that the system gives to clients and to trials: no other run takes them while they are free.
+# Below the ephemeral range and the ports of trials, so that no other run takes one while it is free.
 _PORTS = itertools.cycle(range(20000, 30000))
 _ports_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What differs between runs. ``improves``: whether the search can find something better than the incumbent."""
+    """Settings of a run. ``improves``: whether the search can find something better than the incumbent."""
 
     improves: bool = True
     duration_s: float = 20.0
     load_s: float = 0.1
     telemetry: bool = False
     ignore_sigterm: bool = False
-    # The state folder on a file system of so many bytes of its own; needs root.
+    # Size of a separate file system for the state folder; needs root.
     disk_bytes: int = 0
 
     @property
     def incumbent(self) -> int:
-        """Its max_num_seqs; more are faster."""
+        """The incumbent's max_num_seqs; more is faster."""
         return 2 if self.improves else 12
 
 
 @dataclass
 class Seen:
-    """What the watchers saw."""
+    """The watchers' observations."""
 
     trials: dict[tuple[int, int], tuple[Any, ...]] = field(default_factory=dict[tuple[int, int], tuple[Any, ...]])
     lost: list[str] = field(default_factory=list[str])
@@ -67,7 +67,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The longest time without the service, and the longest that a restore may end after its window, in seconds."""
+    """The longest outage, and the latest end of a restore after its window, in seconds."""
 
     outage_s: float
     late_s: float
@@ -105,7 +105,7 @@ class Rig:
         self.config_file = self._configure()
 
     def _configure(self) -> Path:
-        """Quick in everything, but for what is asked about: the times of the sidecar itself are the defaults."""
+        """Short durations for the workload; the sidecar's own timeouts keep their defaults."""
         env = {
             "FAKE_FOLDER": str(self.fake),
             "FAKE_SERVING_PORT": str(self.port),
@@ -152,34 +152,34 @@ class Rig:
     # The sidecar
 
     def start(self, environment: Mapping[str, str] | None = None) -> Process:
-        """Starts `sloguard serve`, and does not wait for it."""
+        """Starts `sloguard serve` without waiting for it."""
         self.sidecar = self.command("serve", "-c", str(self.config_file), environment=environment)
         self.sidecars.append(self.sidecar)
         return self.sidecar
 
     def command(self, *argv: str, output: Path | None = None, environment: Mapping[str, str] | None = None) -> Process:
-        """Starts `sloguard ARGV`; with an environment that its loader reads, from the beginning."""
+        """Starts `sloguard ARGV`: forked, or with LD_PRELOAD as a new process, since the dynamic loader reads that."""
         if environment and "LD_PRELOAD" in environment:
             return _started([*clock.command(self.clock), *SLOGUARD, *argv], output or self.output, environment)
         return self._zygote.start(argv, output or self.output, environment or {})
 
     def retune(self) -> str:
-        """Asks for a window; what was said when it was refused."""
+        """Requests a window; returns the refusal, if any."""
         said = self.folder / "retune.txt"
         said.unlink(missing_ok=True)
         code = self.command("retune", "--now", "-c", str(self.config_file), output=said).wait(60)
         return "" if code == 0 else said.read_text()
 
     def said(self) -> str:
-        """All that the sidecars have said."""
+        """The combined output of the sidecars."""
         with suppress(OSError):
             return self.output.read_text(errors="replace")
         return ""
 
-    # What the journal tells
+    # The journal
 
     def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        """The answer of the journal, read as anybody can; nothing while there is none."""
+        """Queries the journal as an outside reader; empty if there is none yet."""
         path = self.state / "journal.sqlite"
         if not path.is_file():
             return []
@@ -190,12 +190,12 @@ class Rig:
             return []
 
     def last_state(self) -> tuple[int, str]:
-        """The number and the name of the last state, 0 and nothing before the first."""
+        """The id and name of the last state; 0 and "" before the first."""
         rows = self.rows("SELECT id, state FROM states ORDER BY id DESC LIMIT 1")
         return rows[0] if rows else (0, "")
 
     def await_state(self, name: str, after: int, timeout_s: float) -> bool:
-        """Waits for a state with a number above ``after``."""
+        """Waits for a state with an id above ``after``."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if self.rows("SELECT 1 FROM states WHERE id > ? AND state = ? LIMIT 1", after, name):
@@ -204,7 +204,7 @@ class Rig:
         return False
 
     def engine(self) -> psutil.Process | None:
-        """The server of the newest engine, if it lives."""
+        """The server process of the newest engine, if alive."""
         for (pid,) in self.rows("SELECT pid FROM engines WHERE pid > 0 ORDER BY started_at DESC"):
             with suppress(psutil.Error):
                 process = psutil.Process(pid)
@@ -213,7 +213,7 @@ class Rig:
         return None
 
     def fail(self, fault: str, times: int = 1) -> None:
-        """Makes engines fail: see tests/support/fake_vllm.py."""
+        """Makes engines fail; see tests/support/fake_vllm.py."""
         for number in range(times):
             (self.fake / f"{fault}.{number}").touch()
 
@@ -222,12 +222,12 @@ class Rig:
         path = self.fake / "starts.jsonl"
         told: list[dict[str, Any]] = []
         for line in path.read_text().splitlines() if path.is_file() else ():
-            with suppress(ValueError):  # an engine that may write no byte tells nothing
+            with suppress(ValueError):  # an engine that can't write leaves an empty line
                 told.append(json.loads(line))
         return told
 
     def processes(self) -> list[int]:
-        """The engines' processes that live."""
+        """The live processes of engines."""
         mark, found = str(self.fake), list[int]()
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -251,7 +251,7 @@ class Rig:
             return 0
 
     def ready(self) -> bool:
-        """Whether /ready says so."""
+        """Whether /ready answers 200."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/ready", timeout=20) as response:
                 return response.status == 200
@@ -259,12 +259,12 @@ class Rig:
             return False
 
     def serves(self) -> bool:
-        """Whether the sidecar runs, says that it serves, and an engine answers."""
+        """Whether the sidecar is running, reports serving, and an engine answers."""
         running = self.sidecar is not None and self.sidecar.poll() is None
         return running and self.last_state()[1] == "serving" and self.ready() and self.answers() > 0
 
     def await_serving(self, timeout_s: float) -> bool:
-        """Waits until it serves, or its sidecar has ended."""
+        """Waits until it serves, or the sidecar has ended."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if self.serves():
@@ -277,14 +277,14 @@ class Rig:
     # The watchers
 
     def watch(self) -> None:
-        """From now on, sees every trial that ends, and every moment without an answer."""
+        """Starts watching for trials that end and requests that go unanswered."""
         for target in (self._watch_trials, self._watch_service):
             thread = threading.Thread(target=target, daemon=True)
             thread.start()
             self._watchers.append(thread)
 
     def look_at_trials(self) -> None:
-        """Compares the journal with what it told before: what was recorded stays as it was."""
+        """Checks that trials already recorded have not changed or disappeared."""
         query = "SELECT run, number, plan, started_at, ended_at, result FROM trials WHERE ended_at IS NOT NULL"
         rows = {(row[0], row[1]): row[2:] for row in self.rows(query)}
         if not rows:
@@ -304,13 +304,13 @@ class Rig:
             if self.answers():
                 self.seen.answered_at = time.monotonic()
             else:
-                # As long as the question was open there was no service, even if one was there at its end.
+                # While a request is pending there is no service, even if it is answered in the end.
                 self.seen.unanswered_at = max(asked_at, time.monotonic() - 0.05)
 
     # The end
 
     def close(self, *, keep: bool = False) -> None:
-        """Ends everything that is left; removes the folder unless it is to be kept."""
+        """Ends everything that is left; removes the folder unless ``keep``."""
         self._closing.set()
         for process in self.sidecars:
             process.signal(signal.SIGCONT)
@@ -330,7 +330,7 @@ class Rig:
 
 
 def _started(command: list[str], output: Path, environment: Mapping[str, str]) -> Process:
-    """Started as a shell would start it."""
+    """Starts a command as a shell would."""
     root = FAKE.parents[2]
     with output.open("ab") as file:
         popen = subprocess.Popen(
@@ -358,5 +358,5 @@ def _own_port() -> int:
 
 
 def new_folder() -> Path:
-    """A folder of a run; its path is short, for the socket in it."""
+    """A folder for a run; the path is short because of the socket in it."""
     return Path(tempfile.mkdtemp(prefix="chaos-"))

@@ -1,7 +1,7 @@
-"""Starts `sloguard` by forking a process that has imported it already: its imports cost more than a whole run.
+"""Starts `sloguard` by forking a process that has already imported it, since the imports take longer than a run.
 
-What is forked is a process of its own, with its own session, signals, environment and output. The zygote reads one JSON
-object a line, {"argv": [...], "env": {...}, "output": PATH}, and answers {"pid": N} to each; when one has ended it says
+Each child has its own session, signals, environment and output. The zygote reads one JSON object per line,
+{"argv": [...], "env": {...}, "output": PATH}, and answers {"pid": N}; when a child has ended, it writes
 {"ended": N, "code": exit code, negative for a signal}.
 """
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Process:
-    """A `sloguard` that runs, or has ended."""
+    """A `sloguard` process, running or ended."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -34,16 +34,16 @@ class Process:
         self.ended_at = 0.0
 
     def poll(self) -> int | None:
-        """The exit code, None while it runs."""
+        """The exit code, None while running."""
         return self.code if self.ended.is_set() else None
 
     def wait(self, timeout_s: float) -> int | None:
-        """The exit code, None when it still runs after ``timeout_s`` seconds."""
+        """The exit code, None if still running after ``timeout_s`` seconds."""
         self.ended.wait(timeout_s)
         return self.poll()
 
     def signal(self, number: int) -> None:
-        """Sends a signal, if it still runs."""
+        """Sends a signal if it is still running."""
         if self.poll() is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
@@ -75,7 +75,7 @@ class Zygote:
             return self._known[self._pids.get(timeout=60)]
 
     def close(self) -> None:
-        """Ends it; what it has started is left alone."""
+        """Ends the zygote; its children are left alone."""
         self._popen.kill()
         self._popen.wait()
 
@@ -92,7 +92,7 @@ class Zygote:
 
 
 def main() -> int:
-    """Forks until its input ends."""
+    """Serves fork requests until stdin closes."""
     from sidecar.cli.main import app
 
     _end_with_parent()
@@ -117,7 +117,7 @@ def main() -> int:
 
 
 def _end_with_parent() -> None:
-    """Nothing stays behind when a whole campaign is killed."""
+    """Dies with its parent, so that a killed campaign leaves nothing behind."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

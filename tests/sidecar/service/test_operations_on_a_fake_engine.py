@@ -327,7 +327,7 @@ def test_a_hook_that_fails_leaves_the_service_as_it_is(
 def test_no_window_above_the_rate_or_where_it_is_not_known_but_by_force(config_file: Path) -> None:
     config = load_config(changed(config_file, window={"max_rate": 1.0}))
     serve = started(config_file, FAKE_LOAD_S="60")
-    assert "not watched for a minute" in refused(config_file, "retune", "--now")
+    assert "less than a minute of traffic data" in refused(config_file, "retune", "--now")
     asked(config_file, "retune", "--now", "--force")
     wait_for(lambda: state_of(config) == "tuning", "tuning")
     ended(serve, signal.SIGINT)

@@ -55,7 +55,7 @@ def test_any_other_end_is_no_failure(outcome: WindowOutcome) -> None:
 def test_not_above_the_rate_nor_without_knowing_it_but_by_force() -> None:
     assert why_not(rate=2.0, max_rate=2.0) == ""
     assert why_not(rate=2.5, max_rate=2.0) == "2.5 requests/s are more than window.max_rate 2"
-    assert "not watched for a minute" in why_not(rate=None, max_rate=2.0)
+    assert "less than a minute of traffic data" in why_not(rate=None, max_rate=2.0)
     assert why_not(rate=2.5, max_rate=2.0, force=True) == ""
     assert why_not(rate=2.5) == ""
 
