@@ -1,4 +1,4 @@
-"""What a configuration may ask of the knob table: narrower ranges, other choices, values of the right kind."""
+"""Overrides of the knob table in a configuration: narrower ranges, other choices, values of the right type."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from vllm_sloguard.knobs import KNOBS, Knob, KnobKind, Value
 
 
 def check_kind(where: str, knob: Knob, value: object) -> None:
-    """Any value of the knob's own kind: a text where vLLM takes a switch would be read as an argument of its own."""
+    """A value of the knob's own type: free text in place of a switch would be parsed as another vLLM argument."""
     kinds = {
         KnobKind.INT: {int},
         KnobKind.FLOAT: {int, float},
@@ -27,7 +27,7 @@ def narrowed(
 ) -> Knob:
     """The knob ``name`` of the table with another range, or other choices. Raises ValueError."""
     if name not in KNOBS:
-        raise ValueError(f"knobs: {name!r} is not a knob; there are {', '.join(KNOBS)}")
+        raise ValueError(f"knobs: {name!r} is not a knob; allowed: {', '.join(KNOBS)}")
     knob = KNOBS[name]
     if knob.kind is KnobKind.CATEGORICAL:
         if low is not None or high is not None:

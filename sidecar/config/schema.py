@@ -31,18 +31,18 @@ from sidecar.search.registry import OPTIMIZERS, make
 from sidecar.search.space import Space
 from vllm_sloguard.knobs import KNOBS, Knob
 
-# A Unix socket's path is limited by the kernel to 108 bytes, its final zero included.
+# The kernel limits a Unix socket's path to 108 bytes, including the terminating zero.
 LONGEST_SOCKET_PATH = 107
 SOCKET_NAME = "sidecar.sock"
-# What is wrong may be long; what is said of it is not.
+# The offending value may be long; the error message must not be.
 _LONGEST_LINE = 1000
-# Twice what a load without a single miss needs at the usual confidence; see sidecar.measure.early_stop.
+# Twice what a load without any miss needs at the default confidence; see sidecar.measure.early_stop.
 _MOST_REQUESTS = 500
 _COMPARED_REQUESTS = 200
 
 
 class ConfigError(ValueError):
-    """The file can't be used; the text is one line that names the field, what was given and what is allowed."""
+    """The file can't be used; the text is one line with the field, the given value and the allowed ones."""
 
     def __init__(self, text: str) -> None:
         line = " ".join(text.split())
@@ -50,21 +50,21 @@ class ConfigError(ValueError):
 
 
 class Objective(StrEnum):
-    """What is raised among the configurations that meet the SLO."""
+    """What is optimised among the configurations that meet the SLO."""
 
-    GOODPUT = "goodput"  # requests a second that meet the SLO; higher is better
+    GOODPUT = "goodput"  # requests per second that meet the SLO; higher is better
     LATENCY = "latency"  # mean end-to-end latency; lower is better
     CAPACITY = "capacity"  # the highest request rate that meets the SLO; higher is better
 
 
 def _spelled_like_vllm(args: Any) -> Any:
-    """Argument names as vLLM's code has them: ``max-num-seqs`` and ``max_num_seqs`` are one."""
+    """Argument names as in vLLM's code: ``max-num-seqs`` and ``max_num_seqs`` are the same."""
     if not isinstance(args, dict):
         return args
     return {str(k).removeprefix("--").replace("-", "_"): v for k, v in args.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
 
 
-# What the sidecar sets itself, or what would show a secret in the process list.
+# Arguments that the sidecar sets itself, or that would expose a secret in the process list.
 _OWN_ARGS = {
     "model": "use the field model",
     "host": "use engine.host",
@@ -89,17 +89,17 @@ class EngineConfig(Section):
     python: str = sys.executable
     env: dict[str, str] = Field(default={})
     start_timeout_s: PositiveFloat = 900.0
-    # Whether trials may run on engines that are forked from a process which has imported vLLM.
+    # Whether trials may run on engines forked from a process that has already imported vLLM.
     forked_trials: bool = True
-    # Whether trials may run on the engine of the trial before, where live changes reach them.
+    # Whether a trial may reuse the previous trial's engine if a live change is enough.
     live_trials: bool = True
-    # Whether the serving engine is forked too, so that it is back seconds after a window, a crash or a kill.
+    # Whether the serving engine is forked too, so that it is back within seconds after a window, a crash or a kill.
     forked_serving: bool = False
-    # Whether engines keep Triton's kernels in the state folder: otherwise torch.compile compiles them for each
-    # configuration, which takes some 15 s of a start.
+    # Whether engines keep Triton's kernels in the state folder: otherwise torch.compile recompiles them for each
+    # configuration, about 15 s per start.
     keep_kernels: bool = True
     drain_timeout_s: Annotated[int, Field(ge=0)] = 30
-    # An engine without a token or a step for this long is taken to hang, and restarted.
+    # An engine without a token or a step for this long is considered hung, and restarted.
     hang_timeout_s: Annotated[float, Field(ge=2)] = 15.0
 
     @model_validator(mode="after")
@@ -111,7 +111,7 @@ class EngineConfig(Section):
 
 
 class Dataset(StrEnum):
-    """Where the prompts come from: vLLM's own readers, by the names that `vllm bench` has for them."""
+    """The source of the prompts: vLLM's own readers, named as in `vllm bench`."""
 
     RANDOM = "random"
     SHAREGPT = "sharegpt"  # a JSON file of conversations
@@ -119,14 +119,13 @@ class Dataset(StrEnum):
 
 
 class Workload(Section):
-    """The load of a trial: open loop, Poisson arrivals, random prompts; lengths vary by ``spread`` of their mean.
+    """The load of a trial: open loop, Poisson arrivals, random prompts; lengths vary by ``spread`` around their mean.
 
-    With another ``dataset_name`` the prompts, and the lengths of the answers, are those of ``dataset_path``;
-    ``input_tokens`` and ``output_tokens`` are then the longest of them, for which every trial leaves room.
-    ``highest_rate`` ends the search for the capacity, where that is the objective; 16 times ``rate`` unless given.
-    ``requests`` of None are as many as the verdict needs (sidecar.measure.early_stop), and ``most_requests`` at most.
-    ``warmup_requests`` are sent at least before the load, until step times settle (vllm_sloguard.starts.warmup); 0 for
-    none.
+    With another ``dataset_name``, prompts and output lengths come from ``dataset_path``; ``input_tokens`` and
+    ``output_tokens`` are then the maxima, for which every trial leaves room. ``highest_rate`` bounds the capacity
+    search, if that is the objective; 16 times ``rate`` by default. Without ``requests``, as many are sent as the
+    verdict needs (sidecar.measure.early_stop), at most ``most_requests``. At least ``warmup_requests`` are sent before
+    the load, until step times settle (vllm_sloguard.starts.warmup); 0 disables the warm-up.
     """
 
     rate: PositiveFloat
@@ -145,10 +144,10 @@ class Workload(Section):
     def _whole_dataset(self) -> "Workload":
         random = self.dataset_name is Dataset.RANDOM
         if random != (self.dataset_path is None):
-            needed = "is needed for any" if self.dataset_path is None else "is for every"
-            raise ValueError(f"dataset_path: a file {needed} dataset_name but random, which is {self.dataset_name}")
+            needed = "is required for any" if self.dataset_path is None else "is only for a"
+            raise ValueError(f"dataset_path: a file {needed} dataset_name other than random, got {self.dataset_name}")
         if not random and not {"input_tokens", "output_tokens"} <= self.model_fields_set:
-            raise ValueError("input_tokens and output_tokens: those of the longest request are needed with a dataset")
+            raise ValueError("input_tokens and output_tokens: required with a dataset, of the longest request")
         return self
 
     @model_validator(mode="after")
@@ -159,29 +158,29 @@ class Workload(Section):
 
     @property
     def prompts(self) -> str:
-        """What is sent, in words."""
+        """A description of the prompts."""
         if self.dataset_path is None:
             return f"about {self.input_tokens} + {self.output_tokens} tokens"
         return f"{self.dataset_name} {self.dataset_path}, {self.input_tokens} + {self.output_tokens} tokens at most"
 
     @property
     def fixed_requests(self) -> int:
-        """How many are measured where loads are compared, which must be of one size."""
+        """Number of measured requests if loads are compared, which requires equal sizes."""
         return self.requests or _COMPARED_REQUESTS
 
     @property
     def most_requests(self) -> int:
-        """How many are measured at most."""
+        """Maximum number of measured requests."""
         return self.requests or _MOST_REQUESTS
 
     @property
     def longest_request_tokens(self) -> int:
-        """Prompt and output of the longest request that is sent."""
+        """Prompt plus output of the longest request."""
         return int((self.input_tokens + self.output_tokens) * (1 + self.spread)) + 1
 
 
 class KnobRange(Section):
-    """What a search may use of a knob; what is not given is as in the knob table."""
+    """Restrictions on a knob for the search; missing fields default to the knob table."""
 
     low: FiniteFloat | int | None = None
     high: FiniteFloat | int | None = None
@@ -189,7 +188,7 @@ class KnobRange(Section):
 
 
 class SearchConfig(Section):
-    """The search: which knobs, how many trials, from which seed; ``unguarded`` trials skip the guard and the repair."""
+    """The search: knobs, number of trials, seed; ``unguarded`` trials skip the guard and the repair."""
 
     optimizer: str = DEFAULT_OPTIMIZER
     budget: Annotated[int, Field(ge=1)] = 15
@@ -203,16 +202,16 @@ class SearchConfig(Section):
             raise ValueError(f"optimizer: {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
         if not self.knobs:
             raise ValueError("knobs: at least one is needed")
-        make(self.optimizer, Space(self.space_knobs()), self.seed, self.budget)  # what it needs may be missing here
+        make(self.optimizer, Space(self.space_knobs()), self.seed, self.budget)  # fails if a package is missing
         for args in self.unguarded:
             if bad := sorted(set(args) - set(KNOBS)):
-                raise ValueError(f"unguarded: {bad[0]!r} is not a knob; there are {', '.join(KNOBS)}")
+                raise ValueError(f"unguarded: {bad[0]!r} is not a knob; allowed: {', '.join(KNOBS)}")
             for name, value in args.items():
                 check_kind(f"unguarded: {name}", KNOBS[name], value)
         return self
 
     def space_knobs(self) -> tuple[Knob, ...]:
-        """The knobs of the search, with their ranges."""
+        """The knobs of the search with their ranges."""
         ranges = ((name, limits or KnobRange()) for name, limits in self.knobs.items())
         return tuple(narrowed(name, limits.low, limits.high, limits.choices) for name, limits in ranges)
 
@@ -231,10 +230,10 @@ class MetricsConfig(Section):
 
 
 class PageConfig(Section):
-    """Where the live page is served, to this machine unless ``host`` says otherwise; port 0 for any free one.
+    """Where the live page is served: on localhost unless ``host`` is set; port 0 for any free one.
 
-    ``hosts`` are further names under which browsers reach it, through a proxy say. Orders need the token in the file
-    ``token``, by default STATE/page.token, which is made where it is missing.
+    ``hosts`` are additional names under which browsers reach it, e.g. through a proxy. Actions need the token in the
+    file ``token``, by default STATE/page.token, which is created if missing.
     """
 
     enabled: bool = True
@@ -245,7 +244,7 @@ class PageConfig(Section):
 
     @property
     def takes_orders(self) -> bool:
-        """Only from this machine: it has no TLS, and further away there is ``remote``."""
+        """Localhost only: the page has no TLS; for remote access there is ``remote``."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -253,9 +252,9 @@ class PageConfig(Section):
 
 
 class Remote(Section):
-    """Where the control service takes calls over TCP too: from holders of a certificate of ``ca`` and of ``token``.
+    """The control service over TCP, for clients with a certificate signed by ``ca`` and the ``token``.
 
-    All but ``address`` ("host:port") are files; a client needs the same, with a certificate of its own.
+    All but ``address`` ("host:port") are files; a client needs the same, with its own certificate.
     """
 
     address: Annotated[str, AfterValidator(_address)]
@@ -287,29 +286,29 @@ class Config(Section):
         return self.state / SOCKET_NAME
 
     def digest(self) -> str:
-        """Names what a run depends on: a run is resumed only by the configuration that it was started with."""
+        """Identifies everything a run depends on: only the same configuration resumes a run."""
         content = self.model_dump(mode="json", exclude={"state", "metrics", "page", "window", "remote"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def base_digest(self) -> str:
-        """Names the model and the arguments of the file: a promotion holds only as long as these are as they were."""
+        """Identifies the file's model and arguments: a promotion is valid only while these are unchanged."""
         content = self.model_dump(mode="json", include={"model": True, "engine": {"args"}})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load_config(path: Path) -> Config:
-    """Reads and checks ``path``; relative paths in it are relative to its folder. Raises ConfigError."""
+    """Reads and validates ``path``; relative paths in it are relative to its folder. Raises ConfigError."""
     try:
         content: object = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
-        # Its text quotes the line, in which there may be a secret.
+        # PyYAML's text quotes the line, which may contain a secret.
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ConfigError(f"{path}: not YAML: {where}{error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        # PyYAML's own errors are the first of these; the others escape from it for some texts.
+        # These are PyYAML's own errors first; it lets the others escape for some inputs.
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         given = "an empty file" if content is None else type(content).__name__
@@ -355,18 +354,18 @@ def _resolved(field: str, folder: Path, path: Path) -> Path:
 
 
 def _first(error: ValidationError) -> str:
-    """The first problem, in one line: field, what was given, what is allowed."""
+    """The first problem in one line: the field, the given value, the allowed ones."""
     problem = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in problem["loc"]) or "the file"
     if problem["type"] == "extra_forbidden":
         in_slo = problem["loc"][:-1] == ("slo",)
         allowed = ALLOWED_NAMES if in_slo else ", ".join(_fields_at(problem["loc"][:-1]))
-        return f"{field}: there is no such field; there are {allowed}"
+        return f"{field}: unknown field; allowed: {allowed}"
     if problem["type"] == "model_type":
         return f"{field}: a mapping of fields is needed, got {problem['input']!r}"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     given = problem["input"]
-    # The environment is where secrets belong: its values are never shown.
+    # The environment is the place for secrets: its values are never printed.
     untold = isinstance(given, dict | list | BaseModel) or problem["type"] == "missing" or "env" in problem["loc"]
     shown = "" if untold else f" {given!r}:"
     more = len(error.errors()) - 1

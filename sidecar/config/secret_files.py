@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sidecar.config.schema import ConfigError
 
-# `openssl rand -hex 16` gives as many.
+# The length of `openssl rand -hex 16`.
 _SHORTEST_TOKEN = 32
 
 
@@ -18,10 +18,10 @@ def read_secret(field: str, path: Path) -> bytes:
 
 
 def secret(field: str, path: Path) -> bytes:
-    """The same of one that must be closed to others. Raises ConfigError."""
+    """The same for a file that must not be accessible to others. Raises ConfigError."""
     content = read_secret(field, path)
     facts = path.stat()
-    # Kubernetes gives a secret to the pod's group.
+    # Kubernetes makes secrets readable by the pod's group.
     if facts.st_uid not in (os.geteuid(), 0) or facts.st_mode & 0o037:
         raise ConfigError(f"{field}: {path} is open to others; chmod 600 it")
     return content

@@ -1,8 +1,8 @@
 """The SLO as operators write it: limits named KIND_STATISTIC_ms, such as ``ttft_p99_ms``, and an error rate.
 
-``sidecar.config.slo.LatencyLimit`` is what everything else iterates over; no other module lists the fields. The kinds
-of latency are those of vllm_sloguard.latency. A statistic of ``itl`` is over all gaps between tokens of all requests, a
-statistic of the other kinds is over requests.
+All other code iterates over ``LatencyLimit``; no other module lists the fields. The latency kinds are those of
+vllm_sloguard.latency. A statistic of ``itl`` is over all gaps between tokens of all requests, a statistic of the other
+kinds is over requests.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from sidecar.config.window import Section
 
 
 class LatencyKind(StrEnum):
-    """Which latency: see vllm_sloguard.latency for the definitions."""
+    """The kind of latency, as defined in vllm_sloguard.latency."""
 
     TTFT = "ttft"
     ITL = "itl"
@@ -42,19 +42,19 @@ class Statistic(StrEnum):
 
 @dataclass(frozen=True)
 class LatencyStatistic:
-    """One statistic of one kind of latency: what is measured, and what a limit can be set on."""
+    """One statistic of one kind of latency, which can be measured and limited."""
 
     kind: LatencyKind
     statistic: Statistic
 
     @cached_property
     def name(self) -> str:
-        """The field of the SLO and of a measurement: "ttft_p99_ms"."""
+        """The field name in the SLO and in a measurement: "ttft_p99_ms"."""
         return f"{self.kind}_{self.statistic}_ms"
 
     @property
     def label(self) -> str:
-        """For people: "TTFT p99", "mean E2E"."""
+        """Display name: "TTFT p99", "mean E2E"."""
         kind = self.kind.upper()
         return f"mean {kind}" if self.statistic is Statistic.MEAN else f"{kind} {self.statistic}"
 
@@ -67,12 +67,12 @@ class LatencyLimit(LatencyStatistic):
 
     @property
     def allowed_share(self) -> float | None:
-        """The share of the sample that may exceed the limit: 0.01 for p99; None for the mean, which allows any."""
+        """The share of the sample that may exceed the limit: 0.01 for p99; None for the mean."""
         share = self.statistic.share
         return None if share is None else round(1 - share, 9)
 
 
-# In the order in which they are listed for people.
+# In display order.
 LATENCY_STATISTICS = tuple(LatencyStatistic(kind, statistic) for kind in LatencyKind for statistic in Statistic)
 ERROR_RATE = "error_rate"
 _FROM_THE_START = frozenset({"ttft_p99_ms", "itl_p99_ms", "e2e_p99_ms", ERROR_RATE})
@@ -118,21 +118,21 @@ class Slo(Section):
 
     @model_serializer(mode="wrap")
     def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # An SLO of p99s is written as earlier versions wrote it: what they measured is still the same SLO's.
+        # An SLO of p99s is serialised as in earlier versions, so that their measurements still match.
         content: dict[str, Any] = dump(self)
         return {name: limit for name, limit in content.items() if limit is not None or name in _FROM_THE_START}
 
     @property
     def latency_limits(self) -> tuple[LatencyLimit, ...]:
-        """Every latency limit that is set."""
+        """All configured latency limits."""
         limits = ((s, getattr(self, s.name)) for s in LATENCY_STATISTICS)
         return tuple(LatencyLimit(s.kind, s.statistic, limit_ms) for s, limit_ms in limits if limit_ms is not None)
 
     @property
     def per_request(self) -> tuple[LatencyLimit, ...]:
-        """The limits that a single request can miss: of each kind the highest percentile that has one.
+        """The limits that a single request can miss: for each kind, its highest limited percentile.
 
-        A mean says nothing of a single request, and of two percentiles the lower one leaves room for slower requests.
+        A mean does not constrain a single request, and of two percentiles the lower allows more slow requests.
         """
         highest: dict[LatencyKind, LatencyLimit] = {}
         for limit in self.latency_limits:  # percentiles ascending
@@ -147,11 +147,11 @@ class Slo(Section):
         return max([*shares, self.error_rate])
 
 
-# Reads one latency of one request, in seconds; None where the request has none, such as a gap of a single token.
+# Reads one latency of one request, in seconds; None if the request has none, such as ITL with a single token.
 RequestLatency = Callable[[LatencyLimit], float | None]
 
 
 def within_limits(limits: Iterable[LatencyLimit], latency_s: RequestLatency) -> bool:
-    """Whether a request that did not fail meets every one of ``limits``."""
+    """Whether a successful request meets all of ``limits``."""
     found = ((limit, latency_s(limit)) for limit in limits)
     return all(seconds is None or seconds * 1000 <= limit.limit_ms for limit, seconds in found)

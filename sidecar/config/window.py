@@ -1,4 +1,4 @@
-"""The sections of the operator's file that say when a window opens, and what is promoted in it."""
+"""The configuration sections for tuning windows and promotion."""
 
 import math
 import re
@@ -18,12 +18,12 @@ from pydantic import (
     model_validator,
 )
 
-# Of a window.
+# Maximum duration of a window.
 LONGEST_WINDOW_S = 7 * 86400
 
 
 class Section(BaseModel):
-    """What all sections have in common: no other fields than these, and no value is bent to its type."""
+    """Common base of all sections: unknown fields are rejected, and values are not coerced."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -40,7 +40,7 @@ def parse_duration(text: str) -> float:
 def _seconds(given: Any, info: ValidationInfo) -> Any:
     if isinstance(given, str):
         return parse_duration(given)
-    # A bare number may have been meant as minutes. In journals of earlier versions, which are JSON, it is seconds.
+    # A bare number may have been meant as minutes. In journals of earlier versions (JSON) it is seconds.
     if info.mode == "python" and isinstance(given, int | float) and given:
         return parse_duration(str(given))
     return given
@@ -61,7 +61,7 @@ _AS_TEXT = PlainSerializer(_text, return_type=str, when_used="json")
 
 
 class Probation(Section):
-    """When a promotion is taken back by itself: see docs of sidecar.promote.probation. Durations are seconds."""
+    """When a promotion is rolled back automatically: see sidecar.promote.probation. Durations are in seconds."""
 
     duration: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT] = 1800.0
     min_requests: Annotated[int, Field(ge=50)] = 200
@@ -74,9 +74,9 @@ class Probation(Section):
 class Promotion(Section):
     """When a configuration replaces the incumbent: see sidecar.promote.decision for the rule.
 
-    ``pairs`` are the numbers of pairs of starts after which there is an interim analysis. ``min_gain`` is of the
-    objective, relative; ``tolerance`` is how far one start of the candidate may exceed a limit, relative to it.
-    ``noise`` is the least that starts of one configuration are taken to deviate, relative.
+    ``pairs`` are the numbers of A/B restarts after which there is an interim analysis. ``min_gain`` is the minimum
+    relative gain in the objective; ``tolerance`` is how far one restart of the candidate may exceed a limit, relative
+    to it. ``noise`` is the minimum assumed relative run-to-run spread.
     """
 
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.98
@@ -95,12 +95,12 @@ class Promotion(Section):
 
     @property
     def requests_for_p99(self) -> int:
-        """So many requests within a limit show, at ``slo_confidence``, that at most 1 in 100 is beyond it."""
+        """Requests within a limit needed to show, at ``slo_confidence``, that at most 1 in 100 exceeds it."""
         return math.ceil(math.log(1 - self.slo_confidence) / math.log(0.99))
 
     @property
     def requests_a_start(self) -> int:
-        """The fewest that a start is loaded with, for enough of them by the first look."""
+        """The minimum per restart, so that the first interim analysis has enough."""
         return math.ceil(self.requests_for_p99 / self.pairs[0])
 
 
@@ -113,7 +113,7 @@ def _cron(text: str) -> str:
 
 
 class Hooks(Section):
-    """Commands, each a list of words and never for a shell, by which others are told of a window."""
+    """Commands that announce a window, each a list of words, run without a shell."""
 
     before_drain: list[str] = []
     after_restore: list[str] = []
@@ -125,15 +125,15 @@ class WindowConfig(Section):
 
     cron: Annotated[str, AfterValidator(_cron)] | None = None
     duration: Annotated[PositiveFloat, _FROM_TEXT, AfterValidator(_a_week), _AS_TEXT] = 3600.0
-    # Between /ready turning not-ready and the drain: time for load balancers to see it.
+    # Delay between /ready turning not-ready and the drain, for load balancers to notice.
     notice: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT] = 5.0
-    # Requests a second of the last minutes; none opens above it.
+    # Recent load, in requests per second, above which no window opens.
     max_rate: PositiveFloat | None = None
-    # How long none opens after one that has failed.
+    # Backoff after a failed window.
     after_failure: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT] = 86400.0
-    # How late a window may still open; a quarter of its duration unless given.
+    # How late a window may still open; by default a quarter of its duration.
     latest_start: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT] | None = None
-    # Whether a window that was missed opens as soon as it can.
+    # Whether a missed window opens as soon as possible.
     make_up: bool = False
     hooks: Hooks = Hooks()
 
@@ -143,9 +143,9 @@ class WindowConfig(Section):
         return self.duration / 4 if self.latest_start is None else min(self.latest_start, self.duration)
 
     def next_opening(self, now: float) -> float | None:
-        """When the next one is due after ``now``, both seconds since the epoch; None without ``cron``."""
+        """The next due time after ``now``, both in seconds since the epoch; None without ``cron``."""
         if self.cron is None:
             return None
-        # By the clock on the wall, which may change before then. The hour that it shows twice counts once.
+        # In local time, which may be changed before then. An hour that occurs twice counts once.
         walls = CronSim(self.cron, datetime.fromtimestamp(now))
         return next(at for wall in walls if (at := wall.timestamp()) > now)

@@ -1,1 +1,1 @@
-"""A load, its partial results, and the verdict."""
+"""Loads, their partial results, and the verdict."""

@@ -1,28 +1,28 @@
-"""The highest request rate that still meets the SLO, in few loads: doubled until it fails, then halved in between.
+"""Finds the highest request rate that meets the SLO in few loads: doubling until it fails, then bisection.
 
-Pure: which rate comes next follows from what was tried.
+Pure: the next rate follows from the loads measured so far.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Two rates that are this close cannot be told apart by a load of some hundred requests.
+# Rates this close cannot be told apart by a load of a few hundred requests.
 TOLERANCE = 1.1
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A load at ``rate`` requests a second, and whether it met the SLO."""
+    """A load at ``rate`` requests per second, and whether it met the SLO."""
 
     rate: float
     met: bool
 
 
 def next_rate(tried: Sequence[Tried], base: float, highest: float) -> float | None:
-    """The next rate to try, requests a second; None once the capacity is known.
+    """The next rate to try, in requests per second; None once the capacity is known.
 
-    The first is ``base``, which a configuration must meet to be feasible; none goes above ``highest``.
+    The first is ``base``, which a configuration must meet to be feasible; no rate exceeds ``highest``.
     """
     if not tried:
         return base
@@ -35,7 +35,7 @@ def next_rate(tried: Sequence[Tried], base: float, highest: float) -> float | No
 
 
 def capacity(tried: Sequence[Tried]) -> float | None:
-    """The highest rate that met the SLO with none below it that missed; None where the first already missed."""
+    """The highest rate that met the SLO, with none below it that missed; None if the first rate missed it."""
     missed = _lowest_missed(tried)
     met = [t.rate for t in tried if t.met and (missed is None or t.rate < missed)]
     return max(met, default=None)

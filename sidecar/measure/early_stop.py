@@ -1,24 +1,24 @@
 """When a load of the search may end before its last request. Pure.
 
-What may end it, from the surest to the least sure:
+The rules, from certain to least certain:
 
-1. Arithmetic. The SLO is missed whatever comes: even if every request that is still unknown took no time at all, the
-   verdict would say so. This is never wrong, because a p99 and a share of failures only grow with the values they are
-   taken of. A request in flight counts with its age. For the p99 of ITL, gaps that may still come count as 0, and the
-   gaps of a request count once it has ended, because those of a failed one are not judged.
-2. The sequential test of sidecar.measure.sequential_test, where the number of requests is left to it (no
-   ``workload.requests``). It ends good loads too, once they have shown enough.
+1. Arithmetic. The SLO is missed whatever happens: even if every unknown request took no time at all. This is never
+   wrong, because a p99 and an error rate only grow with their values. A request in flight counts with its age. For the
+   p99 of ITL, future gaps count as 0, and the gaps of a request count once it has ended, because those of a failed
+   request are not judged.
+2. The sequential test of sidecar.measure.sequential_test, if the number of requests is not fixed (no
+   ``workload.requests``). It also ends good loads once they have shown enough.
 3. The trend of sidecar.measure.saturation: requests arrive faster than they are served.
-4. The estimated result: it misses a limit by more than its uncertainty.
-5. A comparison: the load is not going to beat the best configuration so far. Requests are compared in pairs, because
-   every trial sends the same ones.
+4. The estimated result misses a limit by more than its uncertainty.
+5. A comparison: the load will not beat the best configuration. Requests are compared in pairs, because every trial
+   sends the same ones.
 
-What the search needs decides how soon. Until a configuration has met the SLO, the violations are all that it has to go
-by, so a load that misses the SLO (1 to 4) runs on until its estimated result can be ranked among the others. After
-that it ends at once. Every early stop carries the estimated result (sidecar.measure.load_estimate).
+How soon a load ends depends on what the search needs. Until a configuration has met the SLO, the search has only the
+violations to go by, so a load that misses the SLO (1 to 4) runs on until its estimated result can be ranked among the
+others. After that it ends at once. Every early stop carries the estimated result (sidecar.measure.load_estimate).
 
-The baseline is left to arithmetic alone, and the starts that a promotion rests on always run to the end: a promotion
-compares samples of one size, and a sample that was cut short because of its content is biased.
+For the baseline only arithmetic applies, and the restarts behind a promotion always run to the end: a promotion
+compares samples of equal size, and a sample truncated because of its content is biased.
 """
 
 import math
@@ -45,28 +45,27 @@ from sidecar.measure.partial_load import (
 from sidecar.measure.requests import End, Ending, LoadProgress
 from sidecar.measure.verdict import slo_limits
 
-# The first requests may all have come in one burst: no load ends before this many were sent, or a quarter of them if
-# that is less.
+# The first requests may arrive in one burst: no load ends before this many were sent, or a quarter of them if fewer.
 _LEAST_SENT = 30
-# An estimate can be ranked when its standard deviation is this small, or this small against how far the limit is
+# An estimate can be ranked once its standard deviation is this small, absolutely or relative to how far the limit is
 # missed; at the latest after this share of the requests.
 _RANKED_SD, _RANKED_SHARE, _RANKED_SENT = 0.2, 0.25, 0.6
-# A comparison needs this share of the requests to have ended, and at least this many; the later it is, the less doubt
-# it leaves, in standard errors of the ratio.
+# A comparison needs this share of the requests to have ended, and at least this many; the required significance, in
+# standard errors of the ratio, falls as the load progresses.
 _COMPARED_SHARE, _LEAST_COMPARED = 0.15, 15
 _EARLY_DOUBT, _LATE_DOUBT = 0.8, 0.0
-_NO_DOUBT = 2.5  # standard deviations by which an estimate misses a limit
-# Misses beyond the 1% that a p99 allows, in standard deviations of a Poisson count.
+_NO_DOUBT = 2.5  # standard deviations by which an estimate must miss a limit
+# Misses in excess of the 1% that a p99 allows, in standard deviations of a Poisson count.
 _ALLOWED, _MISSES_SIGMAS = 0.01, 3.0
-_NO_GAIN = 0.01  # relative; a smaller gain is not worth the rest of the load
+_NO_GAIN = 0.01  # relative; a smaller gain is not worth finishing the load
 
 
 @dataclass(frozen=True)
 class SearchNeeds:
-    """What the search knows before a load: whether a configuration has met the SLO, and the best one so far.
+    """What the search knows before a load: whether a configuration has met the SLO, and the best one.
 
-    ``best`` is the number of its trial, 0 without one, and ``best_e2e_s`` the E2E latencies of its requests by arrival;
-    empty where the objective is not the mean latency.
+    ``best`` is the number of its trial, 0 if there is none, and ``best_e2e_s`` the E2E latencies of its requests by
+    arrival; empty if the objective is not the mean latency.
     """
 
     feasible_known: bool = True
@@ -79,7 +78,7 @@ NO_NEEDS = SearchNeeds()
 
 @dataclass(frozen=True)
 class Rules:
-    """The stop rules of one load; a ``thorough`` one ends early by arithmetic alone."""
+    """The stop rules of one load; a ``thorough`` one is stopped early by arithmetic only."""
 
     slo: Slo
     workload: Workload
@@ -88,7 +87,7 @@ class Rules:
     needs: SearchNeeds = NO_NEEDS
 
     def __call__(self, progress: LoadProgress) -> Ending | None:
-        """How the load is to end now, if it is."""
+        """How the load should end now, if at all."""
         sent = arrivals(progress)
         if len(sent) < min(_LEAST_SENT, progress.planned // 4):
             return None
@@ -103,7 +102,7 @@ class Rules:
         return ending
 
     def _verdict(self, sent: Sequence[Arrival], progress: LoadProgress) -> Ending | None:
-        """The ending that the SLO alone calls for."""
+        """The ending required by the SLO alone."""
         missed = surely_missed(sent, progress.now_s, progress.planned, self.slo, self.workload)
         if missed is not None or self.thorough:
             return missed
@@ -118,7 +117,7 @@ class Rules:
         return estimate_load(load, self.slo, self.needs.best_e2e_s)
 
     def _expected_to_miss(self, sent: Sequence[Arrival], progress: LoadProgress) -> EarlyStop | None:
-        """The end of a load whose estimate misses a limit beyond doubt, although arithmetic cannot tell yet."""
+        """Ends a load whose estimate clearly misses a limit, although arithmetic cannot tell yet."""
         if sum(a.ended for a in sent) < max(_LEAST_COMPARED, _COMPARED_SHARE * progress.planned):
             return None
         estimate = self._estimate(sent, progress)
@@ -136,7 +135,7 @@ class Rules:
         return lower_bounds(sent, progress.now_s, progress.planned, p99s_ms, sum(a.failed for a in sent))
 
     def _outperformed(self, sent: Sequence[Arrival], progress: LoadProgress) -> EarlyStop | None:
-        """The end of a load that is not going to beat the best configuration."""
+        """Ends a load that will not beat the best configuration."""
         best_s = self.needs.best_e2e_s
         ended = sum(a.ended for a in sent)
         if len(best_s) != progress.planned or ended < max(_LEAST_COMPARED, _COMPARED_SHARE * progress.planned):
@@ -158,7 +157,7 @@ class Rules:
 
 
 def _beyond_doubt(limit: LimitEstimate, sent: int) -> bool:
-    """Whether a limit is going to be missed: by the estimate, and by more misses seen than chance explains."""
+    """Whether a limit will be missed: according to the estimate, and with more misses than chance explains."""
     if limit.log_excess <= _NO_DOUBT * limit.sd + _NO_GAIN:
         return False
     allowed = _ALLOWED * sent
@@ -166,7 +165,7 @@ def _beyond_doubt(limit: LimitEstimate, sent: int) -> bool:
 
 
 def can_be_ranked(estimate: LoadEstimate | None) -> bool:
-    """Whether the estimated violation is exact enough to be compared with those of other loads."""
+    """Whether the estimated violation is precise enough to be ranked against other loads."""
     if estimate is None:
         return False
     if estimate.sent >= _RANKED_SENT * estimate.planned:
@@ -178,7 +177,7 @@ def can_be_ranked(estimate: LoadEstimate | None) -> bool:
 def surely_missed(
     sent: Sequence[Arrival], now_s: float, planned: int, slo: Slo, workload: Workload
 ) -> EarlyStop | None:
-    """The early stop if the SLO is missed by arithmetic, of ``planned`` requests."""
+    """The early stop if, by arithmetic, a load of ``planned`` requests misses the SLO."""
     longest = int(workload.output_tokens * (1 + workload.spread)) + 1  # tokens
     gaps = gaps_of(sent)
     unknown = planned - sum(a.ended for a in sent)

@@ -1,4 +1,4 @@
-"""Sends the load of a trial with vLLM's own benchmark client, in a process of vLLM's environment that stays alive."""
+"""Sends a trial's load with vLLM's own benchmark client, in a long-lived process in vLLM's environment."""
 
 import os
 import queue
@@ -34,15 +34,15 @@ _MESSAGE: TypeAdapter[GeneratorMessage] = TypeAdapter(Annotated[GeneratorMessage
 
 
 class LoadError(RuntimeError):
-    """The client could not measure; the text gives the reason."""
+    """The client could not measure; the text is the reason."""
 
 
 class LoadTimeoutError(LoadError):
-    """The client did not answer in time: the engine accepts requests and does not complete them."""
+    """The client timed out: the engine accepts requests and does not complete them."""
 
 
 class LoadClient:
-    """Sends loads, one at a time. The process is started at the first use, and again when it has died."""
+    """Sends loads one at a time. The process is started on first use, and again after it has died."""
 
     def __init__(self, python: str, log: Path, env: Mapping[str, str]) -> None:
         self._python = python
@@ -53,7 +53,7 @@ class LoadClient:
         self._awaiting_ready = False
 
     def start(self) -> None:
-        """Starts the client without waiting for it; its imports take some seconds."""
+        """Starts the client without waiting for it; its imports take several seconds."""
         if self._process is not None and self._process.poll() is None:
             return
         self._answers = queue.Queue()
@@ -81,7 +81,7 @@ class LoadClient:
         *,
         watch: StopRule = to_the_end,
     ) -> LoadResult:
-        """Sends ``workload`` to the engine at ``base_url``; ``watch`` may end it early.
+        """Sends ``workload`` to the engine at ``base_url``; ``watch`` may end the load early.
 
         Raises LoadError, LoadTimeoutError, Cancelled.
         """
@@ -89,18 +89,18 @@ class LoadClient:
         self.await_ready(cancelled)
         argv = benchmark_argv(workload, base_url, model, tokenizer)
         self._send(RunLoad(tuple(argv), workload.request_timeout_s, workload.warmup_requests))
-        # Each request has its own deadline: the last warm-up's, then the last one's after the time that sending takes.
+        # Each request has its own deadline: the last warm-up's, and the last one's after the sending time.
         sending_s = workload.most_requests / workload.rate * 2
         longest_s = warmup.LONGEST_WARMUP_S + sending_s + workload.request_timeout_s * 2 + _SPARE_S
         report, ending = self._until_reported(longest_s, cancelled, watch)
-        # It may have ended by itself before it could be ended.
+        # It may have finished before the stop took effect.
         stopped = ending if len(report.requests) < report.planned else None
         return LoadResult(report.requests, report.duration_s, report.planned, report.cancelled, report.warm_up, stopped)
 
     def _until_reported(
         self, longest_s: float, cancelled: Callable[[], bool], watch: StopRule
     ) -> tuple[LoadReport, Ending | None]:
-        """The load's report, and how ``watch`` ended it."""
+        """The load's report, and the ending that ``watch`` chose."""
         deadline = time.monotonic() + longest_s
         finished: tuple[RequestResult, ...] = ()
         ending: Ending | None = None
@@ -131,12 +131,12 @@ class LoadClient:
             raise LoadError(f"the benchmark client has died: {error}; see {self._log}") from None
 
     def await_ready(self, cancelled: Callable[[], bool]) -> None:
-        """Waits until a client that was started has finished its imports. Raises LoadError, Cancelled."""
+        """Waits until a started client has finished its imports. Raises LoadError, Cancelled."""
         if self._awaiting_ready:
             try:
                 self._receive(_START_TIMEOUT_S, cancelled)
             except LoadTimeoutError as error:
-                # The engine has no part in this.
+                # The engine is not involved here.
                 raise LoadError(str(error)) from None
             self._awaiting_ready = False
 
@@ -165,12 +165,12 @@ class LoadClient:
             raise self._unreadable(str(error)) from None
 
     def _unreadable(self, why: str) -> LoadError:
-        """Ends the client, whose next message might answer this load, and returns the error to raise."""
+        """Stops the client, whose next message might belong to this load, and returns the error to raise."""
         self.close()
         return LoadError(f"the benchmark client's answer can't be read: {' '.join(why.split())[:300]}; see {self._log}")
 
     def _poll(self) -> str | None:
-        """The next line; empty when there is none yet, None when there will be none."""
+        """The next line; empty if there is none yet, None at the end of the stream."""
         try:
             return self._answers.get(timeout=_POLL_S)
         except queue.Empty:
@@ -185,7 +185,7 @@ def _drain(process: subprocess.Popen[str], answers: "queue.Queue[str | None]") -
 
 
 def _environment(env: Mapping[str, str]) -> dict[str, str]:
-    # The client is not an engine, so the plugin stays out of it. A fixed hash seed makes the prompts repeatable.
+    # The client is not an engine, so the plugin is disabled in it. A fixed hash seed makes the prompts repeatable.
     own = {"VLLM_PLUGINS": "", "PYTHONHASHSEED": "0"}
     engines = {**os.environ, **env}
     key = engines.get("VLLM_API_KEY")
@@ -214,7 +214,7 @@ def benchmark_argv(workload: Workload, base_url: str, model: str, tokenizer: str
 
 
 def _dataset(workload: Workload) -> dict[str, object]:
-    """The options of vLLM's reader."""
+    """The options of vLLM's dataset reader."""
     if workload.dataset_path is None:
         return {
             "random-input-len": workload.input_tokens,

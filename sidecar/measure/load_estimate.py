@@ -1,12 +1,12 @@
-"""The result a partial load is heading for: each limit's final statistic and the mean latency, with uncertainty. Pure.
+"""The estimated final result of a partial load: each limit's statistic and the mean latency, with uncertainty. Pure.
 
-TTFTs of requests that have not been sent yet are drawn from the later half of those seen, plus the trend of that half
-if it is significant: when the queue grows, each request waits longer than the one before. A request that still waits
-for its first token gets at least its age plus its share of the queue ahead of it. The E2E latency is the TTFT plus a
-generation time drawn from the finished requests. Percentiles are taken over the completed sample of ``planned``.
+TTFTs of unsent requests are drawn from the later half of those seen, plus the trend of that half if it is significant:
+in a growing queue each request waits longer than the one before. A request still waiting for its first token gets at
+least its age plus its share of the queue ahead. E2E latency is the TTFT plus a generation time drawn from the finished
+requests. Percentiles are taken over the completed sample of ``planned`` requests.
 
-The standard deviations are of logarithms. Their constants were fitted to loads of a simulated engine that were cut off
-at random and then finished.
+Standard deviations are of logarithms. Their constants were fitted to loads of a simulated engine, truncated at random
+and then finished.
 """
 
 import math
@@ -23,29 +23,29 @@ from vllm_sloguard.latency import nearest_rank
 
 _Array: TypeAlias = NDArray[np.floating[Any]]
 
-_MOST_LOG = math.log(50.0)  # of measured / limit: beyond that only "far off" counts
+_MOST_LOG = math.log(50.0)  # cap on log(measured / limit)
 _SIGNIFICANT = 2.0  # standard errors of the trend's slope
 _LEAST_SD, _TREND_SD = 0.03, 0.7
-_TAIL_SD, _GAPS_TAIL_SD = 0.9, 0.2  # for each factor of e between a p90 and its p99
-_BURST_SD = 0.3  # of the rate at which requests were served, against a Poisson count
-_UNSEEN_HALF_SD = 0.15  # what the unseen part may bring that the seen part has not shown
+_TAIL_SD, _GAPS_TAIL_SD = 0.9, 0.2  # per factor of e between a p90 and its p99
+_BURST_SD = 0.3  # of the service rate, relative to a Poisson count
+_UNSEEN_HALF_SD = 0.15  # for effects that only appear in the unseen part
 _LEAST_MEAN_SD = 0.01
 _UNSEEN_SD = 1.0
-_FEWEST = 4  # values of a sample that a statistic is taken of
+_FEWEST = 4  # minimum sample size for a statistic
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """Predicted values of a whole load, seconds, of which the first ``seen`` of ``planned`` requests are known."""
+    """Predicted latencies of a complete load, in seconds; the first ``seen`` of ``planned`` requests are known."""
 
     values_s: _Array
     seen: int
     planned: int
-    trend_s: float = 0.0  # standard deviation that the trend adds at the end
+    trend_s: float = 0.0  # extra standard deviation from the trend at the end
     tail_sd: float = _TAIL_SD
 
     def log_statistic(self, share: float | None) -> tuple[float, float]:
-        """log(percentile in seconds), the mean for None, and the standard deviation."""
+        """log(percentile in seconds), or of the mean for None, and its standard deviation."""
         finite = self.values_s[np.isfinite(self.values_s)]
         if len(finite) < _FEWEST:
             return math.nan, _UNSEEN_SD
@@ -69,7 +69,7 @@ def _quantile(values: _Array, share: float) -> float:
 
 @dataclass(frozen=True)
 class RunningLoad:
-    """The requests ``sent`` so far, by arrival, of a load of ``planned`` requests, ``rate`` a second."""
+    """The requests ``sent`` so far, by arrival, of a load of ``planned`` requests at ``rate`` per second."""
 
     sent: Sequence[Arrival]
     now_s: float
@@ -78,10 +78,10 @@ class RunningLoad:
 
 
 def estimate_load(load: RunningLoad, slo: Slo, reference_s: Sequence[float] = ()) -> LoadEstimate | None:
-    """The estimate; None when there is nothing to estimate from.
+    """The estimate; None without enough data.
 
-    ``reference_s`` are the E2E latencies of the same requests under another configuration: their ratio to the ones
-    seen says more of the mean than these alone, because requests differ in length.
+    ``reference_s`` are the E2E latencies of the same requests under another configuration. Requests differ in length,
+    so the ratio to the reference estimates the mean better than the latencies alone.
     """
     sent, planned = load.sent, load.planned
     if not sent or planned <= 0:
@@ -127,7 +127,7 @@ def _limit(limit: LatencyLimit, sample: _Sample, seen_s: _Array) -> LimitEstimat
 
 
 def _ttfts(load: RunningLoad) -> tuple[_Sample, float]:
-    """The TTFTs of all planned requests, and their trend."""
+    """The TTFTs of all planned requests, with their trend."""
     sent, now_s, planned, rate = load.sent, load.now_s, load.planned, max(load.rate, 1e-6)
     starts = np.array([a.start_s for a in sent])
     seen = np.array([a.ttft_s for a in sent])
@@ -147,10 +147,10 @@ def _ttfts(load: RunningLoad) -> tuple[_Sample, float]:
         filler = float(np.max(seen[finite])) if finite.any() else now_s - float(starts[0])
         return _Sample(np.append(seen, np.full(max(future, 0), filler)), len(sent), planned, filler), 0.0
     slope, error = _slope(starts[half], seen[half])
-    # Neighbours depend on each other: fewer independent values than there are requests.
+    # Neighbours are correlated, so there are fewer independent values than requests.
     significant = slope > _SIGNIFICANT * error and len(waiting) > 0
     if significant:
-        # A burst makes the TTFT grow too; the queue keeps growing only if fewer first tokens come than requests.
+        # A burst raises TTFT too; the queue keeps growing only if first tokens come more slowly than requests.
         middle_s = float(starts[half[0]])
         firsts = (starts + seen)[begun & finite]
         served = max(int(((firsts > middle_s) & (firsts <= now_s)).sum()), 1)
@@ -170,7 +170,7 @@ def _ttfts(load: RunningLoad) -> tuple[_Sample, float]:
 
 
 def _slope(at: _Array, values: _Array) -> tuple[float, float]:
-    """Least-squares slope and its standard error, widened for neighbours that depend on each other."""
+    """Least-squares slope and its standard error, widened for correlated neighbours."""
     centred = at - at.mean()
     spread = float(centred @ centred)
     if spread <= 0:
@@ -183,7 +183,7 @@ def _slope(at: _Array, values: _Array) -> tuple[float, float]:
 
 
 def _generation(load: RunningLoad, ended: Sequence[Arrival]) -> _Array:
-    """From first to last token: as seen, at least as long as it has taken, or drawn from the finished requests."""
+    """Generation times: observed, bounded below by the time so far, or drawn from the finished requests."""
     elapsed_s = load.now_s - load.sent[0].start_s
     drawn = np.sort([a.e2e_s - a.ttft_s for a in ended]) if ended else np.array([elapsed_s])
     count = max(load.planned, len(load.sent))
@@ -199,7 +199,7 @@ def _generation(load: RunningLoad, ended: Sequence[Arrival]) -> _Array:
 
 
 def _failures(failed: int, sent: int, planned: int, limit: float) -> LimitEstimate:
-    """The error rate: failures seen, and the same share of what is still to come."""
+    """The error rate: observed failures, extrapolated to the remaining requests."""
     share = failed / sent
     if not limit:
         return LimitEstimate(ERROR_RATE, _MOST_LOG if failed else -_MOST_LOG, 0.1, share)
@@ -210,7 +210,7 @@ def _failures(failed: int, sent: int, planned: int, limit: float) -> LimitEstima
 
 
 def _mean(load: RunningLoad, predicted_s: _Array, reference_s: Sequence[float]) -> tuple[float | None, float]:
-    """The mean E2E latency at the end, and the standard deviation of its logarithm."""
+    """The final mean E2E latency, and the standard deviation of its logarithm."""
     finite = predicted_s[np.isfinite(predicted_s)]
     if not len(finite):
         return None, _UNSEEN_SD
@@ -226,9 +226,9 @@ def _mean(load: RunningLoad, predicted_s: _Array, reference_s: Sequence[float]) 
 
 
 def mean_ratio(sent: Sequence[Arrival], reference_s: Sequence[float]) -> tuple[float, float, int] | None:
-    """Logarithm of the mean E2E latency over the reference's, over the requests seen, its standard error, and how many.
+    """Log ratio of the mean E2E latency to the reference's over the seen requests, its standard error, their number.
 
-    Requests that have not ended count by their age where they are already slower than the reference.
+    Unfinished requests count with their age if they are already slower than the reference.
     """
     pairs = [
         (a.e2e_s, r)

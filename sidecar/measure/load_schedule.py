@@ -1,7 +1,7 @@
-"""Which loads a trial sends: one at the configured rate or, for the capacity, as many as it takes to find it. Pure.
+"""The loads of a trial: one at the configured rate, or for capacity as many as the search needs. Pure.
 
-A load whose sender fell behind is repeated once and never counts. For the capacity a rate counts as met only in a
-steady state; a load that was too short for that is repeated once, longer.
+A load whose sender fell behind is repeated once and never counts. For capacity, a rate counts as met only in a steady
+state; a load that was too short for that is repeated once, for longer.
 """
 
 import math
@@ -20,7 +20,7 @@ from sidecar.measure.sender_lag import sender_lag
 from sidecar.measure.steady_state import SteadyState, lasting, least_duration_s, settling_s, steady_state
 from sidecar.measure.verdict import violation
 
-# Of the configured rate, where the capacity is the objective and no highest rate is given.
+# Multiple of the configured rate; for capacity without highest_rate.
 _HIGHEST_RATE = 16.0
 _LONGEST_S = 180.0
 _MOST_ATTEMPTS = 2  # at one rate
@@ -29,29 +29,30 @@ _WARM_START_S, _FEWEST_WARM = 5.0, 10
 
 @dataclass(frozen=True)
 class RateLoad:
-    """A load at ``rate`` requests a second."""
+    """A load at ``rate`` requests per second."""
 
     rate: float
     load: LoadResult
 
 
 class Loads(Protocol):
-    """The loads that an engine gets."""
+    """Schedules the loads of one engine."""
 
     def next_load(self, done: Sequence[RateLoad], *, warm: bool) -> Workload | None:
-        """What to send next; None for no more. ``warm`` tells that the engine needs no warm-up."""
+        """The next load; None if there is none. ``warm``: the engine needs no warm-up."""
         ...
 
     def stop_rule(self, rate: float) -> StopRule:
-        """When a load at ``rate`` ends early."""
+        """The stop rule for a load at ``rate``."""
         ...
 
 
 @dataclass(frozen=True)
 class LoadSchedule:
-    """``compared`` loads, those of a validation, are of one size and not ended early, and have ``least_requests``.
+    """``compared`` loads (of a validation) have equal sizes, at least ``least_requests``, and are not ended early.
 
-    A ``thorough`` load ends early by arithmetic alone, any other as soon as it has given what the search ``needs``.
+    A ``thorough`` load is stopped early by arithmetic only, any other as soon as it has given what the search
+    ``needs``.
     """
 
     slo: Slo
@@ -64,7 +65,7 @@ class LoadSchedule:
     needs: SearchNeeds = NO_NEEDS
 
     def next_load(self, done: Sequence[RateLoad], *, warm: bool) -> Workload | None:
-        """What to send next; None once everything is known. ``warm`` tells that the engine needs no warm-up."""
+        """The next load; None once everything is known. ``warm``: the engine needs no warm-up."""
         rate = self._next_rate(done)
         if rate is None:
             return None
@@ -73,7 +74,7 @@ class LoadSchedule:
         return self.workload.model_copy(
             update={
                 "rate": rate,
-                # Prompts that are new to the engine: those of the load before are in its prefix cache.
+                # New prompts: those of the previous load are in the engine's prefix cache.
                 "seed": self.workload.seed + len(done),
                 "requests": self._requests(rate, min(least_s, _LONGEST_S)),
                 "warmup_requests": 0 if done or warm else self.workload.warmup_requests,
@@ -81,19 +82,19 @@ class LoadSchedule:
         )
 
     def stop_rule(self, rate: float) -> StopRule:
-        """When a load at ``rate`` ends early."""
+        """The stop rule for a load at ``rate``."""
         if self.compared:
             return to_the_end
         workload = self.workload.model_copy(update={"rate": rate})
         return lasting(Rules(self.slo, workload, self.confidence, self.thorough, self.needs), self.slo)
 
     def counted(self, done: Sequence[RateLoad]) -> tuple[RateLoad, ...]:
-        """The last load at each rate, without those whose sender fell behind."""
+        """The last load at each rate, except those whose sender fell behind."""
         last = {d.rate: d for d in done}
         return tuple(d for d in last.values() if not fell_behind(d.load, self.slo))
 
     def tried(self, done: Sequence[RateLoad]) -> tuple[Tried, ...]:
-        """For the capacity: which rates were measured, and whether they were met."""
+        """For capacity: the measured rates, and whether they met the SLO."""
         return tuple(Tried(d.rate, self._met(d.load)) for d in self.counted(done))
 
     def _next_rate(self, done: Sequence[RateLoad]) -> float | None:
@@ -116,7 +117,7 @@ class LoadSchedule:
 
     def _requests(self, rate: float, least_s: float) -> int:
         base = max(self.workload.fixed_requests, self.least_requests) if self.compared else self.workload.most_requests
-        # A mean latency over a number of requests that the operator has fixed is measured over that number.
+        # If the operator has fixed the number of requests, a mean latency is measured over exactly that number.
         if self.workload.requests is not None and self.objective is Objective.LATENCY:
             return base
         return max(base, math.ceil(rate * least_s))
@@ -129,7 +130,7 @@ class LoadSchedule:
 
 @dataclass(frozen=True)
 class WarmStartLoad:
-    """A few seconds of the first load of ``schedule``: enough for an engine to fill the caches of later starts."""
+    """The first few seconds of ``schedule``: enough for an engine to fill the caches for later starts."""
 
     schedule: LoadSchedule
 
@@ -147,6 +148,6 @@ class WarmStartLoad:
 
 
 def fell_behind(load: LoadResult, slo: Slo) -> bool:
-    """Whether requests were sent so late that ``load`` does not count as a measurement."""
+    """Whether requests were sent too late for ``load`` to count as a measurement."""
     lag = sender_lag(load, slo)
     return lag is not None and lag.fell_behind

@@ -1,7 +1,7 @@
 """The statistics of one load. Pure.
 
-A request that failed counts in the percentiles of TTFT, TPOT and E2E latency as one that never ended. The usual clients
-leave it out, and so report the latencies of the survivors.
+In the percentiles of TTFT, TPOT and E2E latency a failed request counts as one that never ended. Most clients leave
+failed requests out, and so report only the survivors' latencies.
 """
 
 import math
@@ -31,23 +31,23 @@ _JSON = ConfigDict(ser_json_inf_nan="strings")
 
 @pydantic_dataclass(frozen=True, config=_JSON)
 class PercentileInterval:
-    """The 99% confidence interval of a percentile, each side on its own. None where ``n`` values give no bound."""
+    """The 99% confidence interval of a percentile, per side. None where ``n`` values are too few for a bound."""
 
     name: str
     low_ms: float | None
     high_ms: float | None
     n: int
-    needed: int  # the fewest values that bound it from above
+    needed: int  # minimum sample size for an upper bound
 
     @property
     def resolved(self) -> bool:
-        """Whether the sample was large enough to bound the percentile from above."""
+        """Whether the sample was large enough for an upper bound."""
         return self.n >= self.needed
 
 
 @pydantic_dataclass(frozen=True, config=_JSON)
 class Measurement:
-    """The statistics of one load. ``None`` is unmeasured, which never meets a limit; ``inf`` includes failed requests.
+    """The statistics of one load. ``None`` is unmeasured, which never meets a limit; ``inf`` is due to failed requests.
 
     ``intervals`` are those of the percentiles that the SLO limits.
     """
@@ -60,8 +60,8 @@ class Measurement:
     e2e_p99_ms: float | None
     ttft_mean_ms: float | None  # means are over the requests that succeeded
     e2e_mean_ms: float | None
-    goodput_rps: float  # requests a second that met every limit
-    # Journals of earlier versions have none of what follows.
+    goodput_rps: float  # requests per second that met every limit
+    # Missing in journals of earlier versions.
     ttft_p50_ms: float | None = None
     ttft_p90_ms: float | None = None
     ttft_p95_ms: float | None = None
@@ -77,23 +77,23 @@ class Measurement:
     e2e_p50_ms: float | None = None
     e2e_p90_ms: float | None = None
     e2e_p95_ms: float | None = None
-    goodput_share: float | None = None  # of all requests, those that met every limit
+    goodput_share: float | None = None  # share of all requests that met every limit
     intervals: tuple[PercentileInterval, ...] = ()
     steady: SteadyState | None = None
-    sender_lag_p99_ms: float | None = None  # how much later than they were due requests were sent
+    sender_lag_p99_ms: float | None = None  # delay of sending behind the schedule
 
     @property
     def error_rate(self) -> float:
-        """Share of the requests that failed."""
+        """Share of failed requests."""
         return self.failed / self.requests if self.requests else 1.0
 
     def latency_ms(self, statistic: LatencyStatistic) -> float | None:
-        """What was measured for ``statistic``; None where it was not."""
+        """The measured value of ``statistic``; None if unmeasured."""
         return getattr(self, statistic.name)
 
     @property
     def unresolved(self) -> tuple[PercentileInterval, ...]:
-        """The limited percentiles for which the sample was too small."""
+        """The limited percentiles whose sample was too small."""
         return tuple(interval for interval in self.intervals if not interval.resolved)
 
 
@@ -124,8 +124,8 @@ def measure(load: LoadResult, slo: Slo) -> Measurement:
 def meets(request: RequestResult, slo: Slo) -> bool:
     """Whether one request met every limit that a single request can miss.
 
-    Its gaps between tokens are judged like those of a load: an ``itl_p99_ms`` by the p99 of its own gaps, so that one
-    stall is a miss, a ``tpot_p99_ms`` by their mean.
+    Its gaps between tokens are judged like those of a load: ``itl_p99_ms`` by the p99 of its own gaps, so one stall is
+    a miss; ``tpot_p99_ms`` by their mean.
     """
     return _meets(request, slo.per_request)
 
@@ -135,7 +135,7 @@ def _meets(request: RequestResult, limits: Sequence[LatencyLimit]) -> bool:
 
 
 def _of_request(request: RequestResult, limit: LatencyStatistic) -> float | None:
-    """Seconds; None for the gaps of a request of one token."""
+    """Seconds; None for ITL and TPOT of a single-token request."""
     match limit.kind:
         case LatencyKind.TTFT:
             return never_if_none(request.ttft_s)
@@ -148,12 +148,12 @@ def _of_request(request: RequestResult, limit: LatencyStatistic) -> float | None
 
 
 def never_if_none(seconds: float | None) -> float:
-    """A time in seconds; infinite where the request was never answered."""
+    """A latency in seconds; infinite if the request was never answered."""
     return math.inf if seconds is None else seconds
 
 
 def _sample(requests: Sequence[RequestResult], kind: LatencyKind) -> list[float]:
-    """The ascending latencies of ``kind``, in seconds; infinite for failed requests, whose gaps are not judged."""
+    """The sorted latencies of ``kind``, in seconds; infinite for failed requests, which ITL leaves out."""
     good = [r for r in requests if not r.error]
     failed = [math.inf] * (len(requests) - len(good))
     match kind:

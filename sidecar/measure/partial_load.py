@@ -1,4 +1,4 @@
-"""A load that is still running: its requests so far, and lower bounds on what it will end with. Pure."""
+"""A running load: its requests so far, and lower bounds on its final result. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,16 +16,16 @@ from vllm_sloguard.latency import nearest_rank
 class StopReason(StrEnum):
     """Why a load was stopped before its last request."""
 
-    MISSED = "SLO missed"  # whatever the remaining requests do, or at the promised confidence
+    MISSED = "SLO missed"  # by arithmetic, or at the configured confidence
     SATURATED = "over-saturated"
     OUTPERFORMED = "outperformed"  # another configuration is better
 
 
 @dataclass(frozen=True)
 class LimitEstimate:
-    """One limit of the SLO: ``log_excess`` is log(final / limit), below 0 is met; ``sd`` is its standard deviation.
+    """One limit of the SLO: ``log_excess`` is log(final / limit), below 0 meets it; ``sd`` is its standard deviation.
 
-    ``over`` is the share of the requests (of the gaps, for ITL) seen so far that exceeded the limit.
+    ``over`` is the share of the requests (of the gaps, for ITL) so far that exceeded the limit.
     """
 
     name: str
@@ -41,11 +41,11 @@ class LimitEstimate:
 
 @dataclass(frozen=True)
 class LoadEstimate:
-    """What a load of ``planned`` requests would have shown at its end, as estimated when it was stopped.
+    """The predicted final result of a load of ``planned`` requests, estimated when it was stopped.
 
-    ``sent`` requests had been sent after ``elapsed_s``, and ``waiting`` of them had no first token yet.
-    ``queue_growth`` is the trend of the TTFT: seconds for each second of arrivals, 0 where it is not significant.
-    ``mean_sd`` is the standard deviation of the logarithm of ``mean_ms``.
+    ``sent`` requests had been sent after ``elapsed_s``, of which ``waiting`` had no first token yet. ``queue_growth``
+    is the trend of TTFT: seconds per second of arrivals, 0 if not significant. ``mean_sd`` is the standard deviation of
+    log(``mean_ms``).
     """
 
     planned: int
@@ -59,19 +59,19 @@ class LoadEstimate:
 
     @property
     def violation(self) -> float:
-        """As sidecar.measure.verdict.violation, of the estimates."""
+        """sidecar.measure.verdict.violation of the estimates."""
         excesses = [min(max(limit.margin, 0.0), 10.0) for limit in self.limits]
         return sum(excesses) / len(excesses) if excesses else 0.0
 
     @property
     def worst(self) -> LimitEstimate | None:
-        """The limit that is missed by most, or met by least."""
+        """The limit that is missed by most, or met by the smallest margin."""
         return max(self.limits, key=lambda limit: limit.log_excess, default=None)
 
 
 @dataclass(frozen=True)
 class EarlyStop(Ending):
-    """The end of a load that the search has no further use for.
+    """The end of a load that is of no further use to the search.
 
     In ``bounds`` the p99s and failures are lower bounds, None if unknown; ``estimate`` is the expected result.
     """
@@ -86,9 +86,9 @@ _NO_GAPS: NDArray[np.float64] = np.empty(0)
 
 @dataclass(frozen=True)
 class Arrival:
-    """One request that was sent. Its times, seconds, are lower bounds while it runs; a failed request's are infinite.
+    """One request that was sent. Its latencies, in seconds, are lower bounds while it runs; infinite if it failed.
 
-    ``begun`` says that ``ttft_s`` is final, ``ended`` that ``e2e_s`` is.
+    ``begun``: ``ttft_s`` is final; ``ended``: ``e2e_s`` is.
     """
 
     start_s: float
@@ -101,7 +101,7 @@ class Arrival:
 
 
 def arrivals(progress: LoadProgress) -> list[Arrival]:
-    """The requests that were sent, in that order."""
+    """The requests sent so far, in order."""
     found = [
         Arrival(r.start_s or 0.0, never_if_none(r.ttft_s), never_if_none(r.e2e_s), r.itls_s, True, True, bool(r.error))
         for r in progress.finished
@@ -114,19 +114,19 @@ def arrivals(progress: LoadProgress) -> list[Arrival]:
 
 
 def gaps_of(requests: Sequence[Arrival]) -> NDArray[np.float64]:
-    """All gaps between tokens of the requests that ended well, seconds; those of a failed one are not judged."""
+    """All gaps between tokens of the successful requests, in seconds; those of a failed request are not judged."""
     return np.concatenate(
         [_NO_GAPS, *(np.asarray(a.itls_s, dtype=np.float64) for a in requests if a.ended and not a.failed)]
     )
 
 
 def rank(total: int) -> int:
-    """The p99 of ``total`` values has this rank, counted from the largest."""
+    """The rank of the p99 of ``total`` values, counted from the largest."""
     return total - nearest_rank(total, 0.99) + 1
 
 
 def least_p99_ms(known_s: Sequence[float] | NDArray[np.float64], total: int) -> float | None:
-    """The lowest p99 that ``total`` values can have if the known ones are at least this large; None for any."""
+    """A lower bound on the p99 of ``total`` values, given lower bounds on the known ones; None if there is none."""
     if not total or len(known_s) < rank(total):
         return None
     return float(np.partition(np.asarray(known_s), -rank(total))[-rank(total)]) * 1000
@@ -139,9 +139,9 @@ def lower_bounds(
     p99s_ms: Mapping[str, float | None],
     failed: int = 0,
 ) -> Measurement:
-    """A measurement of lower bounds, over ``requests``; ``p99s_ms`` by the names of the limits.
+    """A measurement of lower bounds, over ``requests``; ``p99s_ms`` is keyed by the names of the limits.
 
-    Means and goodput are left out: the fast requests end first.
+    Means and goodput are left out: fast requests finish first, so they would be biased.
     """
     return Measurement(
         requests=requests,

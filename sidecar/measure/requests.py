@@ -1,4 +1,4 @@
-"""A load as values: its requests, its progress, how it ended."""
+"""Load data types: requests, progress, ending."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LoadProgress:
-    """A partial result at ``now_s``, on the clock of the starts; ``planned`` requests are sent in all."""
+    """A partial result at ``now_s``, on the same clock as the requests' starts, of ``planned`` requests."""
 
     now_s: float
     planned: int
@@ -30,9 +30,9 @@ class LoadProgress:
 
 @dataclass(frozen=True)
 class LoadResult:
-    """Every request of one load, failed ones included, and how long it took from the first to the last.
+    """Every request of one load, including failed ones, and the time from the first to the last.
 
-    ``ending`` is None where all that were ``planned`` were sent. Those that were cancelled are not among ``requests``.
+    ``ending`` is None if all ``planned`` were sent. ``requests`` leaves out the cancelled ones.
     """
 
     requests: tuple[RequestResult, ...]
@@ -45,13 +45,13 @@ class LoadResult:
 
 @dataclass(frozen=True)
 class Ending:
-    """That a load is to end, and why."""
+    """How and why a load is to end."""
 
     how: End
     why: str
 
 
-# Decides whether a load that is running ends now.
+# Decides whether a running load ends now.
 StopRule = Callable[[LoadProgress], Ending | None]
 
 

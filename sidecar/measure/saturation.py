@@ -1,18 +1,18 @@
-"""Over-saturation: more requests come in than are served, so that the time to the first token grows without end. Pure.
+"""Over-saturation: requests arrive faster than they are served, so that TTFT grows without bound. Pure.
 
-All of this must hold, of the requests that arrived before the first that still waits for its first token:
+All of this must hold for the requests that arrived before the first that still waits for its first token:
 
-- the median of their times to the first token is higher in each fifth of them than in the one before; the first fifth
-  is left out, in which the batch fills;
-- more wait for their first token now than when the middle one of them arrived;
-- since then fewer first tokens came than the rate of the load promises arrivals, by three standard deviations of a
-  Poisson count: a queue may also grow because more arrived than usual, and that ends by itself;
-- the line through the later half, by the method of Theil (1950) and Sen (1968) and with the slope at the low end of its
-  99 % interval, leads to more than one and a half times the limit where 98 % of the requests will have arrived.
+- the median TTFT rises from each fifth of them to the next; the first fifth is left out, because the batch is still
+  filling;
+- more requests wait for their first token now than when the middle one of them arrived;
+- since then there were fewer first tokens than expected arrivals, by three standard deviations of a Poisson count: a
+  queue may also grow because of a burst, which ends by itself;
+- the line through the later half (Theil 1950, Sen 1968), with the slope at the lower end of its 99 % interval, exceeds
+  one and a half times the limit by the time 98 % of the requests have arrived.
 
-Times of neighbours depend on each other, so that the interval is narrower than it should be: what is served, the rise
-in every part and the factor are what guards good loads, and that a quarter of the requests must have begun. This
-is a prediction, unlike arithmetic.
+TTFTs of neighbours are correlated, so the interval is too narrow. What protects good loads is the service rate, the
+rise in every fifth, the factor, and that a quarter of the requests must have begun. Unlike arithmetic, this is a
+prediction.
 """
 
 import math
@@ -30,11 +30,11 @@ _LEAST, _LEAST_SHARE = 60, 0.25
 _MARGIN = 1.5
 _SIGMAS = 3.0
 _CONFIDENCE = 0.99
-_WHERE = 0.98  # of the arrivals: what comes after it is more than a p99 allows
+_WHERE = 0.98  # of the arrivals: the rest exceeds what a p99 allows
 
 
 def saturation_ending(sent: Sequence[Arrival], now_s: float, planned: int, rate: float, slo: Slo) -> EarlyStop | None:
-    """The end of a load of ``planned`` requests, ``rate`` a second, that runs away; ``sent`` by arrival."""
+    """The end of a saturated load of ``planned`` requests at ``rate`` per second; ``sent`` by arrival."""
     limits = [(ms, name) for name in ("ttft_p99_ms", "e2e_p99_ms") if (ms := getattr(slo, name)) is not None]
     begun = list(takewhile(lambda a: a.begun, sent))
     if not limits or len(begun) < max(_LEAST, _LEAST_SHARE * planned) or any(a.failed for a in begun):
@@ -50,11 +50,11 @@ def saturation_ending(sent: Sequence[Arrival], now_s: float, planned: int, rate:
     if ttft_ms <= _MARGIN * limit_ms:
         return None
     why = (
-        f"over-saturated: the time to the first token grew from {begun[len(begun) // 2].ttft_s * 1000:.0f} to "
+        f"over-saturated: TTFT grew from {begun[len(begun) // 2].ttft_s * 1000:.0f} to "
         f"{begun[-1].ttft_s * 1000:.0f} ms in {len(begun)} of {planned} requests, and would be {ttft_ms:.0f} ms at "
         f"their end, {name} {limit_ms:g}"
     )
-    # The time to the first token is part of the whole: it is a bound for either.
+    # TTFT is part of E2E latency, so it bounds both.
     return EarlyStop(End.STOP, why, lower_bounds(sent, now_s, planned, {name: ttft_ms / _MARGIN}), StopReason.SATURATED)
 
 
@@ -70,8 +70,8 @@ def _waiting(sent: Sequence[Arrival], at_s: float) -> int:
 
 
 def _foreseen_ms(begun: Sequence[Arrival], planned: int) -> float:
-    """At least the time to the first token at the place ``_WHERE`` of the arrivals, if it goes on as it does."""
-    # Imported here: it takes longer than all else that the sidecar imports.
+    """A lower bound on TTFT at the share ``_WHERE`` of the arrivals, if the trend continues."""
+    # Imported here: this import is slower than all others of the sidecar.
     from scipy.stats import theilslopes  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     half = begun[len(begun) // 2 :]

@@ -1,23 +1,23 @@
 """How many requests the verdict on a p99 needs: a sequential test of the share of requests over each limit. Pure.
 
-A p99 within its limit allows 1 % of the requests over it. For each limit, with ``x`` of a request 1 if it was over it
-and else 0, the likelihood ratio of 2 % against 0.5 % (twice and half of what is allowed) is
+A p99 within its limit allows 1 % of the requests over it. For each limit, with ``x`` = 1 for a request over it and 0
+otherwise, the likelihood ratio of 2 % against 0.5 % (twice and half of what is allowed) is
 
     ratio = product over the requests of (2 % / 0.5 %) ** x * (98 % / 99.5 %) ** (1 - x)
 
-Above 1 / alpha the limit is missed, and the load is stopped. Below alpha for every limit, enough was seen: no more are
-sent, and the judge says what the sample shows. The ratio is a supermartingale where at most 0.5 % are over the limit,
-and its inverse where 2 % or more are, so that either crosses 1 / alpha with probability alpha at most, however often
-one looks (Ville 1939; the ratio is Wald's of 1945). So, with alpha = 1 - confidence: of a configuration with 0.5 % over
-a limit or less, each limit is called missed with probability alpha at most; one with 2 % or more over a limit ends as
-enough with probability alpha at most. In between either may come. At 98 %, 258 requests without a miss are enough.
+Above 1 / alpha the limit is missed, and the load is stopped. Below alpha for every limit the load has shown enough: no
+more requests are sent, and the verdict is that of the sample. The ratio is a supermartingale if at most 0.5 % are over
+the limit, and its inverse if 2 % or more are, so that either crosses 1 / alpha with probability at most alpha, whatever
+the number of interim analyses (Ville 1939; the ratio is Wald's of 1945). So, with alpha = 1 - confidence: if 0.5 % or
+less are over a limit, it is called missed with probability at most alpha; if 2 % or more are, the load ends as
+sufficient with probability at most alpha. In between either may happen. At 98 %, 258 requests without a miss suffice.
 
-- Times between tokens: ``x`` is the share of a request's that were over the limit. By convexity the inequality holds
-  for any ``x`` in [0, 1]; all requests count alike, whatever their lengths.
-- Failures: twice and half of ``error_rate``; where none is allowed, arithmetic has ended the load before.
-- Only the requests before the first that is still open count, by arrival: the quick ones end first.
-- The test supposes that a request's chance of a miss does not depend on those before it. Misses in bursts make it surer
-  than it should be; sidecar.measure.early_stop's least number of requests takes away the worst of that, not all.
+- ITL: ``x`` is the share of a request's gaps over the limit. By convexity the inequality holds for any ``x`` in [0, 1];
+  all requests have equal weight, whatever their lengths.
+- Failures: twice and half of ``error_rate``; if none is allowed, arithmetic has ended the load before.
+- Only requests that arrived before the first unfinished one count, because fast ones finish first.
+- The test assumes that misses are independent. Bursts of misses make it overconfident; the minimum number of requests
+  in sidecar.measure.early_stop mitigates the worst of that, not all.
 """
 
 import math
@@ -37,7 +37,7 @@ _FACTOR = 2.0
 
 @dataclass(frozen=True)
 class _Sample:
-    """Of one limit: the requests' ``x``, the share allowed, and, for a p99, what it was at least among them, ms."""
+    """One limit: the requests' ``x``, the allowed share, and, for a p99, a lower bound on it among them, in ms."""
 
     name: str
     misses: list[float]
@@ -46,7 +46,7 @@ class _Sample:
 
 
 def sequential_ending(sent: Sequence[Arrival], now_s: float, slo: Slo, confidence: float) -> Ending | None:
-    """How the load is to end, if it was seen enough of it; ``sent`` by arrival."""
+    """How the load should end, if it has shown enough; ``sent`` by arrival."""
     enough = -math.log(1 - confidence)
     samples = _samples(sent, slo)
     for sample in samples:
@@ -56,7 +56,7 @@ def sequential_ending(sent: Sequence[Arrival], now_s: float, slo: Slo, confidenc
                 return missed
     covered = {sample.name for sample in samples}
     if not all(limit.name in covered for limit in slo.latency_limits):
-        return None  # a limit that is not tested here may yet be missed
+        return None  # a limit that is not tested here may still be missed
     if all(log_ratio(sample.misses, sample.allowed) <= -enough for sample in samples):
         fewest = min(len(sample.misses) for sample in samples)
         return Ending(End.ENOUGH, f"{fewest} requests show every limit met, at confidence {confidence:.0%}")
@@ -64,7 +64,7 @@ def sequential_ending(sent: Sequence[Arrival], now_s: float, slo: Slo, confidenc
 
 
 def log_ratio(misses: Sequence[float], allowed: float) -> float:
-    """Logarithm of the likelihood ratio of twice against half of the ``allowed`` share."""
+    """Log likelihood ratio of twice against half of the ``allowed`` share."""
     high, low = min(_FACTOR * allowed, (1 + allowed) / 2), allowed / _FACTOR
     over = math.fsum(misses)
     return over * math.log(high / low) + (len(misses) - over) * math.log((1 - high) / (1 - low))
@@ -88,14 +88,14 @@ def _samples(sent: Sequence[Arrival], slo: Slo) -> list[_Sample]:
 
 
 def _of_times(name: str, times_s: list[tuple[float, bool]], limit_ms: float) -> _Sample:
-    """Of times, each with whether it is final: one that is not, but over the limit, is known well enough."""
+    """Latencies, each with whether it is final: one already over the limit is conclusive even if not final."""
     known = [time_s for time_s, _ in takewhile(lambda time: time[1] or time[0] * 1000 > limit_ms, times_s)]
     over = [float(time_s * 1000 > limit_ms) for time_s in known]
     return _Sample(name, over, p99_ms=least_p99_ms(known, len(known)))
 
 
 def _missed(sample: _Sample, sent: Sequence[Arrival], now_s: float, slo: Slo, confidence: float) -> EarlyStop | None:
-    """The end for one limit; None where the p99 of the very sample was met, as it may be for unequal lengths."""
+    """The end for one limit; None if the sample's own p99 met it, which is possible with unequal lengths."""
     count, over = len(sample.misses), sum(sample.misses)
     sure = f"more than {sample.allowed:.2g} of all at confidence {confidence:.0%}"
     if sample.name == "error_rate":

@@ -1,9 +1,9 @@
 """Whether a load shows a steady state, or only the transient before a queue builds up. Pure.
 
-An engine that is sent 10% more than it can serve looks fine at first: the queue delay grows by 0.1 s a second. So a
-load must last ten times the tightest latency limit; the last requests of an overload of 10% then wait for as long as
-that limit. And what is answered must keep up with what arrives: in the second half of the sending time, when the
-batches have filled, no more requests may arrive than are answered, beyond the noise of a Poisson count.
+An engine at 10% overload looks fine at first: the queueing delay grows by 0.1 s per second. So a load must last ten
+times the tightest latency limit; at 10% overload its last requests then wait for as long as that limit. And completions
+must keep up with arrivals: in the second half of the sending time, with the batches full, arrivals may not exceed
+completions by more than the noise of a Poisson count.
 """
 
 import math
@@ -14,25 +14,25 @@ from sidecar.measure.requests import Ending, LoadProgress, LoadResult, StopRule
 from vllm_sloguard.starts.load_protocol import End
 
 _TIMES_THE_LIMIT = 10.0
-# Of a gap between tokens: a request of a hundred tokens at the limit.
+# Multiple of an ITL limit: a request of a hundred tokens at the limit.
 _TIMES_THE_GAP = 100.0
 _LONGEST_LEAST_S = 60.0
-# In multiples of the first requests' E2E latency: when the number of requests in flight has settled, and one more.
+# Multiples of the first requests' E2E latency: for the number in flight to settle, plus one.
 _TIMES_E2E = 3.0
 _SIGMAS = 2.0
 _FEWEST_REQUESTS = 20
 
 
 class SteadyState(StrEnum):
-    """What a load shows of the long run."""
+    """The long-run behaviour that a load shows."""
 
     STEADY = "steady"
-    GROWING = "growing"  # more arrives than is answered
-    TOO_SHORT = "too_short"  # to tell
+    GROWING = "growing"  # more arrivals than completions
+    TOO_SHORT = "too_short"  # for a verdict
 
 
 def least_duration_s(slo: Slo) -> float:
-    """How long requests must be sent before a queue would show in a latency that ``slo`` limits; 60 s at most."""
+    """How long requests must be sent for a queue to show in a latency that ``slo`` limits; 60 s at most."""
     whole = [limit.limit_ms for limit in slo.latency_limits if limit.kind in (LatencyKind.TTFT, LatencyKind.E2E)]
     gaps = [limit.limit_ms for limit in slo.latency_limits]
     wanted_ms = _TIMES_THE_LIMIT * min(whole) if whole else _TIMES_THE_GAP * min(gaps)
@@ -40,7 +40,7 @@ def least_duration_s(slo: Slo) -> float:
 
 
 def steady_state(load: LoadResult, slo: Slo) -> SteadyState | None:
-    """What ``load``, which was not stopped, shows of the long run; None where its client did not report the times."""
+    """The long-run behaviour shown by a complete ``load``; None if its client did not report the times."""
     times = _times(load)
     if times is None:
         return None
@@ -52,13 +52,13 @@ def steady_state(load: LoadResult, slo: Slo) -> SteadyState | None:
 
 
 def overload(load: LoadResult) -> float:
-    """By which share more arrived than was answered in the second half of the sending time; 0 for none."""
+    """The relative excess of arrivals over completions in the second half of the sending time; 0 for none."""
     arrived, answered = _second_half(load)
     return max(arrived / max(answered, 1) - 1, 0.0)
 
 
 def settling_s(load: LoadResult) -> float:
-    """How long a load must last for the number of requests in flight to settle, by the first quarter's E2E latency."""
+    """The load duration needed for the number in flight to settle, from the first quarter's E2E latency."""
     times = _times(load)
     if times is None or not times[0]:
         return 0.0
@@ -68,13 +68,13 @@ def settling_s(load: LoadResult) -> float:
 
 
 def sending_s(load: LoadResult) -> float:
-    """From the first request sent to the last one; 0 where the client did not report the times."""
+    """From the first request sent to the last; 0 if the client did not report the times."""
     starts = [r.start_s for r in load.requests if r.start_s is not None]
     return max(starts) - min(starts) if starts else 0.0
 
 
 def lasting(rule: StopRule, slo: Slo) -> StopRule:
-    """``rule``, but a load that has been seen enough of goes on until a queue would show."""
+    """``rule``, but a load that has shown enough continues until a queue would show."""
     least_s = least_duration_s(slo)
 
     def watch(progress: LoadProgress) -> Ending | None:
@@ -88,7 +88,7 @@ def lasting(rule: StopRule, slo: Slo) -> StopRule:
 
 
 def _second_half(load: LoadResult) -> tuple[int, int]:
-    """How many requests that succeeded arrived, and how many were answered, in the second half of the sending time."""
+    """Successful requests that arrived, and that completed, in the second half of the sending time."""
     times = _times(load)
     if times is None or not times[0]:
         return 0, 0
@@ -99,7 +99,7 @@ def _second_half(load: LoadResult) -> tuple[int, int]:
 
 
 def _times(load: LoadResult) -> tuple[list[float], list[float]] | None:
-    """Starts, ascending, and ends of the requests that succeeded; None where a start is not known."""
+    """Starts (sorted) and ends of the successful requests; None if a start is unknown."""
     if any(r.start_s is None for r in load.requests):
         return None
     pairs = sorted(

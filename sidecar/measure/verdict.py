@@ -1,4 +1,4 @@
-"""Whether a measurement meets the SLO, how far it misses it, and its value for the objective. Pure."""
+"""Whether a measurement meets the SLO, by how much it misses it, and its objective value. Pure."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from sidecar.measure.capacity_search import Tried, capacity
 from sidecar.measure.measurement import Measurement, meets, never_if_none
 from sidecar.measure.requests import LoadResult
 
-MOST_EXCESS = 10.0  # relative to the limit; beyond it only "far off" counts
+MOST_EXCESS = 10.0  # relative to the limit; larger excesses are capped
 
 
 @dataclass(frozen=True)
 class Limit:
-    """One limit of the SLO against what was measured."""
+    """One limit of the SLO and the measured value."""
 
     name: str
     limit: float
@@ -24,7 +24,7 @@ class Limit:
 
     @property
     def excess(self) -> float:
-        """How far it was missed, relative to the limit; 0 when met, 1 when nothing was measured, at most 10."""
+        """Excess relative to the limit; 0 when met, 1 when unmeasured, at most 10."""
         if self.measured is None:
             return 1.0
         if self.measured <= self.limit:
@@ -33,7 +33,7 @@ class Limit:
 
 
 def slo_limits(measurement: Measurement, slo: Slo) -> tuple[Limit, ...]:
-    """Every limit that the SLO sets."""
+    """All limits that the SLO sets."""
     latencies = (Limit(limit.name, limit.limit_ms, measurement.latency_ms(limit)) for limit in slo.latency_limits)
     return (*latencies, Limit(ERROR_RATE, slo.error_rate, measurement.error_rate))
 
@@ -45,15 +45,15 @@ def violation(measurement: Measurement, slo: Slo) -> float:
 
 
 def least_violation(bounds: Measurement, slo: Slo) -> float:
-    """The same of lower bounds, of which None says nothing: the violation is at least so large."""
+    """The same for lower bounds, where None is no information: the violation is at least this large."""
     found = slo_limits(bounds, slo)
     return sum(limit.excess for limit in found if limit.measured is not None) / len(found)
 
 
 def value(measurement: Measurement, objective: Objective, tried: Sequence[Tried] = ()) -> float | None:
-    """The objective, higher is better: requests a second within the SLO, or minus the mean latency in milliseconds.
+    """The objective, higher is better: goodput in requests per second, or minus the mean latency in milliseconds.
 
-    For the capacity, the highest rate of ``tried`` that met the SLO; 0 where none did.
+    For capacity, the highest rate of ``tried`` that met the SLO; 0 if none did.
     """
     if objective is Objective.CAPACITY:
         return capacity(tried) or 0.0
@@ -63,17 +63,17 @@ def value(measurement: Measurement, objective: Objective, tried: Sequence[Tried]
 
 
 def in_its_unit(value: float | None, objective: Objective) -> float | None:
-    """What ``value`` gave, as people count it: a latency is positive, and lower is better. None where it is unknown."""
+    """``value`` for display: a latency is positive, lower is better. None if unknown."""
     if value is None or not math.isfinite(value):
         return None
     return -value if objective is Objective.LATENCY else value
 
 
 def scores(load: LoadResult, slo: Slo, objective: Objective) -> tuple[float, ...]:
-    """Each request's part in the objective, lower is better: its latency in seconds, or 0 if it met the SLO, else 1.
+    """Each request's contribution to the objective, lower is better: latency in seconds, or 0 if it met the SLO, else 1.
 
-    For the capacity, of the load at the highest rate that met the SLO: the seconds between one answer within the SLO
-    and the next, whose mean is one over the rate.
+    For capacity, of the load at the highest rate that met the SLO: the seconds between completions within the SLO,
+    whose mean is the inverse of the rate.
     """
     if objective is Objective.CAPACITY:
         return _gaps(load, slo)

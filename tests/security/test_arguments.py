@@ -55,9 +55,9 @@ def refused(path: Path, **search: Any) -> str:
 @pytest.mark.parametrize("name", [*NEVER, *(name.replace("_", "-") for name in NEVER if "_" in name), "--host"])
 def test_no_search_may_touch_it(tmp_path: Path, name: str) -> None:
     path = fake_config(tmp_path)
-    assert "is not a knob; there are max_num_seqs" in refused(path, knobs={name: {"choices": ["a", "b"]}})
+    assert "is not a knob; allowed: max_num_seqs" in refused(path, knobs={name: {"choices": ["a", "b"]}})
     path = fake_config(tmp_path)
-    assert "is not a knob; there are max_num_seqs" in refused(path, unguarded=[{name: "a"}])
+    assert "is not a knob; allowed: max_num_seqs" in refused(path, unguarded=[{name: "a"}])
 
 
 def test_neither_knobs_nor_repair_know_of_them() -> None:

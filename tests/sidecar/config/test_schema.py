@@ -1,4 +1,4 @@
-"""The operator's file: what is read from it, and that each mistake is one line that names it."""
+"""The configuration file: parsing, and a one-line error that names the field for each mistake."""
 
 import subprocess
 import sys
@@ -84,7 +84,7 @@ def test_digest_depends_on_what_trials_depend_on(tmp_path: Path, place: str, val
     assert (before.base_digest() != after.base_digest()) is base_too
 
 
-# Where, what, and three texts that the error must have: the field, what was given, what is allowed.
+# The mistake, and three texts that the error must contain: the field, the given value, the allowed ones.
 BAD: list[tuple[str, Any, tuple[str, ...]]] = [
     ("modle", "x", ("modle", "there are model, engine")),
     ("engine.prot", 1, ("engine.prot", "args, host, port")),
@@ -179,7 +179,7 @@ def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str, said: str) -> 
     assert complaint(path).startswith(f"{path}: {said}")
 
 
-# PyYAML's own constructors raise whatever they like on these.
+# PyYAML's constructors raise arbitrary exceptions on these.
 @pytest.mark.parametrize(
     "text", ["a: 2026-99-99", "a: !!bool maybe", "a: !!timestamp soon", "a: !!int ''", "a: 0x_", "a: " + "[" * 3000]
 )
@@ -207,7 +207,7 @@ def test_a_state_folder_too_deep_for_a_socket_is_refused(tmp_path: Path) -> None
     assert "too long a path for a Unix socket" in said
 
 
-# No value makes sense of these, and none would be noticed before the search or the socket needs it.
+# These never make sense, and would otherwise go unnoticed until the search or the socket uses them.
 @pytest.mark.parametrize(
     ("place", "value"),
     [
@@ -276,7 +276,7 @@ def run_command(*arguments: str | Path, mark: str = "") -> subprocess.CompletedP
 
 
 def marked(mark: str) -> list[int]:
-    """The processes that have ``mark`` in their environment."""
+    """The processes with ``mark`` in their environment."""
     found: list[int] = []
     for process in psutil.process_iter():
         try:
@@ -296,7 +296,7 @@ def test_tune_with_a_mistake_says_one_line_and_starts_nothing(tmp_path: Path) ->
     assert ended.stdout == ""
     assert len(ended.stderr.splitlines()) == 1
     assert ended.stderr.startswith(
-        f"sloguard: {path}: slo.p99: there is no such field; there are ttft, itl, tpot or e2e, then p50"
+        f"sloguard: {path}: slo.p99: unknown field; allowed: ttft, itl, tpot or e2e, then p50"
     )
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     assert marked(mark) == []

@@ -1,4 +1,4 @@
-"""The SLO: every limit that can be written, what its name says, and what earlier versions recorded."""
+"""The SLO: every valid limit, its display name, and what earlier versions recorded."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_an_slo_without_a_latency_limit_is_refused(tmp_path: Path, slo: dict[str
 
 
 def test_an_slo_of_p99s_is_recorded_as_earlier_versions_did() -> None:
-    """Their unfinished runs go on, and what they measured still counts."""
+    """Unfinished runs of earlier versions resume, and their measurements still count."""
     recorded = {"ttft_p99_ms": 500.0, "itl_p99_ms": None, "e2e_p99_ms": None, "error_rate": 0.01}
 
     assert json.loads(Slo(ttft_p99_ms=500).model_dump_json()) == recorded

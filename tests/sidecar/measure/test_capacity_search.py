@@ -1,4 +1,4 @@
-"""The capacity: which rates are tried, and what is found, on services whose capacity is known."""
+"""The capacity search, on services of known capacity: which rates it tries and what it finds."""
 
 import pytest
 from hypothesis import given

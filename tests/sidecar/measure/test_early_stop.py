@@ -1,4 +1,4 @@
-"""When a load ends early: never against what the judge would have said, and with what was seen."""
+"""When a load ends early: never against the verdict on the full load, and with the partial measurements."""
 
 import math
 
@@ -38,7 +38,7 @@ def test_what_was_seen_is_said_and_bounded() -> None:
     assert isinstance(ending, EarlyStop)
     assert ending.how is End.STOP
     assert ending.why == "17 of 300 requests were over ttft_p99_ms 200, 3 are allowed"
-    # Of 300 the fourth largest is the least that the p99 can be; nothing is known of what the others will be.
+    # The p99 of 300 is at least the fourth largest so far; nothing is known about the others.
     assert ending.bounds.ttft_p99_ms == pytest.approx(340)
     assert ending.bounds.e2e_p99_ms == pytest.approx(410)
     assert ending.bounds.itl_p99_ms == pytest.approx(10)
@@ -75,7 +75,7 @@ def test_the_error_budget(count: int, ends: bool) -> None:
 
 
 def test_times_between_tokens_are_of_tokens_not_of_requests() -> None:
-    # 300 requests of at most 13 tokens: even the 100 that have ended leave room for more than one slow one each.
+    # 300 requests of at most 13 tokens: even with 100 ended, each of the rest may still have more than one slow gap.
     slow = RequestResult(0.1, 0.5, (0.06, *(0.01,) * 6), "", 0.0)
     rules = Rules(Slo(itl_p99_ms=50), WORKLOAD, 0.98)
 
@@ -104,7 +104,7 @@ def test_a_good_load_ends_when_enough_was_seen_unless_it_is_to_be_thorough() -> 
 
 
 def growing(sent: int, growth: float = 0.5, thorough: bool = False, limit_ms: float = 15_000.0) -> Ending | None:
-    """A load of 600 requests, 10 a second, whose time to the first token grows by ``growth`` seconds a second."""
+    """A load of 600 requests at 10 per second whose TTFT grows by ``growth`` seconds per second."""
     all_sent = [ok(n / 10, ttft_s=0.05 + growth * n / 10) for n in range(sent)]
     now_s = sent / 10
     ended = tuple(r for r in all_sent if (r.start_s or 0) + (r.e2e_s or 0) <= now_s)
@@ -120,8 +120,8 @@ def test_what_grows_steadily_is_ended_before_it_misses() -> None:
     assert ending.why.startswith("over-saturated: the time to the first token grew from 4050 to ")
     assert "and would be 294" in ending.why  # 29.4 s after 588 of 600 requests
     assert ending.bounds.ttft_p99_ms == pytest.approx(29_440 / 1.5, rel=0.01)
-    assert growing(240, limit_ms=20_000) is None  # it may yet meet that
-    assert growing(240, growth=0.1, limit_ms=2500) is None  # by so little, it may be chance
+    assert growing(240, limit_ms=20_000) is None  # it may still meet that limit
+    assert growing(240, growth=0.1, limit_ms=2500) is None  # such slow growth may be chance
     assert growing(240, thorough=True) is None
     assert growing(150) is None
 
@@ -148,7 +148,7 @@ requests = st.builds(
 def test_arithmetic_never_ends_what_would_have_met_its_slo(
     load: list[RequestResult], now_s: float, error_rate: float, p99s: tuple[float | None, float | None, float]
 ) -> None:
-    """Whatever is still in flight or not yet sent, and whether or not what is in flight fails in the end."""
+    """Whatever is in flight or not yet sent, and whether or not the requests in flight fail."""
     slo = Slo(ttft_p99_ms=p99s[0], itl_p99_ms=p99s[1], e2e_p99_ms=p99s[2], error_rate=error_rate)
     sent = [r for r in load if (r.start_s or 0) <= now_s]
     finished = tuple(r for r in sent if (r.start_s or 0) + (r.e2e_s or 0.3) <= now_s)

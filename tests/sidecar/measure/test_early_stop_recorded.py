@@ -1,4 +1,4 @@
-"""The rules on recorded loads, through the study's own replay."""
+"""The stop rules on recorded loads, through the benchmark's own replay."""
 
 import pytest
 from early_stop import LOADS, Outcome, replays

@@ -1,4 +1,4 @@
-"""The statistics of a load: each is defined once, failures are the slowest requests, and small samples are marked."""
+"""The statistics of a load: one definition each, failures count as the slowest, and small samples are marked."""
 
 import math
 import statistics
@@ -100,7 +100,7 @@ def test_a_p99_of_too_few_requests_is_marked(requests: int, resolved: bool) -> N
     slo = Slo(ttft_p99_ms=500, ttft_p50_ms=300, e2e_mean_ms=2000)
     result = measure(load(*[ok(0.001 * rank) for rank in range(1, requests + 1)]), slo)
 
-    p50, p99 = result.intervals  # a mean has none
+    p50, p99 = result.intervals  # a mean has no interval
     assert (p50.name, p50.resolved) == ("ttft_p50_ms", True)
     assert (p99.name, p99.n, p99.needed, p99.resolved) == ("ttft_p99_ms", requests, 459, resolved)
     assert (p99.high_ms is not None) is resolved

@@ -1,4 +1,4 @@
-"""The error rates that the sequential test and the trend promise, over many simulated loads looked at all the time."""
+"""The error rates that the sequential test and the trend promise, over many simulated loads with continuous looks."""
 
 import math
 
@@ -20,7 +20,7 @@ def answered(over: float, itls_s: tuple[float, ...] = ()) -> Arrival:
 
 
 def outcome(misses: np.ndarray) -> str:
-    """How a load ends that is looked at after each request; by the rule's own ratio, which is what a look asks."""
+    """The end of a load that is analysed after each request, with the rule's own likelihood ratio."""
     steps = np.where(misses, sequential_test.log_ratio([1.0], 0.01), sequential_test.log_ratio([0.0], 0.01))
     ratios, bound = np.cumsum(steps), -math.log(1 - CONFIDENCE)
     over, under = (int(np.argmax(hit)) if hit.any() else MOST for hit in (ratios >= bound, ratios <= -bound))
@@ -33,7 +33,7 @@ def test_however_often_one_looks_it_is_wrong_as_rarely_as_promised(share: float,
     loads = 2000
     errors = sum(outcome(rng.random(MOST) < share) == wrong for _ in range(loads))
 
-    # The promise is 10 %: with three standard deviations of what so many loads show.
+    # 10 % is promised; allow three standard deviations at this number of loads.
     assert errors / loads <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / loads)
 
 
@@ -84,7 +84,7 @@ def served(rate: float, service_s: float, count: int, seed: int) -> list[Arrival
 
 
 def stops(load: list[Arrival], rate: float, slo: Slo) -> float | None:
-    """The share of its time after which the trend ends ``load``, looked at four times a second."""
+    """The share of ``load``'s duration after which the trend ends it, analysed four times a second."""
     end_s = load[-1].start_s
     for now_s in np.arange(0.25, end_s, 0.25).tolist():
         sent = [a for a in load if a.start_s <= now_s]

@@ -1,4 +1,4 @@
-"""Steady states: an overload is seen however short the configured load, and senders that fall behind do not count."""
+"""Steady state: an overload is detected however short the configured load, and late senders invalidate a load."""
 
 import pytest
 from simulated_service import SimulatedService
@@ -12,7 +12,7 @@ from sidecar.measure.requests import End, Ending, LoadProgress, LoadResult, Requ
 from sidecar.measure.sender_lag import sender_lag
 from sidecar.measure.steady_state import SteadyState, lasting, least_duration_s, overload, sending_s, steady_state
 
-# Two sequences and 36 ms a request: at most 56 requests a second.
+# Two sequences and 36 ms per request: at most 56 requests per second.
 TWO_SEATS = SimulatedService(seats=2, service_s=0.036)
 SLO = Slo(ttft_p99_ms=2000)
 
@@ -24,7 +24,7 @@ def schedule(objective: Objective, slo: Slo = SLO, *, compared: bool = False, **
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_capacity_is_no_more_than_the_engine_can_serve(seed: int) -> None:
-    """80 requests at 160/s are over in half a second, in which no queue shows."""
+    """80 requests at 160/s take half a second, too short for a queue to show."""
     capacity_schedule = schedule(Objective.CAPACITY, seed=100 * seed)
 
     done = TWO_SEATS.run(capacity_schedule)
@@ -108,7 +108,7 @@ def test_a_load_lasts_ten_times_the_tightest_limit_and_a_minute_at_most(slo: Slo
 @pytest.mark.parametrize(
     ("objective", "requests", "sent"),
     [
-        (Objective.LATENCY, 80, 80),  # as many as the operator asked for
+        (Objective.LATENCY, 80, 80),  # the configured number
         (Objective.LATENCY, None, 2000),
         (Objective.GOODPUT, 80, 2000),
         (Objective.CAPACITY, 80, 2000),

@@ -1,4 +1,4 @@
-"""Whether a measurement meets the SLO, and its value for the objective."""
+"""Whether a measurement meets the SLO, and its objective value."""
 
 import math
 
@@ -23,7 +23,7 @@ def load(*requests: RequestResult, duration_s: float = 10.0) -> LoadResult:
 
 
 def test_what_was_not_measured_is_not_met() -> None:
-    # One token a request: there is no time between tokens.
+    # Single-token requests have no ITL.
     slo = Slo(itl_p99_ms=50)
     result = measure(load(ok(), ok()), slo)
 

@@ -1,4 +1,4 @@
-"""Prompts from a file, as vLLM's benchmark reads them: what the operator's file must say, and what vLLM is told."""
+"""Prompts from a file through vLLM's benchmark: the configuration, and the arguments passed to vLLM."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_a_file_beside_the_configuration_is_found(tmp_path: Path) -> None:
     assert told[told.index("--dataset-path") + 1] == str(tmp_path / "prompts.jsonl")
     assert told[told.index("--custom-output-len") + 1] == "-1"  # each line's own
     assert not [flag for flag in told if flag.startswith("--random")]
-    # The guard leaves room for the longest of them.
+    # The guard leaves room for the longest one.
     assert config.workload.longest_request_tokens == 381
 
 
@@ -58,7 +58,7 @@ def test_the_answers_of_conversations_say_how_long_they_are(tmp_path: Path) -> N
     [
         ({"dataset_name": "hf"}, "workload.dataset_name: 'hf': should be 'random', 'sharegpt' or 'custom'"),
         ({"dataset_name": "custom", **LENGTHS}, "dataset_path: a file is needed"),
-        ({"dataset_path": "a.jsonl", **LENGTHS}, "dataset_path: a file is for every dataset_name but random"),
+        ({"dataset_path": "a.jsonl", **LENGTHS}, "dataset_path: a file is only for a dataset_name other than random"),
         ({"dataset_name": "custom", "dataset_path": "a.jsonl"}, "input_tokens and output_tokens"),
         ({"dataset_name": "custom", "dataset_path": "a.jsonl", **LENGTHS}, "a.jsonl: there is no such file"),
     ],

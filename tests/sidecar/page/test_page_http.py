@@ -492,7 +492,7 @@ def test_the_default_is_this_machine_alone() -> None:
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ({"adress": "x"}, "page.adress: there is no such field; there are enabled, host, port, hosts, token"),
+        ({"adress": "x"}, "page.adress: unknown field; allowed: enabled, host, port, hosts, token"),
         ({"port": 99999}, "page.port: 99999:"),
         ({"hosts": "x"}, "page.hosts: 'x':"),
         ({"token": "a\0b"}, "page.token: 'a\\x00b' is not a path"),
