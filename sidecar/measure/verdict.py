@@ -70,7 +70,7 @@ def in_its_unit(value: float | None, objective: Objective) -> float | None:
 
 
 def scores(load: LoadResult, slo: Slo, objective: Objective) -> tuple[float, ...]:
-    """Each request's contribution to the objective, lower is better: latency in seconds, or 0 if it met the SLO, else 1.
+    """Each request's part in the objective, lower is better: latency in seconds, or 0 if it met the SLO, else 1.
 
     For capacity, of the load at the highest rate that met the SLO: the seconds between completions within the SLO,
     whose mean is the inverse of the rate.

@@ -86,7 +86,7 @@ def test_digest_depends_on_what_trials_depend_on(tmp_path: Path, place: str, val
 
 # The mistake, and three texts that the error must contain: the field, the given value, the allowed ones.
 BAD: list[tuple[str, Any, tuple[str, ...]]] = [
-    ("modle", "x", ("modle", "there are model, engine")),
+    ("modle", "x", ("modle", "allowed: model, engine")),
     ("engine.prot", 1, ("engine.prot", "args, host, port")),
     ("slo.p99", 1, ("slo.p99", "ttft, itl, tpot or e2e, then p50")),
     ("workload.qps", 1, ("workload.qps", "rate, requests")),

@@ -117,7 +117,7 @@ def test_what_grows_steadily_is_ended_before_it_misses() -> None:
     ending = growing(240)
 
     assert isinstance(ending, EarlyStop)
-    assert ending.why.startswith("over-saturated: the time to the first token grew from 4050 to ")
+    assert ending.why.startswith("over-saturated: TTFT grew from 4050 to ")
     assert "and would be 294" in ending.why  # 29.4 s after 588 of 600 requests
     assert ending.bounds.ttft_p99_ms == pytest.approx(29_440 / 1.5, rel=0.01)
     assert growing(240, limit_ms=20_000) is None  # it may still meet that limit

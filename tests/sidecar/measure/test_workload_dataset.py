@@ -57,7 +57,7 @@ def test_the_answers_of_conversations_say_how_long_they_are(tmp_path: Path) -> N
     ("fields", "said"),
     [
         ({"dataset_name": "hf"}, "workload.dataset_name: 'hf': should be 'random', 'sharegpt' or 'custom'"),
-        ({"dataset_name": "custom", **LENGTHS}, "dataset_path: a file is needed"),
+        ({"dataset_name": "custom", **LENGTHS}, "dataset_path: a file is required"),
         ({"dataset_path": "a.jsonl", **LENGTHS}, "dataset_path: a file is only for a dataset_name other than random"),
         ({"dataset_name": "custom", "dataset_path": "a.jsonl"}, "input_tokens and output_tokens"),
         ({"dataset_name": "custom", "dataset_path": "a.jsonl", **LENGTHS}, "a.jsonl: there is no such file"),
