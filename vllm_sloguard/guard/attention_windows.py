@@ -1,4 +1,4 @@
-"""Which layers of a model attend to a window, from its config.json."""
+"""Which layers of a model use sliding-window attention, from its config.json."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from vllm_sloguard.guard.config_json import Fields, flag, name, names, positive,
 
 _FULL = frozenset({"full_attention", "attention"})
 _WINDOWED = "sliding_attention"
-# Families that alternate, and after how many layers one with full attention comes where they don't write it down
-# (their configuration classes in transformers).
+# Families that alternate window and full attention, and the default period (their configuration classes in
+# transformers).
 _PATTERNS = {"gemma2": 2, "gpt_oss": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4, "exaone4": 4}
-# Fields that only models with state space, linear or chunked attention have.
+# Fields that exist only in models with state-space layers, linear or chunked attention.
 _OTHER_ATTENTION = (
     "encoder_attention_heads",
     "full_attention_interval",
@@ -21,7 +21,7 @@ _OTHER_ATTENTION = (
     "layers_block_type",
     "attention_chunk_size",
 )
-# From which layer on Qwen has a window (Qwen2Config).
+# The first layer with a window in Qwen models (default of Qwen2Config).
 _QWEN_FULL_LAYERS = 28
 # One entry a layer is written down, and read again with each estimate.
 _MOST_LAYERS = 10_000
@@ -29,10 +29,10 @@ _MOST_LAYERS = 10_000
 
 @dataclass(frozen=True)
 class Windows:
-    """``window`` tokens in the layers marked in ``windowed``, in all where that is empty; None for full attention.
+    """A window of ``window`` tokens in the layers marked in ``windowed`` (empty: all); None for full attention.
 
-    ``other`` where layers keep something else than keys and values, and ``kv_layers`` is how many keep these; None
-    where it is not known, or all do.
+    ``other``: some layers cache something other than keys and values. ``kv_layers`` counts those that do cache keys and
+    values; None if unknown, or if all do.
     """
 
     window: int | None = None
@@ -61,13 +61,13 @@ def windows_of_model(text: Fields, layers: int) -> Windows:
 
 
 def _kv_layers(text: Fields, kinds: tuple[str, ...], layers: int) -> int | None:
-    """How many layers of a hybrid keep keys and values, by the ways in which families write it down."""
+    """How many layers of a hybrid cache keys and values, in the various notations of model families."""
     if kinds:
         return sum(kind in _FULL or kind == _WINDOWED for kind in kinds)
     blocks = names(text, "layers_block_type")
     if blocks:
         return sum(block in _FULL or block == "hybrid" for block in blocks)
-    # Nemotron-H writes a letter for each layer: M is Mamba, * attention, - an MLP, E experts.
+    # Nemotron-H has one letter per layer: M is Mamba, * attention, - an MLP, E experts.
     if pattern := name(text, "hybrid_override_pattern"):
         return pattern.count("*")
     interval = positive(text, "full_attention_interval")
@@ -75,7 +75,7 @@ def _kv_layers(text: Fields, kinds: tuple[str, ...], layers: int) -> int | None:
 
 
 def _switched_on(text: Fields) -> bool:
-    """Qwen writes a window down and does not use it unless told to."""
+    """Qwen's config.json states a window even if it is disabled."""
     told = flag(text, "use_sliding_window")
     return bool(told) if _is_qwen(text) else told is not False
 
@@ -85,7 +85,7 @@ def _is_qwen(text: Fields) -> bool:
 
 
 def _unsaid(text: Fields, layers: int) -> tuple[bool, ...]:
-    """The layers where ``layer_types`` is left out; none is marked where all have the window."""
+    """The windowed layers if ``layer_types`` is absent; empty if all have the window."""
     if _is_qwen(text):
         stated = text.get("max_window_layers")
         full = _QWEN_FULL_LAYERS if stated is None else whole(text, "max_window_layers")

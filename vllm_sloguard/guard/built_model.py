@@ -7,7 +7,7 @@ from typing import Any
 
 
 class GroupKind(StrEnum):
-    """What the layers of a group keep for a request."""
+    """What the layers of a group cache for a request."""
 
     FULL = "full"  # keys and values of every token
     WINDOW = "window"  # those of the last tokens
@@ -32,7 +32,7 @@ class BuiltGroup:
 
 @dataclass(frozen=True)
 class BuiltStage:
-    """One rank of a pipeline stage. Sizes are bytes; ``bytes_per_block`` is 0 where nothing is cached.
+    """One rank of a pipeline stage. Sizes are bytes; ``bytes_per_block`` is 0 if nothing is cached.
 
     ``embedding_bytes`` is the largest embedding matrix, ``bytes_per_token`` counts the layers whose cache grows.
     """
@@ -45,7 +45,7 @@ class BuiltStage:
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """What vLLM's classes say of one model with one set of arguments; ``platform`` is the one that vLLM ran on."""
+    """A model built by vLLM's classes with given arguments; ``platform`` is the platform vLLM ran on."""
 
     stages: tuple[BuiltStage, ...]
     groups: tuple[BuiltGroup, ...]
@@ -71,7 +71,7 @@ _GROUP = ("block_size", "tokens", "ranks")
 
 
 def read_built_model(fields: Mapping[str, Any]) -> BuiltModel:
-    """A model from JSON fields; those that are unknown are left out.
+    """A model from JSON fields; unknown fields are ignored.
 
     Raises:
         ValueError: a field is missing or has a wrong type.

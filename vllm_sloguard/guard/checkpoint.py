@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-# Headers of the largest published models have some 10 MB.
+# The headers of the largest published models are about 10 MB.
 _MOST_HEADER = 200 * 2**20
 _MOST_FILES = 2000
 _GGUF_MAGIC = b"GGUF"
 
 
 def checkpoint_bytes(model: Path) -> int | None:
-    """Bytes of all tensors that vLLM would load from ``model``, a folder or a GGUF file; None where no header says."""
+    """Bytes of all tensors that vLLM would load from ``model``, a folder or a GGUF file; None if no header has it."""
     try:
         if model.is_file():
             return _gguf_bytes(model)
@@ -24,14 +24,14 @@ def checkpoint_bytes(model: Path) -> int | None:
 
 
 def _indexed_bytes(folder: Path) -> int | None:
-    """The total that the index states, if all its files are there: an index alone says nothing of what is loaded."""
+    """The total size stated by the index, if all of its files exist."""
     path = folder / "model.safetensors.index.json"
     if not path.is_file() or path.stat().st_size > _MOST_HEADER:
         return None
     index = _json_object(path.read_bytes())
     files = set(cast("dict[str, str]", index.get("weight_map") or {}).values())
     total = cast("dict[str, Any]", index.get("metadata") or {}).get("total_size")
-    # Some tools count each tied tensor twice, or elements for bytes; the headers are what counts where they are there.
+    # Some tools write wrong totals (tied tensors twice, elements instead of bytes), so headers are preferred.
     if files and len(files) <= _MOST_FILES and all((folder / name).is_file() for name in files):
         return sum(_header_bytes(folder / name) for name in files)
     return total if isinstance(total, int) and not isinstance(total, bool) and total > 0 else None
@@ -39,7 +39,7 @@ def _indexed_bytes(folder: Path) -> int | None:
 
 def _safetensors_bytes(folder: Path) -> int | None:
     files = sorted(folder.glob("*.safetensors"))
-    # Mistral publishes the same weights a second time, in one file.
+    # Mistral also publishes the same weights as one consolidated file.
     files = [file for file in files if not file.name.startswith("consolidated")] or files
     return sum(_header_bytes(file) for file in files[:_MOST_FILES]) or None
 
@@ -65,14 +65,14 @@ def _json_object(content: bytes) -> dict[str, Any]:
     return cast("dict[str, Any]", loaded)
 
 
-# Elements of a block and bytes that it takes, by the type's number (ggml.h).
+# Elements and bytes per block, by type number (ggml.h).
 _GGML_BLOCKS = {
     **{0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36)},
     **{10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292)},
     **{16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82)},
     **{23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2)},
 }
-# Bytes of a value, by the type's number; 8 is a text and 9 a list.
+# Bytes of a metadata value, by type number; 8 is a string and 9 an array.
 _GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _GGUF_TEXT, _GGUF_LIST = 8, 9
 
@@ -107,7 +107,7 @@ def _gguf_tensors(file: BinaryIO, count: int) -> Iterator[int]:
 def _number(file: BinaryIO, width: int) -> int:
     content = file.read(width)
     if len(content) < width:
-        raise ValueError("the file ends within its header")
+        raise ValueError("the file ends inside its header")
     return int.from_bytes(content, "little")
 
 

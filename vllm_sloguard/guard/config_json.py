@@ -1,10 +1,10 @@
-"""Typed access to the fields of a config.json; what is wrong is one line that names the field."""
+"""Typed access to the fields of a config.json; errors are one line that names the field."""
 
 from collections.abc import Mapping
 from typing import Any, cast
 
 Fields = Mapping[str, Any]
-# Above every real size by far, and small enough that products of several stay finite as floats.
+# Far above any real size, and small enough that products of several remain finite as floats.
 _MOST = 2**40
 
 
@@ -31,12 +31,12 @@ def whole(fields: Fields, key: str) -> int:
 
 
 def first(fields: Fields, keys: tuple[str, ...]) -> int | None:
-    """The first of several names of one number that is there. Raises ValueError."""
+    """The first of several alternative names that is present. Raises ValueError."""
     return next((value for key in keys if (value := positive(fields, key)) is not None), None)
 
 
 def required(fields: Fields, *keys: str) -> int:
-    """``first``, which must be there. Raises ValueError."""
+    """Like ``first``, but a missing field is an error. Raises ValueError."""
     value = first(fields, keys)
     if value is None:
         raise ValueError(f"model config: {keys[0]} is missing")
@@ -80,7 +80,7 @@ def nested(fields: Fields, key: str) -> Fields | None:
 
 
 def wrong(key: str, expected: str, value: object) -> ValueError:
-    """The error of a field that is not what was expected, with as much of it as fits the line."""
+    """The error for a field of the wrong type, with its value shortened to fit the line."""
     try:
         shown = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits, or objects within objects

@@ -1,7 +1,7 @@
-"""What PyTorch's CUDA allocator takes beyond the tensors that it holds (c10/cuda/CUDACachingAllocator.cpp).
+"""Fragmentation in PyTorch's CUDA allocator (c10/cuda/CUDACachingAllocator.cpp).
 
-Tensors of at least 10 MiB get a segment of their own, rounded up to 2 MiB; those between 1 and 10 MiB share segments
-of 20 MiB, best fit first. vLLM counts whole segments, so a model of middle-sized matrices takes more than its weights.
+Tensors of at least 10 MiB get their own segment, rounded up to 2 MiB; those from 1 to 10 MiB share segments of 20 MiB,
+best fit. vLLM counts whole segments, so a model with many medium-sized matrices takes more than its weights.
 """
 
 from collections.abc import Iterable
@@ -13,9 +13,9 @@ _SMALL, _LARGE, _SHARED_SEGMENT, _ROUNDING = _MIB, 10 * _MIB, 20 * _MIB, 2 * _MI
 
 @lru_cache(maxsize=256)
 def unused_bytes(layer: tuple[int, ...], layers: int) -> int:
-    """Bytes of segments that the matrices of ``layers`` equal layers leave unused; ``layer`` are one's, in order."""
+    """Bytes of segments left unused by ``layers`` identical layers; ``layer`` has the matrices of one, in order."""
     unused = 0
-    # The pattern repeats soon; what is beyond these layers wastes as they do on average.
+    # The pattern repeats quickly, so further layers waste what these do on average.
     counted = min(layers, 64)
     left: list[int] = []
     for _ in range(counted):
@@ -28,7 +28,7 @@ def unused_bytes(layer: tuple[int, ...], layers: int) -> int:
 
 
 def _placed(left: Iterable[int], size: int) -> list[int]:
-    """What is left of the shared segments once ``size`` bytes have gone into the tightest one, or into a new one."""
+    """Free bytes of the shared segments after placing ``size`` bytes in the tightest fit, or in a new segment."""
     ordered = sorted(left)
     for index, room in enumerate(ordered):
         if room >= size:

@@ -1,4 +1,4 @@
-"""What an estimate rests on: the rungs of the ladder, and how far off each of them has been."""
+"""The sources of a memory estimate, ranked as rungs of a ladder, and the error band assumed for each."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -9,7 +9,7 @@ _GIB = 2**30
 
 
 class Rung(IntEnum):
-    """Where a number comes from, the most certain first."""
+    """The source of an estimate, most reliable first."""
 
     REPORTED = 1  # an earlier start on this host
     BUILT = 2  # vLLM's own classes, built on the meta device
@@ -18,22 +18,22 @@ class Rung(IntEnum):
 
     @property
     def description(self) -> str:
-        """The rung for people."""
+        """Human-readable name."""
         return {
             Rung.REPORTED: "an earlier start on this host",
             Rung.BUILT: "vLLM's own classes",
             Rung.CHECKPOINT: "the checkpoint's headers",
-            Rung.FORMULA: "formulas alone",
+            Rung.FORMULA: "formulas only",
         }[self]
 
 
 @dataclass(frozen=True)
 class ModelEvidence:
-    """What is known of a model with certain arguments beside its config.json.
+    """What is known about a model with given arguments, beyond its config.json.
 
-    ``checkpoint_bytes`` is the size of all tensors of the checkpoint, ``reported_weights_bytes`` what vLLM said that
-    loading the model took, on one rank; ``reported`` is set where an earlier start with the same model, quantization,
-    types, layout and version corrects the estimate.
+    ``checkpoint_bytes`` is the size of all tensors in the checkpoint; ``reported_weights_bytes`` is what vLLM reported
+    for loading the model, per rank. ``reported`` is set if an earlier start with the same model, quantization, dtypes,
+    layout and version corrects the estimate.
     """
 
     built: BuiltModel | None = None
@@ -43,7 +43,7 @@ class ModelEvidence:
 
     @property
     def rung(self) -> Rung:
-        """The best rung that there is."""
+        """The most reliable source available."""
         if self.reported:
             return Rung.REPORTED
         if self.built is not None:
@@ -56,19 +56,20 @@ NO_EVIDENCE = ModelEvidence()
 
 @dataclass(frozen=True)
 class ErrorBand:
-    """How far an estimate may be off: shares of the weights and of the activations, and bytes beside them."""
+    """How far off an estimate may be: a share of the weights, a share of the activations, and a constant."""
 
     weights: float
     activations: float
     beside_bytes: int
 
     def error_bytes(self, weights: int, activations: int, others: int) -> int:
-        """The band of an estimate of these sizes."""
+        """The error band for an estimate of these sizes."""
         return int(self.weights * (weights + others) + self.activations * activations) + self.beside_bytes
 
 
-# Larger than the worst error that was recorded for the rung (benchmarks/README.md, "The ladder"). Activations of
-# families whose profile run was never measured are guesses: their share is in UNMEASURED_ACTIVATIONS.
+# Assumed, not measured: chosen by judgement until the errors of each rung have been recorded. (benchmarks/README.md,
+# "The ladder", compares weights and KV tokens with vLLM's classes, but no activations.) UNMEASURED_ACTIVATIONS, also
+# assumed, applies to model families whose profile run was never measured.
 ERROR_BANDS = {
     Rung.REPORTED: ErrorBand(0.01, 0.02, 0),
     Rung.BUILT: ErrorBand(0.01, 0.02, 0),

@@ -1,4 +1,4 @@
-"""The GPUs that CUDA would show to an engine, by NVML, which opens no context on them."""
+"""The GPUs visible to an engine, queried through NVML, which creates no CUDA context."""
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,7 @@ _Answer = TypeVar("_Answer")
 class Gpu:
     """One CUDA device, a whole GPU or a MIG slice of one.
 
-    ``total_bytes`` is what CUDA calls its memory, without what the driver keeps; ``free_bytes`` what no process holds.
+    ``total_bytes`` is the total reported by CUDA, without the driver's reserve; ``free_bytes`` is unallocated.
     """
 
     name: str
@@ -23,7 +23,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Tenant:
-    """A process that computes on a device; ``used_bytes`` is None where NVML does not tell, as in some containers."""
+    """A compute process on a device; ``used_bytes`` is None if NVML does not report it, as in some containers."""
 
     uuid: str
     pid: int
@@ -31,12 +31,12 @@ class Tenant:
 
 
 def visible(setting: str | None) -> tuple[Gpu, ...]:
-    """The devices that ``CUDA_VISIBLE_DEVICES`` leaves, in its order; none without NVML or without a GPU."""
+    """The devices selected by ``CUDA_VISIBLE_DEVICES``, in its order; empty without NVML or without a GPU."""
     return _asked(lambda nvml: selected(tuple(_devices(nvml)), setting)) or ()
 
 
 def tenants(devices: Iterable[Gpu]) -> tuple[Tenant, ...] | None:
-    """The processes on ``devices``; None where NVML does not tell."""
+    """The processes on ``devices``; None if NVML does not list them."""
     return _asked(lambda nvml: tuple(t for gpu in devices for t in _tenants(nvml, gpu.uuid)))
 
 
@@ -52,9 +52,9 @@ def driver() -> str | None:
 
 
 def _asked(question: Callable[[Any], _Answer]) -> _Answer | None:
-    """NVML's answer; None where it has none."""
+    """NVML's answer; None if the query fails."""
     try:
-        # By name: it has no types, and nothing else needs it.
+        # Imported by name because it has no type information.
         nvml: Any = importlib.import_module("pynvml")
     except ImportError:
         return None
@@ -71,10 +71,10 @@ def _asked(question: Callable[[Any], _Answer]) -> _Answer | None:
 
 
 def selected(devices: tuple[tuple[Gpu, ...], ...], setting: str | None) -> tuple[Gpu, ...]:
-    """What ``setting`` chooses of ``devices``: each GPU, or the slices of one in MIG mode.
+    """The devices selected by ``setting``: GPUs, or slices of a GPU in MIG mode.
 
-    Entries are indices of GPUs, or beginnings of a UUID, of a GPU or of a slice; CUDA stops at the first that names no
-    device. It shows a process one slice of a GPU in MIG mode, the first where none is named (NVIDIA's MIG guide).
+    Entries are GPU indices or UUID prefixes of a GPU or slice; CUDA stops at the first invalid entry. In MIG mode a
+    process sees one slice only, by default the first (NVIDIA's MIG guide).
     """
     firsts = tuple(slices[0] for slices in devices if slices)
     if setting is None:
@@ -103,12 +103,12 @@ def _slices(nvml: Any, handle: Any) -> Iterator[Any]:
     try:
         current, _pending = nvml.nvmlDeviceGetMigMode(handle)
         count = int(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)) if current else 0
-    except nvml.NVMLError:  # a GPU that knows no MIG
+    except nvml.NVMLError:  # a GPU without MIG support
         return
     for index in range(count):
         try:
             yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
-        except nvml.NVMLError:  # a place that no slice fills
+        except nvml.NVMLError:  # an empty slot
             continue
 
 
@@ -117,14 +117,14 @@ def _gpu(nvml: Any, handle: Any) -> Gpu:
     return Gpu(
         _text(nvml.nvmlDeviceGetName(handle)),
         _text(nvml.nvmlDeviceGetUUID(handle)),
-        # On an H200 NVML's total is 0.6 GiB, 0.4%, above CUDA's, by just what the driver reserves.
+        # On an H200, NVML's total exceeds CUDA's by 0.6 GiB (0.4%), which is exactly the driver's reserve.
         int(memory.total) - int(getattr(memory, "reserved", 0)),
         int(memory.free),
     )
 
 
 def _memory(nvml: Any, handle: Any) -> Any:
-    """The second version of the answer says what is reserved; older drivers know only the first."""
+    """Version 2 of the query reports the reserved memory; older drivers only have version 1."""
     try:
         return nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
     except (AttributeError, nvml.NVMLError):

@@ -1,4 +1,4 @@
-"""What is known of one model: its shape, its checkpoint, and what vLLM's own classes say of it."""
+"""What is known about one model: its shape, its checkpoint, and its sizes as built by vLLM's own classes."""
 
 import hashlib
 import json
@@ -15,10 +15,10 @@ from vllm_sloguard.guard.evidence import ModelEvidence
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.model_shape import ModelShape, beyond_arithmetic, read_shape, stated
 
-# Goes up with each change of what is asked of vLLM.
+# Version of the questions to vLLM: increased when they change, which invalidates the cache.
 _CACHE_FORMAT = 1
-# The arguments that change what is built, as far as this project knows, each with the value that changes nothing.
-# Lengths, batches and shares do not: from what is built, the arithmetic follows.
+# The arguments known to change the built model, each with its neutral value. Lengths, batches and shares do not; they
+# only enter the arithmetic.
 STRUCTURAL_ARGUMENTS: Mapping[str, object] = {
     **{f"{kind}_parallel_size": 1 for kind in ("tensor", "pipeline", "data")},
     "decode_context_parallel_size": 1,
@@ -49,12 +49,12 @@ STRUCTURAL_ARGUMENTS: Mapping[str, object] = {
 }
 
 _JSON_ARGUMENTS = {"hf_overrides", "speculative_config", "limit_mm_per_prompt"}
-# What CUDA's attention backends take, and the CPU's do not.
+# Supported by CUDA's attention backends, but not by the CPU's.
 _CUDA_BLOCK = 16
 
 
 def structural(args: Mapping[str, object]) -> dict[str, Any]:
-    """Those of ``args`` that change what vLLM builds; texts that hold JSON are read, as vLLM's command line does."""
+    """Those of ``args`` that change what vLLM builds; JSON strings are parsed, as vLLM's command line does."""
     known = STRUCTURAL_ARGUMENTS
     found: dict[str, Any] = {name: args[name] for name in known if name in args and args[name] != known[name]}
     for name in _JSON_ARGUMENTS & found.keys():
@@ -65,7 +65,7 @@ def structural(args: Mapping[str, object]) -> dict[str, Any]:
 
 
 def local_folder(model: str) -> Path | None:
-    """Where the files of ``model`` are on this machine: a folder, or the snapshot of a name in the hub's cache."""
+    """The local files of ``model``: a folder, or the snapshot of a name in the hub's cache."""
     folder = Path(model)
     if (folder / "config.json").is_file() or folder.suffix == ".gguf":
         return folder
@@ -83,22 +83,22 @@ def local_folder(model: str) -> Path | None:
 
 
 class ModelBuilds(Protocol):
-    """Asks vLLM's own classes."""
+    """Builds models with vLLM's own classes."""
 
     def built(self, folder: Path, args: Mapping[str, Any]) -> BuiltModel | None:
-        """The model of ``folder`` with structural ``args``; None where there is no answer."""
+        """The model of ``folder`` with structural ``args``; None if it cannot be built."""
         ...
 
 
 class CachedBuilds:
-    """Answers that a file in ``folder`` holds, by the content of the model's configuration, arguments and version."""
+    """A cache of answers in ``folder``, keyed by the model's configuration, the arguments and vLLM's version."""
 
     def __init__(self, vllm_version: str, folder: Path | None = None) -> None:
         self._version = vllm_version
         self._folder = folder or cache_folder()
 
     def path(self, folder: Path, args: Mapping[str, Any]) -> Path:
-        """The file of an answer. Raises OSError where the model's configuration can't be read."""
+        """The file of an answer. Raises OSError if the model's configuration can't be read."""
         content = [str(_CACHE_FORMAT), self._version, json.dumps(args, sort_keys=True, default=str)]
         for name in ("config.json", "hf_quant_config.json"):
             path = folder / name
@@ -114,7 +114,7 @@ class CachedBuilds:
             return None
 
     def keep(self, folder: Path, args: Mapping[str, Any], model: BuiltModel) -> None:
-        """Stores an answer, if the disk lets it."""
+        """Stores an answer; errors of the disk are ignored."""
         try:
             path = self.path(folder, args)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,13 +126,13 @@ class CachedBuilds:
 
 
 def cache_folder() -> Path:
-    """Where answers are kept, for all projects of this user."""
+    """The folder of the cache, shared by all projects of this user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sloguard" / "models"
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """One model on this machine. ``problem`` says why its configuration can't be read, empty where it can."""
+    """One model on this machine. ``problem`` is the reason why its configuration can't be read, if it can't."""
 
     shape: ModelShape | None = None
     folder: Path | None = None
@@ -141,10 +141,10 @@ class KnownModel:
     builds: ModelBuilds | None = None
 
     def evidence(self, args: Mapping[str, object], machine: Machine | None = None) -> ModelEvidence:
-        """What is known of the model with ``args`` beside its shape, for an engine on ``machine``."""
+        """What is known about the model with ``args`` beyond its shape, for an engine on ``machine``."""
         built = self._built(args)
         if built is not None and built.platform == "cpu" and machine is not None and machine.kind == "cuda":
-            # vLLM runs on the CPU here, and is asked about a GPU, where its blocks are smaller.
+            # vLLM runs on the CPU here but is asked about a GPU, where its blocks are smaller.
             built = self._built({"block_size": _CUDA_BLOCK, **args}) or built
         changed = built is None and beyond_arithmetic(args)
         return ModelEvidence(built, None if changed else self._loaded_bytes(args))
@@ -155,32 +155,32 @@ class KnownModel:
         return self.builds.built(self.folder, structural(args))
 
     def _loaded_bytes(self, args: Mapping[str, object]) -> int | None:
-        """The checkpoint says nothing of weights that are narrowed, or widened, as they are loaded."""
+        """The checkpoint's size is meaningless if weights change their width when loaded."""
         changed = args.get("quantization") or args.get("dtype", "auto") not in ("auto", "bfloat16", "float16", "half")
         return None if changed else self.checkpoint_bytes
 
     def shape_with(self, args: Mapping[str, object]) -> ModelShape | None:
-        """The shape that the rules judge by; None where nothing is known of the model with ``args``."""
+        """The shape for the rules; None if nothing is known about the model with ``args``."""
         if args.get("hf_overrides") or self.shape is None:
             built = self._built(args)
             return None if built is None else shape_of_built(built)
         return self.shape
 
     def unknown(self, args: Mapping[str, object]) -> bool:
-        """Whether no estimate is worth anything: arguments change the model, and vLLM was not asked."""
+        """Whether an estimate would be worthless: arguments change the model, and vLLM was not asked."""
         return beyond_arithmetic(args) and self._built(args) is None
 
 
 def shape_of_built(built: BuiltModel) -> ModelShape:
-    """A shape for what vLLM's classes do not say: what the profile run activates is guessed from the weights."""
+    """A substitute shape, for the activations of the profile run, which are guessed from the weights."""
     per_token = max((stage.bytes_per_token for stage in built.stages), default=0)
     rough = stated(built.weights_bytes, max(1, per_token), built.max_model_len)
-    # vLLM has built it, so the heads suit the layout, however many there are.
+    # vLLM has built it, so the heads suit the layout, whatever their number.
     return replace(rough, heads=0, vocab=max(1, built.vocab))
 
 
 def known_model(model: str, builds: ModelBuilds | None = None) -> KnownModel:
-    """What the files of ``model`` on this machine say; nothing where there are none."""
+    """What the local files of ``model`` say; nothing if there are none."""
     folder = local_folder(model)
     if folder is None:
         return KnownModel(problem=f"no config.json of {model} on this machine")
@@ -194,14 +194,14 @@ def known_model(model: str, builds: ModelBuilds | None = None) -> KnownModel:
 
 
 class _Remembered:
-    """Keeps each answer: the repair pass asks about the same arguments many times."""
+    """Memoizes answers: the repair pass asks about the same arguments many times."""
 
     def __init__(self, builds: ModelBuilds) -> None:
         self._builds = builds
         self._answers: dict[str, BuiltModel] = {}
 
     def built(self, folder: Path, args: Mapping[str, Any]) -> BuiltModel | None:
-        """The first answer."""
+        """The memoized answer."""
         key = json.dumps([str(folder), args], sort_keys=True, default=str)
         answer = self._answers.get(key) or self._builds.built(folder, args)
         if answer is not None:

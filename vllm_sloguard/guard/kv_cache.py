@@ -1,10 +1,9 @@
-"""How vLLM cuts the KV cache of one rank into blocks, and how many of them a request takes.
+"""How vLLM divides the KV cache of one rank into blocks, and how many a request takes.
 
-Layers that keep the same share a block table. Where some attend to a window and others don't, they are dealt into
-groups of equal size, all of which draw blocks from one pool: a block holds ``block_size`` tokens of one group's layers
-(v1/core/kv_cache_utils.py of 0.32: get_kv_cache_groups, get_kv_cache_config_from_groups). Exact for full attention,
-MLA, windows and mixtures of the two; an upper bound of bytes where ``shape.hybrid``. Whatever else a model keeps is
-known from vLLM's own classes only (built_model.py).
+Layers of the same kind share a block table. Models with windowed and full attention have groups of equal size that
+allocate blocks from one pool: a block holds ``block_size`` tokens of one group's layers (v1/core/kv_cache_utils.py of
+0.32: get_kv_cache_groups, get_kv_cache_config_from_groups). Exact for full attention, MLA, windows and mixtures of
+them; an upper bound if ``shape.hybrid``. Other kinds of cache are only known from vLLM's own classes (built_model.py).
 """
 
 import math
@@ -30,9 +29,9 @@ _MLA_ROWS = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
 
 @dataclass(frozen=True)
 class BlockGroup:
-    """Layers that share a block table; a request holds at most ``most_tokens`` in it, None for no limit.
+    """Layers that share a block table; a request holds at most ``most_tokens`` in it (None: unlimited).
 
-    ``extra_blocks`` are taken beside them. ``ranks`` divide the tokens among them.
+    ``extra_blocks`` come in addition. ``ranks`` is the number of ranks that share the tokens.
     """
 
     block_size: int
@@ -49,7 +48,7 @@ class BlockGroup:
 
 @dataclass(frozen=True)
 class KvLayout:
-    """The pool of blocks of one rank, from which all groups draw; ``bytes_per_block`` is that of the fullest group."""
+    """The block pool of one rank, shared by all groups; ``bytes_per_block`` is that of the fullest group."""
 
     bytes_per_block: int
     groups: tuple[BlockGroup, ...]
@@ -63,9 +62,9 @@ class KvLayout:
         return sum(group.request_blocks(length) for group in self.groups)
 
     def longest_request(self, blocks: int, longest: int) -> int:
-        """The longest request, at most ``longest`` tokens, that ``blocks`` hold; 0 where none does.
+        """The longest request that fits into ``blocks``, at most ``longest`` tokens; 0 if none fits.
 
-        vLLM finds it by the same search (_estimate_max_model_len_from_groups).
+        vLLM uses the same search (_estimate_max_model_len_from_groups).
         """
         low, high = 0, longest
         while low < high:
@@ -75,7 +74,7 @@ class KvLayout:
 
 
 def layout(shape: ModelShape, args: KnobValues, machine: Machine, stage: range | None = None) -> KvLayout:
-    """The pool of a rank of ``stage``; of the stage with the largest blocks where none is given."""
+    """The pool of a rank of ``stage``; by default, of the stage with the largest blocks."""
     if stage is None:
         every = [layout(shape, args, machine, each) for each in stages(shape, args)]
         return max(every, key=lambda each: each.bytes_per_block)
@@ -92,17 +91,17 @@ def layout(shape: ModelShape, args: KnobValues, machine: Machine, stage: range |
 
 
 def _kv_layers(shape: ModelShape, layers: int) -> int:
-    """How many of ``layers`` keep keys and values."""
+    """How many of ``layers`` cache keys and values."""
     return layers if shape.kv_layers is None else -(-layers * shape.kv_layers // shape.layers)
 
 
 def _in_flight(shape: ModelShape, args: KnobValues, machine: Machine) -> int:
-    """Tokens that are computed before the older part of a window is given back (max_in_flight_tokens)."""
+    """Tokens that are computed before blocks outside the window are freed (max_in_flight_tokens)."""
     return steps_in_flight(args, machine) * step_tokens(shape, args, machine)
 
 
 def built_layouts(built: BuiltModel, shape: ModelShape, args: KnobValues, machine: Machine) -> tuple[KvLayout, ...]:
-    """The pool of each pipeline stage, as vLLM's own groups make it (kv_cache_interface.py)."""
+    """The pool of each pipeline stage, from vLLM's own groups (kv_cache_interface.py)."""
     groups = tuple(_built_group(group, shape, args, machine) for group in built.groups)
     return tuple(KvLayout(stage.bytes_per_block, groups) for stage in built.stages)
 
@@ -112,7 +111,7 @@ def _built_group(group: BuiltGroup, shape: ModelShape, args: KnobValues, machine
         case GroupKind.FULL:
             return BlockGroup(group.block_size, ranks=group.ranks)
         case GroupKind.WINDOW:
-            # A window may begin within a block.
+            # A window may begin inside a block.
             return BlockGroup(group.block_size, group.tokens + _in_flight(shape, args, machine), 1)
         case GroupKind.CHUNK:
             return BlockGroup(group.block_size, group.tokens + _in_flight(shape, args, machine))
@@ -124,10 +123,10 @@ def _built_group(group: BuiltGroup, shape: ModelShape, args: KnobValues, machine
 
 
 def _groups(shape: ModelShape) -> tuple[int, int]:
-    """Into how many groups the layers with full attention and with a window are dealt, over all stages.
+    """The number of groups for layers with full attention and with a window, over all stages.
 
-    As many layers a group as the rarer kind has, or the commoner one where that has less than half as many again;
-    the last groups may be short, which wastes memory (_get_kv_cache_groups_uniform_page_size).
+    A group has as many layers as the rarer kind, or as the more common one if that has less than 1.5 times as many; the
+    last groups may be incomplete, which wastes memory (_get_kv_cache_groups_uniform_page_size).
     """
     windowed = sum(shape.windowed)
     full = shape.layers - windowed
@@ -139,7 +138,7 @@ def _groups(shape: ModelShape) -> tuple[int, int]:
 def kv_bytes_per_token(shape: ModelShape, args: KnobValues) -> int:
     """Bytes of one token in all layers of a rank of the fullest stage: the sum of vLLM's KV-cache specs.
 
-    Attention keeps a key and a value for each of max(1, kv_heads / TP) heads; MLA keeps one latent vector, which TP
+    Attention caches a key and a value for each of max(1, kv_heads / TP) heads; MLA one latent vector, which TP
     does not divide (attention.py and mla_attention.py, get_kv_cache_spec).
     """
     if shape.stated_kv_bytes_per_token is not None:
@@ -161,5 +160,5 @@ def _layer_bytes_per_token(shape: ModelShape, args: KnobValues) -> int:
         return (shape.kv_lora_rank + shape.qk_rope_head_dim) * element
     kv_heads = max(1, shape.kv_heads // tensor_parallel(args))
     head_bytes = 2 * shape.head_dim * element
-    # Scales beside each head's data (triton_attn.py, customize_spec).
+    # Scales stored with each head's data (triton_attn.py, customize_spec).
     return kv_heads * (head_bytes + 8 if kind.endswith("per_token_head") else head_bytes)

@@ -1,4 +1,4 @@
-"""The memory of the machine that an engine would run on: NVML's for GPUs, else what vLLM's CPU backend counts."""
+"""The memory of the machine that an engine would run on: from NVML for GPUs, else as vLLM's CPU backend counts it."""
 
 import os
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from typing import Literal
 
 from vllm_sloguard.guard import gpus
 
-# What an engine's own CUDA context takes before vLLM looks at what is free: 0.52 GiB in each start on an H200.
+# An engine's own CUDA context, allocated before vLLM checks free memory: 0.52 GiB in every start on an H200.
 _CONTEXT_BYTES = int(0.52 * 2**30)
-# cgroup v1 says "no limit" with a number near 2**63.
+# cgroup v1 expresses "no limit" as a number near 2**63.
 _NO_LIMIT = 1 << 62
 
 
@@ -35,13 +35,13 @@ def observe(
     sys_root: Path = Path("/sys"),
     proc_root: Path = Path("/proc"),
 ) -> Machine:
-    """This machine as an engine of ``ranks`` processes that is started now would find it.
+    """This machine as seen by an engine of ``ranks`` processes started now.
 
-    vLLM takes the first ``ranks`` visible GPUs, and sizes its cache by the rank with the least memory. Free is what
-    it will find, with its own CUDA context there.
+    vLLM uses the first ``ranks`` visible GPUs, and sizes its cache by the rank with the least memory. Free memory is
+    what remains after its own CUDA context.
 
     Raises:
-        OSError: there is no GPU, and the memory files cannot be read.
+        OSError: there is no GPU, and the kernel's memory files cannot be read.
     """
     found = gpus.visible(environ.get("CUDA_VISIBLE_DEVICES"))
     if not found:
@@ -57,10 +57,10 @@ def observe(
 
 
 def _cpu(sys_root: Path, proc_root: Path) -> Machine:
-    """What ``get_memory_node_info`` of vllm/utils/cpu_resource_utils.py (0.32) counts, for the first allowed node.
+    """Like ``get_memory_node_info`` of vllm/utils/cpu_resource_utils.py (0.32), for the first allowed NUMA node.
 
-    Free is what is free or can be reclaimed on that NUMA node. A cgroup limit below the node's total replaces it, and
-    what the cgroup uses, page cache included, is not free.
+    Reclaimable memory counts as free. A cgroup limit below the node's total replaces it; then everything that the
+    cgroup uses, including page cache, counts as used.
     """
     node = _first_allowed_node(proc_root)
     path = sys_root / f"devices/system/node/node{node}/meminfo"
@@ -105,7 +105,7 @@ def _first_allowed_node(proc_root: Path) -> int:
 
 
 def _cgroup(root: Path) -> tuple[int | None, int]:
-    """Limit and use in bytes, v2 before v1; (None, 0) where nothing limits."""
+    """Limit and usage in bytes, v2 before v1; (None, 0) if there is no limit."""
     for limit_name, used_name in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),

@@ -1,9 +1,8 @@
-"""The KV-cache budget of a configuration, computed instead of tried.
+"""The KV-cache budget of a configuration, computed without starting vLLM.
 
-vLLM takes a share of the device, subtracts what it holds without the KV cache, and cuts the rest into blocks. The
-formulas are those of its 0.26 and 0.32 sources; the constants are measured on an H200 with 0.26 (Qwen2-1.5B's shape)
-and on the CPU build of 0.32, as said beside each. Sizes are bytes on one rank, that of the pipeline stage which has
-room for the fewest tokens.
+vLLM takes a share of the device, subtracts everything but the KV cache, and divides the rest into blocks. The formulas
+follow the sources of 0.26 and 0.32; constants were measured on an H200 with 0.26 (Qwen2-1.5B's shape) and on the CPU
+build of 0.32, as noted at each. Sizes are bytes per rank, of the pipeline stage with room for the fewest tokens.
 """
 
 import math
@@ -53,26 +52,26 @@ __all__ = [
     "weights_bytes",
 ]
 
-# What an H200 (0.26) lost to nothing else that is counted here, in 29 starts of five models: CUDA's context and
-# libraries after the snapshot, and input buffers; compiled and with graphs captured, a little more.
+# Memory not otherwise accounted for, in 29 starts of five models on an H200 (0.26): CUDA's context and libraries after
+# the snapshot, and input buffers; slightly more when compiled and with captured graphs.
 _CUDA_OVERHEAD, _COMPILED_OVERHEAD = int(0.24 * GIB), int(0.034 * GIB)
-# The resident size of a CPU worker with a model of next to no weights: 0.68 GiB.
+# The resident size of a CPU worker with a model of negligible weights: 0.68 GiB.
 _CPU_OVERHEAD = int(0.68 * GIB)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Where one rank's memory goes. ``starts`` is a verdict on memory alone; ``reason`` says why, in numbers.
+    """How one rank's memory is used. ``starts`` judges memory only; ``reason`` has the arithmetic.
 
     ``kv_tokens`` and ``concurrency`` are what vLLM prints as "KV cache size" and "Maximum concurrency": requests of
-    max_model_len that fit at once, and their tokens; concurrency is None where that length is unknown.
-    ``request_bytes`` is the KV cache without which vLLM does not start: one such request, and the block that it keeps
-    back. It starts from ``lowest_utilization`` on, up to ``highest_utilization``, beyond which the share is not free;
-    each is None where the share does not matter, and no share will do where the lowest is above the highest or 1.
-    ``outside_bytes`` is taken beside the share by versions that do not count it.
+    max_model_len that fit at once, and their tokens; concurrency is None if that length is unknown.
+    ``request_bytes`` is the least KV cache with which vLLM starts: one such request and a reserved block. vLLM starts
+    with a share between ``lowest_utilization`` and ``highest_utilization``, above which the share is not free. Each is
+    None if the share does not matter; if the lowest is above the highest, or above 1, no share is sufficient.
+    ``outside_bytes`` is taken in addition to the share by versions that do not count it.
 
-    ``rung`` says what the estimate rests on, ``margin_bytes`` how far it may be off. ``exact_layout`` is unset where
-    the layers keep something that the formulas do not know, and vLLM was not asked.
+    ``rung`` is the source of the estimate, ``margin_bytes`` how far off it may be. ``exact_layout`` is false if layers
+    cache something that the formulas do not cover, and vLLM was not asked.
     """
 
     weights_bytes: int
@@ -101,17 +100,17 @@ class Budget:
 
     @property
     def proves_weights(self) -> bool:
-        """Whether a refusal may rest on the weights."""
+        """Whether the estimate of the weights is reliable enough for a refusal."""
         return self.rung is not Rung.FORMULA
 
     @property
     def proves_cache(self) -> bool:
-        """Whether a refusal may rest on what the KV cache needs, too."""
+        """Whether the estimate of the KV cache is, too."""
         return self.proves_weights and self.exact_layout
 
     @property
     def dependable(self) -> bool:
-        """Whether a configuration may be changed for it."""
+        """Whether the estimate is reliable enough for a repair."""
         return self.proves_weights or self.exact_layout
 
 
@@ -133,8 +132,8 @@ def estimate(
     """The budget of ``args`` (EngineArgs names; absent means vLLM's default) for a model on a machine.
 
     ``version`` is vLLM's: newer ones count more of what they take. ``correction_bytes`` is what earlier starts took
-    beyond the estimate (start_history.py), counted as overhead; ``evidence`` replaces formulas by what is known. Values
-    must have their own types and lie in their ranges; ``repair`` sees to it.
+    beyond the estimate (start_history.py), counted as overhead; ``evidence`` replaces formulas where available. Values
+    must be valid and in range, which ``repair`` ensures.
     """
     plain = activation_bytes(shape, args, machine)
     activation = max(plain, sampling_bytes(shape, args, machine, version))
@@ -151,18 +150,18 @@ def estimate(
     def blocks(rank: _Rank) -> float:
         return room(rank.weights_bytes) // rank.cache.bytes_per_block if rank.cache.bytes_per_block else math.inf
 
-    # The stage with room for the fewest blocks decides for all (get_kv_cache_configs).
+    # The stage with room for the fewest blocks determines the number for all (get_kv_cache_configs).
     rank = min(_ranks(shape, args, machine, evidence), key=lambda rank: (blocks(rank), -rank.weights_bytes))
     cache, weights = rank.cache, rank.weights_bytes
     kv, fixed = room(weights), weights + others
     length = max_model_len(shape, args)
     tokens, concurrency = _capacity(shape, cache, cache.blocks(kv), length)
-    # Where nothing is cached, vLLM still needs a share with something left.
+    # Even if nothing is cached, vLLM needs some memory left in its share.
     need = max(1, (cache.request_blocks(length if length is not None else 1) + 1) * cache.bytes_per_block)
     problem = _problem(fixed, kv, requested, outside, machine, explicit=explicit is not None)
     if not problem and kv < need:
         longest = f"one request of {length or 1} tokens takes {gib(need)} GiB of KV"
-        problem = f"{longest}, {gib(kv)} GiB ({tokens} tokens) are there"
+        problem = f"{longest}, only {gib(kv)} GiB ({tokens} tokens) are available"
     return Budget(
         weights_bytes=weights,
         activation_bytes=activation,
@@ -213,7 +212,7 @@ def _bytes_per_token(shape: ModelShape, args: KnobValues, evidence: ModelEvidenc
 def _margin_bytes(  # noqa: PLR0917 - the parts of a budget
     shape: ModelShape, rung: Rung, weights: int, plain: int, activation: int, fixed: int
 ) -> int:
-    """How far the estimate may be off: the rung's band, and what is unknown of the profile run."""
+    """How far off the estimate may be: the rung's error band, and the uncertainty of the profile run."""
     band = ERROR_BANDS[rung].error_bytes(weights, plain, fixed - weights - plain)
     if rung is Rung.REPORTED:
         return band
@@ -224,17 +223,17 @@ def _margin_bytes(  # noqa: PLR0917 - the parts of a budget
 def _overhead_bytes(shape: ModelShape, args: KnobValues, machine: Machine) -> int:
     if machine.kind == "cpu":
         return _CPU_OVERHEAD
-    # Cosines and sines of every position (rotary_embedding/base.py).
+    # The cosine and sine cache (rotary_embedding/base.py).
     rotary = (shape.max_position_embeddings or 0) * shape.head_dim * dtype_bytes(shape, args)
     unused = unused_bytes(largest_tensors(shape, args), -(-shape.layers // pipeline_parallel(args)))
     return _CUDA_OVERHEAD + (0 if args.get("enforce_eager") else _COMPILED_OVERHEAD) + rotary + unused
 
 
 def _capacity(shape: ModelShape, cache: KvLayout, blocks: int, length: int | None) -> tuple[int, float | None]:
-    """Tokens and concurrency as vLLM prints them: whole requests of max_model_len count (get_kv_cache_capacity).
+    """Tokens and concurrency as vLLM prints them, in requests of max_model_len (get_kv_cache_capacity).
 
-    Where that is left to vLLM (-1), it is the longest that fits (_auto_fit_max_model_len). Where nothing is known of
-    it, the tokens are those of all blocks.
+    With -1, max_model_len is the longest that fits (_auto_fit_max_model_len). If it is unknown, the tokens are those of
+    all blocks.
     """
     if length is None and shape.max_model_len is not None:
         length = cache.longest_request(blocks - 1, shape.max_model_len) or None
@@ -253,7 +252,7 @@ def _problem(fixed: int, kv: int, requested: int, outside: int, machine: Machine
         beside = f" and {gib(outside)} GiB beside them" if outside else ""
         return f"requested {gib(requested)} GiB{beside} exceed the {gib(free)} GiB that are free"
     if kv <= 0:
-        return f"weights and activations take {gib(fixed)} of {gib(requested)} GiB: none is left for KV"
+        return f"weights and activations take {gib(fixed)} of {gib(requested)} GiB: nothing is left for the KV cache"
     if fixed + kv + outside > free:
         return f"{gib(fixed + outside)} GiB and {gib(kv)} GiB of KV exceed the {gib(free)} GiB that are free"
     return ""
@@ -265,13 +264,13 @@ def requested_bytes(args: KnobValues, machine: Machine) -> int:
 
 
 def explicit_kv_bytes(args: KnobValues) -> int | None:
-    """kv_cache_memory_bytes, None where vLLM sizes the cache itself."""
+    """kv_cache_memory_bytes; None if vLLM sizes the cache itself."""
     value = args.get("kv_cache_memory_bytes")
     return int(value) if value is not None else None
 
 
 def ratio(part: int, whole: int) -> float:
-    """``part / whole``, infinite where that is no float."""
+    """``part / whole``; infinite if that overflows."""
     try:
         return part / whole
     except (OverflowError, ZeroDivisionError):
@@ -279,7 +278,7 @@ def ratio(part: int, whole: int) -> float:
 
 
 def gib(size: int) -> str:
-    """Bytes as GiB, for people."""
+    """Bytes as text in GiB."""
     return f"{ratio(size, GIB):.2f}"
 
 

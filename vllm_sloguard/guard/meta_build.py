@@ -1,9 +1,9 @@
-"""Builds a model with vLLM's own classes on the meta device, where it takes no memory, and reads off its sizes.
+"""Builds a model with vLLM's own classes on the meta device, which takes no memory, and reports its sizes.
 
-A script for the Python that has vLLM. It imports nothing else of this project, which may not be installed there. Each
-line of stdin is a request, each line of stdout the answer to it, both JSON; it ends when stdin closes, and after
-``--idle-s`` without a request. Parallel ranks are simulated one after the other: the groups that layers ask for their
-rank exist, but nothing communicates. vLLM is imported late, after the environment is set.
+A script for the Python that has vLLM. It imports nothing else from this project, which may not be installed there. Each
+line of stdin is a request, each line of stdout its answer, both JSON. It exits when stdin closes, or after ``--idle-s``
+without a request. Parallel ranks are simulated in turn: process groups exist so that layers can query their rank, but
+nothing communicates. vLLM is imported only after the environment is set.
 """
 
 import argparse
@@ -30,13 +30,13 @@ _ENVIRONMENT = {
 }
 _WATCH_INTERVAL_S = 0.2
 _OUT_OF_MEMORY = 9
-# More than any cache. vLLM gives each rank the blocks of the rank that has room for the fewest, so one rank's block is
-# found by giving all others far more.
+# More than any cache. vLLM gives every rank as many blocks as the one with room for the fewest, so one rank's block
+# size is found by giving far more memory to all others.
 _MUCH, _FAR_MORE = 2**70, 2**90
 
 
 def _from(module: str, name: str) -> Any:
-    """Something of vLLM, whose types this project does not check. Raises ImportError."""
+    """An object of vLLM, untyped. Raises ImportError."""
     found = importlib.import_module(module)
     try:
         return getattr(found, name)
@@ -47,7 +47,7 @@ def _from(module: str, name: str) -> Any:
 def answer_requests(memory_bytes: int, idle_s: float) -> None:
     """Answers requests until stdin closes or ``idle_s`` pass; exits when the process outgrows ``memory_bytes``."""
     os.environ.update(_ENVIRONMENT)
-    # What vLLM and its libraries print must not mix with the answers.
+    # Output of vLLM and its libraries must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     threading.Thread(target=_watch_memory, args=(memory_bytes,), daemon=True).start()
@@ -81,7 +81,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class _SizeOnlyGroup:
-    """A torch process group that knows its size and nothing else."""
+    """A torch process group that only knows its size."""
 
     ranks: int
 
@@ -112,7 +112,7 @@ def _group(ranks: list[int]) -> Any:
 
 @contextlib.contextmanager
 def _as_rank(config: Any, stage: int) -> Generator[None]:
-    """Puts this process in the place of the first tensor-parallel rank of a pipeline stage."""
+    """Makes this process the first tensor-parallel rank of a pipeline stage."""
     parallel_state = _from("vllm.distributed", "parallel_state")
 
     parallel = config.parallel_config
@@ -157,19 +157,19 @@ class Built:
         args = {name: value for name, value in args.items() if name != "cpu_offload_gb"}
         first = self.config = _engine_config(model, args)
         more = range(1, first.parallel_config.pipeline_parallel_size)
-        # A configuration remembers the layers that were built with it, so each stage has its own.
+        # A configuration records the layers built with it, so each stage has its own.
         self.stages = [_build(first, 0), *(_build(_engine_config(model, args), stage) for stage in more)]
         _resolve_layout(first, [self.stages[0].specs])
 
     def _caches(self, available: list[int]) -> list[Any]:
-        """What the engine core makes of the specs of all stages."""
+        """The engine core's KV-cache configuration for the specs of all stages."""
         get_kv_cache_configs = _from("vllm.v1.core.kv_cache_utils", "get_kv_cache_configs")
 
         specs: list[dict[str, Any]] = [dict(stage.specs) for stage in self.stages]
         return list(get_kv_cache_configs(self.config, specs, available))
 
     def facts(self) -> dict[str, Any]:
-        """Everything that the guard's arithmetic needs, in the terms of ``built_model.BuiltModel``."""
+        """Everything that the guard's arithmetic needs, as fields of ``built_model.BuiltModel``."""
         current_platform = _from("vllm.platforms", "current_platform")
 
         sized = self.config.model_config
@@ -197,7 +197,7 @@ class Built:
         }
 
     def _offloaded(self, stage: StageBuild) -> int:
-        """Whole parameters of the layers go to host memory until ``cpu_offload_gb`` are there (offloader/uva.py)."""
+        """Whole parameters are moved to host memory until ``cpu_offload_gb`` is used up (offloader/uva.py)."""
         offloaded, most = 0, int(self._offload * 2**30)
         for name, size in stage.parameters.items():
             if offloaded < most and ".layers." in f".{name}":
@@ -218,7 +218,7 @@ class Built:
 
 
 def _engine_config(model: str, args: dict[str, Any]) -> Any:
-    """vLLM's configuration for ``args``, as the API server makes it."""
+    """vLLM's configuration for ``args``, as the API server creates it."""
     engine_args = _from("vllm.engine.arg_utils", "EngineArgs")
     usage = _from("vllm.usage.usage_lib", "UsageContext")
 
@@ -231,7 +231,7 @@ def _engine_config(model: str, args: dict[str, Any]) -> Any:
 
 
 def _load_classes_here(model: str) -> None:
-    """Registers the model's class as loaded: vLLM would start a process for each architecture to look at it."""
+    """Registers the model's class as loaded: vLLM would start a process per architecture to inspect it."""
     registry = _from("vllm.model_executor.models", "ModelRegistry")
 
     fields = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
@@ -263,7 +263,7 @@ def _parameter_bytes(model: Any) -> dict[str, int]:
 
 
 def _specs(config: Any) -> dict[str, Any]:
-    """The KV-cache specs by layer as the model runner collects them; layers that keep nothing have none."""
+    """The KV-cache specs by layer as the model runner collects them; layers without a cache have none."""
     set_current_vllm_config = _from("vllm.config", "set_current_vllm_config")
     get_layers_from_vllm_config = _from("vllm.config.vllm", "get_layers_from_vllm_config")
     attention_layer = _from("vllm.model_executor.layers.attention_layer_base", "AttentionLayerBase")
@@ -279,7 +279,7 @@ def _specs(config: Any) -> dict[str, Any]:
 
 
 def _customized(layer: Any, spec: Any) -> Any:
-    """The spec as the attention backend wants it; versions before 0.30 don't ask the backend."""
+    """The spec as customized by the attention backend, since vLLM 0.30."""
     attention_spec = _from("vllm.v1.kv_cache_interface", "AttentionSpec")
 
     try:
@@ -290,7 +290,7 @@ def _customized(layer: Any, spec: Any) -> Any:
 
 
 def _resolve_layout(config: Any, stages: list[dict[str, Any]]) -> None:
-    """The order of the cache's dimensions, as the engine core resolves it; versions before 0.31 have one only."""
+    """The order of the cache's dimensions, as the engine core resolves it; before 0.31 there is only one."""
     try:
         get_supported_kv_cache_layouts = _from("vllm.v1.attention.backends.utils", "get_supported_kv_cache_layouts")
         resolve_kv_cache_layout = _from("vllm.v1.attention.backends.utils", "resolve_kv_cache_layout")
@@ -304,12 +304,12 @@ def _resolve_layout(config: Any, stages: list[dict[str, Any]]) -> None:
 
 
 def _group_facts(config: Any, spec: Any) -> dict[str, Any]:
-    """How many blocks a request takes of a group, in the terms of ``built_model.BuiltGroup``."""
+    """How many blocks of a group a request takes, as fields of ``built_model.BuiltGroup``."""
     kv = _from("vllm.v1", "kv_cache_interface")
 
     layers: Any = getattr(spec, "kv_cache_specs", None)
     if layers:
-        # Layers of one group take equally many blocks, whatever their pages.
+        # Layers of one group take the same number of blocks, whatever their page sizes.
         return _group_facts(config, next(iter(layers.values())))
     facts: dict[str, Any] = {"kind": "full", "block_size": spec.block_size, "tokens": 0}
     if isinstance(spec, kv.SlidingWindowSpec):
@@ -319,7 +319,7 @@ def _group_facts(config: Any, spec: Any) -> dict[str, Any]:
     elif isinstance(spec, kv.CrossAttentionSpec):
         facts["kind"] = "encoder"
     elif not isinstance(spec, kv.FullAttentionSpec):
-        # Mamba's states and whatever else does not grow with the request.
+        # Mamba's states and anything else that does not grow with the request.
         facts |= {"kind": "state", "tokens": -(-spec.max_memory_usage_bytes(config) // spec.page_size_bytes)}
     elif getattr(spec, "dcp_sharded", True):
         facts["ranks"] = getattr(config.parallel_config, "decode_context_parallel_size", 1)

@@ -1,4 +1,4 @@
-"""What a model's config.json says about its size: the input of the memory arithmetic."""
+"""A model's dimensions from its config.json: the input of the memory estimate."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from vllm_sloguard.guard.config_json import Fields, first, flag, name, nested, p
 from vllm_sloguard.guard.quantization import Quantization
 
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
-# Names of one and the same field in different model families.
+# Names of the same field in different model families.
 _ALIASES: Mapping[str, tuple[str, ...]] = {
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"),
     "hidden": ("hidden_size", "n_embd", "d_model"),
@@ -21,9 +21,9 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "vocab": ("vocab_size", "padded_vocab_size"),
     "experts": ("n_routed_experts", "num_local_experts", "num_experts"),
 }
-# Where multimodal models keep the configuration of their language model.
+# Where multimodal models have the configuration of their language model.
 _TEXT_CONFIGS = ("text_config", "language_config", "llm_config")
-# What a family's config.json may leave out (its configuration class in transformers).
+# Defaults of fields that a family's config.json may omit (its configuration class in transformers).
 _FAMILY_DEFAULTS: Mapping[str, Fields] = {
     "llama": {
         "hidden_size": 4096,
@@ -64,7 +64,7 @@ _FAMILY_DEFAULTS: Mapping[str, Fields] = {
     },
 }
 # The keys from which vLLM derives the longest request (model_arch_config_convertor.py, derive_max_model_len_and_key):
-# the smallest of them holds.
+# the smallest one counts.
 _LENGTH_KEYS = (
     "max_position_embeddings",
     "n_positions",
@@ -80,11 +80,11 @@ _ROPE_ALREADY_SCALED = frozenset(
     {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling", "default"}
 )
 _MOST_SCALING = 2**20
-# Families whose MLP has two matrices; all others gate it and have three.
+# Families whose MLP has two matrices; all others have a gated MLP with three.
 _UNGATED = frozenset(
     {"gpt2", "opt", "gpt_neox", "gptj", "bloom", "mpt", "falcon", "phi", "starcoder2", "gpt_bigcode", "nemotron"}
 )
-# Families whose embeddings are tied unless they say otherwise (their configuration classes in transformers 5).
+# Families whose embeddings are tied by default (their configuration classes in transformers 5).
 _TIED = frozenset(
     {"gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "opt", "bloom", "mpt", "falcon", "starcoder2", "gpt_bigcode"}
     | {"cohere", "cohere2", "smollm3"}
@@ -101,13 +101,13 @@ EXACT_FAMILIES = frozenset(
 class ModelShape:
     """A decoder model's sizes. Lengths are tokens, widths are elements.
 
-    ``sliding_window`` is set where layers attend to a window only: those marked in ``windowed``, all where that is
-    empty. ``hybrid`` is set where layers keep a state instead of keys and values (state space, linear or chunked
-    attention), which makes the KV arithmetic an upper bound. Experts replace the MLP of every ``expert_step``-th layer
-    after the first ``dense_layers``. ``max_model_len`` is the longest request that vLLM derives from the configuration,
-    None where it says nothing; ``default_model_len`` replaces it where nobody asks for more. ``quantization`` is the
-    checkpoint's own, None where weights are ``dtype_bytes`` wide. The two ``stated`` sizes replace the arithmetic where
-    they are known and the architecture is not: see ``stated``.
+    ``sliding_window`` is set if layers have window attention: those marked in ``windowed``, or all if that is empty.
+    ``hybrid`` is set if layers have a state instead of keys and values (state space, linear or chunked attention),
+    which makes the KV estimate an upper bound. Experts replace the MLP of every ``expert_step``-th layer after the
+    first ``dense_layers``. ``max_model_len`` is the longest request that vLLM derives from the configuration, if any;
+    ``default_model_len`` replaces it if the user sets no length. ``quantization`` is the checkpoint's own,
+    None if weights are ``dtype_bytes`` wide. The two ``stated`` sizes replace the formulas if only they are known, and
+    not the architecture: see ``stated``.
     """
 
     layers: int
@@ -146,7 +146,7 @@ class ModelShape:
 
     @property
     def ordinary(self) -> bool:
-        """Whether tests have shown the formulas exact for models like this one (benchmarks/README.md)."""
+        """Whether tests show the formulas to be exact for this kind of model (benchmarks/README.md)."""
         if self.stated_weights_bytes is not None:
             return True
         plain = self.quantization is None or self.quantization.exact
@@ -154,23 +154,23 @@ class ModelShape:
 
     @property
     def mla(self) -> bool:
-        """Whether attention keeps one latent vector a token instead of keys and values."""
+        """Whether attention caches one latent vector per token instead of keys and values."""
         return self.kv_lora_rank > 0
 
 
-# Bytes of activations a token over parameters, by memory.activation_bytes: Qwen2-1.5B (66 kB), Llama-3.1-8B (119) and
-# 70B (238) lie within a tenth.
+# Activation bytes per token as a function of parameters, by memory.activation_bytes: within 10% for Qwen2-1.5B (66 kB),
+# Llama-3.1-8B (119) and 70B (238).
 _ACTIVATION_REFERENCE, _ACTIVATION_EXPONENT = (1.54e9, 66_048), 0.34
 
 
 def stated(weights_bytes: int, kv_bytes_per_token: int, max_model_len: int | None = None) -> ModelShape:
-    """A model of which only these sizes are known: one layer, whose width gives what decoders of its weight activate.
+    """A model of which only these sizes are known: one layer, as wide as gives typical activations for the weights.
 
-    Weights are taken to be 16 bits wide; both sizes are those of one rank.
+    Weights are assumed to be 16 bits wide; both sizes are per rank.
     """
     parameters, activation = _ACTIVATION_REFERENCE
     wide = activation * (max(weights_bytes, 1) / 2 / parameters) ** _ACTIVATION_EXPONENT / 2
-    # memory.activation_bytes counts the MLP's width three times, the hidden one four times; 5.8 is their usual ratio.
+    # memory.activation_bytes counts the MLP's width three times, the hidden size four times; 5.8 is their usual ratio.
     hidden = max(1, round(wide / (3 * 5.8 + 4)))
     return ModelShape(
         layers=1,
@@ -190,7 +190,7 @@ def read_shape(model_dir: Path) -> ModelShape:
     """The shape of the model in ``model_dir``.
 
     Raises:
-        ValueError: config.json is missing, is no JSON object, or lacks a field.
+        ValueError: config.json is missing, not a JSON object, or lacks a field.
     """
     path = model_dir / "config.json"
     try:
@@ -213,19 +213,19 @@ def shape_of_model(model: str) -> ModelShape | None:
 
 
 def beyond_arithmetic(args: Mapping[str, object]) -> bool:
-    """Whether arguments of vLLM change the model, or keep parts of it elsewhere, in ways that a shape does not tell."""
+    """Whether vLLM arguments change the model, or place parts of it elsewhere, in ways that a shape cannot express."""
     return any(args.get(name) for name in ("hf_overrides", "cpu_offload_gb", "speculative_config", "enable_lora"))
 
 
 def from_config(config: Fields) -> ModelShape:
-    """The shape that a config.json describes; a multimodal one is judged by its ``text_config``.
+    """The shape described by a config.json; for a multimodal model, by its ``text_config``.
 
     Raises:
         ValueError: a field is missing, has a wrong type, or does not fit the others.
     """
     text = _text_config(config)
     hidden, heads = required(text, *_ALIASES["hidden"]), required(text, *_ALIASES["heads"])
-    # GPT-2 leaves its MLP's width out and means four times the hidden size.
+    # GPT-2 omits its MLP's width, which is four times the hidden size.
     intermediate = first(text, _ALIASES["intermediate"]) or 4 * hidden
     head_dim = whole(text, "head_dim") or None
     if head_dim is None and hidden % heads:
@@ -300,9 +300,9 @@ def _experts(text: Fields, intermediate: int, layers: int) -> dict[str, int]:
 
 
 def _layers_without_experts(text: Fields, layers: int) -> tuple[int, int]:
-    """How many of the first layers have none, and the step from one that has some to the next.
+    """The number of dense layers before the first one with experts, and the step from one with experts to the next.
 
-    Some families list for each layer whether it has experts; then only their number is kept.
+    Some families list for each layer whether it has experts; then only the number of layers with experts is exact.
     """
     listed: object = text.get("moe_layer_freq")
     if isinstance(listed, list):
@@ -320,7 +320,7 @@ def _dtype_bytes(config: Fields, text: Fields) -> int:
             if known is None:
                 raise wrong("torch_dtype", f"one of {', '.join(DTYPE_BYTES)}", stated)
             return known
-    # Nothing written means float32 to Transformers, which vLLM halves.
+    # Transformers defaults to float32, which vLLM halves.
     return 2
 
 
@@ -334,7 +334,7 @@ def _max_model_len(text: Fields) -> int | None:
 
 
 def _default_model_len(text: Fields) -> int | None:
-    """With LongRoPE vLLM stays with the original length unless asked for more (_get_and_verify_max_len)."""
+    """With LongRoPE, vLLM defaults to the original length (_get_and_verify_max_len)."""
     rope = _rope(text)
     return positive(text, "original_max_position_embeddings") if rope and _rope_kind(rope) == "longrope" else None
 

@@ -1,24 +1,24 @@
-"""How wide a quantized checkpoint's weights are, from the ``quantization_config`` of its config.json."""
+"""The width of a quantized checkpoint's weights, from the ``quantization_config`` in its config.json."""
 
 from dataclasses import dataclass
 from typing import cast
 
 from vllm_sloguard.guard.config_json import Fields, name, nested, positive, wrong
 
-# 4-bit floats of microscaling: 32 share a scale of 8 bits in MXFP4, 16 in NVFP4.
+# Microscaling 4-bit floats: an 8-bit scale per 32 values in MXFP4, per 16 in NVFP4.
 _MXFP4_BITS, _NVFP4_BITS = 4 + 8 / 32, 4 + 8 / 16
-# bitsandbytes keeps a float32 for each 64 weights; vLLM undoes the second quantization (loader of bitsandbytes).
+# bitsandbytes stores a float32 per 64 weights; vLLM's loader undoes the double quantization.
 _BNB4_BITS = 4 + 32 / 64
 _USUAL_BITS = {"gptq": 4, "awq": 4, "auto-round": 4}
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """``bits`` a weight of the linear layers, their scales and zero points included; embeddings and head stay wide.
+    """``bits`` per weight of the linear layers, including scales and zero points; embeddings and head are unquantized.
 
-    ``experts_only`` where all but the experts stays wide, too. ``fp8_kv`` where the checkpoint asks for a KV cache of
-    8 bits, which vLLM then takes by default. ``exact`` is unset where parts of the linear layers stay wide that are
-    known from the checkpoint alone. Experts' matrices are rounded up to multiples of ``rounding``.
+    ``experts_only``: only experts are quantized. ``fp8_kv``: the checkpoint requests an 8-bit KV cache, which is then
+    vLLM's default. ``exact`` is false if some linear layers are unquantized and only the checkpoint tells which.
+    Experts' matrices are rounded up to multiples of ``rounding``.
     """
 
     bits: float
@@ -28,15 +28,15 @@ class Quantization:
     rounding: int = 1
 
 
-# gpt-oss has its experts alone in it (quantization/mxfp4.py); most kernels want multiples of 128 (oracle/mxfp4.py).
+# gpt-oss quantizes only its experts (quantization/mxfp4.py); most kernels need multiples of 128 (oracle/mxfp4.py).
 _MXFP4 = Quantization(_MXFP4_BITS, experts_only=True, rounding=128)
 
 
 def of_checkpoint(config: Fields, text: Fields) -> Quantization | None:
-    """The quantization of a checkpoint; None for none, and for methods unknown here, whose weights count in full.
+    """The quantization of a checkpoint; None if there is none or its method is unknown, when weights count in full.
 
     Raises:
-        ValueError: a field is not what it should be.
+        ValueError: a field is invalid.
     """
     found = nested(config, "quantization_config") or nested(text, "quantization_config")
     if found is None:
@@ -61,9 +61,9 @@ def _stated_bits(found: Fields, method: str) -> Quantization | None:
 
 
 def _grouped(bits: int, group: object, *, zero_points: bool) -> float:
-    """A group of weights shares a scale of 16 bits and mostly a zero point of their own width.
+    """A group of weights shares a 16-bit scale and usually a zero point of the weights' width.
 
-    -1 and null mean groups as long as a row: no scale to speak of.
+    -1 and null mean one group per row, with negligible scales.
     """
     if group is None or group == -1:
         return float(bits)
@@ -102,10 +102,10 @@ def _modelopt(found: Fields) -> Quantization:
 
 
 def while_loading(method: str) -> Quantization | None:
-    """What the ``quantization`` argument does to an ordinary checkpoint as it is loaded; None for nothing known."""
+    """The effect of the ``quantization`` argument on an unquantized checkpoint; None if unknown."""
     if "bitsandbytes" in method:
         return Quantization(_BNB4_BITS)
     if "experts_int8" in method:
         return Quantization(8, experts_only=True)
-    # All other methods that need no quantized checkpoint go to 8 bits.
+    # All other methods for unquantized checkpoints use 8 bits.
     return Quantization(8) if "fp8" in method else None

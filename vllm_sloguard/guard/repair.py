@@ -1,9 +1,9 @@
 """Repairs a configuration that vLLM would not start with, or refuses it.
 
-The rules are in ``vllm_sloguard.guard.rules``. The first broken one is fixed and all are checked again, until none is
-broken: repairing the result again changes nothing. Then each change is tried without, as a later one may have made it
-unnecessary. Two repairs of the SLO-Guard study have no rule, because vLLM (0.26 to 0.32) starts without them: chunked
-prefill in eager mode, which vLLM allows, and sequences times length above 0.7 of the KV tokens, where it preempts.
+The rules are in ``vllm_sloguard.guard.rules``. The first broken rule is fixed and all are checked again until none is
+broken, so repairs are idempotent. Then each change is reverted if later ones made it unnecessary. Two repairs of the
+SLO-Guard study have no rule here, because vLLM (0.26 to 0.32) starts without them: chunked prefill in eager mode is
+allowed, and sequences times length above 0.7 of the KV tokens only causes preemption.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ __all__ = ["TUNED", "ArgumentChange", "Limits", "Repair", "RepairStatus", "repai
 
 # Every argument that a rule checks.
 TUNED: tuple[str, ...] = tuple(ARGUMENTS)
-# Far more than rules times arguments need.
+# Far more than any combination of rules and arguments needs.
 _ROUNDS = 64
 
 
@@ -38,7 +38,7 @@ class RepairStatus(StrEnum):
 
 @dataclass(frozen=True)
 class ArgumentChange:
-    """One argument that was changed; None means absent, so vLLM's default. ``rules`` are the names of those broken."""
+    """One changed argument; None means absent, so vLLM's default. ``rules`` names the broken rules."""
 
     name: str
     before: Value | None
@@ -49,9 +49,9 @@ class ArgumentChange:
 
 @dataclass(frozen=True)
 class Repair:
-    """The outcome. ``args`` are the given ones unless repaired; ``budget`` needs a shape and a machine.
+    """The outcome. ``args`` are the input unless repaired; ``budget`` needs a shape and a machine.
 
-    ``rule`` names the rule that refused. ``warning`` says what is unknown about a configuration that passes.
+    ``rule`` names the rule that caused a refusal. ``warning`` states why a configuration that passed may not start.
     """
 
     status: RepairStatus
@@ -65,7 +65,7 @@ class Repair:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """The result of applying the rules. ``why`` has the broken rules and reasons of each changed argument."""
+    """The result of applying the rules. ``why`` has the broken rules and reasons for each changed argument."""
 
     case: Case
     why: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict[str, tuple[tuple[str, str], ...]])
@@ -88,17 +88,17 @@ def repair(
     """Repairs ``args`` (EngineArgs names; absent or None means vLLM's default), or refuses them.
 
     Arguments in ``pinned`` are never changed, and max_model_len is never lowered below ``workload_max_len`` tokens.
-    Without a shape or a machine, the rules that need them are skipped; without a version ("0.32" is (0, 32)), none is.
-    ``limits`` are what was learned on this host about this model, for all arguments or for those that it is asked
-    with; ``estimate`` is the memory arithmetic with the best evidence that there is (start_history.py). ``unknown``
-    says why there is none of the model, for the warning.
-    Deterministic and idempotent; raises nothing, whatever the values.
+    Rules that need a shape or a machine are skipped without one; without a version ("0.32" is (0, 32)), no rule is
+    skipped for its version. ``limits`` was learned on this host about this model, either for all arguments or as a
+    function of them. ``estimate`` is the memory estimate with the best available evidence (start_history.py).
+    ``unknown`` is the reason why the model's shape is unknown, for the warning.
+    Deterministic and idempotent; never raises, whatever the values.
     """
     given = {name: value for name, value in args.items() if value is not None or _takes_no_none(name)}  # pyright: ignore[reportUnnecessaryComparison]
     case = Case(given, shape, machine, pinned, workload_max_len or 0, _taught(limits), vllm_version, estimate)
     outcome = _apply_rules(case)
     if outcome.refusal:
-        # There is no arithmetic to do with values that have no meaning.
+        # Without valid values, there is no budget to compute.
         numbers = _first(case, ALL[:_VALUE_RULES]) is None
         return Repair(RepairStatus.REFUSED, args, (), outcome.refusal, case.budget if numbers else None, outcome.rule)
     outcome = _minimal(case, outcome)
@@ -120,15 +120,15 @@ def repair(
 
 
 def _warning(budget: Budget | None, unknown: str) -> str:
-    """What is unknown about a configuration that passes; empty if it starts in any case."""
+    """Why a configuration that passed may not start; empty if it certainly does."""
     if budget is None:
         return f"memory is not checked: {unknown}" if unknown else ""
     spare = budget.kv_bytes - budget.request_bytes - budget.margin_bytes
     if budget.starts and (budget.dependable or spare >= 0):
         return ""
-    layers = "" if budget.exact_layout else ", which do not know what its layers keep"
-    error = f"which may be off by {memory.gib(budget.margin_bytes)} GiB"
-    basis = f"this rests on {budget.rung.description}{layers}, {error}"
+    layers = "" if budget.exact_layout else ", which do not cover all of its layers"
+    error = f"and may be off by {memory.gib(budget.margin_bytes)} GiB"
+    basis = f"the estimate is based on {budget.rung.description}{layers}, {error}"
     return f"it may not start: {budget.reason}; {basis}" if not budget.starts else f"it may not start: {basis}"
 
 
@@ -138,7 +138,7 @@ def _taught(limits: Limits | Callable[[KnobValues], Limits] | None) -> Callable[
     return lambda _: limits or Limits()
 
 
-# The rules on single values come first.
+# The number of rules on single values, which come first.
 _VALUE_RULES = next(number for number, rule in enumerate(ALL) if rule.name == "heads")
 
 
@@ -148,7 +148,7 @@ def _takes_no_none(name: str) -> bool:
 
 def _same(one: KnobValues, other: KnobValues, name: str) -> bool:
     before, after = one.get(name), other.get(name)
-    # Not a number is not equal to itself, and True is not 1.
+    # NaN is not equal to itself; True must differ from 1.
     same = before is after or (type(before) is type(after) and before == after)
     return (name in one) == (name in other) and same
 
@@ -162,7 +162,7 @@ def _first(case: Case, rules: tuple[Rule, ...] = ALL) -> tuple[Rule, Broken] | N
 
 
 def _apply_rules(case: Case) -> _Outcome:
-    """Fixes the first broken rule until none is broken; a refusal has the text of the first complaint."""
+    """Fixes the first broken rule until none is broken; a refusal quotes the first broken rule."""
     why: dict[str, tuple[tuple[str, str], ...]] = {}
     said: dict[str, str] = {}
     for _ in range(_ROUNDS):
@@ -181,7 +181,7 @@ def _apply_rules(case: Case) -> _Outcome:
 
 
 def _minimal(start: Case, outcome: _Outcome) -> _Outcome:
-    """Undoes each change that the others have made unnecessary, or smaller, one by one."""
+    """Reverts or reduces, one by one, changes that the others have made unnecessary."""
     for name in outcome.why:
         if _same(start.args, outcome.case.args, name):
             continue

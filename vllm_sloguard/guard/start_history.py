@@ -1,6 +1,6 @@
-"""What earlier starts on this host taught: how far the memory estimate was off, and limits that it does not know.
+"""What earlier starts on this host taught: the error of the memory estimate, and limits learned from crashes.
 
-The sidecar keeps both in its journal and writes them to a file; the plugin, the search and the command line read it.
+The sidecar keeps both in its journal and exports them to a file for the plugin, the search and the command line.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ from vllm_sloguard.guard.rules.single_argument import unreadable_argument
 from vllm_sloguard.guard.vllm_defaults import sequences
 from vllm_sloguard.knobs import KnobValues, Value
 
-# The error of one start is trusted to a tenth less than whole, so that noise is not carried over as knowledge.
+# Weight of "no error", in starts: shrinks the correction, so that a single noisy start is not taken at face value.
 _PRIOR_WEIGHT = 0.1
-# An error beyond this share of what is fixed, and this much, is another process's memory or an unknown setting.
+# A larger error than this (share of the fixed memory, plus a constant) is due to another process or an unknown setting.
 _PLAUSIBLE_SHARE, _PLAUSIBLE_BYTES = 0.25, GIB // 2
-# Seconds since the epoch, the year 5138.
+# Latest accepted timestamp: the year 5138.
 _MOST_TIME = 1e11
-# A start says nothing of another one that differs in any of these: a start with online fp8 once made the estimate for
-# bf16 worse by 7.9%. Each has the value that stands for vLLM's default.
+# Starts that differ in any of these are not comparable: a start with online fp8 once made the estimate for bf16 worse
+# by 7.9%. The values are vLLM's defaults.
 _SAME_MODEL: Mapping[str, Value | None] = {
     "dtype": "auto",
     "quantization": None,
@@ -49,10 +49,10 @@ _SAME_MODEL: Mapping[str, Value | None] = {
 
 @dataclass(frozen=True)
 class ReportedStart:
-    """One start as vLLM reported it: ``kv_bytes`` is what its profiling pass left for the KV cache of one rank.
+    """One start as reported by vLLM: ``kv_bytes`` is what its profile run left for the KV cache, per rank.
 
-    ``args`` are those that the estimate depends on, as they ran; ``total_bytes`` is the device's memory. The other
-    sizes are bytes of one rank, None where vLLM did not say.
+    ``args`` are the effective arguments that the estimate depends on; ``total_bytes`` is the device's memory. Other
+    sizes are per rank, None if not reported.
     """
 
     args: KnobValues
@@ -68,11 +68,11 @@ class ReportedStart:
 
     @property
     def machine(self) -> Machine:
-        """The machine, as far as it matters to the estimate; ``source`` has the device's name."""
+        """The machine, as far as the estimate depends on it; ``source`` is the device's name."""
         return Machine(self.kind, self.total_bytes, self.total_bytes, 1, self.source)
 
     def error_bytes(self, known: KnownModel) -> int | None:
-        """What vLLM took beyond the estimate; None where that says nothing about the estimate."""
+        """Actual minus estimated memory use; None if the two are not comparable."""
         shape = known.shape_with(self.args)
         if shape is None or "kv_cache_memory_bytes" in self.args:
             return None
@@ -83,13 +83,13 @@ class ReportedStart:
         return taken - budget.fixed_bytes if plausible else None
 
     def evidence(self, known: KnownModel) -> ModelEvidence:
-        """What is known of the model as it was started, with the weights that vLLM reported."""
+        """The evidence for the model as started, with the weights that vLLM reported."""
         found = known.evidence(self.args, self.machine)
         return replace(found, reported_weights_bytes=self.weights_bytes)
 
 
 class LimitKind(StrEnum):
-    """What a learned rule limits; the names are those of ``repair.Limits``."""
+    """What a learned rule limits; named after the fields of ``repair.Limits``."""
 
     MAX_MODEL_LEN = "max_model_len"
     FREE_BYTES = "free_bytes"
@@ -98,7 +98,7 @@ class LimitKind(StrEnum):
 
 @dataclass(frozen=True)
 class LearnedLimit:
-    """A limit that a crash taught. ``args`` are those that crashed; times are seconds since the epoch."""
+    """A limit learned from a crash with ``args``. Times are in seconds since the epoch."""
 
     kind: LimitKind
     value: int
@@ -111,9 +111,9 @@ class LearnedLimit:
 
 @dataclass(frozen=True)
 class Learned:
-    """Everything that is known of one model on one host.
+    """Everything learned about one model on one host.
 
-    ``vllm_version`` is the one that an estimate is for; ``model`` is ``model_key`` of the model.
+    ``vllm_version`` is the version that estimates are made for; ``model`` is the model's ``model_key``.
     """
 
     starts: tuple[ReportedStart, ...] = ()
@@ -122,15 +122,15 @@ class Learned:
     model: str = ""
 
     def estimate(self, shape: ModelShape, args: KnobValues, machine: Machine) -> Budget:
-        """``memory.estimate``, corrected by the errors of earlier starts."""
+        """``memory.estimate``, corrected by the errors seen in earlier starts."""
         budget = self.estimator(KnownModel(shape))(shape, args, machine)
         assert budget is not None
         return budget
 
     def estimator(self, known: KnownModel) -> Estimate:
-        """The best estimate that there is, for many questions about one model: errors are worked out once.
+        """A function that estimates configurations of one model; the errors of earlier starts are computed only once.
 
-        It answers None where arguments change the model, and vLLM was not asked.
+        It returns None if the arguments change the model itself and vLLM has not been asked about the result.
         """
         starts = [(start, error) for start in self.starts if (error := start.error_bytes(known)) is not None]
         asked_for = version(self.vllm_version)
@@ -159,7 +159,7 @@ class Learned:
         pinned: frozenset[str],
         workload_max_len: int | None,
     ) -> Callable[[KnobValues], Repair]:
-        """``repair`` with all that is known at ``now``, for many configurations of one model."""
+        """``repair`` with everything known at ``now``, for many configurations of one model."""
         estimate, vllm_version = self.estimator(known), _stated_version(self.vllm_version)
 
         def repaired(args: KnobValues) -> Repair:
@@ -179,7 +179,7 @@ class Learned:
         return repaired
 
     def limits(self, shape: ModelShape | None, args: KnobValues, machine: Machine, now: float) -> Limits:
-        """What the rules that still hold at ``now`` say about ``args``."""
+        """The limits for ``args`` from rules that have not expired at ``now``."""
         alive = [rule for rule in self.rules if rule.expires_at > now]
         lengths = [
             r.value for r in alive if r.kind is LimitKind.MAX_MODEL_LEN and _no_more_room(r, shape, args, machine)
@@ -192,7 +192,7 @@ class Learned:
         )
 
     def of_version(self, vllm_version: str) -> "Learned":
-        """What was learned from this version of vLLM, or from one that did not say."""
+        """Only what was learned from this version of vLLM, or from an unknown one."""
         known = ("", vllm_version)
         return Learned(
             tuple(start for start in self.starts if start.vllm_version in known),
@@ -202,16 +202,16 @@ class Learned:
         )
 
     def without(self, kind: LimitKind) -> "Learned":
-        """The same but for the rules of ``kind``."""
+        """A copy without the rules of ``kind``."""
         return replace(self, rules=tuple(rule for rule in self.rules if rule.kind is not kind))
 
     def of_last_version(self) -> "Learned":
-        """What was learned from the version that was started last."""
+        """Only what was learned from the version of the latest start."""
         return self.of_version(self.starts[-1].vllm_version) if self.starts else self
 
 
 def version(text: str) -> MinorVersion:
-    """Major and minor of a version of vLLM; the one that the estimate was measured on where there is none."""
+    """Major and minor version of vLLM; if ``text`` has none, the version that the constants were measured on."""
     return _stated_version(text) or MEASURED
 
 
@@ -221,9 +221,9 @@ def _stated_version(text: str) -> MinorVersion | None:
 
 
 def _correction_bytes(starts: Sequence[tuple[ReportedStart, int]], args: KnobValues, machine: Machine) -> int:
-    """The weighted median of the starts' errors, each weighed by how like ``args`` it was.
+    """The median error of the starts, weighted by their similarity to ``args``.
 
-    A start a doubling of the batch or of the sequences away weighs 0.6 of one that is the same, two doublings 0.14.
+    A start at twice (or half) the batch or the sequences has weight 0.6, at four times 0.14.
     """
     weighed = sorted((error, _likeness(start, args, machine)) for start, error in starts)
     total = math.fsum(weight for _, weight in weighed)
@@ -238,7 +238,7 @@ def _correction_bytes(starts: Sequence[tuple[ReportedStart, int]], args: KnobVal
 
 
 def _same_model(start: ReportedStart, args: KnobValues, machine: Machine, vllm_version: str) -> bool:
-    """Whether a start says something of ``args``: the same weights, types and layout, on the same version of vLLM."""
+    """Whether a start is comparable with ``args``: same weights, dtypes and layout, same version of vLLM."""
     if start.kind != machine.kind or not _same_version(start.vllm_version, vllm_version):
         return False
     return all(
@@ -257,14 +257,14 @@ def _likeness(start: ReportedStart, args: KnobValues, machine: Machine) -> float
 
 
 def _no_more_room(rule: LearnedLimit, shape: ModelShape | None, args: KnobValues, machine: Machine) -> bool:
-    """Whether ``args`` leave no more KV tokens than those that crashed; without a model, whether they are the same."""
+    """Whether ``args`` leave no more KV tokens than the ones that crashed; without a shape, whether they are equal."""
     if shape is None:
         tuned = {name: value for name, value in args.items() if name in TUNED}
         return {**rule.args, "max_model_len": None} == {**tuned, "max_model_len": None}
     try:
         room, had = (memory.estimate(shape, a, machine).kv_tokens for a in (args, rule.args))
     except (TypeError, ValueError, OverflowError, ZeroDivisionError):
-        # Values that vLLM can't read, or out of range: the repair says so before it looks at lengths.
+        # Unreadable or out-of-range values: the repair rejects them before it checks lengths.
         return False
     return room <= had
 
@@ -275,15 +275,15 @@ _LEARNED: TypeAdapter[Learned] = TypeAdapter(Learned)
 
 
 def to_json(learned: Learned) -> str:
-    """As the file holds it."""
+    """Serializes ``learned`` for the file."""
     return _LEARNED.dump_json(learned).decode()
 
 
 def read_history(path: Path, model: str) -> Learned:
-    """What ``path`` holds of ``model``; nothing where there is no such file, or it is of another model.
+    """Reads the history of ``model``; empty if the file is missing or belongs to another model.
 
     Raises:
-        ValueError: it can't be read or is damaged.
+        ValueError: the file is unreadable or damaged.
     """
     try:
         found = _LEARNED.validate_json(path.read_bytes())
@@ -298,7 +298,7 @@ def read_history(path: Path, model: str) -> Learned:
 
 
 def model_key(model: str) -> str:
-    """Names a model; a local one by what its config.json holds too."""
+    """Identifies a model: its name, or for a local one its path and a hash of its config.json."""
     try:
         content = (Path(model) / "config.json").read_bytes()
     except OSError:
@@ -307,9 +307,9 @@ def model_key(model: str) -> str:
 
 
 def known_args(args: Mapping[str, object]) -> dict[str, Value] | None:
-    """Those of an engine's arguments that the estimate or a rule depends on, as vLLM reads them.
+    """The engine arguments that the estimate or a rule depends on, as vLLM parses them.
 
-    None where one of them can't be read: then nothing is known of the start.
+    None if one of them is invalid: nothing can be learned from such a start.
     """
     scalars = {name: value for name in TUNED if isinstance(value := args.get(name), bool | int | float | str)}
     given = {name: as_number(name, value) for name, value in scalars.items()}
@@ -317,7 +317,7 @@ def known_args(args: Mapping[str, object]) -> dict[str, Value] | None:
 
 
 def ranks_of(args: Mapping[str, object]) -> int:
-    """GPUs that an engine takes: tensor times pipeline parallel."""
+    """The number of GPUs that an engine uses: tensor-parallel times pipeline-parallel size."""
     sizes = (args.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size"))
     ranks = 1
     for size in sizes:

@@ -1,4 +1,4 @@
-"""What vLLM makes of arguments that were left out, as far as memory depends on them.
+"""vLLM's defaults for absent arguments, as far as memory depends on them.
 
 ``args`` are EngineArgs names; absent means vLLM's default. Sources are files of vLLM 0.26 to 0.32.
 """
@@ -15,17 +15,17 @@ DEFAULT_UTILIZATION = 0.92
 
 
 def whole_number(args: KnobValues, name: str, default: int) -> int:
-    """A whole number of ``args``."""
+    """An integer of ``args``."""
     return int(args.get(name, default))
 
 
 def tensor_parallel(args: KnobValues) -> int:
-    """Ranks among which each layer is divided."""
+    """The number of ranks that share each layer."""
     return whole_number(args, "tensor_parallel_size", 1)
 
 
 def pipeline_parallel(args: KnobValues) -> int:
-    """Stages among which the layers are divided."""
+    """The number of pipeline stages."""
     return whole_number(args, "pipeline_parallel_size", 1)
 
 
@@ -44,10 +44,10 @@ def batched_tokens(args: KnobValues, machine: Machine | None) -> int:
 
 
 def step_tokens(shape: ModelShape, args: KnobValues, machine: Machine) -> int:
-    """Tokens of the largest step: ``batched_tokens``, a default of which vLLM fits to the requests.
+    """Tokens of the largest step: ``batched_tokens``, whose default vLLM adapts to the requests.
 
-    It is raised to the length where prompts are not split, and is at most what all sequences hold together
-    (arg_utils.py, _set_default_max_num_seqs_and_batched_tokens_args).
+    It is raised to the length if prompts are not split, and capped at the total of all sequences (arg_utils.py,
+    _set_default_max_num_seqs_and_batched_tokens_args).
     """
     tokens, length = batched_tokens(args, machine), max_model_len(shape, args)
     if args.get("max_num_batched_tokens") is not None or length is None:
@@ -58,7 +58,7 @@ def step_tokens(shape: ModelShape, args: KnobValues, machine: Machine) -> int:
 
 
 def sequences(args: KnobValues, machine: Machine) -> int:
-    """max_num_seqs, or the API server's default for the machine, which is at most a stated batch (the same place)."""
+    """max_num_seqs, or the API server's default for the machine, which is at most a stated batch (same function)."""
     stated = args.get("max_num_seqs")
     if stated is not None:
         return int(stated)
@@ -76,9 +76,9 @@ def _large(machine: Machine) -> bool:
 
 
 def steps_in_flight(args: KnobValues, machine: Machine) -> int:
-    """Batches that run at once: one a stage, and one more where scheduling is asynchronous.
+    """Concurrent batches: one per stage, and one more with asynchronous scheduling.
 
-    It is by default, except on the CPU (config/vllm.py, max_concurrent_batches, with model runner V2).
+    That is the default except on the CPU (config/vllm.py, max_concurrent_batches, with model runner V2).
     """
     asynchronous = machine.kind == "cuda" and args.get("async_scheduling") is not False
     return pipeline_parallel(args) + (1 if asynchronous else 0)
@@ -87,24 +87,24 @@ def steps_in_flight(args: KnobValues, machine: Machine) -> int:
 def capture_sizes(args: KnobValues, machine: Machine) -> tuple[int, ...]:
     """Batch sizes, in tokens, for which CUDA graphs are captured (config/vllm.py, _set_cudagraph_sizes).
 
-    None in eager mode and on the CPU; as stated; else 1, 2, 4, in steps of 8 up to 256 and of 16 up to the largest,
-    twice max_num_seqs and at most 512 (1024 on data-center Blackwell, which is left out here).
+    Empty in eager mode and on the CPU. By default 1, 2, 4, then in steps of 8 up to 256 and of 16 up to the largest,
+    which is twice max_num_seqs and at most 512 (1024 on data-center Blackwell, which is ignored here).
     """
     if machine.kind == "cpu" or args.get("enforce_eager"):
         return ()
     batch = batched_tokens(args, machine)
     if "cudagraph_capture_sizes" in args:
-        # A list, or the same as text.
+        # A list, or a list as JSON.
         stated = {int(digits) for digits in re.findall(r"\d{1,9}", str(args["cudagraph_capture_sizes"]))}
         return tuple(sorted(size for size in stated if 0 < size <= batch))
     largest = whole_number(args, "max_cudagraph_capture_size", min(2 * sequences(args, machine), 512))
-    # Nobody captures more graphs than a few hundred: what is beyond says nothing.
+    # More than a few hundred graphs are not plausible, so the rest is ignored.
     largest = min(largest, batch, 2**14)
     return tuple(size for size in (1, 2, 4, *range(8, 256, 8), *range(256, largest + 1, 16)) if size <= largest)
 
 
 def max_model_len(shape: ModelShape | None, args: KnobValues) -> int | None:
-    """The longest request, tokens; None where it is unknown or left to vLLM (-1)."""
+    """The longest request, tokens; None if unknown or left to vLLM (-1)."""
     stated = args.get("max_model_len")
     if stated is not None:
         return None if stated == -1 else int(stated)
@@ -112,9 +112,9 @@ def max_model_len(shape: ModelShape | None, args: KnobValues) -> int | None:
 
 
 def block_size(shape: ModelShape, args: KnobValues, machine: Machine) -> int:
-    """Tokens of one KV block: as stated, else 16, on the CPU 128 (platforms/cpu.py).
+    """Tokens per KV block: as stated, else 16, or 128 on the CPU (platforms/cpu.py).
 
-    The CPU's reference MLA always takes 16, its AMX one what is stated; which of them runs can't be told from here.
+    The CPU's reference MLA always uses 16, its AMX one the stated size; which one runs is unknown here.
     """
     if machine.kind == "cpu" and shape.mla:
         return 16

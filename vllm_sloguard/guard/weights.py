@@ -1,7 +1,7 @@
 """The parameters of one rank, from the shape of the model.
 
-Within 1% of the models that vLLM 0.32 builds of these configurations (tests/real_vllm/test_kv_specs_on_vllm.py); biases
-and norms are left out. Sizes are bytes; a stage is the range of layers of one pipeline rank.
+Within 1% of the models that vLLM 0.32 builds (tests/real_vllm/test_kv_specs_on_vllm.py); biases and norms are ignored.
+Sizes are bytes; a stage is the range of layers of one pipeline rank.
 """
 
 from vllm_sloguard.guard import quantization
@@ -15,16 +15,16 @@ _VOCAB_UNIT = 64
 
 
 def stages(shape: ModelShape, args: KnobValues) -> tuple[range, ...]:
-    """The layers of each pipeline stage, or of the first, a fullest and the last where there are very many.
+    """The layers of each pipeline stage; if there are very many stages, only of the first, a fullest and the last.
 
-    What does not divide goes to the stages before the last (distributed/utils.py, get_pp_indices). No stage is left
-    without layers here: vLLM would not start.
+    Remaining layers go to the stages before the last (distributed/utils.py, get_pp_indices). Every stage has layers,
+    as vLLM would not start otherwise.
     """
     count = min(pipeline_parallel(args), shape.layers)
     each, left = divmod(shape.layers, count)
 
     def start(stage: int) -> int:
-        # The last stages but one have one more each.
+        # The stages before the last have one more each.
         return stage * each + max(0, min(stage, count - 1) - (count - 1 - left))
 
     few = range(count) if count <= 64 else (0, count - 2, count - 1)
@@ -32,11 +32,12 @@ def stages(shape: ModelShape, args: KnobValues) -> tuple[range, ...]:
 
 
 def weights_bytes(shape: ModelShape, args: KnobValues, stage: range | None = None) -> int:
-    """Parameters of a rank of ``stage``; of the heaviest stage where none is given.
+    """Parameters of a rank of ``stage``; by default, of the heaviest stage.
 
-    The input embeddings are the first stage's, the output ones the last's; tied ones are one matrix where these are
-    the same, and both hold it where not. Quantization narrows the linear layers, not embeddings, head and router.
-    Checked on a GPU: 2.875 GiB for Qwen2-1.5B's shape; vLLM's own figure of 3.02 counts buffers that are overhead here.
+    The first stage has the input embeddings, the last the output embeddings. Tied embeddings are a single matrix if
+    both are the same stage, and two copies otherwise. Quantization applies to linear layers, not to embeddings, head
+    and router. Checked on a GPU: 2.875 GiB for Qwen2-1.5B's shape; vLLM's figure of 3.02 includes buffers that count
+    as overhead here.
     """
     if shape.stated_weights_bytes is not None:
         return shape.stated_weights_bytes
@@ -56,9 +57,9 @@ def weights_bytes(shape: ModelShape, args: KnobValues, stage: range | None = Non
 
 
 def shares_of_checkpoint(checkpoint: int, stage_weights: list[int], args: KnobValues) -> list[int]:
-    """The weights of each stage's rank, where the checkpoint as a whole has ``checkpoint`` bytes.
+    """The weights of each stage's rank for a checkpoint of ``checkpoint`` bytes.
 
-    Divided among the stages as the formulas have it: what they get wrong for one rank they get wrong for all.
+    Divided among the stages in proportion to the formulas, whose relative error is about the same for all ranks.
     """
     tp, total = tensor_parallel(args), sum(stage_weights)
     return [checkpoint * weights // max(1, total * tp) for weights in stage_weights]
@@ -67,7 +68,7 @@ def shares_of_checkpoint(checkpoint: int, stage_weights: list[int], args: KnobVa
 def largest_tensors(shape: ModelShape, args: KnobValues) -> tuple[int, ...]:
     """Bytes of one layer's matrices as vLLM fuses them: query, key and value; output; gate and up; down.
 
-    None where the architecture has others: MLA, experts, or no known one.
+    None for architectures with other matrices: MLA, experts, or unknown ones.
     """
     if shape.mla or shape.experts or shape.stated_weights_bytes is not None:
         return ()
@@ -93,7 +94,7 @@ def embedding_bytes(shape: ModelShape, args: KnobValues) -> int:
 def _embeddings(shape: ModelShape, stage: range) -> int:
     first, last = stage.start == 0, stage.stop == shape.layers
     if shape.experts and not shape.mla:
-        # Mixtral, Qwen's mixtures and gpt-oss build both in every stage.
+        # Mixtral, Qwen's MoE models and gpt-oss build both in every stage.
         first = last = True
     return 1 if first and last and shape.tied_embeddings else int(first) + int(last)
 
@@ -105,7 +106,7 @@ def _layers_with_experts(shape: ModelShape, stage: range) -> int:
 
 
 def _attention_parameters(shape: ModelShape, tp: int) -> int:
-    """One layer's. TP divides heads, and repeats key and value heads where there are fewer (QKVParallelLinear).
+    """One layer's. TP divides heads; if there are fewer KV heads than ranks, they are replicated (QKVParallelLinear).
 
     MLA (mla_attention.py): the projections into the latent vectors are whole on each rank.
     """

@@ -1,7 +1,7 @@
-"""The messages between the sidecar and the fork server: one JSON object a line, its type under "message".
+"""Messages between the sidecar and the fork server: one JSON object per line, with its type under "message".
 
-The sidecar sends ForkRequest and DetachRequest. The server sends ServerReady or Unusable once, answers each request
-with ForkedEngine, Detached or Unusable, and sends Exited when an engine's first process has ended.
+The sidecar sends ForkRequest and DetachRequest. The server first sends ServerReady or Unusable, answers each request
+with ForkedEngine, Detached or Unusable, and sends Exited when an engine's first process has exited.
 """
 
 import json
@@ -11,12 +11,12 @@ from typing import Any, TypeAlias
 
 
 class ForkProtocolError(ValueError):
-    """A line that is no message of this protocol; the text says what it was."""
+    """A line that is not a message of this protocol."""
 
 
 @dataclass(frozen=True)
 class ServerUsage:
-    """What grows where engines leave something behind in the server."""
+    """Resources of the server that would grow if engines leaked."""
 
     descriptors: int
     threads: int
@@ -25,7 +25,7 @@ class ServerUsage:
 
 @dataclass(frozen=True)
 class ForkRequest:
-    """Fork an engine that runs ``python -m module argv`` in ``folder``, its output appended to ``log``."""
+    """Fork an engine that runs ``python -m module argv`` in ``folder`` and appends its output to ``log``."""
 
     module: str
     argv: tuple[str, ...]
@@ -43,7 +43,7 @@ class DetachRequest:
 
 @dataclass(frozen=True)
 class ServerReady:
-    """The server can fork; its imports took ``seconds``."""
+    """The server is ready to fork; its imports took ``seconds``."""
 
     vllm: str
     seconds: float
@@ -52,14 +52,14 @@ class ServerReady:
 
 @dataclass(frozen=True)
 class Unusable:
-    """Nothing can be forked, because of ``reason``."""
+    """The server cannot fork, because of ``reason``."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class ForkedEngine:
-    """The first process of the engine."""
+    """The engine was forked; this is its first process."""
 
     pid: int
     usage: ServerUsage
@@ -67,14 +67,14 @@ class ForkedEngine:
 
 @dataclass(frozen=True)
 class Detached:
-    """The engine ``pid`` outlives the server."""
+    """The engine ``pid`` will outlive the server."""
 
     pid: int
 
 
 @dataclass(frozen=True)
 class Exited:
-    """The engine's first process ended with ``code``, negative for a signal."""
+    """The engine's first process exited with ``code``, negative for a signal."""
 
     pid: int
     code: int
@@ -88,12 +88,12 @@ _MESSAGES: Mapping[str, type] = {
 
 
 def encode_message(message: Request | Answer) -> bytes:
-    """The line of ``message``."""
+    """Encodes ``message`` as a line."""
     return json.dumps({"message": type(message).__name__, **asdict(message)}).encode() + b"\n"
 
 
 def decode_request(line: bytes) -> Request:
-    """The request in ``line``. Raises ForkProtocolError."""
+    """Decodes a request. Raises ForkProtocolError."""
     message = _decode(line)
     if not isinstance(message, ForkRequest | DetachRequest):
         raise ForkProtocolError(f"not a request: {line[:200]!r}")
@@ -101,7 +101,7 @@ def decode_request(line: bytes) -> Request:
 
 
 def decode_answer(line: bytes) -> Answer:
-    """The answer in ``line``. Raises ForkProtocolError."""
+    """Decodes an answer. Raises ForkProtocolError."""
     message = _decode(line)
     if isinstance(message, ForkRequest | DetachRequest):
         raise ForkProtocolError(f"not an answer: {line[:200]!r}")

@@ -1,12 +1,12 @@
-"""Starts engines by forking a process that has already imported vLLM: imports are most of an ordinary start.
+"""Starts engines by forking a process that has already imported vLLM, as imports dominate an ordinary start.
 
 ``python -m vllm_sloguard.starts.fork_server FOLDER`` exchanges the messages of vllm_sloguard.starts.fork_protocol over
-the socket that is its standard input. When its input ends it kills the engines that were not detached, and exits.
+the socket that is its standard input. When that is closed, it kills the engines that were not detached, and exits.
 
-FOLDER has the names of the modules that running engines have imported (vllm_sloguard.starts.import_list), by version of
-vLLM. They are read again before each fork, so the second engine is forked with what the first one needed. The server
-refuses to fork a process with more than one thread (except the one that NVIDIA's NVML leaves, which importing vLLM
-initialises), one that has initialised CUDA, or an untested version of vLLM.
+FOLDER has lists of the modules that running engines have imported (vllm_sloguard.starts.import_list), by version of
+vLLM. They are reread before each fork, so the second engine starts with what the first one needed. The server refuses
+to fork if it has more than one thread (except the one left by NVIDIA's NVML, which importing vLLM initializes), if CUDA
+has been initialized, or if this version of vLLM is untested.
 """
 
 import ctypes
@@ -43,7 +43,7 @@ from vllm_sloguard.starts.fork_protocol import (
     encode_message,
 )
 
-# What every engine imports, before any import list exists; modules that this vLLM lacks are skipped.
+# Imported before any import list exists; modules that this vLLM lacks are skipped.
 _FIRST = (
     "vllm.entrypoints.openai.api_server",
     "vllm.entrypoints.cli.main",
@@ -59,23 +59,23 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 # First and last version of vLLM that forked engines were tested with.
 _VERSIONS = ((0, 26), (0, 32))
-# A driver's poll thread, which stays after nvmlShutdown. CUDA works in what is forked then, as long as it was not
-# initialised before.
+# The driver's poll thread, which remains after nvmlShutdown. CUDA works in forked processes all the same, if it was not
+# initialized before.
 _NVML_THREAD = re.compile(r"cuda[0-9a-f]{11}")
 _CUDA_ERROR_NOT_INITIALIZED = 3
 _attempted: set[str] = set()
 
 
 class UnusableError(RuntimeError):
-    """This process must not fork; the text says why."""
+    """This process must not fork; the message says why."""
 
 
 def main() -> int:
-    """Serves until the end of the input; in a forked process, runs the engine and returns its exit code."""
+    """Serves until the input is closed; in a forked process, runs the engine and returns its exit code."""
     folder = Path(sys.argv[1])
-    # numpy's library of linear algebra would start its threads with the import; engines do no such work in numpy.
+    # Importing numpy would start the threads of its BLAS library, which engines do not need.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    # Nor the thread in which pyarrow's allocator returns memory; pandas imports pyarrow where it is installed.
+    # The same for the background thread of pyarrow's allocator; pandas imports pyarrow if it is installed.
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
     with socket.socket(fileno=os.dup(0)) as channel:
         try:
@@ -90,7 +90,7 @@ def main() -> int:
 
 
 def _serve(channel: socket.socket, folder: Path) -> ForkRequest | None:
-    """Answers until the input ends; returns the request that is to be run where this is a forked process."""
+    """Answers requests until the input is closed; in a forked process, returns the request to run."""
     engines: set[int] = set()
     ended, wake = socket.socketpair()
     with ended, wake, selectors.DefaultSelector() as ready, channel.makefile("rb", buffering=0) as lines:
@@ -129,7 +129,7 @@ def _serve(channel: socket.socket, folder: Path) -> ForkRequest | None:
 
 
 def _line(lines: io.RawIOBase) -> bytes:
-    """The next request; empty at the end of the input, including that of a sidecar killed while it was writing."""
+    """The next request; empty at the end of the input, even if the sidecar was killed in mid-line."""
     try:
         line = lines.readline(_LONGEST_LINE)
     except ConnectionResetError:
@@ -138,7 +138,7 @@ def _line(lines: io.RawIOBase) -> bytes:
 
 
 def _adopt_orphans() -> None:
-    """Makes orphans of an engine children of this process, so that they are reaped."""
+    """Makes this process the subreaper of its engines' orphans."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
@@ -156,20 +156,20 @@ def _reap(channel: socket.socket, engines: set[int]) -> None:
 
 
 def _send(channel: socket.socket, answer: Answer) -> None:
-    # If the sidecar is gone, the end of the input follows.
+    # If the sidecar is gone, the input is about to be closed.
     with suppress(OSError):
         channel.sendall(encode_message(answer))
 
 
 def _kill(engines: set[int]) -> None:
     for pid in engines:
-        for kill in (os.killpg, os.kill):  # one that was forked just now leads no group yet
+        for kill in (os.killpg, os.kill):  # just forked, not yet a group leader
             with suppress(ProcessLookupError):
                 kill(pid, signal.SIGKILL)
 
 
 def usage() -> ServerUsage:
-    """What this process uses now."""
+    """The current resource use of this process."""
     me = Path("/proc/self")
     return ServerUsage(
         descriptors=sum(1 for _ in (me / "fd").iterdir()),
@@ -179,7 +179,7 @@ def usage() -> ServerUsage:
 
 
 def _import(folder: Path) -> str:
-    """Imports what engines need and is not there yet, and returns vLLM's version. Raises UnusableError."""
+    """Imports missing modules that engines need, and returns vLLM's version. Raises UnusableError."""
     before = len(_attempted)
     _attempt("vllm")
     version = str(getattr(sys.modules.get("vllm"), "__version__", "none"))
@@ -194,40 +194,40 @@ def _import(folder: Path) -> str:
         raise UnusableError("an import has initialised CUDA")
     if len(_attempted) > before:
         _fork_engines()
-        # Objects of now stay out of collections, so that forked processes share their pages.
+        # Existing objects are exempt from garbage collection, so that forked processes share their pages.
         gc.collect()
         gc.freeze()
     return version
 
 
 def _attempt(name: str) -> bool:
-    """Imports ``name``; whether this process has a single thread still."""
+    """Imports ``name``; returns whether this process still has a single thread."""
     _attempted.add(name)
-    with suppress(Exception):  # one that fails here fails in the engine too, which then says so
+    with suppress(Exception):  # it will fail in the engine too, which reports it
         importlib.import_module(name)
     return _threads_of_imports() == 1
 
 
 def _threads_of_imports() -> int:
-    """This process's threads without NVML's."""
+    """The number of threads of this process, not counting NVML's."""
     names: list[str] = []
     for task in Path("/proc/self/task").iterdir():
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the thread has ended meanwhile
             names.append((task / "comm").read_text().rstrip("\n"))
     return sum(1 for name in names if not _NVML_THREAD.fullmatch(name))
 
 
 def _driver_is_initialised() -> bool:
-    """Whether something called cuInit, of which torch need not know."""
+    """Whether cuInit was called, possibly without torch's knowledge."""
     try:
         driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
-    except OSError:  # nothing has loaded it
+    except OSError:  # the CUDA driver is not loaded
         return False
     return driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != _CUDA_ERROR_NOT_INITIALIZED
 
 
 def _fork_engines() -> None:
-    """Makes vLLM fork the processes of an engine from its first one; spawned, they would repeat the imports."""
+    """Makes vLLM fork an engine's further processes instead of spawning them, which would repeat the imports."""
     system: Any = importlib.import_module("vllm.utils.system_utils")
     original = system.get_mp_context
     for name, module in list(sys.modules.items()):
@@ -240,7 +240,7 @@ def _forking() -> Any:
 
 
 class _Process(ForkProcess):
-    """A process of an engine, with the OpenMP threads that it would have if it had been spawned."""
+    """An engine process with the OpenMP threads that it would have if it had been spawned."""
 
     def run(self) -> None:
         _bind_threads()
@@ -252,7 +252,7 @@ class _Forking(ForkContext):
 
 
 def _bind_threads() -> None:
-    """Applies the environment that OpenMP reads only when it is loaded; vLLM sets it for each process it starts."""
+    """Applies environment variables that OpenMP reads only when loaded; vLLM sets them for each process."""
     torch: Any = sys.modules.get("torch")
     if torch is None or not (count := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
         return
@@ -275,7 +275,7 @@ def _run(request: ForkRequest) -> int:
     os.environ.clear()
     os.environ.update(request.env)
     sys.argv = [request.module, *request.argv]
-    # That the module was imported already is the point.
+    # runpy warns that the module is already imported, which is intended.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
     try:
         runpy.run_module(request.module, run_name="__main__", alter_sys=True)

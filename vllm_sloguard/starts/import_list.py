@@ -1,7 +1,6 @@
-"""Which modules vLLM's processes import: recorded in running engines, so that the fork server can import them first.
+"""The modules that vLLM's processes import, recorded in running engines for the fork server to import in advance.
 
-One text file for each version of vLLM, one module a line; ``!name`` is one that must not be imported there. Lines are
-only appended.
+One text file per version of vLLM, one module per line; ``!name`` must not be imported in the fork server. Append-only.
 """
 
 import os
@@ -18,7 +17,7 @@ def file(folder: Path, vllm_version: str) -> Path:
 
 
 def save_imports(path: Path) -> None:
-    """Adds this process's imports that the file lacks. Raises OSError."""
+    """Appends imports of this process that are not in the file yet. Raises OSError."""
     known = _lines(path)
     new = [name for name, module in list(sys.modules.items()) if name not in known and _wanted(name, module)]
     if new:
@@ -26,7 +25,7 @@ def save_imports(path: Path) -> None:
 
 
 def read_imports(path: Path) -> list[str]:
-    """The modules to import, in the order in which they were first seen."""
+    """The modules to import, in the order of their first appearance."""
     known = _lines(path)
     return [name for name in known if not name.startswith(("!", *_NEVER)) and f"!{name}" not in known]
 
@@ -37,7 +36,7 @@ def forbid(path: Path, name: str) -> None:
 
 
 def _wanted(name: str, module: object) -> bool:
-    """Whether it came from a file, so that its name alone imports it again, and may be imported at any time."""
+    """Whether the module came from a file, so that its name suffices to import it, and is safe to import early."""
     spec = getattr(module, "__spec__", None)
     return getattr(spec, "has_location", False) and not name.startswith(_NEVER)
 

@@ -1,12 +1,12 @@
-"""vLLM's own benchmark client, kept alive: importing it takes longer than most measurements.
+"""vLLM's own benchmark client, kept running because importing it takes longer than most measurements.
 
-``python -m vllm_sloguard.starts.load_generator`` reads orders from its standard input and writes messages to its
-standard output, as vllm_sloguard.starts.load_protocol defines them. Before the measured requests of a load it sends
-other ones to warm the engine up (vllm_sloguard.starts.warmup); while the load runs it reports four times a second.
+``python -m vllm_sloguard.starts.load_generator`` reads commands from standard input and writes messages to standard
+output, both defined in vllm_sloguard.starts.load_protocol. It warms the engine up before the measured requests of a
+load (vllm_sloguard.starts.warmup), and reports four times a second while the load runs.
 
-Arrivals are a Poisson process whose times are drawn before the first request is sent, so that the sidecar can compare
-when each request was due with when it was sent. A request counts as failed, with its reason, when it is answered late
-or with fewer tokens than were asked for: vLLM answers an aborted request with status 200.
+Arrivals are a Poisson process, drawn before the first request is sent, so that the sidecar can compare the intended
+with the actual send time of each request. A request that times out or returns fewer tokens than requested counts as
+failed, with the reason: vLLM answers an aborted request with status 200.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ _PROGRESS_S = 0.25
 
 @dataclass
 class Sent:
-    """One request. ``output`` is vLLM's own record, which grows as the tokens come in."""
+    """One request. ``output`` is vLLM's own record, which grows as tokens arrive."""
 
     measured: bool
     intended_s: float
@@ -70,19 +70,19 @@ class Sent:
         return RequestResult(self.ttft_s, self.e2e_s, gaps, "", self.start_s, self.intended_s)
 
 
-# The request whose coroutine runs: vLLM makes its record inside of it.
+# The request of the current coroutine, in which vLLM creates its record.
 _CURRENT: contextvars.ContextVar[Sent | None] = contextvars.ContextVar("sent", default=None)
 
 
 @dataclass
 class Load:
-    """One load while it runs, in one event loop, through which other threads call ``end``."""
+    """A running load, in one event loop; other threads call ``end`` through that loop."""
 
     timeout_s: float
     rate: float  # requests/s
     least_warm_ups: int
     planned: int = 0
-    yielded: int = 0  # requests that were handed to the benchmark
+    yielded: int = 0  # requests handed to the benchmark
     ended: int = 0
     in_flight: dict[int, Sent] = field(default_factory=dict[int, Sent])
     finished: list[Sent] = field(default_factory=list[Sent])
@@ -98,19 +98,19 @@ class Load:
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def end(self, how: End) -> None:
-        """Sends no more requests."""
+        """Stops sending requests."""
         self.ending = how
         if how is End.STOP:
             self.over.set()
 
     async def drained(self) -> None:
-        """Waits until every request that was handed out has ended."""
+        """Waits until every request handed to the benchmark has finished."""
         while self.ended < self.yielded:
             self.changed.clear()
             await self.changed.wait()
 
     async def paced(self, requests: list[Any], *_: Any, **__: Any) -> AsyncGenerator[Any]:
-        """Replaces the benchmark's ``get_request``: the warm-up first, then the rest as a Poisson process."""
+        """Replaces the benchmark's ``get_request``: first the warm-up, then the Poisson process."""
         spare = most(self.least_warm_ups)
         measured = requests[spare:]
         self.planned = len(measured)
@@ -148,10 +148,10 @@ class Load:
                 return
 
     async def send(self, plain: RequestFunction, request_func_input: Any, session: Any, **kwargs: Any) -> Any:
-        """Replaces the benchmark's request function: ``plain`` with a deadline, and a record of it."""
+        """Replaces the benchmark's request function: ``plain`` with a deadline, recorded."""
         self.session = session
         now = time.perf_counter()
-        # Requests are sent in the order in which they were handed out.
+        # Requests are sent in the order in which the benchmark received them.
         sent = Sent(self.measuring, self.due.popleft() if self.due else now, now)
         self.in_flight[id(sent)] = sent
         _CURRENT.set(sent)
@@ -177,13 +177,13 @@ class Load:
         return tuple(InFlight(sent.start_s, sent.ttft_s) for sent in self.in_flight.values() if sent.measured)
 
     def delta(self) -> LoadDelta:
-        """What is new since the last one."""
+        """What has changed since the previous delta."""
         new = tuple(sent.result() for sent in self.finished[self.reported :])
         self.reported = len(self.finished)
         return LoadDelta(time.perf_counter(), self.planned, new, self.flying())
 
     def report(self, cancelled: int) -> LoadReport:
-        """The whole load."""
+        """The report of the complete load."""
         ended = sorted(self.finished, key=lambda sent: sent.start_s)
         duration_s = max(sent.end_s for sent in ended) - ended[0].start_s if ended else 0.0
         warm_up = WarmUp(len(self.warm_up), self.warm_up_s, self.settled)
@@ -191,7 +191,7 @@ class Load:
 
 
 def arrival_offsets(count: int, rate: float) -> Sequence[float]:
-    """When each of ``count`` requests is due, in seconds: a Poisson process that takes ``count / rate`` in all.
+    """The send times of ``count`` requests, in seconds: a Poisson process scaled to last ``count / rate``.
 
     Drawn from numpy's global generator, which the benchmark has seeded.
     """
@@ -202,7 +202,7 @@ def arrival_offsets(count: int, rate: float) -> Sequence[float]:
 
 
 class Client:
-    """vLLM's benchmark, with its request function, its pacing and its records replaced by ours."""
+    """vLLM's benchmark, with its request function, pacing and records replaced."""
 
     def __init__(self, answers: TextIO) -> None:
         from vllm.benchmarks import serve
@@ -215,7 +215,7 @@ class Client:
         self._send = self._lib.ASYNC_REQUEST_FUNCS["openai"]
         self._parser = FlexibleArgumentParser()
         serve.add_cli_args(self._parser)
-        # Each trial asks for the same tokenizer again.
+        # Every trial uses the same tokenizer.
         self._serve.get_tokenizer = functools.cache(self._serve.get_tokenizer)
         self._lib.RequestFuncOutput = _recorded(self._lib.RequestFuncOutput)
         self._lock = threading.Lock()
@@ -227,7 +227,7 @@ class Client:
         self._answers.flush()
 
     def end(self, how: End) -> None:
-        """Called by the reading thread: ends the load that runs; without one, it has just ended by itself."""
+        """Called by the reading thread: ends the running load; if there is none, it has just ended by itself."""
         with self._lock:
             if self._running is not None:
                 loop, load = self._running
@@ -236,7 +236,7 @@ class Client:
     def attempt(self, order: RunLoad) -> LoadReport | LoadFailure:
         """Runs one load to its end."""
         try:
-            # Closing the event loop cancels, and waits for, whatever the benchmark has left behind.
+            # Closing the event loop cancels and awaits any tasks that the benchmark left behind.
             return asyncio.run(self._run(order))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the process boundary: the sidecar reports it
             return LoadFailure(f"{type(error).__name__}: {error}")
@@ -261,8 +261,8 @@ class Client:
             self.write(load.delta())
         cancelled = len(load.flying())
         if benchmark.done():
-            benchmark.result()  # it has failed before the load was over, unless both came at once
-        # All that is left to the benchmark is its own statistics.
+            benchmark.result()  # it failed before the load was over, unless both happened at once
+        # Only the benchmark's own statistics remain to be done.
         benchmark.cancel()
         await asyncio.wait({benchmark})
         report = load.report(cancelled)
@@ -272,7 +272,7 @@ class Client:
 
 
 def _pandas() -> None:
-    """Raises ModuleNotFoundError where pandas is missing, of which vLLM itself reports that vllm is missing."""
+    """Raises ModuleNotFoundError if pandas is missing, for which vLLM's own error misleadingly blames vllm."""
     try:
         importlib.import_module("pandas")
     except ImportError:
@@ -280,7 +280,7 @@ def _pandas() -> None:
 
 
 def _recorded(plain: Any) -> Any:
-    """Wraps vLLM's record class, so that a request's record can be read while it is still being filled."""
+    """Wraps vLLM's record class, so that a request's record can be read while it is being filled."""
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         output = plain(*args, **kwargs)
@@ -293,7 +293,7 @@ def _recorded(plain: Any) -> Any:
 
 
 def _error(request: Any, output: Any) -> str:
-    """Why the request counts as failed; empty when it succeeded."""
+    """Why the request counts as failed; empty if it succeeded."""
     if not output.success:
         return output.error or "failed without a reason"
     if request.ignore_eos and output.output_tokens < request.output_len:
@@ -303,7 +303,7 @@ def _error(request: Any, output: Any) -> str:
 
 def main() -> int:
     """Runs until the end of the input."""
-    # The benchmark prints to standard output, which is therefore kept for the messages alone.
+    # The benchmark prints to standard output, so messages use a duplicate of it.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     client = Client(answers)
@@ -316,7 +316,7 @@ def main() -> int:
 
 
 def _read(client: Client, loads: "queue.Queue[RunLoad | None]") -> None:
-    """Passes on each order as it comes."""
+    """Dispatches commands as they arrive."""
     for line in sys.stdin:
         match order_from_json(line):
             case EndLoad(how):

@@ -1,8 +1,8 @@
-"""What the sidecar and its load generator say to each other: one JSON object a line, each one of these types.
+"""Messages between the sidecar and its load generator: one JSON object per line, each of one of these types.
 
-To the generator go RunLoad and EndLoad; back come Ready once, then LoadDelta while a load runs, and at its end
-LoadReport or LoadFailure. Times are seconds on the generator's own clock. Pure, and free of heavy imports: inside
-vLLM's environment the messages are read by ``order_from_json``, in the sidecar they are checked by pydantic.
+The sidecar sends RunLoad and EndLoad. The generator sends Ready once, LoadDelta while a load runs, and LoadReport or
+LoadFailure at its end. Times are seconds on the generator's own clock. Pure, and free of heavy imports: in vLLM's
+environment ``order_from_json`` parses the messages, in the sidecar pydantic validates them.
 """
 
 import json
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, cast
 
-# No time, age or gap of a load is longer.
+# Upper bound of times, ages and gaps.
 _LONGEST_S = 1e9
 
 
@@ -20,15 +20,15 @@ def _check_bounds(*seconds: float | None) -> None:
 
 
 class End(StrEnum):
-    """How a load ends before its last request was sent."""
+    """How a load is ended before its last request is sent."""
 
-    ENOUGH = "enough"  # no more are sent; those in flight are waited for
-    STOP = "stop"  # those in flight are cancelled
+    ENOUGH = "enough"  # stop sending; requests in flight may finish
+    STOP = "stop"  # cancel requests in flight
 
 
 @dataclass(frozen=True)
 class RunLoad:
-    """Send one load. ``argv`` is that of ``vllm bench serve``; its ``--num-prompts`` are the measured requests."""
+    """Send one load. ``argv`` is for ``vllm bench serve``; its ``--num-prompts`` counts measured requests."""
 
     argv: tuple[str, ...]
     request_timeout_s: float
@@ -38,7 +38,7 @@ class RunLoad:
 
 @dataclass(frozen=True)
 class EndLoad:
-    """End the load that runs."""
+    """End the running load."""
 
     how: End
     type: Literal["end"] = "end"
@@ -46,16 +46,16 @@ class EndLoad:
 
 @dataclass(frozen=True)
 class Ready:
-    """The generator has imported what it needs."""
+    """The generator has finished its imports."""
 
     type: Literal["ready"] = "ready"
 
 
 @dataclass(frozen=True)
 class RequestResult:
-    """One request as the client saw it, in seconds. None for what it did not see; ``error`` is empty for a success.
+    """One request as seen by the client, in seconds; None if not observed. ``error`` is empty for a success.
 
-    ``intended_s`` is when the arrival process wanted it to be sent, ``start_s`` when it was; both may be unknown.
+    ``intended_s`` is its time in the arrival process, ``start_s`` when it was sent; both may be unknown.
     """
 
     ttft_s: float | None
@@ -71,7 +71,7 @@ class RequestResult:
 
 @dataclass(frozen=True)
 class InFlight:
-    """A request that has not been answered in full; ``ttft_s`` is None until its first token."""
+    """A request in flight; ``ttft_s`` is None until its first token."""
 
     start_s: float
     ttft_s: float | None
@@ -82,7 +82,7 @@ class InFlight:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """The requests before the load, and whether the step times settled before the bound was reached."""
+    """The warm-up before a load: its requests, and whether step times settled before the bound was reached."""
 
     requests: int = 0
     seconds: float = 0.0
@@ -94,7 +94,7 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class LoadDelta:
-    """What is new at ``now_s`` of a load of ``planned`` measured requests, 0 while it is being prepared."""
+    """Progress at ``now_s`` of a load of ``planned`` measured requests (0 while it is being prepared)."""
 
     now_s: float
     planned: int
@@ -108,7 +108,7 @@ class LoadDelta:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """All measured requests of a load that were answered or failed; ``cancelled`` were in flight when it was stopped.
+    """All finished measured requests of a load; ``cancelled`` counts those in flight when it was stopped.
 
     ``duration_s`` is from the first request sent to the last one that ended.
     """
@@ -138,12 +138,12 @@ GeneratorMessage = Ready | LoadDelta | LoadReport | LoadFailure
 
 def message_line(message: GeneratorOrder | GeneratorMessage) -> str:
     """One line."""
-    # Field by field through ``default``: dataclasses.asdict copies every gap, which would delay a load that runs.
+    # Field by field through ``default``: dataclasses.asdict copies every gap, which would delay a running load.
     return json.dumps(message, default=_plain)
 
 
 def order_from_json(line: str) -> GeneratorOrder:
-    """Reads what the sidecar sent. Raises ValueError, LookupError, TypeError for anything else."""
+    """Decodes a command of the sidecar. Raises ValueError, LookupError or TypeError for anything else."""
     content = json.loads(line)
     match content["type"]:
         case "run":
@@ -152,7 +152,7 @@ def order_from_json(line: str) -> GeneratorOrder:
         case "end":
             return EndLoad(End(content["how"]))
         case other:
-            raise ValueError(f"there is no order {other!r}")
+            raise ValueError(f"there is no command {other!r}")
 
 
 def _plain(value: Any) -> Any:

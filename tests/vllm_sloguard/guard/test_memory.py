@@ -41,7 +41,7 @@ def test_kv_tokens_that_vllm_reported_on_an_h200(args: KnobValues, tokens: int) 
 def test_memory_that_vllm_lacked_on_an_h200(args: KnobValues, available_gib: float) -> None:
     budget = estimate(QWEN_SHAPE, args, H200_141GB)
     assert not budget.starts
-    assert "none is left for KV" in budget.reason
+    assert "nothing is left for the KV cache" in budget.reason
     assert abs(budget.kv_bytes / GIB - available_gib) < 0.06
 
 

@@ -110,7 +110,7 @@ def test_formulas_alone_refuse_nothing() -> None:
     assert outcome.status is RepairStatus.UNCHANGED
     assert outcome.args is args
     assert outcome.warning.startswith("it may not start: weights and activations take 16.22 of 6.00 GiB")
-    assert "this rests on formulas alone, which may be off by 0.16 GiB" in outcome.warning
+    assert "the estimate is based on formulas only, and may be off by 0.16 GiB" in outcome.warning
 
 
 def test_layers_that_the_formulas_do_not_know_change_nothing() -> None:
@@ -118,7 +118,7 @@ def test_layers_that_the_formulas_do_not_know_change_nothing() -> None:
     args: KnobValues = {"gpu_memory_utilization": 0.05, "max_model_len": 32768}
     outcome = repair(args, hybrid, CONSUMER)
     assert outcome.status is RepairStatus.UNCHANGED
-    assert "which do not know what its layers keep" in outcome.warning
+    assert "which do not cover all of its layers" in outcome.warning
     # Vast memory is enough for it whatever they keep.
     assert repair({"max_model_len": 4096}, hybrid, H200).warning == ""
 

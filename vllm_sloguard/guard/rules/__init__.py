@@ -1,8 +1,7 @@
-"""What vLLM demands of its arguments, as rules by subject; ``ALL`` in the order in which they are asked.
+"""vLLM's requirements on its arguments, as rules by subject; ``ALL`` has them in the order in which they are checked.
 
-``values`` (single arguments), ``layout`` (arguments against the model and the devices), ``scheduling`` (lengths and
-batches against each other), ``room`` (memory), each on a ``case.Case``. No rule changes anything: it says what is
-broken, and which single arguments would fix it.
+Each module has the rules of one subject, each a check of a ``rule.Case``. Rules change nothing: they report what is
+broken, and which changes of a single argument would fix it.
 """
 
 from vllm_sloguard.guard.rules import batching, memory, model_and_devices, single_argument

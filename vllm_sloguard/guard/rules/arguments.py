@@ -1,7 +1,7 @@
-"""The arguments that rules look at, and how vLLM reads what is given for them.
+"""The arguments that rules check, and how vLLM parses their values.
 
-vLLM's configuration classes are pydantic's in its lax mode (vllm/config/utils.py, 0.32): True and 8.0 and "8" all count
-as whole numbers there. What it reads is judged as it reads it and left as it is.
+vLLM's configuration classes use pydantic in lax mode (vllm/config/utils.py, 0.32): True, 8.0 and "8" all pass as
+integers. Rules judge the parsed value; the original is left as it is.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from vllm_sloguard.knobs import KnobValues, Value
 
 
 class ArgumentKind(StrEnum):
-    """What an argument is, in words for an error."""
+    """The type of an argument, as worded in errors."""
 
     INT = "a whole number"
     FLOAT = "a number"
@@ -26,7 +26,7 @@ class ArgumentKind(StrEnum):
 
 @dataclass(frozen=True)
 class Argument:
-    """``lowest`` bounds a whole number. ``default`` is set where EngineArgs takes no None for the argument."""
+    """``lowest`` is the minimum of an integer. ``default`` is set if EngineArgs does not accept None."""
 
     kind: ArgumentKind
     lowest: int = 0
@@ -52,7 +52,7 @@ ARGUMENTS: Mapping[str, Argument] = {
     "quantization": Argument(ArgumentKind.TEXT),
 }
 
-# vLLM has these besides, and they are spelt much like one of the above.
+# Other arguments of vLLM that could be mistaken for a misspelling of one of the above.
 _SPELT_ALIKE = frozenset(
     {
         "dbo_prefill_token_threshold",
@@ -63,16 +63,16 @@ _SPELT_ALIKE = frozenset(
 )
 _ALIKE = 0.8
 _WHOLE = re.compile(r"[+-]?\d+(_\d+)*(\.0+)?", re.ASCII)
-# Python and pydantic read no longer text as a whole number.
+# Python and pydantic parse no longer string as an integer.
 _MOST_DIGITS = 4300
 _TRUE = frozenset({"1", "on", "t", "true", "y", "yes"})
 _FALSE = frozenset({"0", "off", "f", "false", "n", "no"})
 
 
 def misspelt(names: Iterable[str]) -> dict[str, str]:
-    """The names that look like one of ARGUMENTS written wrong, each with that one.
+    """Names that look like a misspelling of one of ARGUMENTS, each with its likely correction.
 
-    ARGUMENTS has not all of vLLM's, so this is a guess: a newer vLLM may know the name.
+    ARGUMENTS does not list all of vLLM's arguments, so this is a guess: a newer vLLM may have the name.
     """
     found: dict[str, str] = {}
     for name in names:
@@ -84,7 +84,7 @@ def misspelt(names: Iterable[str]) -> dict[str, str]:
 
 
 def typed_arguments(args: KnobValues) -> dict[str, Value]:
-    """The arguments as vLLM reads them; those that no rule looks at as they are, the unreadable left out."""
+    """The arguments as vLLM parses them, without unreadable ones; those that no rule checks are unchanged."""
     found: dict[str, Value] = {}
     for name, value in args.items():
         read = value if name not in ARGUMENTS else reading(name, value)
@@ -94,7 +94,7 @@ def typed_arguments(args: KnobValues) -> dict[str, Value]:
 
 
 def reading(name: str, value: object) -> Value | None:
-    """What vLLM makes of ``value`` for the argument ``name``; None where it refuses the type."""
+    """``value`` as vLLM parses it for the argument ``name``; None if it rejects the type."""
     match ARGUMENTS[name].kind:
         case ArgumentKind.INT:
             return _whole(value)
@@ -110,7 +110,7 @@ def _whole(value: object) -> int | None:
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
-        # Beyond 64 bits pydantic takes a whole number only as int.
+        # Beyond 64 bits, pydantic accepts integers only as int.
         return int(value) if math.isfinite(value) and value.is_integer() and abs(value) < 2**63 else None
     if not isinstance(value, str) or len(value) > _MOST_DIGITS:
         return None

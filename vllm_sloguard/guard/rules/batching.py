@@ -1,4 +1,4 @@
-"""Rules about lengths, batches and sequences against each other: config/scheduler.py, verify_max_model_len."""
+"""Rules that relate lengths, batches and sequences: config/scheduler.py, verify_max_model_len."""
 
 from vllm_sloguard.guard import memory
 from vllm_sloguard.guard.rules.memory import can_serve
@@ -6,13 +6,13 @@ from vllm_sloguard.guard.rules.rule import Broken, Case, Rule, Stage
 
 
 def _batch_holds_sequences(case: Case) -> Broken | None:
-    """An absent max_num_seqs is lowered by vLLM itself (arg_utils.py)."""
+    """vLLM lowers its default of max_num_seqs itself (arg_utils.py)."""
     seqs, stated = case.number("max_num_seqs"), case.number("max_num_batched_tokens")
     if seqs is None or (stated is None and case.machine is None):
         return None
     batch = memory.batched_tokens(case.values, case.machine)
     if stated is None and not case.chunked:
-        # vLLM raises its default to the length then; where that is unknown, so is the batch.
+        # vLLM then raises its default to the length; if that is unknown, so is the batch.
         batch = max(batch, case.length or seqs)
     if batch >= seqs:
         return None
@@ -23,7 +23,7 @@ def _batch_holds_sequences(case: Case) -> Broken | None:
 
 
 def _batch_holds_prompt(case: Case) -> Broken | None:
-    """A prompt that is not split must fit one step. An absent batch is raised by vLLM itself."""
+    """A prompt that is not split must fit into one step. vLLM raises its default batch itself."""
     batch, length = case.number("max_num_batched_tokens"), case.length
     if case.chunked or batch is None or length is None or batch >= length:
         return None
@@ -33,7 +33,7 @@ def _batch_holds_prompt(case: Case) -> Broken | None:
 
 
 def _long_prefill(case: Case) -> Broken | None:
-    """Chunks longer than any request change nothing, so the longest request is as good a limit."""
+    """Above the longest request the threshold has no effect, so lowering it to that changes nothing."""
     threshold, length = case.number("long_prefill_token_threshold"), case.length
     if threshold is None or length is None or threshold <= length:
         return None

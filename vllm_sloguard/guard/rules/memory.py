@@ -1,7 +1,7 @@
-"""Rules about memory: the budget's arithmetic, and what earlier starts on this host have taught.
+"""Memory rules: the budget, and limits learned from earlier starts on this host.
 
-Memory is taken before anything that users see is given up: a larger share where it is free, then smaller steps, then a
-shorter max_model_len.
+Repairs use more memory before they reduce anything that users notice: first a larger share if it is free, then smaller
+steps, then a shorter max_model_len.
 """
 
 import math
@@ -14,14 +14,14 @@ from vllm_sloguard.guard.rules.model_and_devices import shorter
 from vllm_sloguard.guard.rules.rule import Broken, Case, Rule, Stage, Way
 from vllm_sloguard.guard.vllm_defaults import sequences
 
-# Left free when a share is lowered: the engine's processes and CUDA context take some before vLLM looks.
+# Left free when a share is lowered: the engine's processes and CUDA context take some before vLLM checks.
 _MARGIN_SHARE, _MARGIN_BYTES = 0.01, int(0.75 * GIB)
-# Shares are proposed in steps of this.
+# Granularity of proposed shares.
 _STEPS = 1000
 
 
 def _room(case: Case, machine: Machine) -> int:
-    """The bytes that may be claimed: what is free, less what the host has taught to leave."""
+    """Bytes that may be claimed: free memory less learned reserves."""
     least = case.limits.free_bytes
     free = machine.free_bytes if least is None else min(machine.free_bytes, least)
     return free - case.limits.headroom_bytes
@@ -37,7 +37,7 @@ def _room_text(case: Case, machine: Machine) -> str:
 
 
 def _claimable(case: Case, machine: Machine) -> int:
-    """The bytes that a repair claims at most."""
+    """The most that a repair claims, in bytes."""
     return _room(case, machine) - max(int(machine.total_bytes * _MARGIN_SHARE), _MARGIN_BYTES, _outside(case))
 
 
@@ -74,7 +74,7 @@ def _stated_kv_is_free(case: Case, taught: bool = False) -> Broken | None:
     budget = case.dependable_budget
     fixed, margin = (budget.fixed_bytes, budget.margin_bytes) if budget else (0, 0)
     free = _room(case, machine) if taught else machine.free_bytes
-    # Within the estimate's own error, vLLM and not the estimate decides.
+    # Within the error of the estimate, vLLM decides.
     if kv + fixed + _outside(case) - margin <= free:
         return None
     reason = (
@@ -112,10 +112,10 @@ def _some_kv_is_left(case: Case) -> Broken | None:
 
 
 def _off_the_edge(possible: bool, case: Case, broken: Broken) -> Broken | None:
-    """Where a start is ``possible``, a configuration is changed if one change is enough to be sure of it.
+    """If a start is merely ``possible``, repairs only with a single change that makes it certain.
 
-    It is possible within the estimate's error, and wherever the estimate proves nothing. If no single change is enough,
-    vLLM and not the guard decides.
+    It is possible within the error of the estimate, and wherever the estimate proves nothing. If no single change is
+    enough, vLLM decides.
     """
     if not possible:
         return broken
@@ -125,12 +125,12 @@ def _off_the_edge(possible: bool, case: Case, broken: Broken) -> Broken | None:
 
 def _has_kv(case: Case) -> bool:
     budget = case.dependable_budget
-    # A stated cache is there whatever the share; whether it is free is another rule's.
+    # A stated KV cache does not depend on the share; another rule checks that it is free.
     return budget is None or "kv_cache_memory_bytes" in case.args or budget.kv_bytes + budget.margin_bytes > 0
 
 
 def can_serve(case: Case) -> bool:
-    """Whether there is a KV cache, and one that some length, enough for the workload, fits into."""
+    """Whether there is a KV cache, and it holds a request of some length sufficient for the workload."""
     if not _has_kv(case):
         return False
     least = max(1, case.workload_max_len)
@@ -139,7 +139,7 @@ def can_serve(case: Case) -> bool:
 
 
 def _can_serve_at_most(case: Case, machine: Machine) -> bool:
-    """The same with as large a stated KV cache as there is memory for, or the pinned one if there is memory for it."""
+    """The case with the largest stated KV cache that memory allows, or the pinned one if it fits."""
     most, pinned = _most_stated_kv(case, machine), "kv_cache_memory_bytes" in case.pinned
     if pinned and most >= (case.number("kv_cache_memory_bytes") or 0):
         return can_serve(case)
@@ -151,14 +151,14 @@ def _most_stated_kv(case: Case, machine: Machine) -> int:
 
 
 def _one_request_fits(case: Case) -> Broken | None:
-    """kv_cache_utils.py, _check_enough_kv_cache_memory. Left to vLLM where the estimate does not know the layers."""
+    """kv_cache_utils.py, _check_enough_kv_cache_memory. Left to vLLM if the estimate does not cover the layers."""
     budget, machine = _budget_of_cache(case), case.machine
     if budget is None or machine is None or _fits_with(case, -1):
         return None
     need = budget.request_bytes
     reason = (
         f"one request of max_model_len {case.length} takes {gib(need)} GiB of KV,"
-        f" {gib(max(0, budget.kv_bytes))} GiB ({budget.kv_tokens} tokens) are there"
+        f" only {gib(max(0, budget.kv_bytes))} GiB ({budget.kv_tokens} tokens) are available"
     )
     longest = _longest(case)
     if longest < max(1, case.workload_max_len):
@@ -183,12 +183,12 @@ def _budget_of_cache(case: Case) -> Budget | None:
 
 
 def _request_fits(case: Case) -> bool:
-    """Whether the longest request's KV fits, the estimate's own error granted."""
+    """Whether the KV cache of the longest request fits, within the error of the estimate."""
     return _fits_with(case, 1)
 
 
 def _fits_with(case: Case, margins: int) -> bool:
-    """The same with ``margins`` of the estimate granted, or asked for if it is negative; a stated cache is exact."""
+    """The same with ``margins`` error bands of tolerance (negative: of reserve); a stated KV cache is exact."""
     budget = _budget_of_cache(case)
     if budget is None:
         return True
@@ -197,13 +197,13 @@ def _fits_with(case: Case, margins: int) -> bool:
 
 
 def _surely_starts(case: Case) -> bool:
-    """Whether it starts even if the estimate is off by its margin: what a repair aims at."""
+    """Whether it starts even if the estimate is off by its margin, which is what repairs aim at."""
     budget = case.dependable_budget
     return budget is not None and budget.starts and _fits_with(case, -1)
 
 
 def _longest(case: Case) -> int:
-    """The longest max_model_len, tokens, whose request fits; no error is granted unless nothing fits without it."""
+    """The longest max_model_len (tokens) that fits; within the error of the estimate only if nothing fits otherwise."""
     length = case.length or 0
     for fits in (_surely_starts, _request_fits):
         longest = _largest(0, length, lambda tokens, fits=fits: tokens == 0 or fits(case.but("max_model_len", tokens)))
@@ -213,7 +213,7 @@ def _longest(case: Case) -> int:
 
 
 def _smaller_blocks(case: Case) -> Iterator[Way]:
-    """vLLM's default block, where the stated one is so large that rounding to it is what does not fit."""
+    """vLLM's default block size, if only rounding up to the stated one makes the request too large."""
     yield from (way for way in _default_block(case) if _request_fits(case.but(*way)))
 
 
@@ -223,7 +223,7 @@ def _default_block(case: Case) -> Iterator[Way]:
 
 
 def _larger_share(case: Case, machine: Machine, starts: Callable[[Case], bool]) -> Iterator[Way]:
-    """The smallest share that is enough; else the highest one, where the rest has to come from other arguments."""
+    """The smallest sufficient share; else the highest one, if other arguments can supply the rest."""
     if "kv_cache_memory_bytes" in case.args:
         return
     low, high = _share(case), _highest_share(case, machine)
@@ -255,7 +255,7 @@ def _larger_stated_kv(case: Case, machine: Machine, enough: Callable[[Case], boo
 
 
 def _for_a_shorter_length(case: Case, machine: Machine) -> Iterator[Way]:
-    """Where no single argument is enough: what lets a shorter length, enough for the workload, fit afterwards."""
+    """If no single argument is enough: what makes a shorter length, sufficient for the workload, fit afterwards."""
     yield from (way for way in _default_block(case) if can_serve(case.but(*way)))
     yield from _larger_stated_kv(case, machine, can_serve)
     if "kv_cache_memory_bytes" in case.args:
@@ -263,7 +263,7 @@ def _for_a_shorter_length(case: Case, machine: Machine) -> Iterator[Way]:
 
 
 def _smaller_steps(case: Case, fits: Callable[[Case], bool]) -> Iterator[Way]:
-    """The largest batch that is enough, or else the most sequences: each has logits in the profile run."""
+    """The largest sufficient batch, or else the most sequences: the profile run computes logits for each."""
     if case.machine is None:
         return
     yield from _smaller_batch(case, case.machine, fits)
@@ -273,7 +273,7 @@ def _smaller_steps(case: Case, fits: Callable[[Case], bool]) -> Iterator[Way]:
 
 
 def _smaller_batch(case: Case, machine: Machine, fits: Callable[[Case], bool]) -> Iterator[Way]:
-    """The largest batch that is enough; where sequences or whole prompts forbid it, what lets it be smaller."""
+    """The largest sufficient batch; if sequences or unsplit prompts rule it out, the change that permits it."""
     batch = memory.batched_tokens(case.values, machine)
     seqs = case.number("max_num_seqs") or 1
     prompt = 1 if case.chunked else case.length or 1
@@ -292,7 +292,7 @@ def _smaller_batch(case: Case, machine: Machine, fits: Callable[[Case], bool]) -
 
 
 def _longest_as_learned(case: Case) -> Broken | None:
-    """vLLM's own words at a start that failed: "the estimated maximum model length is N"."""
+    """From the message of a failed start: "the estimated maximum model length is N"."""
     if _short_enough(case):
         return None
     longest, length = case.limits.max_model_len or 0, memory.max_model_len(case.shape, case.values)
@@ -309,7 +309,7 @@ def _short_enough(case: Case) -> bool:
 
 
 def _largest(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """The largest number from ``low``, which holds, to ``high`` that holds too; all below one that holds do."""
+    """The largest number from ``low`` to ``high`` that holds. ``low`` does, and so does all below one that holds."""
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if holds(middle) else (low, middle - 1)
@@ -317,7 +317,7 @@ def _largest(low: int, high: int, holds: Callable[[int], bool]) -> int:
 
 
 def _smallest(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """The smallest number from ``low`` to ``high``, which holds, that holds too; all above one that holds do."""
+    """The smallest number from ``low`` to ``high`` that holds. ``high`` does, and so does all above one that holds."""
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)
@@ -326,10 +326,10 @@ def _smallest(low: int, high: int, holds: Callable[[int], bool]) -> int:
 
 MEMORY_RULES: tuple[Rule, ...] = (
     Rule("share-free", "the requested share of the memory is free", Stage.MEMORY, _share_is_free),
-    Rule("share-free-learned", "it leaves what was found taken", Stage.LEARNED, _share_is_free_as_learned),
-    Rule("stated-kv-free", "a stated KV cache is free beside the model", Stage.MEMORY, _stated_kv_is_free),
-    Rule("stated-kv-learned", "it leaves what was found taken", Stage.LEARNED, _stated_kv_is_free_as_learned),
-    Rule("length-learned", "max_model_len is at most what fitted", Stage.LEARNED, _longest_as_learned),
+    Rule("share-free-learned", "it leaves the learned reserve free", Stage.LEARNED, _share_is_free_as_learned),
+    Rule("stated-kv-free", "a stated KV cache fits into free memory with the model", Stage.MEMORY, _stated_kv_is_free),
+    Rule("stated-kv-learned", "it leaves the learned reserve free", Stage.LEARNED, _stated_kv_is_free_as_learned),
+    Rule("length-learned", "max_model_len is at most what vLLM said would fit", Stage.LEARNED, _longest_as_learned),
     Rule("some-kv", "weights and activations leave memory for the KV cache", Stage.MEMORY, _some_kv_is_left),
     Rule("one-request", "the KV cache holds one request of max_model_len", Stage.MEMORY, _one_request_fits),
 )

@@ -1,4 +1,4 @@
-"""Rules about arguments against the model and the devices: ranks, types, blocks, the model's own length."""
+"""Rules that check arguments against the model and the devices: ranks, dtypes, block size, the model's length."""
 
 import math
 
@@ -15,7 +15,7 @@ _AS_IN_0_32 = Versions((0, 32), (0, 32))
 
 def _heads(case: Case) -> Broken | None:
     ranks, shape = case.number("tensor_parallel_size") or 1, case.shape
-    # A shape of which only the sizes are known has no heads to count.
+    # A shape of which only the sizes are known has no heads to divide.
     if shape is None or shape.stated_weights_bytes is not None or shape.heads % ranks == 0:
         return None
     heads = shape.heads
@@ -29,7 +29,7 @@ def _divisor(heads: int, most: int) -> int:
 
 
 def _devices(case: Case) -> Broken | None:
-    """config/parallel.py, __post_init__; another executor or more nodes bring devices that are not seen here."""
+    """config/parallel.py, __post_init__; other executors or nodes may have devices that are not visible here."""
     machine = case.machine
     if machine is None or machine.kind != "cuda" or machine.gpus < 1 or case.shape is None:
         return None
@@ -57,13 +57,13 @@ def _deprecated(case: Case) -> Broken | None:
 
 
 def _checkpoint(case: Case) -> Broken | None:
-    """model_loader/weight_utils.py, get_quant_config. Such a checkpoint names its method itself."""
+    """model_loader/weight_utils.py, get_quant_config. Such a checkpoint names its method in config.json."""
     method = str(case.values.get("quantization", "")).lower()
     if method == "online" and "quantization_config" not in case.args:
         return Broken("quantization online needs quantization_config", (("quantization", None),))
     if method not in CHECKPOINT_QUANTIZATION or case.shape is None or case.shape.quantization is not None:
         return None
-    return Broken(f"quantization {method} needs a checkpoint quantized so", (("quantization", None),))
+    return Broken(f"quantization {method} needs a checkpoint quantized with it", (("quantization", None),))
 
 
 def _quantized_dtype(case: Case) -> Broken | None:
@@ -96,14 +96,14 @@ def _derived_length(case: Case) -> Broken | None:
 
 
 def shorter(case: Case, length: int, reason: str) -> Broken:
-    """Broken, and fixed by a length of at most ``length`` tokens if that is enough for the workload."""
+    """A broken rule, fixed by a max_model_len of ``length`` tokens if that is enough for the workload."""
     if length < max(1, case.workload_max_len):
         return Broken(f"{reason}; the workload needs {case.workload_max_len}" if case.workload_max_len else reason)
     return Broken(reason, (("max_model_len", length),))
 
 
 def _blocks(case: Case) -> Broken | None:
-    """CPU attention's kernels want multiples of 32 (tried: 16 fails), all CUDA backends multiples of 16 (tried: 7).
+    """CPU attention requires multiples of 32 (tested: 16 fails), all CUDA backends multiples of 16 (tested: 7 fails).
 
     The reference MLA of the CPU overrides the size instead.
     """
@@ -114,16 +114,16 @@ def _blocks(case: Case) -> Broken | None:
     if size % unit == 0:
         return None
     wanted = math.ceil(size / unit) * unit
-    return Broken(f"block_size {size} is no multiple of {unit} on {machine.kind}", (("block_size", wanted),))
+    return Broken(f"block_size {size} is not a multiple of {unit} on {machine.kind}", (("block_size", wanted),))
 
 
 MODEL_RULES: tuple[Rule, ...] = (
     Rule("heads", "tensor_parallel_size divides the attention heads", Stage.CONFIG, _heads),
     Rule("devices", "every rank has a GPU", Stage.CONFIG, _devices),
-    Rule("deprecated", "deprecated quantization is allowed expressly", Stage.CONFIG, _deprecated, _AS_IN_0_32),
-    Rule("checkpoint", "the checkpoint is quantized as stated", Stage.CONFIG, _checkpoint, _AS_IN_0_32),
-    Rule("quantized-dtype", "the quantization method knows the dtype", Stage.CONFIG, _quantized_dtype, _AS_IN_0_32),
-    Rule("mla-cache", "the KV cache's type suits the attention", Stage.CONFIG, _mla_cache, _AS_IN_0_32),
+    Rule("deprecated", "deprecated quantization is explicitly allowed", Stage.CONFIG, _deprecated, _AS_IN_0_32),
+    Rule("checkpoint", "the checkpoint has the stated quantization", Stage.CONFIG, _checkpoint, _AS_IN_0_32),
+    Rule("quantized-dtype", "the quantization method supports the dtype", Stage.CONFIG, _quantized_dtype, _AS_IN_0_32),
+    Rule("mla-cache", "the attention supports the KV cache's dtype", Stage.CONFIG, _mla_cache, _AS_IN_0_32),
     Rule("derived-length", "max_model_len is at most the model's own", Stage.CONFIG, _derived_length),
-    Rule("blocks", "the attention kernels know the block size", Stage.START, _blocks),
+    Rule("blocks", "the attention kernels support the block size", Stage.START, _blocks),
 )

@@ -1,4 +1,4 @@
-"""What a rule is, and what it looks at."""
+"""Rules, and the cases that they check."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,23 +21,23 @@ Estimate: TypeAlias = Callable[[ModelShape, KnobValues, Machine], Budget | None]
 
 
 class Stage(StrEnum):
-    """Where vLLM says no."""
+    """The stage at which vLLM fails."""
 
     CONFIG = "config"  # EngineArgs.create_engine_config raises
-    START = "start"  # the engine's start fails later on: kernels, number formats
-    MEMORY = "memory"  # the start fails for want of memory: the budget's arithmetic
+    START = "start"  # the engine fails later during its start: kernels, number formats
+    MEMORY = "memory"  # the engine runs out of memory, according to the budget
     LEARNED = "learned"  # it failed on this host before
 
 
 @dataclass(frozen=True)
 class Versions:
-    """The vLLM versions, both ends included, in which a rule was seen to hold; None is no limit."""
+    """The vLLM versions (inclusive) in which a rule was seen to apply; None is no limit."""
 
     since: Version = (0, 26)
     until: Version | None = None
 
     def hold(self, version: Version | None) -> bool:
-        """Whether the rule counts in ``version``; where that is unknown, every rule counts."""
+        """Whether the rule applies to ``version``; every rule applies to an unknown one."""
         if version is None:
             return True
         return version >= self.since and (self.until is None or version[: len(self.until)] <= self.until)
@@ -45,10 +45,10 @@ class Versions:
 
 @dataclass(frozen=True)
 class Limits:
-    """What starts and crashes have taught about one host and model; the defaults teach nothing.
+    """Limits learned from starts and crashes of one model on one host; by default none.
 
-    ``max_model_len`` is the longest length (tokens) that vLLM itself said would fit, ``free_bytes`` the least memory
-    that was found free at a start, ``headroom_bytes`` what is kept free since an out-of-memory under load.
+    ``max_model_len`` is the longest length (tokens) that vLLM reported to fit, ``free_bytes`` the least memory found
+    free at a start, ``headroom_bytes`` the memory kept free since an out-of-memory under load.
     """
 
     max_model_len: int | None = None
@@ -58,7 +58,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Case:
-    """A configuration as given (``args``), and what it is to run on.
+    """A configuration as given (``args``), and what it is to run on and for.
 
     ``workload_max_len`` is 0 where unknown; ``pinned`` arguments are not to be changed.
     """
@@ -74,22 +74,22 @@ class Case:
 
     @cached_property
     def values(self) -> Mapping[str, Value]:
-        """The arguments as vLLM reads them. All must be readable: the first rule sees to that."""
+        """The arguments as vLLM parses them. All must be readable, which the first rule ensures."""
         return arguments.typed_arguments(self.args)
 
     @cached_property
     def limits(self) -> Limits:
-        """What was learned that holds for these arguments."""
+        """The learned limits that apply to these arguments."""
         return self.taught(self.values)
 
     def number(self, name: str) -> int | None:
-        """A whole-number argument as vLLM reads it; None where it is absent."""
+        """An integer argument as vLLM parses it; None if absent."""
         value = self.values.get(name)
         return None if value is None else int(value)
 
     @property
     def length(self) -> int | None:
-        """The length that vLLM's scheduler checks against; -1 stands for the model's longest there."""
+        """The length that vLLM's scheduler checks against; -1 means the model's maximum there."""
         stated = self.number("max_model_len")
         if stated is not None and stated > 0:
             return stated
@@ -111,7 +111,7 @@ class Case:
         return self.budget if self.budget is not None and self.budget.dependable else None
 
     def but(self, name: str, value: Value | None) -> "Case":
-        """The same case with one argument changed; None takes it away."""
+        """A copy with one argument changed; None removes it."""
         rest = {key: old for key, old in self.args.items() if key != name}
         args = rest if value is None else {**rest, name: value}
         return replace(self, args=args)
@@ -119,7 +119,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Broken:
-    """Why a rule is broken, in numbers, and the ways to fix it, least harmful first; nothing does if there are none."""
+    """Why a rule is broken, in numbers, and possible fixes, least harmful first; without any, it cannot be fixed."""
 
     reason: str
     ways: tuple[Way, ...] = ()
@@ -127,7 +127,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Rule:
-    """One demand of vLLM: its words, the versions in which it holds, where it is made, and the check for it."""
+    """One requirement of vLLM: its wording, the versions it applies to, the stage that fails, and its check."""
 
     name: str
     demand: str

@@ -25,7 +25,7 @@ ONLINE_QUANTIZATION = _words(
     "fp8 humming experts_int8 mxfp4 gpt_oss_mxfp4 deepseek_v4_fp8 fp8_per_tensor fp8_per_block fp8_per_channel"
     " int8_per_channel_weight_only nvfp4_per_token mxfp8"
 )
-# Methods whose parameters stand in the checkpoint; "online" wants them in the argument quantization_config.
+# Methods with parameters in the checkpoint; "online" needs them in the argument quantization_config.
 CHECKPOINT_QUANTIZATION = _words(
     "awq auto_awq modelopt modelopt_fp4 modelopt_mxfp8 modelopt_mixed auto_gptq gptq gptq_marlin awq_marlin"
     " compressed-tensors quark moe_wna16 torchao inc"
@@ -40,12 +40,12 @@ QUANTIZATION = _NAMES["quantization"]
 _MOST = 2**63 - 1
 # EngineArgs computes with these before pydantic reads them.
 _EARLY = ("max_num_seqs", "max_num_batched_tokens", "pipeline_parallel_size")
-# vLLM's own lists grow and shrink from version to version.
+# vLLM's lists change between versions.
 _AS_IN_0_32 = Versions((0, 32), (0, 32))
 
 
 def unreadable_argument(args: KnobValues) -> str:
-    """One line on the first argument that has no value to reckon with; empty where all have."""
+    """An error for the first argument without a usable value; empty if there is none."""
     case = Case(args, None, None)
     for rule in (_READABLE, _NOT_NONE, _BITS, _BOUNDS):
         broken = rule.check(case)
@@ -68,37 +68,38 @@ def _not_none(case: Case) -> Broken | None:
     for name, value in case.args.items():
         if value is None:  # pyright: ignore[reportUnnecessaryComparison]
             default = ARGUMENTS[name].default
-            return Broken(f"{name} takes no None", ((name, default),))
+            return Broken(f"{name} must not be None", ((name, default),))
     return None
 
 
 def _early_text(case: Case) -> Broken | None:
-    """Where both are given, arg_utils.py leaves max_num_seqs and max_num_batched_tokens to pydantic."""
+    """If both are given, arg_utils.py leaves max_num_seqs and max_num_batched_tokens to pydantic."""
     both = "max_num_seqs" in case.args and "max_num_batched_tokens" in case.args
     for name in _EARLY:
         value = case.args.get(name)
         if isinstance(value, str) and (name == "pipeline_parallel_size" or not both):
-            return Broken(f"{name} is the text {shown(value)}, not a number", ((name, arguments.reading(name, value)),))
+            reason = f"{name} is the string {shown(value)}, not a number"
+            return Broken(reason, ((name, arguments.reading(name, value)),))
     return None
 
 
 def _early_world(case: Case) -> Broken | None:
-    """The same for the default batch: 2048 times the text "2" is a number of 2048 digits."""
+    """The same for the default batch: 2048 times the string "2" is a number with 2048 digits."""
     value = case.args.get("tensor_parallel_size")
     if not isinstance(value, str) or ("max_num_seqs" in case.args and "max_num_batched_tokens" in case.args):
         return None
-    reason = f"tensor_parallel_size is the text {shown(value)}, not a number"
+    reason = f"tensor_parallel_size is the string {shown(value)}, not a number"
     return Broken(reason, (("tensor_parallel_size", arguments.reading("tensor_parallel_size", value)),))
 
 
 def _early_bool(case: Case) -> Broken | None:
-    """Any text counts as true when the default batch is chosen, and "false" as false afterwards."""
+    """Any string counts as true when the default batch is chosen, but "false" as false afterwards."""
     value = case.args.get("enable_chunked_prefill")
     if not isinstance(value, str) or case.chunked or "max_num_batched_tokens" in case.args:
         return None
     if case.length is None or case.length <= memory.batched_tokens(case.values, case.machine):
         return None
-    reason = f"enable_chunked_prefill is the text {shown(value)}, which vLLM first takes for true"
+    reason = f"enable_chunked_prefill is the string {shown(value)}, which vLLM at first treats as true"
     return Broken(reason, (("enable_chunked_prefill", False),))
 
 
@@ -111,7 +112,7 @@ def _bits(case: Case) -> Broken | None:
 
 
 def _bounds(case: Case) -> Broken | None:
-    """What lies out of bounds says nothing, so the default stands in."""
+    """An out-of-range value shows no intent, so the default replaces it."""
     for name, argument in ARGUMENTS.items():
         value = case.number(name) if argument.kind is ArgumentKind.INT and name != "kv_cache_memory_bytes" else None
         if value is not None and value < argument.lowest:
@@ -136,7 +137,7 @@ def _kv_bytes(case: Case) -> Broken | None:
 def _names(case: Case) -> Broken | None:
     for name, known in _NAMES.items():
         value = case.values.get(name)
-        # vLLM reads quantization without regard to case, and only that.
+        # Only quantization is case-insensitive.
         if value is not None and (str(value).lower() if name == "quantization" else value) not in known:
             reason = f"{name} {shown(value)} is none of {', '.join(sorted(known))}"
             return Broken(reason, ((name, ARGUMENTS[name].default),))
@@ -144,22 +145,22 @@ def _names(case: Case) -> Broken | None:
 
 
 _READABLE = Rule(
-    "readable", "every argument has a value of its type, or one that reads as such", Stage.CONFIG, _readable
+    "readable", "every argument has a value of its type, or one that converts to it", Stage.CONFIG, _readable
 )
-_NOT_NONE = Rule("not-none", "some arguments take no None", Stage.CONFIG, _not_none)
-_BITS = Rule("64-bits", "whole numbers fit into 64 bits, as tensors' sizes do", Stage.START, _bits)
-_BOUNDS = Rule("bounds", "numbers lie in their bounds (Field(ge=..., gt=..., le=...))", Stage.CONFIG, _bounds)
+_NOT_NONE = Rule("not-none", "some arguments must not be None", Stage.CONFIG, _not_none)
+_BITS = Rule("64-bits", "integers fit into 64 bits, like tensor sizes", Stage.START, _bits)
+_BOUNDS = Rule("bounds", "numbers are within their bounds (Field(ge=..., gt=..., le=...))", Stage.CONFIG, _bounds)
 ARGUMENT_RULES: tuple[Rule, ...] = (
     _READABLE,
     _NOT_NONE,
-    Rule("early-text", "what EngineArgs computes with is no text", Stage.CONFIG, _early_text, _AS_IN_0_32),
+    Rule("early-text", "what EngineArgs computes with is not a string", Stage.CONFIG, _early_text, _AS_IN_0_32),
     Rule("early-world", "the default batch is multiplied by a number", Stage.START, _early_world, _AS_IN_0_32),
     _BITS,
     _BOUNDS,
-    Rule("kv-bytes", "a stated KV cache holds something", Stage.START, _kv_bytes),
+    Rule("kv-bytes", "a stated KV cache is not empty", Stage.START, _kv_bytes),
     Rule(
         "early-bool",
-        "chunked prefill is no text where the default batch asks",
+        "chunked prefill is not a string where the default batch depends on it",
         Stage.CONFIG,
         _early_bool,
         _AS_IN_0_32,
