@@ -225,10 +225,10 @@ class LiveHub(LiveServiceServicer):
 
 def _news(engine: _Engine, request: pb.AwaitRequest) -> bool:
     """Whether there is a change that the core sending ``request`` has not reported on."""
-    return engine.change is not None and not _tells_of(request.report, engine.change)
+    return engine.change is not None and not _reports_on(request.report, engine.change)
 
 
-def _tells_of(report: pb.LiveReport, change: pb.LiveChange) -> bool:
+def _reports_on(report: pb.LiveReport, change: pb.LiveChange) -> bool:
     return (report.epoch, report.change_id) == (change.epoch, change.change_id)
 
 
@@ -236,7 +236,7 @@ def _reports(engine: _Engine) -> list[pb.LiveReport | None]:
     """Each core's report of the last change."""
     assert engine.change is not None
     asked = [engine.cores[i].asked if i in engine.cores else None for i in range(engine.cores_expected)]
-    return [a.report if a is not None and _tells_of(a.report, engine.change) else None for a in asked]
+    return [a.report if a is not None and _reports_on(a.report, engine.change) else None for a in asked]
 
 
 def _taken(engine: _Engine) -> list[bool]:

@@ -183,7 +183,7 @@ class Service:
             self._orders.end(order.id, OrderOutcome.REFUSED, f"paused: {paused.reason}")
             return
         ending = self._window.open(
-            order.duration_s or self._config.window.duration, Cause.WINDOW_ASKED, "a window was asked for"
+            order.duration_s or self._config.window.duration, Cause.WINDOW_ASKED, "a window was requested"
         )
         self._orders.end(
             order.id, OrderOutcome.DONE, f"{window_ending(ending.outcome, ending.decision)}: {ending.reason}"
@@ -257,8 +257,8 @@ class Service:
         if self._progress.state is State.HALTED:
             return
         what = "the engine did not start" if isinstance(error, EngineCrashed) else type(error).__name__
-        serves_on = "; the engine serves on" if self._serving.alive() else ""
-        self._progress.enter(State.HALTED, Cause.FAILED, f"failed: {what}: {' '.join(str(error).split())}{serves_on}")
+        note = "; the engine keeps serving" if self._serving.alive() else ""
+        self._progress.enter(State.HALTED, Cause.FAILED, f"failed: {what}: {' '.join(str(error).split())}{note}")
 
     def _halt(self) -> None:
         self._hooks.finish(_HOOK_AT_END_S)
@@ -266,4 +266,4 @@ class Service:
             self._progress.enter(State.HALTED, Cause.ENGINE_STOPPED, "stopped, with its engine")
             self._serving.end(drain=True)
         else:
-            self._progress.enter(State.HALTED, Cause.ENGINE_LEFT, "stopped; the engine serves on")
+            self._progress.enter(State.HALTED, Cause.ENGINE_LEFT, "stopped; the engine keeps serving")

@@ -14,16 +14,16 @@ def heard_by(requests: Mailbox) -> None:
 
     A thread sets the events: a handler interrupts the main thread, which may hold the lock that setting one takes.
     """
-    hears, tells = socket.socketpair()
-    tells.setblocking(False)
-    signal.set_wakeup_fd(tells.detach(), warn_on_full_buffer=False)
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    signal.set_wakeup_fd(sender.detach(), warn_on_full_buffer=False)
     for number in _ENDS:
         signal.signal(number, lambda _number, _frame: None)
-    threading.Thread(target=_listen, args=(hears, requests), name="sloguard-signals", daemon=True).start()
+    threading.Thread(target=_listen, args=(receiver, requests), name="sloguard-signals", daemon=True).start()
 
 
-def _listen(hears: socket.socket, requests: Mailbox) -> None:
-    while number := hears.recv(1):
+def _listen(receiver: socket.socket, requests: Mailbox) -> None:
+    while number := receiver.recv(1):
         if number[0] == signal.SIGINT:
             requests.stop_engine.set()
         if number[0] in _ENDS:

@@ -79,10 +79,10 @@ class PageBench:
 
     def tune(self, left_s: float) -> Run:
         """Opens a window and begins a run in it."""
-        self.operations.record(EventKind.WINDOW_OPENED, reason="a window was asked for")
+        self.operations.record(EventKind.WINDOW_OPENED, reason="a window was requested")
         self.progress.window_end = time.monotonic() + left_s
         self.requests.begin_window()
-        self.enter(State.DRAINING, "a window was asked for")
+        self.enter(State.DRAINING, "a window was requested")
         run = self.run()
         self.enter(State.TUNING, f"the service is drained for run {run.id}")
         return run

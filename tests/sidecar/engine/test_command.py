@@ -1,4 +1,4 @@
-"""Engine arguments as flags, and as a file that reads back as the same."""
+"""Engine arguments as flags, and as a file that round-trips."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The fork server, real processes on both ends; a package of a few lines stands in for vLLM."""
+"""The fork server with real processes on both ends; a tiny package stands in for vLLM."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Of a Python that finds the stand-in."""
+    """The environment of a Python that imports the stand-in."""
     files = {
         "vllm/__init__.py": '__version__ = "0.32.0"',
         "vllm/utils/__init__.py": "",
@@ -70,7 +70,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def server(environment: dict[str, str], tmp_path: Path) -> Generator[ForkServer]:
-    """A server with a folder of its own."""
+    """A server with its own folder."""
     server = ForkServer(sys.executable, environment, tmp_path, tmp_path / "fork-server.log")
     yield server
     server.close()
@@ -82,7 +82,7 @@ def fork(server: ForkServer, folder: Path, *argv: str) -> Forked:
 
 
 def lines(path: Path, count: int) -> list[list[str]]:
-    """The words of a log's first lines, once they are there."""
+    """Waits for a log's first lines, and returns their words."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         found = [line.split() for line in path.read_text().splitlines()] if path.is_file() else []
@@ -93,7 +93,7 @@ def lines(path: Path, count: int) -> list[list[str]]:
 
 
 def gone(pid: int) -> bool:
-    """Whether the process has ended, and was waited for, within a while."""
+    """Whether the process ends and is reaped within a while."""
     deadline = time.monotonic() + 60
     while psutil.pid_exists(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -120,13 +120,13 @@ def test_a_killed_engine_is_seen_to_end_and_its_core_is_forked_and_goes_with_it(
     core = int(lines(tmp_path / "log", 2)[1][1])
 
     assert os.getsid(core) == forked.pid
-    assert psutil.Process(core).cmdline() == psutil.Process(forked.pid).cmdline()  # not started afresh
+    assert psutil.Process(core).cmdline() == psutil.Process(forked.pid).cmdline()  # forked without exec
     os.kill(forked.pid, signal.SIGKILL)
     assert forked.wait(60) == -signal.SIGKILL
     assert not group.leader_alive()
     assert group.exit_code() == -signal.SIGKILL
     group.kill()
-    # Its parent had died: without anybody to wait for it, it would stay as a zombie.
+    # Its parent had died: if nothing reaped it, it would remain a zombie.
     assert gone(core)
 
 
@@ -140,7 +140,7 @@ def test_the_end_of_the_server_ends_its_engines(server: ForkServer, tmp_path: Pa
 
 
 def started_alone(environment: dict[str, str], folder: Path) -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
-    """A server, ready, and the socket that a sidecar which is killed would leave behind."""
+    """A ready server, and the socket that a killed sidecar would leave behind."""
     ours, theirs = socket.socketpair()
     with theirs, (folder / "fork-server.log").open("ab") as log:
         command = [sys.executable, "-m", "vllm_sloguard.starts.fork_server", str(folder)]
@@ -157,7 +157,7 @@ def test_an_engine_whose_sidecar_was_killed_before_it_heard_of_it_ends(
     ours.sendall(
         encode_message(ForkRequest(MODULE, ("serve",), dict(os.environ), str(tmp_path / "log"), str(tmp_path)))
     )
-    pid = int(lines(tmp_path / "log", 2)[0][1])  # its answer was sent, and nobody reads it
+    pid = int(lines(tmp_path / "log", 2)[0][1])  # the answer was sent and never read
     ours.close()
 
     assert process.wait(60) == 0
@@ -250,7 +250,7 @@ def test_an_engine_that_was_let_go_outlives_the_server_and_is_still_found_whole(
 
     assert group.leader_alive()
     assert {process.pid for process in group.members()} == {forked.pid, core}
-    os.kill(forked.pid, signal.SIGKILL)  # nobody need have waited for it
+    os.kill(forked.pid, signal.SIGKILL)  # it need not have been reaped
     deadline = time.monotonic() + 60
     while group.leader_alive() and time.monotonic() < deadline:
         time.sleep(0.02)

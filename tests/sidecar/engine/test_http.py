@@ -1,4 +1,4 @@
-"""What is asked of vLLM's HTTP server, against a real one that answers as badly as it likes."""
+"""The client for vLLM's HTTP server, against a real server that misbehaves."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ MODELS = {"data": [{"id": "demo"}]}
 
 
 class Server(ThreadingHTTPServer):
-    """Answers ``answers`` by path: a status and a body; no status for silence."""
+    """Serves ``answers`` by path: a status and a body, or no status for no answer."""
 
     daemon_threads = True
 
@@ -171,7 +171,7 @@ def test_a_completion_without_a_choice_is_no_answer(server: Server, body: bytes)
 
 def test_a_proxy_of_the_environment_is_not_asked(server: Server) -> None:
     server.says("/health", b"")
-    # In a process of its own: urllib looks at the environment once.
+    # In a separate process, since urllib reads the environment only once.
     code = (
         "import sys; from sidecar.engine.http import EngineHttp as E\n"
         "print(E('127.0.0.1', int(sys.argv[1])).healthy(timeout_s=60))"

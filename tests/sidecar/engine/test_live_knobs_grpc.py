@@ -1,4 +1,4 @@
-"""The plugin's live link and the sidecar's hub over real gRPC, with a scheduler that is vLLM's in small."""
+"""The plugin's live link and the sidecar's hub over real gRPC, with a miniature of vLLM's scheduler."""
 
 import contextlib
 import threading
@@ -33,7 +33,7 @@ def serving(hub: LiveHub, socket: Path) -> Generator[None]:
 
 
 class Core:
-    """An engine core in small: a thread of its own takes steps as long as there are requests."""
+    """A miniature engine core: a thread that takes steps while there are requests."""
 
     def __init__(self, socket: Path, index: int = 0, seqs: int = 16) -> None:
         self.scheduler = FakeScheduler(seqs=seqs)
@@ -59,7 +59,7 @@ class Core:
 
 @pytest.fixture
 def core(tmp_path: Path) -> Generator[Callable[..., Core]]:
-    """Makes engine cores that end with the test."""
+    """Creates engine cores that are stopped after the test."""
     made: list[Core] = []
 
     def make(index: int = 0, seqs: int = 16) -> Core:
@@ -161,7 +161,7 @@ def test_a_core_that_does_not_answer_undoes_the_change_in_the_others(tmp_path: P
     with serving(hub, tmp_path / "s"):
         engine = core(0)
         with grpc.insecure_channel(f"unix:{tmp_path / 's'}") as channel:
-            # The other one says what it can do, and is silent from then on.
+            # The other core reports its capabilities, then goes silent.
             knobs = [pb.LiveKnob(name=SEQS, started=16, current=16, lowest=1, highest=16)]
             LiveServiceStub(channel).Await(pb.AwaitRequest(engine_id="one", engine_index=1, knobs=knobs), timeout=60)
         hub.capabilities("one", 60)  # both have asked

@@ -1,4 +1,4 @@
-"""Who listens on a port, read from the system's tables of sockets."""
+"""Finding a port's listener in /proc/net."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def other() -> Iterator[tuple[int, int]]:
-    """The pid of another process, and the port that it listens on at every address."""
+    """Another process that listens on all addresses: its pid and port."""
     port = any_free_port()
     command = [sys.executable, "-c", LISTEN, "", str(port)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

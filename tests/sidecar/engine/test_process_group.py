@@ -1,4 +1,4 @@
-"""A command and everything that it starts, with real processes: whatever they do, they are seen gone."""
+"""Process groups with real processes: whatever a command starts is ended with it."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ class Starter:
         return self.log.read_text(encoding="utf-8")
 
     def child(self) -> psutil.Process:
-        """The process whose id the command has written to the file "child"."""
+        """The process whose pid the command wrote to the file "child"."""
         until(lambda: (self._folder / "child").is_file() and (self._folder / "child").read_text().strip())
         return psutil.Process(int((self._folder / "child").read_text()))
 
@@ -200,7 +200,7 @@ def test_an_id_that_was_used_again_is_not_it(start: Starter) -> None:
 
 
 def test_the_session_of_a_strangers_daemon_is_left_alone(start: Starter) -> None:
-    """Its first process has ended, as a daemon's does, and its pid is in an old row of the journal."""
+    """Its first process has ended, as a daemon's does, and an old journal row has its pid."""
     daemon = start("sh", "-c", "sleep 600 & echo $! > child")
     until(lambda: not daemon.leader_alive())
     child = start.child()

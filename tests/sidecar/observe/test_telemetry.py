@@ -1,4 +1,4 @@
-"""The plugin's link and the sidecar's hub over real gRPC: each event once, and vLLM never waits."""
+"""The plugin's link and the sidecar's hub over real gRPC: each event arrives once, and vLLM is never blocked."""
 
 import contextlib
 import os
@@ -131,7 +131,7 @@ def test_an_engine_that_is_not_expected_is_refused(tmp_path: Path) -> None:
             TelemetryServiceStub(channel).Publish(batch(1, 7, "other", request(1)), timeout=60)
         assert isinstance(raised.value, grpc.Call)
         assert raised.value.code() is grpc.StatusCode.NOT_FOUND
-        # And the hub goes on listening to the others.
+        # The hub still accepts the others.
         TelemetryServiceStub(channel).Publish(batch(1, 7, "one", request(2)), timeout=60)
 
     assert numbers(hub) == [2]
@@ -258,7 +258,7 @@ def test_without_a_sidecar_nobody_waits_and_one_that_comes_later_hears_all(tmp_p
         assert numbers(hub) == list(range(300))
 
 
-# Prints the number of each request that it hears.
+# Prints the number of each request it receives.
 SERVER = """
 import sys, time
 from pathlib import Path

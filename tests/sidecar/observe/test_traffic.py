@@ -1,4 +1,4 @@
-"""The traffic of an engine: its rate is exact at every rate, and what is kept of it is bounded."""
+"""An engine's traffic: the measured rate is exact under any load, and memory is bounded."""
 
 import pytest
 
@@ -87,7 +87,7 @@ def test_gaps_of_the_last_minutes_can_be_told_from_older_ones() -> None:
     assert traffic.gaps_after(0.0).over(1.0) == 1
     assert (traffic.gaps_after(50.0).over(1.0), traffic.gaps_after(50.0).n) == (0, 3)
     recorder.step_gaps(gaps(0.01), 102.0)
-    assert traffic.gaps_after(50.0).n == 3  # a snapshot stays as it was
+    assert traffic.gaps_after(50.0).n == 3  # a snapshot does not change
 
 
 def test_old_gaps_and_requests_are_forgotten() -> None:

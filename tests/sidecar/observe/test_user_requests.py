@@ -1,4 +1,4 @@
-"""Which of real users' requests miss the SLO, and what many of them sum up to."""
+"""Which user requests miss the SLO, and the record of many of them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what lies beside them."""
+"""Atomic file writes, their modes, symlinks and temporary files."""
 
 import os
 import stat

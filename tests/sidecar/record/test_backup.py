@@ -1,4 +1,4 @@
-"""A copy of the journal while it is in use."""
+"""Backups of a journal in use."""
 
 import shutil
 import stat
@@ -23,7 +23,7 @@ def test_a_backup_has_what_is_only_in_the_write_ahead_log_yet(tmp_path: Path) ->
 
     assert back_up(tmp_path, target) == target.stat().st_size
     assert restored(target, tmp_path / "restored").promoted("base") == {"max_num_seqs": 8}
-    # The main file alone does not have it: that is what the command is for.
+    # A copy of the main file alone lacks it, which is why the command exists.
     assert b"max_num_seqs" not in (tmp_path / JOURNAL_FILE).read_bytes()
     journal.close()
 

@@ -1,4 +1,4 @@
-"""Decisions and their evidence leave and enter the journal as the same frozen types, in every version's journal."""
+"""Decisions and evidence round-trip through the journal as frozen types, for journals of every version."""
 
 import json
 import math
@@ -28,7 +28,7 @@ PROVENANCE = Provenance(
 
 
 def rewritten(folder: Path, statement: str, content: dict[str, object]) -> Journal:
-    """A journal of one run and one promotion, of which one has ``content`` instead."""
+    """A journal of one run and one promotion, one of them with ``content`` in place of its own."""
     journal = Journal(folder)
     run = journal.begin_run("digest", "{}", {})
     journal.end_run(run.id, DECISION)
@@ -67,7 +67,7 @@ def test_the_outcomes_of_version_0_1_are_read(tmp_path: Path, text: str, outcome
 
 
 def test_the_evidence_of_version_0_1_is_read(tmp_path: Path) -> None:
-    """It was one flat object; a field that only another version knows is ignored."""
+    """Evidence was one flat object; fields of other versions are ignored."""
     content: dict[str, object] = {
         **{"outcome": "promoted", "reason": "better", "trial": 8, "gain": 0.2, "candidates": [4, 5, 8]},
         **{"sloguard": "0.1.0", "vllm": "0.26.0", "device": "CPU: X", "driver": None, "model": "a-model"},

@@ -1,4 +1,4 @@
-"""What holds after pauses, windows, promotions, rollbacks, and sidecars that came later."""
+"""The state derived from pauses, windows, promotions and rollbacks, across sidecar restarts."""
 
 from pathlib import Path
 

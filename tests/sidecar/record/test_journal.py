@@ -1,4 +1,4 @@
-"""The journal: what was acknowledged is there, whatever happened after; what can't be read is said in one line."""
+"""The journal: acknowledged writes survive any kill; an unreadable journal is reported in one line."""
 
 import contextlib
 import json
@@ -167,7 +167,7 @@ while True:
 
 
 def killed_writer(folder: Path, lines: int) -> list[str]:
-    """What a writer that was killed after about so many acknowledgements had acknowledged."""
+    """The writes acknowledged by a writer that was killed after about this many acknowledgements."""
     writer = subprocess.Popen([sys.executable, "-c", WRITER, folder], stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
     said = [writer.stdout.readline() for _ in range(lines)]
@@ -187,7 +187,7 @@ def test_kill_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path: Path) 
 
         trials = {(t.run, t.number): t for t in Journal(tmp_path, read_only=True).trials()}
 
-        # The kill may fall between a write and its acknowledgement: one step more, never one less.
+        # The kill may fall between a write and its acknowledgement: one write more, never one fewer.
         assert set(acknowledged) <= set(trials)
         for key, trial in trials.items():
             if acknowledged.get(key) == "feasible":

@@ -1,4 +1,4 @@
-"""A journal that is locked by others, can't be written, or is deleted under a running sidecar."""
+"""A journal that is locked by another process, not writable, or deleted under a running sidecar."""
 
 import sqlite3
 import stat
@@ -23,7 +23,7 @@ def journal(tmp_path: Path) -> Journal:
 
 @contextmanager
 def locked(folder: Path) -> Generator[None]:
-    """As another process locks it."""
+    """Locks the journal as another process would."""
     with closing(sqlite3.connect(folder / JOURNAL_FILE, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         yield

@@ -1,4 +1,4 @@
-"""One sidecar a state folder, and a dead one's lock is nobody's."""
+"""One sidecar per state folder; a dead one's lock is released."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def test_a_second_sidecar_is_refused_until_the_first_is_killed(tmp_path: Path) -
         assert lock.holder(folder) == first.pid
         with pytest.raises(lock.LockedError, match=f"process id {first.pid} is using it"), lock.held(folder):
             pass
-        assert lock.holder(folder) == first.pid  # the refused one did not take it away
+        assert lock.holder(folder) == first.pid  # the refused one did not take it over
 
         os.kill(first.pid, signal.SIGKILL)
         first.wait()

@@ -1,4 +1,4 @@
-"""The operator's orders: none is lost, and each has an outcome."""
+"""Operators' orders: none is lost, and every one gets an outcome."""
 
 from pathlib import Path
 

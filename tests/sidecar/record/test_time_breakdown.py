@@ -1,4 +1,4 @@
-"""Where a run's seconds went: every one of them is somewhere, once."""
+"""The breakdown of a run's time: every second is counted exactly once."""
 
 import pytest
 from sidecar_cases import oom, planned

@@ -1,4 +1,4 @@
-"""A trial's status follows from its record; an optimizer is told what ran."""
+"""A trial's status is derived from its record; the optimizer observes what actually ran."""
 
 import math
 from dataclasses import replace
@@ -39,7 +39,7 @@ REFUSED = planned(refusal="no memory for the model", max_num_seqs=64)
         (trial(1, planned(), served(-1.0)), TrialStatus.FEASIBLE),
         (trial(1, planned(), served(-1.0, violation=0.01)), TrialStatus.INFEASIBLE),
         (trial(1, REFUSED, None), TrialStatus.REFUSED),
-        # Killed between the two writes: it never ran all the same.
+        # Killed between the two writes: it still never ran.
         (trial(1, REFUSED, None, ended_at=None), TrialStatus.REFUSED),
     ],
 )
@@ -73,7 +73,7 @@ def test_of_a_load_that_was_stopped_an_optimizer_is_told_bounds_of_what_was_miss
     assert told.outcome is ObservedStatus.INFEASIBLE
     assert told.value is None
     assert told.violation == pytest.approx(0.7 / 4)
-    assert told.margins == {"ttft_p99_ms": pytest.approx(0.7)}  # the others may have been anything
+    assert told.margins == {"ttft_p99_ms": pytest.approx(0.7)}  # the others are undetermined
 
 
 def test_a_crash_is_infinitely_bad_even_when_a_load_was_measured() -> None:

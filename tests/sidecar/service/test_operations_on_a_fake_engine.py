@@ -1,4 +1,4 @@
-"""What an operator asks of a running `sloguard serve`, and what becomes of a promotion, on an engine that is quick."""
+"""Operators' commands to a running `sloguard serve`, and the life of a promotion, on a fast fake engine."""
 
 import json
 import os
@@ -42,11 +42,11 @@ from vllm_sloguard.wire.telemetry_pb2_grpc import TelemetryServiceStub
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Iterator[Path]:
-    """The incumbent has 2 sequences; everything that it started is ended with the test."""
+    """A configuration whose incumbent has max_num_seqs=2; all processes are ended after the test."""
     path = configured(tmp_path)
     yield path
     state = load_config(path).state
-    if (pid := lock.holder(state)) is not None:  # of a test that has failed
+    if (pid := lock.holder(state)) is not None:  # left by a failed test
         os.kill(pid, signal.SIGKILL)
     kill_engines(state)
 
@@ -57,7 +57,7 @@ def kill_engines(state: Path) -> None:
 
 
 def changed(config_file: Path, **sections: dict[str, Any]) -> Path:
-    """The same file with other values in some sections."""
+    """The same file with some sections changed."""
     content = yaml.safe_load(config_file.read_text())
     for name, values in sections.items():
         content[name] = {**content.get(name, {}), **values}
@@ -66,7 +66,7 @@ def changed(config_file: Path, **sections: dict[str, Any]) -> Path:
 
 
 def promoted(config: Config, *seqs: int) -> None:
-    """Writes promotions before anything runs."""
+    """Records promotions before the sidecar starts."""
     journal = Journal(config.state)
     for n in seqs:
         journal.promote(None, config.base_digest(), {**config.engine.args, "max_num_seqs": n})
@@ -74,14 +74,14 @@ def promoted(config: Config, *seqs: int) -> None:
 
 
 def asked(config_file: Path, *words: str) -> str:
-    """The answer of an operator's command that is done."""
+    """The output of an operator's command that succeeds."""
     done = sloguard(*words, "-c", config_file)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def refused(config_file: Path, *words: str) -> str:
-    """The one line with which a command is refused."""
+    """The single line of a refused command."""
     done = sloguard(*words, "-c", config_file)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
@@ -93,7 +93,7 @@ def history(config_file: Path) -> dict[str, Any]:
 
 
 def kill_serving(config: Config) -> None:
-    """Kills the engine that serves, and waits for the next one."""
+    """Kills the serving engine, and waits for its replacement."""
     [record] = Journal(config.state, read_only=True).engines()
     os.kill(record.identity.pid, signal.SIGKILL)
 
@@ -105,7 +105,7 @@ def kill_serving(config: Config) -> None:
 
 
 def publish(config: Config, count: int, ttft_s: float, sequence: int = 1) -> None:
-    """Tells of requests as the plugin in the serving engine does."""
+    """Reports requests as the plugin in the serving engine does."""
     [record] = Journal(config.state, read_only=True).engines()
     request = pb.RequestFinished(
         ttft_seconds=ttft_s, e2e_seconds=ttft_s + 0.1, prompt_tokens=100, output_tokens=10, finish_reason="stop"
@@ -159,7 +159,7 @@ def test_an_abort_ends_the_window_and_the_incumbent_serves(config_file: Path) ->
     wait_for(lambda: history(config_file)["windows"], "the window's end")
     assert [w["outcome"] for w in history(config_file)["windows"]] == ["aborted"]
     assert asked(config_file, "abort") == "no window is open: the sidecar is serving\n"
-    # An aborted window has not failed: the next may open.
+    # An aborted window does not count as failed: the next one may open.
     asked(config_file, "retune", "--now")
     wait_for(lambda: state_of(config) == "tuning", "tuning again")
     ended(serve, signal.SIGINT)
@@ -185,7 +185,7 @@ def test_a_rollback_returns_to_what_served_before_and_quarantines(config_file: P
     assert (promotion["current"], promotion["rollback_reason"]) == (False, "requested by the operator")
     assert "quarantined: requested by the operator" in asked(config_file, "history")
 
-    # However good it was, it is not promoted again.
+    # It is quarantined, however good it was.
     asked(config_file, "retune", "--now", "--wait")
     assert serving_seqs(config) != winner
     trials = json.loads(sloguard("trials", config.state, "--json").stdout)
@@ -211,7 +211,7 @@ def test_a_rollback_that_was_cut_off_is_done_by_the_next_sidecar(config_file: Pa
     config = load_config(config_file)
     promoted(config, 8)
     serve = started(config_file)
-    # What the control service writes, and then the kill: the sidecar does not see it any more.
+    # The control service records the rollback, and the sidecar is killed before it acts on it.
     with closing(sqlite3.connect(config.state / JOURNAL_FILE, timeout=60, isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
         db.execute("INSERT INTO rollbacks VALUES (1, 0, 'asked for')")
@@ -258,7 +258,7 @@ def test_a_promotion_that_burns_the_error_budget_is_rolled_back_by_itself(config
     publish(config, 300, ttft_s=2.0)
     wait_for(lambda: serving_seqs(config) == 2 and state_of(config) == "serving", "rolled back")
     [promotion] = history(config_file)["promotions"]
-    # It may be looked at while they are being told.
+    # The probation may be judged while requests are still being reported.
     assert re.fullmatch(
         r"(\d+) of \1 requests missed the SLO, 100\.0 times the error budget", promotion["rollback_reason"]
     )
@@ -334,11 +334,11 @@ def test_no_window_above_the_rate_or_where_it_is_not_known_but_by_force(config_f
 
 
 def test_after_a_failed_window_the_next_one_waits(config_file: Path) -> None:
-    """The load client's program is taken away: no trial can be measured."""
+    """Without the load client's program, no trial can be measured."""
     config = load_config(config_file)
     serve = started(config_file)
     journal = Journal(config.state)
-    # Trials can't be written down any more; the service can.
+    # Trials can no longer be recorded, but the service must come back.
     journal.write("CREATE TRIGGER full BEFORE INSERT ON trials BEGIN SELECT raise(ABORT, 'disk full'); END", ())
     assert "restoring: the window failed: JournalError" in asked(config_file, "retune", "--now", "--wait")
     assert serving_seqs(config) == 2
@@ -351,7 +351,7 @@ def test_after_a_failed_window_the_next_one_waits(config_file: Path) -> None:
 
 
 def test_a_stale_sidecar_acts_no_more(config_file: Path, tmp_path: Path) -> None:
-    """The lock's file is removed under a sidecar, and a second one takes the folder over."""
+    """The lock file is deleted under a running sidecar, and a second one takes over the folder."""
     config = load_config(config_file)
     first = started(config_file)
     [record] = Journal(config.state, read_only=True).engines()

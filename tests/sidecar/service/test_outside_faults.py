@@ -1,4 +1,4 @@
-"""What operators, other processes and old files do to a running sidecar, on the fake engine."""
+"""Faults caused by operators, other processes and old files, on the fake engine."""
 
 import json
 import os
@@ -64,11 +64,11 @@ ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Iterator[Path]:
-    """The incumbent has 2 sequences; everything that it started is ended with the test."""
+    """A configuration whose incumbent has max_num_seqs=2; all processes are ended after the test."""
     path = configured(tmp_path)
     yield path
     state = load_config(path).state
-    if (pid := lock.holder(state)) is not None:  # of a test that has failed
+    if (pid := lock.holder(state)) is not None:  # left by a failed test
         os.kill(pid, signal.SIGKILL)
     for log in (state / "logs").glob("engine-*.log"):
         ProcessGroup(Identity(-1, 0.0, log.stem.removeprefix("engine-"))).kill()
@@ -86,7 +86,7 @@ def killed(serve: "subprocess.Popen[str]") -> None:
 
 
 def only_the_main_file(state: Path) -> None:
-    """Leaves of the journal what a copy of its main file alone has."""
+    """Reduces the journal to what a copy of its main file alone contains."""
     shutil.copy(state / JOURNAL_FILE, state / "copied")
     for path in state.glob(f"{JOURNAL_FILE}*"):
         path.unlink()
@@ -95,7 +95,7 @@ def only_the_main_file(state: Path) -> None:
 
 def test_an_older_copy_of_the_journal_does_not_end_the_engine_that_serves(config_file: Path) -> None:
     config = load_config(config_file)
-    promote(config, 8)  # it is closed, and so in the main file: what comes after it is not
+    promote(config, 8)  # closing the connection checkpoints this into the main file; later writes are not
     shutil.copy(config.state / JOURNAL_FILE, config.state / "older")
     (config.state / JOURNAL_FILE).unlink()
     promote(config, 12)
@@ -116,7 +116,7 @@ def test_an_older_copy_of_the_journal_does_not_end_the_engine_that_serves(config
     refused = sloguard("retune", "--now", "-c", config_file)
     assert refused.returncode == 1
     assert "does not match the journal" in refused.stderr
-    # The operator settles it: what the journal says is started.
+    # The operator ends the engine, and the journal's configuration is started.
     os.kill(engine.identity.pid, signal.SIGTERM)
     wait_for(lambda: serving_seqs(config) == 8 and state_of(config) == "serving", "the journal's promotion")
     ended(again, signal.SIGINT)
@@ -137,7 +137,7 @@ def test_an_engine_of_which_the_journal_lost_the_row_is_taken_over(config_file: 
 
 
 def test_a_daemon_that_has_the_pid_of_an_old_engine_is_not_killed(config_file: Path, tmp_path: Path) -> None:
-    """A state folder that was kept over a reboot: its row's pid is now the session of somebody else's daemon."""
+    """The state folder survived a reboot, and a recorded pid is now an unrelated daemon's session."""
     config = load_config(config_file)
     journal = Journal(config.state)
     subprocess.run(
@@ -165,7 +165,7 @@ def test_a_daemon_that_has_the_pid_of_an_old_engine_is_not_killed(config_file: P
 
 @pytest.mark.parametrize("same_model", [True, False])
 def test_a_foreign_server_on_the_port_is_not_taken_for_the_engine(config_file: Path, same_model: bool) -> None:
-    """It binds the port after the sidecar has seen it free and before the engine binds it."""
+    """The foreign server binds the port between the sidecar's check and the engine's bind."""
     config = load_config(config_file)
     serve = started(config_file, FAKE_START_S="2")
     [record] = Journal(config.state, read_only=True).engines()
@@ -198,7 +198,7 @@ def newer_engine(config: Config, pid: int) -> bool:
 
 
 def changed(config_file: Path, **window: object) -> Config:
-    """The configuration with other values in its window."""
+    """The configuration with a changed window section."""
     content = yaml.safe_load(config_file.read_text())
     content["window"] = {**content["window"], **window}
     config_file.write_text(yaml.safe_dump(content))
@@ -206,7 +206,7 @@ def changed(config_file: Path, **window: object) -> Config:
 
 
 def kill_engine(config: Config) -> float:
-    """Kills the engine that serves; the time, in monotonic seconds."""
+    """Kills the serving engine; returns the time in monotonic seconds."""
     [record] = Journal(config.state, read_only=True).engines()
     os.kill(record.identity.pid, signal.SIGKILL)
     return time.monotonic()
@@ -297,13 +297,13 @@ def test_a_pause_after_an_accepted_retune_wins_or_says_that_it_has_started(confi
 
 
 def settled(config_file: Path) -> list[dict[str, str]] | None:
-    """The orders, once all of them have an outcome."""
+    """Waits until all orders have an outcome, and returns them."""
     orders = json.loads(sloguard("history", "--json", "-c", config_file).stdout)["orders"]
     return orders if all(order["outcome"] not in ("pending", "started") for order in orders) else None
 
 
 def test_a_drain_waits_for_requests_that_vllm_still_counts(config_file: Path) -> None:
-    """One is sent after the notice has begun, and takes longer than the notice."""
+    """A request arrives during the notice and takes longer than the notice."""
     config = changed(config_file, notice="1s")
     serve = started(config_file)
     assert sloguard("retune", "--now", "-c", config_file).returncode == 0

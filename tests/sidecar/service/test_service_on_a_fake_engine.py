@@ -1,4 +1,4 @@
-"""`sloguard serve` and `tune` as processes, on an engine that is quick and fails on demand."""
+"""`sloguard serve` and `tune` as processes, on a fast fake engine that fails on demand."""
 
 import json
 import os
@@ -32,7 +32,7 @@ from sidecar.record.trial import Role
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Iterator[Path]:
-    """A configuration whose incumbent is slow; everything that it started is ended with the test."""
+    """A configuration with a slow incumbent; all processes are ended after the test."""
     path = configured(tmp_path)
     yield path
     state = load_config(path).state
@@ -157,7 +157,7 @@ def test_a_sidecar_killed_in_a_window_restores_when_it_is_back(config_file: Path
 
 
 def test_a_window_ends_in_time(config_file: Path) -> None:
-    """The second trial would not fit before the restore: none is begun."""
+    """A second trial would not leave time for the restore, so none is started."""
     config = load_config(config_file)
     serve = started(config_file, FAKE_LOAD_S="8")
     assert sloguard("retune", "--now", "--wait", "--for", "20s", "-c", config_file).returncode == 0
@@ -200,7 +200,7 @@ def test_what_can_not_start_is_one_line(tmp_path: Path) -> None:
 
 def test_a_first_start_that_hangs_is_tried_again(config_file: Path) -> None:
     config = load_config(configured(config_file.parent, start_timeout_s=15))
-    # It is stopped long before it would be up.
+    # It is stopped long before it could come up.
     command, env = [*SLOGUARD, "serve", "-c", str(config_file)], {**os.environ, "FAKE_START_S": "5"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as serve:
         try:

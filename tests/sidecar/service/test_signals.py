@@ -1,4 +1,4 @@
-"""Signals reach the sidecar's loop, whatever it is about."""
+"""Signals reach the sidecar's loop at any moment."""
 
 import signal
 import subprocess
@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-# Nearly always inside of the event's lock, where a handler that takes it would wait for ever.
+# Spends nearly all its time inside the event's lock, where a handler that takes the lock would deadlock.
 LOOP = """
 import time
 from sidecar.service.mailbox import Mailbox

@@ -1,6 +1,6 @@
-"""A regression that shows only in the gaps between tokens: a trial, probation and the metrics all have to see it.
+"""A regression visible only in ITL must be caught by trials, probation and metrics.
 
-Every request has one stall of two seconds. Its TTFT and its TPOT stay within their limits.
+Every request has one stall of two seconds, while TTFT and TPOT stay within their limits.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ REQUESTS = 400
 
 
 def finished(gaps_s: tuple[float, ...]) -> pb.RequestFinished:
-    """As the plugin reports a request with these gaps."""
+    """The plugin's report of a request with these gaps."""
     own = {f"gap_p{share}_seconds": percentile(gaps_s, share / 100) for share in (50, 90, 95, 99)}
     return pb.RequestFinished(
         ttft_seconds=0.1,
@@ -64,7 +64,7 @@ def test_a_trial_fails(gaps_s: tuple[float, ...], missed: set[str]) -> None:
     ("slo", "verdict"), [(SLO, ProbationVerdict.SLO_BURN), (Slo(ttft_p99_ms=500), ProbationVerdict.REGRESSION)]
 )
 def test_probation_rolls_back(slo: Slo, verdict: ProbationVerdict) -> None:
-    """With a limit on ITL it burns the error budget; without one it is slower than the incumbent was."""
+    """With an ITL limit it burns the error budget; without one it is slower than the incumbent."""
     requests = [[user_request(0.0, finished(gaps_s))] * REQUESTS for gaps_s in (GOOD, STALLED)]
     before = record(GOOD)
 

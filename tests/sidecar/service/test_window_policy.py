@@ -77,7 +77,7 @@ def test_what_leaves_no_room_for_a_window_is_named(state: State, said: str) -> N
 
 
 def test_the_hint_that_an_order_may_wait_refuses_none() -> None:
-    """It is set at a start and after each window; whether a retune waits is in the journal."""
+    """The hint is set at startup and after each window; the journal knows whether a retune is pending."""
     requests = Mailbox(state=State.SERVING)
     requests.retune.set()
     assert busy_reason(requests) == ""

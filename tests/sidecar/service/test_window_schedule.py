@@ -1,4 +1,4 @@
-"""Which windows open, and which were missed, whatever the clock does."""
+"""Which windows open and which are missed, including when the clock jumps."""
 
 from datetime import datetime
 
