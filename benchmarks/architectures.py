@@ -1,11 +1,11 @@
-"""The guard against vLLM's own classes, over many architectures: weights, KV cache and verdicts. Starts nothing.
+"""Checks the guard against vLLM's own classes over many architectures: weights, KV cache, verdicts. Starts no engine.
 
     python benchmarks/architectures.py [--only NAME] [--into benchmarks/README.md]
 
-Run by a Python that has vLLM (its CPU build will do) and this project. vLLM builds each configuration of
-architectures.json on the meta device. What it makes of some KV bytes (its own groups, blocks and capacity) is compared
-with what the guard computes from its facts about the model, and with formulas alone. Exits with 1 when a number
-differs, or when the guard refuses what vLLM would start.
+Run with a Python that has vLLM (the CPU build is enough) and this project. vLLM builds each configuration of
+architectures.json on the meta device. Its KV cache groups, blocks and capacity are compared with the guard's
+computation from its facts about the model, and with formulas alone. Exits with 1 if a number differs, or if the guard
+refuses what vLLM would start.
 """
 
 import argparse
@@ -27,17 +27,17 @@ from vllm_sloguard.guard.repair import RepairStatus, repair
 from vllm_sloguard.knobs import KnobValues
 
 CONFIGS = Path(__file__).with_name("architectures.json")
-# Enough for any model here, so that nothing is refused for the machine.
+# Enough for any model here, so that nothing is refused for lack of memory.
 MACHINE = Machine("cpu", 2**44, 2**44, 0, "large enough")
 KV_BYTES = 64 * GIB
-# Lengths that are whole blocks and not, and steps below and above most windows.
+# Lengths that are and are not whole blocks, and steps below and above most sliding windows.
 ASKED: tuple[KnobValues, ...] = ({"max_num_batched_tokens": 2048}, {"max_num_batched_tokens": 512})
 BEGIN, END = "<!-- architectures -->", "<!-- /architectures -->"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One architecture. Errors are shares, None if there is nothing to compare; ``problem`` is empty if all agree."""
+    """One architecture. Errors are relative, None without a comparison; ``problem`` is empty if everything agrees."""
 
     name: str
     weights_gib: float = 0.0
@@ -52,7 +52,7 @@ class Row:
 
 
 def compared(helper: BuildHelper, name: str, model: Path, config: dict[str, Any]) -> Row:
-    """What vLLM and the guard say of one configuration."""
+    """vLLM's and the guard's results for one configuration."""
     answer = helper.ask(model, {})
     if "error" in answer:
         return Row(name, unbuilt=answer["error"])
@@ -90,7 +90,7 @@ def _shape(config: dict[str, Any]) -> ModelShape | None:
 
 
 def _refusals(shape: ModelShape | None, args: KnobValues, facts_say: ModelEvidence) -> list[str]:
-    """Why the guard refuses ``args``, with vLLM's facts and by formulas alone; nothing where it does not."""
+    """Why the guard refuses ``args``, with vLLM's facts and by formulas alone; empty if it does not."""
     found: list[str] = []
     for evidence in (facts_say, ModelEvidence()):
         verdict = repair(
@@ -120,7 +120,7 @@ def table(rows: list[Row]) -> str:
 
 
 def summary(built: list[Row], unbuilt: list[Row]) -> str:
-    """The figures that matter."""
+    """The summary lines."""
     wrong = [row for row in built if row.problem]
     slow = max((row.seconds for row in built[1:]), default=0.0)
     read = [row for row in built if row.formula_weights_error is not None]
@@ -135,10 +135,10 @@ def summary(built: list[Row], unbuilt: list[Row]) -> str:
 
 
 def main() -> int:
-    """Compares all, or the one that is named."""
+    """Compares all architectures, or the one given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="one architecture")
-    parser.add_argument("--into", type=Path, help="a Markdown file with the marks of the table")
+    parser.add_argument("--into", type=Path, help="a Markdown file with the table's markers")
     options = parser.parse_args()
     configs: dict[str, dict[str, Any]] = json.loads(CONFIGS.read_text(encoding="utf-8"))
     helper = BuildHelper(sys.executable, timeout_s=300)

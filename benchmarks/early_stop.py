@@ -1,16 +1,16 @@
-"""What stopping early saves, and whether it ever stops a load that would have met its SLO.
+"""Measures the time that early stopping saves, and checks that it stops no load that would have met its SLO.
 
     python benchmarks/early_stop.py [--loads FILE]
 
-Replays recorded loads (benchmarks/recorded_loads.py), as the sidecar would have watched them, under its own rules:
-with the number of requests fixed, as recorded, and with the number left to the sequential test. The judge's verdict on
-the whole load says what is right. Each load that missed its SLO is judged a second time, by limits that are 25 % above
-what it showed: met, but only just, and with whatever growth it had.
+Replays recorded loads (benchmarks/recorded_loads.py) as the sidecar would have watched them, under its own rules: with
+the recorded number of requests fixed, and with the number left to the sequential test. The verdict on the full load is
+the truth. Each load that missed its SLO is judged a second time, with limits 25 % above its results, so that it only
+just meets them, with the growth it had.
 
 The constants of the rules were set before the loads were recorded: those of the arithmetic follow from the SLO, those
-of the sequential test from the error rates that it promises, and those of the trend were chosen on a simulated queue
-(M/M/1, 100 loads at each of 80, 90, 95, 100, 130 and 200 % of what it serves). They were changed once after an
-earlier set of the model's loads had been replayed, so the recorded loads are not wholly held out.
+of the sequential test from the promised error rates, and those of the trend were chosen on a simulated queue (M/M/1,
+100 loads at each of 80, 90, 95, 100, 130 and 200 % of its capacity). They were changed once after an earlier set of the
+model's loads had been replayed, so the recorded loads are not fully held out.
 """
 
 import argparse
@@ -39,7 +39,7 @@ _TICK_S = 0.25  # the client's
 
 @dataclass(frozen=True)
 class Outcome:
-    """One load: whether it met its SLO to the end, how long that took, and when and how it would have been ended."""
+    """One load: whether it met its SLO, its full duration, and when and how it would have been ended."""
 
     recorded: Recorded
     met: bool
@@ -50,19 +50,19 @@ class Outcome:
 
     @property
     def stopped(self) -> bool:
-        """As hopeless."""
+        """Whether it was stopped as one that misses its SLO."""
         return isinstance(self.ending, EarlyStop)
 
     @property
     def reason(self) -> str:
-        """In a word or two."""
+        """The ending in a word or two."""
         if self.ending is None:
             return "to the end"
         return str(self.ending.reason) if isinstance(self.ending, EarlyStop) else str(self.ending.how)
 
 
 def replay(recorded: Recorded, *, fixed: bool) -> Outcome:
-    """``recorded`` under the rules of a trial of the search."""
+    """``recorded`` under the stop rules of a search trial."""
     slo, requests = recorded.slo, recorded.requests
     ends = [_end(r) for r in requests]
     full_s = max(ends)
@@ -75,14 +75,14 @@ def replay(recorded: Recorded, *, fixed: bool) -> Outcome:
         if ending is not None:
             ended_s = tick * _TICK_S
             if not isinstance(ending, EarlyStop):
-                # Those in flight are waited for.
+                # Requests in flight are awaited.
                 ended_s = max(end for r, end in zip(requests, ends, strict=True) if (r.start_s or 0.0) <= ended_s)
             break
     return Outcome(recorded, violation == 0, violation, full_s, ended_s, ending)
 
 
 def eased(recorded: Recorded) -> Recorded:
-    """``recorded`` with limits that it just meets."""
+    """``recorded`` with limits that it only just meets."""
     measured = measure(LoadResult(recorded.requests, 1.0), recorded.slo)
     names = ("ttft_p99_ms", "itl_p99_ms", "e2e_p99_ms")
     limits = {name: 1.25 * shown for name in names if (shown := getattr(measured, name)) is not None}
@@ -91,7 +91,7 @@ def eased(recorded: Recorded) -> Recorded:
 
 
 def progress_at(requests: Sequence[RequestResult], now_s: float) -> LoadProgress:
-    """What the client would have told of ``requests`` at ``now_s``."""
+    """The client's report of ``requests`` at ``now_s``."""
     finished = tuple(r for r in requests if _end(r) <= now_s)
     flying = [r for r in requests if (r.start_s or 0.0) <= now_s < _end(r)]
     return LoadProgress(now_s, len(requests), finished, tuple(_flying(r, now_s) for r in flying))
@@ -108,13 +108,13 @@ def _end(request: RequestResult) -> float:
 
 
 def replays(loads: Sequence[Recorded], *, fixed: bool) -> list[Outcome]:
-    """Each load as it was judged, then each that missed with limits that it just meets."""
+    """Each load with its own limits, then each that missed with limits that it only just meets."""
     strict = [replay(recorded, fixed=fixed) for recorded in loads]
     return strict + [replay(eased(o.recorded), fixed=fixed) for o in strict if not o.met]
 
 
 def report(console: Console, outcomes: Sequence[Outcome], title: str) -> None:
-    """A line for each kind of load, and how the loads ended."""
+    """One line per kind of load, and the counts of endings."""
     table = Table("loads", "number", "stopped", "full, s", "run, s", "saved", "of a load", title=title, box=None)
     kinds = [(met, source) for met in (False, True) for source in dict.fromkeys(o.recorded.source for o in outcomes)]
     for met, source in kinds:
@@ -122,7 +122,7 @@ def report(console: Console, outcomes: Sequence[Outcome], title: str) -> None:
         full, ran = sum(o.full_s for o in mine), sum(o.ended_s for o in mine)
         saved = sorted(1 - o.ended_s / o.full_s for o in mine)
         table.add_row(
-            f"{'good' if met else 'hopeless'}, {source}",
+            f"{'met' if met else 'missed'}, {source}",
             str(len(mine)),
             str(sum(o.stopped for o in mine)),
             f"{full:.0f}",
@@ -133,11 +133,11 @@ def report(console: Console, outcomes: Sequence[Outcome], title: str) -> None:
     console.print(table)
     for met in (False, True):
         ends = Counter(o.reason for o in outcomes if o.met is met)
-        console.print(f"{'good' if met else 'hopeless'}: " + ", ".join(f"{n} {why}" for why, n in ends.most_common()))
+        console.print(f"{'met' if met else 'missed'}: " + ", ".join(f"{n} {why}" for why, n in ends.most_common()))
 
 
 def main() -> int:
-    """Prints both tables; 1 where a good load would have been stopped with the number of requests fixed."""
+    """Prints both tables; exit code 1 if a load that met its SLO would have been stopped with a fixed size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--loads", type=Path, default=LOADS)
     loads = read(parser.parse_args().loads)

@@ -1,14 +1,14 @@
-"""The guard against real vLLM: predicted and reported KV tokens, and whether what it passes starts.
+"""Checks the guard against real vLLM: predicted and reported KV tokens, and whether what it passes starts.
 
-Run by the Python that has vLLM and this project:
+Run with a Python that has vLLM and this project:
 
     python benchmarks/guard.py cpu|cuda|report [--results FILE] [--seconds N]
 
 Each case is repaired as the plugin would: what the guard passes must start, and what it refuses must fail when forced.
-Of a repaired case, both the given and the repaired arguments are tried. An engine core starts in a process forked from
-this one, which has imported vLLM and never touches a GPU. Results are appended to FILE, a JSON object a line; a later
-run continues where it ended. ``report`` starts nothing: it predicts the starts of FILE with the present guard. Exits
-with 1 when a verdict of the guard was wrong.
+For a repaired case, both the given and the repaired arguments are tried. Each engine core runs in a process forked from
+this one, which has imported vLLM and never touches a GPU. Results are appended to FILE as JSON lines; a later run
+resumes. ``report`` starts nothing: it predicts the recorded starts with the current guard. Exits with 1 if a verdict of
+the guard was wrong.
 """
 
 import argparse
@@ -43,7 +43,7 @@ _START_TIMEOUT_S = 240.0
 
 @dataclass(frozen=True)
 class Started:
-    """What real vLLM did; ``kv_bytes`` is what its profiling pass left."""
+    """vLLM's actual result; ``kv_bytes`` is the KV memory after its profiling pass."""
 
     kv_tokens: int | None = None
     kv_bytes: int | None = None
@@ -52,7 +52,7 @@ class Started:
 
 
 def start(model: Path, args: KnobValues) -> Started:
-    """Starts an engine core in a forked process, and ends it."""
+    """Starts an engine core in a forked process, and stops it."""
     began = time.monotonic()
     with tempfile.TemporaryFile("w+") as log, tempfile.NamedTemporaryFile("r") as answer:
         sys.stdout.flush()
@@ -135,7 +135,7 @@ def tenant(gib: float) -> Generator[None]:
 
 
 def tried(case: Case, folder: Path, known: Learned) -> dict[str, Any]:
-    """What the guard says of a case, and what vLLM does with it."""
+    """The guard's verdict on a case, and vLLM's result."""
     model = folder / case.model
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text(json.dumps(MODELS[case.model]))
@@ -166,7 +166,7 @@ def tried(case: Case, folder: Path, known: Learned) -> dict[str, Any]:
 
 
 def predicted_again(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A recorded case with what the guard says of it now; right where that goes with what vLLM did then."""
+    """A recorded case with the current guard's verdict; right if it agrees with vLLM's recorded result."""
     shape = model_shape.from_config(MODELS[row["model"]])
     seen = machine.Machine(row["kind"], row["total_bytes"], int(row["free_gib"] * GIB), 1, "NVML: NVIDIA H200")
     verdict = repair(row["args"], shape, seen)
@@ -190,12 +190,12 @@ def predicted_again(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str
 
 
 def first_start(rows: list[dict[str, Any]], model: str) -> dict[str, Any] | None:
-    """The first row of ``model`` that started, None where none did."""
+    """The first row of ``model`` that started, None if none did."""
     return next((row for row in rows if row["model"] == model and row["tokens"] and row["kv_bytes"]), None)
 
 
 def learned(first: dict[str, Any] | None, vllm_version: str) -> Learned:
-    """The first start of a model, as what calibrates the rest."""
+    """The first start of a model, which calibrates the rest."""
     if first is None:
         return Learned()
     start = ReportedStart(first["ran"], first["kind"], first["total_bytes"], first["kv_bytes"], first["tokens"])
@@ -239,7 +239,7 @@ def _off(row: dict[str, Any], name: str) -> float:
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
-    """The figures that matter."""
+    """The summary lines."""
     passed = [r for r in rows if r["verdict"] != "refused"]
     refused = [r for r in rows if r["verdict"] == "refused"]
     lines = [
@@ -257,11 +257,11 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    """Runs what is not in the results yet."""
+    """Runs the cases that are not in the results yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("device", choices=("cpu", "cuda", "report"))
     parser.add_argument("--results", type=Path, default=Path("build/guard.jsonl"))
-    parser.add_argument("--seconds", type=float, default=3600.0, help="no case is started after so many")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="start no case after this many")
     options = parser.parse_args()
     if options.device == "report":
         recorded = [json.loads(line) for line in options.results.read_text().splitlines()]
@@ -290,8 +290,8 @@ def main() -> int:
 
 
 def _import_vllm(device: str) -> None:
-    """Once, before the first fork; engines inside are forked too (their processes would import it all again)."""
-    os.environ["SLOGUARD_REPAIR"] = "off"  # the plugin is in these engines too, and would repair what is forced
+    """Done once, before the first fork; engines are forked too, as spawned processes would repeat the imports."""
+    os.environ["SLOGUARD_REPAIR"] = "off"  # otherwise the plugin would repair forced cases
     for name in ("engine.arg_utils", "v1.engine.core", f"v1.worker.{'cpu' if device == 'cpu' else 'gpu'}_worker"):
         importlib.import_module(f"vllm.{name}")
     for name in ("utils.system_utils", "v1.executor.multiproc_executor"):

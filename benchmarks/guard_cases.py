@@ -1,4 +1,4 @@
-"""What benchmarks/guard.py tries: configurations around the memory edge, of models given by their published config."""
+"""The cases of benchmarks/guard.py: configurations around the memory limit, for models given by their config.json."""
 
 import json
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ _LLAMA: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-# The published config.json of each, as far as memory depends on it.
+# The published config.json of each model, as far as memory depends on it.
 MODELS: dict[str, dict[str, Any]] = {
     "tiny": {
         **_LLAMA,
@@ -198,7 +198,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration; ``tenant_gib`` of the card are held by another process meanwhile."""
+    """One configuration; another process holds ``tenant_gib`` of the card meanwhile."""
 
     model: str
     args: KnobValues = field(default_factory=dict[str, Any])
@@ -206,12 +206,12 @@ class Case:
 
     @property
     def key(self) -> str:
-        """Names it in the results."""
+        """Identifies it in the results."""
         return json.dumps([self.model, dict(self.args), self.tenant_gib], sort_keys=True)
 
 
 def cpu_cases() -> list[Case]:
-    """Twenty around the memory edge: a stated cache and one longest request, shares of the memory, blocks."""
+    """Twenty around the memory limit: explicit cache sizes and one longest request, memory shares, block counts."""
     per_token = 2 * 8 * 64 * 2 * 4  # of the model "tiny": keys and values, heads, width, bytes, layers
     block = 128 * per_token
     lengths = [
@@ -244,15 +244,15 @@ def cpu_cases() -> list[Case]:
         Case("tiny", {"gpu_memory_utilization": 0.12}),
         Case("tiny", {"gpu_memory_utilization": 1.0}),
     ]
-    # Compilation changes no memory of the CPU build, and takes a minute for each new shape.
+    # Compilation changes no memory on the CPU build, and takes a minute per new shape.
     return [Case(c.model, {**c.args, "enforce_eager": True}) for c in (*lengths, *small_blocks, *wide, *memory)]
 
 
 def cuda_cases() -> list[Case]:
-    """On a card of about 140 GiB, most of them beside a tenant.
+    """For a card of about 140 GiB, most of them next to a tenant.
 
-    The constants of the memory model were set on the first thirty; the next thirty are of models that it had not seen;
-    ten are at the edge of what is free; the last thirty came after everything that these taught.
+    The memory model's constants were fitted on the first thirty; the next thirty are of models that it had not seen;
+    ten are at the limit of free memory; the last thirty came after all fixes that these led to.
     """
     return [*_first_cuda_cases(), *_second_cuda_cases(), *_edge_cuda_cases(), *_last_cuda_cases()]
 

@@ -1,13 +1,13 @@
-"""Live changes under continuous load: random ones, one after another, on real vLLM's CPU build and the demo's model.
+"""Random live changes under continuous load, one after another, on vLLM's CPU build with the demo's model.
 
-Run by the Python that has vLLM and this project:
+Run with a Python that has vLLM and this project:
 
     python benchmarks/live_changes.py [--changes N] [--seed N] [--json]
 
-Every change draws all live knobs anew, down to 2 requests and 32 tokens a step. It counts as verified when each engine
-core has shown, or obeyed where the load can't tell old from new, every knob of it (see vllm_sloguard/live_knobs.py).
-The time is from the call that makes the change to its verdict, as the sidecar sees both. Exits with 1 when a request
-failed, the engine died, or a change was not verified in 2 s.
+Every change draws all live knobs at random, down to 2 requests and 32 tokens per step. It is verified once each engine
+core has shown every knob, or obeyed it if the load cannot distinguish old from new (see vllm_sloguard/live_knobs.py).
+The time is from the call to its verdict, both as seen by the sidecar. Exits with 1 if a request failed, the engine
+died, or a change was not verified within 2 s.
 """
 
 import argparse
@@ -51,7 +51,7 @@ _REQUEST_TIMEOUT_S = 120.0
 
 
 class Load:
-    """So many clients, each of which sends the next request as soon as it has the answer to the last one."""
+    """Closed-loop clients: each sends its next request once the last one is answered."""
 
     def __init__(self, engine: Engine, clients: int = _CLIENTS, seed: int = 1) -> None:
         self._engine = engine
@@ -87,7 +87,7 @@ class Load:
 
 
 def complete(engine: Engine, model: str, prompt: str, output_tokens: int) -> str:
-    """Asks for ``output_tokens``; returns what is wrong with the answer, empty when nothing is."""
+    """Requests ``output_tokens``; returns the problem with the response, empty if there is none."""
     body = {"model": model, "prompt": prompt, "max_tokens": output_tokens, "ignore_eos": True, "temperature": 0}
     connection = http.client.HTTPConnection(engine.launch.host, engine.launch.port, timeout=_REQUEST_TIMEOUT_S)
     try:
@@ -105,7 +105,7 @@ def complete(engine: Engine, model: str, prompt: str, output_tokens: int) -> str
 
 
 def serve_live(hub: LiveHub, socket: Path) -> grpc.Server:
-    """A sidecar's socket on which ``hub`` answers the engine "live"."""
+    """A sidecar socket on which ``hub`` serves the engine "live"."""
     telemetry = TelemetryHub()
     hub.expect("live")
     telemetry.expect("live")
@@ -128,7 +128,7 @@ class LiveEngine:
 
 @contextmanager
 def live_engine(folder: Path) -> Generator[LiveEngine]:
-    """The demo's engine with room for live changes; its socket is ``folder``/s."""
+    """The demo's engine with headroom for live changes; its socket is ``folder``/s."""
     demo = yaml.safe_load((DEMO / "sloguard.yaml").read_text())["engine"]
     hub = LiveHub(epoch=1)
     server = serve_live(hub, folder / "s")
@@ -147,7 +147,7 @@ def live_engine(folder: Path) -> Generator[LiveEngine]:
 
 
 def random_targets(draw: random.Random, able: Capabilities) -> dict[str, int]:
-    """A value for each live knob; sizes on a logarithmic scale, up to the ceiling."""
+    """A value per live knob; sizes on a logarithmic scale, up to the ceiling."""
     targets: dict[str, int] = {}
     for name, allowed in able.ranges.items():
         if name in _LOWEST:
@@ -161,7 +161,7 @@ def random_targets(draw: random.Random, able: Capabilities) -> dict[str, int]:
 
 @dataclass
 class Outcome:
-    """What a run of changes has come to; times in milliseconds from the call to the verdict, as the sidecar sees it."""
+    """The results of a series of changes; times in milliseconds from call to verdict, as seen by the sidecar."""
 
     changes: int
     failed_requests: int = 0
@@ -179,7 +179,7 @@ class Outcome:
 
 
 def change_at_random(live: LiveEngine, changes: int, seed: int, within_s: float = WITHIN_S) -> Outcome:
-    """So many changes under continuous load, each to be verified in ``within_s`` seconds."""
+    """Makes the changes under continuous load; each must be verified within ``within_s`` seconds."""
     engine, hub = live.engine, live.hub
     able = hub.capabilities("live", 10)
     assert set(able.ranges) == {SEQS, TOKENS, LONG_PREFILL, PREFIX_CACHING, RESERVE}, able.cold
@@ -226,7 +226,7 @@ def quantiles(values: list[float]) -> str:
 
 
 def report(outcome: Outcome) -> str:
-    """The outcome in a few lines."""
+    """The result in a few lines."""
     share = outcome.verified_in_time / outcome.changes
     lines = [
         f"{outcome.changes} live changes under load: {outcome.finished_requests} requests finished,"
@@ -241,7 +241,7 @@ def report(outcome: Outcome) -> str:
 
 
 def main() -> int:
-    """Runs the changes and prints what came of them."""
+    """Runs the changes and prints the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--changes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,10 +1,10 @@
-"""What the plugin costs, on real vLLM: every hook timed in place, and the hooks switched off and on in one engine.
+"""Measures the plugin's overhead on real vLLM: each hook timed in place, and an A/B test of the hooks in one engine.
 
 ``python benchmarks/plugin_cost.py`` starts one engine in this process (AsyncLLM, so this process is the API server) and
 a sidecar's telemetry service in another. First each hook is timed at every batch size, with an inner timer around
-vLLM's own method and an outer one around the hook. Then the timers are taken off, and under saturating load the hooks
-are switched off and on every few seconds; neighbouring periods make a pair, and the mean difference of the pairs has a
-95% interval. Weights are random; prompts are token ids. Results go to a JSONL file, one line a figure.
+vLLM's own method and an outer one around the hook. Then, without timers and under saturating load, the hooks are
+switched off and on every few seconds; neighbouring periods form a pair, and the mean difference of the pairs gets a
+95% interval. Weights are random; prompts are token ids. Results go to a JSONL file, one line per figure.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "vocab_size": 151936},
 }
 HEADS = {"tiny": (4, 2), "1.5b": (12, 2)}
-# After a switch, requests and steps that began before it are still under way.
+# After a switch, requests and steps from before it are still in flight.
 SETTLE_S = 0.4
 HUB = """
 import sys, time
@@ -56,7 +56,7 @@ while sys.stdin.readline():
 
 @dataclass
 class Timer:
-    """Time spent in one method, in seconds of wall clock."""
+    """Wall-clock time spent in one method, in seconds."""
 
     seconds: float = 0.0
     calls: int = 0
@@ -77,7 +77,7 @@ class Timer:
 
 @dataclass(frozen=True)
 class Hooked:
-    """A method of vLLM's that the plugin wraps, with the timers inside and outside of its hook."""
+    """A vLLM method wrapped by the plugin, with timers inside and outside the hook."""
 
     owner: Any
     name: str
@@ -86,17 +86,17 @@ class Hooked:
     outer: Timer = field(default_factory=Timer)
 
     def time_inside(self) -> None:
-        """Before the plugin wraps the method."""
+        """To call before the plugin wraps the method."""
         setattr(self.owner, self.name, self.inner.around(self.original))
 
     def time_outside(self) -> Any:
-        """Once the plugin has wrapped it; returns the hook."""
+        """To call once the plugin has wrapped it; returns the hook."""
         hook = getattr(self.owner, self.name)
         setattr(self.owner, self.name, self.outer.around(hook))
         return hook
 
     def own(self) -> tuple[float, int]:
-        """Seconds in the hook itself, without one timer's own cost, and calls; resets the timers."""
+        """Seconds in the hook itself, minus the timer's own cost, and calls; resets the timers."""
         found = max(self.outer.seconds - self.inner.seconds - timer_cost_s() * self.outer.calls, 0.0), self.outer.calls
         self.outer.seconds = self.inner.seconds = 0.0
         self.outer.calls = self.inner.calls = 0
@@ -104,7 +104,7 @@ class Hooked:
 
 
 def timer_cost_s(calls: int = 20_000) -> float:
-    """What a timer adds to what is around it, a call."""
+    """The overhead that a timer adds to the enclosing code, per call."""
     timer = Timer()
     empty = timer.around(lambda: None)
     began = time.perf_counter()
@@ -115,13 +115,13 @@ def timer_cost_s(calls: int = 20_000) -> float:
 
 @dataclass
 class Meter:
-    """What clients see in one period."""
+    """Client-side figures of one period."""
 
     tokens: int = 0
     gaps: list[float] = field(default_factory=list[float])
 
     def arrived(self, tokens: int, gap_s: float | None) -> None:
-        """Tokens of one request, ``gap_s`` after the ones before."""
+        """Tokens of one request, ``gap_s`` after the previous ones."""
         self.tokens += tokens
         if gap_s is not None:
             self.gaps.append(gap_s)
@@ -129,7 +129,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class Period:
-    """One stretch of time with the hooks on or off."""
+    """One period with the hooks on or off."""
 
     on: bool
     tokens_per_s: float
@@ -152,7 +152,7 @@ class Load:
 
         sent = 0
         while True:
-            # Clients that begin at once would end at once.
+            # Staggered, because clients that start together would finish together.
             tokens = self._draw.randint(self._output // 2, self._output)
             params = SamplingParams(
                 max_tokens=tokens, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA
@@ -166,7 +166,7 @@ class Load:
             sent += 1
 
     async def stop(self) -> None:
-        """Cuts what is in flight."""
+        """Cancels what is in flight."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -231,11 +231,11 @@ class Bench:
         )
 
     async def core(self, method: str, *args: Any) -> Any:
-        """Calls a method of the engine core's process."""
+        """Calls a method in the engine core's process."""
         return await self.llm.engine_core.call_utility_async(method, *args)
 
     async def switch(self, *, on: bool) -> None:
-        """Puts the hooks in or takes them out, in both processes."""
+        """Installs or removes the hooks in both processes."""
         for hooked in self.api:
             hook = self.hooks[hooked.owner, hooked.name]
             setattr(hooked.owner, hooked.name, hook if on else hooked.original)
@@ -246,7 +246,7 @@ class Bench:
         await self.core("sloguard_switch", on)
 
     async def time_hooks(self, batch: int) -> None:
-        """Part one, at one batch size."""
+        """Part one: hook timings at one batch size."""
         load = Load(self.llm, batch, SHAPES[self.options.shape]["vocab_size"], self.options.lengths)
         await asyncio.sleep(self.options.warm_up)
         before, began = time.process_time(), time.perf_counter()
@@ -282,12 +282,12 @@ class Bench:
         await load.stop()
 
     async def compare(self, concurrency: int) -> None:
-        """Part two, at one load."""
+        """Part two: the A/B test at one load."""
         load = Load(self.llm, concurrency, SHAPES[self.options.shape]["vocab_size"], self.options.lengths)
         await asyncio.sleep(self.options.warm_up)
         periods: list[Period] = []
         for number in range(self.options.switches):
-            on = number % 4 in (0, 3)  # on, off, off, on: a drift is on both sides
+            on = number % 4 in (0, 3)  # on, off, off, on: a drift affects both sides
             await self.switch(on=on)
             await asyncio.sleep(SETTLE_S)
             load.meter, began = Meter(), time.perf_counter()
@@ -304,7 +304,7 @@ class Bench:
 
 
 def paired(periods: list[Period], name: str) -> dict[str, Any]:
-    """The mean of the pairs' differences, on against off, in percent, with its 95% interval."""
+    """Mean of the pairwise differences, on against off, in percent, with its 95% interval."""
     from scipy.stats import t  # pyright: ignore[reportMissingTypeStubs]
 
     differences: list[float] = []
@@ -321,7 +321,7 @@ def paired(periods: list[Period], name: str) -> dict[str, Any]:
 
 
 def cpu_timed(method: Any, spent: list[float]) -> Any:
-    """``method``, with its thread's CPU time added up."""
+    """``method``, accumulating its thread's CPU time."""
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         began = time.thread_time()
@@ -334,7 +334,7 @@ def cpu_timed(method: Any, spent: list[float]) -> Any:
 
 
 def install_core_timers(engine_core: Any) -> None:
-    """Gives the engine core's process, which is forked from this one, its timers and its switch."""
+    """Sets up timers and the switch in the engine core's process, which is forked from this one."""
     from vllm.v1.core.sched.scheduler import Scheduler
 
     schedule = Hooked(Scheduler, "schedule", Scheduler.schedule)
@@ -359,7 +359,7 @@ def install_core_timers(engine_core: Any) -> None:
 
 
 def _thread_cpu_s(name: str) -> float:
-    """User and system time of this process's threads of that name."""
+    """User and system time of this process's threads with that name."""
     import threading
 
     ticks = 0
@@ -371,7 +371,7 @@ def _thread_cpu_s(name: str) -> float:
 
 
 def write_model(folder: Path, shape: str) -> Path:
-    """A Qwen2 of that shape: its configuration alone."""
+    """A Qwen2 of that shape, configuration only."""
     folder.mkdir(parents=True)
     heads, kv_heads = HEADS[shape]
     config = {
@@ -400,7 +400,7 @@ async def run(bench: Bench) -> None:
 
 
 def numbers(text: str) -> list[int]:
-    """ "1,64" as a list."""
+    """Parses "1,64" into a list."""
     return [int(part) for part in text.split(",") if part]
 
 

@@ -1,10 +1,10 @@
-"""Loads as their client saw them, request by request: how they are kept, read and recorded.
+"""Records and reads loads request by request, as seen by their client.
 
     python benchmarks/recorded_loads.py cpu|model FILE
 
 ``cpu`` is vLLM's CPU build with the demo's model, started twice, under open-loop loads at rising rates; ``model`` is
-the discrete-event engine of benchmarks/landscapes/engine_model.py with the speed of an 8B model on an A100. A line of
-the file is one load and the SLO that it is judged by. Times are in units of 0.1 ms.
+the discrete-event engine of benchmarks/landscapes/engine_model.py with the speed of an 8B model on an A100. Each line
+of the file is one load and its SLO. Times are in units of 0.1 ms.
 """
 
 import argparse
@@ -37,7 +37,7 @@ _MODEL_SLOS = ({"ttft_p99_ms": 900.0}, {"e2e_p99_ms": 15_000.0}, {"ttft_p99_ms":
 
 @dataclass(frozen=True)
 class Recorded:
-    """One load to its end, and how it is judged."""
+    """One complete load, and its SLO."""
 
     name: str
     source: str
@@ -85,7 +85,7 @@ def _units(seconds: float | None) -> int | None:
 
 
 def from_cpu() -> Iterator[Recorded]:
-    """Real vLLM: few sequences at once, and many."""
+    """Real vLLM, with few and with many concurrent sequences."""
     config = load_config(_ROOT / "deploy" / "demo" / "sloguard.yaml")
     rates = {2: (4, 6, 8, 10, 14, 20, 30), 32: (4, 8, 12, 16, 24, 40, 60)}
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +95,7 @@ def from_cpu() -> Iterator[Recorded]:
             engine = _started(config, seqs, Path(folder) / f"engine-{seqs}.log")
             model = engine.http.model()
             for seed, rate in enumerate(rising * 2):
-                # A load of some ten seconds.
+                # A load of about ten seconds.
                 changes = {"rate": float(rate), "requests": min(max(60, 10 * rate), 300), "seed": seed}
                 workload = config.workload.model_copy(update=changes)
                 sent = client.run(workload, engine.http.base_url, model, config.model, lambda: False)
@@ -118,8 +118,8 @@ def _started(config: Config, seqs: int, log: Path) -> Engine:
 
 
 def from_model() -> Iterator[Recorded]:
-    """The model of an engine; it tells no single gap between tokens: at rates below and above what it serves."""
-    # Beside this file, and not on the path of a reader.
+    """The engine model, which gives no single gaps between tokens, at rates below and above its capacity."""
+    # It lies next to this file, outside the import path of readers.
     sys.path.append(str(Path(__file__).parent / "landscapes"))
     from crash_rich import A100, LLAMA_8B
     from engine_model import Load, Settings, serve
@@ -143,7 +143,7 @@ def from_model() -> Iterator[Recorded]:
 
 
 def main() -> None:
-    """Appends to the file, load by load."""
+    """Appends to the file load by load."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", choices=("cpu", "model"))
     parser.add_argument("file", type=Path)

@@ -1,13 +1,13 @@
-"""Asks vLLM itself whether the repair pass is right, on configurations drawn from a wide space.
+"""Checks the repair pass against vLLM itself, on configurations drawn from a wide space.
 
     python benchmarks/repair.py [--count 2000] [--seed 0] [--json]
 
-Run by a Python that has vLLM (its CPU build will do) and this project. Every configuration goes to vLLM's own
-``EngineArgs(**args).create_engine_config``, as ``vllm serve`` calls it: as drawn, and as repaired. Right means: what
-repair passes or repairs is accepted, and what it refuses is refused by vLLM too, or can't start for a reason that
-create_engine_config does not look at (memory, kernels), which is then checked for itself. Any disagreement is listed,
-and makes the exit code 1. All calls share one process, whose environment is restored after each; that their order does
-not matter is checked by asking some of them again, backwards, at the end.
+Run with a Python that has vLLM (the CPU build is enough) and this project. Every configuration goes to vLLM's own
+``EngineArgs(**args).create_engine_config``, as ``vllm serve`` calls it: as drawn, and as repaired. Right means: vLLM
+accepts what repair passes or changes, and what repair refuses is either refused by vLLM too, or cannot start for a
+reason outside create_engine_config (memory, kernels), which is checked separately. Any disagreement is listed and makes
+the exit code 1. All calls share one process, whose environment is restored after each; some are repeated in reverse at
+the end, to check that the order does not matter.
 """
 
 import argparse
@@ -35,9 +35,9 @@ from vllm_sloguard.guard.rules.arguments import shown, typed_arguments
 from vllm_sloguard.guard.rules.rule import Stage
 
 DEMO = Path(__file__).parents[1] / "deploy/demo/model"
-# Stated, so that a seed gives the same verdicts on every host; create_engine_config looks at no memory.
+# Fixed, so that a seed gives the same verdicts on every host; create_engine_config ignores memory.
 MACHINE = Machine("cpu", 16 * GIB, 15 * GIB, 0, "16 GiB, as stated")
-# What each model's config.json says beside the demo model's.
+# Each model's config.json, as changes to the demo model's.
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "qwen2": {},
     "mistral, windowed": {
@@ -81,7 +81,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 }
 
 _NAN, _INF = float("nan"), float("inf")
-# By argument: what makes sense, and what lies on an edge or beyond.
+# Per argument: sensible values, and values on or beyond an edge.
 SPACE: Mapping[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "max_num_seqs": ((1, 8, 64, 128, 256, 1024), (2, 2048, 2049, 4097, 100_000, 10**9)),
     "max_num_batched_tokens": ((512, 2048, 8192, 16384), (1, 7, 64, 127, 2047, 131_072, 10**7, 10**12)),
@@ -103,7 +103,7 @@ SPACE: Mapping[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
         ("awq", "gptq", "compressed-tensors", "FP8", "mxfp4", "gpt_oss_mxfp4", "fbgemm_fp8", "online", "torchao"),
     ),
 }
-# For any argument. None is what EngineArgs takes for "default" in some arguments only.
+# For any argument. For some arguments EngineArgs takes None as "default".
 ABSURD: tuple[Any, ...] = (
     *(0, -1, -2, -(10**12), 2**31, 2**63, 10**30, 10**400, 1.5, 7.0, -0.5, 1e30, _NAN, _INF, -_INF, True, False, None),
     *("8", " 16 ", "+32", "1_024", "64.0", "1e3", "0x20", "0.5", "nan", "true", "off", "", "x", "auto", "FP16", "8G"),
@@ -113,7 +113,7 @@ ABSURD: tuple[Any, ...] = (
 
 @dataclass(frozen=True)
 class Draw:
-    """One configuration, and what repair is told beside it."""
+    """One configuration, and the other inputs of repair."""
 
     model: str
     args: Mapping[str, Any]
@@ -136,7 +136,7 @@ class Tally:
 
 
 def draws(seed: int) -> Iterator[Draw]:
-    """Configurations without end, from sensible to absurd."""
+    """An endless stream of configurations, from sensible to absurd."""
     chance = random.Random(seed)  # noqa: S311 - no secret
     while True:
         names = chance.sample(sorted(SPACE), chance.choice((1, 2, 3, 4, 6, 8, 12, len(SPACE))))
@@ -158,7 +158,7 @@ def _value(chance: random.Random, name: str, wild: float) -> Any:
 
 
 def write_models(folder: Path) -> dict[str, str]:
-    """Folders of the models, by name."""
+    """Model folders by name."""
     found: dict[str, str] = {}
     for number, (name, fields) in enumerate(MODELS.items()):
         target = folder / str(number)
@@ -170,8 +170,8 @@ def write_models(folder: Path) -> dict[str, str]:
 
 
 def asker() -> Callable[[str, Mapping[str, Any]], str]:
-    """The question to vLLM: "" where it accepts, else its error in one line."""
-    # Errors only: its log would drown the answer. The plugin must not repair what is judged.
+    """vLLM's answer: "" if it accepts, else its error in one line."""
+    # Errors only, or its log would drown the answer. The plugin must not repair what is being judged.
     os.environ |= {"VLLM_LOGGING_LEVEL": "CRITICAL", "VLLM_PLUGINS": "", "HF_HUB_OFFLINE": "1"}
     from vllm.engine.arg_utils import EngineArgs
     from vllm.usage.usage_lib import UsageContext
@@ -199,7 +199,7 @@ def _text(error: Exception) -> str:
 
 
 def run(count: int, seed: int) -> Tally:
-    """Draws, asks and compares."""
+    """Draws, checks and compares."""
     tally, began = Tally(), time.monotonic()
     stages = {rule.name: rule.stage for rule in ALL}
     with tempfile.TemporaryDirectory() as folder:
@@ -234,11 +234,11 @@ def _count(tally: Tally, outcome: Repair, raw: str, after: str, stages: Mapping[
 
 
 def problems(draw: Draw, outcome: Repair, raw: str, after: str, shape: ModelShape) -> Iterator[str]:
-    """Everything that is wrong with an outcome, in words."""
+    """Every problem with an outcome."""
     stages = {rule.name: rule.stage for rule in ALL}
     if outcome.status is RepairStatus.REFUSED:
         if not outcome.refusal or "contradict" in outcome.refusal or "\n" in outcome.refusal:
-            yield "the refusal is not one line that means something"
+            yield "the refusal is not one meaningful line"
         yield from _wrong_refusal(draw, outcome, raw, shape, stages.get(outcome.rule, Stage.CONFIG))
         return
     if after:
@@ -273,7 +273,7 @@ def _kernels_know(block: int) -> bool:
 
 
 def _that_starts(draw: Draw, shape: ModelShape) -> dict[str, Any] | None:
-    """Anything near the configuration that has the memory to start, found by trying the corners, not by the rules."""
+    """A similar configuration with enough memory to start, found by trying the corners instead of the rules."""
     read = typed_arguments(draw.args)
     length = draw.workload_max_len or 1
     corners: dict[str, tuple[Any, ...]] = {
@@ -286,7 +286,7 @@ def _that_starts(draw: Draw, shape: ModelShape) -> dict[str, Any] | None:
         "block_size": (None, 32),
     }
     if "gpu_memory_utilization" in draw.pinned:
-        # On the CPU a stated cache makes the share meaningless, which is no way to keep a pin.
+        # On the CPU an explicit cache size makes the share irrelevant, so that does not honour the pin.
         del corners["kv_cache_memory_bytes"]
     free = {name: tried for name, tried in corners.items() if name not in draw.pinned}
     for corner in itertools.product(*free.values()):
@@ -306,7 +306,7 @@ def _described(draw: Draw, outcome: Repair) -> str:
 
 
 def report(tally: Tally, seed: int, vllm_version: str) -> str:
-    """The run in words."""
+    """The summary of the run."""
     count = max(1, tally.count)
     kept = tally.count - tally.outcomes[RepairStatus.REFUSED]
     lines = [
@@ -328,7 +328,7 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description="Asks vLLM itself whether the repair pass is right.")
     parser.add_argument("--count", type=int, default=2000, help="configurations to draw (default: 2000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     if options.count < 1:

@@ -1,11 +1,11 @@
-"""One start of each kind, ordinary and forked: to the first token, or to the failure.
+"""Times one start of each kind, ordinary and forked: to the first token, or to the failure.
 
     python benchmarks/start_kinds.py -c CONFIG [--ways ordinary forked] [--only KIND ...] >> FILE.jsonl
 
-Run by a Python that has vLLM and this project. Each way has caches of its own (vLLM's, Triton's), empty at first, so
-that neither finds what the other compiled. A JSON object a start: way, kind, what it changes of CONFIG's arguments,
-seconds, and the crash if it was one. ``imports`` is the start of the fork server and a first engine, which teaches it
-what to import; it is there for the forked way alone.
+Run with a Python that has vLLM and this project. Each way has its own caches (vLLM's, Triton's), empty at first, so
+that neither benefits from the other's compilation. One JSON object per start: way, kind, overrides of CONFIG's
+arguments, seconds, and the crash if there was one. ``imports`` is the start of the fork server with a first engine,
+which teaches it what to import; it exists for the forked way only.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from sidecar.engine.fork_server import ForkServer
 
 ORDINARY, FORKED = WAYS = "ordinary", "forked"
 EAGER: Mapping[str, Any] = {"enforce-eager": True}
-# In this order: what comes later finds the caches of what came before.
+# The order matters: later starts use the caches of earlier ones.
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "eager": EAGER,
     "eager again": EAGER,
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def starts(config: Config, way: str, kinds: list[str], folder: Path) -> None:
-    """Prints a line a start."""
+    """Prints one line per start."""
     caches = {"VLLM_CACHE_ROOT": str(folder / "vllm"), "TRITON_CACHE_DIR": str(folder / "triton")}
     env = {**config.engine.env, **caches, "SLOGUARD_REPAIR": "off"}
     server = None

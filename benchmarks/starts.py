@@ -1,9 +1,9 @@
-"""Starts what a configuration serves again and again, and measures each start as a trial: the noise between starts.
+"""Starts the current configuration repeatedly and measures each start as a trial: the run-to-run spread.
 
     python benchmarks/starts.py -c deploy/demo/sloguard.yaml [--starts 8] [--arg name=value ...] >> FILE.jsonl
 
-Run by a Python that has vLLM and this project. One line of JSON a start: what was measured, and each request's
-end-to-end latency in seconds, in the order in which they were sent. `sloguard dev bench promotion` reads such a file.
+Run with a Python that has vLLM and this project. One JSON line per start: the measurement, and each request's E2E
+latency in seconds, in sending order. `sloguard dev bench promotion` reads such a file.
 """
 
 import argparse
@@ -35,11 +35,11 @@ def main() -> None:
 
 
 def measured(path: Path, changed: Args) -> dict[str, object]:
-    """One start, with a journal of its own."""
+    """One start, with its own journal."""
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(path).model_copy(update={"state": Path(folder) / "state"})
         args = {**config.engine.args, **changed}
-        plan = Plan(Role.REFERENCE, {}, args, "start", "the noise between starts")
+        plan = Plan(Role.REFERENCE, {}, args, "start", "the run-to-run spread")
         with assembled(config, _say, Metrics(config)) as parts:
             raw = parts.runner.run(plan, load_schedule(config, plan.role), lambda: False)
             result = judged_result(raw, plan.role, config)

@@ -1,16 +1,16 @@
-"""Fifteen trials, each on an ordinary start, each on a forked one, and as the sidecar runs them.
+"""Compares fifteen trials on ordinary starts, on forked starts, and as the sidecar runs them.
 
     python benchmarks/trials.py run -c CONFIG --results FILE [--repeats 2] [--ways restart,forked,fast] [--seconds N]
         [--numbers 0 1 2]
     python benchmarks/trials.py report FILE
 
-Run by a Python that has vLLM and this project. CONFIG's knobs must have max_num_seqs, max_num_batched_tokens,
+Run with a Python that has vLLM and this project. CONFIG's knobs must include max_num_seqs, max_num_batched_tokens,
 enable_prefix_caching (live) and block_size (cold): the fifteen are three block sizes with five live settings each. The
 same load is sent every time. ``restart`` is what a tool does that runs ``vllm serve`` and ``vllm bench serve`` for each
-trial: an ordinary engine and a new benchmark client, one after the other. ``forked`` starts an engine for each trial
-too, but forks it, and keeps the client. ``fast`` is the sidecar: forked where a cold knob changes, else live. A JSON
-object a trial is appended to FILE; a later call goes on where the last one ended. The report gives the wall clock of
-each way, whether verdicts agree, and whether configurations measure the same, against the repeats of one way.
+trial: an ordinary engine and a new benchmark client, one after the other. ``forked`` also starts an engine per trial,
+but forks it, and keeps the client. ``fast`` is the sidecar: forked if a cold knob changes, else live. One JSON object
+per trial is appended to FILE; a later call resumes. The report gives the wall-clock time of each way, whether verdicts
+agree, and whether configurations measure the same, relative to the repeats of one way.
 """
 
 import argparse
@@ -39,7 +39,7 @@ _RESAMPLES = 10_000
 
 
 def configurations(config: Config) -> list[dict[str, Any]]:
-    """Three groups that differ in a cold knob, of five that differ in live ones."""
+    """Three groups that differ in a cold knob, each with five that differ in live ones."""
     ranges = {knob.name: knob for knob in config.search.space_knobs()}
     seqs, tokens = (int(ranges[name].high) for name in ("max_num_seqs", "max_num_batched_tokens"))
     live = (
@@ -60,13 +60,13 @@ def configurations(config: Config) -> list[dict[str, Any]]:
 def run(  # noqa: PLR0917 - one call
     path: Path, results: Path, repeats: int, ways: Sequence[str], numbers: Sequence[int], seconds: float
 ) -> None:
-    """Runs what FILE lacks, for at most so many seconds."""
+    """Runs what FILE lacks, for at most this many seconds."""
     deadline = time.monotonic() + seconds
     results.parent.mkdir(parents=True, exist_ok=True)
     results.touch()
     done = {(r["way"], r["repeat"], r["number"]) for r in read(results)}
     for repeat in range(repeats):
-        # To and fro, so that a host that drifts is not taken for a difference between ways.
+        # Back and forth, so that drift of the host is not mistaken for a difference between ways.
         for way in ways if repeat % 2 == 0 else reversed(ways):
             with tempfile.TemporaryDirectory(prefix="sloguard-trials-") as folder:
                 _run_way(load_config(path), way, repeat, numbers, Path(folder), done, results, deadline)
@@ -116,7 +116,7 @@ def _run_way(  # noqa: PLR0917 - one call
             file.write(json.dumps(row) + "\n")
             file.flush()
             _say(f"{way} {repeat} {number}: {result.start} start {result.start_s} value {result.value}")
-        # What the last engine's end takes belongs to the way.
+        # Stopping the last engine is part of the way's time.
         began = time.monotonic()
         parts.runner.release()
         _say(f"{way} {repeat}: released in {time.monotonic() - began:.2f} s")
@@ -165,7 +165,7 @@ def _clock(rows: Sequence[Mapping[str, Any]], ways: Sequence[str]) -> str:
 
 
 def _ratio(rows: Sequence[Mapping[str, Any]], way: str) -> str:
-    """Means of repeats, so that a way that was repeated more often counts no more."""
+    """Means over repeats, so that more repeats of one way carry no extra weight."""
     seconds = {
         of: {number: statistics.mean(r["seconds"] for r in found) for number, found in _by_number(rows, of).items()}
         for of in (RESTART, way)
@@ -184,7 +184,7 @@ def _by_number(rows: Sequence[Mapping[str, Any]], way: str) -> dict[int, list[Ma
 
 
 def _agreement(rows: Sequence[Mapping[str, Any]], first: str, second: str) -> str:
-    """Mean end-to-end latencies: medians of repeats, their ratio, its interval over configurations, and the test."""
+    """Mean E2E latencies: medians of repeats, their ratio, its interval over configurations, and the test."""
     import numpy as np
     from scipy.stats import wilcoxon  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
@@ -234,7 +234,7 @@ def _agreement(rows: Sequence[Mapping[str, Any]], first: str, second: str) -> st
 
 
 def _noise(rows: Sequence[Mapping[str, Any]]) -> tuple[float, int]:
-    """The standard deviation of a logarithm, of repeats of one configuration in one way, and its degrees of freedom."""
+    """Standard deviation of the log over repeats of one configuration in one way, and its degrees of freedom."""
     deviations: list[float] = []
     freedom = 0
     for way in WAYS:
@@ -274,7 +274,7 @@ def main() -> None:
     runs.add_argument("--ways", default=f"{RESTART},{FAST}", help=",".join(WAYS))
     numbers = range(_TRIALS)
     runs.add_argument("--numbers", nargs="+", type=int, choices=numbers, default=numbers, metavar="N", help="0 to 14")
-    runs.add_argument("--seconds", type=float, default=math.inf, help="no trial is begun after so many")
+    runs.add_argument("--seconds", type=float, default=math.inf, help="start no trial after this many")
     reports = commands.add_parser("report")
     reports.add_argument("results", type=Path)
     given = parser.parse_args()

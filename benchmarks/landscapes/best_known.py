@@ -1,11 +1,11 @@
-"""Prints the lowest latency of each landscape of a file, among the configurations that serve what they must.
+"""Prints the lowest latency of each landscape of a file, among the valid configurations.
 
-These are configurations that the guard leaves as they are, of a length that the host's longest request fits: shorter
-ones reject requests, and fewer requests are faster. A configuration counts by the median latency of its feasible
-trials, of which at least five in six must be feasible. The search draws at random, takes what runs of the default end
-with, and steps from the best, where many trials say so. The last ones are compared by trials that no step has seen, and
-what is printed is measured by others again, or the luckiest would be stated instead of the best. It takes some minutes
-a landscape:
+Valid are configurations that the guard leaves unchanged, with a max_model_len that the host's longest request fits:
+shorter ones reject requests, and fewer requests are faster. A configuration counts by the median latency of its
+feasible trials, of which at least five in six must be feasible. The search draws at random, adds the results of runs of
+the default optimizer, and takes steps from the best, confirmed by many trials. The finalists are compared on fresh
+trials, and the printed latency is measured on yet others, so that it is not the luckiest one. It takes a few minutes
+per landscape:
 python benchmarks/landscapes/best_known.py benchmarks/landscapes/crash_rich.py [NAME]
 """
 
@@ -25,25 +25,25 @@ from sidecar.search.registry import DEFAULT
 from vllm_sloguard.knobs import KnobValues
 
 DRAWS, ROUND, KEPT, STEPS = 2000, 1000, 12, 800
-RUNS, FIRST_SEED, BUDGET = 20, 1000, 15  # of the default optimizer: what it finds may not be missed
+RUNS, FIRST_SEED, BUDGET = 20, 1000, 15  # of the default optimizer, whose results are included
 
 
 @dataclass(frozen=True)
 class Repeats:
-    """Trials of one configuration, with noise of their own, of which ``bad`` may be infeasible."""
+    """Trials of one configuration with their own noise, of which ``bad`` may be infeasible."""
 
     stream: int
     trials: int
     bad: int
 
 
-# Of every configuration, of what looks better, of the last ones, and of the best. More of few trials are bad by luck,
-# so what shall hold for one in six is asked more strictly of the steps.
+# For every configuration, for promising ones, for the finalists, and for the best. With few trials a valid
+# configuration is unlucky more often, so early steps apply the one-in-six rule more strictly.
 FEW, MANY, LAST, STATED = Repeats(0, 12, 2), Repeats(1, 48, 6), Repeats(2, 240, 40), Repeats(3, 480, 80)
 
 
 def admitted(guard: SimulatedGuard, config: KnobValues, longest: int | None) -> KnobValues | None:
-    """The arguments that ``config`` comes to, long enough for requests of ``longest`` tokens; None where refused."""
+    """``config`` applied to the arguments, long enough for requests of ``longest`` tokens; None if refused."""
     length = config.get("max_model_len")
     if longest is not None and isinstance(length, int):
         config = {**config, "max_model_len": max(length, longest)}
@@ -52,7 +52,7 @@ def admitted(guard: SimulatedGuard, config: KnobValues, longest: int | None) -> 
 
 
 def latency_ms(landscape: Landscape, config: KnobValues, repeats: Repeats, below: float = math.inf) -> float | None:
-    """The median of the feasible trials; None where it is not less than ``below``, or too many are infeasible."""
+    """The median of the feasible trials; None if it is not below ``below``, or too many are infeasible."""
     seen: list[float] = []
     slower = 0
     for trial in range(repeats.trials):
@@ -67,14 +67,14 @@ def latency_ms(landscape: Landscape, config: KnobValues, repeats: Repeats, below
 
 
 def ranked(landscape: Landscape, configs: list[KnobValues], repeats: Repeats) -> list[tuple[float, KnobValues]]:
-    """Those that are feasible, the best first."""
+    """The feasible ones, best first."""
     found = [(value, n) for n, config in enumerate(configs) if (value := latency_ms(landscape, config, repeats))]
     return [(value, configs[n]) for value, n in sorted(found)]
 
 
 def rounded(landscape: Landscape, rng: np.random.Generator) -> KnobValues:
-    """The incumbent with half of its knobs redrawn, integers as powers of two: captured graphs end at one of them,
-    and a uniform draw rarely hits it."""
+    """The incumbent with half of its knobs redrawn, integers as powers of two: CUDA graph sizes end at one of them,
+    which a uniform draw rarely hits."""
     config = dict(landscape.incumbent)
     for name, value in landscape.space.sample(rng).items():
         if rng.random() < 0.5:
@@ -84,7 +84,7 @@ def rounded(landscape: Landscape, rng: np.random.Generator) -> KnobValues:
 
 
 def chosen(landscape: Landscape) -> list[KnobValues]:
-    """What runs of the default optimizer end with, on seeds that no table has."""
+    """Results of the default optimizer, on seeds that no table uses."""
     runs = (simulate(landscape, DEFAULT, FIRST_SEED + number, SimulationOptions(BUDGET)) for number in range(RUNS))
     return [run.best.config for run in runs if run.best is not None]
 
@@ -107,7 +107,7 @@ def best(landscape: Landscape) -> tuple[float, KnobValues]:
         if args is not None and latency_ms(landscape, args, FEW, value) is not None:
             surely = latency_ms(landscape, args, MANY, value)
             top[number] = (value, config) if surely is None else (surely, args)
-        if step % 200 == 199:  # what lies behind makes room for the best
+        if step % 200 == 199:  # drop the others in favour of the best
             top = sorted(top, key=lambda pair: pair[0])[:-1]
     for _, config in ranked(landscape, [config for _, config in top], LAST):
         if (value := latency_ms(landscape, config, STATED)) is not None:

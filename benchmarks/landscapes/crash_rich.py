@@ -1,6 +1,6 @@
 """Services where most configurations crash or miss the SLO, scaled from measured starts and loads.
 
-Each says what it is scaled from. The step times, costs and crash rules are in shared_card.py.
+Each docstring states the source. Step times, costs and crash rules are in shared_card.py.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ DEFAULTS: dict[str, Any] = {
 
 
 class ManyKnobs(Service):
-    """Qwen2-1.5B on an H200 with a neighbour of 60 GiB, and twelve knobs that depend on each other.
+    """Qwen2-1.5B on an H200 with a neighbour of 60 GiB, and twelve interdependent knobs.
 
-    Scaled from the measured H200 table; what the further knobs do is made up within what vLLM documents: one attention
-    backend lacks the 8-bit cache, another wants blocks of 32 or more, and asynchronous scheduling hides the host's part
-    of a step, but not in eager mode.
+    Scaled from the measured H200 table; the effects of the additional knobs are invented within what vLLM documents:
+    one attention backend lacks the 8-bit cache, another needs blocks of 32 or more, and asynchronous scheduling hides
+    the host's part of a step, but not in eager mode.
     """
 
     def refused(self, config: Mapping[str, Any]) -> Crash | None:
-        """Two rules that no guard knows."""
+        """Two rules unknown to any guard."""
         backend = config["attention_backend"]
         if backend == "a" and config["kv_cache_dtype"] == "fp8":
             return Crash("startup", 16.0)
@@ -73,7 +73,7 @@ class ManyKnobs(Service):
         return super().refused(config)
 
     def speed(self, config: Mapping[str, Any]) -> Speed:
-        """What the further knobs change of a step."""
+        """The effect of the additional knobs on a step."""
         speed = super().speed(config)
         factor = {"a": 1.0, "b": 0.9, "c": 1.07}[str(config["attention_backend"])]
         hidden = config["async_scheduling"] and not config["enforce_eager"]
@@ -89,8 +89,8 @@ class ManyKnobs(Service):
 class LongContext(Service):
     """Qwen2.5-7B on a card of 24 GB: prompts of about 9000 tokens, the longest request 24000.
 
-    Scaled from the measured step times by bandwidth and compute: reading the weights takes as long as what CUDA graphs
-    save. Half of each prompt is shared, and few requests fit at once.
+    Scaled from the measured step times by bandwidth and compute: reading the weights takes as long as CUDA graphs save.
+    Half of each prompt is shared, and few requests fit at once.
     """
 
 
@@ -99,24 +99,24 @@ class Tenant(Service):
 
 
 class GrowingTenant(Service):
-    """Llama-3.1-8B on an A100 of 80 GB beside a process of 20 GiB that takes 2 to 14 GiB more under load.
+    """Llama-3.1-8B on an A100 of 80 GB next to a process of 20 GiB that takes 2 to 14 GiB more under load.
 
     Scaled from the H200's step times by bandwidth and compute. The guard sees the process as it is before the start.
     """
 
 
 class Saturated(Service):
-    """Llama-3.1-8B on an A100 of 80 GB, near the highest rate that it serves, with tight limits.
+    """Llama-3.1-8B on an A100 of 80 GB, near its capacity, with tight limits.
 
-    Scaled from the H200's step times by bandwidth and compute. Large batches hold up the tokens of others, small ones
+    Scaled from the H200's step times by bandwidth and compute. Large batches delay other requests' tokens, small ones
     the first token.
     """
 
 
 class Noisy(Service):
-    """Qwen2-1.5B on the H200 with 70 GiB held by another process, which also disturbs: 8% noise between starts.
+    """Qwen2-1.5B on the H200 with 70 GiB held by another process, which also interferes: 8% run-to-run spread.
 
-    One start in 25 is 1.3 to 2 times slower in every step: the noise is made up, the rest as measured.
+    One start in 25 is 1.3 to 2 times slower in every step: the noise is invented, the rest measured.
     """
 
 

@@ -1,8 +1,8 @@
-"""A small discrete-event model of an engine that batches continuously, for landscapes that crash.
+"""A small discrete-event model of an engine with continuous batching, for landscapes that crash.
 
-Each step runs one token of every decoding request and, as far as ``max_num_batched_tokens`` goes, prompt tokens;
-requests wait for a seat (``max_num_seqs``) and for KV memory; where KV memory ends, the youngest is preempted and
-computed again. Steps between two events are taken at once, so a trial takes milliseconds.
+Each step runs one token of every decoding request and, up to ``max_num_batched_tokens``, prompt tokens; requests wait
+for a slot (``max_num_seqs``) and for KV memory; when KV memory runs out, the youngest is preempted and recomputed.
+Steps between two events are taken at once, so a trial takes milliseconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GRAPH_TOKENS = 512  # larger steps run without a CUDA graph (vLLM's largest capt
 
 @dataclass(frozen=True)
 class Speed:
-    """What a step takes: a base, and what each sequence, prompt token and token of context adds.
+    """The duration of a step: a base, plus increments per sequence, prompt token and token of context.
 
     A prompt token also attends to those before it: at ``attention_tokens`` of them it costs twice as much.
     """
@@ -35,9 +35,9 @@ class Speed:
 
 @dataclass(frozen=True)
 class Load:
-    """Requests that arrive whatever the engine does. Lengths are lognormal, cut at ``longest`` in all.
+    """Open-loop requests. Lengths are lognormal, capped at ``longest`` in total.
 
-    The requests are the same in every trial, as those of a tuning run are; each arrives up to ``jitter_ms`` late.
+    The requests are the same in every trial, as in a tuning run; each arrives up to ``jitter_ms`` late.
     """
 
     rate_rps: float
@@ -47,15 +47,15 @@ class Load:
     prompt_sigma: float = 0.1
     output_sigma: float = 0.1
     longest: int = 10**6
-    shared_prefix: float = 0.0  # share of a prompt that others have, too
-    prefix_tokens: int = 1  # of all these prefixes: a smaller KV cache keeps fewer of them
+    shared_prefix: float = 0.0  # share of a prompt that other requests have too
+    prefix_tokens: int = 1  # total of all shared prefixes: a smaller KV cache keeps fewer
     jitter_ms: float = 5.0
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A configuration, as far as the model knows it."""
+    """A configuration, as far as the model uses it."""
 
     seqs: int
     batch: int
@@ -82,7 +82,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Served:
-    """What the load showed, over the requests that were accepted; times in milliseconds."""
+    """The load's results over the accepted requests; times in milliseconds."""
 
     ttft_ms: np.ndarray
     e2e_ms: np.ndarray
@@ -107,7 +107,7 @@ class _Request:
     arrival: float
     prompt: float  # tokens still to be computed
     held: float  # tokens in the KV cache
-    left: int  # tokens still to be answered
+    left: int  # output tokens still to be generated
     finish: int = 0  # the step after which it ends
     first: float = -1.0
     end: float = -1.0
@@ -137,7 +137,7 @@ class _Engine:
     admitted: int = 0
 
     def duration(self, tokens: float, attended: float, context: float) -> float:
-        """One step over ``tokens`` of prompts, which attend to ``attended`` in all, beside all decoding requests."""
+        """One step over ``tokens`` of prompts, with ``attended`` in total, together with all decoding requests."""
         speed, decodes = self.speed, len(self.decoding)
         graph = not self.settings.eager and tokens + decodes <= GRAPH_TOKENS
         prompts = speed.token_us * (tokens + attended / speed.attention_tokens)
@@ -150,7 +150,7 @@ class _Engine:
             self.weights.append(steps * len(self.decoding))
 
     def advance(self, steps: int, duration: float) -> None:
-        """``steps`` steps of ``duration`` each. Every decoding request gains as many tokens; some end."""
+        """``steps`` steps of ``duration`` each. Every decoding request gains as many tokens; some finish."""
         self.record(duration, steps)
         self.clocks.append(self.now)
         self.blocks.append(steps)
@@ -168,7 +168,7 @@ class _Engine:
             self.decoding.remove(request)
 
     def preempt(self) -> None:
-        """Frees the youngest request's memory; it is computed again, with what it has answered."""
+        """Frees the youngest request's memory; it is recomputed, including its output so far."""
         request = self.decoding.pop()
         done = request.left - (request.finish - self.step)
         self.held -= request.held + done
@@ -179,7 +179,7 @@ class _Engine:
         self.preemptions += 1
 
     def prompts(self) -> tuple[float, float, list[_Request]]:
-        """Fills the step with prompt tokens: how many, what they attend to, and whose prompts end."""
+        """Fills the step with prompt tokens: their number, attended tokens, and whose prompts are finished."""
         settings = self.settings
         budget = settings.batch - len(self.decoding)
         tokens, attended, ended = 0.0, 0.0, list["_Request"]()
@@ -249,12 +249,12 @@ def serve(load: Load, settings: Settings, speed: Speed, rng: np.random.Generator
         elif coming:
             engine.now = max(engine.now, coming[0].arrival)
         else:
-            break  # what waits can never fit
+            break  # the waiting requests can never fit
     return _served(engine, requests, rejected)
 
 
 def _decode(engine: _Engine, coming: deque[_Request]) -> None:
-    """As many steps as nothing but decoding happens."""
+    """The number of steps until something other than decoding happens."""
     decodes = len(engine.decoding)
     while engine.finishes[0][2].finish != engine.finishes[0][0]:
         heapq.heappop(engine.finishes)
@@ -268,7 +268,7 @@ def _decode(engine: _Engine, coming: deque[_Request]) -> None:
 
 @cache
 def _workload(load: Load) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Times of arrival (Poisson), ms, and lengths of prompts and outputs, tokens."""
+    """Arrival times (Poisson) in ms, and lengths of prompts and outputs in tokens."""
     rng = np.random.default_rng(load.seed)
     arrivals = np.cumsum(rng.exponential(1000 / load.rate_rps, load.requests))
     prompts = np.exp(rng.normal(np.log(load.prompt), load.prompt_sigma, load.requests))
@@ -298,7 +298,7 @@ def _served(engine: _Engine, requests: list[_Request], rejected: list[float]) ->
     durations, weights = np.array(engine.durations), np.array(engine.weights)
     interval = engine.settings.stream_interval
     if interval > 1 and len(durations):
-        # Tokens come in pieces: one gap holds that many steps.
+        # Tokens come in chunks: one gap holds that many steps.
         durations = durations + (interval - 1) * float(np.average(durations, weights=weights))
     ends = _step_ends(engine)
     answers = [_answer(r, ends, frontend, interval) for r in requests]
@@ -315,7 +315,7 @@ def _served(engine: _Engine, requests: list[_Request], rejected: list[float]) ->
 
 
 def _step_ends(engine: _Engine) -> np.ndarray:
-    """When each step ended, ms. Shape (steps,)."""
+    """The end of each step in ms. Shape (steps,)."""
     blocks = np.array(engine.blocks, dtype=int)
     if not len(blocks):
         return np.empty(0)
@@ -325,7 +325,7 @@ def _step_ends(engine: _Engine) -> np.ndarray:
 
 
 def _answer(request: _Request, ends: np.ndarray, frontend: float, interval: int) -> Answer:
-    """What the client sees; tokens come ``interval`` at a time, the first one alone."""
+    """The client's view; tokens come ``interval`` at a time, the first one alone."""
     if request.end < 0:
         return Answer(request.arrival / 1000, None, None, np.empty(0))
     tokens = np.concatenate([[request.first], *(ends[low:high] for low, high in request.token_steps)])

@@ -1,8 +1,8 @@
-"""The space of the SLO-Guard study (arXiv 2604.17627), from its 150 published trials under concurrent requests.
+"""The search space of the SLO-Guard study (arXiv 2604.17627), from its 150 published trials under concurrent requests.
 
-The latencies are medians of those trials, their noise the standard deviation of the logarithm within a group; the
-groups are what the trials show: eager or not, and fewer sequences than the five requests need. Time to first token
-and between tokens were not published: here they follow from the latency and its 100 tokens a request.
+Latencies are medians of those trials, and the noise is the standard deviation of the logarithm within a group; the
+groups follow the trials: eager or not, and fewer sequences than the five requests need. TTFT and ITL were not
+published: here they are derived from the latency and its 100 tokens per request.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 TOKENS_A_REQUEST = 100
 WAVES, WAVE_S = 12, 3.0  # how often the five requests are sent, and how many seconds apart
-# Trials with chunked prefill, prefix caching, other lengths, batches and shares do not differ beyond the noise.
+# Chunked prefill, prefix caching, lengths, batches and shares made no difference beyond the noise.
 LATENCY_MS = {
     # (eager, sequences): median latency, ms, and standard deviation of its logarithm
     (True, "four"): (2511.0, 0.017),  # 8 trials; the fifth request waits
@@ -62,7 +62,7 @@ class Study:
         return {"ttft_p99_ms": 2000.0, "itl_p99_ms": 200.0}
 
     def incumbent(self) -> dict[str, Any]:
-        """vLLM's defaults, as far as the ranges hold them."""
+        """vLLM's defaults, clipped to the ranges."""
         return {
             "max_num_seqs": 128,
             "max_num_batched_tokens": 2048,
@@ -74,16 +74,16 @@ class Study:
         }
 
     def best_known(self) -> float:
-        """Without noise: not eager, with the most sequences."""
+        """Noise-free: not eager, with the most sequences."""
         return expected(False, 128)[0]
 
     def serve(self, config: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """One trial: the study's five concurrent requests, in waves. What it repaired beforehand never crashes."""
+        """One trial: the study's five concurrent requests, in waves. They were repaired first, so none crashes."""
         eager = bool(config["enforce_eager"])
         median_ms, sd = expected(eager, int(config["max_num_seqs"]))
         latency_s = median_ms / 1000 * float(np.exp(rng.normal(0.0, sd)))
         step_s = latency_s / TOKENS_A_REQUEST
-        # Four sequences make the fifth request wait for a whole one.
+        # With four sequences, the fifth request waits for another to finish.
         waits = [0.0] * 4 + [0.7 * latency_s if int(config["max_num_seqs"]) < 5 else 0.0]
         requests: list[dict[str, Any]] = []
         for wave in range(WAVES):
@@ -99,7 +99,7 @@ class Study:
                         "error": None,
                     }
                 )
-        # Starts with a warm cache, measured on another card: 42 s eager, 68 s with graphs.
+        # Starts with a warm cache, measured on another card: 42 s eager, 68 s with CUDA graphs.
         return {"crash": None, "start_s": 42.0 if eager else 68.0, "planned": len(requests), "requests": requests}
 
 

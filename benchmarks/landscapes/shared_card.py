@@ -1,9 +1,9 @@
-"""A vLLM service on one card as a landscape: start-up rules, memory, then the load of engine_model.
+"""A vLLM service on a shared card as a landscape: start-up rules, memory, then the load of engine_model.
 
-What crashes is what crashed with vLLM 0.26 on an H200 and is in vLLM's sources: fewer batched tokens than sequences,
-or than the longest request without chunked prefill; a share that is not free; no memory left for the cache, or too
-little for one request; and, under load, a neighbour that takes what the engine had claimed. Costs of a start are
-measured there too: 68 s with CUDA graphs, 42 s eager, 12 s for what fails validation, 25 to 40 s for memory.
+The crashes are those of vLLM 0.26 on an H200 and in vLLM's sources: fewer batched tokens than sequences, or than the
+longest request without chunked prefill; a share that is not free; no memory left for the cache, or too little for one
+request; and, under load, a neighbour that takes memory the engine had claimed. Start costs were measured there too: 68
+s with CUDA graphs, 42 s eager, 12 s for a validation error, 25 to 40 s for memory.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU, and what else lives on it. ``growth_gib`` is what the neighbour takes more while the load runs."""
+    """A GPU and its neighbour process. ``growth_gib`` is the neighbour's additional memory under load."""
 
     total_gib: float
     bandwidth_gbs: float
-    tflops: float  # reached in prefill
+    tflops: float  # achieved in prefill
     tenant_gib: float = 0.4
     growth_gib: tuple[float, float] = (0.0, 0.0)
     jitter_gib: float = 0.1  # of the neighbour between two starts
@@ -32,7 +32,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Model:
-    """A model as it lies on the card; ``activation_bytes`` are those of one batched token at the widest layer."""
+    """A model on the card; ``activation_bytes`` are those of one batched token at the widest layer."""
 
     weights_gib: float
     parameters: float
@@ -46,7 +46,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Noise:
-    """Between starts (a factor on every step), and rarely, a straggler that is far slower."""
+    """Run-to-run noise (a factor on every step) and, rarely, a straggler that is far slower."""
 
     step: float = 0.015
     straggler_share: float = 0.0
@@ -56,10 +56,10 @@ class Noise:
 def speed_of(model: Model, card: Card) -> Speed:
     """Step times from the card's bandwidth and compute.
 
-    The constants are those of Qwen2-1.5B on an H200: 1.15 ms and the weights' read a step with graphs, 13.5 ms for 28
-    layers without, 55 us a sequence, 171 TFLOPS. With 6 s of arrivals a load (how many requests there were is not
-    known) TTFT and ITL of the six bf16 loads of the measured table, p50 and p99, come out within a factor of 2.1, and
-    18 of the 24 within 1.5; only TTFT's p99 at 32 requests/s is 4 times too low.
+    The constants are those of Qwen2-1.5B on an H200: 1.15 ms plus reading the weights per step with CUDA graphs, 13.5
+    ms for 28 layers without, 55 us per sequence, 171 TFLOPS. Assuming 6 s of arrivals per load (the number of requests
+    is unknown), p50 and p99 of TTFT and ITL of the six bf16 loads of the measured table are reproduced within a factor
+    of 2.1, and 18 of the 24 within 1.5; only TTFT's p99 at 32 requests/s is 4 times too low.
     """
     read_ms = model.weights_gib * GIB / card.bandwidth_gbs / 1e6
     attended = 2 * model.parameters / (4 * model.layers * model.hidden)
@@ -76,7 +76,7 @@ def speed_of(model: Model, card: Card) -> Speed:
 
 @dataclass(frozen=True)
 class Crash:
-    """A start, or a load, that failed. The kinds are those of the study."""
+    """A failed start or load. The kinds are those of the study."""
 
     kind: str
     cost_s: float
@@ -84,7 +84,7 @@ class Crash:
 
 @dataclass(frozen=True)
 class Service:
-    """One landscape. The subclasses say what they are scaled from."""
+    """One landscape. The subclasses state what they are scaled from."""
 
     card: Card
     model: Model
@@ -95,14 +95,14 @@ class Service:
     needed_len: int
     best_ms: float
     noise: Noise = Noise()
-    start_s: float = 0.0  # longer than the measured model's, for more weights
+    start_s: float = 0.0  # on top of the measured model's, for more weights
 
     def space(self) -> Mapping[str, Mapping[str, Any]]:
-        """What may be changed."""
+        """The knobs."""
         return self.knobs
 
     def host(self) -> dict[str, float]:
-        """What the guard sees before a start: the neighbour as it is then."""
+        """The guard's view before a start: the neighbour as it is then."""
         return {
             "gpu_total_gib": self.card.total_gib,
             "gpu_free_gib": self.card.total_gib - self.card.tenant_gib,
@@ -138,7 +138,7 @@ class Service:
         return {"crash": None, "start_s": start_s, "planned": self.load.requests, "requests": requests}
 
     def refused(self, config: Mapping[str, Any]) -> Crash | None:
-        """What vLLM refuses before it loads anything."""
+        """What vLLM refuses before loading anything."""
         seqs, batch = int(config["max_num_seqs"]), int(config["max_num_batched_tokens"])
         whole = not config.get("enable_chunked_prefill", True)
         if batch < seqs or (whole and batch < int(config["max_model_len"])):
@@ -146,7 +146,7 @@ class Service:
         return None
 
     def starved(self, config: Mapping[str, Any], noises: np.ndarray) -> Crash | None:
-        """What fails for memory before the first request."""
+        """Failures for lack of memory before the first request."""
         jitter = self.card.jitter_gib * (2 * float(noises[0]) - 1)
         if self.claimed_gib(config) > self.card.total_gib - self.card.tenant_gib + jitter:
             return Crash("oom", 25.0)
@@ -158,7 +158,7 @@ class Service:
         return None
 
     def outgrown(self, config: Mapping[str, Any], noises: np.ndarray) -> bool:
-        """Whether the neighbour has taken, by the end of the load, what the engine needs."""
+        """Whether, by the end of the load, the neighbour has taken memory that the engine needs."""
         low, high = self.card.growth_gib
         # Two draws: the neighbour mostly grows about halfway.
         grown = low + (high - low) * float(noises[1] + noises[2]) / 2
@@ -166,11 +166,11 @@ class Service:
         return self.claimed_gib(config) + graphs > self.card.total_gib - self.card.tenant_gib - grown
 
     def claimed_gib(self, config: Mapping[str, Any]) -> float:
-        """What vLLM asks for."""
+        """The memory that vLLM requests."""
         return float(config["gpu_memory_utilization"]) * self.card.total_gib
 
     def kv_gib(self, config: Mapping[str, Any]) -> float:
-        """What is left of it for the cache."""
+        """The remainder for the KV cache."""
         activation = int(config["max_num_batched_tokens"]) * self.model.activation_bytes / GIB
         return self.claimed_gib(config) - self.model.weights_gib - activation - self.model.overhead_gib
 
@@ -179,7 +179,7 @@ class Service:
         return self.model.kv_bytes_per_token / (2 if config.get("kv_cache_dtype") == "fp8" else 1)
 
     def settings(self, config: Mapping[str, Any], rng: np.random.Generator) -> Settings:
-        """The engine's settings, with this start's luck."""
+        """The engine's settings, with the noise of this start."""
         slower = float(np.exp(rng.normal(0.0, self.noise.step)))
         if rng.random() < self.noise.straggler_share:
             slower *= float(rng.uniform(*self.noise.straggler))
@@ -198,7 +198,7 @@ class Service:
         )
 
     def speed(self, config: Mapping[str, Any]) -> Speed:
-        """An 8-bit cache is read in half the time, but converted."""
+        """An 8-bit cache is read in half the time, but must be converted."""
         speed = speed_of(self.model, self.card)
         if config.get("kv_cache_dtype") != "fp8":
             return speed

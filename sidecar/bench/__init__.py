@@ -1,1 +1,1 @@
-"""The bench: optimizers compared on simulated tuning runs."""
+"""The bench: compares optimizers on simulated tuning runs."""

@@ -1,4 +1,4 @@
-"""Starts of real vLLM, ordinary and forked, side by side; and whether many forked ones leave anything behind."""
+"""Compares ordinary and forked starts of real vLLM, and checks that many forked starts leave nothing behind."""
 
 import dataclasses
 import os
@@ -21,7 +21,7 @@ from vllm_sloguard.starts.fork_protocol import ServerUsage
 
 @dataclass(frozen=True)
 class Left:
-    """What is still there of a row of starts and stops; the pairs are of the fork server, early and at the end."""
+    """What is left after many starts and stops; the pairs are for the fork server, early and at the end."""
 
     starts: int
     processes: int
@@ -34,7 +34,7 @@ class Left:
 
 @dataclass(frozen=True)
 class StartTimes:
-    """Seconds from the start to the first token; ``warm_up_s`` is the first forked start, imports included."""
+    """Seconds from the start to the first token; ``warm_up_s`` is the first forked start, including imports."""
 
     ordinary_s: tuple[float, ...]
     forked_s: tuple[float, ...]
@@ -48,7 +48,7 @@ class StartTimes:
 
 
 def measure_starts(config: Config, times: int, in_a_row: int, say: Say) -> StartTimes:
-    """``times`` starts each way, one after the other in turn, then ``in_a_row`` forked ones.
+    """``times`` starts each way, alternating, then ``in_a_row`` forked ones.
 
     Raises EngineCrashed, ForkServerError, OSError.
     """
@@ -75,11 +75,11 @@ def measure_starts(config: Config, times: int, in_a_row: int, say: Say) -> Start
 
 @dataclass(frozen=True)
 class Ended:
-    """One start after its stop."""
+    """One start and its stop."""
 
     seconds: float
     group: ProcessGroup
-    shared_memory: frozenset[str]  # files that its processes had mapped
+    shared_memory: frozenset[str]  # files mapped by its processes
 
 
 def start(config: Config, folder: Path, server: ForkServer | None) -> Ended:

@@ -1,4 +1,4 @@
-"""A landscape: what a tuning run would meet, as a function. The interface of a landscape file, checked when loaded.
+"""A landscape: the outcome of a trial as a function. Defines the interface of landscape files and validates them.
 
 A file defines ``LANDSCAPES``, name to object (an instance, a class or a module). Each object has ``space()``,
 ``host()``, ``slo()``, ``incumbent()``, and ``serve(config, rng)`` or ``evaluate(config, rng)``; benchmarks/README.md
@@ -32,12 +32,12 @@ _METHODS = ("space", "host", "slo", "incumbent")
 
 
 class LandscapeError(ConfigError):
-    """A landscape that can't be used; the text is one line that names the file, the landscape and what is wrong."""
+    """An invalid landscape; the text is one line that names the file, the landscape and the problem."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """The machine and the model, as the guard sees them before a start. ``None``: the landscape does not say."""
+    """The machine and the model, as the guard sees them before a start. ``None``: not stated by the landscape."""
 
     gpu_total_gib: float | None
     gpu_free_gib: float | None
@@ -48,9 +48,9 @@ class Host:
 
 @dataclass(frozen=True)
 class LandscapeVerdict:
-    """What came of one trial. ``latency_ms`` is the objective, lower is better; ``None`` where it was not measured.
+    """The outcome of one trial. ``latency_ms`` is the objective, lower is better; ``None`` if not measured.
 
-    ``violation`` and ``margins`` are what ``Observation`` means by them.
+    ``violation`` and ``margins`` are defined as in ``Observation``.
     """
 
     outcome: ObservedStatus
@@ -63,7 +63,7 @@ class LandscapeVerdict:
 
 @dataclass(frozen=True)
 class Landscape:
-    """One landscape, ready to run. ``fast_ms`` is the study's latency of a "fast" trial, where it defines one."""
+    """One landscape, ready to run. ``fast_ms`` is the study's threshold for a "fast" trial, if it defines one."""
 
     name: str
     about: str
@@ -77,12 +77,12 @@ class Landscape:
 
     @property
     def serves(self) -> bool:
-        """Whether it gives single requests; otherwise it judges a trial as a whole."""
+        """Whether it returns single requests; otherwise it returns a verdict per trial."""
         return callable(getattr(self.source, "serve", None))
 
     @cached_property
     def objectives(self) -> Slo:
-        """``slo`` as the sidecar's configuration has it. Raises LandscapeError."""
+        """``slo`` as the sidecar's type. Raises LandscapeError."""
         try:
             return Slo.model_validate(dict(self.slo))
         except ValidationError as error:
@@ -91,25 +91,25 @@ class Landscape:
             raise LandscapeError(f"{self.name}: slo {where}: {first['msg']}") from None
 
     def serve(self, config: KnobValues, rng: np.random.Generator) -> ServedLoad:
-        """What each request of one trial experiences. Raises LandscapeError."""
+        """The requests of one trial. Raises LandscapeError."""
         try:
             return served_from(self.name, self.source.serve(dict(config), rng))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the boundary to a file that others wrote
             raise LandscapeError(f"{self.name}: serve({dict(config)}) raised {error!r}") from None
 
     def evaluate(self, config: KnobValues, rng: np.random.Generator) -> LandscapeVerdict:
-        """Runs one trial. Raises LandscapeError where the landscape does or answers what it must not."""
+        """Runs one trial. Raises LandscapeError if the landscape raises or returns an invalid result."""
         try:
             answer: object = self.source.evaluate(dict(config), rng)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the boundary to a file that others wrote
             raise LandscapeError(f"{self.name}: evaluate({dict(config)}) raised {error!r}") from None
         if not isinstance(answer, Mapping):
-            raise LandscapeError(f"{self.name}: evaluate() must answer a mapping, got {answer!r}")
+            raise LandscapeError(f"{self.name}: evaluate() must return a mapping, got {answer!r}")
         return landscape_verdict(self.name, cast("Mapping[str, Any]", answer), self.slo)
 
 
 def landscape_verdict(name: str, answer: Mapping[str, Any], slo: Mapping[str, float]) -> LandscapeVerdict:
-    """Judges what ``evaluate`` answered: its own status, and each limit of ``slo``. Unmeasured is never feasible."""
+    """Judges the result of ``evaluate``: its own status, and each limit of ``slo``. Unmeasured is never feasible."""
     known = (ObservedStatus.FEASIBLE, ObservedStatus.INFEASIBLE, ObservedStatus.CRASHED)
     status: object = answer.get("status")
     if status not in known:
@@ -122,7 +122,7 @@ def landscape_verdict(name: str, answer: Mapping[str, Any], slo: Mapping[str, fl
     limits = [Limit(key, limit, finite_or_none(answer.get(key))) for key, limit in slo.items()]
     excesses = [limit.excess for limit in limits]
     if status != ObservedStatus.FEASIBLE and not any(excesses):
-        excesses.append(1.0)  # it missed something that it does not report
+        excesses.append(1.0)  # it missed a limit that it does not report
     if latency_ms is None:
         excesses.append(1.0)
     margins = {li.name: 1.0 if li.measured is None else (li.measured - li.limit) / li.limit for li in limits}
@@ -132,7 +132,7 @@ def landscape_verdict(name: str, answer: Mapping[str, Any], slo: Mapping[str, fl
 
 
 def finite_or_none(value: object) -> float | None:
-    """A finite number, or None for whatever is no measurement."""
+    """A finite number, or None for anything else."""
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, int | float):
         return None
@@ -141,7 +141,7 @@ def finite_or_none(value: object) -> float | None:
 
 
 def load_landscapes(path: Path, only: str | None = None) -> dict[str, Landscape]:
-    """The landscapes of a file, or the one called ``only``. Raises LandscapeError."""
+    """The landscapes of a file, or only ``only``. Raises LandscapeError."""
     found: object = getattr(_module(path), "LANDSCAPES", None)
     if not isinstance(found, Mapping) or not found:
         raise LandscapeError(f"{path}: LANDSCAPES must be a mapping from name to landscape, got {found!r}")
@@ -152,7 +152,7 @@ def load_landscapes(path: Path, only: str | None = None) -> dict[str, Landscape]
 
 
 def _module(path: Path) -> ModuleType:
-    """The file as a module of its own; what lies beside it can be imported by it."""
+    """Imports the file as a module; it can import its neighbours."""
     if not path.is_file():
         raise LandscapeError(f"{path}: there is no such file")
     full = path.resolve()
@@ -209,19 +209,19 @@ def _limit(name: str, stated: Any) -> float:
 def _scalar(value: Any) -> Value:
     plain = _plain(value)
     if not isinstance(plain, bool | int | float | str):
-        raise LandscapeError(f"a number, a text, true or false is needed, got {value!r}")
+        raise LandscapeError(f"expected a number, a string, true or false, got {value!r}")
     return plain
 
 
 def _mapping(answer: Any) -> dict[str, Any]:
-    """What a method answered; None stands for nothing stated."""
+    """A method's result; None means that nothing is stated."""
     if answer is not None and not isinstance(answer, Mapping):
-        raise TypeError(f"a mapping was expected, got {answer!r}")
+        raise TypeError(f"expected a mapping, got {answer!r}")
     return {str(key): value for key, value in cast("Mapping[Any, Any]", answer or {}).items()}
 
 
 def _knob(name: str, stated: Mapping[str, Any]) -> Knob:
-    """One entry of ``space()``. ``requires`` may be stated too, as in the knob table."""
+    """One entry of ``space()``. ``requires`` is optional, as in the knob table."""
     requires = dict(stated.get("requires") or {})
     try:
         kind = KnobKind(stated["type"])
@@ -237,12 +237,12 @@ def _knob(name: str, stated: Mapping[str, Any]) -> Knob:
 
 
 def _plain(value: Any) -> Any:
-    """numpy's scalars as Python's own."""
+    """numpy scalars as plain Python values."""
     return cast("Any", value.item()) if isinstance(value, np.generic) else value
 
 
 def _value(value: Any, knob: Knob | None) -> Value:
-    """A whole number as an int, where the knob is one: 256.0 stands for 256."""
+    """Converts a whole number to int for an integer knob: 256.0 becomes 256."""
     plain = _scalar(value)
     if knob is not None and knob.kind is KnobKind.INT and isinstance(plain, float) and plain.is_integer():
         return int(plain)

@@ -1,4 +1,4 @@
-"""Many runs, on a few processes of one thread each."""
+"""Runs many simulations on a few single-threaded processes."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ _SEEDS_A_TASK = 5
 
 @dataclass(frozen=True)
 class Task:
-    """Some seeds of one optimizer on one landscape."""
+    """A few seeds of one optimizer on one landscape."""
 
     file: Path
     landscape: str
@@ -28,14 +28,14 @@ class Task:
 
 
 def tasks(file: Path, landscape: str, optimizer: str, seeds: int, options: SimulationOptions) -> list[Task]:
-    """The seeds from 0 on, in pieces of a few."""
+    """The seeds from 0 on, in batches."""
     pieces = (range(low, min(low + _SEEDS_A_TASK, seeds)) for low in range(0, seeds, _SEEDS_A_TASK))
     return [Task(file, landscape, optimizer, piece, options) for piece in pieces]
 
 
 def run_all(todo: Sequence[Task], jobs: int) -> Iterator[tuple[Task, list[SimulatedRun]]]:
-    """The runs of each task, in the order in which they end."""
-    # Before any library reads them, here and in the processes that are started.
+    """The runs of each task, in order of completion."""
+    # Must be set before any library reads them, here and in child processes.
     os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
     if jobs <= 1:
         yield from ((task, run(task)) for task in todo)
@@ -54,7 +54,7 @@ def run_all(todo: Sequence[Task], jobs: int) -> Iterator[tuple[Task, list[Simula
 
 
 def run(task: Task) -> list[SimulatedRun]:
-    """The runs of one task, in this process."""
+    """Runs one task in this process."""
     landscape = _loaded(task.file, task.landscape)
     return [simulate(landscape, task.optimizer, seed, task.options) for seed in task.seeds]
 

@@ -1,7 +1,7 @@
-"""A landscape's requests, played in time as the load client would report them.
+"""Plays a landscape's requests over time, as the load client would report them.
 
-A file's ``serve(config, rng)`` says what each request would experience if the load ran to its end. The stop rules see
-it as they do in production: what has finished and what is in flight at each look.
+A file's ``serve(config, rng)`` gives the result of each request of a complete load. The stop rules see it as in
+production: what has finished and what is in flight at each poll.
 """
 
 import math
@@ -23,13 +23,13 @@ from sidecar.measure.requests import (
     to_the_end,
 )
 
-# The client reports four times a second; a long load is looked at less often, to keep the bench fast.
+# The client reports four times a second; long loads are polled less often to keep the bench fast.
 _TICK_S, _MOST_LOOKS = 0.25, 40
 
 
 @dataclass(frozen=True)
 class ServedLoad:
-    """What ``serve`` returned: a crash, or the requests by their start; ``planned`` of them make a whole load."""
+    """The result of ``serve``: a crash, or the requests by start; ``planned`` of them make a complete load."""
 
     crash_kind: str
     crash_phase: str
@@ -44,7 +44,7 @@ class ServedLoad:
 
     @property
     def rate(self) -> float:
-        """Requests per second, as the workload of the sidecar's configuration would state it."""
+        """Requests per second, as in a workload's configuration."""
         starts = [r.start_s or 0.0 for r in self.requests]
         span_s = max(starts, default=0.0) - min(starts, default=0.0)
         return (len(starts) - 1) / span_s if span_s > 0 else max(float(len(starts)), 1.0)
@@ -61,7 +61,7 @@ class ServedLoad:
 
 
 def served_from(name: str, answer: Any) -> ServedLoad:
-    """Reads what ``serve`` returned. Raises ValueError or TypeError with what is wrong."""
+    """Parses the result of ``serve``. Raises ValueError or TypeError with the problem."""
     if not isinstance(answer, Mapping):
         raise TypeError(f"{name}: serve() must return a mapping, got {answer!r}")
     stated = cast("Mapping[str, Any]", answer)
@@ -109,7 +109,7 @@ def _number(value: Any) -> float | None:
 
 
 def played(served: ServedLoad, rule: StopRule) -> LoadResult:
-    """The load under ``rule``: to its end, or to where the rule ended it."""
+    """The load under ``rule``: complete, or up to where the rule ended it."""
     requests = served.requests
     first_s = requests[0].start_s or 0.0
     starts = [(r.start_s or 0.0) - first_s for r in requests]
@@ -134,7 +134,7 @@ def played(served: ServedLoad, rule: StopRule) -> LoadResult:
 def _ended(
     served: ServedLoad, ending: Ending, now_s: float, sent: int, finished: tuple[RequestResult, ...]
 ) -> LoadResult:
-    """The load as it was ended ``now_s`` after its first request."""
+    """The load as ended ``now_s`` after its first request."""
     whole = LoadResult(finished, now_s, planned=served.planned, cancelled=sent - len(finished), ending=ending)
     if ending.how is End.STOP:
         return whole
@@ -143,7 +143,7 @@ def _ended(
 
 
 def _last_end_s(requests: Sequence[RequestResult]) -> float:
-    """After the first request's start."""
+    """Seconds after the first request's start."""
     if not requests:
         return 0.0
     return max(_end_s(r) for r in requests) - min(r.start_s or 0.0 for r in requests)
@@ -156,5 +156,5 @@ def _in_flight(request: RequestResult, now_s: float) -> InFlight:
 
 
 def _end_s(request: RequestResult) -> float:
-    """A failed request fails at once: the landscape does not say when."""
+    """A failed request fails at once: the landscape does not state when."""
     return (request.start_s or 0.0) + (request.e2e_s or 0.0)

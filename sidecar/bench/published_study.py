@@ -1,7 +1,7 @@
-"""The statistics of the SLO-Guard study (arXiv 2604.17627) from result files in its published format.
+"""Computes the statistics of the SLO-Guard study (arXiv 2604.17627) from result files in its published format.
 
-A folder holds ``<optimizer>_seed<n>/results.jsonl``, one trial a line. Consistency is the share of fast trials among
-those after a run's first fast one; the best latency is a run's lowest among its feasible trials.
+A folder holds ``<optimizer>_seed<n>/results.jsonl``, one trial per line. Consistency is the share of fast trials after
+a run's first fast one; the best latency is the lowest among a run's feasible trials.
 """
 
 import json
@@ -22,12 +22,12 @@ _STATUSES = ("feasible", "infeasible", "crashed")
 
 
 class StudyError(ConfigError):
-    """Results that can't be used; the text is one line that names the file and what is wrong."""
+    """Invalid results; the text is one line that names the file and the problem."""
 
 
 @dataclass(frozen=True)
 class StudyTrial:
-    """One line. ``latency_ms`` is the mean latency of its requests, ``None`` where nothing was measured."""
+    """One line. ``latency_ms`` is the mean request latency, ``None`` if nothing was measured."""
 
     status: str
     latency_ms: float | None
@@ -40,7 +40,7 @@ class StudyTrial:
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation over runs; ``n`` runs have a value."""
+    """Mean and sample standard deviation over the ``n`` runs that have a value."""
 
     mean: float
     sd: float
@@ -80,7 +80,7 @@ Runs = Mapping[str, Sequence[Sequence[StudyTrial]]]
 
 
 def read_runs(folder: Path) -> dict[str, list[list[StudyTrial]]]:
-    """The runs of each optimizer. Raises StudyError for what is missing or broken, and for one optimizer alone."""
+    """The runs of each optimizer. Raises StudyError for missing or broken files, or fewer than two optimizers."""
     if not folder.is_dir():
         raise StudyError(f"{folder}: there is no such folder")
     runs: dict[str, list[list[StudyTrial]]] = {}
@@ -127,7 +127,7 @@ def _trial(where: str, line: str) -> StudyTrial:
 
 
 def consistency(hits: Sequence[bool]) -> float | None:
-    """The share of hits among the trials after the first one; None where it is the last, or there is none."""
+    """The share of hits after the first one; None if there is none, or nothing after it."""
     after = list(hits)[hits.index(True) + 1 :] if True in hits else list[bool]()
     return statistics.fmean(after) if after else None
 
@@ -138,7 +138,7 @@ def best_ms(run: Sequence[StudyTrial]) -> float | None:
 
 
 def metric_values(runs: Sequence[Sequence[StudyTrial]]) -> dict[str, list[float]]:
-    """Each metric of each run that has one."""
+    """Each metric, for the runs that have it."""
     hits = [[trial.fast for trial in run] for run in runs]
     return {
         "fast": [float(sum(run)) for run in hits],
@@ -164,8 +164,8 @@ def summary(optimizer: str, runs: Sequence[Sequence[StudyTrial]]) -> Summary:
 
 
 def comparisons(runs: Runs) -> list[StudyComparison]:
-    """Every other optimizer against ``random``, or where there is none, against the first by name."""
-    # Imported here: it takes longer than all else that a command imports.
+    """Compares every other optimizer with ``random``, or without it, with the first by name."""
+    # Imported here: this import is slower than all others of a command.
     from scipy.stats import mannwhitneyu  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     baseline = BASELINE if BASELINE in runs else min(runs)

@@ -1,4 +1,4 @@
-"""The rows as JSON and as a Markdown table, and a table's place in a file."""
+"""Renders rows as JSON and Markdown tables, and places a table in a file."""
 
 import dataclasses
 import json
@@ -13,12 +13,12 @@ _Cell = tuple[str, Callable[[SummaryRow], str]]
 
 
 def rows_as_json(rows: Sequence[SummaryRow]) -> str:
-    """A list of objects, one a row."""
+    """A JSON list with one object per row."""
     return json.dumps([dataclasses.asdict(row) for row in rows], allow_nan=False)
 
 
 def summary_markdown(rows: Sequence[SummaryRow]) -> str:
-    """One table a landscape."""
+    """One table per landscape."""
     blocks = [_table(name, list(group)) for name, group in groupby(rows, key=lambda row: row.landscape)]
     return "\n\n".join(blocks)
 
@@ -50,19 +50,19 @@ def _table(name: str, rows: Sequence[SummaryRow]) -> str:
 
 
 def four_digits(value: float | None) -> str:
-    """Four digits, or all those before the point."""
+    """Four significant digits, or all digits before the decimal point."""
     if value is None:
         return "-"
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def marks(section: str) -> tuple[str, str]:
-    """The lines between which a section's table stands."""
+    """The marker lines around a section's table."""
     return f"<!-- bench {section}: begin -->", f"<!-- bench {section}: end -->"
 
 
 def split_at_marks(path: Path, section: str) -> tuple[str, str]:
-    """What stands before and after the section. Raises LandscapeError where its marks are missing in ``path``."""
+    """The text before and after the section. Raises LandscapeError if ``path`` lacks the markers."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     begin, end = marks(section)
     before, found, rest = text.partition(begin)
@@ -73,7 +73,7 @@ def split_at_marks(path: Path, section: str) -> tuple[str, str]:
 
 
 def put_into(path: Path, section: str, text: str) -> None:
-    """Replaces what stands between the section's marks in ``path``. Raises LandscapeError."""
+    """Replaces the text between the section's markers in ``path``. Raises LandscapeError."""
     begin, end = marks(section)
     before, after = split_at_marks(path, section)
     path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")

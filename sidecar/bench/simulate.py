@@ -1,8 +1,8 @@
-"""One tuning run on a landscape, as sidecar.run.tuning_run makes it: ask, guard, measure, judge, tell.
+"""One simulated tuning run on a landscape, with the steps of sidecar.run.tuning_run: ask, guard, measure, judge, tell.
 
-Where a landscape gives single requests, the load is played under the sidecar's stop rules and judged by its judge, and
-the optimizer is given the trial's own observation. Noise depends only on the seed and the number of the trial,
-so that all optimizers meet the same.
+If a landscape returns single requests, the load is played under the sidecar's stop rules and judged by its judge, and
+the optimizer gets the trial's own observation. Noise depends only on the seed and the trial number, so it is the same
+for all optimizers.
 """
 
 import math
@@ -35,15 +35,15 @@ from vllm_sloguard.guard.model_shape import ModelShape
 from vllm_sloguard.guard.repair import repair
 from vllm_sloguard.knobs import KnobValues, Value
 
-_NOISE, _AGAIN = 0, 1  # the streams of random numbers: of the run, and of measuring its choice again
-_CONFIDENCE = 0.98  # of the sequential test, as in the sidecar's configuration
+_NOISE, _AGAIN = 0, 1  # random streams: for the run, and for re-measuring its choice
+_CONFIDENCE = 0.98  # of the sequential test; the sidecar's default
 
 
 @dataclass(frozen=True)
 class SimulatedTrial:
-    """One trial that ran. ``config`` is what ran, after repair; ``measured_s`` the seconds that its load lasted.
+    """One trial that ran. ``config`` is what ran, after repair; ``measured_s`` the duration of its load in seconds.
 
-    Of a load that was stopped early, which is not ``whole``, the latency and the violation are estimates.
+    If the load was stopped early (not ``whole``), latency and violation are estimates.
     """
 
     config: KnobValues
@@ -55,12 +55,12 @@ class SimulatedTrial:
 
     @property
     def latency_ms(self) -> float:
-        """Of a whole load that met the SLO; infinite for any other."""
+        """The latency of a complete load that met the SLO; infinite otherwise."""
         return self.estimated_ms if self.whole else math.inf
 
     @property
     def estimated_ms(self) -> float:
-        """The same, also of a load that was stopped early and was going to meet the SLO."""
+        """The same, but including stopped loads that were going to meet the SLO."""
         latency_ms = self.verdict.latency_ms
         feasible = self.verdict.outcome is ObservedStatus.FEASIBLE
         return latency_ms if feasible and latency_ms is not None else math.inf
@@ -70,9 +70,9 @@ class SimulatedTrial:
 class SimulatedRun:
     """A simulated tuning run.
 
-    ``chosen`` is the index of the trial that would be validated, None if no whole load met the SLO. Its configuration
-    is measured again: ``served_feasible`` is the share of the re-measurements that met the SLO, ``served_ms`` the mean
-    latency of those, None if there are none.
+    ``chosen`` is the index of the candidate, None if no complete load met the SLO. Its configuration is re-measured:
+    ``served_feasible`` is the share of re-measurements that met the SLO, ``served_ms`` their mean latency, None if
+    there are none.
     """
 
     landscape: str
@@ -86,16 +86,16 @@ class SimulatedRun:
 
     @property
     def best(self) -> SimulatedTrial | None:
-        """The trial that would be validated."""
+        """The candidate's trial."""
         return None if self.chosen is None else self.trials[self.chosen]
 
 
-# A landscape states the sizes of its model as exactly as a start would report them.
+# A landscape states the sizes of its model exactly, as a start would report them.
 _ESTIMATE = partial(memory.estimate, evidence=ModelEvidence(reported=True))
 
 
 class SimulatedGuard:
-    """The plugin's repair pass over ``host``. Without ``enabled`` everything passes as it is."""
+    """The plugin's repair pass over ``host``. Without ``enabled`` everything passes unchanged."""
 
     def __init__(self, landscape: Landscape, *, enabled: bool = True) -> None:
         self._landscape = landscape
@@ -104,7 +104,7 @@ class SimulatedGuard:
         self._pinned = frozenset(landscape.incumbent) - frozenset(landscape.space.by_name)
 
     def plan(self, config: KnobValues) -> tuple[dict[str, Value], str, int | None]:
-        """The arguments that ``config`` comes to over the incumbent's, the refusal, and the KV tokens that fit."""
+        """``config`` applied to the incumbent's arguments, the refusal, and the KV tokens that fit."""
         args: dict[str, Value] = {**self._landscape.incumbent, **config}
         if not self._enabled:
             return args, "", None
@@ -125,24 +125,24 @@ class SimulatedGuard:
         return args, result.refusal, result.budget.kv_tokens if result.budget else None
 
     def project(self, config: KnobValues) -> Projection:
-        """What an optimizer is told in advance."""
+        """The optimizer's context."""
         args, refusal, kv_tokens = self.plan(config)
         return Projection(self.knobs(args), refusal, kv_tokens)
 
     def knobs(self, args: KnobValues) -> dict[str, Value]:
-        """Those of ``args`` that the search may change."""
+        """The searchable subset of ``args``."""
         return {name: args[name] for name in self._landscape.space.by_name if name in args}
 
 
 def landscape_shape(host: Host) -> ModelShape | None:
-    """The model as far as ``host`` tells; None where it does not."""
+    """The model as stated by ``host``; None if it is not."""
     if host.weights_gib is None or host.kv_bytes_per_token is None:
         return None
     return model_shape.stated(round(host.weights_gib * GIB), host.kv_bytes_per_token)
 
 
 def machine_of(host: Host) -> Machine | None:
-    """The card as far as ``host`` tells; what it does not say is free, is."""
+    """The card as stated by ``host``; unstated memory counts as free."""
     if host.gpu_total_gib is None:
         return None
     free = host.gpu_total_gib if host.gpu_free_gib is None else host.gpu_free_gib
@@ -153,7 +153,7 @@ def machine_of(host: Host) -> Machine | None:
 class SimulationOptions:
     """``guarded``: configurations pass the repair. ``whole_loads``: no load is stopped early.
 
-    The chosen configuration is measured again ``remeasurements`` times, to tell merit from luck.
+    The candidate is re-measured ``remeasurements`` times, to separate merit from luck.
     """
 
     budget: int
@@ -163,7 +163,7 @@ class SimulationOptions:
 
 
 def simulate(landscape: Landscape, optimizer: str, seed: int, options: SimulationOptions) -> SimulatedRun:
-    """A run of ``budget`` trials; a refusal by the guard costs none. Raises LandscapeError, ValueError."""
+    """A run of ``budget`` trials; refusals cost none. Raises LandscapeError, ValueError."""
     guard = SimulatedGuard(landscape, enabled=options.guarded)
     context = Context(
         incumbent=guard.knobs(landscape.incumbent) or None,
@@ -175,7 +175,7 @@ def simulate(landscape: Landscape, optimizer: str, seed: int, options: Simulatio
     choose = luckiest if chooses_the_luckiest(optimizer) else recommended
     history: list[Observation] = []
     trials: list[SimulatedTrial] = []
-    ran: list[int] = []  # by trial, its place in the history
+    ran: list[int] = []  # each trial's index in the history
     scores: list[tuple[float, ...]] = []
     choice: Recommendation | None = None
     refused = in_a_row = 0
@@ -195,7 +195,7 @@ def simulate(landscape: Landscape, optimizer: str, seed: int, options: Simulatio
         ran.append(len(history) - 1)
         scores.append(measured.scores)
         trials.append(replace(measured.trial, phase=proposal.phase, reason=proposal.reason))
-        if landscape.serves and not options.whole_loads:  # the stop rules ask for it
+        if landscape.serves and not options.whole_loads:  # input to the stop rules
             choice = choose(landscape.space, history)
     choice = choose(landscape.space, history)
     run = SimulatedRun(landscape.name, optimizer, seed, tuple(trials), refused, None, None)
@@ -234,7 +234,7 @@ def _measured(
     rng: np.random.Generator,
     early_stop: tuple[SearchNeeds, bool] | None,
 ) -> _Measured:
-    """One trial. ``early_stop`` is what the search needs of it, and whether it is the baseline; None: a whole load."""
+    """One trial. ``early_stop``: what the search needs from it, and whether it is the baseline; None: complete load."""
     if not landscape.serves:
         verdict = landscape.evaluate(args, rng)
         value = None if verdict.latency_ms is None else -verdict.latency_ms
@@ -273,14 +273,14 @@ def _schedule(landscape: Landscape, served: ServedLoad, early_stop: tuple[Search
 
 
 def _crash(served: ServedLoad) -> Crash:
-    """In the sidecar's terms; the search does not tell kinds apart."""
+    """The crash in the sidecar's types; the search does not distinguish kinds."""
     known = {str(category): category for category in Category}
     category = known.get(served.crash_kind, Category.ENGINE_DEATH)
     return Crash(category, served.crash_kind, "", served.crash_phase, None)
 
 
 def _again(landscape: Landscape, config: KnobValues, seed: int, times: int) -> dict[str, Any]:
-    """What whole loads of ``config`` measure on new starts, with noise of their own."""
+    """Complete loads of ``config`` on new starts, with their own noise."""
     if not times:
         return {}
     latencies: list[float] = []
@@ -293,12 +293,12 @@ def _again(landscape: Landscape, config: KnobValues, seed: int, times: int) -> d
 
 
 def whole_load(landscape: Landscape, config: KnobValues, rng: np.random.Generator) -> LandscapeVerdict:
-    """The verdict on one whole load."""
+    """The verdict on one complete load."""
     return _measured(landscape, SimulatedGuard(landscape), dict(config), rng, None).trial.verdict
 
 
 def whole_load_ms(landscape: Landscape, config: KnobValues, rng: np.random.Generator) -> float | None:
-    """The mean latency of one whole load; None if it crashed or missed the SLO."""
+    """The mean latency of one complete load; None if it crashed or missed the SLO."""
     if not landscape.serves:
         verdict = landscape.evaluate(config, rng)
         return verdict.latency_ms if verdict.outcome is ObservedStatus.FEASIBLE else None

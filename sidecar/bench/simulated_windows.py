@@ -1,9 +1,9 @@
-"""Tuning windows whose truth is known, decided by the rule of production: how often it promotes what it should not.
+"""Simulates tuning windows with known truth under the production rule: how often does it promote wrongly?
 
-A simulated load is assembled from pieces of recorded ones: neighbouring requests at their own place in the load,
-relative to the mean of their start, times the factor of the configuration, times a lognormal factor of the start with
-the measured run-to-run spread. It is measured and judged by the functions of sidecar.measure, and decided by those of
-sidecar.promote. The search contributes its luck alone: the candidate is the best of many equal trials.
+A simulated load is assembled from pieces of recorded ones: neighbouring requests at their own position in the load,
+relative to the mean of their start, times the factor of the configuration, times a lognormal factor per restart with
+the measured run-to-run spread. sidecar.measure measures and judges it, sidecar.promote decides. The search only
+contributes luck: the candidate is the best of many equal trials.
 """
 
 import json
@@ -30,17 +30,17 @@ from sidecar.record.trial import VALIDATING, Plan, Result, Role, Trial
 _SEARCHED = 15
 _RATE = 12.0
 _PIECES = 10
-# Loads that the truth about the incumbent's percentiles is averaged over.
+# Number of loads over which the incumbent's true percentiles are averaged.
 _TRUTH_LOADS = 500
-# Of the drift, from one start to the next.
+# Autocorrelation of the drift from one start to the next.
 _PERSISTENCE = 0.8
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Repeated starts of one configuration. ``shapes``: a row a start, a column a request, each row of mean 1.
+    """Repeated starts of one configuration. ``shapes``: a row per start, a column per request, each row with mean 1.
 
-    ``noise`` is the standard deviation of the logarithm of their means, which are ``mean_s`` seconds together.
+    ``noise`` is the standard deviation of the log means; ``mean_s`` is the overall mean in seconds.
     """
 
     shapes: NDArray[np.float64]
@@ -49,7 +49,7 @@ class Recording:
 
 
 def recorded(path: Path) -> Recording:
-    """Reads what benchmarks/starts.py wrote. Raises ConfigError."""
+    """Reads the output of benchmarks/starts.py. Raises ConfigError."""
     try:
         rows = [json.loads(line)["scores"] for line in path.read_text(encoding="utf-8").splitlines()]
         latencies_s = np.array(rows, dtype=float)
@@ -65,10 +65,10 @@ def recorded(path: Path) -> Recording:
 
 @dataclass(frozen=True)
 class PromotionScenario:
-    """``factor`` multiplies every latency of the candidate, ``tail`` their distance from the mean.
+    """``factor`` multiplies every latency of the candidate, ``tail`` its distance from the mean.
 
-    Each limit is ``limit`` times the incumbent's own percentile. ``drift`` is the standard deviation of a drift of the
-    machine over starts (AR(1)), relative to ``noise``. The window has room for ``room`` pairs, None for all.
+    Each limit is ``limit`` times the incumbent's own percentile. ``drift`` is the standard deviation of a machine drift
+    over starts (AR(1)), relative to ``noise``. The window has room for ``room`` pairs, None for all.
     """
 
     name: str
@@ -83,7 +83,7 @@ class PromotionScenario:
 
 @dataclass(frozen=True)
 class Tally:
-    """How ``windows`` windows of one case ended; ``pairs`` is the mean over those that came to a validation."""
+    """Results of ``windows`` windows of one case; ``pairs`` is the mean over those that reached validation."""
 
     case: PromotionScenario
     windows: int
@@ -122,7 +122,7 @@ class _Machine:
     trials: list[Trial] = field(default_factory=list[Trial])
 
     def window(self) -> Decision:
-        """From the baseline to the decision."""
+        """Runs the window from the baseline to the decision."""
         for role in (Role.BASELINE, *[Role.SEARCH] * _SEARCHED):
             self._run(role)
         while (role := promotion.next_role(self.trials, self.config)) is not None and self._fits():
@@ -147,7 +147,7 @@ class _Machine:
 
 
 def _latencies_s(recording: Recording, rng: np.random.Generator, tail: float) -> NDArray[np.float64]:
-    """Of one load, whose mean is that of the recording."""
+    """One load with the mean of the recording."""
     count, requests = recording.shapes.shape
     chosen = np.repeat(rng.integers(count, size=_PIECES), math.ceil(requests / _PIECES))[:requests]
     shape: NDArray[np.float64] = recording.shapes[chosen, np.arange(requests)]
@@ -160,7 +160,7 @@ def _load(latencies_s: NDArray[np.float64]) -> LoadResult:
 
 
 def _judged(latencies_s: NDArray[np.float64], config: Config) -> Result:
-    """As sidecar.run judges the load of a trial."""
+    """Judges the load as sidecar.run does."""
     load = _load(latencies_s)
     measurement = measure(load, config.slo)
     return Result(
@@ -172,10 +172,10 @@ def _judged(latencies_s: NDArray[np.float64], config: Config) -> Result:
 
 
 def _config(case: PromotionScenario, recording: Recording) -> Config:
-    """With limits on three percentiles, relative to those that the incumbent has on average."""
+    """An SLO with limits on three percentiles, relative to the incumbent's own on average."""
     rng, any_slo = np.random.default_rng(0), Slo(e2e_p99_ms=1.0)
     loads = [measure(_load(_latencies_s(recording, rng, 1.0)), any_slo) for _ in range(_TRUTH_LOADS)]
-    # The mean of the lognormal factor of a start.
+    # The mean of the lognormal factor per start.
     mean_factor = math.exp(case.noise**2 * (1 + case.drift**2) / 2)
 
     def limit_ms(name: str) -> float:
@@ -215,7 +215,7 @@ def as_row(result: Tally) -> dict[str, Any]:
 
 
 def power_table(results: Sequence[Tally]) -> str:
-    """The share promoted by spread and planned analyses, with the mean pairs: equal candidates, and 10% better ones."""
+    """Share promoted by spread and planned analyses, with the mean number of pairs: equal and 10% better candidates."""
     plans = list(dict.fromkeys(result.case.pairs for result in results))
     lines = [
         ["run-to-run spread", *(f"pairs {', '.join(map(str, pairs))}" for pairs in plans)],
@@ -235,7 +235,7 @@ def power_table(results: Sequence[Tally]) -> str:
 
 
 def promotion_table(results: Sequence[Tally]) -> str:
-    """A line for each case."""
+    """One line per case."""
     heads = ["case", "run-to-run spread", "validated", "promoted", "no clear winner", "worse", "inconclusive", "pairs"]
     lines = [heads, ["---"] * len(heads)]
     for r in results:

@@ -1,7 +1,7 @@
-"""What the runs of one optimizer on one landscape come to. Pure.
+"""Summarises the runs of one optimizer on one landscape. Pure.
 
-A run that found nothing feasible has no best value: it is left out of medians and spreads, whose ``found`` says of how
-many runs they are, and counts as the worst in the test.
+A run that found nothing feasible has no best value: medians and spreads leave it out (``found`` is the number of runs
+they cover), and the test ranks it worst.
 """
 
 import math
@@ -16,15 +16,15 @@ from sidecar.search.contract import ObservedStatus
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One line of the table. ``None`` where no run gives a value; times in the units of their names.
+    """One row of the table. ``None`` if no run has a value; times in the units of their names.
 
-    ``first_feasible_median`` counts trials from 1. ``best`` is the lowest measured latency of a run, ``regret`` how far
-    above the best known the median of it lies, relative to that. ``served`` is the mean latency of the chosen
-    configuration over its re-measurements that met the SLO, ``served_feasible`` the share that did, ``regret_served``
-    the distance of the median ``served`` to the best known, relative to it; a run that chose nothing, or whose choice
-    never met the SLO again, counts as infinite in it (None if that is the median). ``measured_s_mean`` are the seconds
-    of a run's loads, without starts. ``p`` and ``a12`` compare the runs' best with those of ``against``: two-sided
-    Mann-Whitney, and the probability that a run is better than one of ``against``, ties counted half.
+    ``first_feasible_median`` counts trials from 1. ``best`` is a run's lowest measured latency, ``regret`` the relative
+    distance of its median to the best known. ``served`` is the candidate's mean latency over the re-measurements that
+    met the SLO, ``served_feasible`` the share that did, ``regret_served`` the relative distance of the median
+    ``served`` to the best known; a run without a candidate, or whose candidate never met the SLO again, counts as
+    infinite in it (None if that is the median). ``measured_s_mean`` is the total load time of a run in seconds, without
+    starts. ``p`` and ``a12`` compare the runs' best with those of ``against``: two-sided Mann-Whitney, and the
+    probability that a run beats one of ``against``, ties counted half.
     """
 
     landscape: str
@@ -51,7 +51,7 @@ class SummaryRow:
 
 
 def best_known(runs: Sequence[SimulatedRun], stated_ms: float | None) -> float | None:
-    """The landscape's own, else the best over everything that ran."""
+    """The landscape's own best known, else the best of everything that ran."""
     if stated_ms is not None:
         return stated_ms
     return min((run.best.latency_ms for run in runs if run.best is not None), default=None)
@@ -60,7 +60,7 @@ def best_known(runs: Sequence[SimulatedRun], stated_ms: float | None) -> float |
 def row(
     runs: Sequence[SimulatedRun], known_ms: float | None, fast_ms: float | None, reference: Sequence[SimulatedRun]
 ) -> SummaryRow:
-    """Sums up the runs of one optimizer; ``reference`` are those to compare with, if any."""
+    """Summarises the runs of one optimizer; ``reference`` are the runs to compare with, if any."""
     best = [run.best.latency_ms for run in runs if run.best is not None]
     median = _median(best)
     fast = [] if fast_ms is None else [[t.estimated_ms < fast_ms for t in run.trials] for run in runs]
@@ -104,13 +104,13 @@ def first_feasible(run: SimulatedRun) -> int | None:
 
 
 def bests(runs: Sequence[SimulatedRun]) -> list[float]:
-    """The best latency of each run; infinite where nothing was found."""
+    """The best latency of each run; infinite if it found none."""
     return [math.inf if run.best is None else run.best.latency_ms for run in runs]
 
 
 def mann_whitney(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
     """Two-sided Mann-Whitney p, and the probability that one of ``ours`` is lower, ties counted half (A12)."""
-    # Imported here: it takes longer than all else that a command imports.
+    # Imported here: this import is slower than all others of a command.
     from scipy.stats import mannwhitneyu  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     a12 = statistics.fmean((mine < other) + 0.5 * (mine == other) for mine in ours for other in theirs)

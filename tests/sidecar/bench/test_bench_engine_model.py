@@ -1,4 +1,4 @@
-"""The model of an engine behind the landscapes: against the measured loads, and in cases that can be computed."""
+"""The landscapes' engine model: against measured loads, and in cases that can be computed by hand."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,7 +11,7 @@ from shared_card import speed_of
 
 SPEED = Speed(graph_ms=2, eager_ms=10, sequence_us=0, token_us=10, context_us=0, frontend_ms=0, attention_tokens=1e12)
 SETTINGS = Settings(seqs=64, batch=8192, kv_tokens=1e6, max_len=32_768)
-# 1000 tokens of prompt and 11 of output, without any spread.
+# 1000 prompt tokens and 11 output tokens, without any spread.
 ONE = Load(1.0, 1, 1000, 11, 0, 0, jitter_ms=0)
 
 
@@ -38,7 +38,7 @@ def p50_p99(served: Served) -> tuple[float, float, float, float]:
 def test_it_comes_near_the_measured_loads(
     rate: int, settings: dict[str, Any], measured: tuple[float, float, float, float]
 ) -> None:
-    """An H200 with Qwen2-1.5B: within a factor of 2.2, but for TTFT's p99 at 32 requests/s: 4.5."""
+    """An H200 with Qwen2-1.5B: within a factor of 2.2, except TTFT's p99 at 32 requests/s: 4.5."""
     load = Load(float(rate), rate * 6, 512, 128, 0.05, 0.05)
     engine = replace(Settings(seqs=256, batch=8192, kv_tokens=4_676_000, max_len=32_768), **settings)
 
@@ -52,7 +52,7 @@ def test_it_comes_near_the_measured_loads(
 def test_one_request_takes_a_prefill_and_a_step_a_token() -> None:
     served = serve(ONE, SETTINGS, SPEED, rng())
 
-    assert served.ttft_ms == pytest.approx([10 + 10])  # above 512 tokens without a graph
+    assert served.ttft_ms == pytest.approx([10 + 10])  # no CUDA graph above 512 tokens
     assert served.e2e_ms == pytest.approx([20 + 10 * 2])
     assert served.itl(0.99) == 2
 
@@ -60,7 +60,7 @@ def test_one_request_takes_a_prefill_and_a_step_a_token() -> None:
 def test_a_prompt_is_split_over_steps() -> None:
     served = serve(ONE, replace(SETTINGS, batch=250), SPEED, rng())
 
-    assert served.ttft_ms == pytest.approx([4 * (2 + 2.5)])  # small enough for graphs
+    assert served.ttft_ms == pytest.approx([4 * (2 + 2.5)])  # small enough for CUDA graphs
 
 
 def test_requests_beyond_the_seats_wait() -> None:

@@ -1,4 +1,4 @@
-"""What a landscape file may be, and how its answers are judged."""
+"""The validation of landscape files, and how their results are judged."""
 
 import math
 from pathlib import Path
@@ -71,7 +71,7 @@ def test_every_type_of_knob_is_read(tmp_path: Path) -> None:
         ('"type": "int"', '"type": "number"', "max_num_seqs: type must be one of int, float, categorical"),
         ('"low": 4.0', '"low": 400', "low must be below high"),
         ("class Slope:", "class Slope(:", "cannot be loaded"),
-        ('return {"ttft_p99_ms": 400.0}', "return 400", "a mapping was expected"),
+        ('return {"ttft_p99_ms": 400.0}', "return 400", "expected a mapping"),
     ],
 )
 def test_a_bad_file_is_named_in_one_line(tmp_path: Path, old: str, new: str, wanted: str) -> None:

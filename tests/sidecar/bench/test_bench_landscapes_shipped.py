@@ -1,4 +1,4 @@
-"""The landscapes under benchmarks/: what they promise, and that the study's behaves as published."""
+"""The landscapes under benchmarks/: their stated properties, and that the study's behaves as published."""
 
 import statistics
 from pathlib import Path

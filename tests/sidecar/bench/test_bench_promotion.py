@@ -1,4 +1,4 @@
-"""`sloguard dev bench promotion`: a few windows whose truth is known, with generous bounds."""
+"""`sloguard dev bench promotion`: a few windows with known truth, with generous bounds."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_how_often_it_promotes(recording: Recording, factor: float, noise: float
 
 
 def test_the_luckiest_of_equal_trials_is_validated_and_not_promoted(recording: Recording) -> None:
-    """On the search's own measurements nearly all of them would have been promoted."""
+    """Judged by the search's own measurements, nearly all of them would have been promoted."""
     result = tally(PromotionScenario("small", 1.0, 0.05), recording, windows=40, seed=7)
 
     assert result.validated >= 30

@@ -1,4 +1,4 @@
-"""A landscape that gives single requests: they are played through the sidecar's own stop rules and judge."""
+"""Landscapes with single requests are played through the sidecar's own stop rules and judge."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def serving(folder: Path, method: str = SERVING) -> Landscape:
     return slope(folder, f"import numpy as np\n{source}{method}\nLANDSCAPES = {{'slope': Slope()}}\n")
 
 
-def test_hopeless_and_slower_loads_are_stopped_and_whole_loads_are_not(tmp_path: Path) -> None:
+def test_missing_and_slower_loads_are_stopped_and_whole_loads_are_not(tmp_path: Path) -> None:
     landscape = serving(tmp_path)
 
     early = simulate(landscape, "sloguard", 0, SimulationOptions(8))

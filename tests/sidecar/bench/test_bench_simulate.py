@@ -1,4 +1,4 @@
-"""A simulated run does what a tuning run does."""
+"""A simulated run takes the steps of a tuning run."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a row, on runs written down by hand."""
+"""The arithmetic of a row, on handwritten runs."""
 
 import dataclasses
 import math
@@ -83,7 +83,7 @@ def test_the_comparison_is_scipys() -> None:
     p, a12 = mann_whitney(lower, [n + 100 for n in lower])
     assert (p, a12) == (pytest.approx(0.0001827, abs=1e-6), 1)
     assert mann_whitney(lower, lower) == (pytest.approx(1), 0.5)
-    # Where nothing was found on either side, nothing can be said.
+    # Nothing was found on either side, so there is nothing to compare.
     assert mann_whitney([math.inf] * 5, [math.inf] * 5) == (1, 0.5)
 
 

@@ -1,4 +1,4 @@
-"""The study's statistics: by hand on a made-up study, and on the published trials' figures (arXiv 2604.17627)."""
+"""The study's statistics: by hand on an invented study, and on the published trials (arXiv 2604.17627)."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from sidecar.bench.published_study import (
     summary,
 )
 
-# The published trials, as far as the statistics need them: status and mean latency.
+# The fields of the published trials that the statistics need: status and mean latency.
 PUBLISHED = Path(__file__).parent / "published_study" / "trials.csv"
 Line = dict[str, object]
 
