@@ -1,4 +1,4 @@
-"""The command `sloguard dev`: benchmarks and statistics for those who develop sloguard, not for operating it."""
+"""The command `sloguard dev`: benchmarks and statistics for developing sloguard, not for operating it."""
 
 import typer
 

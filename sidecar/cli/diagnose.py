@@ -23,12 +23,12 @@ def register(app: typer.Typer) -> None:
 
 
 def diagnose(
-    log: Annotated[str, typer.Argument(metavar="LOG", help="vLLM's log, of any deployment; - is standard input.")],
+    log: Annotated[str, typer.Argument(metavar="LOG", help="vLLM's log, from any deployment; - for standard input.")],
     as_json: AsJson = False,
 ) -> None:
-    """Says why vLLM ended, from its log: the category, the line that shows it, what it means and what to change.
+    """Explain why vLLM exited, from its log: the category, the line that shows it, what it means and what to change.
 
-    Of several crashes in a log, the last run's counts. The exit code is 1 where the log does not say why.
+    If the log has several runs, the last one counts. The exit code is 1 if the log does not show a cause.
 
     Example: sloguard diagnose - < vllm.log
     """
@@ -61,8 +61,8 @@ def _link(advice: CrashAdvice) -> str:
 def _print(crash: Crash, advice: CrashAdvice) -> None:
     console = console_for_tables()
     if crash.line_number is None:
-        console.print("no error in this log says why vLLM ended")
-        console.print("if it was killed: `dmesg` and the container's exit code say by what (137: memory)")
+        console.print("this log has no error that explains why vLLM exited")
+        console.print("if it was killed, `dmesg` and the container's exit code tell by what (137: out of memory)")
         return
     console.print(f"{crash.category}, while {crash.phase}{f': {advice.title}' if ' ' in advice.title else ''}")
     console.print(f"line {crash.line_number}{f', {crash.process}' if crash.process else ''}: {crash.evidence}")

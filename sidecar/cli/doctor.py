@@ -34,7 +34,9 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     config_file: MaybeConfig = None,
-    prometheus: Annotated[str, typer.Option(help="Check that it scrapes the sidecar.", metavar="URL")] = "",
+    prometheus: Annotated[
+        str, typer.Option(help="Check that this Prometheus scrapes the sidecar.", metavar="URL")
+    ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Do not import vLLM (saves half a minute).")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -41,27 +41,36 @@ Total = Annotated[
     float | None, typer.Option("--gpu-total-gib", help="Memory of one GPU, GiB; default: this machine's.", metavar="X")
 ]
 Free = Annotated[
-    float | None, typer.Option("--gpu-free-gib", help="Free memory of it, GiB; needs --gpu-total-gib.", metavar="Y")
+    float | None,
+    typer.Option("--gpu-free-gib", help="Free memory of that GPU, GiB; needs --gpu-total-gib.", metavar="Y"),
 ]
 VllmVersionOption = Annotated[
     str,
     typer.Option(
         "--vllm-version",
-        help="Versions differ in what they count; default: the installed one, else the newest that is known.",
+        help="The version to estimate for; default: the installed one, else the newest supported.",
         metavar="N.N",
     ),
 ]
 StateOption = Annotated[
     Path | None,
-    typer.Option("--state", help="A state folder: its starts of this model correct the estimate.", metavar="DIR"),
+    typer.Option(
+        "--state",
+        help="A state folder; earlier starts of this model recorded there correct the estimate.",
+        metavar="DIR",
+    ),
 ]
 PythonOption = Annotated[
     str,
     typer.Option(
-        "--python", help="The Python with the vLLM that is asked about the model; default: this one.", metavar="PATH"
+        "--python",
+        help="The Python with vLLM, which builds the model to get its sizes; default: this one.",
+        metavar="PATH",
     ),
 ]
-FormulaOption = Annotated[bool, typer.Option("--formula", help="Ask no vLLM: formulas and the checkpoint alone.")]
+FormulaOption = Annotated[
+    bool, typer.Option("--formula", help="Do not use vLLM, only formulas and the checkpoint's headers.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -82,10 +91,10 @@ def budget(
     formula: FormulaOption = False,
     as_json: AsJson = False,
 ) -> None:
-    """Shows where a configuration's memory goes, and whether vLLM can start with it.
+    """Show how a configuration would use memory, and whether vLLM can start with it.
 
-    It also shows what the numbers rest on, and how far off they may be. The exit code is 0 if there is an answer, and 2
-    for invalid arguments.
+    The source of the estimate and its uncertainty are shown, too. The exit code is 0 if there is an answer, and 2 for
+    invalid arguments.
 
     Example: sloguard budget --model models/qwen --arg max_model_len=8192 --gpu-total-gib 24 --gpu-free-gib 22.5
     """
@@ -110,11 +119,16 @@ def repair_command(
     arg: ArgOption = None,
     workload_max_len: Annotated[
         int | None,
-        typer.Option("--workload-max-len", help="Tokens of the longest request.", min=1, metavar="N"),
+        typer.Option(
+            "--workload-max-len",
+            help="Length of the longest request, prompt and output, in tokens.",
+            min=1,
+            metavar="N",
+        ),
     ] = None,
     pin: Annotated[
         list[str] | None,
-        typer.Option("--pin", help="An argument to keep; may be repeated.", metavar="NAME"),
+        typer.Option("--pin", help="An argument that must not be changed; may be repeated.", metavar="NAME"),
     ] = None,
     gpu_total_gib: Total = None,
     gpu_free_gib: Free = None,
@@ -124,10 +138,10 @@ def repair_command(
     formula: FormulaOption = False,
     as_json: AsJson = False,
 ) -> None:
-    """Finds the nearest configuration that vLLM can start with, or says why there is none.
+    """Find the nearest configuration that vLLM can start with, or explain why there is none.
 
-    A configuration is refused for memory only if that is certain. The exit code is 0 for unchanged and repaired, 1 for
-    refused, and 2 for invalid arguments.
+    A configuration is refused for memory only if it certainly cannot start. The exit code is 0 for unchanged and
+    repaired, 1 for refused, and 2 for invalid arguments.
 
     Example: sloguard repair --model models/qwen --arg max_num_seqs=256 --arg max_num_batched_tokens=128
     """
@@ -147,7 +161,7 @@ def repair_command(
 
 @dataclass(frozen=True)
 class _Question:
-    """What both commands ask about."""
+    """The options common to both commands."""
 
     known: KnownModel
     args: dict[str, Any]
@@ -174,7 +188,7 @@ def _question(  # noqa: PLR0917 - the options of both commands
 
 
 def _learned(state: Path | None, model: str, vllm_version: str, python: str) -> Learned:
-    """What the folder's starts taught, for the version that is asked about: the installed one unless stated."""
+    """What was learned in the state folder for the requested version, by default the installed one."""
     if state is not None and not state.is_dir():
         raise ConfigError(f"--state: {state} is not a folder")
     try:
@@ -200,7 +214,7 @@ def _machine(total_gib: float | None, free_gib: float | None, args: Mapping[str,
             f"--gpu-total-gib and --gpu-free-gib: 0 <= free <= total is required, got {free_gib} of {total_gib};"
             f" the total may be {_LEAST_GIB} to {_MOST_GIB:g}"
         )
-    # Their number is not stated: 0 disables the rules that depend on it.
+    # The number of GPUs is unknown: 0 disables the rules that depend on it.
     return Machine(
         kind="cuda", total_bytes=int(total_gib * GIB), free_bytes=int(free_gib * GIB), gpus=0, source="as stated"
     )
@@ -220,7 +234,7 @@ def _args(given: Sequence[str] | None) -> dict[str, Any]:
 
 
 def _name(option: str, written: str) -> str:
-    """The argument's name as vLLM's code has it."""
+    """The argument's name as spelled in EngineArgs."""
     name = written.strip().removeprefix("--").replace("-", "_")
     if name in ARGUMENTS:
         return name
@@ -230,7 +244,7 @@ def _name(option: str, written: str) -> str:
 
 
 def _value(name: str, text: str) -> Any:
-    """A JSON scalar, a size where vLLM's command line takes one, else the text."""
+    """A JSON scalar, a human-readable size if the argument accepts one, else a string."""
     size = as_number(name, text)
     if not isinstance(size, str):
         return size

@@ -72,7 +72,7 @@ def options(
 
 
 def main() -> None:
-    """Runs the command; a mistake of the user ends it with one line and a non-zero exit code."""
+    """Runs the command; user errors end it with one line and a non-zero exit code."""
     try:
         app()
     except (ConfigError, lock.LockedError) as error:
@@ -103,7 +103,7 @@ def _fail(text: str, code: int) -> NoReturn:
 
 @app.command()
 def tune(config_file: ConfigFile) -> None:
-    """Run one tuning run now, on engines of its own; an interrupted run is continued.
+    """Tune once, now, on separate engines; resumes an interrupted run.
 
     Example: sloguard tune -c sloguard.yaml
     """
@@ -166,7 +166,7 @@ def _refuse_while_serving(journal: Journal) -> None:
 def serve(config_file: ConfigFile) -> None:
     """Run vLLM, and retune it in tuning windows.
 
-    Ctrl-C stops it and its engine after requests in flight have finished. SIGTERM stops only the sidecar: the engine
+    Ctrl-C stops the sidecar and vLLM once requests in flight have finished. SIGTERM stops only the sidecar: vLLM
     keeps serving, and the next `sloguard serve` takes it over.
 
     Example: sloguard serve -c sloguard.yaml

@@ -1,4 +1,4 @@
-"""The commands with which an operator controls a running sidecar."""
+"""The commands that control a running sidecar."""
 
 import getpass
 import os
@@ -188,7 +188,7 @@ def _call(config: Config, call: Callable[[ControlServiceStub, int, dict[str, Any
 
 
 def _user() -> str:
-    """Who gives the order, for the record; ASCII, as gRPC's metadata needs."""
+    """Who requests the action, for the journal; ASCII, as gRPC metadata requires."""
     with suppress(OSError, KeyError):
         return getpass.getuser().encode("ascii", "replace").decode()
     return str(os.getuid())

@@ -1,4 +1,4 @@
-"""How commands are told which sidecar they are about: a configuration file or a state folder."""
+"""How commands select a sidecar: by configuration file or state folder."""
 
 import json
 from contextlib import suppress

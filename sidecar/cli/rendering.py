@@ -62,7 +62,7 @@ def show_budget(result: Budget, here: Machine) -> None:
     table.add_row("based on", result.rung.description)
     table.add_row("uncertainty of the estimate", f"{gib(result.margin_bytes)} GiB")
     if not result.exact_layout:
-        table.add_row("the KV cache", "is a guess: the formulas do not know these layers")
+        table.add_row("KV cache", "a guess: the formulas do not cover all of the model's layers")
     console = console_for_tables()
     console.print(machine_line(here))
     console.print(table)

@@ -55,7 +55,7 @@ def export(  # noqa: PLR0917 - the options of a command
     jsonl: Annotated[Path | None, typer.Option(help="JSON lines, one object per trial.", metavar="FILE")] = None,
     bench: Annotated[
         Path | None,
-        typer.Option(help="One file per trial, as of vllm bench serve --save-result.", metavar="FOLDER"),
+        typer.Option(help="One file per trial, in the format of vllm bench serve --save-result.", metavar="FOLDER"),
     ] = None,
     run: Annotated[int | None, typer.Option("--run", help="The run; default: all.", min=1, metavar="N")] = None,
 ) -> None:

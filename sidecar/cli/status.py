@@ -56,7 +56,7 @@ def history(state: StateFolder = None, config_file: ConfigOption = None, as_json
         result = f": {o['result']}" if o["result"] else ""
         print(f"order of {when(o['at'])}: {o['kind']}{who} ({o['door']}): {o['outcome'].replace('_', ' ')}{result}")
     if not promotions and not windows and not orders:
-        print("no promotions, no windows and no orders yet")
+        print("no promotions, no windows and no operator actions yet")
 
 
 def _order(order: OperatorOrder) -> dict[str, Any]:

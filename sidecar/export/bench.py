@@ -1,9 +1,8 @@
 """A trial in the format of `vllm bench serve --save-result`, as far as the journal has it. Pure.
 
-The journal keeps percentiles and means, not requests: of tokens, of TPOT, and of the other percentiles of TTFT and ITL
-it knows nothing, and such fields are left out rather than made up. Of end-to-end latencies it keeps every request where
-the mean latency is the objective. Its p99s count a request that failed as infinitely slow, where vLLM leaves it out: a
-p99 with such requests in it is left out too.
+The journal has percentiles and means, not requests. Fields that it cannot fill are omitted: tokens, TPOT, and other
+percentiles of TTFT and ITL. It has the E2E latency of every request if mean latency is the objective. Its p99s count
+failed requests as infinitely slow, which vLLM excludes, so a p99 that includes such requests is omitted too.
 """
 
 import math

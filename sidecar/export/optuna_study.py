@@ -49,8 +49,9 @@ def _distribution(knob: Knob, values: Sequence[Value]) -> "BaseDistribution":
 def frozen(trial: Trial, setup: Setup, spaces: "dict[str, BaseDistribution]") -> "FrozenTrial":
     """One trial that has ended.
 
-    Optuna's best trial is one that is COMPLETE, and optuna-dashboard looks at no constraint for it: so only what met
-    every limit is COMPLETE. What missed one is PRUNED, with its figure; what crashed, was refused or given up is FAIL.
+    Optuna picks its best trial among the COMPLETE ones, and optuna-dashboard ignores constraints, so only trials
+    that met every limit are COMPLETE. Infeasible trials are PRUNED, with their value; crashed, refused and aborted ones
+    are FAIL.
     """
     from optuna.trial import TrialState, create_trial
 
@@ -93,8 +94,8 @@ def _attributes(trial: Trial) -> dict[str, Any]:
 def add(recorded: Recorded, storage: str, name: str, shown_as: Callable[[list[Trial]], Iterable[Trial]]) -> int:
     """Adds the trials that have ended to the study ``name``, created if it is missing, and returns their number.
 
-    Those that are there already are left alone, so that a run can be exported again as it grows. ``shown_as`` goes
-    through them, and may show how far it is. Raises ExportError.
+    Existing trials are skipped, so that a growing run can be exported repeatedly. ``shown_as`` wraps the iteration, for
+    a progress bar. Raises ExportError.
     """
     import optuna
     from sqlalchemy.exc import SQLAlchemyError

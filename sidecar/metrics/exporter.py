@@ -77,7 +77,7 @@ class Metrics:
             registry=reg,
         )
 
-    # From the telemetry, on server threads
+    # Called by the telemetry, on server threads
 
     def traffic(self, engine_id: str, traffic: str) -> None:
         """Announces an engine, whose requests are "serving" or "trial" traffic."""
@@ -87,7 +87,7 @@ class Metrics:
         """Takes a batch of the telemetry; ``engine`` is what is known of its engine."""
         self._engine.heard(request, engine)
 
-    # From the loop
+    # Called by the loop
 
     def entered(self, state: State, *, ready: bool, cause: Cause | None = None) -> None:
         """Takes a change of state."""

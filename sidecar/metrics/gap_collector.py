@@ -33,7 +33,7 @@ class GapCollector(Collector):
             self._gaps[traffic] = GapHistogram()
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
-        """As the registry calls it."""
+        """Called by the registry."""
         family = HistogramMetricFamily(self._name, self._about, labels=["traffic"])
         with self._lock:
             copies = {traffic: sorted(gaps.counts.items()) for traffic, gaps in self._gaps.items()}

@@ -14,7 +14,7 @@ from sidecar.record.trial import Trial, TrialStatus
 
 # "decide" is the search, the guard and the journal between trials.
 ACTIVITIES = ("drain", "decide", "start", "warmup", "load", "stop", "restore")
-# From the drain of an idle engine to a trial of a large model.
+# Buckets from the drain of an idle engine to a trial of a large model.
 DURATION_BUCKETS_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0)
 _TRYING = (State.TUNING, State.VALIDATING)
 _COMING_BACK = (State.PROMOTING, State.RESTORING)

@@ -66,7 +66,7 @@ class _SecurityHeaders:
 
 
 class _TokenCheck:
-    """Lets everybody read, and those with the token act; nobody without one."""
+    """Reading is open to all; actions need the token, and are disabled if there is none."""
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
         self._app = app

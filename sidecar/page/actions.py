@@ -1,4 +1,4 @@
-"""The actions behind the page's buttons: the same calls on the private socket as of `sloguard pause` and others."""
+"""The actions behind the page's buttons: the same calls on the private socket as `sloguard pause` and the like."""
 
 from typing import Any, Literal
 

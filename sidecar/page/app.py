@@ -23,7 +23,7 @@ Files = Mapping[str, bytes]
 
 
 def static_files() -> Files:
-    """The page's files by name, read once, so that they stay of the version that runs."""
+    """The page's files by name, read once, so that they match the running version."""
     folder = files("sidecar.page").joinpath("static")
     return {name: folder.joinpath(name).read_bytes() for name in _NAMES.values()}
 

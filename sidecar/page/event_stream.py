@@ -30,7 +30,7 @@ _HEARTBEAT = TypeAdapter(Heartbeat)
 
 @dataclass(frozen=True)
 class Sources:
-    """What a view is made of, apart from the journal; the threads of the service change these."""
+    """The inputs of a view apart from the journal; the service's threads update them."""
 
     config: Config
     hub: TelemetryHub
@@ -59,7 +59,7 @@ class Feed:
         self.heartbeat: bytes = b""
 
     async def run(self) -> None:
-        """Refreshes every few seconds while there are viewers, and when asked to, until it is ended."""
+        """Refreshes every few seconds while there are viewers, and on request, until stopped."""
         with closing(self):
             while not self._ended:
                 if self.viewers:

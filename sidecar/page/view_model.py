@@ -44,7 +44,7 @@ _UNDONE = "A better configuration was found and promoted, and rolled back since.
 
 @dataclass(frozen=True)
 class PageFacts:
-    """What a view is made of. ``probation_until`` is in seconds since the epoch, None without probation.
+    """The inputs of a view. ``probation_until`` is in seconds since the epoch, None without probation.
 
     ``setup`` is what ``run`` was started with, which may differ from the file; without it the run is left out, and
     ``problem`` says why.

@@ -1,1 +1,1 @@
-"""What can be said before anything is started: `sloguard doctor` and `sloguard plan`."""
+"""Checks before anything is started: `sloguard doctor` and `sloguard plan`."""

@@ -1,7 +1,7 @@
 """Finds problems of the setup in the collected facts, each with its fix. Pure.
 
-What was not looked at is None, and nothing is said of it. A problem keeps something from working; a warning is what
-an operator should know of.
+Facts that were not collected are None and not judged. A problem prevents something from working; a warning is
+something that an operator should know.
 """
 
 from collections.abc import Callable, Iterable
@@ -31,7 +31,7 @@ assert _LIVE is not None
 FIRST, LAST = _LIVE.since, _LIVE.until
 _WANTED_GROUPS = ("vllm.general_plugins", "vllm.stat_logger_plugins")
 _LEAST_SHM_BYTES, _SHM_OF_RANKS_BYTES = 2**26, 2**30
-# An engine's log may grow to 64 MiB; the journal must never be short of room.
+# An engine's log may grow to 64 MiB; the journal must never run out of space.
 _LEAST_DISK_BYTES, _LITTLE_DISK_BYTES = 2**27, 2**31
 
 

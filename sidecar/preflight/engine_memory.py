@@ -29,7 +29,7 @@ def running(journal: Journal | None) -> Own:
 
 
 def machine_without(own: Own, config: Config, args: dict[str, object]) -> tuple[Machine, int]:
-    """The machine as a trial with ``args`` would find it, and the memory of ``own`` now, bytes. Raises OSError."""
+    """The machine as a trial with ``args`` would see it, and the current memory of ``own`` in bytes. Raises OSError."""
     environment = {**os.environ, **config.engine.env}
     here = machine.observe(environment, ranks=ranks_of(args))
     held = _held_on_gpus(own.pids, environment.get("CUDA_VISIBLE_DEVICES")) if here.kind == "cuda" else _rss(own.pids)
@@ -37,7 +37,7 @@ def machine_without(own: Own, config: Config, args: dict[str, object]) -> tuple[
 
 
 def _held_on_gpus(pids: Collection[int], setting: str | None) -> int:
-    """The least that they use of any of their devices."""
+    """The smallest amount that they use on any of their devices."""
     used: dict[str, int] = {}
     for tenant in gpus.tenants(gpus.visible(setting)) or ():
         if tenant.pid in pids:

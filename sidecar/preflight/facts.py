@@ -112,7 +112,7 @@ class Scrape:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """``local``: the field names a local folder; ``path``: it looks as if it should.
+    """``local``: the field names a local folder; ``path``: it looks like a path.
 
     ``offline`` is the variable that forbids downloads, if the model is not in the Hugging Face cache.
     """
@@ -141,5 +141,5 @@ class HostFacts:
     model: ModelFacts | None = None
     hooks: tuple[tuple[str, str, bool], ...] = ()  # field, command, whether it is there
     next_window: str | None = None
-    misspelt: tuple[tuple[str, str], ...] = ()  # what engine.args has, and what it looks like
+    misspelt: tuple[tuple[str, str], ...] = ()  # unknown name in engine.args, and the likely correction
     plan_problem: str | None = None

@@ -70,7 +70,7 @@ print("\\n" + json.dumps({"seconds": time.monotonic() - began, "errors": errors}
 
 
 def gather(config: Config | None, prometheus: str, say: Say, *, quick: bool) -> HostFacts:
-    """The facts for ``config``, or without one of this machine only; ``quick`` skips importing vLLM."""
+    """The facts for ``config``, or only about this machine without one; ``quick`` skips importing vLLM."""
     say("looking at the machine")
     if config is None:
         vllm = _vllm(sys.executable, dict(os.environ), say, quick=quick, forks=False)
@@ -293,7 +293,7 @@ def _targets(prometheus: str) -> tuple[list[tuple[str, int | None, str]], str]:
         targets: list[dict[str, str]] = json.loads(text)["data"]["activeTargets"]
         return [(t["scrapeUrl"], urllib.parse.urlsplit(t["scrapeUrl"]).port, _health(t)) for t in targets], ""
     except (ValueError, LookupError, TypeError, AttributeError):
-        return [], "that is not Prometheus's answer"
+        return [], "the response is not from Prometheus"
 
 
 def _health(target: dict[str, str]) -> str:

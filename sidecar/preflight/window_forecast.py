@@ -15,9 +15,9 @@ from sidecar.record.durations import reserved_pairs
 from sidecar.record.trial import VALIDATING, StartKind, Trial
 from sidecar.record.trial_states import RAN_STATUSES
 
-# What an H200 and a CPU host took (benchmarks/README.md, "Starts and trials"), on the long side.
+# Upper range of what an H200 and a CPU host took (benchmarks/README.md, "Starts and trials").
 _START_S, _FORKED_OR_LIVE_S, _WARM_UP_S = 60.0, 10.0, 5.0
-# Twice the rate until it fails, then in between.
+# The rate is doubled until it fails, then bisected.
 _CAPACITY_LOADS = 6
 
 

@@ -11,7 +11,7 @@ from sidecar.search.contract import Projection
 from vllm_sloguard.guard.memory import Budget
 from vllm_sloguard.knobs import Knob, KnobKind, KnobValues, Value
 
-# As many values of a range are asked about; between two of them the edge is found by halving.
+# Number of values checked per range; the edge between two of them is found by bisection.
 _ASKED = 9
 _HALVINGS = 40
 
@@ -111,9 +111,9 @@ def knob_plan(
     why: Callable[[KnobValues], str],
     cold: str,
 ) -> KnobPlan:
-    """Asks the guard about values of ``knob``, with everything else as in the current configuration.
+    """Runs values of ``knob`` through the guard, with everything else as in the current configuration.
 
-    ``project`` is the guard's result for a configuration, ``why`` its reasons.
+    ``project`` returns the guard's result for a configuration, ``why`` its reasons.
     """
 
     def passes(value: Value) -> bool:
@@ -147,11 +147,11 @@ def knob_plan(
 def cold(knob: Knob, version: tuple[int, int] | None, *, live_trials: bool) -> str:
     """Why changing ``knob`` needs a restart; empty if it does not. An unknown version counts as supported."""
     if knob.live is None:
-        return "vLLM only reads it at its start"
+        return "vLLM reads it only at startup"
     if not live_trials:
         return "engine.live_trials is false"
     if version is not None and not knob.live.in_version(version):
-        return f"not tried with vLLM {version[0]}.{version[1]}"
+        return f"not tested with vLLM {version[0]}.{version[1]}"
     return ""
 
 

@@ -1,1 +1,1 @@
-"""The report of one run: what was decided and why, as a page that needs nothing else."""
+"""The report of one run: the decision and its evidence, as a self-contained page."""

@@ -60,7 +60,7 @@ def _evaluated(recorded: Recorded, wanted: Sequence[Trial]) -> Importance:
     shares = {name: share / total for name, share in sorted(found.items(), key=lambda item: -item[1])}
     note = (
         f"How differently each knob is set in the best quarter of {len(wanted)} trials than in all of them (PED-ANOVA,"
-        " shares of the sum). It tells what goes together, not what causes what; with few trials it is rough."
+        " shares of the sum). It shows correlation, not causation; with few trials it is rough."
     )
     return Importance(shares, note)
 

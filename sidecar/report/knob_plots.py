@@ -26,7 +26,7 @@ from vllm_sloguard.knobs import Knob, KnobKind, Value
 
 _ROW_PX = 64
 _BEST_SHARE = 0.25
-_GOLDEN = 0.618034  # whose multiples, less their whole part, lie evenly
+_GOLDEN = 0.618034  # the golden ratio, whose multiples modulo 1 are evenly spread
 _CRASHES = ("#dd4132", "#b5179e", "#e6a100", "#6d4c41", "#1d8a99")
 _PARTS = {
     "starting": ("starting engines", "#3b82c4"),
@@ -250,7 +250,7 @@ def crashes(view: ReportView) -> tuple[Figure, int] | None:
         spots = [(e, row, a) for e in alike for row, a in enumerate(axes) if a.knob.name in e.knobs]
         figure.add_scatter(
             x=[a.place(e.knobs[a.knob.name], e.number) for e, _, a in spots],
-            # The crashes stand above the line, what was measured on it: neither hides the other.
+            # Crashes are drawn above the line, measured trials on it, so that neither hides the other.
             y=[-row + (0.16 + 0.05 * (e.number % 3) if order else 0.0) for e, row, _ in spots],
             mode="markers", name=name, marker={"color": colour, "symbol": symbol, "size": 8},
             text=[hover(e) for e, _, _ in spots], hovertemplate="%{text}<extra></extra>",

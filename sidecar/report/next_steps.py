@@ -38,7 +38,7 @@ class Command:
 
 
 def serving(recorded: Recorded) -> tuple[str, ...]:
-    """What is served from this state folder now, in sentences."""
+    """The current configuration and the state of the sidecar, in sentences."""
     current = next((p for p in reversed(recorded.promotions) if p.rolled_back_at is None), None)
     ours = next((p for p in recorded.promotions if p.run == recorded.run.id), None)
     sentences = [_service(recorded)]

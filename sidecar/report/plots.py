@@ -24,7 +24,7 @@ from sidecar.report.plot_style import (
 from sidecar.report.view_model import ReplicateLatencies, ReportView
 
 _ANSWER_POINTS = 200
-# Of the largest to the smallest value, from which on an axis is logarithmic.
+# Ratio of the largest to the smallest value above which an axis is logarithmic.
 _FAR = 4
 
 
@@ -179,7 +179,7 @@ def _percentiles(view: ReportView) -> tuple[Figure, int] | None:
         ]
         figure.add_scatter(
             x=[measured / view.limits[name] for _, _, name, measured in rows],
-            # What was serving above the line, the candidate below it: neither hides the other.
+            # The incumbent is drawn above the line, the candidate below it, so that neither hides the other.
             y=[row + (-0.13 if ours else 0.13) for row, _, _, _ in rows],
             mode="markers",
             name=starts.name,

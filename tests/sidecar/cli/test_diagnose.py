@@ -50,7 +50,7 @@ def test_json_of_a_file(tmp_path: Path) -> None:
 def test_a_log_without_an_error() -> None:
     done = run("-", text=serving())
     assert done.returncode == 1
-    assert "no error in this log" in done.stdout
+    assert "this log has no error" in done.stdout
 
 
 def test_a_file_that_is_not_there() -> None:

@@ -1,4 +1,4 @@
-"""How much higher than a trial its engine is started."""
+"""How far above a trial's own values its engine is started."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +17,7 @@ ARGS: Mapping[str, Value] = {"max_num_seqs": 16, "max_num_batched_tokens": 2048,
 
 
 def found(args: Mapping[str, Value], kv_tokens: int | None, status: RepairStatus = RepairStatus.UNCHANGED) -> Repair:
-    """What the guard finds: so many tokens, and nothing else that matters here."""
+    """The guard's result for a KV cache of that many tokens."""
     budget = None if kv_tokens is None else Budget(0, 0, 0, 0, 0, 1, kv_tokens, 0, 0, True, "", 0, None, None, None)
     return Repair(status, args, (), "", budget)
 

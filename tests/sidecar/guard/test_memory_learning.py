@@ -1,4 +1,4 @@
-"""What the sidecar learns from starts and crashes, with the texts of real ones."""
+"""What the sidecar learns from starts and crashes, using real messages."""
 
 from pathlib import Path
 

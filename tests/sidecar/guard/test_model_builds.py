@@ -1,4 +1,4 @@
-"""The helper process: bounded in time and memory, started again after a failure, and asked once for each answer."""
+"""The helper process: bounded in time and memory, restarted after a failure, and asked each question once."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ DIES = "import sys\nsys.stdin.readline()\nsys.exit(9)"
 
 
 def python_that(folder: Path, script: str) -> str:
-    """A Python that runs ``script`` instead of what it is given, and counts its starts."""
+    """A Python that runs ``script`` instead of its arguments, and counts its starts."""
     (folder / "script.py").write_text(f"open({str(folder / 'starts')!r}, 'a').write('x')\n{script}")
     path = folder / "python"
     path.write_text(f"#!/bin/sh\nexec {sys.executable} {folder / 'script.py'}\n")

@@ -496,7 +496,7 @@ def test_slow_clients_keep_neither_ready_nor_engines_from_working(tmp_path: Path
 
 
 def answers_within(seconds: float, url: str) -> int:
-    """The status; a client in the middle of a flood may have to try again, as a load balancer does."""
+    """The status; during the flood a client may have to retry, as a load balancer does."""
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The ladder: headers of checkpoints, stored answers of vLLM's own classes, and what an estimate makes of them."""
+"""The ladder of evidence: checkpoint headers, cached builds by vLLM's own classes, and their effect on estimates."""
 
 import json
 import struct
@@ -40,7 +40,7 @@ HYBRID = BuiltModel(
 
 @dataclass
 class Answers:
-    """Stands in for vLLM: gives one answer to all, and keeps what it was asked."""
+    """A stand-in for vLLM that always gives the same answer, and records the questions."""
 
     answer: BuiltModel | None
     asked: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
@@ -207,7 +207,7 @@ FIELD_VALUES = [
 
 @pytest.mark.parametrize(("gpu", "total_gib", "tokens"), FIELD_VALUES)
 def test_kv_tokens_that_others_reported(gpu: str, total_gib: float, tokens: int) -> None:
-    """Llama-3.1-8B with max_model_len 32768 and vLLM's defaults, by formulas alone."""
+    """Llama-3.1-8B with max_model_len 32768 and vLLM's defaults, by formulas only."""
     from vllm_sloguard.guard.machine import Machine
 
     card = Machine("cuda", int(total_gib * GIB), int((total_gib - 0.5) * GIB), 1, f"NVML: {gpu}")

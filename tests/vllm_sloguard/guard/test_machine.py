@@ -1,4 +1,4 @@
-"""The memory that vLLM would see, from files laid out like the kernel's."""
+"""The memory that vLLM would see, read from files like the kernel's."""
 
 import sys
 from pathlib import Path
@@ -111,7 +111,7 @@ def test_what_cuda_shows(devices: tuple[tuple[Gpu, ...], ...], setting: str | No
 
 
 class Nvml:
-    """What NVML answers for two whole GPUs and one in MIG mode with a slice in its second place."""
+    """NVML's answers for two whole GPUs, and one in MIG mode with a slice in its second slot."""
 
     NVMLError = RuntimeError
     nvmlMemory_v2 = 2  # noqa: N815

@@ -1,4 +1,4 @@
-"""The guard, as it is now, against seventy recorded starts of vLLM 0.26 on an H200 (benchmarks/guard.py)."""
+"""The current guard against 70 recorded starts of vLLM 0.26 on an H200 (benchmarks/guard.py)."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_kv_tokens_once_calibrated_by_the_first_start_of_the_model(row: dict[str
 
 @pytest.mark.parametrize("row", ROWS, ids=name)
 def test_verdict(row: dict[str, Any]) -> None:
-    """What failed as given is not passed as it is; what started as given is not refused."""
+    """Arguments that failed to start are not passed unchanged; arguments that started are not refused."""
     verdict = repair(row["args"], from_config(MODELS[row["model"]]), machine(row), estimate=with_checkpoint)
     given_failed = row["forced_error"] if row["verdict"] == "repaired" else row["error"]
     if given_failed:

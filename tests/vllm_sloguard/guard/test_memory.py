@@ -1,4 +1,4 @@
-"""The KV budget against what vLLM reported, and its formulas against numbers worked out by hand."""
+"""The KV budget against vLLM's reports, and its formulas against numbers computed by hand."""
 
 from dataclasses import replace
 from typing import Any
@@ -46,7 +46,7 @@ def test_memory_that_vllm_lacked_on_an_h200(args: KnobValues, available_gib: flo
 
 
 def needed_tokens(shape: ModelShape, args: KnobValues) -> int:
-    """Tokens of the KV cache that vLLM wants before it starts: one longest request and the block that is kept back."""
+    """The KV tokens that vLLM needs to start: one request of maximum length, and the reserved block."""
     budget = estimate(shape, args, H200_141GB)
     return -(-budget.request_bytes // budget.kv_bytes_per_token)
 

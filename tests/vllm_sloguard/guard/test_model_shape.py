@@ -1,4 +1,4 @@
-"""config.json of the model families, as far as memory depends on it."""
+"""The config.json of each model family, as far as memory depends on it."""
 
 import json
 from pathlib import Path
@@ -265,7 +265,7 @@ def test_a_model_known_by_its_sizes_alone(weights_gib: float, kib_a_token: float
 
 
 def test_configurations_that_once_could_not_be_read() -> None:
-    """Each of these layouts is of a published model."""
+    """Each layout is that of a published model."""
     # A list that says of each layer whether it has experts.
     listed = from_config({**DEEPSEEK, "first_k_dense_replace": 0, "moe_layer_freq": [0, *[1] * 26]})
     assert (listed.dense_layers, listed.expert_step) == (1, 1)

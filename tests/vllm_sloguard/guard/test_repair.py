@@ -1,4 +1,4 @@
-"""Repair changes what vLLM would refuse, nothing else, and says why: everything but memory."""
+"""Repair changes only what vLLM would refuse, and gives the reason. Memory rules are in test_repair_memory.py."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Repair's arithmetic: memory is taken before anything that users see is given up."""
+"""Memory repairs: they use more memory before they reduce anything that users notice."""
 
 import re
 
@@ -62,7 +62,7 @@ def test_a_length_is_lowered_to_what_fits_where_no_more_memory_may_be_taken() ->
 
 @pytest.mark.parametrize(("kv_bytes", "block", "longest"), [(2**20, 32, 2016), (1_000_000, 128, 1792)])
 def test_the_length_that_vllm_itself_proposes(kv_bytes: int, block: int, longest: int) -> None:
-    """vLLM 0.32 on two starts that failed: "the estimated maximum model length is N"."""
+    """From two failed starts of vLLM 0.32: "the estimated maximum model length is N"."""
     fields = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 512}
     tiny = from_config({**QWEN, **fields, "num_attention_heads": 4})
     args: KnobValues = {"kv_cache_memory_bytes": kv_bytes, "block_size": block, "max_model_len": 4096}
@@ -104,7 +104,7 @@ def test_a_refusal_does_the_arithmetic() -> None:
 
 
 def test_formulas_alone_refuse_nothing() -> None:
-    """What formulas say is no proof: the configuration passes, with a warning that says what it rests on."""
+    """Formulas prove nothing: the configuration passes, with a warning that names the source of the estimate."""
     args: KnobValues = {"gpu_memory_utilization": 0.25}
     outcome = repair(args, LARGE, CONSUMER, pinned=SHARE)
     assert outcome.status is RepairStatus.UNCHANGED

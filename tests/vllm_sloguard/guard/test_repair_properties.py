@@ -1,4 +1,4 @@
-"""What holds of repair whatever it is given."""
+"""Properties of repair for any input."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -114,7 +114,7 @@ def check(args: dict[str, Any], case: dict[str, Any]) -> None:
 
 
 def assert_proven(refused: Repair, machine: Machine | None, limits: Limits) -> None:
-    """A refusal for memory rests on more than formulas, and on a shortage beyond the error of the estimate."""
+    """Only a reliable estimate, short by more than its error, leads to a refusal for memory."""
     budget = refused.budget
     if refused.rule not in {"some-kv", "one-request"} or budget is None or machine is None:
         return
@@ -124,11 +124,11 @@ def assert_proven(refused: Repair, machine: Machine | None, limits: Limits) -> N
 
 
 def _but(args: Mapping[str, Any], changed: set[str]) -> dict[str, Any]:
-    """What was not changed; None counts as absent."""
+    """The unchanged arguments; None counts as absent."""
     return {name: value for name, value in args.items() if name not in changed and value is not None}
 
 
 def assert_same(one: Any, other: Any) -> None:
-    """Equal, where not-a-number is equal to itself."""
+    """Equality in which NaN equals itself."""
     assert one.keys() == other.keys()
     assert all(one[name] is other[name] or one[name] == other[name] for name in one)

@@ -1,4 +1,4 @@
-"""What earlier starts teach: the estimate's error, and limits from crashes."""
+"""What is learned from earlier starts: the error of the estimate, and limits from crashes."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ BATCH = {"max_num_batched_tokens": 8192, "max_num_seqs": 256}
 
 
 def start(args: KnobValues, error_bytes: int, version: str = "") -> ReportedStart:
-    """A start that took ``error_bytes`` more than the estimate."""
+    """A start that took ``error_bytes`` more than estimated."""
     kv = memory.estimate(QWEN_SHAPE, args, H200_141GB).kv_bytes - error_bytes
     return ReportedStart(args, "cuda", H200_141GB.total_bytes, kv, vllm_version=version)
 

@@ -1,4 +1,4 @@
-"""The fork server's messages survive the line they travel on, and other lines are refused in one sentence."""
+"""The fork server's messages survive encoding, and invalid lines are rejected with a one-line error."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A process of a forked engine has the OpenMP threads that one started afresh would have read from its environment."""
+"""A forked engine process has as many OpenMP threads as its environment would give a spawned one."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The load protocol: what one end writes the other reads, and nothing else is read."""
+"""The load protocol: each end decodes what the other encodes, and rejects anything else."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""When an engine counts as warm."""
+"""When an engine is warm."""
 
 import pytest
 
