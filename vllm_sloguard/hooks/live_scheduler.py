@@ -48,7 +48,7 @@ def levers(scheduler: Any, version: tuple[int, int]) -> tuple[dict[str, Lever], 
     for name, build in _BUILDERS.items():
         live = KNOBS[name].live
         if live is None or not live.in_version(version):
-            cold[name] = f"it was not tried with vLLM {version[0]}.{version[1]}"
+            cold[name] = f"it was not tested with vLLM {version[0]}.{version[1]}"
             continue
         try:
             found[name] = build(scheduler)
