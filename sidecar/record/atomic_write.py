@@ -35,5 +35,5 @@ def _target(path: Path) -> Path:
     if not path.is_symlink():
         return Path(os.path.realpath(path.parent)) / path.name
     if path.lstat().st_uid != os.geteuid():
-        raise OSError(errno.EPERM, "it is a link that another user owns", str(path))
+        raise OSError(errno.EPERM, "it is a symlink owned by another user", str(path))
     return Path(os.path.realpath(path))

@@ -50,5 +50,5 @@ TRIAL_STATES: dict[TrialStatus, TrialStateDisplay] = {
         "aborted", "was ended before its measurement was complete", StateTone.QUIET, "-", _GREY, "dim"
     ),
 }
-# Statuses of trials whose engine ran.
+# Statuses of trials that were carried out, and so say something about their configuration.
 RAN_STATUSES = (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE, TrialStatus.CRASHED)

@@ -120,6 +120,6 @@ def test_a_link_of_another_user_is_not_followed(tmp_path: Path) -> None:
     write_whole(link, "ours")
     assert target.read_text() == "ours"
     os.lchown(link, 12345, 12345)
-    with pytest.raises(OSError, match="it is a link that another user owns"):
+    with pytest.raises(OSError, match="it is a symlink owned by another user"):
         write_whole(link, "theirs")
     assert (target.read_text(), link.is_symlink()) == ("ours", True)
