@@ -173,7 +173,7 @@ def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -
         waits(tab, "#trials", "out of memory")
         waits(tab, "#trials", "feasible")
         given(tab, "abort")
-        waits(tab, "#message", "the window is given up")
+        waits(tab, "#message", "the window is aborted")
         waits(tab, "#word", "serving")
         waits(tab, "#facts", "aborted")
         waits(tab, "#decided", "The run ended before its decision.")
