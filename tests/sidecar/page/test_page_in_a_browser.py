@@ -159,7 +159,7 @@ def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -
         tab.fill("#ask-reason", "a look at it")
         tab.click("#ask-yes")
         waits(tab, "#message", "paused: no window will open")
-        waits(tab, "#paused", "a look at it. No window opens.")
+        waits(tab, "#paused", "a look at it. No window opens meanwhile.")
         assert paused(config) == "a look at it"
         given(tab, "resume")  # the tab keeps the token
         waits(tab, "#message", "resumed: windows can open again")
@@ -187,7 +187,7 @@ def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -
             assert not tab.is_visible("#lost")
             given(tab, "pause")
             waits(tab, "#message", "paused: no window will open")
-            waits(tab, "#paused", "No window opens.")
+            waits(tab, "#paused", "No window opens meanwhile.")
             await_state(config.state, "serving", again)
             assert paused(config) == ""
 
