@@ -66,6 +66,7 @@ def row(
     fast = [] if fast_ms is None else [[t.estimated_ms < fast_ms for t in run.trials] for run in runs]
     steady = [share for hits in fast if (share := consistency(hits)) is not None]
     compared = mann_whitney(bests(runs), bests(reference)) if reference else (None, None)
+    remeasured = [run.served_feasible for run in runs if run.served_feasible is not None]
     return SummaryRow(
         landscape=runs[0].landscape,
         optimizer=runs[0].optimizer,
@@ -79,9 +80,7 @@ def row(
         best_std=None if not best else statistics.stdev(best) if len(best) > 1 else 0.0,
         regret=None if median is None or not known_ms else median / known_ms - 1,
         served_median=_median([run.served_ms for run in runs if run.served_ms is not None]),
-        served_feasible=_mean([run.served_feasible for run in runs if run.served_feasible is not None])
-        if best
-        else None,
+        served_feasible=_mean(remeasured) if remeasured else None,
         regret_served=_regret_served(runs, known_ms),
         measured_s_mean=_mean([sum(t.measured_s for t in run.trials) for run in runs]),
         cost_s_mean=_mean([sum(t.verdict.cost_s for t in run.trials) for run in runs]),

@@ -1,6 +1,5 @@
 """Serves /metrics for Prometheus and /ready for load balancers."""
 
-import math
 import re
 import socket
 import time
@@ -107,7 +106,7 @@ class Metrics:
         self._serving_since.set_to_current_time()
         if self._serving is not None:
             self._engine.another_serves()
-            self._trials.meets_slo.set(math.nan)
+        self._trials.serving(args)
         self._serving = now
 
     def promoted(self, args: ShownArgs, promotion: int | None) -> None:

@@ -1,7 +1,7 @@
 """Metrics of the trials: their states, and what the last, the incumbent's and the best one measured."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -68,11 +68,17 @@ class TrialMetrics:
             registry=reg,
         )
         self.meets_slo.set(math.nan)
+        # Whether a configuration met the SLO when it was last measured, of the configurations of the last run.
+        self._met: dict[frozenset[tuple[str, str]], bool] = {}
         for shown in _SHOWN:
             for latency in _P99S:
                 self._p99.labels(str(latency.kind), shown).set(math.nan)
             self._mean.labels(shown).set(math.nan)
             self._goodput.labels(shown).set(math.nan)
+
+    def serving(self, args: Mapping[str, object]) -> None:
+        """Takes the configuration that is served from now on."""
+        self.meets_slo.set(self._met.get(_configuration(args), math.nan))
 
     def trial(self, trial: Trial, trials: Sequence[Trial]) -> None:
         """Takes a trial that has started or ended; ``trials`` are all of its run."""
@@ -82,6 +88,10 @@ class TrialMetrics:
             self._number.set(trial.number)
             return
         self._number.set(0)
+        if trial.status in RAN_STATUSES:
+            if len(trials) == 1:
+                self._met.clear()
+            self._met[_configuration(trial.args_that_ran)] = trial.status is TrialStatus.FEASIBLE
         if trial.plan.role in (Role.BASELINE, Role.REFERENCE) and trial.status in RAN_STATUSES:
             self.meets_slo.set(trial.status is TrialStatus.FEASIBLE)
         self._trials.labels(str(trial.status)).inc()
@@ -120,3 +130,8 @@ def _value(trial: Trial) -> float:
 
 def _seconds(ms: float | None) -> float:
     return math.nan if ms is None else ms / 1000
+
+
+def _configuration(args: Mapping[str, object]) -> frozenset[tuple[str, str]]:
+    """What tells one configuration from another; an argument of None is one that was not given."""
+    return frozenset((name, repr(value)) for name, value in args.items() if value is not None)

@@ -124,6 +124,8 @@ class SloGuard:
         if found is None or not _DOUBTFUL[0] <= found.probability < _DOUBTFUL[1]:
             return None
         config = self.space.active(history[found.index].config)
+        if not self.space.contains(config):  # an older journal's, with another range
+            return None
         measured = sum(_key(self.space.active(o.config)) == _key(config) for o in this_run)
         if measured > 1:
             return None

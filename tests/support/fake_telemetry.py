@@ -11,6 +11,7 @@ from prometheus_client.exposition import generate_latest
 
 from vllm_sloguard.hooks.settings import Settings
 from vllm_sloguard.hooks.telemetry_client import TelemetryClient
+from vllm_sloguard.latency import GapHistogram
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
 _LABELS = ("model_name", "engine")
@@ -53,10 +54,16 @@ class Telemetry:
         itl_s = (e2e_s - ttft_s) / max(output_tokens - 1, 1)
         self.metrics.finished(ttft_s, itl_s, e2e_s, prompt_tokens, output_tokens)
         if self._whole:
+            if output_tokens > 1:
+                gaps = GapHistogram()
+                gaps.add(itl_s, output_tokens - 1)
+                self._emit(step_stats=pb.StepStats(gap_buckets=gaps.counts.keys(), gap_counts=gaps.counts.values()))
             self._emit(
                 request_finished=pb.RequestFinished(
                     ttft_seconds=ttft_s,
                     inter_token_seconds=itl_s if output_tokens > 1 else None,
+                    largest_gap_seconds=itl_s if output_tokens > 1 else None,
+                    gap_p99_seconds=itl_s if output_tokens > 1 else None,
                     e2e_seconds=e2e_s,
                     prompt_tokens=prompt_tokens,
                     output_tokens=output_tokens,

@@ -82,7 +82,7 @@ def lived(folder: Path, *, users_s: float = 3.0, load_s: float = 0.1, budget: in
 def _config(folder: Path, budget: int) -> Path:
     return fake_config(
         folder,
-        slo={"ttft_p99_ms": 3000, "itl_p99_ms": 60, "e2e_p99_ms": 1000, "error_rate": 0.01},
+        slo={"ttft_p99_ms": 3000, "itl_p99_ms": 60, "tpot_p99_ms": 60, "e2e_p99_ms": 1000, "error_rate": 0.01},
         search={
             "budget": budget,
             "knobs": {

@@ -208,7 +208,7 @@ def test_benchmark_results_have_what_the_journal_has(run: Path, tmp_path: Path) 
 
     files = sorted((tmp_path / "bench").iterdir())
     assert [file.name for file in files] == [f"run-1-trial-{n:04}.json" for n in whole_loads]
-    assert "left out of each: total_input_tokens" in said
+    assert "not in these files: total_input_tokens" in said
     for file, number in zip(files, whole_loads, strict=True):
         content: dict[str, Any] = json.loads(file.read_text())
         result = rows[number].result
