@@ -1,10 +1,10 @@
-"""Measures the plugin's overhead on real vLLM: each hook timed in place, and an A/B test of the hooks in one engine.
+"""What the plugin costs, on real vLLM: every hook timed in place, and the hooks switched off and on in one engine.
 
 ``python benchmarks/plugin_cost.py`` starts one engine in this process (AsyncLLM, so this process is the API server) and
 a sidecar's telemetry service in another. First each hook is timed at every batch size, with an inner timer around
-vLLM's own method and an outer one around the hook. Then, without timers and under saturating load, the hooks are
-switched off and on every few seconds; neighbouring periods form a pair, and the mean difference of the pairs gets a
-95% interval. Weights are random; prompts are token ids. Results go to a JSONL file, one line per figure.
+vLLM's own method and an outer one around the hook. Then the timers are taken off, and under saturating load the hooks
+are switched off and on every few seconds; neighbouring periods make a pair, and the mean difference of the pairs has a
+95% interval. Weights are random; prompts are token ids. Results go to a JSONL file, one line a figure.
 """
 
 import argparse
@@ -18,20 +18,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "fork")  # newer versions fork anyway
+from plugin_timers import Hooked, SenderTimers, Timer, install_core_timers, print_hook_failures
+
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 1024},
+    "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 1024},
     "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "vocab_size": 151936},
 }
 HEADS = {"tiny": (4, 2), "1.5b": (12, 2)}
-# After a switch, requests and steps from before it are still in flight.
+# After a switch, requests and steps that began before it are still under way.
 SETTLE_S = 0.4
 HUB = """
 import sys, time
@@ -55,73 +55,14 @@ while sys.stdin.readline():
 
 
 @dataclass
-class Timer:
-    """Wall-clock time spent in one method, in seconds."""
-
-    seconds: float = 0.0
-    calls: int = 0
-
-    def around(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """``method``, timed."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return method(*args, **kwargs)
-            finally:
-                self.seconds += time.perf_counter() - began
-                self.calls += 1
-
-        return timed
-
-
-@dataclass(frozen=True)
-class Hooked:
-    """A vLLM method wrapped by the plugin, with timers inside and outside the hook."""
-
-    owner: Any
-    name: str
-    original: Any
-    inner: Timer = field(default_factory=Timer)
-    outer: Timer = field(default_factory=Timer)
-
-    def time_inside(self) -> None:
-        """To call before the plugin wraps the method."""
-        setattr(self.owner, self.name, self.inner.around(self.original))
-
-    def time_outside(self) -> Any:
-        """To call once the plugin has wrapped it; returns the hook."""
-        hook = getattr(self.owner, self.name)
-        setattr(self.owner, self.name, self.outer.around(hook))
-        return hook
-
-    def own(self) -> tuple[float, int]:
-        """Seconds in the hook itself, minus the timer's own cost, and calls; resets the timers."""
-        found = max(self.outer.seconds - self.inner.seconds - timer_cost_s() * self.outer.calls, 0.0), self.outer.calls
-        self.outer.seconds = self.inner.seconds = 0.0
-        self.outer.calls = self.inner.calls = 0
-        return found
-
-
-def timer_cost_s(calls: int = 20_000) -> float:
-    """The overhead that a timer adds to the enclosing code, per call."""
-    timer = Timer()
-    empty = timer.around(lambda: None)
-    began = time.perf_counter()
-    for _ in range(calls):
-        empty()
-    return max((time.perf_counter() - began) / calls, 0.0)
-
-
-@dataclass
 class Meter:
-    """Client-side figures of one period."""
+    """What clients see in one period."""
 
     tokens: int = 0
     gaps: list[float] = field(default_factory=list[float])
 
     def arrived(self, tokens: int, gap_s: float | None) -> None:
-        """Tokens of one request, ``gap_s`` after the previous ones."""
+        """Tokens of one request, ``gap_s`` after the ones before."""
         self.tokens += tokens
         if gap_s is not None:
             self.gaps.append(gap_s)
@@ -129,7 +70,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class Period:
-    """One period with the hooks on or off."""
+    """One stretch of time with the hooks on or off."""
 
     on: bool
     tokens_per_s: float
@@ -152,7 +93,7 @@ class Load:
 
         sent = 0
         while True:
-            # Staggered, because clients that start together would finish together.
+            # Clients that begin at once would end at once.
             tokens = self._draw.randint(self._output // 2, self._output)
             params = SamplingParams(
                 max_tokens=tokens, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA
@@ -165,8 +106,14 @@ class Load:
                 before = now
             sent += 1
 
+    def check(self) -> None:
+        """Raises what ended a client."""
+        for task in self._tasks:
+            if task.done():
+                task.result()
+
     async def stop(self) -> None:
-        """Cancels what is in flight."""
+        """Cuts what is in flight."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -180,7 +127,7 @@ class Bench:
         self.api: list[Hooked] = []
         self.hooks: dict[tuple[Any, str], Any] = {}
         self.record = Timer()
-        self.sender_s = [0.0]
+        self.sender = SenderTimers()
         self.llm: Any = None
 
     def write(self, **figure: Any) -> None:
@@ -193,7 +140,6 @@ class Bench:
         """Installs the timers and starts the engine."""
         from vllm.plugins import load_general_plugins
         from vllm.v1.engine.async_llm import AsyncLLM
-        from vllm.v1.engine.core import EngineCore
         from vllm.v1.engine.output_processor import OutputProcessor
         from vllm.v1.metrics.stats import IterationStats
 
@@ -206,19 +152,19 @@ class Bench:
             self.api.append(Hooked(owner, name, getattr(owner, name)))
         for hooked in self.api:
             hooked.time_inside()
-        install_core_timers(EngineCore)
+        install_core_timers()
         load_general_plugins()
+        print_hook_failures()
         from vllm.engine.arg_utils import AsyncEngineArgs
 
         from vllm_sloguard.hooks import request_hooks
         from vllm_sloguard.hooks.stat_logger import SloguardStatLogger
-        from vllm_sloguard.hooks.telemetry_client import TelemetryClient
 
         request_hooks.install()
         for hooked in self.api:
             self.hooks[hooked.owner, hooked.name] = hooked.time_outside()
         SloguardStatLogger.record = self.record.around(SloguardStatLogger.record)
-        TelemetryClient._send_all = cpu_timed(TelemetryClient._send_all, self.sender_s)  # pyright: ignore
+        self.sender.install()
         self.llm = AsyncLLM.from_engine_args(
             AsyncEngineArgs(
                 model=str(write_model(folder / "model", self.options.shape)),
@@ -231,68 +177,85 @@ class Bench:
         )
 
     async def core(self, method: str, *args: Any) -> Any:
-        """Calls a method in the engine core's process."""
+        """Calls a method of the engine core's process."""
         return await self.llm.engine_core.call_utility_async(method, *args)
 
     async def switch(self, *, on: bool) -> None:
-        """Installs or removes the hooks in both processes."""
+        """Puts the hooks in or takes them out, in both processes."""
         for hooked in self.api:
             hook = self.hooks[hooked.owner, hooked.name]
             setattr(hooked.owner, hooked.name, hook if on else hooked.original)
-        for adapter in self.llm.logger_manager.stat_loggers:
-            for logger in getattr(adapter, "per_engine_stat_loggers", {}).values():
-                if hasattr(logger, "collect"):
-                    logger._active = on
+        for logger in self.stat_loggers():
+            logger._active = on
         await self.core("sloguard_switch", on)
 
+    async def check_installed(self) -> bool:
+        """Whether every hook is in place, in both processes."""
+        api = {name: bool(getattr(hook, "sloguard", False)) for (_, name), hook in self.hooks.items()}
+        core = await self.core("sloguard_installed")
+        self.write(kind="installed", api_server=api, engine_core=core, loggers=len(self.stat_loggers()))
+        return all(api.values()) and all(core.values()) and bool(self.stat_loggers())
+
+    def stat_loggers(self) -> list[Any]:
+        """The plugin's stat loggers."""
+        adapters = self.llm.logger_manager.stat_loggers
+        loggers = [lo for adapter in adapters for lo in getattr(adapter, "per_engine_stat_loggers", {}).values()]
+        return [logger for logger in loggers if hasattr(logger, "collect")]
+
     async def time_hooks(self, batch: int) -> None:
-        """Part one: hook timings at one batch size."""
+        """Part one, at one batch size."""
         load = Load(self.llm, batch, SHAPES[self.options.shape]["vocab_size"], self.options.lengths)
         await asyncio.sleep(self.options.warm_up)
-        before, began = time.process_time(), time.perf_counter()
-        for hooked in self.api:
-            hooked.own()
-        steps_before, self.record.seconds, self.sender_s[0] = self.record.calls, 0.0, 0.0
-        await self.core("sloguard_costs", True)
+        await self.core("sloguard_costs")
+        for timers in (*self.api, self.sender):
+            timers.own() if isinstance(timers, Hooked) else timers.take()
+        self.record.take()
+        cpu_before, began = time.process_time(), time.perf_counter()
         await asyncio.sleep(self.options.timed)
-        core = await self.core("sloguard_costs", False)
-        seconds, cpu_s = time.perf_counter() - began, time.process_time() - before
-        steps = max(self.record.calls - steps_before, 1)
-        common = {"kind": "hook", "batch": batch, "steps": steps, "step_ms": 1000 * seconds / steps}
-
-        def row(process: str, hook: str, spent_s: float, calls: int, process_cpu_s: float) -> None:
-            self.write(
-                **common,
-                process=process,
-                hook=hook,
-                calls=calls,
-                us_per_call=1e6 * spent_s / max(calls, 1),
-                us_per_step=1e6 * spent_s / steps,
-                share_of_time=spent_s / seconds,
-                share_of_cpu=spent_s / max(process_cpu_s, 1e-9),
-            )
-
-        row("api_server", "record", self.record.seconds - timer_cost_s() * steps, steps, cpu_s)
-        for hooked in self.api:
-            row("api_server", hooked.name, *hooked.own(), cpu_s)
-        finished = max(1, round(seconds))
-        row("api_server", "sending thread (CPU)", self.sender_s[0], finished, cpu_s)
-        row("engine_core", "schedule", core["schedule_s"], core["calls"], core["cpu_s"])
-        row("engine_core", "live thread (CPU)", core["live_s"], finished, core["cpu_s"])
+        core = await self.core("sloguard_costs")
+        seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_before
+        load.check()
+        record_s, steps = self.record.take()
+        spent = {hooked.name: hooked.own() for hooked in self.api}
+        steps_s, requests_s = self.sender.take()
         await load.stop()
+        requests = spent["update_from_finished_request"][1]
+        figures = [
+            ("api_server", "record", record_s, steps),
+            *(("api_server", name, *own) for name, own in spent.items()),
+            ("api_server", "sending thread, steps (CPU)", steps_s, steps),
+            ("api_server", "sending thread, requests (CPU)", requests_s, requests),
+            ("engine_core", "schedule", core["schedule_s"], core["calls"]),
+            ("engine_core", "live thread (CPU)", core["live_s"], core["calls"]),
+        ]
+        common = {"batch": batch, "seconds": seconds, "steps": steps, "requests": requests}
+        for process, hook, spent_s, calls in figures:
+            us = 1e6 * spent_s / max(calls, 1)
+            share = spent_s / max(core["cpu_s"] if process == "engine_core" else cpu_s, 1e-9)
+            self.write(kind="hook", **common, process=process, hook=hook, calls=calls, us=us, share_of_cpu=share)
+        by_request = requests_s + sum(own[0] for own in spent.values())
+        self.write(
+            kind="goals",
+            **common,
+            step_ms=1000 * seconds / max(steps, 1),
+            engine_core_us_a_step=1e6 * (core["schedule_s"] + core["live_s"]) / max(core["calls"], 1),
+            api_server_us_a_step=1e6 * (record_s + steps_s) / max(steps, 1),
+            us_a_finished_request=1e6 * by_request / max(requests, 1),
+        )
 
     async def compare(self, concurrency: int) -> None:
-        """Part two: the A/B test at one load."""
+        """Part two, at one load."""
         load = Load(self.llm, concurrency, SHAPES[self.options.shape]["vocab_size"], self.options.lengths)
         await asyncio.sleep(self.options.warm_up)
         periods: list[Period] = []
         for number in range(self.options.switches):
-            on = number % 4 in (0, 3)  # on, off, off, on: a drift affects both sides
+            on = number % 4 in (0, 3)  # on, off, off, on: a drift is on both sides
             await self.switch(on=on)
             await asyncio.sleep(SETTLE_S)
             load.meter, began = Meter(), time.perf_counter()
             await asyncio.sleep(self.options.period - SETTLE_S)
             meter, seconds = load.meter, time.perf_counter() - began
+            load.check()
             gaps = sorted(meter.gaps)
             p99_ms = 1000 * gaps[math.ceil(0.99 * len(gaps)) - 1]
             periods.append(Period(on, meter.tokens / seconds, 1000 * statistics.fmean(gaps), p99_ms))
@@ -304,7 +267,7 @@ class Bench:
 
 
 def paired(periods: list[Period], name: str) -> dict[str, Any]:
-    """Mean of the pairwise differences, on against off, in percent, with its 95% interval."""
+    """The mean of the pairs' differences, on against off, in percent, with its 95% interval."""
     from scipy.stats import t  # pyright: ignore[reportMissingTypeStubs]
 
     differences: list[float] = []
@@ -320,58 +283,8 @@ def paired(periods: list[Period], name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def cpu_timed(method: Any, spent: list[float]) -> Any:
-    """``method``, accumulating its thread's CPU time."""
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        began = time.thread_time()
-        try:
-            return method(*args, **kwargs)
-        finally:
-            spent[0] += time.thread_time() - began
-
-    return timed
-
-
-def install_core_timers(engine_core: Any) -> None:
-    """Sets up timers and the switch in the engine core's process, which is forked from this one."""
-    from vllm.v1.core.sched.scheduler import Scheduler
-
-    schedule = Hooked(Scheduler, "schedule", Scheduler.schedule)
-    schedule.time_inside()
-    kept: dict[str, Any] = {}
-
-    def switch(_core: Any, on: bool) -> None:
-        if "hook" not in kept:
-            kept["hook"] = Scheduler.schedule
-        Scheduler.schedule = kept["hook"] if on else schedule.original
-
-    def costs(_core: Any, begin: bool) -> dict[str, float]:
-        if "hook" not in kept:
-            kept["hook"] = schedule.time_outside()
-        spent_s, calls = schedule.own()
-        now = time.process_time(), _thread_cpu_s("sloguard-live")
-        before, kept["at"] = kept.get("at", now), now
-        del begin
-        return {"schedule_s": spent_s, "calls": calls, "cpu_s": now[0] - before[0], "live_s": now[1] - before[1]}
-
-    engine_core.sloguard_switch, engine_core.sloguard_costs = switch, costs
-
-
-def _thread_cpu_s(name: str) -> float:
-    """User and system time of this process's threads with that name."""
-    import threading
-
-    ticks = 0
-    for thread in threading.enumerate():
-        if thread.name == name and thread.native_id is not None:
-            fields = Path(f"/proc/self/task/{thread.native_id}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 def write_model(folder: Path, shape: str) -> Path:
-    """A Qwen2 of that shape, configuration only."""
+    """A Qwen2 of that shape: its configuration alone."""
     folder.mkdir(parents=True)
     heads, kv_heads = HEADS[shape]
     config = {
@@ -393,6 +306,8 @@ def write_model(folder: Path, shape: str) -> Path:
 
 async def run(bench: Bench) -> None:
     """Both parts."""
+    if not await bench.check_installed():
+        raise SystemExit("a hook is not installed")
     for batch in bench.options.batches:
         await bench.time_hooks(batch)
     for concurrency in bench.options.concurrency:
@@ -400,7 +315,7 @@ async def run(bench: Bench) -> None:
 
 
 def numbers(text: str) -> list[int]:
-    """Parses "1,64" into a list."""
+    """ "1,64" as a list."""
     return [int(part) for part in text.split(",") if part]
 
 
@@ -428,17 +343,23 @@ def main() -> int:
             assert hub.stdout is not None
             hub.stdout.readline()
             bench = Bench(options, options.results)
-            bench.start(Path(name))
-            asyncio.run(run(bench))
-            time.sleep(2)
-            hub.stdin.write("\n")
-            hub.stdin.flush()
-            ended, dropped, errors, gaps = map(int, hub.stdout.readline().split())
-            bench.write(kind="telemetry", ended=ended, dropped=dropped, hook_errors=errors, gaps=gaps)
-            bench.llm.shutdown()
-            hub.terminate()
+            try:
+                bench.start(Path(name))
+                asyncio.run(run(bench))
+                time.sleep(2)
+                hub.stdin.write("\n")
+                hub.stdin.flush()
+                ended, dropped, errors, gaps = map(int, hub.stdout.readline().split())
+                bench.write(kind="telemetry", ended=ended, dropped=dropped, hook_errors=errors, gaps=gaps)
+            finally:
+                if bench.llm is not None:
+                    bench.llm.shutdown()
+                    bench.llm = None
+                hub.kill()
     return 0 if errors == 0 and dropped == 0 else 1
 
 
+if __name__ == "__mp_main__":  # the engine core's process, where vLLM spawns it
+    install_core_timers()
 if __name__ == "__main__":
     sys.exit(main())
