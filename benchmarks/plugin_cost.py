@@ -31,8 +31,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "vocab_size": 151936},
 }
 HEADS = {"tiny": (4, 2), "1.5b": (12, 2)}
-# After a switch, requests and steps that began before it are still under way.
-SETTLE_S = 0.4
+# After a switch the sending thread, which runs once a second, still has work of the period before.
+SETTLE_S = 1.2
 HUB = """
 import sys, time
 from pathlib import Path
@@ -76,6 +76,7 @@ class Period:
     tokens_per_s: float
     tpot_ms: float
     itl_p99_ms: float
+    api_cpu_us_a_token: float = 0.0
 
 
 class Load:
@@ -252,16 +253,17 @@ class Bench:
             on = number % 4 in (0, 3)  # on, off, off, on: a drift is on both sides
             await self.switch(on=on)
             await asyncio.sleep(SETTLE_S)
-            load.meter, began = Meter(), time.perf_counter()
+            load.meter, began, cpu_before = Meter(), time.perf_counter(), time.process_time()
             await asyncio.sleep(self.options.period - SETTLE_S)
-            meter, seconds = load.meter, time.perf_counter() - began
+            meter, seconds, cpu_s = load.meter, time.perf_counter() - began, time.process_time() - cpu_before
             load.check()
             gaps = sorted(meter.gaps)
             p99_ms = 1000 * gaps[math.ceil(0.99 * len(gaps)) - 1]
-            periods.append(Period(on, meter.tokens / seconds, 1000 * statistics.fmean(gaps), p99_ms))
+            tpot_ms, cpu_us = 1000 * statistics.fmean(gaps), 1e6 * cpu_s / meter.tokens
+            periods.append(Period(on, meter.tokens / seconds, tpot_ms, p99_ms, cpu_us))
         await self.switch(on=True)
         await load.stop()
-        for name in ("tokens_per_s", "tpot_ms", "itl_p99_ms"):
+        for name in ("tokens_per_s", "tpot_ms", "itl_p99_ms", "api_cpu_us_a_token"):
             self.write(kind="ab", concurrency=concurrency, figure=name, **paired(periods, name))
         self.write(kind="ab_periods", concurrency=concurrency, periods=[asdict(p) for p in periods])
 
@@ -326,7 +328,7 @@ def main() -> int:
     parser.add_argument("--batches", type=numbers, default=[1, 64, 256, 1000], help="batch sizes for the timed hooks")
     parser.add_argument("--concurrency", type=numbers, default=[64, 256], help="loads for the comparison")
     parser.add_argument("--switches", type=int, default=80)
-    parser.add_argument("--period", type=float, default=3.0, help="seconds between two switches")
+    parser.add_argument("--period", type=float, default=4.2, help="seconds between two switches")
     parser.add_argument("--timed", type=float, default=10.0, help="seconds of timed hooks at each batch size")
     parser.add_argument("--warm-up", type=float, default=5.0)
     parser.add_argument("--lengths", type=lambda text: tuple(numbers(text)), default=(128, 256), help="input,output")

@@ -46,6 +46,8 @@ class Hooked:
     original: Any
     inner: Timer = field(default_factory=Timer)
     outer: Timer = field(default_factory=Timer)
+    # Around ``outer``: the difference between the two is what a timer costs in this place.
+    spare: Timer = field(default_factory=Timer)
 
     def time_inside(self) -> None:
         """Before the plugin wraps the method."""
@@ -54,18 +56,18 @@ class Hooked:
     def time_outside(self) -> Any:
         """Once the plugin has wrapped it; returns the hook."""
         hook = getattr(self.owner, self.name)
-        setattr(self.owner, self.name, self.outer.around(hook))
+        setattr(self.owner, self.name, self.spare.around(self.outer.around(hook)))
         return hook
 
     def own(self) -> tuple[float, int]:
-        """Seconds in the hook itself, without one timer's own cost, and calls; resets the timers."""
-        (outer_s, calls), (inner_s, _) = self.outer.take(), self.inner.take()
-        return max(outer_s - inner_s - timer_cost_s() * calls, 0.0), calls
+        """Seconds in the hook itself, without what the timers cost, and calls; resets the timers."""
+        (outer_s, calls), (inner_s, _), (spare_s, _) = self.outer.take(), self.inner.take(), self.spare.take()
+        return max((outer_s - inner_s) - (spare_s - outer_s), 0.0), calls
 
 
-def timer_cost_s(calls: int = 20_000) -> float:
+def timer_cost_s(clock: Callable[[], float], calls: int = 20_000) -> float:
     """What a timer adds to what is around it, a call."""
-    timer = Timer()
+    timer = Timer(clock)
     empty = timer.around(lambda: None)
     began = time.perf_counter()
     for _ in range(calls):
@@ -93,8 +95,11 @@ class SenderTimers:
 
     def take(self) -> tuple[float, float]:
         """Seconds for steps and seconds for requests since the last call."""
-        total_s, requests_s = self.total.take()[0], sum(part.take()[0] for part in self.parts)
-        return max(total_s - requests_s, 0.0), requests_s
+        total_s, parts = self.total.take()[0], [part.take() for part in self.parts]
+        requests_s = sum(seconds for seconds, _ in parts)
+        # Half of a timer's own time is inside what it measures, half outside.
+        timers_s = timer_cost_s(time.thread_time) * sum(calls for _, calls in parts)
+        return max(total_s - requests_s - timers_s / 2, 0.0), max(requests_s - timers_s / 2, 0.0)
 
 
 def print_hook_failures() -> None:
