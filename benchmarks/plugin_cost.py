@@ -1,10 +1,10 @@
-"""What the plugin costs, on real vLLM: every hook timed in place, and the hooks switched off and on in one engine.
+"""Measures the plugin's overhead on real vLLM: each hook timed in place, and an A/B test of the hooks in one engine.
 
 ``python benchmarks/plugin_cost.py`` starts one engine in this process (AsyncLLM, so this process is the API server) and
 a sidecar's telemetry service in another. First each hook is timed at every batch size, with an inner timer around
-vLLM's own method and an outer one around the hook. Then the timers are taken off, and under saturating load the hooks
-are switched off and on every few seconds; neighbouring periods make a pair, and the mean difference of the pairs has a
-95% interval. Weights are random; prompts are token ids. Results go to a JSONL file, one line a figure.
+vLLM's own method and an outer one around the hook. Then, without timers and under saturating load, the hooks are
+switched off and on every few seconds; neighbouring periods form a pair, and the mean difference of the pairs gets a
+95% interval. Weights are random; prompts are token ids. Results go to a JSONL file, one line per figure.
 """
 
 import argparse
