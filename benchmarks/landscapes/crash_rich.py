@@ -116,7 +116,7 @@ class Saturated(Service):
 class Noisy(Service):
     """Qwen2-1.5B on the H200 with 70 GiB held by another process, which also interferes: 8% run-to-run spread.
 
-    One start in 25 is 1.3 to 2 times slower in every step: the noise is invented, the rest measured.
+    Step times and memory are as measured there. The noise is invented: one start in 25 is 1.3 to 2 times slower.
     """
 
 

@@ -69,7 +69,7 @@ TABLE: dict[State, StateRow] = {
     State.VALIDATING: StateRow(
         "the candidate and the incumbent are re-measured", (State.PROMOTING, State.RESTORING, State.HALTED)
     ),
-    State.PROMOTING: StateRow("the winner is started for serving", (State.SERVING, State.RESTORING, State.HALTED)),
+    State.PROMOTING: StateRow("the promoted configuration is started", (State.SERVING, State.RESTORING, State.HALTED)),
     State.RESTORING: StateRow(
         "the current configuration (the promotion, or the file's arguments) is started, and retried until it is up",
         (State.SERVING, State.RESTORING, State.HALTED),
