@@ -22,9 +22,9 @@ import numpy as np
 from sidecar.config.schema import Config, Workload, load_config
 from sidecar.config.slo import Slo
 from sidecar.engine.engine import Engine, Launch
-from sidecar.engine.ports import any_free_port
 from sidecar.measure.load_client import LoadClient
 from sidecar.measure.requests import RequestResult
+from vllm_sloguard.agent.ports import any_free_port
 
 _ROOT = Path(__file__).resolve().parents[1]
 _UNITS = 10_000  # of a second

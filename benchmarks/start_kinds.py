@@ -22,7 +22,7 @@ from typing import Any
 from sidecar.bench.engine_starts import start
 from sidecar.config.schema import Config, load_config
 from sidecar.engine.engine import EngineCrashed
-from sidecar.engine.fork_server import ForkServer
+from vllm_sloguard.agent.fork_client import ForkServer
 
 ORDINARY, FORKED = WAYS = "ordinary", "forked"
 EAGER: Mapping[str, Any] = {"enforce-eager": True}

@@ -15,11 +15,11 @@ from pathlib import Path
 import yaml
 
 from sidecar.config.schema import load_config
-from sidecar.engine.command import Args
 from sidecar.metrics.exporter import Metrics
 from sidecar.record.trial import RESULT, Plan, Role
 from sidecar.run.judging import judged_result, load_schedule
 from sidecar.service.wiring import assembled
+from vllm_sloguard.agent.serve_command import Args
 
 
 def main() -> None:

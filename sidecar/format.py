@@ -1,4 +1,4 @@
-"""How times, addresses, sizes and arguments read: the same in the terminal, in the report and on the page. Pure."""
+"""How times, sizes and arguments read: the same in the terminal, in the report and on the page. Pure."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -13,11 +13,6 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 def when(at: float) -> str:
     """Seconds since the epoch as local date and time, with the zone: "2026-11-22 18:48:03 UTC"."""
     return f"{datetime.fromtimestamp(at).astimezone():%Y-%m-%d %H:%M:%S %Z}"
-
-
-def address(host: str, port: int) -> str:
-    """Of a server there: "http://127.0.0.1:8000", and "http://[::1]:8000"."""
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def size(count: float) -> str:

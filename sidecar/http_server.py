@@ -15,7 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sidecar.format import Say, address
+from sidecar.format import Say
+from vllm_sloguard.agent.engine_http import address
 
 # Open connections of one server. More are kept for a moment, so that a new client in a flood has time for its request.
 # At most MOST_AT_ONCE + BACKLOG of the usual 1,024 descriptors are in use: the rest is left for engines.

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from sidecar.engine.process_group import ProcessGroup
 from sidecar.record import lock
 from sidecar.record.journal import Journal
+from vllm_sloguard.agent.process_group import ProcessGroup
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "sloguard.yaml"

@@ -12,10 +12,10 @@ import psutil
 
 from sidecar.config.schema import Config
 from sidecar.engine.engine import Engine, Launch
-from sidecar.engine.fork_server import ForkServer
-from sidecar.engine.ports import any_free_port
-from sidecar.engine.process_group import ProcessGroup, socket_folder
 from sidecar.format import Say
+from vllm_sloguard.agent.fork_client import ForkServer
+from vllm_sloguard.agent.ports import any_free_port
+from vllm_sloguard.agent.process_group import ProcessGroup, socket_folder
 from vllm_sloguard.starts.fork_protocol import ServerUsage
 
 

@@ -16,10 +16,8 @@ from sidecar.cli.rendering import AsJson
 from sidecar.cli.terminal import View, line, show, spending, unfailing_console
 from sidecar.config.schema import ConfigError, load_config
 from sidecar.engine.engine import Cancelled, EngineCrashed
-from sidecar.engine.fork_server import ForkServerError
-from sidecar.engine.process_group import NotGoneError, ProcessGroup
 from sidecar.export.optuna_study import ExportError
-from sidecar.format import address, when
+from sidecar.format import when
 from sidecar.measure.load_client import LoadError
 from sidecar.metrics.exporter import Metrics
 from sidecar.page import server as page
@@ -35,6 +33,9 @@ from sidecar.service import signals
 from sidecar.service.loop import Service
 from sidecar.service.wiring import assembled
 from vllm_sloguard import __version__
+from vllm_sloguard.agent.engine_http import address
+from vllm_sloguard.agent.fork_client import ForkServerError
+from vllm_sloguard.agent.process_group import NotGoneError, ProcessGroup
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 

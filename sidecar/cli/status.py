@@ -8,8 +8,7 @@ import typer
 
 from sidecar.cli.places import ConfigOption, StateFolder, config_of, folder_of
 from sidecar.cli.rendering import AsJson
-from sidecar.engine.process_group import ProcessGroup
-from sidecar.format import address, assignments, setting, when
+from sidecar.format import assignments, setting, when
 from sidecar.record import lock
 from sidecar.record.decisions import Decision, decision_as_json, evidence_as_json
 from sidecar.record.events import Event, EventKind, Operations
@@ -18,6 +17,8 @@ from sidecar.record.orders import OperatorOrder, Orders
 from sidecar.record.states import COMING_UP, State
 from sidecar.record.trial_states import TRIAL_STATES
 from sidecar.record.wording import OUTCOMES, misses_slo
+from vllm_sloguard.agent.engine_http import address
+from vllm_sloguard.agent.process_group import ProcessGroup
 from vllm_sloguard.guard.start_history import RULE, LearnedLimit
 
 

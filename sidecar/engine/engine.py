@@ -7,12 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sidecar.engine.command import Args, command_line, entry, served_name, server_arguments
-from sidecar.engine.fork_server import ForkServer
-from sidecar.engine.http import EngineHttp, Unanswered
-from sidecar.engine.ports import PortListeners, listeners, port_free, port_owner
-from sidecar.engine.process_group import ProcessGroup, socket_folder
-from sidecar.engine.process_identity import ENGINE_ID_VARIABLE, Identity
+from vllm_sloguard.agent.engine_http import EngineHttp, Unanswered
+from vllm_sloguard.agent.fork_client import ForkServer
+from vllm_sloguard.agent.ports import PortListeners, listeners, port_free, port_owner
+from vllm_sloguard.agent.process_group import ProcessGroup, socket_folder
+from vllm_sloguard.agent.process_identity import ENGINE_ID_VARIABLE, Identity
+from vllm_sloguard.agent.serve_command import Args, command_line, entry, served_name, server_arguments
 from vllm_sloguard.crash import Crash, classify, classify_file
 
 _POLL_S = 0.1

@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable
 
 from sidecar.config.schema import Config
-from sidecar.engine.command import Args
 from sidecar.guard.live_headroom import ceilings
 from sidecar.guard.model_builds import model_of
 from sidecar.record.trial import Plan, RepairChange, Role
 from sidecar.search.contract import Projection, Proposal
+from vllm_sloguard.agent.serve_command import Args
 from vllm_sloguard.guard.known_model import KnownModel
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.repair import Repair

@@ -9,7 +9,6 @@ from typing import cast
 from prometheus_client import CollectorRegistry, Gauge, Info, disable_created_metrics, make_asgi_app  # pyright: ignore[reportUnknownVariableType]
 
 from sidecar.config.schema import Config
-from sidecar.engine.ports import port_owner
 from sidecar.format import Say
 from sidecar.http_server import BACKLOG, AsgiApplication, HttpApplication, HttpReceive, HttpScope, HttpSend, HttpServer
 from sidecar.metrics.engine import EngineMetrics
@@ -22,6 +21,7 @@ from sidecar.record.events import WindowOutcome
 from sidecar.record.states import Cause, State
 from sidecar.record.trial import Trial
 from vllm_sloguard import __version__
+from vllm_sloguard.agent.ports import port_owner
 from vllm_sloguard.crash import Crash
 from vllm_sloguard.wire import telemetry_pb2 as pb
 

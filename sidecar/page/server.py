@@ -7,11 +7,11 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from sidecar.config.schema import ConfigError, PageConfig
-from sidecar.engine.ports import port_owner
 from sidecar.format import Say
 from sidecar.http_server import BACKLOG, HttpApplication, HttpServer
 from sidecar.page.event_stream import Feed, Sources
 from sidecar.page.token import path_of, token_of
+from vllm_sloguard.agent.ports import port_owner
 
 _NAME = re.compile(r"(\*\.)?[A-Za-z0-9._-]+")
 

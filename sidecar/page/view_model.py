@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from sidecar.config.schema import Config
 from sidecar.config.slo import LatencyStatistic
-from sidecar.engine.command import Args
 from sidecar.format import change, setting
 from sidecar.measure.verdict import in_its_unit
 from sidecar.page.slo_meters import GOALS, Goal, SloMeter, in_words, slo_meters
@@ -22,6 +21,7 @@ from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus
 from sidecar.record.trial_states import RAN_STATUSES, TRIAL_STATES, TrialStateDisplay
 from sidecar.record.wording import OUTCOMES, configuration, misses_slo, why
 from sidecar.service.state_machine import Standing
+from vllm_sloguard.agent.serve_command import Args
 
 # A page with more of them is slow on a phone.
 _MOST_TRIALS = 200

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import psutil
 
 from sidecar.config.schema import Config
-from sidecar.engine.process_group import ProcessGroup
 from sidecar.record.journal import Journal
+from vllm_sloguard.agent.process_group import ProcessGroup
 from vllm_sloguard.guard import gpus, machine
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.start_history import ranks_of

@@ -19,10 +19,7 @@ import grpc
 import psutil
 
 from sidecar.config.schema import LONGEST_SOCKET_PATH, Config, ConfigError
-from sidecar.engine.fork_server import ForkServer, ForkServerError
-from sidecar.engine.http import reached_at
-from sidecar.engine.ports import port_free, port_owner
-from sidecar.format import Say, address, when
+from sidecar.format import Say, when
 from sidecar.preflight.engine_memory import Own, running
 from sidecar.preflight.facts import (
     SHM,
@@ -43,6 +40,9 @@ from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError
 from sidecar.rpc import EPOCH_METADATA
 from sidecar.service import remote_rpc
 from vllm_sloguard import __version__
+from vllm_sloguard.agent.engine_http import address, reached_at
+from vllm_sloguard.agent.fork_client import ForkServer, ForkServerError
+from vllm_sloguard.agent.ports import port_free, port_owner
 from vllm_sloguard.guard import gpus, machine, model_shape
 from vllm_sloguard.guard.rules.arguments import misspelt
 from vllm_sloguard.guard.start_history import ranks_of

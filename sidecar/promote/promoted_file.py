@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from sidecar.config.schema import Config
-from sidecar.engine.command import Args, config_yaml
+from sidecar.engine.config_yaml import config_yaml
 from sidecar.format import when
 from sidecar.measure.verdict import slo_limits
 from sidecar.promote import provenance
@@ -21,6 +21,7 @@ from sidecar.record.decisions import Decision, Provenance
 from sidecar.record.trial import Trial
 from sidecar.record.wording import OUTCOMES
 from vllm_sloguard import __version__
+from vllm_sloguard.agent.serve_command import Args
 
 PROMOTED_FILE = "promoted.yaml"
 VERSIONS = "promoted"

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from sidecar.engine.process_identity import Identity
 from sidecar.record import migrations
 from sidecar.record.decisions import (
     Decision,
@@ -26,6 +25,7 @@ from sidecar.record.decisions import (
 from sidecar.record.journal_file import JOURNAL_FILE, JournalFile, Superseded
 from sidecar.record.row_validation import JournalError, object_of, problem
 from sidecar.record.trial import PLAN, RESULT, Plan, Result, Trial, TrialStatus
+from vllm_sloguard.agent.process_identity import Identity
 from vllm_sloguard.guard.start_history import RULE, START, LearnedLimit, ReportedStart
 
 __all__ = ["JOURNAL_FILE", "EngineRecord", "Journal", "JournalError", "Promoted", "Run", "StateRecord", "Superseded"]

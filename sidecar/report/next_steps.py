@@ -6,7 +6,6 @@ from typing import Any
 
 import yaml
 
-from sidecar.engine.command import flags
 from sidecar.format import change, when
 from sidecar.promote.promoted_file import PROMOTED_FILE
 from sidecar.record.decisions import Outcome
@@ -16,6 +15,7 @@ from sidecar.record.trial_states import TRIAL_STATES
 from sidecar.record.wording import misses_slo
 from sidecar.report import wording
 from vllm_sloguard import __version__
+from vllm_sloguard.agent.serve_command import flags
 
 # Sections that a run does not depend on; they may also name other hosts.
 _NOT_OF_THE_RUN = ("sloguard", "state", "window", "metrics", "page", "remote")

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.config.schema import Config
-from sidecar.engine.command import server_arguments
 from sidecar.engine.engine import Engine, EngineCrashed, Launch
-from sidecar.engine.fork_server import ForkServer, ForkServerError, unforkable
 from sidecar.engine.live_knobs import LiveHub
-from sidecar.engine.ports import any_free_port
-from sidecar.engine.process_group import ProcessGroup
-from sidecar.engine.process_identity import Identity, command_words, engines_writing_to, leader_of, log_of
 from sidecar.guard.memory_learning import Learning
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record.journal import EngineRecord, JournalError, Superseded
 from sidecar.record.trial import RepairChange, StartKind
+from vllm_sloguard.agent.fork_client import ForkServer, ForkServerError, unforkable
+from vllm_sloguard.agent.ports import any_free_port
+from vllm_sloguard.agent.process_group import ProcessGroup
+from vllm_sloguard.agent.process_identity import Identity, command_words, engines_writing_to, leader_of, log_of
+from vllm_sloguard.agent.serve_command import server_arguments
 from vllm_sloguard.crash import Crash
 from vllm_sloguard.knobs import Value
 

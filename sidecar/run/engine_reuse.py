@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sidecar.config.schema import Config
-from sidecar.engine.command import Args
 from sidecar.engine.engine import Engine, EngineCrashed, Launch
 from sidecar.engine.live_knobs import LiveError, LiveHub, live_targets
 from sidecar.record.trial import VALIDATING, Plan, Role, StartKind
 from sidecar.run.engine_manager import EngineManager
+from vllm_sloguard.agent.serve_command import Args
 from vllm_sloguard.crash import Crash
 from vllm_sloguard.knobs import Value
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from sidecar.config.schema import Config, Workload
 from sidecar.engine.engine import Engine, EngineCrashed, Launch
-from sidecar.engine.http import Unanswered
 from sidecar.engine.live_knobs import LiveHub
 from sidecar.measure.load_client import LoadClient, LoadError, LoadTimeoutError
 from sidecar.measure.load_schedule import Loads, LoadSchedule, RateLoad, WarmStartLoad
@@ -16,6 +15,7 @@ from sidecar.record.trial import Plan, Role, StartKind
 from sidecar.run.engine_manager import LOGS, EngineManager
 from sidecar.run.engine_reuse import Given, NotStartedError, TrialEngines
 from sidecar.run.raw_trial import EngineRun, PluginCrash, PluginReport, RawTrial
+from vllm_sloguard.agent.engine_http import Unanswered
 from vllm_sloguard.crash import Crash
 
 _PROBE_TIMEOUT_S = 10.0

@@ -11,7 +11,6 @@ from contextlib import suppress
 
 from sidecar.config.schema import Config
 from sidecar.engine.engine import Cancelled, EngineCrashed
-from sidecar.engine.process_group import NotGoneError
 from sidecar.format import Say, when
 from sidecar.record.events import EventKind, WindowOutcome, window_ending
 from sidecar.record.journal import JournalError, Superseded
@@ -26,6 +25,7 @@ from sidecar.service.state_machine import StateMachine
 from sidecar.service.tuning_window import TuningWindow, end_interrupted
 from sidecar.service.window_policy import window_refusal
 from sidecar.service.window_schedule import MissedWindows, WindowSchedule
+from vllm_sloguard.agent.process_group import NotGoneError
 
 _TICK_S = 0.5
 _PROBE_EVERY_S = 5.0

@@ -5,8 +5,6 @@ from collections.abc import Callable
 
 from sidecar.config.schema import Config
 from sidecar.engine.engine import Cancelled, Engine, EngineCrashed
-from sidecar.engine.http import Unanswered
-from sidecar.engine.process_group import NotGoneError
 from sidecar.format import setting
 from sidecar.guard.guard import Args
 from sidecar.observe.user_requests import Record, UserRequest, real_requests, summarize
@@ -19,6 +17,8 @@ from sidecar.service.drain_hooks import HookRunner
 from sidecar.service.mailbox import serving_rate
 from sidecar.service.parts import ServiceParts
 from sidecar.service.state_machine import StateMachine
+from vllm_sloguard.agent.engine_http import Unanswered
+from vllm_sloguard.agent.process_group import NotGoneError
 from vllm_sloguard.crash import Category, Crash
 
 _PROBES_TO_HANG = 2

@@ -25,8 +25,8 @@ import psutil
 import yaml
 from zygote import Process, Zygote
 
-from sidecar.engine.ports import port_free
-from sidecar.engine.process_identity import ENGINE_ID_VARIABLE
+from vllm_sloguard.agent.ports import port_free
+from vllm_sloguard.agent.process_identity import ENGINE_ID_VARIABLE
 
 FAKE = Path(__file__).resolve().parents[1] / "support" / "fake_vllm.py"
 MODEL = Path(__file__).resolve().parents[2] / "deploy" / "demo" / "model"

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 # The tested versions, so that pip has nothing to choose.
 PINS = ROOT / "deploy" / "requirements" / "sloguard.txt"
 # Inside vLLM's environment the plugin may bring no more than this.
-PLUGIN_NEEDS = {"grpcio", "nvidia-ml-py", "protobuf", "pydantic"}
+PLUGIN_NEEDS = {"grpcio", "nvidia-ml-py", "protobuf", "psutil", "pydantic"}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from sidecar.config.schema import EngineConfig, load_config
 from sidecar.record.journal import Journal
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "sloguard.service"
-_KILL_S = 60  # sidecar.engine.process_group waits this long after a kill
+_KILL_S = 60  # vllm_sloguard.agent.process_group waits this long after a kill
 
 
 @pytest.fixture(scope="module")

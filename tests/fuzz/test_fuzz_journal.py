@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from malformed import JUNK, broken_bytes, broken_values, fuzzed, took
 
 from sidecar.cli import main, status
-from sidecar.engine.process_identity import Identity
 from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError
 from sidecar.record.trial import Plan, Result, Role
+from vllm_sloguard.agent.process_identity import Identity
 from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.guard.start_history import LearnedLimit, LimitKind, ReportedStart
 

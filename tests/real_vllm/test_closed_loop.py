@@ -23,12 +23,12 @@ from engine_bench import write_config
 from prometheus_server import BINARY, PrometheusServer
 
 from sidecar.config.schema import load_config
-from sidecar.engine.process_group import ProcessGroup
-from sidecar.engine.process_identity import Identity
 from sidecar.record.journal import Journal, JournalError
 from sidecar.record.states import State
 from sidecar.record.trial import Role, TrialStatus
 from sidecar.record.wording import OUTCOMES
+from vllm_sloguard.agent.process_group import ProcessGroup
+from vllm_sloguard.agent.process_identity import Identity
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 

@@ -17,13 +17,13 @@ from engine_bench import DEMO, INCUMBENT, Bench, bench, write_config
 
 from sidecar.config.schema import Workload
 from sidecar.engine.engine import Engine, Launch
-from sidecar.engine.ports import any_free_port
 from sidecar.measure.measurement import measure
 from sidecar.measure.requests import LoadResult
 from sidecar.record.journal import Journal
 from sidecar.record.trial import Plan, Role
 from sidecar.run.judging import judged_result, load_schedule
 from sidecar.search.contract import Proposal
+from vllm_sloguard.agent.ports import any_free_port
 from vllm_sloguard.crash import Category
 from vllm_sloguard.guard.start_history import read_history
 from vllm_sloguard.wire import telemetry_pb2 as pb

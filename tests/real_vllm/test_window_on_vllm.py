@@ -22,12 +22,12 @@ import yaml
 from engine_bench import write_config
 
 from sidecar.config.schema import Config, load_config
-from sidecar.engine.http import EngineHttp, Unanswered
-from sidecar.engine.process_group import ProcessGroup
-from sidecar.engine.process_identity import Identity
 from sidecar.record.events import Operations
 from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError
 from sidecar.record.trial import TrialStatus
+from vllm_sloguard.agent.engine_http import EngineHttp, Unanswered
+from vllm_sloguard.agent.process_group import ProcessGroup
+from vllm_sloguard.agent.process_identity import Identity
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sidecar.config.schema import ConfigError, SearchConfig, load_config
-from sidecar.engine.command import flags
 from sidecar.guard.guard import Guard
 from sidecar.record.trial import Role
 from sidecar.search.contract import Context, Observation, ObservedStatus
 from sidecar.search.registry import OPTIMIZERS, make
 from sidecar.search.space import Space
+from vllm_sloguard.agent.serve_command import flags
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.repair import TUNED
 from vllm_sloguard.knobs import KNOBS, KnobKind

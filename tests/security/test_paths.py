@@ -10,9 +10,9 @@ from fake_service import fake_config, serving, sloguard
 
 from sidecar.config.schema import load_config
 from sidecar.engine.engine import Launch
-from sidecar.engine.process_identity import Identity
 from sidecar.record.journal import EngineRecord
 from sidecar.run.engine_manager import known
+from vllm_sloguard.agent.process_identity import Identity
 
 
 def files(folder: Path) -> dict[str, float]:

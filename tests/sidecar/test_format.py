@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sidecar.format import address, assignments, change, setting, size, when
+from sidecar.format import assignments, change, setting, size, when
 
 
 @pytest.fixture
@@ -51,8 +51,3 @@ def test_settings_have_the_unit_that_their_name_has_not() -> None:
     assert change("kv_cache_memory_bytes", None, 2**30) == "kv_cache_memory_bytes not set → 1 GiB"
     assert assignments({"b": 1, "kv_cache_memory_bytes": 2**30}) == "b=1 kv_cache_memory_bytes=1 GiB"
     assert assignments({"b": 1, "c": True}, ["c", "d"]) == "c=on"
-
-
-def test_an_address_of_ipv6_stands_in_brackets() -> None:
-    assert address("127.0.0.1", 8000) == "http://127.0.0.1:8000"
-    assert address("::1", 8000) == "http://[::1]:8000"

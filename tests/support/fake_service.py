@@ -12,9 +12,9 @@ from typing import Any
 from engine_bench import write_config
 
 from sidecar.config.schema import load_config
-from sidecar.engine.process_group import ProcessGroup
-from sidecar.engine.process_identity import Identity
 from sidecar.record.journal import Journal, JournalError
+from vllm_sloguard.agent.process_group import ProcessGroup
+from vllm_sloguard.agent.process_identity import Identity
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
 SLOGUARD = [sys.executable, "-m", "sidecar"]

@@ -3,7 +3,7 @@
 import itertools
 import os
 
-from sidecar.engine.ports import port_free
+from vllm_sloguard.agent.ports import port_free
 
 # Below those that the system gives to clients, which may take a port between its choice and its use; above the last one
 # that Chromium refuses to open. tests/chaos has those from 20000 on.

@@ -24,7 +24,6 @@ from prometheus_server import BINARY, PrometheusServer
 from service_process import configured, ended, sloguard, started
 
 from sidecar.config.schema import load_config
-from sidecar.engine.process_group import ProcessGroup
 from sidecar.preflight.doctor import Finding, Level, findings
 from sidecar.preflight.facts import (
     Devices,
@@ -42,6 +41,7 @@ from sidecar.preflight.python_env import Packages
 from sidecar.record import lock
 from sidecar.record.journal import Journal
 from vllm_sloguard import __version__
+from vllm_sloguard.agent.process_group import ProcessGroup
 
 ROOT = Path(__file__).parents[3]
 GROUPS = {"vllm.general_plugins": "a:b", "vllm.stat_logger_plugins": "c:d"}

@@ -17,12 +17,12 @@ from sidecar_cases import measured, oom, planned, served
 
 from sidecar.config.schema import Objective, Slo, Workload
 from sidecar.config.window import Promotion
-from sidecar.engine.process_identity import Identity
 from sidecar.record import migrations
 from sidecar.record.decisions import Decision, Evidence, Outcome, Provenance
 from sidecar.record.events import Operations
 from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError
 from sidecar.record.trial import Plan, RepairChange, Result, Role, TrialStatus, trial_as_json
+from vllm_sloguard.agent.process_identity import Identity
 from vllm_sloguard.guard.start_history import LearnedLimit, LimitKind, ReportedStart
 from vllm_sloguard.knobs import Value
 

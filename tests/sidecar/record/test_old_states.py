@@ -9,10 +9,10 @@ import pytest
 from service_process import configured, ended, sloguard, started
 
 from sidecar.config.schema import load_config
-from sidecar.engine.process_group import Identity, ProcessGroup
 from sidecar.record.journal import Journal
 from sidecar.record.states import Cause
 from sidecar.record.trial import Role, TrialStatus
+from vllm_sloguard.agent.process_group import Identity, ProcessGroup
 
 DUMP = Path(__file__).parent / "golden" / "journal_0.1.0.sql"
 

@@ -8,8 +8,8 @@ import pytest
 from engine_bench import bench, write_config
 
 from sidecar.engine.engine import Engine, Launch
-from sidecar.engine.ports import any_free_port, first_given_port, port_free
-from sidecar.engine.process_group import ProcessGroup
+from vllm_sloguard.agent.ports import any_free_port, first_given_port, port_free
+from vllm_sloguard.agent.process_group import ProcessGroup
 from vllm_sloguard.crash import Category
 
 TRITON = "TRITON_CACHE_DIR"

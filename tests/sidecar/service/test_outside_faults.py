@@ -30,11 +30,11 @@ from service_process import (
 )
 
 from sidecar.config.schema import Config, load_config
-from sidecar.engine.process_group import ProcessGroup
-from sidecar.engine.process_identity import Identity, started_s
 from sidecar.record import lock
 from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import JOURNAL_FILE, Journal
+from vllm_sloguard.agent.process_group import ProcessGroup
+from vllm_sloguard.agent.process_identity import Identity, started_s
 from vllm_sloguard.hooks.telemetry_client import unix_target
 from vllm_sloguard.wire import control_pb2
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub

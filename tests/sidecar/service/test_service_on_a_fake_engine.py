@@ -24,10 +24,10 @@ from service_process import (
 )
 
 from sidecar.config.schema import load_config
-from sidecar.engine.process_group import ProcessGroup
-from sidecar.engine.process_identity import Identity
 from sidecar.record.journal import Journal
 from sidecar.record.trial import Role
+from vllm_sloguard.agent.process_group import ProcessGroup
+from vllm_sloguard.agent.process_identity import Identity
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from own_ports import own_port
 
-from sidecar.engine.http import EngineHttp, Unanswered
+from vllm_sloguard.agent.engine_http import EngineHttp, Unanswered, address
 
 MODELS = {"data": [{"id": "demo"}]}
 
@@ -173,7 +173,7 @@ def test_a_proxy_of_the_environment_is_not_asked(server: Server) -> None:
     server.says("/health", b"")
     # In a separate process, since urllib reads the environment only once.
     code = (
-        "import sys; from sidecar.engine.http import EngineHttp as E\n"
+        "import sys; from vllm_sloguard.agent.engine_http import EngineHttp as E\n"
         "print(E('127.0.0.1', int(sys.argv[1])).healthy(timeout_s=60))"
     )
     port, nobody = str(server.server_address[1]), f"http://127.0.0.1:{own_port()}"
@@ -195,3 +195,8 @@ def test_a_proxy_of_the_environment_is_not_asked(server: Server) -> None:
 )
 def test_url_of_a_host(host: str, url: str) -> None:
     assert EngineHttp(host, 8000, {}).base_url == url
+
+
+def test_an_address_of_ipv6_stands_in_brackets() -> None:
+    assert address("127.0.0.1", 8000) == "http://127.0.0.1:8000"
+    assert address("::1", 8000) == "http://[::1]:8000"

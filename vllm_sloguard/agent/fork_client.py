@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from sidecar.engine.command import Args, entry
+from vllm_sloguard.agent.serve_command import Args, entry
 from vllm_sloguard.starts.fork_protocol import (
     Answer,
     Detached,

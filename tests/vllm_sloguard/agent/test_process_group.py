@@ -14,8 +14,8 @@ import psutil
 import pytest
 from sidecar_cases import until
 
-from sidecar.engine.process_group import ProcessGroup
-from sidecar.engine.process_identity import ENGINE_ID_VARIABLE, Identity, boot_id
+from vllm_sloguard.agent.process_group import ProcessGroup
+from vllm_sloguard.agent.process_identity import ENGINE_ID_VARIABLE, Identity, boot_id
 
 CHILD_OF_ITS_OWN = """
 import subprocess, sys

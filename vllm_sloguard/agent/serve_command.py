@@ -1,11 +1,9 @@
-"""Renders engine arguments for ``vllm serve``: as a command line, and as a ``--config`` file."""
+"""Renders engine arguments as a command line for ``vllm serve``."""
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-
-import yaml
 
 Args = Mapping[str, bool | int | float | str | list[str]]
 
@@ -60,10 +58,3 @@ def flags(args: Args) -> list[str]:
         else:
             line += [f"--{flag}", str(value)]
     return line
-
-
-def config_yaml(model: str, args: Args, comments: Sequence[str]) -> str:
-    """The arguments as a file for ``vllm serve --config``, headed by ``comments``."""
-    head = "".join(f"# {line}".rstrip() + "\n" for comment in comments for line in comment.splitlines() or [""])
-    named = {name.replace("_", "-"): value for name, value in {"model": model, **args}.items()}
-    return head + yaml.safe_dump(named, sort_keys=False, width=10_000)

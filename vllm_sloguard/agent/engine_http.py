@@ -9,8 +9,6 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sidecar.format import address
-
 _MOST_ANSWER_BYTES = 4 * 2**20
 _IN_ENGINE = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}\n]*\})? ([0-9.e+]+)$", re.MULTILINE)
 # Ignores proxy settings: the engine is local.
@@ -19,6 +17,11 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 class Unanswered(RuntimeError):  # noqa: N818 - it is an answer about the engine, not an error of ours
     """The engine did not answer, or not as expected."""
+
+
+def address(host: str, port: int) -> str:
+    """The base URL of a server: "http://127.0.0.1:8000", or "http://[::1]:8000"."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def reached_at(host: str) -> str:

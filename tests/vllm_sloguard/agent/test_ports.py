@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sidecar.engine.ports import PortListeners, any_free_port, listeners
+from vllm_sloguard.agent.ports import PortListeners, any_free_port, listeners
 
 LISTEN = """
 import socket, sys

@@ -2,7 +2,7 @@
 
 vLLM's exit code is useless (0 after its engine died), and killing the API server leaves the engine core and workers
 behind, so everything is killed as a group and awaited. Only processes proven to be the engine's are signalled: see
-sidecar.engine.process_identity.
+vllm_sloguard.agent.process_identity.
 """
 
 import os
@@ -18,7 +18,7 @@ from typing import Protocol
 
 import psutil
 
-from sidecar.engine.process_identity import ENGINE_ID_VARIABLE, Identity, boot_id, is_marked, is_same, started_s
+from vllm_sloguard.agent.process_identity import ENGINE_ID_VARIABLE, Identity, boot_id, is_marked, is_same, started_s
 from vllm_sloguard.hooks.stack_dump import ASKS
 
 # Processes that hold a GPU take a while to exit.

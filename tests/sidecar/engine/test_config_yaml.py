@@ -7,7 +7,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.engine.command import config_yaml, flags
+from sidecar.engine.config_yaml import config_yaml
+from vllm_sloguard.agent.serve_command import flags
 
 
 def test_flags() -> None:

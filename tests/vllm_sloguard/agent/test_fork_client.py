@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sidecar.engine.fork_server import Forked, ForkServer, ForkServerError, unforkable
-from sidecar.engine.process_group import ProcessGroup
-from sidecar.engine.process_identity import Identity, engines_writing_to, log_of
+from vllm_sloguard.agent.fork_client import Forked, ForkServer, ForkServerError, unforkable
+from vllm_sloguard.agent.process_group import ProcessGroup
+from vllm_sloguard.agent.process_identity import Identity, engines_writing_to, log_of
 from vllm_sloguard.starts import import_list
 from vllm_sloguard.starts.fork_protocol import ForkRequest, ServerReady, decode_answer, encode_message
 
