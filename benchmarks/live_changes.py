@@ -32,7 +32,7 @@ import yaml
 from sidecar.engine.engine import Engine, Launch
 from sidecar.engine.live_knobs import Capabilities, LiveError, LiveHub
 from sidecar.observe.telemetry import TelemetryHub
-from sidecar.rpc import serve_unix_socket
+from vllm_sloguard.agent.grpc_server import serve_unix_socket
 from vllm_sloguard.agent.ports import any_free_port
 from vllm_sloguard.live_knobs import LONG_PREFILL, PREFIX_CACHING, RESERVE, SEQS, TOKENS, LiveVerdict
 from vllm_sloguard.wire.live_pb2_grpc import add_LiveServiceServicer_to_server

@@ -38,7 +38,7 @@ import sys, time
 from pathlib import Path
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.engine.live_knobs import LiveHub
-from sidecar.rpc import serve_unix_socket
+from vllm_sloguard.agent.grpc_server import serve_unix_socket
 from vllm_sloguard.wire.live_pb2_grpc import add_LiveServiceServicer_to_server
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
 hub, live = TelemetryHub(), LiveHub(1)

@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[1]
 
 # Data flows up this list, and imports only look down it: a room imports from rooms above it here, never below.
 ROOMS = (
-    "rpc",
     "format",
     "http_server",
     "search",

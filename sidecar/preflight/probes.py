@@ -37,11 +37,11 @@ from sidecar.preflight.facts import (
 from sidecar.preflight.python_env import UnusablePythonError, answer, packages
 from sidecar.record import lock
 from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError
-from sidecar.rpc import EPOCH_METADATA
 from sidecar.service import remote_rpc
 from vllm_sloguard import __version__
 from vllm_sloguard.agent.engine_http import address, reached_at
 from vllm_sloguard.agent.fork_client import ForkServer, ForkServerError
+from vllm_sloguard.agent.grpc_server import EPOCH_METADATA
 from vllm_sloguard.agent.ports import port_free, port_owner
 from vllm_sloguard.guard import gpus, machine, model_shape
 from vllm_sloguard.guard.rules.arguments import misspelt

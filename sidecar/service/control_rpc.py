@@ -14,9 +14,9 @@ from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import Journal, JournalError, Superseded
 from sidecar.record.orders import Door, OrderKind, OrderOutcome, Orders, Sender
 from sidecar.record.states import IN_A_WINDOW
-from sidecar.rpc import EPOCH_METADATA
 from sidecar.service.mailbox import Mailbox, busy_reason, serving_rate
 from sidecar.service.window_policy import window_refusal
+from vllm_sloguard.agent.grpc_server import EPOCH_METADATA
 from vllm_sloguard.wire import control_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceServicer
 

@@ -12,7 +12,7 @@ import grpc
 
 from sidecar.config.schema import Config, Remote
 from sidecar.config.secret_files import read_secret, secret, token
-from sidecar.rpc import bounded_server
+from vllm_sloguard.agent.grpc_server import bounded_server
 from vllm_sloguard.hooks.telemetry_client import unix_target
 
 _SCHEME = "Bearer "

@@ -15,7 +15,6 @@ from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record import lock
 from sidecar.record.events import Operations
 from sidecar.record.journal import Journal
-from sidecar.rpc import serve_unix_socket
 from sidecar.run.engine_manager import EngineManager
 from sidecar.run.trial_runner import TrialRunner
 from sidecar.service import remote_rpc
@@ -23,6 +22,7 @@ from sidecar.service.control_rpc import Control
 from sidecar.service.mailbox import Mailbox
 from sidecar.service.observer import ServiceObserver
 from sidecar.service.parts import ServiceParts
+from vllm_sloguard.agent.grpc_server import serve_unix_socket
 from vllm_sloguard.guard import machine
 from vllm_sloguard.wire.control_pb2_grpc import add_ControlServiceServicer_to_server
 from vllm_sloguard.wire.live_pb2_grpc import add_LiveServiceServicer_to_server

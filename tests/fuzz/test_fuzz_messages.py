@@ -23,7 +23,7 @@ from sidecar.engine.live_knobs import LiveError, LiveHub, live_targets
 from sidecar.metrics.exporter import Metrics
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record.journal import JOURNAL_FILE
-from sidecar.rpc import serve_unix_socket
+from vllm_sloguard.agent.grpc_server import serve_unix_socket
 from vllm_sloguard.hooks.telemetry_client import unix_target
 from vllm_sloguard.wire import control_pb2, live_pb2
 from vllm_sloguard.wire import telemetry_pb2 as pb

@@ -14,8 +14,8 @@ from fake_service import fake_config
 from sidecar.config.schema import Config, load_config
 from sidecar.metrics.exporter import Metrics
 from sidecar.observe.telemetry import TelemetryHub
-from sidecar.rpc import serve_unix_socket
 from vllm_sloguard.agent.engine_http import EngineHttp, Unanswered
+from vllm_sloguard.agent.grpc_server import serve_unix_socket
 from vllm_sloguard.hooks.telemetry_client import unix_target
 from vllm_sloguard.wire import telemetry_pb2 as pb
 from vllm_sloguard.wire.telemetry_pb2_grpc import TelemetryServiceStub, add_TelemetryServiceServicer_to_server

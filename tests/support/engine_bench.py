@@ -16,9 +16,9 @@ from sidecar.guard.memory_learning import Learning
 from sidecar.metrics.exporter import Metrics
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record.journal import Journal
-from sidecar.rpc import serve_unix_socket
 from sidecar.run.engine_manager import EngineManager
 from sidecar.run.trial_runner import TrialRunner
+from vllm_sloguard.agent.grpc_server import serve_unix_socket
 from vllm_sloguard.guard import machine
 from vllm_sloguard.wire.live_pb2_grpc import add_LiveServiceServicer_to_server
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server

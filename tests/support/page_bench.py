@@ -24,10 +24,10 @@ from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import Journal, Run
 from sidecar.record.states import Cause, State
 from sidecar.record.trial import Plan, Result, Role, Trial
-from sidecar.rpc import serve_unix_socket
 from sidecar.service.control_rpc import Control
 from sidecar.service.mailbox import Mailbox
 from sidecar.service.state_machine import StateMachine
+from vllm_sloguard.agent.grpc_server import serve_unix_socket
 from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.wire import telemetry_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import add_ControlServiceServicer_to_server

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from sidecar.observe.telemetry import TelemetryHub
-from sidecar.rpc import serve_unix_socket
+from vllm_sloguard.agent.grpc_server import serve_unix_socket
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
 
 if __name__ == "__main__":

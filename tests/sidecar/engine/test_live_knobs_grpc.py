@@ -12,7 +12,7 @@ from fake_scheduler import FakeScheduler, Request
 from sidecar_cases import until
 
 from sidecar.engine.live_knobs import Capabilities, LiveError, LiveHub, live_targets, reachable
-from sidecar.rpc import serve_unix_socket
+from vllm_sloguard.agent.grpc_server import serve_unix_socket
 from vllm_sloguard.hooks.live_client import LiveLink
 from vllm_sloguard.hooks.live_scheduler import LiveScheduler
 from vllm_sloguard.hooks.settings import Settings

@@ -16,7 +16,7 @@ import pytest
 from sidecar_cases import until
 
 from sidecar.observe.telemetry import TelemetryHub
-from sidecar.rpc import serve_unix_socket
+from vllm_sloguard.agent.grpc_server import serve_unix_socket
 from vllm_sloguard.hooks.settings import Settings
 from vllm_sloguard.hooks.telemetry_client import TelemetryClient
 from vllm_sloguard.wire import telemetry_pb2 as pb
@@ -263,7 +263,7 @@ SERVER = """
 import sys, time
 from pathlib import Path
 from sidecar.observe.telemetry import TelemetryHub
-from sidecar.rpc import serve_unix_socket
+from vllm_sloguard.agent.grpc_server import serve_unix_socket
 from vllm_sloguard.wire.telemetry_pb2_grpc import add_TelemetryServiceServicer_to_server
 def heard(batch, engine):
     for event in batch.events:
