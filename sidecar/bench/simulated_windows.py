@@ -1,16 +1,18 @@
 """Simulates tuning windows with known truth under the production rule: how often does it promote wrongly?
 
 A simulated load is assembled from pieces of recorded ones: neighbouring requests at their own position in the load,
-relative to the mean of their start, times the factor of the configuration, times a lognormal factor per restart with
-the measured run-to-run spread. sidecar.measure measures and judges it, sidecar.promote decides. The search only
-contributes luck: the candidate is the best of many equal trials.
+relative to the mean of their start. sidecar.measure measures a pool of these once. A trial draws a load from the pool
+and multiplies its latencies by the factor of the configuration and by a lognormal factor per restart with the measured
+run-to-run spread. sidecar.measure judges the result, sidecar.promote decides. The search only contributes luck: the
+candidate is the best of many equal trials.
 """
 
 import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.config.schema import Config, ConfigError, SearchConfig, Workload
-from sidecar.config.slo import Slo
+from sidecar.config.slo import LATENCY_STATISTICS, Slo
 from sidecar.config.window import Promotion
-from sidecar.measure.measurement import measure
+from sidecar.measure.measurement import Measurement, measure
 from sidecar.measure.requests import LoadResult, RequestResult
-from sidecar.measure.verdict import scores, value, violation
+from sidecar.measure.verdict import value, violation
 from sidecar.promote import decision as promotion
 from sidecar.record.decisions import DECIDED, Decision, Outcome
 from sidecar.record.trial import VALIDATING, Plan, Result, Role, Trial
@@ -30,13 +32,13 @@ from sidecar.record.trial import VALIDATING, Plan, Result, Role, Trial
 _SEARCHED = 15
 _RATE = 12.0
 _PIECES = 10
-# Number of loads over which the incumbent's true percentiles are averaged.
-_TRUTH_LOADS = 500
+# Distinct loads that a trial draws from; the incumbent's true percentiles are averaged over them.
+_POOL = 500
 # Autocorrelation of the drift from one start to the next.
 _PERSISTENCE = 0.8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashable by identity: the key of a cache
 class Recording:
     """Repeated starts of one configuration. ``shapes``: a row per start, a column per request, each row with mean 1.
 
@@ -97,11 +99,11 @@ class Tally:
 
 def tally(case: PromotionScenario, recording: Recording, windows: int, seed: int) -> Tally:
     """Simulates the windows."""
-    config = _config(case, recording)
+    config, loads = _config(case, recording), (_pool(recording, 1.0), _pool(recording, case.tail))
     outcomes: Counter[Outcome] = Counter()
     pairs: list[int] = []
     for number in range(windows):
-        machine = _Machine(case, recording, config, np.random.default_rng([seed, number]))
+        machine = _Machine(case, loads, config, np.random.default_rng([seed, number]))
         decision = machine.window()
         outcomes[decision.outcome] += 1
         if decision.candidates:
@@ -110,12 +112,32 @@ def tally(case: PromotionScenario, recording: Recording, windows: int, seed: int
     return Tally(case, windows, len(pairs), **counts, pairs=float(np.mean(pairs)) if pairs else 0.0)
 
 
+@dataclass(frozen=True)
+class _MeasuredLoad:
+    """A load at factor 1, measured once; only its latencies are used."""
+
+    measurement: Measurement
+    latencies_s: NDArray[np.float64]
+
+    def times(self, factor: float, config: Config) -> Result:
+        """The load with every latency multiplied by ``factor``, judged as sidecar.run does for the latency objective."""
+        names = (s.name for s in LATENCY_STATISTICS)
+        known = {name: ms * factor for name in names if (ms := getattr(self.measurement, name)) is not None}
+        measurement = replace(self.measurement, **known)
+        return Result(
+            violation=violation(measurement, config.slo),
+            value=value(measurement, config.objective),
+            measurement=measurement,
+            scores=tuple((self.latencies_s * factor).tolist()),
+        )
+
+
 @dataclass
 class _Machine:
     """One window on one machine, which drifts from start to start."""
 
     case: PromotionScenario
-    recording: Recording
+    loads: tuple[Sequence[_MeasuredLoad], Sequence[_MeasuredLoad]]  # the incumbent's, the candidate's
     config: Config
     rng: np.random.Generator
     drifted: float = 0.0
@@ -130,9 +152,10 @@ class _Machine:
         return promotion.decide(self.trials, self.config)
 
     def _fits(self) -> bool:
+        if self.case.room is None:
+            return True
         measured = sum(t.plan.role in VALIDATING for t in self.trials)
-        needed = promotion.missing(self.trials, self.config)
-        return self.case.room is None or measured + needed <= 2 * self.case.room
+        return measured + promotion.missing(self.trials, self.config) <= 2 * self.case.room
 
     def _run(self, role: Role) -> None:
         case = self.case
@@ -140,9 +163,9 @@ class _Machine:
         self.drifted = _PERSISTENCE * self.drifted + self.rng.normal(0.0, 1.0) * innovation
         slow = math.exp(self.drifted + self.rng.normal(0.0, case.noise))
         ours = role in (Role.BASELINE, Role.REFERENCE)
-        latencies_s = _latencies_s(self.recording, self.rng, 1.0 if ours else case.tail)
-        result = _judged(latencies_s * slow * (1.0 if ours else case.factor), self.config)
+        load = self.loads[not ours][self.rng.integers(_POOL)]
         number = len(self.trials) + 1
+        result = load.times(slow * (1.0 if ours else case.factor), self.config)
         self.trials.append(Trial(1, number, Plan(role, {}, {}, "", ""), number, number + 1.0, result))
 
 
@@ -154,27 +177,21 @@ def _latencies_s(recording: Recording, rng: np.random.Generator, tail: float) ->
     return np.maximum(1 + (shape / shape.mean() - 1) * tail, 1e-3) * recording.mean_s
 
 
+@lru_cache(maxsize=8)
+def _pool(recording: Recording, tail: float) -> Sequence[_MeasuredLoad]:
+    rng, any_slo = np.random.default_rng(0), Slo(e2e_p99_ms=1.0)
+    latencies_s = (_latencies_s(recording, rng, tail) for _ in range(_POOL))
+    return tuple(_MeasuredLoad(measure(_load(row), any_slo), row) for row in latencies_s)
+
+
 def _load(latencies_s: NDArray[np.float64]) -> LoadResult:
     requests = tuple(RequestResult(float(s), float(s), (), start_s=n / _RATE) for n, s in enumerate(latencies_s))
     return LoadResult(requests, len(requests) / _RATE)
 
 
-def _judged(latencies_s: NDArray[np.float64], config: Config) -> Result:
-    """Judges the load as sidecar.run does."""
-    load = _load(latencies_s)
-    measurement = measure(load, config.slo)
-    return Result(
-        violation=violation(measurement, config.slo),
-        value=value(measurement, config.objective),
-        measurement=measurement,
-        scores=scores(load, config.slo, config.objective),
-    )
-
-
 def _config(case: PromotionScenario, recording: Recording) -> Config:
     """An SLO with limits on three percentiles, relative to the incumbent's own on average."""
-    rng, any_slo = np.random.default_rng(0), Slo(e2e_p99_ms=1.0)
-    loads = [measure(_load(_latencies_s(recording, rng, 1.0)), any_slo) for _ in range(_TRUTH_LOADS)]
+    loads = [load.measurement for load in _pool(recording, 1.0)]
     # The mean of the lognormal factor per start.
     mean_factor = math.exp(case.noise**2 * (1 + case.drift**2) / 2)
 
