@@ -92,7 +92,15 @@ def least_resolving(share: float, confidence: float = CONFIDENCE) -> int:
 
 def tpot(gaps: Sequence[float]) -> float | None:
     """A request's mean gap; None for a request of fewer than two tokens, which has no gap."""
-    return math.fsum(gaps) / len(gaps) if gaps else None
+    return math.fsum(gaps) / len(gaps) if len(gaps) else None
+
+
+def itl_of_request(own: float, largest: float, limit: float) -> float:
+    """The ITL by which one request is judged: the ``own`` percentile of its gaps, or its largest gap if that stalls.
+
+    ``limit`` is that of the SLO, in the same unit.
+    """
+    return largest if largest > STALL_FACTOR * limit else own
 
 
 @dataclass

@@ -120,7 +120,7 @@ class _MeasuredLoad:
     latencies_s: NDArray[np.float64]
 
     def times(self, factor: float, config: Config) -> Result:
-        """The load with every latency multiplied by ``factor``, judged as sidecar.run does for the latency objective."""
+        """The load with all latencies multiplied by ``factor``, judged as sidecar.run does by latency."""
         names = (s.name for s in LATENCY_STATISTICS)
         known = {name: ms * factor for name in names if (ms := getattr(self.measurement, name)) is not None}
         measurement = replace(self.measurement, **known)
@@ -163,7 +163,7 @@ class _Machine:
         self.drifted = _PERSISTENCE * self.drifted + self.rng.normal(0.0, 1.0) * innovation
         slow = math.exp(self.drifted + self.rng.normal(0.0, case.noise))
         ours = role in (Role.BASELINE, Role.REFERENCE)
-        load = self.loads[not ours][self.rng.integers(_POOL)]
+        load = self.loads[not ours][int(self.rng.integers(_POOL))]
         number = len(self.trials) + 1
         result = load.times(slow * (1.0 if ours else case.factor), self.config)
         self.trials.append(Trial(1, number, Plan(role, {}, {}, "", ""), number, number + 1.0, result))

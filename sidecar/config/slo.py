@@ -1,4 +1,4 @@
-"""The SLO as operators write it: limits named KIND_STATISTIC_ms, such as ``ttft_p99_ms``, and an error rate.
+"""The SLO as operators write it: limits named KIND_STATISTIC_ms, such as ``ttft_p99_ms``, an error rate, and goodput.
 
 All other code iterates over ``LatencyLimit``; no other module lists the fields. The latency kinds are those of
 vllm_sloguard.latency. A statistic of ``itl`` is over all gaps between tokens of all requests, a statistic of the other
@@ -75,17 +75,20 @@ class LatencyLimit(LatencyStatistic):
 # In display order.
 LATENCY_STATISTICS = tuple(LatencyStatistic(kind, statistic) for kind in LatencyKind for statistic in Statistic)
 ERROR_RATE = "error_rate"
+# The complement of goodput, so that every limit is an upper one.
+MISS_RATE = "miss_rate"
 _FROM_THE_START = frozenset({"ttft_p99_ms", "itl_p99_ms", "e2e_p99_ms", ERROR_RATE})
 ALLOWED_NAMES = (
     "ttft, itl, tpot or e2e, then p50, p90, p95, p99 or mean, then ms (ttft_p99_ms: 500, tpot_mean_ms: 30),"
-    " and error_rate (0.01)"
+    " error_rate (0.01), and goodput (0.99)"
 )
 
 
 class Slo(Section):
-    """Limits on latencies, in milliseconds, and on the share of requests that fail.
+    """Limits on latencies, in milliseconds, and on shares of requests.
 
-    Goodput counts the requests that meet ``per_request``, the limits that apply to a single request.
+    ``error_rate`` is the maximum share that may fail; ``goodput`` is the minimum share that must meet ``per_request``,
+    the limits that apply to a single request.
     """
 
     ttft_p50_ms: PositiveFloat | None = None
@@ -109,11 +112,14 @@ class Slo(Section):
     e2e_p99_ms: PositiveFloat | None = None
     e2e_mean_ms: PositiveFloat | None = None
     error_rate: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    goodput: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> "Slo":
         if not self.latency_limits:
             raise ValueError(f"at least one latency limit is needed: {ALLOWED_NAMES}")
+        if self.goodput is not None and not self.per_request:
+            raise ValueError("goodput: a limit on a percentile is needed, such as ttft_p99_ms; a mean is of no request")
         return self
 
     @model_serializer(mode="wrap")
@@ -141,8 +147,23 @@ class Slo(Section):
         return tuple(highest.values())
 
     @property
+    def share_limits(self) -> dict[str, float]:
+        """The maximum shares of requests that may fail, and with ``goodput`` that may miss a limit, by name."""
+        return {ERROR_RATE: self.error_rate, **({} if self.goodput is None else {MISS_RATE: self.allowed_misses})}
+
+    @property
+    def upper_limits(self) -> dict[str, float]:
+        """Every limit by its name in a measurement, in milliseconds or as a share."""
+        return {**{limit.name: limit.limit_ms for limit in self.latency_limits}, **self.share_limits}
+
+    @property
     def allowed_misses(self) -> float:
-        """The error budget: the share of requests that may miss one of ``per_request``, or fail."""
+        """The error budget: the share of requests that may miss one of ``per_request``, or fail.
+
+        Set by ``goodput``, otherwise that of the most generous limit.
+        """
+        if self.goodput is not None:
+            return round(1 - self.goodput, 9)
         shares = [limit.allowed_share for limit in self.per_request if limit.allowed_share is not None]
         return max([*shares, self.error_rate])
 

@@ -3,9 +3,9 @@
 The rules, from certain to least certain:
 
 1. Arithmetic. The SLO is missed whatever happens: even if every unknown request took no time at all. This is never
-   wrong, because a p99 and an error rate only grow with their values. A request in flight counts with its age. For the
-   p99 of ITL, future gaps count as 0, and the gaps of a request count once it has ended, because those of a failed
-   request are not judged.
+   wrong, because a percentile and a share only grow with their values. A request in flight counts with its age. For
+   percentiles of ITL, future gaps count as 0, and the gaps of a request count once it has ended, because those of a
+   failed request are not judged. Limits on means are left to rule 4.
 2. The sequential test of sidecar.measure.sequential_test, if the number of requests is not fixed (no
    ``workload.requests``). It also ends good loads once they have shown enough.
 3. The trend of sidecar.measure.saturation: requests arrive faster than they are served.
@@ -22,12 +22,13 @@ compares samples of equal size, and a sample truncated because of its content is
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sidecar.config.schema import Workload
-from sidecar.config.slo import Slo
+from sidecar.config.slo import ERROR_RATE, MISS_RATE, LatencyKind, LatencyLimit, Slo
 from sidecar.measure import saturation, sequential_test
+from sidecar.measure.least_results import least_percentiles_ms, misses_already, sample_of
 from sidecar.measure.load_estimate import RunningLoad, estimate_load, mean_ratio
 from sidecar.measure.measurement import Measurement
 from sidecar.measure.partial_load import (
@@ -37,10 +38,7 @@ from sidecar.measure.partial_load import (
     LoadEstimate,
     StopReason,
     arrivals,
-    gaps_of,
-    least_p99_ms,
     lower_bounds,
-    rank,
 )
 from sidecar.measure.requests import End, Ending, LoadProgress
 from sidecar.measure.verdict import slo_limits
@@ -55,8 +53,8 @@ _RANKED_SD, _RANKED_SHARE, _RANKED_SENT = 0.2, 0.25, 0.6
 _COMPARED_SHARE, _LEAST_COMPARED = 0.15, 15
 _EARLY_DOUBT, _LATE_DOUBT = 0.8, 0.0
 _NO_DOUBT = 2.5  # standard deviations by which an estimate must miss a limit
-# Misses in excess of the 1% that a p99 allows, in standard deviations of a Poisson count.
-_ALLOWED, _MISSES_SIGMAS = 0.01, 3.0
+# Misses in excess of what a percentile or a share allows, in standard deviations of a Poisson count.
+_MISSES_SIGMAS = 3.0
 _NO_GAIN = 0.01  # relative; a smaller gain is not worth finishing the load
 
 
@@ -122,17 +120,13 @@ class Rules:
             return None
         estimate = self._estimate(sent, progress)
         worst = estimate.worst if estimate is not None else None
-        if estimate is None or worst is None or not _beyond_doubt(worst, len(sent)):
+        if estimate is None or worst is None or not _beyond_doubt(worst, len(sent), self.slo):
             return None
         why = f"expected to exceed {worst.name} by {worst.margin:.0%}, after {len(sent)} of {progress.planned} requests"
         return EarlyStop(End.STOP, why, self._bounds(sent, progress), StopReason.MISSED, estimate)
 
     def _bounds(self, sent: Sequence[Arrival], progress: LoadProgress) -> Measurement:
-        p99s_ms = {
-            "ttft_p99_ms": least_p99_ms([a.ttft_s for a in sent], progress.planned),
-            "e2e_p99_ms": least_p99_ms([a.e2e_s for a in sent], progress.planned),
-        }
-        return lower_bounds(sent, progress.now_s, progress.planned, p99s_ms, sum(a.failed for a in sent))
+        return _least_measurement(sent, progress.now_s, progress.planned, self.slo, self.workload)
 
     def _outperformed(self, sent: Sequence[Arrival], progress: LoadProgress) -> EarlyStop | None:
         """Ends a load that will not beat the best configuration."""
@@ -156,12 +150,15 @@ class Rules:
         return EarlyStop(End.STOP, why, bounds, StopReason.OUTPERFORMED, self._estimate(sent, progress))
 
 
-def _beyond_doubt(limit: LimitEstimate, sent: int) -> bool:
+def _beyond_doubt(limit: LimitEstimate, sent: int, slo: Slo) -> bool:
     """Whether a limit will be missed: according to the estimate, and with more misses than chance explains."""
     if limit.log_excess <= _NO_DOUBT * limit.sd + _NO_GAIN:
         return False
-    allowed = _ALLOWED * sent
-    return limit.over * sent >= allowed + _MISSES_SIGMAS * math.sqrt(allowed) + 1
+    shares = {found.name: found.allowed_share for found in slo.latency_limits}
+    share = {**shares, **slo.share_limits}.get(limit.name)
+    if share is None:
+        return True  # a mean has no misses to count
+    return limit.over * sent >= share * sent + _MISSES_SIGMAS * math.sqrt(share * sent) + 1
 
 
 def can_be_ranked(estimate: LoadEstimate | None) -> bool:
@@ -178,25 +175,41 @@ def surely_missed(
     sent: Sequence[Arrival], now_s: float, planned: int, slo: Slo, workload: Workload
 ) -> EarlyStop | None:
     """The early stop if, by arithmetic, a load of ``planned`` requests misses the SLO."""
-    longest = int(workload.output_tokens * (1 + workload.spread)) + 1  # tokens
-    gaps = gaps_of(sent)
-    unknown = planned - sum(a.ended for a in sent)
-    samples = {
-        "ttft_p99_ms": ([a.ttft_s for a in sent], planned, "requests"),
-        "itl_p99_ms": (gaps, len(gaps) + unknown * longest, "times between tokens"),
-        "e2e_p99_ms": ([a.e2e_s for a in sent], planned, "requests"),
-    }
-    p99s_ms = {name: least_p99_ms(known, total) for name, (known, total, _) in samples.items()}
-    failed = sum(a.failed for a in sent)
-    bounds = lower_bounds(sent, now_s, planned, p99s_ms, failed)
+    bounds = _least_measurement(sent, now_s, planned, slo, workload)
+    limits = {limit.name: limit for limit in slo.latency_limits}
     for limit in slo_limits(bounds, slo):
         if limit.measured is None or limit.measured <= limit.limit:
             continue
-        if limit.name == "error_rate":
-            why = f"{failed} of {planned} requests failed, {math.floor(planned * limit.limit)} are allowed"
+        if limit.name in limits:
+            why = _over(sent, planned, limits[limit.name], workload)
         else:
-            known, total, what = samples[limit.name]
-            over = sum(value * 1000 > limit.limit for value in known)
-            why = f"{over} of {total} {what} were over {limit.name} {limit.limit:g}, {rank(total) - 1} are allowed"
+            what, share = _SHARES[limit.name]
+            why = f"{round(share(bounds) * planned)} of {planned} requests {what}"
+            why = f"{why}, {math.floor(planned * limit.limit + 1e-9)} are allowed"
         return EarlyStop(End.STOP, why, bounds)
     return None
+
+
+_SHARES: dict[str, tuple[str, Callable[[Measurement], float]]] = {
+    ERROR_RATE: ("failed", lambda m: m.error_rate),
+    MISS_RATE: ("failed or were over a limit", lambda m: m.miss_rate or 0.0),
+}
+
+
+def _over(sent: Sequence[Arrival], planned: int, limit: LatencyLimit, workload: Workload) -> str:
+    sample = sample_of(sent, planned, limit.kind, _most_gaps(workload))
+    over, allowed = sample.over(limit)
+    what = "times between tokens" if limit.kind is LatencyKind.ITL else "requests"
+    return f"{over} of {sample.total} {what} were over {limit.name} {limit.limit_ms:g}, {allowed} are allowed"
+
+
+def _least_measurement(
+    sent: Sequence[Arrival], now_s: float, planned: int, slo: Slo, workload: Workload
+) -> Measurement:
+    least_ms = least_percentiles_ms(sent, planned, slo, _most_gaps(workload))
+    missed = None if slo.goodput is None else sum(misses_already(a, slo.per_request) for a in sent)
+    return lower_bounds(sent, now_s, planned, least_ms, sum(a.failed for a in sent), missed)
+
+
+def _most_gaps(workload: Workload) -> int:
+    return int(workload.output_tokens * (1 + workload.spread)) + 1

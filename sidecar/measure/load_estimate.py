@@ -17,7 +17,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.config.slo import ERROR_RATE, LatencyKind, LatencyLimit, Slo
+from sidecar.config.slo import ERROR_RATE, MISS_RATE, LatencyKind, LatencyLimit, Slo
+from sidecar.measure.least_results import misses_already
 from sidecar.measure.partial_load import Arrival, LimitEstimate, LoadEstimate, gaps_of
 from vllm_sloguard.latency import nearest_rank
 
@@ -105,7 +106,11 @@ def estimate_load(load: RunningLoad, slo: Slo, reference_s: Sequence[float] = ()
         LatencyKind.TPOT: tpots_s,
     }
     limits = [_limit(limit, samples[limit.kind], seen_s[limit.kind]) for limit in slo.latency_limits]
-    failed = sum(a.failed for a in sent)
+    limits.append(_share(ERROR_RATE, sum(a.failed for a in sent), len(sent), planned, slo.error_rate))
+    if slo.goodput is not None:
+        missed = [misses_already(a, slo.per_request) for a in sent]
+        known = sum(miss or a.ended for miss, a in zip(missed, sent, strict=True))
+        limits.append(_share(MISS_RATE, sum(missed), known, planned, slo.allowed_misses))
     mean_s, mean_sd = _mean(load, e2e_s, reference_s)
     return LoadEstimate(
         planned=planned,
@@ -113,7 +118,7 @@ def estimate_load(load: RunningLoad, slo: Slo, reference_s: Sequence[float] = ()
         elapsed_s=load.now_s - sent[0].start_s,
         waiting=sum(not a.begun for a in sent),
         queue_growth=slope,
-        limits=(*limits, _failures(failed, len(sent), planned, slo.error_rate)),
+        limits=tuple(limits),
         mean_ms=None if mean_s is None else mean_s * 1000,
         mean_sd=math.hypot(mean_sd, 0.0 if mean_s is None else 0.5 * ttfts.trend_s / mean_s),
     )
@@ -198,15 +203,15 @@ def _generation(load: RunningLoad, ended: Sequence[Arrival]) -> _Array:
     return values
 
 
-def _failures(failed: int, sent: int, planned: int, limit: float) -> LimitEstimate:
-    """The error rate: observed failures, extrapolated to the remaining requests."""
-    share = failed / sent
+def _share(name: str, bad: int, known: int, planned: int, limit: float) -> LimitEstimate:
+    """A share of requests: the ``bad`` ones of the ``known``, extrapolated to the remaining requests."""
+    share = bad / known if known else 0.0
     if not limit:
-        return LimitEstimate(ERROR_RATE, _MOST_LOG if failed else -_MOST_LOG, 0.1, share)
-    expected = (failed + share * (planned - sent)) / planned
+        return LimitEstimate(name, _MOST_LOG if bad else -_MOST_LOG, 0.1, share)
+    expected = (bad + share * (planned - known)) / planned
     log_excess = min(max(math.log(max(expected, 1e-4) / limit), -_MOST_LOG), _MOST_LOG)
-    sd = 1 / math.sqrt(max(failed - 1, 0.5))
-    return LimitEstimate(ERROR_RATE, log_excess, min(sd, _UNSEEN_SD), share)
+    sd = 1 / math.sqrt(max(bad - 1, 0.5))
+    return LimitEstimate(name, log_excess, min(sd, _UNSEEN_SD), share)
 
 
 def _mean(load: RunningLoad, predicted_s: _Array, reference_s: Sequence[float]) -> tuple[float | None, float]:

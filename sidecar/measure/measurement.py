@@ -7,6 +7,7 @@ failed requests out, and so report only the survivors' latencies.
 import math
 from collections.abc import Sequence
 from itertools import takewhile
+from typing import Protocol
 
 import numpy as np
 from pydantic import ConfigDict
@@ -24,7 +25,7 @@ from sidecar.config.slo import (
 from sidecar.measure.requests import LoadResult, RequestResult
 from sidecar.measure.sender_lag import sender_lag
 from sidecar.measure.steady_state import SteadyState, steady_state
-from vllm_sloguard.latency import interval_ranks, least_resolving, nearest_rank, percentile, tpot
+from vllm_sloguard.latency import interval_ranks, itl_of_request, least_resolving, nearest_rank, percentile, tpot
 
 _JSON = ConfigDict(ser_json_inf_nan="strings")
 
@@ -87,6 +88,11 @@ class Measurement:
         """Share of failed requests."""
         return self.failed / self.requests if self.requests else 1.0
 
+    @property
+    def miss_rate(self) -> float | None:
+        """Share of requests that failed or missed a limit that applies to a single request; None if unmeasured."""
+        return None if self.goodput_share is None else round(1 - self.goodput_share, 9)
+
     def latency_ms(self, statistic: LatencyStatistic) -> float | None:
         """The measured value of ``statistic``; None if unmeasured."""
         return getattr(self, statistic.name)
@@ -124,18 +130,31 @@ def measure(load: LoadResult, slo: Slo) -> Measurement:
 def meets(request: RequestResult, slo: Slo) -> bool:
     """Whether one request met every limit that a single request can miss.
 
-    Its gaps between tokens are judged like those of a load: ``itl_p99_ms`` by the p99 of its own gaps, so one stall is
-    a miss; ``tpot_p99_ms`` by their mean.
+    ``itl_p99_ms`` applies to the p99 of its own gaps, or to its largest gap if that is a stall; ``tpot_p99_ms`` to
+    their mean.
     """
     return _meets(request, slo.per_request)
 
 
 def _meets(request: RequestResult, limits: Sequence[LatencyLimit]) -> bool:
-    return not request.error and within_limits(limits, lambda limit: _of_request(request, limit))
+    return not request.error and within_limits(limits, lambda limit: request_latency_s(request, limit))
 
 
-def _of_request(request: RequestResult, limit: LatencyStatistic) -> float | None:
-    """Seconds; None for ITL and TPOT of a single-token request."""
+class MeasuredRequest(Protocol):
+    """One request's latencies, in seconds."""
+
+    @property
+    def ttft_s(self) -> float | None: ...
+
+    @property
+    def e2e_s(self) -> float | None: ...
+
+    @property
+    def itls_s(self) -> Sequence[float]: ...
+
+
+def request_latency_s(request: MeasuredRequest, limit: LatencyLimit) -> float | None:
+    """The latency of one request that ``limit`` applies to, in seconds; None for a gap of a single-token request."""
     match limit.kind:
         case LatencyKind.TTFT:
             return never_if_none(request.ttft_s)
@@ -144,7 +163,8 @@ def _of_request(request: RequestResult, limit: LatencyStatistic) -> float | None
         case LatencyKind.TPOT:
             return tpot(request.itls_s)
         case LatencyKind.ITL:
-            return percentile(request.itls_s, limit.statistic.share or 0.0)
+            own = percentile(request.itls_s, limit.statistic.share or 0.0)
+            return None if own is None else itl_of_request(own, max(request.itls_s), limit.limit_ms / 1000)
 
 
 def never_if_none(seconds: float | None) -> float:

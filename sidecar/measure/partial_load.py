@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,8 @@ class LoadEstimate:
 class EarlyStop(Ending):
     """The end of a load that is of no further use to the search.
 
-    In ``bounds`` the p99s and failures are lower bounds, None if unknown; ``estimate`` is the expected result.
+    In ``bounds`` the percentiles, failures and misses are lower bounds, None if unknown; ``estimate`` is the expected
+    result.
     """
 
     bounds: Measurement
@@ -94,7 +96,7 @@ class Arrival:
     start_s: float
     ttft_s: float
     e2e_s: float
-    itls_s: NDArray[np.float64] | tuple[float, ...]
+    itls_s: Sequence[float]
     begun: bool
     ended: bool
     failed: bool
@@ -120,37 +122,39 @@ def gaps_of(requests: Sequence[Arrival]) -> NDArray[np.float64]:
     )
 
 
-def rank(total: int) -> int:
-    """The rank of the p99 of ``total`` values, counted from the largest."""
-    return total - nearest_rank(total, 0.99) + 1
+def rank(total: int, share: float) -> int:
+    """The rank of the ``share`` percentile of ``total`` values, counted from the largest."""
+    return total - nearest_rank(total, share) + 1
 
 
-def least_p99_ms(known_s: Sequence[float] | NDArray[np.float64], total: int) -> float | None:
-    """A lower bound on the p99 of ``total`` values, given lower bounds on the known ones; None if there is none."""
-    if not total or len(known_s) < rank(total):
+def least_percentile_ms(known_s: Sequence[float] | NDArray[np.float64], total: int, share: float) -> float | None:
+    """A lower bound on a percentile of ``total`` values, from lower bounds on the known ones; None without one."""
+    if not total or len(known_s) < (place := rank(total, share)):
         return None
-    return float(np.partition(np.asarray(known_s), -rank(total))[-rank(total)]) * 1000
+    return float(np.partition(np.asarray(known_s), -place)[-place]) * 1000
 
 
-def lower_bounds(
+def lower_bounds(  # noqa: PLR0917 - the fields of a measurement
     sent: Sequence[Arrival],
     now_s: float,
     requests: int,
-    p99s_ms: Mapping[str, float | None],
+    percentiles_ms: Mapping[str, float | None],
     failed: int = 0,
+    missed: int | None = None,
 ) -> Measurement:
-    """A measurement of lower bounds, over ``requests``; ``p99s_ms`` is keyed by the names of the limits.
+    """A measurement of lower bounds, over ``requests``; ``percentiles_ms`` is keyed by the names of the limits.
 
-    Means and goodput are left out: fast requests finish first, so they would be biased.
+    ``missed`` requests failed or are over a limit for a single request. Means and the rate of goodput are left out:
+    fast requests finish first, so they would be biased.
     """
+    known: dict[str, Any] = {"ttft_p99_ms": None, "itl_p99_ms": None, "e2e_p99_ms": None, **percentiles_ms}
     return Measurement(
         requests=requests,
         failed=failed,
         duration_s=now_s - sent[0].start_s if sent else 0.0,
-        ttft_p99_ms=p99s_ms.get("ttft_p99_ms"),
-        itl_p99_ms=p99s_ms.get("itl_p99_ms"),
-        e2e_p99_ms=p99s_ms.get("e2e_p99_ms"),
         ttft_mean_ms=None,
         e2e_mean_ms=None,
         goodput_rps=0.0,
+        goodput_share=None if missed is None else 1 - missed / requests,
+        **known,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from sidecar.config.schema import Objective
-from sidecar.config.slo import ERROR_RATE, Slo
+from sidecar.config.slo import ERROR_RATE, MISS_RATE, Slo
 from sidecar.measure.capacity_search import Tried, capacity
 from sidecar.measure.measurement import Measurement, meets, never_if_none
 from sidecar.measure.requests import LoadResult
@@ -35,7 +35,8 @@ class Limit:
 def slo_limits(measurement: Measurement, slo: Slo) -> tuple[Limit, ...]:
     """All limits that the SLO sets."""
     latencies = (Limit(limit.name, limit.limit_ms, measurement.latency_ms(limit)) for limit in slo.latency_limits)
-    return (*latencies, Limit(ERROR_RATE, slo.error_rate, measurement.error_rate))
+    shares = {ERROR_RATE: measurement.error_rate, MISS_RATE: measurement.miss_rate}
+    return (*latencies, *(Limit(name, limit, shares[name]) for name, limit in slo.share_limits.items()))
 
 
 def violation(measurement: Measurement, slo: Slo) -> float:

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, TypeAdapter
 
 from sidecar.config.slo import LatencyKind, LatencyLimit, Slo, Statistic, within_limits
 from sidecar.observe.traffic import REJECTED, Traffic, is_probe
-from vllm_sloguard.latency import STALL_FACTOR, GapHistogram, percentile
+from vllm_sloguard.latency import GapHistogram, itl_of_request, percentile
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
 # The averaging period of the rate compared with window.max_rate.
@@ -189,10 +189,8 @@ def _itl_ms(request: UserRequest, limit: LatencyLimit) -> float | None:
     itl = request.itl
     if itl is None:
         return request.tpot_ms  # no gaps reported; their p99 is hardly ever below their mean
-    if itl.largest_ms > STALL_FACTOR * limit.limit_ms:
-        return itl.largest_ms
-    own = {Statistic.P50: itl.p50_ms, Statistic.P90: itl.p90_ms, Statistic.P95: itl.p95_ms}
-    return own.get(limit.statistic, itl.p99_ms)
+    own_ms = {Statistic.P50: itl.p50_ms, Statistic.P90: itl.p90_ms, Statistic.P95: itl.p95_ms}
+    return itl_of_request(own_ms.get(limit.statistic, itl.p99_ms), itl.largest_ms, limit.limit_ms)
 
 
 def p99(values: Iterable[float]) -> float | None:

@@ -3,7 +3,9 @@
 It is rolled back when
 
 1. it burns the error budget: of at least ``min_requests`` requests, the share that missed a limit or failed is at least
-   ``burn`` times the budget, and under comparable traffic more than the incumbent's own misses explain;
+   ``burn`` times the budget, and under comparable traffic more than the incumbent's own misses explain. The budget is
+   ``Slo.allowed_misses``, and each percentile's own for the requests above its limit. Where ``burn`` times a budget is
+   too much of everything, as for a p50, the share halfway between the budget and 1 counts;
 2. it is slower than the incumbent was: more of its requests than chance explains are above the incumbent's p99 from
    before the window by more than ``tolerance``, in TTFT, TPOT or their largest gap between tokens; the incumbent needs
    ``min_requests`` too, under comparable traffic; or
@@ -26,7 +28,7 @@ import numpy as np
 
 from sidecar.config.slo import Slo
 from sidecar.config.window import Probation
-from sidecar.observe.user_requests import Record, UserRequest, judged, summarize, ttft_or_wait_ms
+from sidecar.observe.user_requests import Record, UserRequest, judged, latency_s, summarize, ttft_or_wait_ms
 from vllm_sloguard.latency import nearest_rank
 
 # The share of promotions without a regression that are rolled back for one, at most.
@@ -75,7 +77,7 @@ def judge(  # noqa: PLR0917 - all that the rule depends on
     now = summarize(counted, slo, requests_per_s)
     enough = now.requests >= rule.min_requests
     reference = before if before and before.requests >= rule.min_requests and comparable(before, now) else None
-    if enough and (burn := _burns(now, reference, slo, rule)):
+    if enough and (burn := _burns(now, counted, reference, slo, rule)):
         return Ruling(ProbationVerdict.SLO_BURN, burn)
     due = counted[: _analysed(len(counted), rule.min_requests)] if left_s > 0 else counted
     if enough and reference and (slower := _slower(reference, due, rule)):
@@ -114,14 +116,19 @@ def crash_loop(times: Sequence[float], now: float, rule: Probation) -> Ruling | 
     return Ruling(ProbationVerdict.CRASH_LOOP, f"it crashed {recent} times within {rule.crashes_within / 60:g} minutes")
 
 
-def _burns(now: Record, before: Record | None, slo: Slo, rule: Probation) -> str:
-    missed, count = now.missed, now.requests
-    budget = max(1 - _P99, slo.error_rate)
-    if missed < rule.burn * budget * count - 1e-9:
-        return ""
-    if before is not None and not _is_more(missed, count, before.missed, before.requests):
-        return ""
-    return f"{missed} of {count} requests missed the SLO, {missed / count / budget:.1f} times the error budget"
+def _burns(now: Record, counted: Sequence[UserRequest], before: Record | None, slo: Slo, rule: Probation) -> str:
+    budgets = [("missed the SLO", now.missed, slo.allowed_misses or 1 - _P99)]
+    for limit in slo.per_request:
+        over = sum((of := latency_s(r, limit)) is not None and of * 1000 > limit.limit_ms for r in counted)
+        budgets.append((f"were over {limit.name} {limit.limit_ms:g}", over, limit.allowed_share or 1 - _P99))
+    for what, count, budget in budgets:
+        if count < min(rule.burn * budget, (1 + budget) / 2) * now.requests - 1e-9:
+            continue
+        # The incumbent's misses are of any limit, so they explain at least as many of this one.
+        if before is None or _is_more(count, now.requests, before.missed, before.requests):
+            times = count / now.requests / budget
+            return f"{count} of {now.requests} requests {what}, {times:.1f} times the error budget"
+    return ""
 
 
 _Latency = Callable[[UserRequest], float | None]

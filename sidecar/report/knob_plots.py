@@ -55,7 +55,7 @@ def limits_plot(view: ReportView) -> tuple[Figure, int] | None:
 
 def _limit_row(figure: Figure, view: ReportView, name: str, row: int, domain: tuple[float, float]) -> None:
     suffix = str(row) if row > 1 else ""
-    limit, rate = view.limits[name], name == "error_rate"
+    limit, rate = view.limits[name], name in wording.SHARES
     finite = [m for e in view.entries if (m := e.measured.get(name)) is not None and math.isfinite(m)]
     # Infinite: failed requests are drawn at the top.
     top = max([*finite, limit], default=limit) * (1.15 if rate else 1.6)

@@ -103,8 +103,7 @@ def versions(recorded: Recorded) -> tuple[Fact, ...]:
     reported = dict.fromkeys(t.result.vllm_version for t in recorded.trials if t.result and t.result.vllm_version)
     limits = "; ".join(
         f"{wording.LIMITS[name]} at most {wording.measured_text(name, limit)}"
-        for name, limit in setup.slo.model_dump().items()
-        if limit is not None
+        for name, limit in setup.slo.upper_limits.items()
     )
     unknown = "not recorded (only promotions record it)"
     facts = {

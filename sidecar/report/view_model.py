@@ -105,7 +105,7 @@ def report_view(recorded: Recorded) -> ReportView:
         entries=entries,
         best=chosen.number if chosen else None,
         knobs=setup.knobs,
-        limits={name: limit for name, limit in setup.slo.model_dump().items() if limit is not None},
+        limits=setup.slo.upper_limits,
         starts=tuple(
             _starts(trials, by_number, setup.objective, incumbent=incumbent)
             for incumbent, trials in ((True, summary.incumbents), (False, summary.candidates))

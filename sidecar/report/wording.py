@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sidecar.config.schema import Objective
-from sidecar.config.slo import LATENCY_STATISTICS
+from sidecar.config.slo import ERROR_RATE, LATENCY_STATISTICS, MISS_RATE
 from sidecar.format import setting
 from sidecar.record.trial import Role
 from vllm_sloguard.crash import Crash
@@ -23,8 +23,10 @@ AXES = {
 UNITS = {Objective.LATENCY: "ms", Objective.GOODPUT: "requests/s", Objective.CAPACITY: "requests/s"}
 LIMITS = {
     **{statistic.name: statistic.label for statistic in LATENCY_STATISTICS},
-    "error_rate": "error rate",
+    ERROR_RATE: "error rate",
+    MISS_RATE: "requests that miss a limit",
 }
+SHARES = frozenset({ERROR_RATE, MISS_RATE})
 ROLES = {
     Role.BASELINE: "incumbent",
     Role.SEARCH: "search",
@@ -56,7 +58,7 @@ def measured_text(name: str, value: float | None) -> str:
     """What was measured for the limit ``name``."""
     if value is None:
         return "-"
-    if name == "error_rate":
+    if name in SHARES:
         return f"{value:.2%}".replace(".00%", "%")
     return "∞ (failed requests)" if math.isinf(value) else f"{figure(value)} ms"
 

@@ -16,7 +16,7 @@ NAMES = [
 
 def test_every_kind_and_statistic_is_a_field() -> None:
     assert [s.name for s in LATENCY_STATISTICS] == NAMES
-    assert set(Slo.model_fields) == {*NAMES, "error_rate"}
+    assert set(Slo.model_fields) == {*NAMES, "error_rate", "goodput"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,3 +72,22 @@ def test_a_latency_that_a_request_has_not_is_no_miss() -> None:
 
     assert within_limits(limits, lambda limit: None if limit.kind is LatencyKind.ITL else 0.5)
     assert not within_limits(limits, lambda limit: 0.051 if limit.kind is LatencyKind.ITL else 0.5)
+
+
+def test_goodput_is_the_share_of_requests_that_meet_every_limit(tmp_path: Path) -> None:
+    slo = load_config(write(tmp_path, changed("slo", {"ttft_p90_ms": 250, "goodput": 0.95}))).slo
+
+    assert slo.share_limits == {"error_rate": 0.01, "miss_rate": 0.05}
+    assert slo.allowed_misses == 0.05
+    assert slo.upper_limits == {"ttft_p90_ms": 250, "error_rate": 0.01, "miss_rate": 0.05}
+    assert "goodput" not in Slo(ttft_p99_ms=1).model_dump()
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [({"ttft_p99_ms": 250, "goodput": 1.0}, "slo.goodput"), ({"e2e_mean_ms": 250, "goodput": 0.9}, "goodput: a limit")],
+)
+def test_a_goodput_that_no_load_can_show_is_refused(tmp_path: Path, limits: dict[str, float], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as raised:
+        load_config(write(tmp_path, changed("slo", limits)))
+    assert len(str(raised.value).splitlines()) == 1

@@ -7,7 +7,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from sidecar.config.schema import Workload
-from sidecar.config.slo import Slo
+from sidecar.config.slo import LATENCY_STATISTICS, Slo
 from sidecar.measure.early_stop import Rules, surely_missed
 from sidecar.measure.measurement import measure
 from sidecar.measure.partial_load import EarlyStop, arrivals
@@ -143,13 +143,19 @@ requests = st.builds(
     st.lists(requests, min_size=2, max_size=150),
     st.floats(0.01, 4),
     st.sampled_from([0.0, 0.01, 0.1]),
-    st.tuples(*[st.none() | st.floats(10, 800)] * 2, st.floats(10, 3000)),
+    st.dictionaries(st.sampled_from([s.name for s in LATENCY_STATISTICS]), st.floats(10, 3000), min_size=1, max_size=4),
+    st.none() | st.sampled_from([0.5, 0.9, 0.99]),
 )
 def test_arithmetic_never_ends_what_would_have_met_its_slo(
-    load: list[RequestResult], now_s: float, error_rate: float, p99s: tuple[float | None, float | None, float]
+    load: list[RequestResult],
+    now_s: float,
+    error_rate: float,
+    limits: dict[str, float],
+    goodput: float | None,
 ) -> None:
-    """Whatever is in flight or not yet sent, and whether or not the requests in flight fail."""
-    slo = Slo(ttft_p99_ms=p99s[0], itl_p99_ms=p99s[1], e2e_p99_ms=p99s[2], error_rate=error_rate)
+    """Whatever the limits, what is in flight or not yet sent, and whether or not the requests in flight fail."""
+    percentiles = any("_p" in name for name in limits)
+    slo = Slo(**limits, error_rate=error_rate, goodput=goodput if percentiles else None)
     sent = [r for r in load if (r.start_s or 0) <= now_s]
     finished = tuple(r for r in sent if (r.start_s or 0) + (r.e2e_s or 0.3) <= now_s)
     flying = tuple(
@@ -168,3 +174,31 @@ def test_arithmetic_never_ends_what_would_have_met_its_slo(
     ends = {limit.name: math.inf if limit.measured is None else limit.measured for limit in slo_limits(whole, slo)}
     for bound in slo_limits(ending.bounds, slo):
         assert bound.measured is None or bound.measured <= ends[bound.name] + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("slo", "why"),
+    [
+        (Slo(ttft_p50_ms=50), "151 of 300 requests were over ttft_p50_ms 50, 150 are allowed"),
+        (Slo(tpot_p90_ms=5), "151 of 300 requests were over tpot_p90_ms 5, 30 are allowed"),
+        (Slo(ttft_p50_ms=50, goodput=0.6), "151 of 300 requests were over ttft_p50_ms 50, 150 are allowed"),
+        (Slo(ttft_p50_ms=200, itl_p50_ms=5, goodput=0.6), "151 of 300 requests failed or were over a limit, 120 are"),
+    ],
+)
+def test_arithmetic_covers_every_percentile_and_goodput(slo: Slo, why: str) -> None:
+    ending = Rules(slo, WORKLOAD, 0.98)(progress(*[ok()] * 151))
+
+    assert isinstance(ending, EarlyStop)
+    assert ending.why.startswith(why)
+    assert least_violation(ending.bounds, slo) > 0
+
+
+@pytest.mark.parametrize("rest_ms", [0, 100])
+def test_a_mean_ends_a_load_only_once_the_estimate_leaves_no_doubt(rest_ms: float) -> None:
+    """240 requests of 170 ms miss a mean of 150 even if the other 60 take 71; they meet one of 169."""
+    done = progress(*[ok(n / 10) for n in range(240)], now_s=24.5)
+
+    assert Rules(Slo(e2e_mean_ms=169), WORKLOAD, 0.98)(done) is None
+    ending = Rules(Slo(e2e_mean_ms=140), WORKLOAD, 0.98)(done)
+    assert isinstance(ending, EarlyStop)
+    assert "e2e_mean_ms" in ending.why

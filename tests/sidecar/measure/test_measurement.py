@@ -12,6 +12,7 @@ from sidecar.config.slo import LATENCY_STATISTICS, LatencyKind, Slo
 from sidecar.measure.measurement import Measurement, measure, meets
 from sidecar.measure.requests import LoadResult, RequestResult
 from sidecar.measure.verdict import scores, value, violation
+from sidecar.observe.user_requests import OwnItls, UserRequest, missed_slo
 
 FAILED = RequestResult(None, None, (), "aborted after 3 of 9 tokens")
 
@@ -146,3 +147,14 @@ def test_a_measurement_of_an_earlier_version_can_be_read() -> None:
     old = Measurement(200, 0, 50.0, 10.0, 5.0, 120.0, 8.0, 80.0, 4.0)
 
     assert (old.ttft_p95_ms, old.goodput_share, old.unresolved) == (None, None, ())
+
+
+@pytest.mark.parametrize(("longest_s", "good"), [(0.1, True), (0.49, True), (0.51, False)])
+def test_a_stall_is_a_miss_even_in_a_request_whose_own_p99_has_room_for_it(longest_s: float, good: bool) -> None:
+    """Trials judge a request as probation and metrics do: ten times the limit is a stall."""
+    slo = Slo(itl_p99_ms=50)
+    gaps_s = (longest_s, *[0.010] * 199)
+
+    assert meets(ok(0.1, 5.0, *gaps_s), slo) is good
+    own = OwnItls(10.0, 10.0, 10.0, 10.0, longest_s * 1000)
+    assert missed_slo(UserRequest(0.0, 100.0, 10.0, 5000.0, 10, 200, itl=own), slo) is not good

@@ -68,3 +68,22 @@ def test_latency_is_better_when_it_is_lower() -> None:
 
     assert value(measure(sent, slo), Objective.LATENCY) == pytest.approx(-2000)
     assert scores(sent, slo, Objective.LATENCY) == (1.0, 3.0, math.inf)
+
+
+@pytest.mark.parametrize(("slow", "excess"), [(2, 0.0), (4, 1.0)])
+def test_goodput_counts_requests_that_miss_any_limit(slow: int, excess: float) -> None:
+    """Half of them are slow to their first token, the others to their last; each p90 is met."""
+    slo = Slo(ttft_p90_ms=200, e2e_p90_ms=2000, goodput=0.98)
+    missed = [ok(0.3)] * (slow // 2) + [ok(e2e_s=3.0)] * (slow // 2)
+    result = measure(load(*missed, *[ok()] * (100 - slow)), slo)
+
+    found = {limit.name: limit for limit in slo_limits(result, slo)}
+    assert found["miss_rate"].measured == pytest.approx(slow / 100)
+    assert {name for name, limit in found.items() if limit.excess} == ({"miss_rate"} if excess else set())
+    assert violation(result, slo) == pytest.approx(excess / 4)
+
+
+def test_a_journal_without_goodput_has_not_measured_it() -> None:
+    slo = Slo(ttft_p99_ms=500, goodput=0.9)
+
+    assert violation(measured(), slo) == pytest.approx(1 / 3)

@@ -530,3 +530,10 @@ def test_a_request_that_is_never_complete_is_ended(page: Page) -> None:
                 client.send(b"G")
                 time.sleep(0.1)
         assert time.monotonic() - began < 15
+
+
+def test_goodput_in_the_file_is_the_error_budget_of_any(tmp_path: Path) -> None:
+    metrics = Metrics(configured(tmp_path, "slo.goodput", 0.98))
+
+    assert metrics.registry.get_sample_value("sloguard_slo_error_budget_ratio", {"objective": "any"}) == 0.02
+    assert metrics.registry.get_sample_value("sloguard_slo_error_budget_ratio", {"objective": "ttft"}) == 0.01

@@ -212,3 +212,27 @@ def test_a_crash_loop(times: list[float], loops: bool) -> None:
 )
 def test_a_miss(request_: UserRequest, expected: bool) -> None:
     assert missed_slo(request_, SLO) is expected
+
+
+@pytest.mark.parametrize(
+    ("slo", "slow", "burns"),
+    [
+        # A tenth may be above a p90: six times that is not possible, halfway to all of them counts.
+        (Slo(ttft_p90_ms=500), 100, False),
+        (Slo(ttft_p90_ms=500), 540, False),
+        (Slo(ttft_p90_ms=500), 550, True),
+        (Slo(ttft_p50_ms=500), 500, False),
+        (Slo(ttft_p50_ms=500), 750, True),
+        # A p50 beside it does not excuse a p99.
+        (Slo(ttft_p99_ms=500, tpot_p50_ms=50), 60, True),
+        (Slo(ttft_p99_ms=500, tpot_p50_ms=50), 59, False),
+        # The budget as the operator sets it.
+        (Slo(ttft_p90_ms=500, goodput=0.98), 119, False),
+        (Slo(ttft_p90_ms=500, goodput=0.98), 120, True),
+        (Slo(e2e_mean_ms=500), 1000, False),
+    ],
+)
+def test_the_error_budget_is_what_the_slo_allows(slo: Slo, slow: int, burns: bool) -> None:
+    ruling = judge(None, requests(1000, slow=slow, slow_ms=900.0), 4.0, slo, RULE, 60.0)
+
+    assert (ruling.verdict is ProbationVerdict.SLO_BURN) is burns
