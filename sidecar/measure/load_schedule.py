@@ -24,7 +24,8 @@ from sidecar.measure.verdict import violation
 _HIGHEST_RATE = 16.0
 _LONGEST_S = 180.0
 _MOST_ATTEMPTS = 2  # at one rate
-_WARM_START_S, _FEWEST_WARM = 5.0, 10
+# Of a start that is not measured.
+WARM_START_LOAD_S, _FEWEST_WARM = 5.0, 10
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class WarmStartLoad:
         first = self.schedule.next_load([], warm=warm)
         if done or first is None:
             return None
-        requests = min(first.most_requests, max(math.ceil(first.rate * _WARM_START_S), _FEWEST_WARM))
+        requests = min(first.most_requests, max(math.ceil(first.rate * WARM_START_LOAD_S), _FEWEST_WARM))
         return first.model_copy(update={"requests": requests})
 
     def stop_rule(self, rate: float) -> StopRule:

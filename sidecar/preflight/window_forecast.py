@@ -1,8 +1,8 @@
 """Forecasts how many trials fit into a window, and how its time is spent. Pure.
 
 The same rule as the tuner's: a trial of the search is only begun if time is left for itself, for the A/B restarts
-reserved for the validation, and for the restore. Durations are those of this journal; where it has none, they are
-assumed and marked so.
+reserved for the validation, for the unmeasured start of each side before them, and for the restore. Durations are those
+of this journal; where it has none, they are assumed and marked so.
 """
 
 import math
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from sidecar.config.schema import Config, Objective
+from sidecar.measure.load_schedule import LoadSchedule, WarmStartLoad
 from sidecar.record.durations import reserved_pairs
 from sidecar.record.trial import VALIDATING, StartKind, Trial
 from sidecar.record.trial_states import RAN_STATUSES
@@ -38,6 +39,7 @@ class Durations:
     trial: Known  # of the search, its start included
     longest_trial: Known
     validation: Known  # one measurement, its start included
+    warm_start: Known  # an unmeasured start before the first measurement of a side
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Forecast:
     """What fits into a window: ``pairs`` of A/B restarts after the search, ``pairs_reserved`` of which are reserved.
 
     ``trials`` are those of the search, with the baseline; seconds are expected; ``restore_s`` is reserved for the
-    restore. ``analyses`` are the numbers of pairs with an interim analysis.
+    restore. ``analyses`` are the numbers of pairs with an interim analysis. ``validation_s`` has both sides' unmeasured
+    starts in it.
     """
 
     window_s: float
@@ -73,33 +76,37 @@ def durations(
     ran = [t for t in trials if t.status in RAN_STATUSES and t.ended_at is not None]
     searched = [_took(t) for t in ran if t.plan.role not in VALIDATING]
     validated = [_took(t) for t in ran if t.plan.role in VALIDATING]
+    warmed = [t.result.warm_start_s for t in ran if t.result and t.result.warm_start_s is not None]
     start = _start(ran, longest_start_s)
-    load_s = _load_s(config, config.workload.fixed_requests)
+    load_s = _load_s(config, 0)
     between_s = min(_FORKED_OR_LIVE_S, start.seconds) if config.engine.forked_trials else start.seconds
     trial_s = between_s + _WARM_UP_S + load_s
-    requests = max(config.workload.fixed_requests, config.promotion.requests_a_start)
-    validation_s = start.seconds + _WARM_UP_S + _load_s(config, requests)
+    requests = _requests(config, config.promotion.requests_a_start)
+    validation_s = start.seconds + _WARM_UP_S + _load_s(config, config.promotion.requests_a_start)
+    warm_load = WarmStartLoad(_schedule(config, 0)).next_load([], warm=False)
+    warm_s = start.seconds + _WARM_UP_S + (warm_load.most_requests / warm_load.rate if warm_load else 0.0)
     return Durations(
         _mean(drains_s, "drains", config.window.notice, "assumed: the notice alone"),
         start,
         _mean(searched, "trials", trial_s, f"assumed: {between_s:.0f} s to start, {_load_words(config)}"),
         _longest(searched, "trials", trial_s),
         _mean(validated, "measurements", validation_s, f"assumed: an ordinary start and {requests} requests"),
+        _mean(warmed, "unmeasured starts", warm_s, "assumed: an ordinary start and a short load"),
     )
 
 
 def forecast(config: Config, takes: Durations) -> Forecast:
     """What fits into the configured window."""
     window_s, budget, analyses = config.window.duration, config.search.budget, config.promotion.pairs
-    restore_s, pair_s = takes.start.seconds, 2 * takes.validation.seconds
+    restore_s, pair_s, warm_s = takes.start.seconds, 2 * takes.validation.seconds, 2 * takes.warm_start.seconds
     left_s = window_s - takes.drain.seconds
     trials = reserved = 0
     while trials < budget:
         pairs = reserved_pairs(trials, config)
-        if left_s < restore_s + takes.longest_trial.seconds + pairs * pair_s:
+        if left_s < restore_s + takes.longest_trial.seconds + warm_s + pairs * pair_s:
             break
         trials, reserved, left_s = trials + 1, pairs, left_s - takes.trial.seconds
-    fit = min(max(math.floor((left_s - restore_s) / pair_s), 0), analyses[-1])
+    fit = min(max(math.floor((left_s - restore_s - warm_s) / pair_s), 0), analyses[-1])
     reached = tuple(look for look in analyses if look <= fit)
     return Forecast(
         window_s=window_s,
@@ -109,12 +116,13 @@ def forecast(config: Config, takes: Durations) -> Forecast:
         pairs_reserved=reserved,
         pairs=fit if reached else 0,
         analyses=reached,
-        validation_s=(reached[-1] if reached else 0) * pair_s,
+        validation_s=warm_s + reached[-1] * pair_s if reached else 0.0,
         drain_s=takes.drain.seconds,
         restore_s=restore_s,
         least_window_s=takes.drain.seconds
         + takes.trial.seconds
         + takes.longest_trial.seconds
+        + warm_s
         + analyses[0] * pair_s
         + restore_s,
     )
@@ -127,8 +135,10 @@ def drains(states: Sequence[tuple[float, str]]) -> list[float]:
 
 
 def _took(trial: Trial) -> float:
+    """Without its unmeasured start, which no other trial of its side has."""
     assert trial.ended_at is not None
-    return trial.ended_at - trial.started_at
+    unmeasured_s = (trial.result.warm_start_s or 0.0) if trial.result else 0.0
+    return trial.ended_at - trial.started_at - unmeasured_s
 
 
 def _start(ran: Sequence[Trial], longest_start_s: float | None) -> Known:
@@ -150,16 +160,26 @@ def _longest(measured: Sequence[float], what: str, assumed_s: float) -> Known:
     return Known(max(measured), f"the longest of {len(measured)} {what}")
 
 
-def _load_s(config: Config, requests: int) -> float:
+def _schedule(config: Config, least: int) -> LoadSchedule:
+    return LoadSchedule(
+        config.slo, config.workload, config.objective, config.promotion.confidence, compared=True, least_requests=least
+    )
+
+
+def _requests(config: Config, least: int) -> int:
+    """Of a whole load at the configured rate, which lasts until a queue would show."""
+    load = _schedule(config, least).next_load([], warm=False)
+    return load.most_requests if load is not None else least
+
+
+def _load_s(config: Config, least: int) -> float:
     loads = _CAPACITY_LOADS if config.objective is Objective.CAPACITY else 1
-    return loads * requests / config.workload.rate
+    return loads * _requests(config, least) / config.workload.rate
 
 
 def _load_words(config: Config) -> str:
     loads = f"{_CAPACITY_LOADS} loads of " if config.objective is Objective.CAPACITY else ""
-    return (
-        f"{_WARM_UP_S:.0f} s to warm up, {loads}{config.workload.fixed_requests} requests at {config.workload.rate:g}/s"
-    )
+    return f"{_WARM_UP_S:.0f} s to warm up, {loads}{_requests(config, 0)} requests at {config.workload.rate:g}/s"
 
 
 def alike(configs: dict[int, dict[str, object]], config: Config) -> set[int]:

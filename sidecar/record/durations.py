@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from sidecar.config.schema import Config
+from sidecar.measure.load_schedule import WARM_START_LOAD_S
 from sidecar.record.trial import VALIDATING, Trial, TrialStatus
 
 
@@ -22,7 +23,7 @@ def seconds_a_trial(trials: Sequence[Trial]) -> float:
 def seconds_of(trials: Sequence[Trial], search: int, validations: int, start_s: float) -> float:
     """How long further trials may take; ``start_s`` is an ordinary start, as used by validation trials.
 
-    In a validation, each side's first measured start is preceded by an unmeasured one.
+    In a validation, each side's first measured start is preceded by an unmeasured one, with a short load.
     """
     searched = [t for t in trials if t.plan.role not in VALIDATING]
     results = [t.result for t in trials if t.result is not None]
@@ -31,7 +32,16 @@ def seconds_of(trials: Sequence[Trial], search: int, validations: int, start_s: 
         start_s + max(((r.load_s or 0.0) + (r.stop_s or 0.0) for r in results), default=0.0),
     )
     cold_sides = len(set(VALIDATING) - {t.plan.role for t in trials}) if validations else 0
-    return search * seconds_a_trial(searched) + validations * validation_s + cold_sides * start_s
+    return search * seconds_a_trial(searched) + validations * validation_s + cold_sides * _warm_start(trials, start_s)
+
+
+def _warm_start(trials: Sequence[Trial], start_s: float) -> float:
+    """The longest one of the run; before the first, what its start, its load and its stop take."""
+    results = [t.result for t in trials if t.result is not None]
+    if known := [r.warm_start_s for r in results if r.warm_start_s is not None]:
+        return max(known)
+    rest_s = max(((r.warmup_s or 0.0) + (r.stop_s or 0.0) for r in results), default=0.0)
+    return start_s + WARM_START_LOAD_S + rest_s
 
 
 def _warm_start_s(trial: Trial) -> float:

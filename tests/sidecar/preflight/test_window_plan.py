@@ -1,5 +1,6 @@
 """`sloguard plan`: what a window would do, from the file, the machine and the journal."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -222,8 +223,8 @@ def test_a_mistake_in_the_file_is_code_2(tmp_path: Path) -> None:
     assert "optimizer" in done.stderr
 
 
-def in_seconds(trial_s: float, start_s: float, validation_s: float) -> Durations:
-    known = (Known(s, "") for s in (10.0, start_s, trial_s, trial_s, validation_s))
+def in_seconds(trial_s: float, start_s: float, validation_s: float, warm_s: float = 0.0) -> Durations:
+    known = (Known(s, "") for s in (10.0, start_s, trial_s, trial_s, validation_s, warm_s))
     return Durations(*known)
 
 
@@ -238,6 +239,37 @@ def test_time_left_for_the_validation_bounds_the_search(tmp_path: Path) -> None:
     assert (slower.trials, slower.pairs_reserved, slower.analyses, slower.pairs) == (4, 3, (3, 5), 5)
     assert not forecast(config, in_seconds(600.0, 60.0, 40.0)).decides
     assert slower.least_window_s == 10 + 120 + 120 + 240 + 60
+
+
+def test_the_unmeasured_start_of_each_side_is_forecast(tmp_path: Path) -> None:
+    path = write_config(tmp_path, promotion={"pairs": [3, 5]}, search={"budget": 8}, window={"duration": "1000s"})
+    config = load_config(path)
+
+    found = forecast(config, in_seconds(50.0, 60.0, 40.0, warm_s=70.0))
+
+    # 990 - 7 * 50 = 640 are left, and an eighth trial needs 60 + 50 + 140 + 400.
+    assert (found.trials, found.analyses, found.validation_s) == (7, (3, 5), 140 + 400)
+    assert found.least_window_s == 10 + 50 + 50 + 140 + 240 + 60
+
+
+def test_an_unmeasured_start_is_no_part_of_the_next_measurement() -> None:
+    config = load_config(DEMO / "sloguard.yaml")
+    result = dataclasses.replace(served(-80.0), warm_start_s=12.0)
+
+    takes = durations(config, [trial(1, a_plan(Role.REFERENCE), result)], None, [])
+
+    assert (takes.validation.seconds, takes.warm_start.seconds) == (18.0, 12.0)
+
+
+@pytest.mark.parametrize(("limit_ms", "load_s"), [(500, 200 / 12), (9000, 20.0)])
+def test_a_load_is_forecast_to_last_until_a_queue_would_show(tmp_path: Path, limit_ms: int, load_s: float) -> None:
+    # Ten times the TTFT limit of 2 s at most.
+    path = write_config(tmp_path, slo={"e2e_p99_ms": limit_ms}, workload={"requests": None})
+
+    takes = durations(load_config(path), [], None, [])
+
+    assert takes.trial.seconds == pytest.approx(10 + 5 + load_s, abs=0.2)
+    assert takes.warm_start.seconds == pytest.approx(60 + 5 + 5)
 
 
 def test_an_engine_of_its_own_for_each_trial_takes_longer(tmp_path: Path) -> None:

@@ -323,3 +323,11 @@ def test_a_configuration_that_is_damaged_is_one_line(tmp_path: Path) -> None:
 
     with pytest.raises(JournalError, match=r"run 1: its configuration can't be read: ttft_p99_ms: .*valid number"):
         told(made.close())
+
+
+def test_goodput_is_shown_as_the_share_that_misses(tmp_path: Path) -> None:
+    found = told(whole(tmp_path, 4, slo={"ttft_p99_ms": 500, "goodput": 0.97}))
+
+    assert found.limits == {"ttft_p99_ms": 500, "error_rate": 0.01, "miss_rate": 0.03}
+    assert all("miss_rate" in entry.measured for entry in found.entries if entry.measured)
+    assert any("requests that miss a limit at most 3%" in fact.value for fact in found.versions)

@@ -200,10 +200,10 @@ def test_validations_are_expected_to_take_an_ordinary_start_each() -> None:
 
     forked = [done(Role.BASELINE, 14, 10), done(Role.SEARCH, 12, 9)]
 
-    # One unmeasured start on each side comes first.
-    assert seconds_of([], 1, 6, start_s=30) == (2 + 6) * 30
-    assert seconds_of(forked, 1, 6, start_s=30) == 14 + 2 * 30 + 6 * (30 + 11)
-    assert seconds_of([*forked, done(Role.REFERENCE, 50, 10)], 0, 2, start_s=30) == 2 * 50 + 30
+    # One unmeasured start on each side comes first, with a load of five seconds.
+    assert seconds_of([], 1, 6, start_s=30) == 2 * (30 + 5) + 6 * 30
+    assert seconds_of(forked, 1, 6, start_s=30) == 14 + 2 * (30 + 5 + 1) + 6 * (30 + 11)
+    assert seconds_of([*forked, done(Role.REFERENCE, 50, 10)], 0, 2, start_s=30) == 2 * 50 + 30 + 5 + 1
 
 
 def test_trials_whose_requests_were_sent_late_do_not_count_and_end_the_run(config: Config) -> None:
@@ -234,4 +234,5 @@ def test_an_unmeasured_start_is_not_expected_to_happen_again() -> None:
     pair = [done(Role.REFERENCE, 90, 45), done(Role.VALIDATION, 88, 43)]
 
     assert seconds_of(pair, 0, 4, start_s=30) == 4 * 45
+    assert seconds_of(pair[:1], 0, 3, start_s=30) == 3 * 45 + 45  # the other side's takes as long
     assert spent(pair[:1], now=190.0).warming_up == 45
