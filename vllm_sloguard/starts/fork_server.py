@@ -23,6 +23,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
@@ -64,6 +65,8 @@ _VERSIONS = ((0, 26), (0, 32))
 _NVML_THREAD = re.compile(r"cuda[0-9a-f]{11}")
 _CUDA_ERROR_NOT_INITIALIZED = 3
 _attempted: set[str] = set()
+_CLAIMED_CORES = "vllm-sloguard/core"  # the abstract sockets by which engines of a host find each other
+_claims: list[socket.socket] = []
 
 
 class UnusableError(RuntimeError):
@@ -252,14 +255,41 @@ class _Forking(ForkContext):
 
 
 def _bind_threads() -> None:
-    """Applies environment variables that OpenMP reads only when loaded; vLLM sets them for each process."""
+    """Applies environment variables that OpenMP reads only when loaded; vLLM sets them for each process.
+
+    vLLM picks the same cores for every engine of a host. Two engines bound to them would starve each other while other
+    cores are idle, so only the first is bound, and the kernel finds cores for the others.
+    """
     torch: Any = sys.modules.get("torch")
     if torch is None or not (count := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
         return
     torch.set_num_threads(int(count))
     places = os.environ.get("GOMP_CPU_AFFINITY") or os.environ.get("OMP_PLACES", "")
     if re.fullmatch(r"[\d ,{}]+", places):  # a list of cores, as vLLM writes it
-        os.sched_setaffinity(0, {int(core) for core in re.findall(r"\d+", places)})
+        cores = {int(core) for core in re.findall(r"\d+", places)}
+        if _claim(cores):
+            os.sched_setaffinity(0, cores)
+        else:
+            print(f"sloguard: not bound to cores {places}: another engine is bound to one of them", file=sys.stderr)
+
+
+def _claim(cores: Iterable[int]) -> bool:
+    """Claims ``cores`` for the life of this process; claims none where another forked engine has one of them.
+
+    A claim is a bound socket in the abstract namespace, which the kernel frees however the process ends.
+    """
+    claims: list[socket.socket] = []
+    for core in cores:
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        claims.append(claim)
+        try:
+            claim.bind(f"\0{_CLAIMED_CORES}/{core}")
+        except OSError:
+            for made in claims:
+                made.close()
+            return False
+    _claims.extend(claims)
+    return True
 
 
 def _run(request: ForkRequest) -> int:
