@@ -26,7 +26,7 @@ def address(host: str, port: int) -> str:
 
 def reached_at(host: str) -> str:
     """The address to connect to from this machine for a server bound to ``host``: loopback for a wildcard address."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where it listens, not we
+    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - where it listens, not we
 
 
 class EngineHttp:
@@ -39,7 +39,7 @@ class EngineHttp:
     def healthy(self, timeout_s: float = 2.0) -> bool:
         """Whether /health succeeds, which does not prove that the engine works."""
         try:
-            self._send("/health", None, timeout_s)
+            self.send("/health", None, timeout_s)
         except Unanswered:
             return False
         return True
@@ -47,7 +47,7 @@ class EngineHttp:
     def requests_in_engine(self, timeout_s: float = 2.0) -> int | None:
         """Requests running or waiting in all of vLLM's engines; None if vLLM does not report it."""
         try:
-            page = self._send("/metrics", None, timeout_s).decode("utf-8", errors="replace")
+            page = self.send("/metrics", None, timeout_s).decode("utf-8", errors="replace")
         except Unanswered:
             return None
         counts = [float(match[1]) for match in _IN_ENGINE.finditer(page)]
@@ -71,16 +71,17 @@ class EngineHttp:
         return str(text)
 
     def _json(self, path: str, body: dict[str, Any] | None, timeout_s: float, read: Callable[[Any], Any]) -> Any:
+        data = None if body is None else json.dumps(body).encode()
         try:
-            return read(json.loads(self._send(path, body, timeout_s)))
+            return read(json.loads(self.send(path, data, timeout_s)))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise Unanswered(f"{path}: not the answer of vLLM: {error}") from None
 
-    def _send(self, path: str, body: dict[str, Any] | None, timeout_s: float) -> bytes:
+    def send(self, path: str, data: bytes | None, timeout_s: float) -> bytes:
+        """The answer to a GET, or to a POST of ``data``. Raises Unanswered."""
         headers = {"Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.base_url + path, data=data, headers=headers)  # noqa: S310 - http, above
         try:
             with _DIRECT.open(request, timeout=timeout_s) as response:

@@ -177,6 +177,10 @@ class ForkServer:
         self._running.channel.close()
         self._running = None
 
+    def pids(self) -> set[int]:
+        """The server's process, if one was started."""
+        return set() if self._running is None else {self._running.process.pid}
+
     def _listen(self, running: _Running) -> None:
         with running.channel.makefile("rb") as lines, suppress(OSError, ForkProtocolError):
             for line in lines:

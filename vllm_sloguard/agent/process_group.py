@@ -181,6 +181,9 @@ class ProcessGroup:
         shutil.rmtree(socket_folder(self.identity.engine_id), ignore_errors=True)
 
     def _terminate_leader(self) -> None:
+        self.signal_leader(signal.SIGTERM)
+
+    def signal_leader(self, number: int) -> None:
         """Signals the first process through a pidfd, so that a reused pid is never signalled."""
         try:
             descriptor = os.pidfd_open(self.identity.pid)
@@ -188,7 +191,7 @@ class ProcessGroup:
             return
         try:
             if self._leader() is not None:
-                signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+                signal.pidfd_send_signal(descriptor, number)
         except ProcessLookupError:
             return
         finally:

@@ -1,0 +1,91 @@
+"""Where the agent listens: a private Unix socket, or TCP with mutual TLS."""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from vllm_sloguard.agent.grpc_server import bounded_server, serve_unix_socket
+
+_UNIX = "unix://"
+_TCP = re.compile(r"(?:[^\s:/]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}")
+LONGEST_SOCKET_PATH_BYTES = 107
+
+
+class AddressError(ValueError):
+    """An address, or a key file for it, can't be used; one line that names the field."""
+
+
+@dataclass(frozen=True)
+class AgentAddress:
+    """``unix:///path`` or ``host:port``; exactly one of ``socket`` and ``target`` is set."""
+
+    text: str
+    socket: Path | None = None
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """A certificate with its key, and the authority that signs the other side's."""
+
+    certificate: Path
+    key: Path
+    ca: Path
+
+
+def read_address(text: str) -> AgentAddress:
+    """Raises AddressError."""
+    if text.startswith(_UNIX):
+        path = Path(text.removeprefix(_UNIX))
+        if not path.is_absolute() or len(os.fsencode(path)) > LONGEST_SOCKET_PATH_BYTES:
+            raise AddressError(
+                f"{text!r}: an absolute path of at most {LONGEST_SOCKET_PATH_BYTES} bytes is needed after unix://"
+            )
+        return AgentAddress(text, socket=path)
+    if not _TCP.fullmatch(text):
+        raise AddressError(f"{text!r}: unix:///a/path or host:port is needed, such as unix:///run/sloguard/agent.sock")
+    return AgentAddress(text, target=text)
+
+
+def listen(address: AgentAddress, tls: TlsFiles | None, register: Callable[[grpc.Server], Any]) -> grpc.Server:
+    """A started server; ``register`` adds its services. Raises AddressError, OSError if the address is taken."""
+    if address.socket is not None:
+        return serve_unix_socket(address.socket, register)
+    if tls is None:
+        raise AddressError(f"{address.text}: TCP needs mutual TLS: --certificate, --key and --ca")
+    credentials = grpc.ssl_server_credentials(
+        [(private_file("key", tls.key), tls_file("certificate", tls.certificate))],
+        root_certificates=tls_file("ca", tls.ca),
+        require_client_auth=True,
+    )
+    server = bounded_server()
+    register(server)
+    try:
+        server.add_secure_port(address.target, credentials)
+    except RuntimeError as error:
+        raise OSError(f"{address.text}: {error}") from None
+    server.start()
+    return server
+
+
+def tls_file(field: str, path: Path) -> bytes:
+    """The content of a file of TLS. Raises AddressError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise AddressError(f"{field}: {path}: {error.strerror}") from None
+
+
+def private_file(field: str, path: Path) -> bytes:
+    """The same for a file that must not be accessible to others. Raises AddressError."""
+    content = tls_file(field, path)
+    facts = path.stat()
+    # Kubernetes makes secrets readable by the pod's group.
+    if facts.st_uid not in (os.geteuid(), 0) or facts.st_mode & 0o037:
+        raise AddressError(f"{field}: {path} is accessible to others; chmod 600 it")
+    return content
