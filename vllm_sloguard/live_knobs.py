@@ -295,7 +295,7 @@ class LiveRecord:
                 settled_s = now - self._in_force.received_at
                 self._update(replace(self._in_force, settled_s=settled_s))
 
-    def observed(self, step: Step, now: float) -> None:
+    def on_step(self, step: Step, now: float) -> None:
         """Takes one step that was scheduled under the change in force."""
         with self._moved:
             held = self._in_force

@@ -22,7 +22,7 @@ from vllm_sloguard.guard.known_model import KnownModel, known_model, local_folde
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB
 from vllm_sloguard.guard.repair import TUNED, Repair, RepairStatus
-from vllm_sloguard.guard.rules.arguments import ARGUMENTS, shown, typed_arguments
+from vllm_sloguard.guard.rules.arguments import ARGUMENTS, display, typed_arguments
 from vllm_sloguard.guard.rules.human_sizes import as_number
 from vllm_sloguard.guard.rules.single_argument import unreadable_argument
 from vllm_sloguard.guard.start_history import Learned, ranks_of, read_history
@@ -196,7 +196,7 @@ def _learned(state: Path | None, model: str, vllm_version: str, python: str) -> 
     except ValueError as error:
         raise ConfigError(f"--state: {error}") from None
     if vllm_version and not re.match(r"\d{1,9}\.\d{1,9}", vllm_version):
-        raise ConfigError(f"--vllm-version: {shown(vllm_version)} is not a version such as 0.32")
+        raise ConfigError(f"--vllm-version: {display(vllm_version)} is not a version such as 0.32")
     if vllm_version:
         return Learned(known.starts, known.rules, vllm_version)
     if known.starts:
@@ -240,7 +240,7 @@ def _name(option: str, written: str) -> str:
         return name
     near = difflib.get_close_matches(name[:80], TUNED, n=3)
     known = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(TUNED)}"
-    raise ConfigError(f"{option}: {shown(written)} is not an argument that the guard knows; {known}")
+    raise ConfigError(f"{option}: {display(written)} is not an argument that the guard knows; {known}")
 
 
 def _value(name: str, text: str) -> Any:
@@ -280,4 +280,4 @@ def _show_repair(result: Repair, here: Machine) -> None:
 def _or_default(value: object, name: str) -> str:
     if name.endswith("_bytes") and isinstance(value, int) and value < 2**63:
         return setting(value, name)
-    return "default" if value is None else shown(value)
+    return "default" if value is None else display(value)

@@ -115,7 +115,7 @@ def tune(config_file: ConfigFile) -> None:
 
     metrics = Metrics(config)
     with assembled(config, say, metrics) as parts:
-        signals.heard_by(parts.requests)
+        signals.stop_on(parts.requests)
         journal = parts.journal
         _refuse_while_serving(journal)
         parts.engines.end_orphans()
@@ -183,7 +183,7 @@ def serve(config_file: ConfigFile) -> None:
         assembled(config, say, metrics) as parts,
         View(console, list(config.search.knobs), config.search.budget, say) as view,
     ):
-        signals.heard_by(parts.requests)
+        signals.stop_on(parts.requests)
         server = metrics.serve(say)
         try:
             say(f"metrics: {server.url}/metrics")

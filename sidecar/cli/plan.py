@@ -21,7 +21,7 @@ from sidecar.guard.model_builds import model_of
 from sidecar.preflight import engine_memory
 from sidecar.preflight.python_env import UnusablePythonError, packages
 from sidecar.preflight.window_forecast import Durations, alike, drains, durations, forecast
-from sidecar.preflight.window_plan import Incumbent, KnobPlan, Opening, RuledOut, WindowPlan, cold, knob_plan
+from sidecar.preflight.window_plan import Incumbent, KnobPlan, NextWindow, RuledOut, WindowPlan, cold, knob_plan
 from sidecar.record import lock
 from sidecar.record.events import Operations
 from sidecar.record.journal import JOURNAL_FILE, Journal
@@ -90,7 +90,7 @@ def planned(config: Config) -> tuple[WindowPlan, Machine, int]:
         knobs=_knobs(config, args, learned, here, vllm),
         takes=takes,
         forecast=forecast(config, takes),
-        opening=_opening(config, operations),
+        next_window=_next_window(config, operations),
         warnings=tuple(
             f"engine.args: {name} is not an argument that the guard knows; did you mean {meant}?"
             for name, meant in misspelt(config.engine.args).items()
@@ -169,7 +169,7 @@ def _durations(config: Config, journal: Journal | None, operations: Operations |
     return durations(config, trials, operations.longest_start_s(), drains(states))
 
 
-def _opening(config: Config, operations: Operations | None) -> Opening:
+def _next_window(config: Config, operations: Operations | None) -> NextWindow:
     window, now = config.window, time.time()
     refusals: list[str] = []
     if lock.holder(config.state) is None:
@@ -182,7 +182,7 @@ def _opening(config: Config, operations: Operations | None) -> Opening:
         if why := window_refusal(blind, now, operations.paused(), operations.last_window(), None, force=False):
             refusals.append(why)
     notes = (f"refused above {window.max_rate:g} requests/s (window.max_rate)",) if window.max_rate else ()
-    return Opening(window.next_opening(now), window.cron, tuple(refusals), notes)
+    return NextWindow(window.next_opening(now), window.cron, tuple(refusals), notes)
 
 
 def _show(found: WindowPlan, here: Machine, held: int) -> None:
@@ -214,7 +214,7 @@ def _show(found: WindowPlan, here: Machine, held: int) -> None:
     for args in found.unguarded:
         say(f"  {assignments(args)}")
     _show_time(say, found)
-    _show_opening(say, found.opening)
+    _show_next_window(say, found.next_window)
 
 
 def _show_knobs(say: Callable[[str], None], knobs: tuple[KnobPlan, ...]) -> None:
@@ -255,12 +255,12 @@ def _show_time(say: Callable[[str], None], found: WindowPlan) -> None:
     say(f"  reserved for the restore: {expected.restore_s:.0f} s ({takes.start.source})")
 
 
-def _show_opening(say: Callable[[str], None], opening: Opening) -> None:
-    if opening.next_at is not None:
-        say(f'\nthe next window opens at {when(opening.next_at)} (window.cron "{opening.cron}")')
+def _show_next_window(say: Callable[[str], None], next_window: NextWindow) -> None:
+    if next_window.next_at is not None:
+        say(f'\nthe next window opens at {when(next_window.next_at)} (window.cron "{next_window.cron}")')
     else:
         say("\nno window is scheduled (window.cron is not set); `sloguard retune --now` opens one")
-    for why in opening.refusals:
+    for why in next_window.refusals:
         say(f"  refused now: {why}")
-    for note in opening.notes:
+    for note in next_window.notes:
         say(f"  {note}")

@@ -14,7 +14,7 @@ from sidecar.export import optuna_study, tables
 from sidecar.export.bench import LEFT_OUT, result_json
 from sidecar.record import run_snapshot
 from sidecar.record.atomic_write import write_whole
-from sidecar.record.run_snapshot import Recorded
+from sidecar.record.run_snapshot import RunSnapshot
 
 RunNumber = Annotated[int | None, typer.Option("--run", help="The run; default: the newest.", min=1, metavar="N")]
 
@@ -85,7 +85,7 @@ def export(  # noqa: PLR0917 - the options of a command
             print(f"study {name!r}: {added} trials added")
 
 
-def _bench(runs: list[Recorded], folder: Path) -> None:
+def _bench(runs: list[RunSnapshot], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     written = 0
     for one in runs:

@@ -13,7 +13,7 @@ import numpy as np
 
 from sidecar.config.schema import Objective
 from sidecar.export.tables import finite
-from sidecar.record.run_snapshot import Recorded
+from sidecar.record.run_snapshot import RunSnapshot
 from sidecar.record.trial import Trial
 
 LEFT_OUT = (
@@ -22,12 +22,12 @@ LEFT_OUT = (
 )
 
 
-def result_json(recorded: Recorded, trial: Trial) -> dict[str, Any] | None:
+def result_json(snapshot: RunSnapshot, trial: Trial) -> dict[str, Any] | None:
     """None for a trial without a complete load: one that crashed, never ran, or was stopped early."""
     result = trial.result
     if result is None or result.measurement is None or result.stopped:
         return None
-    setup, measured = recorded.setup, result.measurement
+    setup, measured = snapshot.setup, result.measurement
     done = measured.requests - measured.failed
     content: dict[str, Any] = {
         "date": datetime.fromtimestamp(trial.started_at).strftime("%Y%m%d-%H%M%S"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidecar.config.schema import Objective
 from sidecar.measure.verdict import in_its_unit
-from sidecar.record.run_snapshot import Recorded, Setup, knobs_that_ran
+from sidecar.record.run_snapshot import RunSnapshot, Setup, knobs_that_ran
 from sidecar.record.trial import Trial, TrialStatus, margins, trial_as_json
 from vllm_sloguard.knobs import Knob, KnobKind, Value
 
@@ -91,7 +91,7 @@ def _attributes(trial: Trial) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if value not in (None, "")}
 
 
-def add(recorded: Recorded, storage: str, name: str, shown_as: Callable[[list[Trial]], Iterable[Trial]]) -> int:
+def add(snapshot: RunSnapshot, storage: str, name: str, shown_as: Callable[[list[Trial]], Iterable[Trial]]) -> int:
     """Adds the trials that have ended to the study ``name``, created if it is missing, and returns their number.
 
     Existing trials are skipped, so that a growing run can be exported repeatedly. ``shown_as`` wraps the iteration, for
@@ -100,15 +100,15 @@ def add(recorded: Recorded, storage: str, name: str, shown_as: Callable[[list[Tr
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
-    setup = recorded.setup
-    ended = [t for t in recorded.trials if t.status is not TrialStatus.RUNNING]
+    setup = snapshot.setup
+    ended = [t for t in snapshot.trials if t.status is not TrialStatus.RUNNING]
     rows = [knobs_that_ran(t, [knob.name for knob in setup.knobs]) for t in ended]
     spaces = distributions(setup.knobs, rows)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = "minimize" if setup.objective is Objective.LATENCY else "maximize"
     try:
         study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
-        _check_origin(study, recorded)
+        _check_origin(study, snapshot)
         known = {t.user_attrs.get("trial") for t in study.get_trials(deepcopy=False)}
         new = [t for t in ended if t.number not in known]
         for trial in shown_as(new):
@@ -119,9 +119,9 @@ def add(recorded: Recorded, storage: str, name: str, shown_as: Callable[[list[Tr
     return len(new)
 
 
-def _check_origin(study: "Study", recorded: Recorded) -> None:
+def _check_origin(study: "Study", snapshot: RunSnapshot) -> None:
     """Marks a new study with its origin; refuses one with the same name and another origin."""
-    setup, run = recorded.setup, recorded.run
+    setup, run = snapshot.setup, snapshot.run
     origin: dict[str, Any] = {"digest": run.digest, "started_at": run.started_at}
     if not study.user_attrs:
         about = {"model": setup.model, "slo": setup.slo.model_dump(), "objective": METRICS[setup.objective]}

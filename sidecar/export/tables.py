@@ -8,16 +8,16 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from sidecar.record.run_snapshot import Recorded, knobs_that_ran
+from sidecar.record.run_snapshot import RunSnapshot, knobs_that_ran
 from sidecar.record.trial import Trial, margins, trial_as_json
 
 # Spreadsheets would interpret these as formulas, and crash texts come from outside.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def csv_text(runs: Iterable[Recorded]) -> str:
+def csv_text(runs: Iterable[RunSnapshot]) -> str:
     """One row per trial, with a header. Empty: not measured; ``inf``: includes failed requests. Times are UTC."""
-    rows = [_row(recorded, trial) for recorded in runs for trial in recorded.trials]
+    rows = [_row(snapshot, trial) for snapshot in runs for trial in snapshot.trials]
     names = list(dict.fromkeys(name for row in rows for name in row))
     knobs = [name for name in names if name.startswith("knob.")]
     columns = [name for name in names if not name.startswith("knob.")] + knobs
@@ -28,9 +28,9 @@ def csv_text(runs: Iterable[Recorded]) -> str:
     return text.getvalue()
 
 
-def jsonl_text(runs: Iterable[Recorded]) -> str:
+def jsonl_text(runs: Iterable[RunSnapshot]) -> str:
     """One object per line."""
-    return "".join(json.dumps(trial_as_json(trial)) + "\n" for recorded in runs for trial in recorded.trials)
+    return "".join(json.dumps(trial_as_json(trial)) + "\n" for snapshot in runs for trial in snapshot.trials)
 
 
 def _cell(value: Any) -> Any:
@@ -39,10 +39,10 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-def _row(recorded: Recorded, trial: Trial) -> dict[str, Any]:
+def _row(snapshot: RunSnapshot, trial: Trial) -> dict[str, Any]:
     result = trial.result
     measured, crash = (result.measurement, result.crash) if result else (None, None)
-    knobs = dict.fromkeys([*(k.name for k in recorded.setup.knobs), *trial.plan.proposed])
+    knobs = dict.fromkeys([*(k.name for k in snapshot.setup.knobs), *trial.plan.proposed])
     row: dict[str, Any] = {
         "run": trial.run,
         "trial": trial.number,
@@ -51,7 +51,7 @@ def _row(recorded: Recorded, trial: Trial) -> dict[str, Any]:
         "status": str(trial.status),
         "started_at": _utc(trial.started_at),
         "ended_at": _utc(trial.ended_at),
-        "objective": str(recorded.setup.objective),
+        "objective": str(snapshot.setup.objective),
         "value": result.value if result else None,
         "violation": result.violation if result and not crash else None,
         "lower_bounds": bool(result and result.stopped),
@@ -59,8 +59,8 @@ def _row(recorded: Recorded, trial: Trial) -> dict[str, Any]:
     for name in ("requests", "failed", "duration_s", "goodput_rps", "ttft_p99_ms", "itl_p99_ms", "e2e_p99_ms",
                  "ttft_mean_ms", "e2e_mean_ms"):  # fmt: skip
         row[name] = getattr(measured, name) if measured else None
-    told = margins(measured, recorded.setup.slo) if measured else {}
-    row |= {f"margin.{name}": told.get(name) for name in recorded.setup.slo.model_dump(exclude_none=True)}
+    margin = margins(measured, snapshot.setup.slo) if measured else {}
+    row |= {f"margin.{name}": margin.get(name) for name in snapshot.setup.slo.model_dump(exclude_none=True)}
     for name in ("start", "start_s", "warmup_s", "load_s", "stop_s", "kv_cache_tokens", "vllm_version"):
         found = getattr(result, name) if result else None
         row[name] = str(found) if name == "start" and found else found

@@ -12,14 +12,14 @@ TOLERANCE = 1.1
 
 
 @dataclass(frozen=True)
-class Tried:
+class RateResult:
     """A load at ``rate`` requests per second, and whether it met the SLO."""
 
     rate: float
     met: bool
 
 
-def next_rate(tried: Sequence[Tried], base: float, highest: float) -> float | None:
+def next_rate(tried: Sequence[RateResult], base: float, highest: float) -> float | None:
     """The next rate to try, in requests per second; None once the capacity is known.
 
     The first is ``base``, which a configuration must meet to be feasible; no rate exceeds ``highest``.
@@ -34,12 +34,12 @@ def next_rate(tried: Sequence[Tried], base: float, highest: float) -> float | No
     return None if missed / met <= TOLERANCE else math.sqrt(met * missed)
 
 
-def capacity(tried: Sequence[Tried]) -> float | None:
+def capacity(tried: Sequence[RateResult]) -> float | None:
     """The highest rate that met the SLO, with none below it that missed; None if the first rate missed it."""
     missed = _lowest_missed(tried)
     met = [t.rate for t in tried if t.met and (missed is None or t.rate < missed)]
     return max(met, default=None)
 
 
-def _lowest_missed(tried: Sequence[Tried]) -> float | None:
+def _lowest_missed(tried: Sequence[RateResult]) -> float | None:
     return min((t.rate for t in tried if not t.met), default=None)

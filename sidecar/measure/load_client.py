@@ -79,9 +79,9 @@ class LoadClient:
         tokenizer: str,
         cancelled: Callable[[], bool],
         *,
-        watch: StopRule = to_the_end,
+        stop_rule: StopRule = to_the_end,
     ) -> LoadResult:
-        """Sends ``workload`` to the engine at ``base_url``; ``watch`` may end the load early.
+        """Sends ``workload`` to the engine at ``base_url``; ``stop_rule`` may end the load early.
 
         Raises LoadError, LoadTimeoutError, Cancelled.
         """
@@ -92,15 +92,15 @@ class LoadClient:
         # Each request has its own deadline: the last warm-up's, and the last one's after the sending time.
         sending_s = workload.most_requests / workload.rate * 2
         longest_s = warmup.LONGEST_WARMUP_S + sending_s + workload.request_timeout_s * 2 + _SPARE_S
-        report, ending = self._until_reported(longest_s, cancelled, watch)
+        report, ending = self._until_reported(longest_s, cancelled, stop_rule)
         # It may have finished before the stop took effect.
         stopped = ending if len(report.requests) < report.planned else None
         return LoadResult(report.requests, report.duration_s, report.planned, report.cancelled, report.warm_up, stopped)
 
     def _until_reported(
-        self, longest_s: float, cancelled: Callable[[], bool], watch: StopRule
+        self, longest_s: float, cancelled: Callable[[], bool], stop_rule: StopRule
     ) -> tuple[LoadReport, Ending | None]:
-        """The load's report, and the ending that ``watch`` chose."""
+        """The load's report, and the ending that ``stop_rule`` chose."""
         deadline = time.monotonic() + longest_s
         finished: tuple[RequestResult, ...] = ()
         ending: Ending | None = None
@@ -115,7 +115,7 @@ class LoadClient:
                     finished += message.finished
                     progress = LoadProgress(message.now_s, message.planned, finished, message.in_flight)
                     if ending is None and progress.planned:
-                        ending = watch(progress)
+                        ending = stop_rule(progress)
                         if ending is not None:
                             self._send(EndLoad(ending.how))
                 case Ready():

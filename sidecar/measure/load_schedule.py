@@ -11,7 +11,7 @@ from typing import Protocol
 
 from sidecar.config.schema import Objective, Workload
 from sidecar.config.slo import Slo
-from sidecar.measure.capacity_search import Tried, next_rate
+from sidecar.measure.capacity_search import RateResult, next_rate
 from sidecar.measure.early_stop import NO_NEEDS, Rules, SearchNeeds
 from sidecar.measure.measurement import measure
 from sidecar.measure.partial_load import EarlyStop
@@ -94,9 +94,9 @@ class LoadSchedule:
         last = {d.rate: d for d in done}
         return tuple(d for d in last.values() if not fell_behind(d.load, self.slo))
 
-    def tried(self, done: Sequence[RateLoad]) -> tuple[Tried, ...]:
+    def tried(self, done: Sequence[RateLoad]) -> tuple[RateResult, ...]:
         """For capacity: the measured rates, and whether they met the SLO."""
-        return tuple(Tried(d.rate, self._met(d.load)) for d in self.counted(done))
+        return tuple(RateResult(d.rate, self._met(d.load)) for d in self.counted(done))
 
     def _next_rate(self, done: Sequence[RateLoad]) -> float | None:
         if done and self._again(done):

@@ -77,14 +77,14 @@ def lasting(rule: StopRule, slo: Slo) -> StopRule:
     """``rule``, but a load that has shown enough continues until a queue would show."""
     least_s = least_duration_s(slo)
 
-    def watch(progress: LoadProgress) -> Ending | None:
+    def lengthened(progress: LoadProgress) -> Ending | None:
         ending = rule(progress)
         if ending is None or ending.how is End.STOP:
             return ending
         starts = [r.start_s for r in (*progress.finished, *progress.in_flight) if r.start_s is not None]
         return ending if starts and progress.now_s - min(starts) >= least_s else None
 
-    return watch
+    return lengthened
 
 
 def _second_half(load: LoadResult) -> tuple[int, int]:

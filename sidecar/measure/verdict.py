@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from sidecar.config.schema import Objective
 from sidecar.config.slo import ERROR_RATE, MISS_RATE, Slo
-from sidecar.measure.capacity_search import Tried, capacity
+from sidecar.measure.capacity_search import RateResult, capacity
 from sidecar.measure.measurement import Measurement, meets, never_if_none
 from sidecar.measure.requests import LoadResult
 
@@ -51,7 +51,7 @@ def least_violation(bounds: Measurement, slo: Slo) -> float:
     return sum(limit.excess for limit in found if limit.measured is not None) / len(found)
 
 
-def value(measurement: Measurement, objective: Objective, tried: Sequence[Tried] = ()) -> float | None:
+def value(measurement: Measurement, objective: Objective, tried: Sequence[RateResult] = ()) -> float | None:
     """The objective, higher is better: goodput in requests per second, or minus the mean latency in milliseconds.
 
     For capacity, the highest rate of ``tried`` that met the SLO; 0 if none did.

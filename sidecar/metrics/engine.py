@@ -199,7 +199,7 @@ class EngineMetrics:
         for rule in dict.fromkeys(name if name in _RULES else _OTHER for name in rules or (_OTHER,)):
             self._repairs.labels(rule).inc()
 
-    def heard(self, request: pb.PublishRequest, engine: EngineTelemetry) -> None:
+    def on_events(self, request: pb.PublishRequest, engine: EngineTelemetry) -> None:
         """Takes a batch of the telemetry; ``engine`` is what is known of its engine."""
         traffic = self._traffic.get(request.engine_id)
         if traffic is None:

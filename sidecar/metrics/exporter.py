@@ -82,9 +82,9 @@ class Metrics:
         """Announces an engine, whose requests are "serving" or "trial" traffic."""
         self._engine.expect(engine_id, traffic)
 
-    def heard(self, request: pb.PublishRequest, engine: EngineTelemetry) -> None:
+    def on_events(self, request: pb.PublishRequest, engine: EngineTelemetry) -> None:
         """Takes a batch of the telemetry; ``engine`` is what is known of its engine."""
-        self._engine.heard(request, engine)
+        self._engine.on_events(request, engine)
 
     # Called by the loop
 

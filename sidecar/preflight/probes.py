@@ -115,11 +115,11 @@ def _vllm(python: str, environment: dict[str, str], say: Say, *, quick: bool, fo
 
 def _imports(python: str, environment: dict[str, str]) -> Imports:
     try:
-        told = answer(python, _IMPORT, _IMPORT_TIMEOUT_S, environment)
+        found = answer(python, _IMPORT, _IMPORT_TIMEOUT_S, environment)
     except UnusablePythonError as error:
         return Imports(_IMPORT_TIMEOUT_S, str(error), "")
-    errors = {name: " ".join(text.split())[:300] for name, text in told["errors"].items()}
-    return Imports(told["seconds"], errors.get("vllm", ""), errors.get("vllm.benchmarks.serve", ""))
+    errors = {name: " ".join(text.split())[:300] for name, text in found["errors"].items()}
+    return Imports(found["seconds"], errors.get("vllm", ""), errors.get("vllm.benchmarks.serve", ""))
 
 
 def _fork_error(python: str, environment: dict[str, str]) -> str:

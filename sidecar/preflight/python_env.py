@@ -67,8 +67,8 @@ def answer(python: str, script: str, timeout_s: float, environment: Mapping[str,
     except OSError as error:
         raise UnusablePythonError(str(error)) from None
     with suppress(ValueError):
-        told: object = json.loads(done.stdout.strip().rpartition("\n")[2])
-        if isinstance(told, dict):
-            return cast("dict[str, Any]", told)
+        printed: object = json.loads(done.stdout.strip().rpartition("\n")[2])
+        if isinstance(printed, dict):
+            return cast("dict[str, Any]", printed)
     said = "".join(f": {line}" for line in done.stderr.strip().splitlines()[-1:])
     raise UnusablePythonError(f"it ended with code {done.returncode}{said[:_MOST_SAID]}")

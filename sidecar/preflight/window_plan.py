@@ -56,7 +56,7 @@ class Incumbent:
 
 
 @dataclass(frozen=True)
-class Opening:
+class NextWindow:
     """When the next window opens, in seconds since the epoch (None without cron), and why none could open now."""
 
     next_at: float | None
@@ -83,7 +83,7 @@ class WindowPlan:
     knobs: tuple[KnobPlan, ...]
     takes: Durations
     forecast: Forecast
-    opening: Opening
+    next_window: NextWindow
     warnings: tuple[str, ...] = ()
 
     @property

@@ -49,7 +49,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RunSnapshot:
     """One run of ``runs``, as of ``now`` in seconds since the epoch.
 
     ``promotions`` are those over the same file arguments. ``state`` is the sidecar's last state, None if only
@@ -79,7 +79,7 @@ class Recorded:
         return trial.ended_at or (self.now if self.alive else trial.started_at)
 
 
-def read_run(folder: Path, number: int | None = None) -> Recorded:
+def read_run(folder: Path, number: int | None = None) -> RunSnapshot:
     """Run ``number``, or the newest. Raises JournalError, also if there is none."""
     with closing(Journal(folder, read_only=True)) as journal:
         # Read the configurations last, so that they include a run that begins meanwhile.
@@ -87,15 +87,15 @@ def read_run(folder: Path, number: int | None = None) -> Recorded:
         configs = _configs(folder, journal)
         if run is None:
             raise JournalError(f"{folder}: there is no run {number}; there are {', '.join(map(str, configs))}")
-        return _recorded(folder, journal, configs, run)
+        return _snapshot(folder, journal, configs, run)
 
 
-def read_all(folder: Path) -> list[Recorded]:
+def read_all(folder: Path) -> list[RunSnapshot]:
     """Every run, oldest first. Raises JournalError, also if there is none."""
     with closing(Journal(folder, read_only=True)) as journal:
         configs = _configs(folder, journal)
         runs = [run for number in configs if (run := journal.run(number)) is not None]
-        return [_recorded(folder, journal, configs, run) for run in runs]
+        return [_snapshot(folder, journal, configs, run) for run in runs]
 
 
 def _configs(folder: Path, journal: Journal) -> dict[int, dict[str, Any]]:
@@ -105,9 +105,9 @@ def _configs(folder: Path, journal: Journal) -> dict[int, dict[str, Any]]:
     return configs
 
 
-def _recorded(folder: Path, journal: Journal, configs: dict[int, dict[str, Any]], run: Run) -> Recorded:
+def _snapshot(folder: Path, journal: Journal, configs: dict[int, dict[str, Any]], run: Run) -> RunSnapshot:
     setup = setup_of(configs[run.id], run.id)
-    return Recorded(
+    return RunSnapshot(
         folder=folder.absolute(),
         runs=tuple(configs),
         run=run,

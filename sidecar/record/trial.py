@@ -9,7 +9,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from sidecar.config.slo import Slo
-from sidecar.measure.capacity_search import Tried
+from sidecar.measure.capacity_search import RateResult
 from sidecar.measure.measurement import Measurement
 from sidecar.measure.partial_load import LoadEstimate
 from sidecar.measure.verdict import MOST_EXCESS, slo_limits
@@ -101,7 +101,7 @@ class Result:
     value: float | None = None
     measurement: Measurement | None = None
     scores: tuple[float, ...] = ()
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[RateResult, ...] = ()
     stopped: str = ""
     unmeasured: str = ""
     estimate: LoadEstimate | None = None

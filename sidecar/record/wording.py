@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from sidecar.format import assignments, change
-from sidecar.measure.capacity_search import Tried, capacity
+from sidecar.measure.capacity_search import RateResult, capacity
 from sidecar.measure.measurement import Measurement
 from sidecar.measure.steady_state import SteadyState
 from sidecar.record.decisions import Outcome
@@ -68,7 +68,7 @@ def caveats(measurement: Measurement) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def capacity_text(tried: Sequence[Tried]) -> str:
+def capacity_text(tried: Sequence[RateResult]) -> str:
     """The highest rate that met the SLO; marked with ≥ as a lower bound if no tested rate missed it."""
     found = capacity(tried)
     if found is None:

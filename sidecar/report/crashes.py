@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.format import setting
-from sidecar.record.run_snapshot import Recorded, knobs_that_ran
+from sidecar.record.run_snapshot import RunSnapshot, knobs_that_ran
 from sidecar.record.trial import Trial, TrialStatus
 from sidecar.report import wording
 from vllm_sloguard.crash import Category
@@ -36,26 +36,28 @@ class CrashGroup:
     alone: str
 
 
-def groups(recorded: Recorded) -> tuple[CrashGroup, ...]:
+def groups(snapshot: RunSnapshot) -> tuple[CrashGroup, ...]:
     """The largest first."""
     found: dict[tuple[str, str, str], list[Trial]] = {}
-    for trial in recorded.trials:
+    for trial in snapshot.trials:
         crash = trial.result.crash if trial.result else None
         if crash is not None:
             cause = str(crash.category), crash.phase, re.sub(r"[0-9.]+", "#", crash.evidence)
             found.setdefault(cause, []).append(trial)
-    measured = [t for t in recorded.trials if t.status in (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE)]
-    names = [knob.name for knob in recorded.setup.knobs]
-    made = (_group(recorded, trials, measured, names) for trials in found.values())
+    measured = [t for t in snapshot.trials if t.status in (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE)]
+    names = [knob.name for knob in snapshot.setup.knobs]
+    made = (_group(snapshot, trials, measured, names) for trials in found.values())
     return tuple(sorted(made, key=lambda group: -len(group.numbers)))
 
 
-def _group(recorded: Recorded, trials: Sequence[Trial], measured: Sequence[Trial], names: Sequence[str]) -> CrashGroup:
+def _group(
+    snapshot: RunSnapshot, trials: Sequence[Trial], measured: Sequence[Trial], names: Sequence[str]
+) -> CrashGroup:
     first = trials[0]
     assert first.result is not None
     assert first.result.crash is not None
     crash = first.result.crash
-    incumbent = recorded.run.incumbent
+    incumbent = snapshot.run.incumbent
     different = {name: given for name, given in first.plan.args.items() if incumbent.get(name) != given}
     # An unguarded trial can crash by a knob that the search does not have.
     known = dict.fromkeys([*names, *(name for t in trials for name in t.plan.proposed)])

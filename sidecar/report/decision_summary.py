@@ -12,7 +12,7 @@ from sidecar.promote.candidate import SearchedSpace, baseline, candidate
 from sidecar.promote.decision import CRASHES_THAT_COUNT
 from sidecar.promote.interim_analysis import InterimAnalysis, margins_of
 from sidecar.record.decisions import Outcome
-from sidecar.record.run_snapshot import Recorded
+from sidecar.record.run_snapshot import RunSnapshot
 from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus, margins
 from sidecar.record.trial_states import TRIAL_STATES
 from sidecar.report import wording
@@ -70,52 +70,52 @@ class DecisionSummary:
     candidates: tuple[Trial, ...]
 
 
-def candidate_of(recorded: Recorded) -> Trial | None:
+def candidate_of(snapshot: RunSnapshot) -> Trial | None:
     """The trial that the search chose."""
-    return candidate(recorded.trials, SearchedSpace(recorded.setup.knobs, recorded.setup.slo))
+    return candidate(snapshot.trials, SearchedSpace(snapshot.setup.knobs, snapshot.setup.slo))
 
 
-def decision_summary(recorded: Recorded) -> DecisionSummary:
+def decision_summary(snapshot: RunSnapshot) -> DecisionSummary:
     """The decision; of a run in progress, what is known of it."""
-    incumbents, candidates = (_side(recorded, role) for role in VALIDATING)
-    tone, headline = _headline(recorded)
-    chosen = candidate_of(recorded)
-    first = baseline(recorded.trials)
+    incumbents, candidates = (_side(snapshot, role) for role in VALIDATING)
+    tone, headline = _headline(snapshot)
+    chosen = candidate_of(snapshot)
+    first = baseline(snapshot.trials)
     return DecisionSummary(
         tone=tone,
         headline=headline,
-        sentences=tuple(text for part in (_tried, _left, _best, _compared, _reason) if (text := part(recorded))),
-        checks=_checks(recorded, incumbents, candidates),
-        gain=_gain(recorded),
-        pairs=tuple(_pair(recorded, *pair) for pair in zip(incumbents, candidates, strict=False)),
+        sentences=tuple(text for part in (_tried, _left, _best, _compared, _reason) if (text := part(snapshot))),
+        checks=_checks(snapshot, incumbents, candidates),
+        gain=_gain(snapshot),
+        pairs=tuple(_pair(snapshot, *pair) for pair in zip(incumbents, candidates, strict=False)),
         incumbents=incumbents or ((first,) if first else ()),
         candidates=candidates or ((chosen,) if chosen else ()),
     )
 
 
-def _side(recorded: Recorded, role: Role) -> tuple[Trial, ...]:
+def _side(snapshot: RunSnapshot, role: Role) -> tuple[Trial, ...]:
     """The trials that were compared; of a run in progress, those measured for it until now."""
-    decision = recorded.decision
+    decision = snapshot.decision
     if decision is None:
-        return tuple(t for t in recorded.trials if t.plan.role is role and measurement_of(t))
+        return tuple(t for t in snapshot.trials if t.plan.role is role and measurement_of(t))
     numbers = decision.incumbents if role is Role.REFERENCE else decision.candidates
-    return tuple(t for t in recorded.trials if t.number in numbers)
+    return tuple(t for t in snapshot.trials if t.number in numbers)
 
 
-def _headline(recorded: Recorded) -> tuple[Tone, str]:
-    decision = recorded.decision
-    if decision is None and not recorded.alive:
+def _headline(snapshot: RunSnapshot) -> tuple[Tone, str]:
+    decision = snapshot.decision
+    if decision is None and not snapshot.alive:
         return Tone.OPEN, "This run was interrupted before its decision"
     if decision is None:
         return Tone.OPEN, "This run is in progress: what follows is preliminary"
     outcome = decision.outcome
     if outcome == Outcome.PROMOTED:
         # The decision names the last trial of the candidate; readers know it by its first one.
-        chosen = candidate_of(recorded)
+        chosen = candidate_of(snapshot)
         number = decision.trial if chosen is None else chosen.number
         return Tone.GOOD, f"A better configuration was found and promoted: trial {number}"
-    first = baseline(recorded.trials)
-    none = "no other configuration met the SLO" if not _searched(recorded, TrialStatus.FEASIBLE) else ""
+    first = baseline(snapshot.trials)
+    none = "no other configuration met the SLO" if not _searched(snapshot, TrialStatus.FEASIBLE) else ""
     if none and first is not None and first.status in (TrialStatus.INFEASIBLE, TrialStatus.CRASHED):
         none = "no configuration met the SLO, nor did the incumbent"
     stays = {
@@ -128,8 +128,8 @@ def _headline(recorded: Recorded) -> tuple[Tone, str]:
     return Tone.STAYS, stays[outcome]
 
 
-def _tried(recorded: Recorded) -> str:
-    by_status = {status: sum(t.status is status for t in recorded.trials) for status in TrialStatus}
+def _tried(snapshot: RunSnapshot) -> str:
+    by_status = {status: sum(t.status is status for t in snapshot.trials) for status in TrialStatus}
     words = {
         TrialStatus.FEASIBLE: "feasible (met the SLO)",
         TrialStatus.INFEASIBLE: "infeasible (missed it)",
@@ -139,27 +139,27 @@ def _tried(recorded: Recorded) -> str:
         TrialStatus.RUNNING: "running",
     }
     counts = wording.listed([f"{by_status[status]} {what}" for status, what in words.items() if by_status[status]])
-    if not recorded.trials:
+    if not snapshot.trials:
         return "No trial has been started."
-    took = wording.duration(recorded.until - recorded.run.started_at)
-    return f"{wording.plural(len(recorded.trials), 'trial')} in {took}: {counts}."
+    took = wording.duration(snapshot.until - snapshot.run.started_at)
+    return f"{wording.plural(len(snapshot.trials), 'trial')} in {took}: {counts}."
 
 
-def _searched(recorded: Recorded, status: TrialStatus) -> bool:
-    return any(t.plan.role is Role.SEARCH and t.status is status for t in recorded.trials)
+def _searched(snapshot: RunSnapshot, status: TrialStatus) -> bool:
+    return any(t.plan.role is Role.SEARCH and t.status is status for t in snapshot.trials)
 
 
-def _left(recorded: Recorded) -> str:
-    if recorded.decision is not None or recorded.alive:
+def _left(snapshot: RunSnapshot) -> str:
+    if snapshot.decision is not None or snapshot.alive:
         return ""
     return "`sloguard tune` continues it; `sloguard serve` ends it and serves the incumbent."
 
 
-def _best(recorded: Recorded) -> str:
-    if not any(t.plan.role is Role.SEARCH for t in recorded.trials):
+def _best(snapshot: RunSnapshot) -> str:
+    if not any(t.plan.role is Role.SEARCH for t in snapshot.trials):
         return ""
-    chosen, first = candidate_of(recorded), baseline(recorded.trials)
-    objective = recorded.setup.objective
+    chosen, first = candidate_of(snapshot), baseline(snapshot.trials)
+    objective = snapshot.setup.objective
     if first is None:
         serving = "the incumbent was not measured"
     elif objective_value(first) is None:
@@ -170,10 +170,10 @@ def _best(recorded: Recorded) -> str:
         missed = ", but missed a limit" if first.status is TrialStatus.INFEASIBLE else ""
         serving = f"the incumbent had {_value_text(first, objective)}{missed}"
     if chosen is None:
-        if not _searched(recorded, TrialStatus.FEASIBLE):
-            return f"No trial of the search met the SLO; {serving}.{_nearest(recorded)}"
+        if not _searched(snapshot, TrialStatus.FEASIBLE):
+            return f"No trial of the search met the SLO; {serving}.{_nearest(snapshot)}"
         return f"No feasible trial of the search had a better {wording.OBJECTIVES[objective]}: {serving}."
-    again = any(t.plan.role is Role.VALIDATION for t in recorded.trials)
+    again = any(t.plan.role is Role.VALIDATION for t in snapshot.trials)
     return (
         f"The candidate, the best feasible trial of the search, is {chosen.number}: {wording.OBJECTIVES[objective]} "
         f"{_value_text(chosen, objective)}; {serving}. The best of many noisy trials"
@@ -181,12 +181,12 @@ def _best(recorded: Recorded) -> str:
     )
 
 
-def _nearest(recorded: Recorded) -> str:
+def _nearest(snapshot: RunSnapshot) -> str:
     """The trial of the search that missed its limits by the least, among those whose load was not stopped early."""
-    slo = recorded.setup.slo
+    slo = snapshot.setup.slo
     missed = [
         (max(margins(m, slo).items(), key=lambda item: item[1]), t, m)
-        for t in recorded.trials
+        for t in snapshot.trials
         if t.plan.role is Role.SEARCH and (m := measurement_of(t)) and not (t.result and t.result.stopped)
     ]
     if not missed:
@@ -200,15 +200,15 @@ def _nearest(recorded: Recorded) -> str:
     )
 
 
-def _compared(recorded: Recorded) -> str:
-    decision, gain = recorded.decision, _gain(recorded)
+def _compared(snapshot: RunSnapshot) -> str:
+    decision, gain = snapshot.decision, _gain(snapshot)
     if decision is None or gain is None:
         return ""
-    latency = recorded.setup.objective is Objective.LATENCY
+    latency = snapshot.setup.objective is Objective.LATENCY
     better, worse = ("shorter", "longer") if latency else ("higher", "lower")
     noise = decision.noise
     spread = "" if noise is None else f" Run-to-run spread: {noise:.1%}."
-    what, change = wording.OBJECTIVES[recorded.setup.objective], better if gain.estimate >= 0 else worse
+    what, change = wording.OBJECTIVES[snapshot.setup.objective], better if gain.estimate >= 0 else worse
     return (
         f"In {wording.plural(decision.pairs, 'A/B restart')} the candidate's {what} was {abs(gain.estimate):.1%}"
         f" {change};"
@@ -217,13 +217,13 @@ def _compared(recorded: Recorded) -> str:
     )
 
 
-def _reason(recorded: Recorded) -> str:
-    decision = recorded.decision
+def _reason(snapshot: RunSnapshot) -> str:
+    decision = snapshot.decision
     return f"Reason in the journal: {wording.sentence(decision.reason)}" if decision and decision.reason else ""
 
 
-def _gain(recorded: Recorded) -> Gain | None:
-    decision, rule = recorded.decision, recorded.setup.promotion
+def _gain(snapshot: RunSnapshot) -> Gain | None:
+    decision, rule = snapshot.decision, snapshot.setup.promotion
     if decision is None or decision.gain is None or decision.low is None or decision.high is None:
         return None
     if not math.isfinite(decision.gain + decision.low + decision.high):
@@ -231,11 +231,11 @@ def _gain(recorded: Recorded) -> Gain | None:
     return Gain(decision.gain, decision.low, decision.high, rule.min_gain, rule.confidence)
 
 
-def _checks(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequence[Trial]) -> tuple[Check, ...]:
+def _checks(snapshot: RunSnapshot, incumbents: Sequence[Trial], candidates: Sequence[Trial]) -> tuple[Check, ...]:
     if not candidates:
         return ()
-    rule, found = recorded.setup.promotion, list[Check]()
-    gain = _gain(recorded)
+    rule, found = snapshot.setup.promotion, list[Check]()
+    gain = _gain(snapshot)
     if gain is not None:
         found += [
             Check(
@@ -247,8 +247,8 @@ def _checks(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequenc
             Check("Better by enough", f"an estimated gain of at least {rule.min_gain:.0%}", f"{gain.estimate:+.1%}",
                   gain.estimate >= rule.min_gain),
         ]  # fmt: skip
-    analysis = _analysis(recorded, incumbents, candidates)
-    found += _failed_check(recorded, analysis)
+    analysis = _analysis(snapshot, incumbents, candidates)
+    found += _failed_check(snapshot, analysis)
     pairs = min(len(incumbents), len(candidates))
     analyses = wording.listed([str(n) for n in rule.pairs])
     found.append(
@@ -259,7 +259,7 @@ def _checks(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequenc
             pairs >= rule.pairs[0],
         )
     )
-    found += _limit_checks(recorded, analysis)
+    found += _limit_checks(snapshot, analysis)
     requests = sum(m.requests for t in candidates if (m := measurement_of(t)))
     found.append(
         Check(
@@ -272,9 +272,9 @@ def _checks(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequenc
     return tuple(found)
 
 
-def _analysis(recorded: Recorded, incumbents: Sequence[Trial], candidates: Sequence[Trial]) -> InterimAnalysis:
+def _analysis(snapshot: RunSnapshot, incumbents: Sequence[Trial], candidates: Sequence[Trial]) -> InterimAnalysis:
     """The interim analysis that decided; of a run in progress, the one with the present replicates."""
-    setup, decision, pairs = recorded.setup, recorded.decision, len(candidates)
+    setup, decision, pairs = snapshot.setup, snapshot.decision, len(candidates)
     planned = setup.promotion.pairs
     ended = decision is not None and (decision.outcome is Outcome.INCONCLUSIVE or pairs not in planned)
     return InterimAnalysis(
@@ -287,12 +287,12 @@ def _analysis(recorded: Recorded, incumbents: Sequence[Trial], candidates: Seque
     )
 
 
-def _failed_check(recorded: Recorded, analysis: InterimAnalysis) -> list[Check]:
+def _failed_check(snapshot: RunSnapshot, analysis: InterimAnalysis) -> list[Check]:
     """Whether the incumbent fails, so that no gain is needed."""
-    rule = recorded.setup.promotion
-    again = [t for t in recorded.trials if t.plan.role is Role.REFERENCE]
+    rule = snapshot.setup.promotion
+    again = [t for t in snapshot.trials if t.plan.role is Role.REFERENCE]
     crashed = sum(t.status is TrialStatus.CRASHED for t in again)
-    rows = [margins_of(t, recorded.setup.slo) for t in analysis.incumbents]
+    rows = [margins_of(t, snapshot.setup.slo) for t in analysis.incumbents]
     if not rows and not crashed:
         return []
     missed = sum(max(row.values(), default=0.0) > 0 for row in rows)
@@ -304,9 +304,9 @@ def _failed_check(recorded: Recorded, analysis: InterimAnalysis) -> list[Check]:
     return [Check(what, asked, wording.listed(parts), fails if fails or len(rows) > 1 else None)]
 
 
-def _limit_checks(recorded: Recorded, analysis: InterimAnalysis) -> list[Check]:
+def _limit_checks(snapshot: RunSnapshot, analysis: InterimAnalysis) -> list[Check]:
     """For each limit, the upper bound of the mean over the starts."""
-    rule, slo = recorded.setup.promotion, recorded.setup.slo
+    rule, slo = snapshot.setup.promotion, snapshot.setup.slo
     starts = [m for t in analysis.candidates if (m := measurement_of(t))]
     bounds = analysis.candidate_bounds()
     checks: list[Check] = []
@@ -336,8 +336,8 @@ def _measured(measurement: Measurement, name: str) -> float:
     return math.inf if found is None else float(found)
 
 
-def _pair(recorded: Recorded, incumbent: Trial, chosen: Trial) -> Pair:
-    objective = recorded.setup.objective
+def _pair(snapshot: RunSnapshot, incumbent: Trial, chosen: Trial) -> Pair:
+    objective = snapshot.setup.objective
     ours, theirs = objective_value(incumbent), objective_value(chosen)
     ratio = "-"
     if ours and theirs and math.isfinite(ours) and math.isfinite(theirs):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.export.optuna_study import distributions
-from sidecar.record.run_snapshot import Recorded, knobs_that_ran
+from sidecar.record.run_snapshot import RunSnapshot, knobs_that_ran
 from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus
 from sidecar.record.trial_states import RAN_STATUSES
 
@@ -26,25 +26,25 @@ class Importance:
     note: str
 
 
-def knob_importance(recorded: Recorded) -> Importance:
+def knob_importance(snapshot: RunSnapshot) -> Importance:
     """Over the trials of the search and the baseline."""
     wanted = [
-        t for t in recorded.trials if t.plan.role not in (*VALIDATING, Role.UNGUARDED) and t.status in RAN_STATUSES
+        t for t in snapshot.trials if t.plan.role not in (*VALIDATING, Role.UNGUARDED) and t.status in RAN_STATUSES
     ]
     if len(wanted) < FEWEST:
         return Importance({}, f"{len(wanted)} trials are too few for this: at least {FEWEST} are needed.")
     if sum(t.status is TrialStatus.FEASIBLE for t in wanted) < _BEST_SHARE * FEWEST:
         return Importance({}, "Too few trials met every limit to compare them with the others.")
-    return _evaluated(recorded, wanted)
+    return _evaluated(snapshot, wanted)
 
 
-def _evaluated(recorded: Recorded, wanted: Sequence[Trial]) -> Importance:
+def _evaluated(snapshot: RunSnapshot, wanted: Sequence[Trial]) -> Importance:
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-    names = [knob.name for knob in recorded.setup.knobs]
+    names = [knob.name for knob in snapshot.setup.knobs]
     rows = [knobs_that_ran(t, names) for t in wanted]
-    spaces = distributions(recorded.setup.knobs, rows)
+    spaces = distributions(snapshot.setup.knobs, rows)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize")
     for row, rank in zip(rows, _ranks(wanted), strict=True):

@@ -9,7 +9,7 @@ import yaml
 from sidecar.format import change, when
 from sidecar.promote.promoted_file import PROMOTED_FILE
 from sidecar.record.decisions import Outcome
-from sidecar.record.run_snapshot import Recorded
+from sidecar.record.run_snapshot import RunSnapshot
 from sidecar.record.states import Cause, State
 from sidecar.record.trial_states import TRIAL_STATES
 from sidecar.record.wording import misses_slo
@@ -37,41 +37,41 @@ class Command:
     line: str
 
 
-def serving(recorded: Recorded) -> tuple[str, ...]:
+def serving(snapshot: RunSnapshot) -> tuple[str, ...]:
     """The current configuration and the state of the sidecar, in sentences."""
-    current = next((p for p in reversed(recorded.promotions) if p.rolled_back_at is None), None)
-    ours = next((p for p in recorded.promotions if p.run == recorded.run.id), None)
-    sentences = [_service(recorded)]
-    missing = misses_slo(recorded.trials, recorded.decision.outcome if recorded.decision else None)
-    if missing is not None and current is None and recorded.run.id == max(recorded.runs):
+    current = next((p for p in reversed(snapshot.promotions) if p.rolled_back_at is None), None)
+    ours = next((p for p in snapshot.promotions if p.run == snapshot.run.id), None)
+    sentences = [_service(snapshot)]
+    missing = misses_slo(snapshot.trials, snapshot.decision.outcome if snapshot.decision else None)
+    if missing is not None and current is None and snapshot.run.id == max(snapshot.runs):
         label = TRIAL_STATES[missing.status].label
         sentences.append(f"The current configuration misses the SLO: it was {label} in trial {missing.number}.")
     if ours is not None and ours.rolled_back_at is not None:
         at, why = when(ours.rolled_back_at), wording.sentence(ours.rollback_reason or "no reason was recorded")
         sentences.append(f"This run's promotion was rolled back at {at} and is quarantined: {why}")
     if current is None:
-        sentences.append(f"{_current(recorded)} the arguments of the configuration file; no promotion is in effect.")
+        sentences.append(f"{_current(snapshot)} the arguments of the configuration file; no promotion is in effect.")
     elif ours is not None and current.id == ours.id:
-        changed = _changes(recorded.run.incumbent, current.args)
+        changed = _changes(snapshot.run.incumbent, current.args)
         sentences.append(
-            f"{_current(recorded)} this run's winner (promotion {current.id}), since {when(current.at)}: {changed}."
+            f"{_current(snapshot)} this run's winner (promotion {current.id}), since {when(current.at)}: {changed}."
         )
     else:
         of = f"of run {current.run}" if current.run is not None else "of a rollback"
-        sentences.append(f"{_current(recorded)} promotion {current.id} {of}, since {when(current.at)}.")
+        sentences.append(f"{_current(snapshot)} promotion {current.id} {of}, since {when(current.at)}.")
     return tuple(sentences)
 
 
-def _current(recorded: Recorded) -> str:
-    return "Current configuration:" if recorded.alive else "Configuration that the next start serves:"
+def _current(snapshot: RunSnapshot) -> str:
+    return "Current configuration:" if snapshot.alive else "Configuration that the next start serves:"
 
 
-def _service(recorded: Recorded) -> str:
-    state = recorded.state
+def _service(snapshot: RunSnapshot) -> str:
+    state = snapshot.state
     if state is None:
         return "No `sloguard serve` has run on this state folder, so nothing serves the result yet: see 'Next steps'."
     at = when(state.at)
-    if recorded.alive:
+    if snapshot.alive:
         return f"The sidecar is running, {state.state} since {at}: {state.reason}."
     if state.state == State.HALTED and state.cause == Cause.ENGINE_STOPPED:
         return f"Nothing serves: the sidecar and its engine were stopped at {at}."
@@ -95,12 +95,12 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
     )
 
 
-def versions(recorded: Recorded) -> tuple[Fact, ...]:
-    """What the measurements depend on: the model, the load, vLLM and, if recorded, the machine."""
-    setup, load = recorded.setup, recorded.setup.workload
-    evidence = next((p.evidence for p in recorded.promotions if p.run == recorded.run.id), None)
+def versions(snapshot: RunSnapshot) -> tuple[Fact, ...]:
+    """What the measurements depend on: the model, the load, vLLM and, if snapshot, the machine."""
+    setup, load = snapshot.setup, snapshot.setup.workload
+    evidence = next((p.evidence for p in snapshot.promotions if p.run == snapshot.run.id), None)
     origin = evidence.provenance if evidence else None
-    reported = dict.fromkeys(t.result.vllm_version for t in recorded.trials if t.result and t.result.vllm_version)
+    reported = dict.fromkeys(t.result.vllm_version for t in snapshot.trials if t.result and t.result.vllm_version)
     limits = "; ".join(
         f"{wording.LIMITS[name]} at most {wording.measured_text(name, limit)}"
         for name, limit in setup.slo.upper_limits.items()
@@ -118,23 +118,23 @@ def versions(recorded: Recorded) -> tuple[Fact, ...]:
         "objective": wording.OBJECTIVES[setup.objective],
         "load": f"{load.rate:g} requests/s of {load.prompts}, seed {load.seed}",
         "search": f"{setup.optimizer}, a budget of {setup.budget} trials, seed {setup.seed}",
-        "configuration digest": recorded.run.digest,
-        "state folder": str(recorded.folder),
+        "configuration digest": snapshot.run.digest,
+        "state folder": str(snapshot.folder),
     }
     return tuple(Fact(name, str(value)) for name, value in facts.items() if value)
 
 
-def commands(recorded: Recorded) -> tuple[tuple[Command, ...], str]:
+def commands(snapshot: RunSnapshot) -> tuple[tuple[Command, ...], str]:
     """The commands, and the configuration file for them, as YAML."""
-    setup, decision = recorded.setup, recorded.decision
-    promotion = next((p for p in recorded.promotions if p.run == recorded.run.id), None)
+    setup, decision = snapshot.setup, snapshot.decision
+    promotion = next((p for p in snapshot.promotions if p.run == snapshot.run.id), None)
     rows = [
         Command(
             "Run the same search again (new measurements; the first proposals are the same)",
             "sloguard tune -c sloguard.yaml",
         )
     ]
-    file = shlex.quote(str(recorded.folder / PROMOTED_FILE))
+    file = shlex.quote(str(snapshot.folder / PROMOTED_FILE))
     if decision is not None and decision.outcome == Outcome.PROMOTED and promotion is not None:
         rows.append(Command("Serve the winner without the sidecar", _serve(setup.model, promotion.args)))
     rows.append(Command("Serve the promoted configuration from its file", f"vllm serve --config {file}"))
@@ -142,9 +142,9 @@ def commands(recorded: Recorded) -> tuple[tuple[Command, ...], str]:
         undo = f"sloguard rollback --promotion {promotion.id} --wait -c sloguard.yaml"
         rows.append(Command("Roll back this run's promotion (needs a running sloguard serve)", undo))
     rows += [
-        Command("Serve the incumbent of this run without the sidecar", _serve(setup.model, recorded.run.incumbent)),
+        Command("Serve the incumbent of this run without the sidecar", _serve(setup.model, snapshot.run.incumbent)),
         Command("List promotions, rollbacks and windows", "sloguard history -c sloguard.yaml"),
-        Command("Get every trial as JSON", f"sloguard trials {shlex.quote(str(recorded.folder))} --json"),
+        Command("Get every trial as JSON", f"sloguard trials {shlex.quote(str(snapshot.folder))} --json"),
     ]
     kept = {name: part for name, part in setup.content.items() if name not in _NOT_OF_THE_RUN and part is not None}
     bare = _bare(kept)

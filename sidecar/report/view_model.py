@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sidecar.config.schema import Objective
 from sidecar.format import when
 from sidecar.measure.verdict import in_its_unit, slo_limits
-from sidecar.record.run_snapshot import Recorded, knobs_that_ran
+from sidecar.record.run_snapshot import RunSnapshot, knobs_that_ran
 from sidecar.record.time_breakdown import TimeBreakdown, spent
 from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus
 from sidecar.record.wording import why
@@ -85,23 +85,23 @@ class ReportView:
     configuration: str
 
 
-def report_view(recorded: Recorded) -> ReportView:
-    """The report of ``recorded``."""
-    setup, summary = recorded.setup, decision_summary.decision_summary(recorded)
-    entries = tuple(_entry(recorded, trial) for trial in recorded.trials)
+def report_view(snapshot: RunSnapshot) -> ReportView:
+    """The report of ``snapshot``."""
+    setup, summary = snapshot.setup, decision_summary.decision_summary(snapshot)
+    entries = tuple(_entry(snapshot, trial) for trial in snapshot.trials)
     by_number = {entry.number: entry for entry in entries}
-    chosen = decision_summary.candidate_of(recorded)
-    asked, yaml = commands(recorded)
+    chosen = decision_summary.candidate_of(snapshot)
+    asked, yaml = commands(snapshot)
     return ReportView(
-        title=f"Tuning report: {setup.model.rstrip('/').rpartition('/')[2]}, run {recorded.run.id}",
+        title=f"Tuning report: {setup.model.rstrip('/').rpartition('/')[2]}, run {snapshot.run.id}",
         model=setup.model,
-        run=recorded.run.id,
-        other_runs=tuple(n for n in recorded.runs if n != recorded.run.id),
-        written=when(recorded.now),
-        began=when(recorded.run.started_at),
+        run=snapshot.run.id,
+        other_runs=tuple(n for n in snapshot.runs if n != snapshot.run.id),
+        written=when(snapshot.now),
+        began=when(snapshot.run.started_at),
         objective=setup.objective,
         verdict=summary,
-        serving=serving(recorded),
+        serving=serving(snapshot),
         entries=entries,
         best=chosen.number if chosen else None,
         knobs=setup.knobs,
@@ -111,11 +111,11 @@ def report_view(recorded: Recorded) -> ReportView:
             for incumbent, trials in ((True, summary.incumbents), (False, summary.candidates))
             if trials
         ),
-        importance=importance.knob_importance(recorded),
-        crashes=crashes.groups(recorded),
-        spending=_spending(spent(recorded.trials, recorded.until)),
-        interventions=repairs.interventions(recorded.trials),
-        versions=versions(recorded),
+        importance=importance.knob_importance(snapshot),
+        crashes=crashes.groups(snapshot),
+        spending=_spending(spent(snapshot.trials, snapshot.until)),
+        interventions=repairs.interventions(snapshot.trials),
+        versions=versions(snapshot),
         commands=asked,
         configuration=yaml,
     )
@@ -135,24 +135,24 @@ def _spending(seconds: TimeBreakdown) -> str:
     return f"{wording.duration(seconds.total)} in total: {', '.join(parts)}."
 
 
-def _entry(recorded: Recorded, trial: Trial) -> TrialEntry:
+def _entry(snapshot: RunSnapshot, trial: Trial) -> TrialEntry:
     measurement = measurement_of(trial)
-    found = slo_limits(measurement, recorded.setup.slo) if measurement else ()
-    end = recorded.end_of(trial)
+    found = slo_limits(measurement, snapshot.setup.slo) if measurement else ()
+    end = snapshot.end_of(trial)
     crash = trial.result.crash if trial.result else None
     return TrialEntry(
         number=trial.number,
         role=trial.plan.role,
         status=trial.status,
-        value=in_its_unit(objective_value(trial), recorded.setup.objective),
+        value=in_its_unit(objective_value(trial), snapshot.setup.objective),
         value_is_lower_bound=bool(trial.result and trial.result.value_is_lower_bound),
         measured={limit.name: limit.measured for limit in found},
         bound=bool(trial.result and trial.result.stopped),
-        knobs=knobs_that_ran(trial, [knob.name for knob in recorded.setup.knobs]),
-        configuration=_configuration(recorded, trial),
+        knobs=knobs_that_ran(trial, [knob.name for knob in snapshot.setup.knobs]),
+        configuration=_configuration(snapshot, trial),
         category=wording.category(crash) if crash else "",
         seconds=spent((trial,), end),
-        took=wording.duration(end - trial.started_at) if trial.ended_at or recorded.alive else "-",
+        took=wording.duration(end - trial.started_at) if trial.ended_at or snapshot.alive else "-",
         note=_note(trial),
     )
 
@@ -165,12 +165,12 @@ def _note(trial: Trial) -> str:
     return f"{wording.category(crash)} while {crash.phase}: {evidence}"
 
 
-def _configuration(recorded: Recorded, trial: Trial) -> str:
+def _configuration(snapshot: RunSnapshot, trial: Trial) -> str:
     if trial.plan.role in (Role.BASELINE, Role.REFERENCE):
         return "as the incumbent"
     ran = trial.args_that_ran
-    incumbent = recorded.run.incumbent
-    names = dict.fromkeys((*(knob.name for knob in recorded.setup.knobs), *ran))
+    incumbent = snapshot.run.incumbent
+    names = dict.fromkeys((*(knob.name for knob in snapshot.setup.knobs), *ran))
     different = {name: ran[name] for name in names if name in ran and incumbent.get(name) != ran[name]}
     return wording.arguments_text(different) or "as the incumbent"
 

@@ -26,7 +26,7 @@ Launcher = Callable[[Args], Launch]
 
 
 @dataclass(frozen=True)
-class Given:
+class ReadyEngine:
     """An engine that has answered its first token. ``exact``: it was started with exactly the plan's arguments."""
 
     engine: Engine
@@ -36,7 +36,7 @@ class Given:
 
 
 class NotStartedError(RuntimeError):
-    """The start crashed; ``engine`` is None if no process was started. ``exact`` as in Given."""
+    """The start crashed; ``engine`` is None if no process was started. ``exact`` as in ReadyEngine."""
 
     def __init__(self, crash: Crash, engine: Engine | None, start: StartKind, *, exact: bool) -> None:
         super().__init__(crash.evidence)
@@ -82,26 +82,26 @@ class TrialEngines:
         # No requests are in flight, and a kill leaves less behind than vLLM's own shutdown.
         self._engines.end(engine, drain=False)
 
-    def keep(self, given: Given, plan: Plan) -> bool:
+    def keep(self, ready: ReadyEngine, plan: Plan) -> bool:
         """Keeps the engine of ``plan`` for the next trial, if possible; otherwise the caller must stop it."""
         if plan.role is Role.SEARCH and self._changes:
-            self._kept = given.engine
-        return self._kept is given.engine
+            self._kept = ready.engine
+        return self._kept is ready.engine
 
-    def get(self, plan: Plan, launch: Launcher, cancelled: Callable[[], bool], *, exact: bool) -> Given:
+    def get(self, plan: Plan, launch: Launcher, cancelled: Callable[[], bool], *, exact: bool) -> ReadyEngine:
         """An engine that runs ``plan``; ``exact`` asks for a new one with exactly its arguments.
 
         Raises NotStartedError or Cancelled, with nothing left running.
         """
         live = plan.role is Role.SEARCH and not exact and self._changes
         if live and (given := self._changed(plan)) is not None:
-            return given
+            return ready
         self._end_kept()
         if live and plan.ceilings:
-            given = self._started(launch({**plan.args, **plan.ceilings}), plan.role, cancelled, exact=False)
-            if self._lowered(given.engine, plan.args):
-                return given
-            self._end(given.engine)
+            ready = self._started(launch({**plan.args, **plan.ceilings}), plan.role, cancelled, exact=False)
+            if self._lowered(ready.engine, plan.args):
+                return ready
+            self._end(ready.engine)
             self._changes = False
         return self._started(launch(plan.args), plan.role, cancelled, exact=True)
 
@@ -118,14 +118,14 @@ class TrialEngines:
             self._changes = False
         return bool(why)
 
-    def _changed(self, plan: Plan) -> Given | None:
+    def _changed(self, plan: Plan) -> ReadyEngine | None:
         """The previous trial's engine with ``plan`` applied; None if that needs a restart."""
         engine, self._kept = self._kept, None
         if engine is None:
             return None
         began = time.monotonic()
         if engine.alive() and self._lowered(engine, plan.args):
-            return Given(engine, StartKind.LIVE, time.monotonic() - began, exact=False)
+            return ReadyEngine(engine, StartKind.LIVE, time.monotonic() - began, exact=False)
         self._end(engine)
         return None
 
@@ -156,7 +156,7 @@ class TrialEngines:
             return False
         return True
 
-    def _started(self, launch: Launch, role: Role, cancelled: Callable[[], bool], *, exact: bool) -> Given:
+    def _started(self, launch: Launch, role: Role, cancelled: Callable[[], bool], *, exact: bool) -> ReadyEngine:
         engine: Engine | None = None
         start = StartKind.ORDINARY
         began = time.monotonic()
@@ -174,7 +174,7 @@ class TrialEngines:
             if engine is not None:
                 self._end(engine)
             raise
-        return Given(engine, start, time.monotonic() - began, exact)
+        return ReadyEngine(engine, start, time.monotonic() - began, exact)
 
 
 def _scalars(args: Args) -> dict[str, Value]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from sidecar.config.schema import Config, Objective
 from sidecar.measure import verdict
-from sidecar.measure.capacity_search import Tried, capacity
+from sidecar.measure.capacity_search import RateResult, capacity
 from sidecar.measure.early_stop import NO_NEEDS, SearchNeeds
 from sidecar.measure.load_schedule import LoadSchedule, RateLoad
 from sidecar.measure.measurement import measure
@@ -87,7 +87,7 @@ def judged_loads(result: Result, loads: tuple[RateLoad, ...], schedule: LoadSche
     return _measured(result, counted, schedule, tried)
 
 
-def _stopped(result: Result, ending: EarlyStop, schedule: LoadSchedule, tried: tuple[Tried, ...]) -> Result:
+def _stopped(result: Result, ending: EarlyStop, schedule: LoadSchedule, tried: tuple[RateResult, ...]) -> Result:
     """The verdict on a stopped load. Only an outperformed one may have met the SLO: it has an estimated value."""
     bound, estimate = verdict.least_violation(ending.bounds, schedule.slo), ending.estimate
     violation = bound or (estimate.violation if estimate is not None else 0.0)
@@ -106,7 +106,7 @@ def _stopped(result: Result, ending: EarlyStop, schedule: LoadSchedule, tried: t
 
 
 def _measured(
-    result: Result, counted: tuple[RateLoad, ...], schedule: LoadSchedule, tried: tuple[Tried, ...]
+    result: Result, counted: tuple[RateLoad, ...], schedule: LoadSchedule, tried: tuple[RateResult, ...]
 ) -> Result:
     slo, objective = schedule.slo, schedule.objective
     first = counted[0].load

@@ -13,7 +13,7 @@ from sidecar.measure.requests import LoadResult, StopRule
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record.trial import Plan, Role, StartKind
 from sidecar.run.engine_manager import LOGS, EngineManager
-from sidecar.run.engine_reuse import Given, NotStartedError, TrialEngines
+from sidecar.run.engine_reuse import NotStartedError, ReadyEngine, TrialEngines
 from sidecar.run.raw_trial import EngineRun, PluginCrash, PluginReport, RawTrial
 from vllm_sloguard.agent.engine_http import Unanswered
 from vllm_sloguard.crash import Crash
@@ -91,22 +91,22 @@ class TrialRunner:
             return self._engines.trial_launch(args, repair=as_it_serves)
 
         try:
-            given = self._trial_engines.get(plan, launch, cancelled, exact=exact)
+            ready = self._trial_engines.get(plan, launch, cancelled, exact=exact)
         except NotStartedError as failed:
             if failed.engine is None:
                 return EngineRun(None, StartKind.ORDINARY, failed.exact, crash=failed.crash)
             report = self._report(failed.engine, failed.crash)
             return EngineRun(failed.engine.launch, failed.start, failed.exact, crash=failed.crash, report=report)
-        return self._loaded(given, plan, schedule, cancelled)
+        return self._loaded(ready, plan, schedule, cancelled)
 
-    def _loaded(self, given: Given, plan: Plan, schedule: Loads, cancelled: Callable[[], bool]) -> EngineRun:
+    def _loaded(self, ready: ReadyEngine, plan: Plan, schedule: Loads, cancelled: Callable[[], bool]) -> EngineRun:
         """Sends the loads to a running engine, then stops it unless the next trial can use it."""
-        engine = given.engine
+        engine = ready.engine
         loads: list[RateLoad] = []
         crash: Crash | None = None
         began = time.monotonic()
         try:
-            while (workload := schedule.next_load(loads, warm=given.start is StartKind.LIVE)) is not None:
+            while (workload := schedule.next_load(loads, warm=ready.start is StartKind.LIVE)) is not None:
                 load = self._load(engine, workload, schedule.stop_rule(workload.rate), cancelled)
                 loads.append(RateLoad(workload.rate, load))
         except EngineCrashed as crashed:
@@ -116,14 +116,14 @@ class TrialRunner:
             raise
         loads_s = time.monotonic() - began
         report = self._report(engine, crash)
-        held = crash is not None or given.exact or not self._trial_engines.undone(engine)
-        kept = crash is None and held and self._trial_engines.keep(given, plan)
+        held = crash is not None or ready.exact or not self._trial_engines.undone(engine)
+        kept = crash is None and held and self._trial_engines.keep(ready, plan)
         stop_s = None if kept else self._engines.end(engine, drain=False)
         return EngineRun(
             engine.launch,
-            given.start,
-            given.exact,
-            given.start_s,
+            ready.start,
+            ready.exact,
+            ready.start_s,
             tuple(loads),
             loads_s,
             stop_s,
@@ -143,12 +143,14 @@ class TrialRunner:
             tuple(PluginCrash(c.exception_type, c.message, c.context) for c in telemetry.crashes),
         )
 
-    def _load(self, engine: Engine, workload: Workload, watch: StopRule, cancelled: Callable[[], bool]) -> LoadResult:
+    def _load(
+        self, engine: Engine, workload: Workload, stop_rule: StopRule, cancelled: Callable[[], bool]
+    ) -> LoadResult:
         """The load; an engine that exits or hangs meanwhile is a crash, whatever the client reports."""
         config = self._config
         try:
             model = engine.http.model()
-            load = self.client.run(workload, engine.http.base_url, model, config.model, cancelled, watch=watch)
+            load = self.client.run(workload, engine.http.base_url, model, config.model, cancelled, stop_rule=stop_rule)
         except (LoadTimeoutError, Unanswered):
             raise _silent(engine) from None
         except LoadError:

@@ -153,8 +153,10 @@ class Tuner:
         ran = [t for t in trials if t.status is not TrialStatus.REFUSED]
         if len(ran) >= self._config.search.budget or _refused_in_a_row(trials) >= MOST_REFUSALS_IN_A_ROW:
             return None
-        told = (t.observation(self._knobs, self._config.slo) for t in trials)
-        plan = self._guard.plan(self._run.incumbent, self._asked([o for o in told if o is not None]), Role.SEARCH)
+        observations = (t.observation(self._knobs, self._config.slo) for t in trials)
+        plan = self._guard.plan(
+            self._run.incumbent, self._asked([o for o in observations if o is not None]), Role.SEARCH
+        )
         return self._unless_quarantined(plan)
 
     def _unless_quarantined(self, plan: Plan) -> Plan:
@@ -271,8 +273,8 @@ def _earlier(
     trials = [t for t in trials if _values(t.plan.args, knobs) not in quarantined]
     # A validation repeats one configuration: it would outweigh the others.
     kept = [t for t in trials if t.status is not TrialStatus.REFUSED and t.plan.role not in VALIDATING]
-    told = [o for t in kept if (o := t.observation(knobs, config.slo)) is not None]
-    return [dataclasses.replace(o, prior=True) for o in told]
+    observations = [o for t in kept if (o := t.observation(knobs, config.slo)) is not None]
+    return [dataclasses.replace(o, prior=True) for o in observations]
 
 
 def _values(args: Mapping[str, Any], knobs: tuple[str, ...]) -> dict[str, Any]:

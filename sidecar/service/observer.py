@@ -14,13 +14,13 @@ from vllm_sloguard.wire import telemetry_pb2 as pb
 
 
 class ServiceObserver(Protocol):
-    """Called on the loop's thread, except ``heard``, which gRPC's threads call. Must not block or raise."""
+    """Called on the loop's thread, except ``on_events``, which gRPC's threads call. Must not block or raise."""
 
     def traffic(self, engine_id: str, traffic: str) -> None:
         """Labels the requests of ``engine_id`` as "serving" or "trial" traffic."""
         ...
 
-    def heard(self, request: pb.PublishRequest, engine: EngineTelemetry) -> None:
+    def on_events(self, request: pb.PublishRequest, engine: EngineTelemetry) -> None:
         """A batch of telemetry, and its engine's accumulated telemetry."""
         ...
 

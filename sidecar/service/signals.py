@@ -9,7 +9,7 @@ from sidecar.service.mailbox import Mailbox
 _ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
-def heard_by(requests: Mailbox) -> None:
+def stop_on(requests: Mailbox) -> None:
     """Makes signals request a graceful shutdown; repeated ones change nothing.
 
     A thread sets the events: a handler interrupts the main thread, which may hold the lock that setting one takes.

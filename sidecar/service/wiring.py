@@ -37,7 +37,7 @@ def assembled(config: Config, say: Say, metrics: ServiceObserver) -> Generator[S
     """
     with lock.held(config.state):
         requests = Mailbox()
-        live, hub = LiveHub(), TelemetryHub(metrics.heard)
+        live, hub = LiveHub(), TelemetryHub(metrics.on_events)
         control = Control(config, requests, hub)
 
         def register(server: grpc.Server) -> None:

@@ -75,7 +75,7 @@ def hearing(tmp_path_factory: pytest.TempPathFactory) -> Generator[Hearing]:
     """Shared by the module."""
     folder = tmp_path_factory.mktemp("hub")
     metrics = Metrics(load_config(fake_config(folder)))
-    hub, logged = TelemetryHub(metrics.heard), Logged()
+    hub, logged = TelemetryHub(metrics.on_events), Logged()
     hub.expect("one")
     metrics.traffic("one", "serving")
     live = LiveHub(epoch=EPOCH)

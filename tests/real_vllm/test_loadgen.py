@@ -20,7 +20,7 @@ LOAD = Workload(rate=50, requests=40, input_tokens=16, output_tokens=8, warmup_r
 
 
 def send(client: LoadClient, engine: StreamingEngine, workload: Workload, watch: StopRule = to_the_end) -> LoadResult:
-    return client.run(workload, engine.url, MODEL, MODEL, lambda: False, watch=watch)
+    return client.run(workload, engine.url, MODEL, MODEL, lambda: False, stop_rule=watch)
 
 
 def test_progress_reports_every_request(client: LoadClient) -> None:

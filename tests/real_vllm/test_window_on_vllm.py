@@ -43,8 +43,8 @@ def config_file(tmp_path: Path) -> Iterator[Path]:
     path = write_config(
         tmp_path,
         search=SEARCH,
-        workload={"rate": 30, "requests": 150},
-        slo={"ttft_p99_ms": 2500, "itl_p99_ms": 500, "e2e_p99_ms": 5000},
+        workload={"rate": 8, "requests": 60, "output_tokens": 96},
+        slo={"ttft_p99_ms": 20000, "itl_p99_ms": 500, "e2e_p99_ms": 20000},
         window={"duration": "20m", "notice": "5s"},
         promotion={"probation": {"crashes": 2}, "pairs": [2]},
     )

@@ -80,13 +80,13 @@ def test_words_and_times_that_an_engine_makes_up_leave_the_metrics_whole(config:
     def series() -> int:
         return sum(len(family.samples) for family in metrics.registry.collect())
 
-    metrics.heard(batch(1, 1, pb.RequestFinished(finish_reason="odd", e2e_seconds=1.0)), hub.of("one"))
+    metrics.on_events(batch(1, 1, pb.RequestFinished(finish_reason="odd", e2e_seconds=1.0)), hub.of("one"))
     before = series()
     made_up = [
         pb.RequestFinished(finish_reason=f"reason {n}", e2e_seconds=bad, ttft_seconds=bad, inter_token_seconds=bad)
         for n, bad in enumerate([math.nan, math.inf, -math.inf, -1.0] * 25)
     ]
-    metrics.heard(batch(2, 1, *made_up), hub.of("one"))
+    metrics.on_events(batch(2, 1, *made_up), hub.of("one"))
     assert series() == before
     total = metrics.registry.get_sample_value("sloguard_request_e2e_seconds_sum", {"traffic": "serving"})
     assert total == 1.0

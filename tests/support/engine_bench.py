@@ -60,7 +60,7 @@ def bench(config_file: Path) -> Generator[Bench]:
     config = load_config(config_file)
     journal = Journal(config.state)
     metrics = Metrics(config)
-    hub = TelemetryHub(metrics.heard)
+    hub = TelemetryHub(metrics.on_events)
     live = LiveHub()
 
     def register(server: grpc.Server) -> None:

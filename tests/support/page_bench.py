@@ -154,7 +154,7 @@ def page_bench(config_file: Path, url: str | None = None) -> Generator[PageBench
     config.state.mkdir(mode=0o700, exist_ok=True)
     journal, requests, metrics = Journal(config.state), Mailbox(), Metrics(config)
     requests.epoch = journal.take_over(1)
-    hub = TelemetryHub(metrics.heard)
+    hub = TelemetryHub(metrics.on_events)
     said: list[str] = []
     progress = StateMachine(journal, metrics, requests, said.append)
     operations = Operations(journal, config.base_digest())

@@ -146,9 +146,9 @@ def test_a_change_is_pending_until_it_is_applied_settled_and_seen() -> None:
     assert live.pending()
     live.settled(1.5)
     assert live.pending()
-    live.observed(replace(BUSY, running=9), 2.0)
+    live.on_step(replace(BUSY, running=9), 2.0)
     assert live.pending()
-    live.observed(replace(BUSY, running=4), 3.0)
+    live.on_step(replace(BUSY, running=4), 3.0)
     assert not live.pending()
 
     held = live.in_force()
@@ -164,7 +164,7 @@ def test_a_later_step_may_show_what_an_earlier_one_obeyed() -> None:
     live = record()
     taken(live, LiveTargets(5, 1, {SEQS: 4}))
     for running, waiting, now in ((3, 0, 1.0), (4, 2, 2.0), (2, 0, 3.0)):
-        live.observed(replace(BUSY, running=running, waiting=waiting), now)
+        live.on_step(replace(BUSY, running=running, waiting=waiting), now)
         held = live.in_force()
         assert held is not None
         effect = held.effects[SEQS]
@@ -263,7 +263,7 @@ def test_no_step_above_the_target_is_ever_taken_for_its_effect(target: int, step
     live = record()
     taken(live, LiveTargets(1, 1, {SEQS: target}))
     for number, step in enumerate(steps):
-        live.observed(step, float(number))
+        live.on_step(step, float(number))
     held = live.in_force()
     assert held is not None
     if held.effects.get(SEQS) is not None and held.effects[SEQS].verdict is not LiveVerdict.OPEN:

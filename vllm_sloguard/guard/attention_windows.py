@@ -76,8 +76,8 @@ def _kv_layers(text: Fields, kinds: tuple[str, ...], layers: int) -> int | None:
 
 def _switched_on(text: Fields) -> bool:
     """Qwen's config.json states a window even if it is disabled."""
-    told = flag(text, "use_sliding_window")
-    return bool(told) if _is_qwen(text) else told is not False
+    flagged = flag(text, "use_sliding_window")
+    return bool(flagged) if _is_qwen(text) else flagged is not False
 
 
 def _is_qwen(text: Fields) -> bool:

@@ -189,7 +189,7 @@ class LiveScheduler:
             del self._scheduler.kv_cache_manager.allocate_slots
         held = self.record.in_force()
         if self._levers and held is not None and held.state is LiveState.APPLIED:
-            self.record.observed(self._step(output), time.monotonic())
+            self.record.on_step(self._step(output), time.monotonic())
 
     def _apply(self) -> None:
         held = self.record.in_force()

@@ -178,10 +178,10 @@ def one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         monkeypatch.setattr("sys.argv", ["sloguard", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
             main()
-        told = capsys.readouterr()
-        assert (ended.value.code, told.out) == (code, ""), told.err
-        assert len(told.err.splitlines()) == 1
-        return told.err
+        output = capsys.readouterr()
+        assert (ended.value.code, output.out) == (code, ""), output.err
+        assert len(output.err.splitlines()) == 1
+        return output.err
 
     return asked
 
@@ -206,21 +206,21 @@ def test_status_says_that_no_sidecar_runs_and_how_the_last_one_ended(config_file
     state = load_config(config_file).state
     Journal(tmp_path / "new").close()
 
-    def told(folder: Path = state) -> str:
+    def output(folder: Path = state) -> str:
         return sloguard("status", folder).stdout.splitlines()[0]
 
-    assert told(tmp_path / "new") == "sidecar: not running; `sloguard serve` has never run on this state folder"
-    assert told() == "sidecar: not running; it was killed, or the machine went down"
+    assert output(tmp_path / "new") == "sidecar: not running; `sloguard serve` has never run on this state folder"
+    assert output() == "sidecar: not running; it was killed, or the machine went down"
     assert "last state: serving since 20" in sloguard("status", state).stdout
     Journal(state).enter("halted", "stopped, with its engine")
-    assert re.fullmatch("sidecar: not running; it ended 20.{17} [A-Z]+: stopped, with its engine", told())
+    assert re.fullmatch("sidecar: not running; it ended 20.{17} [A-Z]+: stopped, with its engine", output())
     with lock.held(state):
-        assert told() == f"sidecar: process {os.getpid()}, `sloguard tune`, not serving"
+        assert output() == f"sidecar: process {os.getpid()}, `sloguard tune`, not serving"
         Journal(state).end_run(1, Decision(Outcome.KEPT, "for the tests"))
-        assert told() == f"sidecar: process {os.getpid()}, starting or stopping"
+        assert output() == f"sidecar: process {os.getpid()}, starting or stopping"
         for name, until in (("starting", None), ("tuning", 3e9), ("serving", 3e9)):
             Journal(state).enter(name, "for the tests", until)
-            assert told() == f"sidecar: process {os.getpid()}"
+            assert output() == f"sidecar: process {os.getpid()}"
             assert ("the window ends at 2065" in sloguard("status", state).stdout) is (name == "tuning")
 
 
@@ -230,8 +230,8 @@ def test_status_says_that_the_current_configuration_misses_the_slo(config_file: 
     journal = Journal(state)
     journal.end_trial(journal.begin_trial(1, planned(Role.BASELINE)), Result(violation=0.5))
     journal.close()
-    told = sloguard("status", state)
-    assert "the current configuration misses the SLO: it was infeasible in trial 4 of run 1" in told.stdout
+    output = sloguard("status", state)
+    assert "the current configuration misses the SLO: it was infeasible in trial 4 of run 1" in output.stdout
     assert json.loads(sloguard("status", state, "--json").stdout)["misses_slo"] == 4
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from sidecar_cases import measured, oom, planned, served, trial
 
 from sidecar.cli.terminal import View, line, trials_table
-from sidecar.measure.capacity_search import Tried
+from sidecar.measure.capacity_search import RateResult
 from sidecar.record.decisions import Outcome
 from sidecar.record.trial import Plan, RepairChange, Result, Role, Trial
 from sidecar.record.wording import capacity_text, misses_slo
@@ -101,7 +101,7 @@ def test_table_shows_what_vllm_said_as_it_said_it(evidence: str) -> None:
     ],
 )
 def test_a_capacity_at_the_highest_rate_tried_is_a_lower_bound(loads: list[tuple[float, bool]], said: str) -> None:
-    tried = tuple(Tried(rate, met) for rate, met in loads)
+    tried = tuple(RateResult(rate, met) for rate, met in loads)
     assert capacity_text(tried) == said
     assert line(trial(3, planned(), Result(tried=tried)), KNOBS).endswith(f"capacity {said}")
 

@@ -6,16 +6,16 @@ from hypothesis import strategies as st
 
 from sidecar.config.schema import Objective
 from sidecar.config.slo import Slo
-from sidecar.measure.capacity_search import Tried, capacity, next_rate
+from sidecar.measure.capacity_search import RateResult, capacity, next_rate
 from sidecar.measure.measurement import measure
 from sidecar.measure.requests import LoadResult, RequestResult
 from sidecar.measure.verdict import scores, value
 
 
-def searched(true_capacity: float, base: float, highest: float) -> list[Tried]:
-    tried: list[Tried] = []
+def searched(true_capacity: float, base: float, highest: float) -> list[RateResult]:
+    tried: list[RateResult] = []
     while (rate := next_rate(tried, base, highest)) is not None:
-        tried.append(Tried(rate, rate <= true_capacity))
+        tried.append(RateResult(rate, rate <= true_capacity))
         assert len(tried) < 20
     return tried
 
@@ -37,8 +37,8 @@ def test_the_capacity_is_found_within_a_tenth(true_capacity: float, base: float,
 
 
 def test_a_rate_that_missed_below_one_that_met_counts() -> None:
-    assert capacity([Tried(1, True), Tried(4, True), Tried(2, False)]) == 1
-    assert capacity([Tried(1, False), Tried(2, True)]) is None
+    assert capacity([RateResult(1, True), RateResult(4, True), RateResult(2, False)]) == 1
+    assert capacity([RateResult(1, False), RateResult(2, True)]) is None
 
 
 def served(rate: float, requests: int) -> LoadResult:
@@ -50,7 +50,7 @@ def served(rate: float, requests: int) -> LoadResult:
 def test_value_and_scores_of_a_load() -> None:
     slo = Slo(ttft_p99_ms=100.0)
     load = served(4.0, 20)
-    tried = (Tried(2.0, True), Tried(4.0, True), Tried(8.0, False))
+    tried = (RateResult(2.0, True), RateResult(4.0, True), RateResult(8.0, False))
     assert value(measure(load, slo), Objective.CAPACITY, tried) == 4.0
     assert value(measure(load, slo), Objective.CAPACITY, tried[2:]) == 0.0
     gaps = scores(load, slo, Objective.CAPACITY)

@@ -86,7 +86,7 @@ def heard(metrics: Metrics, *events: pb.Event, engine_id: str = "one") -> None:
     engine = EngineTelemetry()
     for event in events:
         engine.add(event)
-    metrics.heard(pb.PublishRequest(engine_id=engine_id, events=events), engine)
+    metrics.on_events(pb.PublishRequest(engine_id=engine_id, events=events), engine)
 
 
 def finished(ttft_s: float, reason: str = "stop", prompt_tokens: int = 100) -> pb.Event:
@@ -229,8 +229,10 @@ def test_levels_are_the_last_ones_and_counters_are_summed(page: Page) -> None:
         heard(page.metrics, pb.Event(step_stats=stats))
     # Each engine reports its own running total, from 0.
     for engine_id in ("one", "two", "two"):
-        page.metrics.heard(pb.PublishRequest(engine_id=engine_id), EngineTelemetry(dropped={1: 3, 2: 4}))
-    page.metrics.heard(pb.PublishRequest(engine_id="one"), EngineTelemetry(dropped={1: 5, 2: 4}, hook_errors={1: 1}))
+        page.metrics.on_events(pb.PublishRequest(engine_id=engine_id), EngineTelemetry(dropped={1: 3, 2: 4}))
+    page.metrics.on_events(
+        pb.PublishRequest(engine_id="one"), EngineTelemetry(dropped={1: 5, 2: 4}, hook_errors={1: 1})
+    )
 
     assert page.value("sloguard_engine_running_requests", traffic="serving") == 3
     assert page.value("sloguard_engine_preemptions_total", traffic="serving") == 4
@@ -261,7 +263,7 @@ def test_estimate_and_report_of_the_kv_cache(page: Page) -> None:
         pb.Event(phase_reached=pb.PhaseReached(phase=pb.PHASE_KV_CACHE_READY, kv_cache_tokens=4096)),
     ):
         engine.add(event)
-        page.metrics.heard(pb.PublishRequest(engine_id="one", events=[event]), engine)
+        page.metrics.on_events(pb.PublishRequest(engine_id="one", events=[event]), engine)
 
     assert page.value("sloguard_kv_cache_tokens", source="reported") == 4096
     assert page.value("sloguard_kv_cache_tokens", source="predicted") == 4000

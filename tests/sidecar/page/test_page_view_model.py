@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from sidecar.config.schema import Config, load_config
 from sidecar.config.slo import Slo
-from sidecar.measure.capacity_search import Tried
+from sidecar.measure.capacity_search import RateResult
 from sidecar.observe.traffic import Traffic
 from sidecar.page.heartbeat import live
 from sidecar.page.slo_meters import slo_meters
@@ -162,7 +162,9 @@ def test_tpot_and_itl_are_apart_and_every_limited_statistic_is_shown(config: Con
 
 def test_a_capacity_at_the_highest_rate_is_a_lower_bound(config: Config) -> None:
     recorded = config.model_dump(mode="json") | {"objective": "capacity"}
-    ended = trial(Role.SEARCH, Result(value=16.0, measurement=measured(), tried=(Tried(8, True), Tried(16, True))))
+    ended = trial(
+        Role.SEARCH, Result(value=16.0, measurement=measured(), tried=(RateResult(8, True), RateResult(16, True)))
+    )
     run = told(config, run=RUN, trials=(ended,), setup=setup_of(recorded, RUN.id)).run
     assert run is not None
     assert run.trials[0].objective == "≥ 16/s"

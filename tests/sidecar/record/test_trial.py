@@ -8,7 +8,7 @@ import pytest
 from sidecar_cases import measured, oom, planned, served, trial
 
 from sidecar.config.slo import Slo
-from sidecar.measure.capacity_search import Tried
+from sidecar.measure.capacity_search import RateResult
 from sidecar.measure.measurement import PercentileInterval
 from sidecar.measure.steady_state import SteadyState
 from sidecar.measure.verdict import least_violation
@@ -99,7 +99,7 @@ def test_of_what_did_not_end_an_optimizer_is_told_nothing(ended_at: float | None
 
 @pytest.mark.parametrize(("met", "bound"), [((True, True), True), ((True, False), False), ((), False)])
 def test_a_capacity_at_the_highest_rate_is_a_lower_bound(met: tuple[bool, ...], bound: bool) -> None:
-    result = replace(served(32.0), tried=tuple(Tried(16.0 * 2**number, m) for number, m in enumerate(met)))
+    result = replace(served(32.0), tried=tuple(RateResult(16.0 * 2**number, m) for number, m in enumerate(met)))
 
     assert result.value_is_lower_bound is bound
     assert why(trial(1, planned(), result)).startswith("capacity ≥ ") is bound

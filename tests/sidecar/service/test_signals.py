@@ -11,10 +11,10 @@ import pytest
 LOOP = """
 import time
 from sidecar.service.mailbox import Mailbox
-from sidecar.service.signals import heard_by
+from sidecar.service.signals import stop_on
 
 requests = Mailbox()
-heard_by(requests)
+stop_on(requests)
 print("ready", flush=True)
 end = time.monotonic() + 3
 while time.monotonic() < end:

@@ -83,7 +83,7 @@ def test_the_metrics_show_it(tmp_path: Path) -> None:
     step = pb.StepStats(gap_buckets=list(histogram.counts), gap_counts=list(histogram.counts.values()))
     events = [pb.Event(step_stats=step), *[pb.Event(request_finished=finished(STALLED))] * REQUESTS]
 
-    metrics.heard(pb.PublishRequest(engine_id="one", events=events), EngineTelemetry())
+    metrics.on_events(pb.PublishRequest(engine_id="one", events=events), EngineTelemetry())
 
     samples = {
         (sample.name, sample.labels.get("le", sample.labels.get("objective", ""))): sample.value

@@ -138,7 +138,7 @@ def _boolean(value: object) -> bool | None:
     return None
 
 
-def shown(value: object) -> str:
+def display(value: object) -> str:
     """``value`` for a message: one short line, whatever it is."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a number of about {int(value.bit_length() * math.log10(2)) + 1} digits"

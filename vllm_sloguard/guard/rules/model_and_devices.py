@@ -2,7 +2,7 @@
 
 import math
 
-from vllm_sloguard.guard.rules.arguments import shown
+from vllm_sloguard.guard.rules.arguments import display
 from vllm_sloguard.guard.rules.rule import Broken, Case, Rule, Stage, Versions
 from vllm_sloguard.guard.rules.single_argument import (
     CHECKPOINT_QUANTIZATION,
@@ -92,7 +92,7 @@ def _derived_length(case: Case) -> Broken | None:
     longest, stated = case.shape.max_model_len if case.shape else None, case.number("max_model_len")
     if longest is None or stated is None or stated <= longest:
         return None
-    return shorter(case, longest, f"max_model_len {shown(stated)} is above the model's longest, {longest}")
+    return shorter(case, longest, f"max_model_len {display(stated)} is above the model's longest, {longest}")
 
 
 def shorter(case: Case, length: int, reason: str) -> Broken:

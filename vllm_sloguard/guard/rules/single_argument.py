@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from vllm_sloguard.guard import memory
 from vllm_sloguard.guard.rules import arguments
-from vllm_sloguard.guard.rules.arguments import ARGUMENTS, ArgumentKind, shown
+from vllm_sloguard.guard.rules.arguments import ARGUMENTS, ArgumentKind, display
 from vllm_sloguard.guard.rules.rule import Broken, Case, Rule, Stage, Versions
 from vllm_sloguard.knobs import KnobValues
 
@@ -60,7 +60,7 @@ def _readable(case: Case) -> Broken | None:
         if argument is None or value is None:  # pyright: ignore[reportUnnecessaryComparison]
             continue
         if arguments.reading(name, value) is None:
-            return Broken(f"{name} must be {argument.kind}, got {shown(value)}")
+            return Broken(f"{name} must be {argument.kind}, got {display(value)}")
     return None
 
 
@@ -78,7 +78,7 @@ def _early_text(case: Case) -> Broken | None:
     for name in _EARLY:
         value = case.args.get(name)
         if isinstance(value, str) and (name == "pipeline_parallel_size" or not both):
-            reason = f"{name} is the string {shown(value)}, not a number"
+            reason = f"{name} is the string {display(value)}, not a number"
             return Broken(reason, ((name, arguments.reading(name, value)),))
     return None
 
@@ -88,7 +88,7 @@ def _early_world(case: Case) -> Broken | None:
     value = case.args.get("tensor_parallel_size")
     if not isinstance(value, str) or ("max_num_seqs" in case.args and "max_num_batched_tokens" in case.args):
         return None
-    reason = f"tensor_parallel_size is the string {shown(value)}, not a number"
+    reason = f"tensor_parallel_size is the string {display(value)}, not a number"
     return Broken(reason, (("tensor_parallel_size", arguments.reading("tensor_parallel_size", value)),))
 
 
@@ -99,7 +99,7 @@ def _early_bool(case: Case) -> Broken | None:
         return None
     if case.length is None or case.length <= memory.batched_tokens(case.values, case.machine):
         return None
-    reason = f"enable_chunked_prefill is the string {shown(value)}, which vLLM at first treats as true"
+    reason = f"enable_chunked_prefill is the string {display(value)}, which vLLM at first treats as true"
     return Broken(reason, (("enable_chunked_prefill", False),))
 
 
@@ -107,7 +107,7 @@ def _bits(case: Case) -> Broken | None:
     for name, argument in ARGUMENTS.items():
         value = case.number(name) if argument.kind is ArgumentKind.INT else None
         if value is not None and abs(value) > _MOST:
-            return Broken(f"{name} does not fit into 64 bits: {shown(value)}", ((name, argument.default),))
+            return Broken(f"{name} does not fit into 64 bits: {display(value)}", ((name, argument.default),))
     return None
 
 
@@ -122,7 +122,7 @@ def _bounds(case: Case) -> Broken | None:
     share = case.values.get("gpu_memory_utilization")
     if share is not None and not 0 < float(share) <= 1:
         wanted = 1.0 if float(share) > 1 else memory.DEFAULT_UTILIZATION
-        got = shown(case.args["gpu_memory_utilization"])
+        got = display(case.args["gpu_memory_utilization"])
         return Broken(f"gpu_memory_utilization must lie in (0, 1], got {got}", (("gpu_memory_utilization", wanted),))
     return None
 
@@ -139,7 +139,7 @@ def _names(case: Case) -> Broken | None:
         value = case.values.get(name)
         # Only quantization is case-insensitive.
         if value is not None and (str(value).lower() if name == "quantization" else value) not in known:
-            reason = f"{name} {shown(value)} is none of {', '.join(sorted(known))}"
+            reason = f"{name} {display(value)} is none of {', '.join(sorted(known))}"
             return Broken(reason, ((name, ARGUMENTS[name].default),))
     return None
 
