@@ -94,7 +94,7 @@ class TrialEngines:
         Raises NotStartedError or Cancelled, with nothing left running.
         """
         live = plan.role is Role.SEARCH and not exact and self._changes
-        if live and (given := self._changed(plan)) is not None:
+        if live and (ready := self._changed(plan)) is not None:
             return ready
         self._end_kept()
         if live and plan.ceilings:
