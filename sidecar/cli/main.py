@@ -28,6 +28,7 @@ from sidecar.record.journal import Journal, JournalError, Superseded
 from sidecar.record.time_breakdown import spent
 from sidecar.record.trial import trial_as_json
 from sidecar.record.wording import OUTCOMES
+from sidecar.run.engine_manager import EngineManager
 from sidecar.run.tuning_run import Tuner, incumbent_args, open_run
 from sidecar.service import signals
 from sidecar.service.loop import Service
@@ -35,7 +36,7 @@ from sidecar.service.wiring import assembled
 from vllm_sloguard import __version__
 from vllm_sloguard.agent.engine_http import address
 from vllm_sloguard.agent.fork_client import ForkServerError
-from vllm_sloguard.agent.process_group import NotGoneError, ProcessGroup
+from vllm_sloguard.agent.process_group import NotGoneError
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -117,8 +118,8 @@ def tune(config_file: ConfigFile) -> None:
     with assembled(config, say, metrics) as parts:
         signals.stop_on(parts.requests)
         journal = parts.journal
-        _refuse_while_serving(journal)
-        parts.engines.end_orphans()
+        _refuse_while_serving(parts.engines)
+        parts.engines.orphans.end()
         parts.runner.act_for(journal.take_over(os.getpid()))
         run = open_run(config, journal)
         with View(console, list(config.search.knobs), config.search.budget) as view:
@@ -153,14 +154,13 @@ def tune(config_file: ConfigFile) -> None:
         say(f"to serve it: vllm serve --config {path}")
 
 
-def _refuse_while_serving(journal: Journal) -> None:
-    for record in journal.engines():
-        if record.role == "serving" and ProcessGroup(record.identity).leader_alive():
-            _fail(
-                f"vLLM of this state folder is serving (process {record.identity.pid}): run `sloguard serve`, which"
-                " takes it over, then `sloguard retune --now`; Ctrl-C in `sloguard serve` stops both",
-                EXIT_FAILED,
-            )
+def _refuse_while_serving(engines: EngineManager) -> None:
+    if (pid := engines.serving_process()) is not None:
+        _fail(
+            f"vLLM of this state folder is serving (process {pid}): run `sloguard serve`, which takes it over, then"
+            " `sloguard retune --now`; Ctrl-C in `sloguard serve` stops both",
+            EXIT_FAILED,
+        )
 
 
 @app.command()

@@ -8,13 +8,12 @@ import re
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     Field,
     FiniteFloat,
     PositiveFloat,
@@ -23,9 +22,11 @@ from pydantic import (
     model_validator,
 )
 
+from sidecar.config.engine_arguments import ArgsField, check_arguments
 from sidecar.config.knob_ranges import check_kind, narrowed
 from sidecar.config.slo import ALLOWED_NAMES, Slo
 from sidecar.config.window import Promotion, Section, WindowConfig
+from sidecar.config.yaml_file import YamlTooLarge, read_yaml
 from sidecar.search.registry import DEFAULT as DEFAULT_OPTIMIZER
 from sidecar.search.registry import OPTIMIZERS, make
 from sidecar.search.space import Space
@@ -57,29 +58,6 @@ class Objective(StrEnum):
     CAPACITY = "capacity"  # the highest request rate that meets the SLO; higher is better
 
 
-def _spelled_like_vllm(args: Any) -> Any:
-    """Argument names as in vLLM's code: ``max-num-seqs`` and ``max_num_seqs`` are the same."""
-    if not isinstance(args, dict):
-        return args
-    return {str(k).removeprefix("--").replace("-", "_"): v for k, v in args.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-
-
-# Arguments that the sidecar sets itself, or that would expose a secret in the process list.
-_OWN_ARGS = {
-    "model": "use the field model",
-    "host": "use engine.host",
-    "port": "use engine.port",
-    "hf_token": "use the environment variable HF_TOKEN: arguments show in the process list",
-    "uds": "the sidecar talks to vLLM over TCP",
-    "ssl_keyfile": "the sidecar talks to vLLM without TLS; put a proxy in front",
-    "api_key": "use the environment variable VLLM_API_KEY: arguments show in the process list",
-    "shutdown_timeout": "use engine.drain_timeout_s",
-    "config": "write the arguments themselves",
-}
-
-ArgsField = Annotated[dict[str, bool | int | float | str | list[str]], BeforeValidator(_spelled_like_vllm)]
-
-
 class EngineConfig(Section):
     """How vLLM is started; ``args`` is the incumbent."""
 
@@ -104,9 +82,7 @@ class EngineConfig(Section):
 
     @model_validator(mode="after")
     def _no_own_args(self) -> "EngineConfig":
-        for name, instead in _OWN_ARGS.items():
-            if name in self.args:
-                raise ValueError(f"args.{name} can't be set: {instead}")
+        check_arguments(self.args)
         return self
 
 
@@ -264,10 +240,16 @@ class Remote(Section):
     token: Path = Field(strict=False)
 
 
+def _model_name(text: str) -> str:
+    if not text or text != text.strip() or not text.isprintable() or text.startswith("-"):
+        raise ValueError("a folder or a name such as Qwen/Qwen3-0.6B is needed")
+    return text
+
+
 class Config(Section):
     """The whole file."""
 
-    model: str
+    model: Annotated[str, AfterValidator(_model_name)]
     engine: EngineConfig = EngineConfig()
     slo: Slo
     objective: Objective = Field(default=Objective.LATENCY, strict=False)
@@ -299,7 +281,9 @@ class Config(Section):
 def load_config(path: Path) -> Config:
     """Reads and validates ``path``; relative paths in it are relative to its folder. Raises ConfigError."""
     try:
-        content: object = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
+    except YamlTooLarge as error:
+        raise ConfigError(f"{path}: {error}") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:

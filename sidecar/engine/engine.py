@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,6 @@ _POLL_S = 0.1
 _FIRST_TOKEN_S = 30.0
 _STOP_GRACE_S = 10.0
 _LOG_TAIL_BYTES = 2**23
-_LOG_MOST_BYTES = 2**26
 
 
 class Cancelled(RuntimeError):  # noqa: N818 - it names what happened
@@ -164,12 +162,6 @@ class Engine:
             )
         except FileNotFoundError:
             return classify("", phase=phase, exit_code=exit_code, timed_out=timed_out)
-
-    def trim_log(self) -> None:
-        """Truncates a large log; vLLM opens it for append, so writing continues at the start."""
-        with suppress(FileNotFoundError):
-            if self.launch.log.stat().st_size > _LOG_MOST_BYTES:
-                os.truncate(self.launch.log, 0)
 
     def stop(self) -> float:
         """Drains requests in flight within the drain timeout, then ends all processes; returns the seconds taken."""

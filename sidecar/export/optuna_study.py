@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sidecar.config.schema import Objective
+from sidecar.export.optuna_rows import add_all
 from sidecar.measure.verdict import in_its_unit
 from sidecar.record.run_snapshot import RunSnapshot, Setup, knobs_that_ran
 from sidecar.record.trial import Trial, TrialStatus, margins, trial_as_json
@@ -91,7 +92,7 @@ def _attributes(trial: Trial) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if value not in (None, "")}
 
 
-def add(snapshot: RunSnapshot, storage: str, name: str, shown_as: Callable[[list[Trial]], Iterable[Trial]]) -> int:
+def add(snapshot: RunSnapshot, url: str, name: str, shown_as: Callable[[list[Trial]], Iterable[Trial]]) -> int:
     """Adds the trials that have ended to the study ``name``, created if it is missing, and returns their number.
 
     Existing trials are skipped, so that a growing run can be exported repeatedly. ``shown_as`` wraps the iteration, for
@@ -107,12 +108,12 @@ def add(snapshot: RunSnapshot, storage: str, name: str, shown_as: Callable[[list
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = "minimize" if setup.objective is Objective.LATENCY else "maximize"
     try:
+        storage = optuna.storages.RDBStorage(url)
         study = optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
         _check_origin(study, snapshot)
         known = {t.user_attrs.get("trial") for t in study.get_trials(deepcopy=False)}
         new = [t for t in ended if t.number not in known]
-        for trial in shown_as(new):
-            study.add_trial(frozen(trial, setup, spaces))
+        add_all(study, storage, [frozen(trial, setup, spaces) for trial in shown_as(new)])
     except (SQLAlchemyError, ImportError, ValueError, optuna.exceptions.OptunaError) as error:
         # Only the first line: SQLAlchemy appends the statement.
         raise ExportError(f"--optuna: {str(error).splitlines()[0]}") from None

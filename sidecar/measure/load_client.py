@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from sidecar.config.schema import Dataset, Workload
 from sidecar.engine.engine import Cancelled
 from sidecar.measure.requests import Ending, LoadProgress, LoadResult, RequestResult, StopRule, to_the_end
+from vllm_sloguard.agent.private_files import umask_of_children
 from vllm_sloguard.starts import warmup
 from vllm_sloguard.starts.load_protocol import (
     EndLoad,
@@ -67,6 +68,7 @@ class LoadClient:
                 errors="replace",
                 start_new_session=True,
                 env=_environment(self._env),
+                umask=umask_of_children(),
             )
         threading.Thread(target=_drain, args=(self._process, self._answers), daemon=True).start()
         self._awaiting_ready = True

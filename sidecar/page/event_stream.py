@@ -16,6 +16,7 @@ from sidecar.page.heartbeat import Heartbeat, live
 from sidecar.page.view_model import PageFacts, PageView, page_view
 from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import Journal, JournalError
+from sidecar.record.journal_file import last_written
 from sidecar.record.run_snapshot import Setup, setup_of
 from sidecar.record.states import State
 from sidecar.service.mailbox import Mailbox
@@ -47,7 +48,6 @@ class Feed:
         self._make_view: Callable[[PageFacts], PageView] = lambda facts: page_view(
             sources.config, facts, version=version, token_file=token_file
         )
-        self._journal: Journal | None = None
         self._seen: tuple[Any, ...] = ()
         self._facts: PageFacts | None = None
         self._problem = ""
@@ -60,18 +60,12 @@ class Feed:
 
     async def run(self) -> None:
         """Refreshes every few seconds while there are viewers, and on request, until stopped."""
-        with closing(self):
-            while not self._ended:
-                if self.viewers:
-                    self.refresh()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._due.wait(), _EVERY_S)
-                self._due.clear()
-
-    def close(self) -> None:
-        """Closes the journal."""
-        if self._journal is not None:
-            self._journal.close()
+        while not self._ended:
+            if self.viewers:
+                self.refresh()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._due.wait(), _EVERY_S)
+            self._due.clear()
 
     def end(self) -> None:
         """Sends the last changes and ends the streams."""
@@ -106,12 +100,12 @@ class Feed:
                 live=recent if standing.state is State.SERVING else None,
             )
         )
-        if self._journal is None:
-            self._journal = Journal(config.state, read_only=True)
-        seen = (standing, requests.epoch, self._journal.changes())
+        seen = (standing, requests.epoch, last_written(config.state))
         if seen == self._seen and not self._problem:
             return
-        facts = _facts(config, self._journal, standing, requests.epoch)
+        # Not kept open: the service must be able to restore the journal's files.
+        with requests.journal_connections, closing(Journal(config.state, read_only=True)) as journal:
+            facts = _facts(config, journal, standing, requests.epoch)
         self.view = _VIEW.dump_json(self._make_view(facts))
         # Only after a view was made: with a problem, the last one is shown again.
         self._facts, self._seen, self._problem = facts, seen, ""

@@ -9,6 +9,7 @@ from sidecar.record.decisions import Provenance
 from sidecar.record.trial import Trial
 from vllm_sloguard import __version__
 from vllm_sloguard.guard import gpus
+from vllm_sloguard.guard.bounded_read import read_small_file
 
 _UNKNOWN = "unknown"
 
@@ -44,6 +45,6 @@ def _cpu(proc_root: Path) -> str:
 def _digest(path: Path) -> str | None:
     """None unless the model is a local folder: the engine manages the hub's cache."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(read_small_file(path)).hexdigest()
     except OSError:
         return None

@@ -41,8 +41,9 @@ class EventKind(StrEnum):
 
     PAUSED = "paused"  # reason
     RESUMED = "resumed"
-    WINDOW_OPENED = "window_opened"  # reason, record (of the requests before it)
-    WINDOW_ENDED = "window_ended"  # outcome, reason, decision (of its run, if the run was completed)
+    WINDOW_OPENED = "window_opened"  # reason, record (of the requests before it), due (if scheduled)
+    # outcome, reason, decision (of its run, if the run was completed); if it did not open, when it was due
+    WINDOW_ENDED = "window_ended"
     START = "start"  # base, promotion, seconds
     CRASH = "crash"  # promotion, reason
     PROBATION = "probation"  # promotion, reason: passed
@@ -122,6 +123,21 @@ class Operations:
         return self._journal.write_or_defer(
             "INSERT INTO events (at, kind, content) VALUES (?, ?, ?)", (time.time(), str(kind), json.dumps(content))
         )
+
+    def record_opened(self, due: float | None, **content: object) -> bool:
+        """Writes that a window has opened; False if it was scheduled (``due``) and a pause came first."""
+        with self._journal.transaction() as db:
+            last = db.execute(
+                "SELECT kind FROM events WHERE kind IN (?, ?) ORDER BY id DESC LIMIT 1",
+                (EventKind.PAUSED, EventKind.RESUMED),
+            ).fetchone()
+            if due is not None and last is not None and last["kind"] == EventKind.PAUSED:
+                return False
+            db.execute(
+                "INSERT INTO events (at, kind, content) VALUES (?, ?, ?)",
+                (time.time(), str(EventKind.WINDOW_OPENED), json.dumps({**content, "due": due})),
+            )
+            return True
 
     def events(self, kinds: Sequence[EventKind], most: int = _MOST_SHOWN, since: float = 0.0) -> list[Event]:
         """The newest events of ``kinds``, oldest first."""

@@ -86,10 +86,6 @@ class JournalFile:
         """The file's schema version; an older one, opened read-only, lacks the newer tables."""
         return int(self.read("PRAGMA user_version", ())[0][0])
 
-    def changes(self) -> int:
-        """A number that changes whenever another connection writes."""
-        return int(self.read("SELECT data_version AS number FROM pragma_data_version", ())[0][0])
-
     def close(self) -> None:
         """Closes the connection."""
         self._db.close()
@@ -169,6 +165,11 @@ class JournalFile:
                 with suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open on this connection."""
+        return self._db.in_transaction
+
     def caught_up(self) -> bool:
         """Whether no write is deferred and none has failed since the last call."""
         failed, self._failed = self._failed, False
@@ -233,6 +234,16 @@ class JournalFile:
         with closing(sqlite3.connect(new)) as copy:
             self._db.backup(copy)
         new.replace(self._path)
+
+
+def last_written(folder: Path) -> tuple[tuple[int, int, int], ...]:
+    """Changes whenever the journal in ``folder`` is written or replaced; needs no connection."""
+    found: list[tuple[int, int, int]] = []
+    for name in (JOURNAL_FILE, f"{JOURNAL_FILE}-wal"):
+        with suppress(FileNotFoundError):
+            facts = (folder / name).stat()
+            found.append((facts.st_ino, facts.st_size, facts.st_mtime_ns))
+    return tuple(found)
 
 
 def _make_private(path: Path) -> None:

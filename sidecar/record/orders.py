@@ -86,7 +86,7 @@ class Orders:
             self._insert(db, kind, sender, outcome, result, 0.0)
 
     def pause(self, sender: Sender, reason: str) -> tuple[int, bool]:
-        """Pauses and cancels pending retunes; returns how many, and whether one had already started.
+        """Pauses and cancels pending retunes; returns how many, and whether a window had already started.
 
         A single transaction, like ``begin_retune``: either the pause wins or the window does.
         """
@@ -100,6 +100,11 @@ class Orders:
             started = db.execute(
                 "SELECT count(*) FROM orders WHERE kind = ? AND outcome = ?", (OrderKind.RETUNE, OrderOutcome.STARTED)
             ).fetchone()[0]
+            window = db.execute(
+                "SELECT kind FROM events WHERE kind IN (?, ?) ORDER BY id DESC LIMIT 1",
+                (EventKind.WINDOW_OPENED, EventKind.WINDOW_ENDED),
+            ).fetchone()
+            started = started or (window is not None and window["kind"] == EventKind.WINDOW_OPENED)
             self._insert(db, OrderKind.PAUSE, sender, OrderOutcome.DONE, reason, 0.0)
         return cancelled, bool(started)
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -19,10 +18,11 @@ from sidecar.guard.memory_learning import Learning
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record.journal import EngineRecord, JournalError, Superseded
 from sidecar.record.trial import RepairChange, StartKind
+from sidecar.run.orphans import Orphans, option, started_to_serve
 from vllm_sloguard.agent.fork_client import ForkServer, ForkServerError, unforkable
 from vllm_sloguard.agent.ports import any_free_port
 from vllm_sloguard.agent.process_group import ProcessGroup
-from vllm_sloguard.agent.process_identity import Identity, command_words, engines_writing_to, leader_of, log_of
+from vllm_sloguard.agent.process_identity import Identity, command_words, leader_of, log_of
 from vllm_sloguard.agent.serve_command import server_arguments
 from vllm_sloguard.crash import Crash
 from vllm_sloguard.knobs import Value
@@ -30,8 +30,6 @@ from vllm_sloguard.knobs import Value
 LOGS = "logs"
 KERNELS = "kernels"
 _KERNELS_VARIABLE = "TRITON_CACHE_DIR"
-_MOST_LOGS = 100
-_ENGINE_ID = re.compile(r"[0-9a-f]{12}")
 
 
 class EngineManager:
@@ -59,6 +57,7 @@ class EngineManager:
         self._say = say
         logs = config.state / LOGS
         logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.orphans = Orphans(self._journal, logs, say)
         engine = config.engine
         environment = {**os.environ, **engine.env}
         forks = engine.forked_trials or engine.forked_serving
@@ -153,14 +152,15 @@ class EngineManager:
             "SLOGUARD_WORKLOAD_MAX_LEN": str(self._config.workload.longest_request_tokens),
         }
         if engine.keep_kernels and _KERNELS_VARIABLE not in {**os.environ, **engine.env}:
-            env[_KERNELS_VARIABLE] = str(self._config.state / KERNELS)
+            kernels = self._config.state / KERNELS
+            kernels.mkdir(exist_ok=True, mode=0o700)
+            env[_KERNELS_VARIABLE] = str(kernels)
         log = log_of(self._config.state / LOGS, engine_id)
         return Launch(engine_id, engine.python, self._config.model, dict(args), host, port, env, log)
 
     def _start(self, launch: Launch, role: str, fork_server: ForkServer | None) -> Engine:
         """Recorded in the journal before and after, so that the engine can always be found again."""
         self._expect(launch, role)
-        self._prune_logs()
         # Serving takes priority over recording: a full disk stops trials, not the service.
         try:
             self._journal.engine_starting(launch.engine_id, role, known(launch))
@@ -191,11 +191,6 @@ class EngineManager:
         self._live.expect(launch.engine_id, cores if isinstance(cores, int) else 1)
         self._expect_traffic(launch.engine_id, role)
 
-    def _prune_logs(self) -> None:
-        logs = sorted((self._config.state / LOGS).glob("engine-*.log"), key=lambda log: log.stat().st_mtime)
-        for log in logs[:-_MOST_LOGS]:
-            log.unlink(missing_ok=True)
-
     def end(self, engine: Engine, *, drain: bool) -> float:
         """Stops an engine, waits until it is gone, and returns the seconds taken."""
         began = time.monotonic()
@@ -216,7 +211,18 @@ class EngineManager:
         if record.role != "serving" or record.launch != known(launch) or not own:
             return None
         self._expect(launch, record.role)
-        return Engine.adopt(launch, record.identity)
+        return Engine.adopt(launch, self._found(record))
+
+    def _found(self, record: EngineRecord) -> Identity:
+        """The identity of a recorded engine, even if it was started in the moment before its pid was recorded."""
+        if record.identity.pid > 0:
+            return record.identity
+        found = leader_of(record.identity.engine_id)
+        if found is None:
+            return record.identity
+        with suppress(JournalError):
+            self._journal.engine_started(found)
+        return found
 
     def record_alone(self, engine: Engine | None) -> None:
         """Records ``engine`` as the only running serving engine. Raises JournalError."""
@@ -228,41 +234,28 @@ class EngineManager:
                 self._journal.engine_starting(engine.launch.engine_id, "serving", known(engine.launch))
             self._journal.engine_started(engine.group.identity)
 
-    def end_orphans(self, keep: str = "") -> list[str]:
-        """Kills the engines that an earlier sidecar left running, except ``keep``; returns their ids."""
-        ended: list[str] = []
+    def serving_process(self) -> int | None:
+        """The process of an engine that serves, recorded or not, without taking it over."""
         for record in self._journal.engines():
-            identity = record.identity
-            if identity.engine_id == keep:
-                continue
-            # The process may have started before its pid was recorded: find it by its mark.
-            ProcessGroup(replace(identity, pid=identity.pid or -1)).kill()
-            with suppress(JournalError):  # the next start of the sidecar notices that it is gone
-                self._journal.engine_gone(identity.engine_id)
-            ended.append(identity.engine_id)
-        for engine_id in self._unrecorded() - {keep, *ended}:
-            ProcessGroup(Identity(-1, 0.0, engine_id)).kill()
-            ended.append(engine_id)
-        return ended
-
-    def _unrecorded(self) -> set[str]:
-        """Running engines of this state folder without a row in the journal: the disk was full, or it is a copy."""
-        recorded = {record.identity.engine_id for record in self._journal.engines()}
-        running = engines_writing_to(self._config.state / LOGS)
-        return {engine_id for engine_id in running - recorded if _ENGINE_ID.fullmatch(engine_id)}
+            if record.role == "serving" and ProcessGroup(record.identity).leader_alive():
+                return record.identity.pid
+        found = self.unrecorded_serving(self._config.engine.args)
+        if found is not None:
+            return found.engine.group.identity.pid
+        unrecorded = self.orphans.unrecorded().values()
+        return next((leader.pid for leader in unrecorded if started_to_serve(leader.pid)), None)
 
     def unrecorded_serving(self, args: Mapping[str, Any]) -> "UnrecordedEngine | None":
         """The engine on the operator's port without a row in the journal."""
         launch = self.serving_launch(args)
-        for engine_id in self._unrecorded():
-            leader = leader_of(engine_id)
-            if leader is None:
+        for engine_id, leader in self.orphans.unrecorded().items():
+            if leader.pid < 0:
                 continue
             engine = Engine.adopt(
                 replace(launch, engine_id=engine_id, log=log_of(self._config.state / LOGS, engine_id)), leader
             )
             words, expected = command_words(leader.pid), server_arguments(launch.python, launch.model, launch.all_args)
-            if engine.owns_port() or _option(words, "--port") == str(launch.port):
+            if engine.owns_port() or option(words, "--port") == str(launch.port):
                 self._expect(engine.launch, "serving")
                 return UnrecordedEngine(engine, matches=words[-len(expected) :] == expected)
         return None
@@ -295,10 +288,6 @@ class UnrecordedEngine:
 
     engine: Engine
     matches: bool
-
-
-def _option(words: list[str], name: str) -> str:
-    return words[words.index(name) + 1] if name in words[:-1] else ""
 
 
 def known(launch: Launch) -> dict[str, Any]:

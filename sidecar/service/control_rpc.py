@@ -21,6 +21,8 @@ from vllm_sloguard.wire import control_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceServicer
 
 _LONGEST_REASON = 200
+_RESTORED_WITHIN_S = 5.0
+_POLL_S = 0.05
 # gRPC metadata by which a client on the private socket identifies itself.
 DOOR_KEY, USER_KEY = "sloguard-door", "sloguard-user"
 
@@ -65,6 +67,7 @@ class Control(ControlServiceServicer):
         with self._journal(request.epoch, context) as (operations, orders):
             reason, paused = " ".join(request.reason.split())[:_LONGEST_REASON], operations.paused()
             if paused is not None and reason in ("", paused.reason):
+                orders.settle(OrderKind.PAUSE, _sender(context), OrderOutcome.DONE, "already paused")
                 return pb.PauseResponse(summary="already paused")
             cancelled, started = orders.pause(_sender(context), reason)
             if paused is not None:
@@ -81,6 +84,7 @@ class Control(ControlServiceServicer):
         """Lifts a pause."""
         with self._journal(request.epoch, context) as (operations, orders):
             if operations.paused() is None:
+                orders.settle(OrderKind.RESUME, _sender(context), OrderOutcome.DONE, "not paused")
                 return pb.ResumeResponse(summary="not paused")
             operations.record(EventKind.RESUMED)
             orders.settle(OrderKind.RESUME, _sender(context), OrderOutcome.DONE, "")
@@ -128,12 +132,26 @@ class Control(ControlServiceServicer):
             context.set_trailing_metadata(((EPOCH_METADATA, str(own)),))
             _refuse(context, f"epoch: {epoch} is not this controller's, which is {own}")
         try:
-            with closing(Journal(self._config.state)) as journal:
+            with self._intact_journal_files(), closing(Journal(self._config.state)) as journal:
                 journal.act_for(own)
                 journal.still_mine()
                 yield Operations(journal, self._config.base_digest()), Orders(journal)
         except (JournalError, Superseded) as error:
             _refuse(context, str(error))
+
+    @contextmanager
+    def _intact_journal_files(self) -> Generator[None]:
+        """Waits for the loop to restore deleted files: another connection of this process would damage the journal."""
+        deadline = time.monotonic() + _RESTORED_WITHIN_S
+        while True:
+            with self._requests.journal_connections:
+                gone = self._requests.deleted_journal_files()
+                if not gone:
+                    yield
+                    return
+            if time.monotonic() > deadline:
+                raise JournalError(f"{', '.join(gone)} was deleted and is not restored yet: try again")
+            time.sleep(_POLL_S)
 
 
 def _sender(context: grpc.ServicerContext) -> Sender:

@@ -17,6 +17,7 @@ from sidecar.config.window import Hooks
 from sidecar.format import Say
 from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import JournalError
+from vllm_sloguard.agent.private_files import umask_of_children
 
 _SHOWN_CHARS = 200
 _TAIL_BYTES = 4096
@@ -137,7 +138,12 @@ class HookRunner:
         output = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed with the command
         try:
             process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                umask=umask_of_children(),
             )
         except (OSError, ValueError) as error:
             output.close()

@@ -18,6 +18,7 @@ from sidecar.record.orders import OperatorOrder, OrderOutcome, Orders
 from sidecar.record.states import Cause, State
 from sidecar.record.trial import Trial
 from sidecar.service.drain_hooks import HookRunner
+from sidecar.service.journal_restore import JournalRestore
 from sidecar.service.parts import ServiceParts
 from sidecar.service.probation_monitor import ProbationMonitor
 from sidecar.service.serving_engine import ServingEngine
@@ -45,7 +46,10 @@ class Service:
         self._hooks = HookRunner(config.window.hooks, parts.operations, say)
         self._serving = ServingEngine(config, parts, self._progress, self._hooks)
         self._watch = ProbationMonitor(config, parts.operations, self._serving, self._progress, parts.metrics)
-        self._window = TuningWindow(config, parts, self._progress, self._serving, notify)
+        self._journal_restore = JournalRestore(parts.journal, parts.requests, say)
+        self._window = TuningWindow(
+            config, parts, self._progress, self._serving, notify, journal_restore=self._journal_restore
+        )
         self._orders = Orders(parts.journal)
         self._schedule = WindowSchedule(config.window, time.time(), time.time())
         self._making_up: MissedWindows | None = None
@@ -126,7 +130,7 @@ class Service:
         if not self._requests.epoch:
             self._take_over()
         self._hooks.after_restore()
-        self._restore_journal_files()
+        self._journal_restore.look()
         self._catch_up()
         serving = self._serving
         if not serving.alive():
@@ -160,12 +164,6 @@ class Service:
             self._end_window()
             self._behind = False
 
-    def _restore_journal_files(self) -> None:
-        """Restores journal files deleted while in use, without losing data."""
-        if gone := self._parts.journal.missing():
-            self._progress.say(f"{', '.join(gone)} was deleted while in use: the journal is restored")
-            self._parts.journal.restore_files()
-
     def _ordered(self) -> OperatorOrder | None:
         """The pending retune, now marked as started."""
         if not self._requests.retune.is_set():
@@ -195,12 +193,12 @@ class Service:
         if missed is not None:
             self._missed(missed)
         if due is not None:
-            return self._open_scheduled(due.duration_s, "the window has opened")
+            return self._open_scheduled(due.at, due.duration_s, "the window has opened")
         making_up = self._making_up
         if making_up is None or self._refusal():
             return False
         why = f"a window has opened to make up for the one that was due {when(making_up.last)}"
-        return self._open_scheduled(self._config.window.duration, why)
+        return self._open_scheduled(making_up.last, self._config.window.duration, why)
 
     def _refusal(self) -> str:
         operations = self._parts.operations
@@ -209,14 +207,14 @@ class Service:
             self._config.window, time.time(), paused, last, rate, force=False
         )
 
-    def _open_scheduled(self, duration_s: float, why: str) -> bool:
+    def _open_scheduled(self, due: float, duration_s: float, why: str) -> bool:
         if why_not := self._refusal():
             self._progress.say(f"no window: {why_not}")
             self._parts.metrics.window_ended(WindowOutcome.REFUSED)
-            self._record_unopened(WindowOutcome.REFUSED, why_not)
+            self._record_unopened(WindowOutcome.REFUSED, why_not, first=due, last=due)
             return False
         self._making_up = None
-        self._window.open(duration_s, Cause.WINDOW_SCHEDULED, why)
+        self._window.open(duration_s, Cause.WINDOW_SCHEDULED, why, due=due)
         return True
 
     def _missed(self, missed: MissedWindows) -> None:
@@ -233,12 +231,15 @@ class Service:
         reason = f"{which} {when(missed.last)}: {doing}"
         self._progress.say(f"missed: {reason}")
         self._parts.metrics.window_ended(WindowOutcome.MISSED)
-        self._record_unopened(WindowOutcome.MISSED, reason)
+        self._record_unopened(WindowOutcome.MISSED, reason, first=missed.first, last=missed.last)
         if self._config.window.make_up:
             self._making_up = missed
 
-    def _record_unopened(self, outcome: WindowOutcome, reason: str) -> None:
-        error = self._parts.operations.record_or_defer(EventKind.WINDOW_ENDED, outcome=outcome, reason=reason)
+    def _record_unopened(self, outcome: WindowOutcome, reason: str, *, first: float, last: float) -> None:
+        """Records windows that were due from ``first`` to ``last``, seconds since the epoch."""
+        error = self._parts.operations.record_or_defer(
+            EventKind.WINDOW_ENDED, outcome=outcome, reason=reason, first_due=first, last_due=last
+        )
         if error is not None:
             self._say_once(str(error))
 

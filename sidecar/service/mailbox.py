@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sidecar.observe.telemetry import TelemetryHub
@@ -21,6 +22,9 @@ class Mailbox:
     engine_id: str = ""
     epoch: int = 0
     mismatch: str = ""  # why the serving engine does not match the journal
+    # Held by other threads while they have the journal open, and by the loop while it restores its files.
+    journal_connections: threading.Lock = field(default_factory=threading.Lock)
+    deleted_journal_files: Callable[[], list[str]] = list[str]
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _window_open: bool = False
     _abort_orders: list[int] = field(default_factory=list[int])

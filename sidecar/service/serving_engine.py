@@ -101,7 +101,7 @@ class ServingEngine:
         if self._engine is None:
             self._engine = self._unrecorded(args)
         try:
-            self._engines.end_orphans(keep=self._engine.launch.engine_id if self._engine is not None else "")
+            self._engines.orphans.end(keep=self._engine.launch.engine_id if self._engine is not None else "")
         except (NotGoneError, OSError) as error:
             self._progress.say(str(error))
         if self._engine is not None:
@@ -118,17 +118,25 @@ class ServingEngine:
     def _adoptable(self, args: Args, *, coming_up: bool) -> Engine | None:
         for left in self._journal.engines():
             engine = self._engines.adopt(left, args)
-            if engine is None or not engine.alive() or engine.foreign_on_port():
-                continue
-            try:
-                if coming_up:  # still starting, after the sidecar that started it has gone
-                    engine.wait_ready(self._config.engine.start_timeout_s, self._requests.stop_engine.is_set)
-                else:
-                    engine.probe(self._probe_timeout_s)
-            except (Unanswered, EngineCrashed):
-                continue
-            return engine
+            if engine is not None and engine.alive() and self._answers(engine, coming_up=coming_up):
+                return engine
         return None
+
+    def _answers(self, engine: Engine, *, coming_up: bool) -> bool:
+        """Whether an engine found running serves; one that does not within ``engine.hang_timeout_s`` is ended.
+
+        ``coming_up``: it may still be starting, after the sidecar that started it has gone.
+        """
+        if engine.foreign_on_port():
+            return False
+        config = self._config.engine
+        left_s = config.start_timeout_s - engine.group.age_s() if coming_up else 0.0
+        try:
+            engine.wait_ready(max(left_s, config.hang_timeout_s), self._requests.stop_engine.is_set)
+        except (EngineCrashed, NotGoneError) as error:
+            self._progress.say(f"the engine of an earlier sidecar does not answer: {error}")
+            return False
+        return True
 
     def _unrecorded(self, args: Args) -> Engine | None:
         """A serving engine missing from the journal, because the disk was full or the journal is an older copy.
@@ -138,9 +146,7 @@ class ServingEngine:
         found = self._engines.unrecorded_serving(args)
         if found is None:
             return None
-        try:
-            found.engine.probe(self._probe_timeout_s)
-        except Unanswered:
+        if not self._answers(found.engine, coming_up=True):
             return None
         if found.matches:
             try:
@@ -276,7 +282,6 @@ class ServingEngine:
             self._misses = 0
         self._steps = steps
         self._metrics.engine_answers(up=not self._misses)
-        self._engine.trim_log()
         return self._misses < _PROBES_TO_HANG
 
     def restart(self, cause: Cause, why: str) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from sidecar.config.schema import Config
 from sidecar.engine.engine import Cancelled
@@ -18,6 +19,7 @@ from sidecar.record.states import Cause, State
 from sidecar.record.trial import VALIDATING, Plan, Trial
 from sidecar.record.wording import OUTCOMES
 from sidecar.run.tuning_run import Tuner, incumbent_args, open_run
+from sidecar.service.journal_restore import JournalRestore
 from sidecar.service.parts import ServiceParts
 from sidecar.service.serving_engine import ServingEngine
 from sidecar.service.state_machine import StateMachine
@@ -58,21 +60,23 @@ class TuningWindow:
         progress: StateMachine,
         serving: ServingEngine,
         notify: Callable[[Trial], None],
+        *,
+        journal_restore: JournalRestore,
     ) -> None:
         self._config = config
         self._parts = parts
         self._progress = progress
         self._serving = serving
         self._notify = notify
+        self._journal_restore = journal_restore
         self._orders = Orders(parts.journal)
 
-    def open(self, duration_s: float, cause: Cause, why: str) -> WindowEnd:
-        """Runs one window, from serving to serving."""
+    def open(self, duration_s: float, cause: Cause, why: str, *, due: float | None = None) -> WindowEnd:
+        """Runs one window, from serving to serving; ``due`` is when a scheduled one was to open."""
         outcome, reason, decided = WindowOutcome.FAILED, "", None
         self._parts.requests.begin_window()
         try:
-            record = dataclasses.asdict(self._serving.record())
-            self._parts.operations.record(EventKind.WINDOW_OPENED, reason=why, record=record)
+            self._record_opened(due, why)
             self._progress.window_end = time.monotonic() + duration_s
             self._drain(cause, why)
             decision = self._tune_patiently()
@@ -92,7 +96,12 @@ class TuningWindow:
         outcome, reason = self._come_back(outcome, reason)
         self._progress.window_end = None
         aborts = self._parts.requests.end_window()
-        return self._end(outcome, reason, decided if outcome in _DECIDED else None, aborts)
+        return self._end(WindowEnd(outcome, reason, decided if outcome in _DECIDED else None), due, aborts)
+
+    def _record_opened(self, due: float | None, why: str) -> None:
+        record = dataclasses.asdict(self._serving.record())
+        if not self._parts.operations.record_opened(due, reason=why, record=record):
+            raise _RefusedError("a pause came first")
 
     def _tune_patiently(self) -> Decision:
         """Tunes with a longer journal timeout: trials can wait for a lock, the service can't."""
@@ -106,6 +115,11 @@ class TuningWindow:
 
     def _is_over(self) -> bool:
         return self._stopped() or self._progress.time_left() < self._serving.restore_s
+
+    def _is_over_while_watching(self) -> bool:
+        with suppress(JournalError):
+            self._journal_restore.look()
+        return self._is_over()
 
     def _given_up(self) -> tuple[WindowOutcome, str]:
         requests = self._parts.requests
@@ -180,7 +194,7 @@ class TuningWindow:
             begin=begin,
             notify=notify,
             fits=fits,
-            cancelled=self._is_over,
+            cancelled=self._is_over_while_watching,
         )
         decision = tuner.tune()
         metrics.decided(decision)
@@ -201,14 +215,16 @@ class TuningWindow:
             return WindowOutcome.FAILED, f"promotion {winner} did not start"
         return outcome, reason
 
-    def _end(self, outcome: WindowOutcome, reason: str, decided: Outcome | None, aborts: list[int]) -> WindowEnd:
-        ending = window_ending(outcome, decided)
+    def _end(self, end: WindowEnd, due: float | None, aborts: list[int]) -> WindowEnd:
+        outcome, reason = end.outcome, end.reason
+        ending = window_ending(outcome, end.decision)
         self._progress.say(f"the window has ended: {ending}: {reason}")
         self._parts.metrics.window_ended(outcome)
         if self._progress.serves():
             self._serving.hooks.after_restore()
-        operations = self._parts.operations
-        error = operations.record_or_defer(EventKind.WINDOW_ENDED, outcome=outcome, reason=reason, decision=decided)
+        error = self._parts.operations.record_or_defer(
+            EventKind.WINDOW_ENDED, outcome=outcome, reason=reason, decision=end.decision, first_due=due, last_due=due
+        )
         if error is not None:
             self._progress.say(str(error))
         for order in aborts:
@@ -216,7 +232,7 @@ class TuningWindow:
                 self._orders.end(order, OrderOutcome.DONE, "the window was aborted")
             else:
                 self._orders.end(order, OrderOutcome.TOO_LATE, f"the window had ended: {ending}")
-        return WindowEnd(outcome, reason, decided)
+        return end
 
 
 def end_interrupted(journal: Journal, why: str, say: Callable[[str], None]) -> None:

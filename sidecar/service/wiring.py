@@ -8,6 +8,7 @@ import grpc
 
 from sidecar.config.schema import Config
 from sidecar.engine.live_knobs import LiveHub
+from sidecar.engine.log_bounds import bounded_logs
 from sidecar.format import Say
 from sidecar.guard.guard import Guard
 from sidecar.guard.memory_learning import Learning
@@ -15,7 +16,7 @@ from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record import lock
 from sidecar.record.events import Operations
 from sidecar.record.journal import Journal
-from sidecar.run.engine_manager import EngineManager
+from sidecar.run.engine_manager import LOGS, EngineManager
 from sidecar.run.trial_runner import TrialRunner
 from sidecar.service import remote_rpc
 from sidecar.service.control_rpc import Control
@@ -23,6 +24,7 @@ from sidecar.service.mailbox import Mailbox
 from sidecar.service.observer import ServiceObserver
 from sidecar.service.parts import ServiceParts
 from vllm_sloguard.agent.grpc_server import serve_unix_socket
+from vllm_sloguard.agent.private_files import private_files
 from vllm_sloguard.guard import machine
 from vllm_sloguard.wire.control_pb2_grpc import add_ControlServiceServicer_to_server
 from vllm_sloguard.wire.live_pb2_grpc import add_LiveServiceServicer_to_server
@@ -35,7 +37,7 @@ def assembled(config: Config, say: Say, metrics: ServiceObserver) -> Generator[S
 
     Raises LockedError, JournalError, ConfigError, OSError.
     """
-    with lock.held(config.state):
+    with lock.held(config.state), private_files(config.state), bounded_logs(config.state / LOGS):
         requests = Mailbox()
         live, hub = LiveHub(), TelemetryHub(metrics.on_events)
         control = Control(config, requests, hub)

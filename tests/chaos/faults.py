@@ -49,13 +49,15 @@ class Fault:
     spares_engine: bool = False
     # Runs the sidecar on a clock that can be made to jump.
     own_clock: bool = False
+    # A hook or a client is the fault: the service must be back a second after the engine's own start.
+    quick: bool = False
 
 
 # Processes
 
 
 def sidecar_killed(rig: Rig, rng: random.Random) -> list[str]:
-    _kill(rig)
+    kill(rig)
     time.sleep(rng.uniform(0, 0.3))
     rig.start()
     return []
@@ -63,7 +65,7 @@ def sidecar_killed(rig: Rig, rng: random.Random) -> list[str]:
 
 def sidecar_killed_again_and_again(rig: Rig, rng: random.Random) -> list[str]:
     for _ in range(3):
-        _kill(rig)
+        kill(rig)
         rig.start()
         time.sleep(rng.uniform(0, 0.8))
     return []
@@ -71,13 +73,13 @@ def sidecar_killed_again_and_again(rig: Rig, rng: random.Random) -> list[str]:
 
 def sidecar_stopped(rig: Rig, rng: random.Random) -> list[str]:
     """SIGSTOP: every peer of the sidecar finds its link stalled, and the engine must keep serving."""
-    sidecar = _sidecar(rig)
+    stopped = sidecar(rig)
     served = rig.answers()
-    sidecar.signal(signal.SIGSTOP)
+    stopped.signal(signal.SIGSTOP)
     began = time.monotonic()
     time.sleep(rng.uniform(0.5, 3))
     still = rig.answers(20) if served and rig.last_state()[1] == "serving" else served
-    sidecar.signal(signal.SIGCONT)
+    stopped.signal(signal.SIGCONT)
     if served and not still:
         return [f"the engine did not answer while its sidecar was stopped for {time.monotonic() - began:.1f} s"]
     return []
@@ -116,7 +118,7 @@ def engine_stopped(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def client_killed(rig: Rig, rng: random.Random) -> list[str]:
-    for process in psutil.Process(_sidecar(rig).pid).children():
+    for process in psutil.Process(sidecar(rig).pid).children():
         with suppress(psutil.Error):
             if "vllm_sloguard.starts.load_generator" in process.cmdline():
                 process.kill()
@@ -185,7 +187,7 @@ def killed_on_a_full_disk(rig: Rig, rng: random.Random) -> list[str]:
     deadline = time.monotonic() + rng.uniform(1, 4)
     while not rig.answers() and time.monotonic() < deadline:
         time.sleep(0.05)
-    _kill(rig)
+    kill(rig)
     fill.unlink()
     rig.start()
     return []
@@ -193,7 +195,7 @@ def killed_on_a_full_disk(rig: Rig, rng: random.Random) -> list[str]:
 
 def no_byte_written(rig: Rig, rng: random.Random) -> list[str]:
     """Every file write fails (EFBIG, an I/O error to SQLite), in newly started engines too."""
-    pid = _sidecar(rig).pid
+    pid = sidecar(rig).pid
     with suppress(ProcessLookupError):
         before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, before[1]))
@@ -204,7 +206,7 @@ def no_byte_written(rig: Rig, rng: random.Random) -> list[str]:
 
 def record_torn(rig: Rig, rng: random.Random) -> list[str]:
     """Killed during a write: the journal's write-ahead log ends in a partial record."""
-    _kill(rig)
+    kill(rig)
     log = rig.state / "journal.sqlite-wal"
     if log.is_file() and (content := log.read_bytes()):
         with log.open("ab") as file:
@@ -226,7 +228,7 @@ def killed_while_writing(rig: Rig, rng: random.Random) -> list[str]:
 def bad_configuration(rig: Rig, rng: random.Random) -> list[str]:
     """Must be refused in one line without touching the serving engine; the file is then corrected."""
     good = rig.config_file.read_text()
-    _kill(rig)
+    kill(rig)
     served = rig.answers()
     rig.config_file.write_text(good + rng.choice(["nonsense: 1\n", "slo: {\n", "engine: {port: -1}\n"]))
     refused = rig.folder / "refused.txt"
@@ -241,7 +243,7 @@ def bad_configuration(rig: Rig, rng: random.Random) -> list[str]:
 
 def bad_state_files(rig: Rig, rng: random.Random) -> list[str]:
     """A kill, with the sidecar's files other than the journal replaced by noise."""
-    _kill(rig)
+    kill(rig)
     for name in ("learned.json", "promoted.yaml"):
         if (path := rig.state / name).exists():
             path.write_bytes(rng.randbytes(200))
@@ -260,7 +262,7 @@ def socket_removed(rig: Rig, rng: random.Random) -> list[str]:
 
 def socket_stale(rig: Rig, rng: random.Random) -> list[str]:
     """A stale socket without a listener is in the next sidecar's place."""
-    _kill(rig)
+    kill(rig)
     path = rig.state / "sidecar.sock"
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as stale:
@@ -311,7 +313,7 @@ def second_sidecar(rig: Rig, rng: random.Random) -> list[str]:
     refused = rig.folder / "second.txt"
     command = rng.choice(("serve", "tune"))
     code = rig.command(command, "-c", str(rig.config_file), output=refused).wait(60)
-    first = str(_sidecar(rig).pid)
+    first = str(sidecar(rig).pid)
     wrong = _refused(refused, code, 2)
     if first not in refused.read_text():
         wrong.append(f"the refusal does not name process {first}: {refused.read_text()[:200]!r}")
@@ -320,7 +322,7 @@ def second_sidecar(rig: Rig, rng: random.Random) -> list[str]:
 
 def two_sidecars_at_once(rig: Rig, rng: random.Random) -> list[str]:
     """A kill, then two sidecars are started at once: one must be refused."""
-    _kill(rig)
+    kill(rig)
     both = [rig.start(), rig.start()]
     deadline = time.monotonic() + 60
     while all(one.poll() is None for one in both) and time.monotonic() < deadline:
@@ -343,14 +345,22 @@ def window_ends(rig: Rig, rng: random.Random) -> list[str]:
 # Building blocks
 
 
-def _sidecar(rig: Rig) -> Process:
+def sidecar(rig: Rig) -> Process:
     assert rig.sidecar is not None
     return rig.sidecar
 
 
-def _kill(rig: Rig) -> None:
-    _sidecar(rig).signal(signal.SIGKILL)
-    _sidecar(rig).wait(60)
+def kill(rig: Rig) -> None:
+    sidecar(rig).signal(signal.SIGKILL)
+    sidecar(rig).wait(60)
+
+
+def engine_killed(rig: Rig) -> None:
+    """Kills the serving engine's first process; the outage counts from here."""
+    rig.struck_at = time.monotonic()
+    if (engine := rig.engine()) is not None:
+        with suppress(psutil.Error):
+            engine.kill()
 
 
 def _below(engine: psutil.Process | None) -> list[psutil.Process]:
@@ -381,16 +391,16 @@ def _fails(rig: Rig, fault: str, times: int) -> list[str]:
 
 
 def _terminated(rig: Rig, rng: random.Random, *, times: int) -> list[str]:
-    sidecar = _sidecar(rig)
+    asked = sidecar(rig)
     for _ in range(times):
-        sidecar.signal(signal.SIGTERM)
+        asked.signal(signal.SIGTERM)
         time.sleep(rng.uniform(0, 0.5))
     wrong: list[str] = []
-    code = sidecar.wait(GRACE_S)
+    code = asked.wait(GRACE_S)
     if code != 0:
         wrong.append(f"exit code {code} {GRACE_S:.0f} s after SIGTERM")
-        sidecar.signal(signal.SIGKILL)
-        sidecar.wait(60)
+        asked.signal(signal.SIGKILL)
+        asked.wait(60)
     elif not rig.answers(20):
         wrong.append("no engine serves after SIGTERM")
     time.sleep(rng.uniform(0, 0.3))
@@ -400,16 +410,16 @@ def _terminated(rig: Rig, rng: random.Random, *, times: int) -> list[str]:
 
 def _started_again_if_it_ended(rig: Rig) -> list[str]:
     """Restarts the sidecar as a supervisor would; it may have exited with one line if it could write nothing."""
-    if _sidecar(rig).poll() is None:
+    if sidecar(rig).poll() is None:
         return []
-    wrong = [f"the sidecar ended with {_sidecar(rig).poll()}"]
+    wrong = [f"the sidecar ended with {sidecar(rig).poll()}"]
     rig.start()
     return wrong
 
 
 def _refused_the_port(rig: Rig) -> list[str]:
     """A first start must fail at once, with one line that names the port's owner; a supervisor then retries."""
-    if rig.await_serving(ANSWER_S) or _sidecar(rig).poll() is None:
+    if rig.await_serving(ANSWER_S) or sidecar(rig).poll() is None:
         return []
     last = rig.said().splitlines()[-1]
     owner = f"process {os.getpid()}"
@@ -417,7 +427,7 @@ def _refused_the_port(rig: Rig) -> list[str]:
     named = (owner in last and str(rig.port) in last) or rig.starts()
     wrong = [] if named else [f"{last!r} does not name {owner} and port {rig.port}"]
     if rig.rows("SELECT 1 FROM states WHERE state = 'serving'"):
-        wrong.append(f"the sidecar ended with {_sidecar(rig).poll()}")
+        wrong.append(f"the sidecar ended with {sidecar(rig).poll()}")
     rig.start()
     return wrong
 

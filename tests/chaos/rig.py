@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,13 @@ class Settings:
     load_s: float = 0.1
     telemetry: bool = False
     ignore_sigterm: bool = False
+    start_s: float = 0.1
+    # Windows by the clock; with a clock of its own, a run can jump from one to the next.
+    cron: str = ""
+    # Commands that get the run's folder as $0; see Rig.hook_processes.
+    before_drain: str = ""
+    after_restore: str = ""
+    hook_timeout_s: float = 120.0
     # Size of a separate file system for the state folder; needs root.
     disk_bytes: int = 0
 
@@ -67,13 +75,15 @@ class Seen:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The longest outage, and the latest end of a restore after its window, in seconds."""
+    """Promised times, in seconds. ``late_s``: from a window's end to the end of the restore after it."""
 
     outage_s: float
     late_s: float
+    # The longest outage beyond the engine's own start, where a hook or a client is the fault.
+    beyond_start_s: float
 
 
-PROMISED = Bounds(outage_s=30.0, late_s=1.0)
+PROMISED = Bounds(outage_s=30.0, late_s=1.0, beyond_start_s=1.0)
 
 
 class Rig:
@@ -95,6 +105,12 @@ class Rig:
         self.sidecars: list[Process] = []
         self.seen = Seen()
         self.served = 0
+        self.bystanders: list[subprocess.Popen[bytes]] = []
+        self.struck_at: float | None = None
+        # Where windows were due: stretches of the sidecar's clock, in seconds since the epoch.
+        self.stretches: list[tuple[float, float]] = []
+        self._offset_s = 0
+        self._trials_lock = threading.RLock()
         self._closing = threading.Event()
         self._watchers: list[threading.Thread] = []
         if settings.disk_bytes:
@@ -109,11 +125,21 @@ class Rig:
         env = {
             "FAKE_FOLDER": str(self.fake),
             "FAKE_SERVING_PORT": str(self.port),
-            "FAKE_START_S": "0.1",
+            "FAKE_START_S": str(self.settings.start_s),
             "FAKE_LOAD_S": str(self.settings.load_s),
         }
         if self.settings.telemetry:
             env["FAKE_TELEMETRY"] = "1"
+        window: dict[str, Any] = {"duration": f"{self.settings.duration_s}s", "notice": "0s"}
+        if self.settings.cron:
+            window["cron"] = self.settings.cron
+        if self.settings.before_drain or self.settings.after_restore:
+            hook = {
+                name: ["sh", "-c", script, str(self.folder)]
+                for name in ("before_drain", "after_restore")
+                if (script := getattr(self.settings, name))
+            }
+            window["hooks"] = {**hook, "timeout": f"{self.settings.hook_timeout_s:g}s"}
         content = {
             "model": str(MODEL),
             "engine": {
@@ -140,7 +166,7 @@ class Rig:
                 "knobs": {"max_num_seqs": {"low": 4, "high": 8 if self.settings.improves else 6}},
             },
             "promotion": {"pairs": [2]},
-            "window": {"duration": f"{self.settings.duration_s}s", "notice": "0s"},
+            "window": window,
             "state": str(self.state),
             "metrics": {"port": self.metrics_port},
             "page": {"port": 0},
@@ -156,6 +182,28 @@ class Rig:
         self.sidecar = self.command("serve", "-c", str(self.config_file), environment=environment)
         self.sidecars.append(self.sidecar)
         return self.sidecar
+
+    def wall(self) -> float:
+        """The sidecar's wall clock, seconds since the epoch."""
+        return time.time() + self._offset_s
+
+    def jump(self, seconds: float, *, counts: bool = True) -> None:
+        """Moves the sidecar's clock; with ``counts``, what it passes on the way forward is due."""
+        if seconds < 0 or not counts:
+            self.end_stretch()
+        self._offset_s += round(seconds)
+        clock.set_seconds(self.clock, self._offset_s)
+        if seconds < 0:
+            self.begin_stretch()
+
+    def begin_stretch(self) -> None:
+        """Windows are due from here on."""
+        self.stretches.append((self.wall(), math.inf))
+
+    def end_stretch(self) -> None:
+        """Up to here, windows were due."""
+        if self.stretches and math.isinf(self.stretches[-1][1]):
+            self.stretches[-1] = (self.stretches[-1][0], self.wall())
 
     def command(self, *argv: str, output: Path | None = None, environment: Mapping[str, str] | None = None) -> Process:
         """Starts `sloguard ARGV`: forked, or with LD_PRELOAD as a new process, since the dynamic loader reads that."""
@@ -211,6 +259,28 @@ class Rig:
                 if process.status() != psutil.STATUS_ZOMBIE:
                     return process
         return None
+
+    def bystander(self, *command: str) -> "subprocess.Popen[bytes]":
+        """A process that has nothing to do with the sidecar, and must live until the end of the run."""
+        started = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        self.bystanders.append(started)
+        return started
+
+    def hook_processes(self) -> list[int]:
+        """The processes that hooks have written into the run's folder, as $0/NAME.pid."""
+        found: list[int] = []
+        for path in self.folder.glob("*.pid"):
+            with suppress(OSError, ValueError):
+                found.append(int(path.read_text()))
+        return found
+
+    @contextlib.contextmanager
+    def journal_changed_by_the_operator(self, *, loses: bool) -> Generator[None]:
+        """The watcher of trials waits; with ``loses`` it then starts over."""
+        with self._trials_lock:
+            yield
+            if loses:
+                self.seen.trials.clear()
 
     def fail(self, fault: str, times: int = 1) -> None:
         """Makes engines fail; see tests/support/fake_vllm.py."""
@@ -285,6 +355,10 @@ class Rig:
 
     def look_at_trials(self) -> None:
         """Checks that trials already recorded have not changed or disappeared."""
+        with self._trials_lock:
+            self._compare_trials()
+
+    def _compare_trials(self) -> None:
         query = "SELECT run, number, plan, started_at, ended_at, result FROM trials WHERE ended_at IS NOT NULL"
         rows = {(row[0], row[1]): row[2:] for row in self.rows(query)}
         if not rows:
@@ -312,6 +386,12 @@ class Rig:
     def close(self, *, keep: bool = False) -> None:
         """Ends everything that is left; removes the folder unless ``keep``."""
         self._closing.set()
+        for bystander in self.bystanders:
+            bystander.kill()
+            bystander.wait()
+        for pid in self.hook_processes():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
         for process in self.sidecars:
             process.signal(signal.SIGCONT)
             process.signal(signal.SIGKILL)

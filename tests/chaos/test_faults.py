@@ -8,7 +8,8 @@ from pathlib import Path
 import clock
 import pytest
 from campaign import Outcome, Plan, campaign, told
-from faults import MATRIX, Fault
+from faults import Fault
+from matrix import FAULTS
 from rig import Bounds, Rig, Settings, new_folder
 from zygote import Zygote
 
@@ -30,10 +31,13 @@ def skipped(fault: Fault) -> str:
 def outcomes() -> dict[str, Outcome]:
     """One run of each fault, several at a time."""
     rng = random.Random(6)
-    faults = [fault for fault in MATRIX if not skipped(fault)]
+    faults = [fault for fault in FAULTS if not skipped(fault)]
     plans = [Plan(seed, fault, rng.choice(fault.states)) for seed, fault in enumerate(faults)]
     # Loose bounds, as other tests run in parallel; `make chaos` checks the promised ones.
-    return {outcome.fault: outcome for outcome in campaign(plans, jobs=4, bounds=Bounds(outage_s=90.0, late_s=10.0))}
+    return {
+        outcome.fault: outcome
+        for outcome in campaign(plans, jobs=4, bounds=Bounds(outage_s=90.0, late_s=10.0, beyond_start_s=30.0))
+    }
 
 
 def test_a_damaged_journal_is_refused_and_the_engine_keeps_serving(tmp_path: Path) -> None:
@@ -58,7 +62,7 @@ def test_a_damaged_journal_is_refused_and_the_engine_keeps_serving(tmp_path: Pat
         zygote.close()
 
 
-@pytest.mark.parametrize("fault", MATRIX, ids=[fault.name for fault in MATRIX])
+@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
 def test_the_service_is_back_and_nothing_is_lost(fault: Fault, outcomes: dict[str, Outcome]) -> None:
     if why := skipped(fault):
         pytest.skip(why)

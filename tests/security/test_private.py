@@ -14,6 +14,7 @@ from sidecar.config.schema import load_config
 from sidecar.record import lock
 
 _NOBODY = 65534
+HOOK = ["sh", "-c", 'echo > "$HOOKED"']
 _CONNECT = """
 import os, socket, sys
 os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
@@ -30,6 +31,32 @@ def test_what_a_serving_sidecar_leaves_in_the_folder_is_out_of_reach_for_others(
         assert stat.S_ISSOCK(config.socket.stat().st_mode)
         assert stat.S_IMODE(config.socket.stat().st_mode) == 0o600
         assert stat.S_IMODE((config.state / "logs").stat().st_mode) == 0o700
+        assert open_to_others(config.state) == []
+
+
+def open_to_others(state: Path) -> list[str]:
+    paths = [path for path in state.rglob("*") if not path.is_symlink()]
+    return [str(path) for path in paths if stat.S_IMODE(path.stat().st_mode) & 0o077]
+
+
+def test_every_file_is_private_after_a_window_and_those_of_earlier_versions_too(tmp_path: Path) -> None:
+    config_file = fake_config(tmp_path, window={"duration": "10m", "notice": "0s", "hooks": {"before_drain": HOOK}})
+    state = load_config(config_file).state
+    state.mkdir(mode=0o700)
+    for name in ("learned.json", "output.txt"):
+        (state / name).write_text("{}")
+        (state / name).chmod(0o644)
+    hooked = tmp_path / "hooked"
+    umask = os.umask(0o022)
+    try:
+        with serving(config_file, HOOKED=str(hooked)):
+            assert sloguard("retune", "--now", "--wait", "-c", config_file).returncode == 0
+            assert open_to_others(state) == []
+    finally:
+        os.umask(umask)
+    assert len(list(state.iterdir())) > 8
+    # Children keep the umask that the sidecar was started with.
+    assert stat.S_IMODE(hooked.stat().st_mode) == 0o644
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user to try it")

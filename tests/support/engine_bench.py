@@ -74,7 +74,7 @@ def bench(config_file: Path) -> Generator[Bench]:
     try:
         yield Bench(config, journal, hub, server, engines, runner, learning)
     finally:
-        engines.end_orphans()
+        engines.orphans.end()
         runner.close()
         engines.end_forks()
         live.close()

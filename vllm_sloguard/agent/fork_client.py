@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from vllm_sloguard.agent.private_files import umask_of_children
 from vllm_sloguard.agent.serve_command import Args, entry
 from vllm_sloguard.starts.fork_protocol import (
     Answer,
@@ -123,6 +124,7 @@ class ForkServer:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                     env=dict(self._environment),
+                    umask=umask_of_children(),
                 )
         except OSError as error:
             ours.close()

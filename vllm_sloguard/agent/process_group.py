@@ -18,6 +18,7 @@ from typing import Protocol
 
 import psutil
 
+from vllm_sloguard.agent.private_files import umask_of_children
 from vllm_sloguard.agent.process_identity import ENGINE_ID_VARIABLE, Identity, boot_id, is_marked, is_same, started_s
 from vllm_sloguard.hooks.stack_dump import ASKS
 
@@ -76,6 +77,7 @@ class ProcessGroup:
                 start_new_session=True,
                 env={**environment, ENGINE_ID_VARIABLE: engine_id},
                 cwd=folder,
+                umask=umask_of_children(),
             )
         return cls.of_child(popen, engine_id)
 
@@ -100,6 +102,10 @@ class ProcessGroup:
             return process if process is not None and process.status() != psutil.STATUS_ZOMBIE else None
         except (psutil.NoSuchProcess, OSError):
             return None
+
+    def age_s(self) -> float:
+        """Seconds since the first process started."""
+        return max(time.clock_gettime(time.CLOCK_BOOTTIME) - self.identity.started_at, 0.0)
 
     def exit_code(self) -> int | None:
         """The first process's; negative for a signal, None while running or if another sidecar started it."""

@@ -16,6 +16,7 @@ from vllm_sloguard.crash.ranks import CauseRank
 _EVIDENCE_CHARS = 500
 _CHUNK_CHARS = 1 << 16
 _SKIPPED_BYTES = 1 << 20
+_MOST_COUNTED_BYTES = 1 << 28
 _EXIT_OF_KILLED_CONTAINER = 128 + signal.SIGKILL
 # Ranks that say that something ended, and not why.
 _SILENT = frozenset({CauseRank.DEATH, CauseRank.WRAPPER})
@@ -53,7 +54,10 @@ def classify_file(
 
 
 def _skip(log: BinaryIO, size: int) -> int:
-    """Reads over ``size`` bytes and returns how many lines ended in them."""
+    """Reads over ``size`` bytes and returns how many lines ended in them; of a huge log they are not counted."""
+    if size > _MOST_COUNTED_BYTES:
+        log.seek(size)
+        return 0
     lines = 0
     while size > 0 and (chunk := log.read(min(size, _SKIPPED_BYTES))):
         size -= len(chunk)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from vllm_sloguard.guard.bounded_read import read_small_file
 from vllm_sloguard.guard.built_model import BuiltModel, built_model_fields, read_built_model
 from vllm_sloguard.guard.checkpoint import checkpoint_bytes
 from vllm_sloguard.guard.evidence import ModelEvidence
@@ -102,7 +103,7 @@ class CachedBuilds:
         content = [str(_CACHE_FORMAT), self._version, json.dumps(args, sort_keys=True, default=str)]
         for name in ("config.json", "hf_quant_config.json"):
             path = folder / name
-            content.append(path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "")
+            content.append(read_small_file(path).decode("utf-8", errors="replace") if path.exists() else "")
         digest = hashlib.sha256("\0".join(content).encode()).hexdigest()
         return self._folder / f"{digest[:32]}.json"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vllm_sloguard.guard import attention_windows, quantization
+from vllm_sloguard.guard.bounded_read import read_small_file
 from vllm_sloguard.guard.config_json import Fields, first, flag, name, nested, positive, required, whole, wrong
 from vllm_sloguard.guard.quantization import Quantization
 
@@ -194,7 +195,7 @@ def read_shape(model_dir: Path) -> ModelShape:
     """
     path = model_dir / "config.json"
     try:
-        loaded: object = json.loads(path.read_text(encoding="utf-8"))
+        loaded: object = json.loads(read_small_file(path))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except RecursionError as error:

@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from vllm_sloguard.guard import memory
 from vllm_sloguard.guard.activation_memory import MEASURED, MinorVersion
+from vllm_sloguard.guard.bounded_read import read_small_file
 from vllm_sloguard.guard.evidence import ModelEvidence
 from vllm_sloguard.guard.known_model import KnownModel
 from vllm_sloguard.guard.machine import Machine
@@ -300,7 +301,7 @@ def read_history(path: Path, model: str) -> Learned:
 def model_key(model: str) -> str:
     """Identifies a model: its name, or for a local one its path and a hash of its config.json."""
     try:
-        content = (Path(model) / "config.json").read_bytes()
+        content = read_small_file(Path(model) / "config.json")
     except OSError:
         return model
     return f"{Path(model).resolve()} {hashlib.sha256(content).hexdigest()[:16]}"

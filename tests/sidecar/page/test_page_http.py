@@ -114,6 +114,20 @@ def test_live_latencies_of_the_serving_engine(bench: PageBench) -> None:
     assert told(bench.url)["heartbeat"]["live"] is None  # the engine is gone
 
 
+@pytest.mark.parametrize("names", [("-wal", "-shm"), ("", "-wal", "-shm")])
+def test_the_page_follows_a_journal_whose_deleted_files_were_restored(bench: PageBench, names: tuple[str, ...]) -> None:
+    assert told(bench.url)["view"]["paused"] is None
+    for name in names:
+        (bench.config.state / f"journal.sqlite{name}").unlink()
+    assert bench.journal.missing()
+    with bench.requests.journal_connections:
+        bench.journal.restore_files()
+    assert order(bench, "pause", reason="after the restore")[0] == 200
+
+    view = told(bench.url)["view"]
+    assert (view["paused"]["text"], view["problem"]) == ("after the restore", "")
+
+
 def test_a_damaged_journal_is_said_once_and_the_page_goes_on(bench: PageBench) -> None:
     run = bench.tune(600)
     assert told(bench.url)["view"]["problem"] == ""

@@ -136,6 +136,74 @@ def test_an_engine_of_which_the_journal_lost_the_row_is_taken_over(config_file: 
     assert "took over the engine of an earlier sidecar" in ended(again, signal.SIGINT)
 
 
+def test_an_engine_whose_pid_was_not_recorded_yet_is_taken_over(config_file: Path) -> None:
+    """As after a kill, or in a backup made, in the middle of a start."""
+    config = load_config(config_file)
+    killed(started(config_file))
+    journal = Journal(config.state)
+    [engine] = journal.engines()
+    journal.write("UPDATE engines SET pid = 0, boot_id = ''", ())
+    journal.close()
+
+    again = started(config_file)
+
+    assert [e.identity for e in Journal(config.state, read_only=True).engines()] == [engine.identity]
+    ended(again, signal.SIGINT)
+
+
+def test_tune_leaves_a_serving_engine_that_the_journal_lost_alone(config_file: Path) -> None:
+    config = load_config(config_file)
+    killed(started(config_file))
+    [engine] = Journal(config.state, read_only=True).engines()
+    Journal(config.state).engine_gone(engine.identity.engine_id)
+
+    refused = sloguard("tune", "-c", config_file)
+
+    assert refused.returncode == 1
+    assert f"vLLM of this state folder is serving (process {engine.identity.pid})" in refused.stderr
+    assert serving_seqs(config) == 2
+
+
+def test_an_unrecorded_engine_that_leaves_a_probe_unanswered_is_taken_over_once_it_answers(config_file: Path) -> None:
+    content = yaml.safe_load(config_file.read_text())
+    content["engine"] = {**content["engine"], "hang_timeout_s": 8}  # a probe waits four seconds
+    config_file.write_text(yaml.safe_dump(content))
+    config = load_config(config_file)
+    killed(started(config_file))
+    [engine] = Journal(config.state, read_only=True).engines()
+    Journal(config.state).engine_gone(engine.identity.engine_id)
+    os.kill(engine.identity.pid, signal.SIGSTOP)
+    with subprocess.Popen([sys.executable, "-m", "sidecar", "serve", "-c", str(config_file)]) as again:
+        wait_for(lambda: lock.holder(config.state) == again.pid and state_of(config) == "starting", "starting")
+        time.sleep(5)
+        os.kill(engine.identity.pid, signal.SIGCONT)
+        wait_for(lambda: state_of(config) == "serving", "serving")
+        assert [e.identity for e in Journal(config.state, read_only=True).engines()] == [engine.identity]
+        again.send_signal(signal.SIGINT)
+
+
+def test_a_copied_state_folder_does_not_end_the_engine_of_the_original(config_file: Path, tmp_path: Path) -> None:
+    config = load_config(config_file)
+    serve = started(config_file)
+    [engine] = Journal(config.state, read_only=True).engines()
+    shutil.copytree(config.state, tmp_path / "copy", ignore=shutil.ignore_patterns("*.sock"))
+    (tmp_path / "copy").chmod(0o700)
+    content = yaml.safe_load(config_file.read_text())
+    content |= {"state": str(tmp_path / "copy"), "metrics": {"port": 0}}
+    copied = tmp_path / "copied.yaml"
+    copied.write_text(yaml.safe_dump(content))
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "sidecar", "serve", "-c", str(copied)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert any("of another state folder" in line for line in other.stdout)
+        other.kill()
+    assert psutil.pid_exists(engine.identity.pid)
+    assert serving_seqs(config) == 2
+    ended(serve, signal.SIGINT)
+
+
 def test_a_daemon_that_has_the_pid_of_an_old_engine_is_not_killed(config_file: Path, tmp_path: Path) -> None:
     """The state folder survived a reboot, and a recorded pid is now an unrelated daemon's session."""
     config = load_config(config_file)

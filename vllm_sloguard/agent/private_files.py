@@ -1,0 +1,29 @@
+"""Files that a sidecar writes are for its user only; its engines and hooks keep the umask that it was started with."""
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_PRIVATE = 0o077
+_inherited: list[int] = []
+
+
+@contextmanager
+def private_files(folder: Path) -> Generator[None]:
+    """Sets the umask, and closes the files of earlier versions in ``folder`` to others."""
+    for pattern in ("*", "logs/*", "promoted/*"):
+        for path in folder.glob(pattern):
+            if path.is_file() and not path.is_symlink():
+                with suppress(OSError):
+                    path.chmod(path.stat().st_mode & ~_PRIVATE & 0o777)
+    _inherited.append(os.umask(_PRIVATE))
+    try:
+        yield
+    finally:
+        os.umask(_inherited.pop())
+
+
+def umask_of_children() -> int:
+    """For subprocess.Popen; -1, which changes nothing, outside of ``private_files``."""
+    return _inherited[-1] if _inherited else -1
