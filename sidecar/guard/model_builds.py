@@ -67,6 +67,8 @@ class BuildHelper:
                 raise ValueError(f"the helper exited with code {process.wait()}")
             answer += part
         found: dict[str, Any] = json.loads(answer)
+        if found.pop("ends", False):
+            self._end()
         return found
 
     def _running(self) -> subprocess.Popen[bytes]:

@@ -1,6 +1,7 @@
 """vLLM's own classes, asked by the helper: against ranks that are real processes, and against vLLM's own capacity."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Generator
@@ -44,6 +45,13 @@ NEMOTRON_H: dict[str, Any] = {
     "max_position_embeddings": 8192,
     "torch_dtype": "bfloat16",
 }
+# Starts an engine as benchmarks/guard.py does, in a fresh process, and prints what vLLM reports.
+START = """
+import json, sys
+import guard
+guard.import_vllm("cpu")
+print("KV tokens:", guard.start(guard.Path(sys.argv[1]), json.loads(sys.argv[2])).kv_tokens)
+"""
 BERT: dict[str, Any] = {
     "architectures": ["BertModel"],
     "model_type": "bert",
@@ -109,6 +117,26 @@ def test_tokens_and_concurrency_are_vllms(
 def test_a_hybrid_keeps_states_and_keys(helper: BuildHelper, tmp_path: Path) -> None:
     facts = built(helper, write_model(tmp_path, "hybrid", NEMOTRON_H), {})
     assert {group.kind for group in facts.groups} == {GroupKind.STATE, GroupKind.FULL}
+
+
+def test_a_hybrid_starts_with_the_tokens_of_its_build(helper: BuildHelper, tmp_path: Path) -> None:
+    """Against an engine: it chooses the block size of a hybrid only after it has loaded the model."""
+    widths = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2}
+    small = {**NEMOTRON_H, **widths, "head_dim": 32, "mamba_num_heads": 8, "vocab_size": 2048}
+    model, kv_bytes = write_model(tmp_path, "hybrid", small), 2**30
+    facts = built(helper, model, {})
+    args: KnobValues = {"kv_cache_memory_bytes": kv_bytes, "max_model_len": 1024, "enforce_eager": True}
+    guarded = estimate(shape_of_built(facts), args, CPU, evidence=ModelEvidence(facts))
+    root = Path(__file__).parents[2]
+    started = subprocess.run(
+        [sys.executable, "-c", START, str(model), json.dumps(args)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": f"{root}:{root / 'benchmarks'}"},
+    )
+    assert f"KV tokens: {guarded.kv_tokens}\n" in started.stdout, started.stderr[-2000:]
 
 
 def test_an_encoder_keeps_nothing(helper: BuildHelper, tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
-"""The sources of a memory estimate, ranked as rungs of a ladder, and the error band assumed for each."""
+"""The sources of a memory estimate, ranked as rungs of a ladder, and the recorded error of each."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 
 from vllm_sloguard.guard.built_model import BuiltModel
-
-_GIB = 2**30
 
 
 class Rung(IntEnum):
@@ -55,25 +56,38 @@ NO_EVIDENCE = ModelEvidence()
 
 
 @dataclass(frozen=True)
-class ErrorBand:
-    """How far off an estimate may be: a share of the weights, a share of the activations, and a constant."""
+class RecordedErrors:
+    """The worst errors of estimates against starts of vLLM, as recorded by ``benchmarks/guard.py bands``.
 
-    weights: float
-    activations: float
-    beside_bytes: int
+    ``shares`` are shares of the memory that is not the KV cache, by rung. In a family that has never been started, what
+    the profile run takes is less certain: by the given share of it for ordinary decoders, and for other models.
+    """
 
-    def error_bytes(self, weights: int, activations: int, others: int) -> int:
-        """The error band for an estimate of these sizes."""
-        return int(self.weights * (weights + others) + self.activations * activations) + self.beside_bytes
+    shares: Mapping[Rung, float]
+    families: frozenset[str]
+    unknown_family: float
+    unknown_architecture: float
+
+    def error_bytes(self, rung: Rung, fixed_bytes: int) -> int:
+        """The error band of an estimate of ``fixed_bytes`` from this rung."""
+        return int(self.shares[rung] * fixed_bytes)
+
+    def profile_error_bytes(self, model_type: str, activation_bytes: int, *, ordinary: bool) -> int:
+        """What the formula for the profile run may lack in addition."""
+        if model_type in self.families:
+            return 0
+        return int((self.unknown_family if ordinary else self.unknown_architecture) * activation_bytes)
 
 
-# Assumed, not measured: chosen by judgement until the errors of each rung have been recorded. (benchmarks/README.md,
-# "The ladder", compares weights and KV tokens with vLLM's classes, but no activations.) UNMEASURED_ACTIVATIONS, also
-# assumed, applies to model families whose profile run was never measured.
-ERROR_BANDS = {
-    Rung.REPORTED: ErrorBand(0.01, 0.02, 0),
-    Rung.BUILT: ErrorBand(0.01, 0.02, 0),
-    Rung.CHECKPOINT: ErrorBand(0.02, 0.05, 0),
-    Rung.FORMULA: ErrorBand(0.01, 0.01, 0),
-}
-UNMEASURED_ACTIVATIONS = 0.3
+def read_errors(path: Path) -> RecordedErrors:
+    """Reads the recorded errors."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return RecordedErrors(
+        {rung: float(found["rungs"][rung.name.lower()]["share"]) for rung in Rung},
+        frozenset(found["families"]),
+        float(found["unknown_family"]),
+        float(found["unknown_architecture"]),
+    )
+
+
+RECORDED_ERRORS = read_errors(Path(__file__).with_name("error_bands.json"))

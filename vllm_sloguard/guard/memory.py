@@ -13,7 +13,6 @@ from vllm_sloguard.guard.activation_memory import (
     COUNTS_GRAPHS,
     COUNTS_STATE,
     MEASURED,
-    MEASURED_ACTIVATIONS,
     MinorVersion,
     activation_bytes,
     graph_bytes,
@@ -21,7 +20,7 @@ from vllm_sloguard.guard.activation_memory import (
     sampling_bytes,
 )
 from vllm_sloguard.guard.cuda_allocator import unused_bytes
-from vllm_sloguard.guard.evidence import ERROR_BANDS, NO_EVIDENCE, UNMEASURED_ACTIVATIONS, ModelEvidence, Rung
+from vllm_sloguard.guard.evidence import NO_EVIDENCE, RECORDED_ERRORS, ModelEvidence, Rung
 from vllm_sloguard.guard.kv_cache import KvLayout, built_layouts, kv_bytes_per_token, layout
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.model_shape import ModelShape
@@ -174,7 +173,9 @@ def estimate(
         outside_bytes=outside,
         starts=not problem,
         reason=problem or f"{tokens} KV tokens in {gib(kv)} GiB",
-        margin_bytes=_margin_bytes(shape, evidence.rung, weights, plain, activation, fixed),
+        margin_bytes=_margin_bytes(
+            shape, evidence.rung, fixed, plain, 0 if version == MEASURED else activation - plain
+        ),
         concurrency=concurrency,
         lowest_utilization=None if explicit is not None else _thousandths(math.ceil, fixed + need, machine),
         highest_utilization=None
@@ -209,15 +210,15 @@ def _bytes_per_token(shape: ModelShape, args: KnobValues, evidence: ModelEvidenc
     return max(stage.bytes_per_token for stage in evidence.built.stages)
 
 
-def _margin_bytes(  # noqa: PLR0917 - the parts of a budget
-    shape: ModelShape, rung: Rung, weights: int, plain: int, activation: int, fixed: int
-) -> int:
-    """How far off the estimate may be: the rung's error band, and the uncertainty of the profile run."""
-    band = ERROR_BANDS[rung].error_bytes(weights, plain, fixed - weights - plain)
+def _margin_bytes(shape: ModelShape, rung: Rung, fixed: int, plain: int, assumed: int) -> int:
+    """How far off the estimate may be: the rung's recorded error, and the uncertainty of the profile run.
+
+    ``plain`` is its peak without sampling, ``assumed`` what sampling adds if it is not known to happen.
+    """
+    band = RECORDED_ERRORS.error_bytes(rung, fixed)
     if rung is Rung.REPORTED:
         return band
-    guessed = 0 if shape.model_type in MEASURED_ACTIVATIONS else int(UNMEASURED_ACTIVATIONS * plain)
-    return band + guessed + activation - plain
+    return band + assumed + RECORDED_ERRORS.profile_error_bytes(shape.model_type, plain, ordinary=not shape.unusual)
 
 
 def _overhead_bytes(shape: ModelShape, args: KnobValues, machine: Machine) -> int:

@@ -8,6 +8,7 @@ nothing communicates. vLLM is imported only after the environment is set.
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import json
 import os
@@ -55,8 +56,18 @@ def answer_requests(memory_bytes: int, idle_s: float) -> None:
         line = sys.stdin.readline()
         if not line:
             return
-        answers.write(json.dumps(_answer(json.loads(line))) + "\n")
+        answer = _answer(json.loads(line))
+        # A context on the device takes memory that the engine needs: the caller starts another process.
+        ends = _holds_device()
+        answers.write(json.dumps({**answer, "ends": ends}) + "\n")
         answers.flush()
+        if ends:
+            return
+
+
+def _holds_device() -> bool:
+    torch = sys.modules.get("torch")
+    return bool(torch is not None and torch.cuda.is_initialized())
 
 
 def _watch_memory(most: int) -> None:
@@ -225,12 +236,12 @@ def _engine_config(model: str, args: dict[str, Any]) -> Any:
     asked = {"skip_tokenizer_init": True, "load_format": "dummy", "enforce_eager": True, **args}
     if max(int(args.get(f"{kind}_parallel_size", 1)) for kind in ("tensor", "pipeline")) > 1:
         asked["distributed_executor_backend"] = "mp"
-    _load_classes_here(model)
+    load_model_classes(model)
     config: Any = engine_args(model=model, **asked).create_engine_config(usage.OPENAI_API_SERVER)
     return config
 
 
-def _load_classes_here(model: str) -> None:
+def load_model_classes(model: str) -> None:
     """Registers the model's class as loaded: vLLM would start a process per architecture to inspect it."""
     registry = _from("vllm.model_executor.models", "ModelRegistry")
 
@@ -249,17 +260,83 @@ def _build(config: Any, stage: int) -> StageBuild:
 
     draft = config.speculative_config and getattr(config.speculative_config, "draft_model_config", None)
     with _as_rank(config, stage):
-        with torch.device("meta"), set_default_torch_dtype(config.model_config.dtype):
+        with torch.device("meta"), _without_device(), set_default_torch_dtype(config.model_config.dtype):
             model = initialize_model(config)
             parameters = _parameter_bytes(model)
             if draft is not None and stage == config.parallel_config.pipeline_parallel_size - 1:
                 drafting = initialize_model(config, model_config=draft, prefix="draft_model")
                 parameters |= {f"draft_model.{name}": size for name, size in _parameter_bytes(drafting).items()}
+        _choose_block_size(config)
         return StageBuild(parameters, _specs(config), _adapter_bytes(config, model))
 
 
+class _Placeholder:
+    """Takes the place of a stream or an event, which only a forward pass uses."""
+
+    def __init__(self, *_args: object, **_kwargs: object) -> None:
+        return
+
+
+@contextlib.contextmanager
+def _without_device() -> Generator[None]:
+    """Keeps layers that name a device from taking memory on it."""
+    torch = importlib.import_module("torch")
+    function_mode = _from("torch.overrides", "TorchFunctionMode")
+
+    def moved(value: Any) -> Any:
+        kind = value.type if isinstance(value, torch.device) else str(value).partition(":")[0]
+        return value if kind in {"cpu", "meta"} else torch.device("meta")
+
+    class OnMeta(function_mode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            given: dict[str, Any] = dict(kwargs or {})
+            if given.get("device") is not None:
+                given["device"] = moved(given["device"])
+            if func is torch.Tensor.to:
+                args = tuple(moved(each) if isinstance(each, str | torch.device) else each for each in args)
+            return args[0] if func is torch.Tensor.cuda else func(*args, **given)
+
+    before = torch.cuda.Stream, torch.cuda.Event
+    torch.cuda.Stream = torch.cuda.Event = _Placeholder
+    try:
+        with OnMeta():
+            yield
+    finally:
+        torch.cuda.Stream, torch.cuda.Event = before
+
+
+def _choose_block_size(config: Any) -> None:
+    """The block size that suits the attention backend and the states of a hybrid, chosen after the model is loaded."""
+    current_platform = _from("vllm.platforms", "current_platform")
+
+    # Before 0.19 the configuration chose it.
+    update = getattr(current_platform, "update_block_size_for_backend", None)
+    if update is not None:
+        update(config)
+
+
 def _parameter_bytes(model: Any) -> dict[str, int]:
-    return {name: part.numel() * part.element_size() for name, part in model.named_parameters()}
+    """Bytes by name, as loaded. Named once, a parameter that modules share counts once."""
+    online = {id(part): _online_width(module) for module in model.modules() for part in _quantized_on_load(module)}
+    return {
+        name: int(part.numel() * online.get(id(part), part.element_size())) for name, part in model.named_parameters()
+    }
+
+
+def _quantized_on_load(module: Any) -> list[Any]:
+    """The weights of a layer that are built in the model's dtype and quantized while they are loaded."""
+    method = getattr(module, "quant_method", None)
+    serialized = getattr(getattr(method, "quant_config", None), "is_checkpoint_fp8_serialized", True)
+    if method is None or not (serialized is False or "Online" in type(method).__name__):
+        return []
+    return [part for part in module.parameters(recurse=False) if part.dim() > 1 and part.is_floating_point()]
+
+
+def _online_width(module: Any) -> float:
+    """Bytes of an element after quantization, with its share of the scales."""
+    name = type(module.quant_method).__name__
+    widths = {"Mxfp4": 0.5 + 1 / 32, "Nvfp4": 0.5 + 1 / 16, "Mxfp8": 1 + 1 / 32, "Fp8PerBlock": 1 + 4 / 128**2}
+    return next((width for kind, width in widths.items() if kind in name), 1.0)
 
 
 def _specs(config: Any) -> dict[str, Any]:
@@ -279,14 +356,18 @@ def _specs(config: Any) -> dict[str, Any]:
 
 
 def _customized(layer: Any, spec: Any) -> Any:
-    """The spec as customized by the attention backend, since vLLM 0.30."""
+    """The spec as customized by the attention backend; vLLM before 0.30 only notes whether its pages may be padded."""
     attention_spec = _from("vllm.v1.kv_cache_interface", "AttentionSpec")
 
+    if not isinstance(spec, attention_spec):
+        return spec
+    backend = layer.get_attn_backend()
     try:
         customize_attention_spec = _from("vllm.v1.worker.utils", "customize_attention_spec")
     except ImportError:
-        return spec
-    return customize_attention_spec(layer.get_attn_backend(), spec) if isinstance(spec, attention_spec) else spec
+        padded = getattr(backend, "indexes_kv_by_block_stride", None)
+        return spec if padded is None else dataclasses.replace(spec, indexes_kv_by_block_stride=padded())
+    return customize_attention_spec(backend, spec)
 
 
 def _resolve_layout(config: Any, stages: list[dict[str, Any]]) -> None:

@@ -154,6 +154,11 @@ class ModelShape:
         return plain and not self.hybrid and self.model_type in EXACT_FAMILIES
 
     @property
+    def unusual(self) -> bool:
+        """Whether it is more than a decoder of attention and MLPs."""
+        return self.hybrid or self.mla or bool(self.experts)
+
+    @property
     def mla(self) -> bool:
         """Whether attention caches one latent vector per token instead of keys and values."""
         return self.kv_lora_rank > 0

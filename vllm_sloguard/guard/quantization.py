@@ -18,7 +18,8 @@ class Quantization:
 
     ``experts_only``: only experts are quantized. ``fp8_kv``: the checkpoint requests an 8-bit KV cache, which is then
     vLLM's default. ``exact`` is false if some linear layers are unquantized and only the checkpoint tells which.
-    Experts' matrices are rounded up to multiples of ``rounding``.
+    Experts' matrices are rounded up to multiples of ``rounding``. ``narrows_inputs``: inputs of linear layers are
+    quantized too, with scales computed at run time.
     """
 
     bits: float
@@ -26,6 +27,7 @@ class Quantization:
     fp8_kv: bool = False
     exact: bool = True
     rounding: int = 1
+    narrows_inputs: bool = False
 
 
 # gpt-oss quantizes only its experts (quantization/mxfp4.py); most kernels need multiples of 128 (oracle/mxfp4.py).
@@ -54,7 +56,8 @@ def _stated_bits(found: Fields, method: str) -> Quantization | None:
         return Quantization(_BNB4_BITS if found.get("load_in_4bit") is True else 8)
     bits = positive(found, "bits") or positive(found, "w_bit") or _USUAL_BITS.get(method)
     if bits is None:
-        return Quantization(8) if "fp8" in method else None
+        dynamic = found.get("activation_scheme", "dynamic") == "dynamic"
+        return Quantization(8, narrows_inputs=dynamic) if "fp8" in method else None
     if bits > 16:
         raise wrong("quantization_config.bits", "at most 16", bits)
     return Quantization(_grouped(bits, found.get("group_size", found.get("q_group_size")), zero_points=True))
@@ -108,4 +111,4 @@ def while_loading(method: str) -> Quantization | None:
     if "experts_int8" in method:
         return Quantization(8, experts_only=True)
     # All other methods for unquantized checkpoints use 8 bits.
-    return Quantization(8) if "fp8" in method else None
+    return Quantization(8, narrows_inputs=True) if "fp8" in method else None

@@ -49,7 +49,7 @@ def weights_bytes(shape: ModelShape, args: KnobValues, stage: range | None = Non
     attention = layers * _attention_parameters(shape, tp)
     mlp = (layers - sparse) * (_mlp(shape, shape.intermediate) // tp)
     mlp += sparse * (_mlp(shape, shape.shared_expert_intermediate) // tp)
-    narrow = shape.quantization or quantization.while_loading(str(args.get("quantization", "")))
+    narrow = quantization_of(shape, args)
     experts = sparse * (shape.experts * _expert(shape, narrow) // tp)
     linear = int(_width(narrow, wide, experts=False) * (attention + mlp) + _width(narrow, wide, experts=True) * experts)
     routers = sparse * shape.hidden * shape.experts * wide
@@ -73,12 +73,17 @@ def largest_tensors(shape: ModelShape, args: KnobValues) -> tuple[int, ...]:
     if shape.mla or shape.experts or shape.stated_weights_bytes is not None:
         return ()
     tp = tensor_parallel(args)
-    narrow = shape.quantization or quantization.while_loading(str(args.get("quantization", "")))
+    narrow = quantization_of(shape, args)
     width = _width(narrow, dtype_bytes(shape, args), experts=False)
     heads, kv_heads = shape.heads // tp, max(1, shape.kv_heads // tp)
     rows = (shape.head_dim * (heads + 2 * kv_heads), shape.head_dim * heads)
     wide = shape.intermediate // tp
     return tuple(int(n * shape.hidden * width) for n in (*rows, (2 if shape.gated_mlp else 1) * wide, wide))
+
+
+def quantization_of(shape: ModelShape, args: KnobValues) -> Quantization | None:
+    """The checkpoint's own quantization, or the one while it is loaded."""
+    return shape.quantization or quantization.while_loading(str(args.get("quantization", "")))
 
 
 def _width(narrow: Quantization | None, wide: int, *, experts: bool) -> float:

@@ -110,7 +110,7 @@ def test_formulas_alone_refuse_nothing() -> None:
     assert outcome.status is RepairStatus.UNCHANGED
     assert outcome.args is args
     assert outcome.warning.startswith("it may not start: weights and activations take 16.22 of 6.00 GiB")
-    assert "the estimate is based on formulas only, and may be off by 0.16 GiB" in outcome.warning
+    assert "the estimate is based on formulas only, and may be off by 0.50 GiB" in outcome.warning
 
 
 def test_layers_that_the_formulas_do_not_know_change_nothing() -> None:
