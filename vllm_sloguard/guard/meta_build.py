@@ -1,22 +1,21 @@
 """Builds a model with vLLM's own classes on the meta device, which takes no memory, and reports its sizes.
 
-A script for the Python that has vLLM. It imports nothing else from this project, which may not be installed there. Each
-line of stdin is a request, each line of stdout its answer, both JSON. It exits when stdin closes, or after ``--idle-s``
-without a request. Parallel ranks are simulated in turn: process groups exist so that layers can query their rank, but
+A script for the Python that has vLLM, where this project may not be installed: it loads meta_device.py by its path.
+Each line of stdin is a request, each line of stdout its answer, both JSON. It exits when stdin closes, or after
+``--idle-s`` without a request. Parallel ranks are simulated in turn: process groups exist so that layers can query their rank, but
 nothing communicates. vLLM is imported only after the environment is set.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import json
 import os
 import select
 import sys
 import threading
 import time
-from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +35,19 @@ _OUT_OF_MEMORY = 9
 _MUCH, _FAR_MORE = 2**70, 2**90
 
 
-def _from(module: str, name: str) -> Any:
-    """An object of vLLM, untyped. Raises ImportError."""
-    found = importlib.import_module(module)
-    try:
-        return getattr(found, name)
-    except AttributeError:
-        return importlib.import_module(f"{module}.{name}")
+def _sibling(name: str) -> Any:
+    """A module beside this script, by its path."""
+    spec = importlib.util.spec_from_file_location(f"_sloguard_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_meta_device = _sibling("meta_device")
+_from = _meta_device.part_of_vllm
 
 
 def answer_requests(memory_bytes: int, idle_s: float) -> None:
@@ -88,67 +93,6 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         text = " ".join(str(error).split())
         found = {"error": f"{type(error).__name__}: {text[:500]}"}
     return {**found, "seconds": round(time.monotonic() - began, 3)}
-
-
-@dataclass
-class _SizeOnlyGroup:
-    """A torch process group that only knows its size."""
-
-    ranks: int
-
-    def size(self) -> int:
-        return self.ranks
-
-    def rank(self) -> int:
-        return 0
-
-
-def _group(ranks: list[int]) -> Any:
-    """vLLM's process group of ``ranks``, seen from the first."""
-    torch = importlib.import_module("torch")
-    group_class = _from("vllm.distributed.parallel_state", "GroupCoordinator")
-
-    group: Any = object.__new__(group_class)
-    group.unique_name = "sloguard"
-    group.rank = group.local_rank = group.device_index = ranks[0]
-    group.ranks = ranks
-    group.world_size = len(ranks)
-    group.rank_in_group = 0
-    group.cpu_group = group.device_group = _SizeOnlyGroup(len(ranks))
-    group.device_communicator = group.mq_broadcaster = None
-    group.use_device_communicator = group.use_custom_op_call = group.use_cpu_custom_send_recv = False
-    group.device = torch.device("cpu")
-    return group
-
-
-@contextlib.contextmanager
-def _as_rank(config: Any, stage: int) -> Generator[None]:
-    """Makes this process the first tensor-parallel rank of a pipeline stage."""
-    parallel_state = _from("vllm.distributed", "parallel_state")
-
-    parallel = config.parallel_config
-    tp, pp = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
-    rank, data = stage * tp, parallel.data_parallel_size
-    peers = list(range(rank, rank + tp))
-    stages = _group([at * tp for at in range(pp)])
-    stages.rank, stages.rank_in_group = rank, stage
-    groups = {
-        **{name: _group(peers) for name in ("_TP", "_ETP")},
-        **{name: _group(list(range(rank, rank + tp * data))) for name in ("_EP", "_EPLB")},
-        "_WORLD": _group(list(range(rank, rank + tp * pp))),
-        "_DCP": _group(peers[: getattr(parallel, "decode_context_parallel_size", 1)]),
-        "_DP": _group(list(range(rank, rank + data))),
-        "_PP": stages,
-        **{name: _group([rank]) for name in ("_PCP", "_ENGRAM_DP", "_INNER_DP_WORLD")},
-    }
-    before = {name: getattr(parallel_state, name) for name in groups if hasattr(parallel_state, name)}
-    for name in before:
-        setattr(parallel_state, name, groups[name])
-    try:
-        yield
-    finally:
-        for name, group in before.items():
-            setattr(parallel_state, name, group)
 
 
 @dataclass
@@ -259,8 +203,8 @@ def _build(config: Any, stage: int) -> StageBuild:
     set_default_torch_dtype = _from("vllm.utils.torch_utils", "set_default_torch_dtype")
 
     draft = config.speculative_config and getattr(config.speculative_config, "draft_model_config", None)
-    with _as_rank(config, stage):
-        with torch.device("meta"), _without_device(), set_default_torch_dtype(config.model_config.dtype):
+    with _meta_device.as_rank(config, stage):
+        with torch.device("meta"), _meta_device.without_device(), set_default_torch_dtype(config.model_config.dtype):
             model = initialize_model(config)
             parameters = _parameter_bytes(model)
             if draft is not None and stage == config.parallel_config.pipeline_parallel_size - 1:
@@ -268,41 +212,6 @@ def _build(config: Any, stage: int) -> StageBuild:
                 parameters |= {f"draft_model.{name}": size for name, size in _parameter_bytes(drafting).items()}
         _choose_block_size(config)
         return StageBuild(parameters, _specs(config), _adapter_bytes(config, model))
-
-
-class _Placeholder:
-    """Takes the place of a stream or an event, which only a forward pass uses."""
-
-    def __init__(self, *_args: object, **_kwargs: object) -> None:
-        return
-
-
-@contextlib.contextmanager
-def _without_device() -> Generator[None]:
-    """Keeps layers that name a device from taking memory on it."""
-    torch = importlib.import_module("torch")
-    function_mode = _from("torch.overrides", "TorchFunctionMode")
-
-    def moved(value: Any) -> Any:
-        kind = value.type if isinstance(value, torch.device) else str(value).partition(":")[0]
-        return value if kind in {"cpu", "meta"} else torch.device("meta")
-
-    class OnMeta(function_mode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            given: dict[str, Any] = dict(kwargs or {})
-            if given.get("device") is not None:
-                given["device"] = moved(given["device"])
-            if func is torch.Tensor.to:
-                args = tuple(moved(each) if isinstance(each, str | torch.device) else each for each in args)
-            return args[0] if func is torch.Tensor.cuda else func(*args, **given)
-
-    before = torch.cuda.Stream, torch.cuda.Event
-    torch.cuda.Stream = torch.cuda.Event = _Placeholder
-    try:
-        with OnMeta():
-            yield
-    finally:
-        torch.cuda.Stream, torch.cuda.Event = before
 
 
 def _choose_block_size(config: Any) -> None:
@@ -317,26 +226,14 @@ def _choose_block_size(config: Any) -> None:
 
 def _parameter_bytes(model: Any) -> dict[str, int]:
     """Bytes by name, as loaded. Named once, a parameter that modules share counts once."""
-    online = {id(part): _online_width(module) for module in model.modules() for part in _quantized_on_load(module)}
+    online = {
+        id(part): _meta_device.online_width(module)
+        for module in model.modules()
+        for part in _meta_device.quantized_on_load(module)
+    }
     return {
         name: int(part.numel() * online.get(id(part), part.element_size())) for name, part in model.named_parameters()
     }
-
-
-def _quantized_on_load(module: Any) -> list[Any]:
-    """The weights of a layer that are built in the model's dtype and quantized while they are loaded."""
-    method = getattr(module, "quant_method", None)
-    serialized = getattr(getattr(method, "quant_config", None), "is_checkpoint_fp8_serialized", True)
-    if method is None or not (serialized is False or "Online" in type(method).__name__):
-        return []
-    return [part for part in module.parameters(recurse=False) if part.dim() > 1 and part.is_floating_point()]
-
-
-def _online_width(module: Any) -> float:
-    """Bytes of an element after quantization, with its share of the scales."""
-    name = type(module.quant_method).__name__
-    widths = {"Mxfp4": 0.5 + 1 / 32, "Nvfp4": 0.5 + 1 / 16, "Mxfp8": 1 + 1 / 32, "Fp8PerBlock": 1 + 4 / 128**2}
-    return next((width for kind, width in widths.items() if kind in name), 1.0)
 
 
 def _specs(config: Any) -> dict[str, Any]:
