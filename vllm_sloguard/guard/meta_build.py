@@ -2,8 +2,8 @@
 
 A script for the Python that has vLLM, where this project may not be installed: it loads meta_device.py by its path.
 Each line of stdin is a request, each line of stdout its answer, both JSON. It exits when stdin closes, or after
-``--idle-s`` without a request. Parallel ranks are simulated in turn: process groups exist so that layers can query their rank, but
-nothing communicates. vLLM is imported only after the environment is set.
+``--idle-s`` without a request. Parallel ranks are simulated in turn: process groups exist so that layers can query
+their rank, but nothing communicates. vLLM is imported only after the environment is set.
 """
 
 import argparse
