@@ -80,18 +80,19 @@ class SenderTimers:
     """CPU time of the telemetry client's sending thread: all of it, and the parts spent on finished requests."""
 
     total: Timer = field(default_factory=lambda: Timer(time.thread_time))
-    parts: tuple[Timer, ...] = field(default_factory=lambda: tuple(Timer(time.thread_time) for _ in range(3)))
+    parts: tuple[Timer, ...] = field(default_factory=lambda: tuple(Timer(time.thread_time) for _ in range(4)))
 
     def install(self) -> None:
         """Before the client starts its thread."""
-        from vllm_sloguard.hooks import stat_logger
+        from vllm_sloguard.hooks import stat_logger, telemetry_client
         from vllm_sloguard.hooks.telemetry_client import TelemetryClient as Client
 
-        event, queue, send = self.parts
+        event, encode, batch, send = self.parts
+        telemetry_client._encoded = encode.around(telemetry_client._encoded)  # pyright: ignore[reportPrivateUsage]
         stat_logger.finished_event = event.around(stat_logger.finished_event)
-        Client._enqueue = queue.around(Client._enqueue)  # pyright: ignore[reportPrivateUsage]
+        Client._next_batch = batch.around(Client._next_batch)  # pyright: ignore[reportPrivateUsage]
         Client._send = send.around(Client._send)  # pyright: ignore[reportPrivateUsage]
-        Client._send_all = self.total.around(Client._send_all)  # pyright: ignore[reportPrivateUsage]
+        Client._tick = self.total.around(Client._tick)  # pyright: ignore[reportPrivateUsage]
 
     def take(self) -> tuple[float, float]:
         """Seconds for steps and seconds for requests since the last call."""

@@ -10,24 +10,24 @@ _REJECTED = "rejected"
 
 def finished_event(request: Any, steps: StepLog, step: int) -> pb.Event:
     """``request`` is vLLM's FinishedRequestStats, which ended in the step ``step``."""
-    tokens = request.num_generation_tokens
+    tokens, decode_s = request.num_generation_tokens, request.decode_time
     stats = getattr(request, "sloguard_stats", None)
-    ttft_s = getattr(stats, "first_token_latency", None) or request.e2e_latency - request.decode_time
-    own = _own_gaps(stats, steps, step, tokens)
-    return pb.Event(
-        request_finished=pb.RequestFinished(
-            ttft_seconds=ttft_s if tokens else None,
-            inter_token_seconds=request.decode_time / (tokens - 1) if tokens > 1 else None,
-            e2e_seconds=request.e2e_latency,
-            queue_seconds=max(request.queued_time, 0.0),
-            prefill_seconds=max(request.prefill_time, 0.0),
-            decode_seconds=max(request.decode_time, 0.0),
-            prompt_tokens=request.num_prompt_tokens,
-            output_tokens=tokens,
-            finish_reason=str(request.finish_reason),
-            **_gap_fields(own),
-        )
-    )
+    # Set in place: a message given to another's constructor is copied.
+    event = pb.Event()
+    finished = event.request_finished
+    if tokens:
+        finished.ttft_seconds = getattr(stats, "first_token_latency", None) or request.e2e_latency - decode_s
+    if tokens > 1:
+        finished.inter_token_seconds = decode_s / (tokens - 1)
+    finished.e2e_seconds = request.e2e_latency
+    finished.queue_seconds = max(request.queued_time, 0.0)
+    finished.prefill_seconds = max(request.prefill_time, 0.0)
+    finished.decode_seconds = max(decode_s, 0.0)
+    finished.prompt_tokens = request.num_prompt_tokens
+    finished.output_tokens = tokens
+    finished.finish_reason = str(request.finish_reason)
+    _set_gaps(finished, _own_gaps(stats, steps, step, tokens))
+    return event
 
 
 def aborted_event(abort: Any, steps: StepLog | None) -> pb.Event:
@@ -35,14 +35,7 @@ def aborted_event(abort: Any, steps: StepLog | None) -> pb.Event:
     state, stats = abort.state, abort.state.stats
     tokens = stats.num_generation_tokens
     decode_s = max(stats.last_token_ts - stats.first_token_ts, 0.0) if tokens else 0.0
-    gaps: dict[str, float] = {}
-    if tokens:
-        gaps = _gap_fields(_own_gaps(stats, steps, abort.step, tokens) if steps is not None else None)
-        open_gap_s = min(max(abort.since_token_s, 0.0), abort.age_s)
-        gaps["largest_gap_seconds"] = max(gaps.get("largest_gap_seconds", 0.0), open_gap_s)
-        if tokens < 100 or steps is None:  # the largest of fewer than 100 gaps is their 99th percentile
-            gaps["gap_p99_seconds"] = gaps["largest_gap_seconds"]
-    return pb.Event(
+    event = pb.Event(
         request_finished=pb.RequestFinished(
             ttft_seconds=stats.first_token_latency if tokens else None,
             inter_token_seconds=decode_s / (tokens - 1) if tokens > 1 else None,
@@ -53,9 +46,16 @@ def aborted_event(abort: Any, steps: StepLog | None) -> pb.Event:
             prompt_tokens=state.prompt_len,
             output_tokens=tokens,
             finish_reason="abort",
-            **gaps,
         )
     )
+    if tokens:
+        finished = event.request_finished
+        _set_gaps(finished, _own_gaps(stats, steps, abort.step, tokens) if steps is not None else None)
+        open_gap_s = min(max(abort.since_token_s, 0.0), abort.age_s)
+        finished.largest_gap_seconds = max(finished.largest_gap_seconds, open_gap_s)
+        if tokens < 100 or steps is None:  # the largest of fewer than 100 gaps is their 99th percentile
+            finished.gap_p99_seconds = finished.largest_gap_seconds
+    return event
 
 
 def rejected_event(at: float) -> pb.Event:
@@ -70,13 +70,11 @@ def _own_gaps(stats: Any, steps: StepLog, step: int, tokens: int) -> OwnGaps | N
     return steps.own_gaps(first, step, getattr(stats, "sloguard_stalls", ()))
 
 
-def _gap_fields(own: OwnGaps | None) -> dict[str, float]:
+def _set_gaps(finished: pb.RequestFinished, own: OwnGaps | None) -> None:
     if own is None:
-        return {}
-    return {
-        "largest_gap_seconds": own.largest_s,
-        "gap_p50_seconds": own.p50_s,
-        "gap_p90_seconds": own.p90_s,
-        "gap_p95_seconds": own.p95_s,
-        "gap_p99_seconds": own.p99_s,
-    }
+        return
+    finished.gap_p50_seconds = own.p50_s
+    finished.gap_p90_seconds = own.p90_s
+    finished.gap_p95_seconds = own.p95_s
+    finished.gap_p99_seconds = own.p99_s
+    finished.largest_gap_seconds = own.largest_s

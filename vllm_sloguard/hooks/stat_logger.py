@@ -35,6 +35,8 @@ class SloguardStatLogger(StatLoggerBase):
             maxlen=_MOST_PENDING
         )
         self._steps = StepLog()
+        self._counted, self._preempted, self._tokens = 0, 0, 0  # since the last totals
+        self._levels: SchedulerStats | None = None
         self._answered = False
         client = plugin.link()
         self._active = client is not None and bool(client.settings.socket)
@@ -64,47 +66,56 @@ class SloguardStatLogger(StatLoggerBase):
         client = plugin.link()
         if client is not None:
             client.emit(pb.Event(phase_reached=pb.PhaseReached(phase=pb.PHASE_ENGINE_READY)))
-            client.add_source(self.collect)
+            client.add_source(self.digest, self.totals)
             # The engine's processes exist by now, so this one forks no more.
             client.open()
 
-    def collect(self) -> Iterator[pb.Event]:
-        """The events of the steps since the last call, on the sending thread."""
+    def digest(self) -> Iterator[pb.Event]:
+        """The requests that have ended since the last call; counts the steps. On the sending thread."""
         if self is _loggers[0]:
             yield from _front_end_events()
-        levels: SchedulerStats | None = None
-        totals = pb.StepStats(engine_index=self._index)
         for count in range(1, len(self._pending) + 1):
             number, at, scheduler, iteration = self._pending.popleft()
             if scheduler is not None:
-                levels = scheduler
-                totals.steps += 1
+                self._levels = scheduler
+                self._counted += 1
             if iteration is not None:
-                totals.preemptions += iteration.num_preempted_reqs
-                totals.generated_tokens += iteration.num_generation_tokens
-                yield from self._iteration_events(number, at, iteration)
+                self._preempted += iteration.num_preempted_reqs
+                self._tokens += iteration.num_generation_tokens
+                self._steps.add(number, at, iteration.inter_token_latencies_iter)
+                if iteration.finished_requests:
+                    yield from self._finished(number, iteration)
             if count % _STEPS_AT_ONCE == 0:
                 time.sleep(0)
-        if levels is not None:
-            yield pb.Event(step_stats=self._step_stats(totals, levels))
 
-    def _iteration_events(self, number: int, at: float, iteration: IterationStats) -> Iterator[pb.Event]:
-        self._steps.add(number, at, iteration.inter_token_latencies_iter)
+    def _finished(self, number: int, iteration: IterationStats) -> Iterator[pb.Event]:
         for request in iteration.finished_requests:
             yield finished_event(request, self._steps, number)
-        if iteration.finished_requests and not self._answered:
+        if not self._answered:
             # By now what is imported late, with the first request, is there too.
             self._answered = True
             plugin.harmless(plugin.record_imports)()
 
-    def _step_stats(self, totals: pb.StepStats, levels: SchedulerStats) -> pb.StepStats:
-        totals.running_requests = levels.num_running_reqs
-        totals.waiting_requests = levels.num_waiting_reqs
-        totals.kv_cache_usage = levels.kv_cache_usage
+    def totals(self) -> Iterator[pb.Event]:
+        """The steps since the last call; none without a step."""
+        levels, self._levels = self._levels, None
+        if levels is None:
+            return
         gaps = self._steps.take_histogram().counts
-        totals.gap_buckets.extend(gaps.keys())
-        totals.gap_counts.extend(gaps.values())
-        return totals
+        yield pb.Event(
+            step_stats=pb.StepStats(
+                engine_index=self._index,
+                running_requests=levels.num_running_reqs,
+                waiting_requests=levels.num_waiting_reqs,
+                kv_cache_usage=levels.kv_cache_usage,
+                preemptions=self._preempted,
+                steps=self._counted,
+                generated_tokens=self._tokens,
+                gap_buckets=gaps.keys(),
+                gap_counts=gaps.values(),
+            )
+        )
+        self._counted, self._preempted, self._tokens = 0, 0, 0
 
     def steps(self) -> StepLog:
         """The steps of this engine; for the sending thread."""

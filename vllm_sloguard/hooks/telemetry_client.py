@@ -1,10 +1,12 @@
 """The plugin's telemetry client: a bounded queue, and a thread that sends it to the sidecar.
 
-Rare events come through ``emit``, which never blocks and never raises. What happens with every step or request is
-collected from ``sources`` by the sending thread, so that vLLM's own thread does no work for it. What does not fit into
-the queue is dropped, oldest first, and counted. gRPC must not be alive
-in a process that forks, and vLLM forks its engine and workers by default, so nothing touches gRPC before ``open``,
-which a process calls when it will fork no more, or ``flush``, which it calls on its way down.
+Rare events come through ``emit``, which never blocks and never raises, and are sent at once. What happens with every
+step or request is collected from sources by the sending thread, so that vLLM's own thread does no work for it, and is
+sent every few seconds: a call costs as much as hundreds of steps. What does not fit into the queue is dropped, oldest
+first, and counted. Events are queued in their encoded form, of which a batch is put together without a copy of each.
+
+gRPC must not be alive in a process that forks, and vLLM forks its engine and workers by default, so nothing touches
+gRPC before ``open``, which a process calls when it will fork no more, or ``flush``, which it calls on its way down.
 """
 
 import os
@@ -12,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -23,17 +26,31 @@ if TYPE_CHECKING:
     import grpc
 
 _DEADLINE_S = 2.0
-_PERIOD_S = 1.0
+# What sources have is digested this often, so that little piles up, and sent this often.
+_DIGEST_S, _SEND_S = 1.0, 5.0
 # An event that is emitted is sent this much later, with what follows it.
 _GROUP_S = 0.05
 _SHORTEST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 5.0
 _BATCH_EVENTS = 500
+_PUBLISH = "/sloguard.v1.TelemetryService/Publish"
+_EVENTS_TAG = b"\x32"  # field 6 of PublishRequest, with a length
 
 
 def unix_target(path: str) -> str:
     """gRPC's name for the Unix socket at ``path``: it reads the name as a URI."""
     return f"unix:{quote(path)}"
+
+
+_Collect = Callable[[], Iterable[pb.Event]]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """An encoded PublishRequest, and how many events it has."""
+
+    encoded: bytes
+    events: int
 
 
 class TelemetryClient:
@@ -46,37 +63,39 @@ class TelemetryClient:
 
     def _reset(self) -> None:
         # A forked child starts empty: its parent sends the events queued before the fork.
-        self._queue: deque[pb.Event] = deque()
-        self._sources: list[Callable[[], Iterable[pb.Event]]] = []
+        self._queue: deque[bytes] = deque()
+        self._sources: list[tuple[_Collect, _Collect]] = []
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._wake = threading.Event()
         self._channel: grpc.Channel | None = None
         self._thread: threading.Thread | None = None
-        self._unsent: pb.PublishRequest | None = None
+        self._unsent: _Batch | None = None
         self._sequence = 0
         self.dropped = 0
         self.hook_errors = 0
 
-    def add_source(self, collect: Callable[[], Iterable[pb.Event]]) -> None:
-        """Has the sending thread call ``collect`` before it sends, for the events since the last call."""
-        self._sources.append(collect)
+    def add_source(self, digest: _Collect, totals: _Collect) -> None:
+        """Has the sending thread call ``digest`` every second, and ``totals`` before it sends, for what is new."""
+        self._sources.append((digest, totals))
 
     def emit(self, event: pb.Event) -> None:
         """Queues ``event``; stamps it with the time where it has none."""
         if not self.settings.socket:
             return
-        self._enqueue(event)
+        self._enqueue([event])
         self._wake.set()
 
-    def _enqueue(self, event: pb.Event) -> None:
-        if not event.time_unix_seconds:
-            event.time_unix_seconds = time.time()
-        with self._lock:
-            if len(self._queue) >= self.settings.queue_events:
-                self._queue.popleft()
-                self.dropped += 1
-            self._queue.append(event)
+    def _enqueue(self, events: Iterable[pb.Event]) -> None:
+        now, encoded = time.time(), list[bytes]()
+        try:
+            encoded.extend(_encoded(event, now) for event in events)
+        finally:  # what came before a source's error is sent
+            with self._lock:
+                self._queue.extend(encoded)
+                while len(self._queue) > self.settings.queue_events:
+                    self._queue.popleft()
+                    self.dropped += 1
 
     def open(self) -> None:
         """Starts the sending thread. Idempotent. To be called only where the process will not fork again."""
@@ -94,36 +113,40 @@ class TelemetryClient:
         sender.join(timeout_s)
 
     def _run(self) -> None:
-        wait_s, not_before = _SHORTEST_WAIT_S, 0.0
+        wait_s, not_before, due = _SHORTEST_WAIT_S, 0.0, 0.0
         while True:
-            self._wake.wait(_PERIOD_S)
-            time.sleep(_GROUP_S)
-            self._wake.clear()
+            if urgent := self._wake.wait(_DIGEST_S):
+                time.sleep(_GROUP_S)
+                self._wake.clear()
+            now = time.monotonic()
+            sends = now >= not_before and (urgent or now >= due or len(self._queue) >= _BATCH_EVENTS)
             try:
-                if time.monotonic() < not_before:
-                    self._collect()
-                    continue
-                emptied = self._send_all(_DEADLINE_S)
+                emptied = self._tick(sends=sends)
             except Exception:  # noqa: BLE001 - the boundary to vLLM: this thread outlives whatever happens to it
                 self.hook_errors += 1
                 emptied = False
+            if not sends:
+                continue
             wait_s = _SHORTEST_WAIT_S if emptied else min(wait_s * 2, _LONGEST_WAIT_S)
-            not_before = 0.0 if emptied else time.monotonic() + wait_s
+            not_before = due = 0.0 if emptied else time.monotonic() + wait_s
+            if emptied:
+                due = now + _SEND_S
 
-    def _collect(self) -> None:
-        """Takes the events of the sources while nothing can be sent."""
+    def _tick(self, *, sends: bool) -> bool:
+        """Takes what the sources have and, with ``sends``, sends it; whether the queue could be emptied."""
+        if sends:
+            return self._send_all(_DEADLINE_S)
         with self._sending:
-            self._collect_sources()
-
-    def _collect_sources(self) -> None:
-        for collect in self._sources:
-            for event in collect():
-                self._enqueue(event)
+            for digest, _ in self._sources:
+                self._enqueue(digest())
+        return False
 
     def _send_all(self, deadline_s: float) -> bool:
         """Whether the queue could be emptied."""
         with self._sending:
-            self._collect_sources()
+            for digest, totals in self._sources:
+                self._enqueue(digest())
+                self._enqueue(totals())
             while self._unsent is not None or self._next_batch():
                 if not self._send(deadline_s):
                     return False
@@ -133,22 +156,24 @@ class TelemetryClient:
     def _next_batch(self) -> bool:
         with self._lock:
             events = [self._queue.popleft() for _ in range(min(_BATCH_EVENTS, len(self._queue)))]
-        if events:
-            self._sequence += 1
-            self._unsent = pb.PublishRequest(
-                engine_id=self.settings.engine_id,
-                process=pb.Process(role=current_role(), pid=os.getpid()),
-                sequence=self._sequence,
-                dropped_events=self.dropped,
-                hook_errors=self.hook_errors,
-                events=events,
-            )
-        return bool(events)
+        if not events:
+            return False
+        self._sequence += 1
+        head = pb.PublishRequest(
+            engine_id=self.settings.engine_id,
+            process=pb.Process(role=current_role(), pid=os.getpid()),
+            sequence=self._sequence,
+            dropped_events=self.dropped,
+            hook_errors=self.hook_errors,
+        )
+        parts = [head.SerializeToString()]
+        for event in events:
+            parts += (_EVENTS_TAG, _varint(len(event)), event)
+        self._unsent = _Batch(b"".join(parts), len(events))
+        return True
 
     def _send(self, deadline_s: float) -> bool:
         import grpc
-
-        from vllm_sloguard.wire.telemetry_pb2_grpc import TelemetryServiceStub
 
         assert self._unsent is not None
         if self._channel is None:
@@ -157,12 +182,28 @@ class TelemetryClient:
             )
         try:
             # A batch whose response was lost is sent again with the same number; the sidecar drops the duplicate.
-            TelemetryServiceStub(self._channel).Publish(self._unsent, timeout=deadline_s)
+            self._channel.unary_unary(_PUBLISH)(self._unsent.encoded, timeout=deadline_s)  # pyright: ignore
         except grpc.RpcError as error:
             code = error.code() if isinstance(error, grpc.Call) else None
             if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 return False
             # Rejected: it would be rejected again, and block the batches behind it.
             with self._lock:
-                self.dropped += len(self._unsent.events)
+                self.dropped += self._unsent.events
         return True
+
+
+def _encoded(event: pb.Event, now: float) -> bytes:
+    if not event.time_unix_seconds:
+        event.time_unix_seconds = now
+    return event.SerializeToString()
+
+
+def _varint(number: int) -> bytes:
+    """A length as protobuf encodes it: seven bits a byte, the lowest first."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
