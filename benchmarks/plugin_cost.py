@@ -24,6 +24,8 @@ from typing import Any
 
 from plugin_timers import Hooked, SenderTimers, Timer, install_core_timers, print_hook_failures
 
+from vllm_sloguard.latency import percentile, tpot
+
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -31,7 +33,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "vocab_size": 151936},
 }
 HEADS = {"tiny": (4, 2), "1.5b": (12, 2)}
-# After a switch the sending thread, which runs once a second, still has work of the period before.
+# After a switch the sending thread still has work of the period before; what it has to send is sent at the switch.
 SETTLE_S = 1.2
 HUB = """
 import sys, time
@@ -183,12 +185,16 @@ class Bench:
 
     async def switch(self, *, on: bool) -> None:
         """Puts the hooks in or takes them out, in both processes."""
+        from vllm_sloguard.hooks import plugin
+
         for hooked in self.api:
             hook = self.hooks[hooked.owner, hooked.name]
             setattr(hooked.owner, hooked.name, hook if on else hooked.original)
         for logger in self.stat_loggers():
             logger._active = on
         await self.core("sloguard_switch", on)
+        if (client := plugin.link()) is not None:
+            await asyncio.to_thread(client.flush, SETTLE_S / 2)
 
     async def check_installed(self) -> bool:
         """Whether every hook is in place, in both processes."""
@@ -201,7 +207,7 @@ class Bench:
         """The plugin's stat loggers."""
         adapters = self.llm.logger_manager.stat_loggers
         loggers = [lo for adapter in adapters for lo in getattr(adapter, "per_engine_stat_loggers", {}).values()]
-        return [logger for logger in loggers if hasattr(logger, "collect")]
+        return [logger for logger in loggers if hasattr(logger, "digest")]
 
     async def time_hooks(self, batch: int) -> None:
         """Part one, at one batch size."""
@@ -257,9 +263,8 @@ class Bench:
             await asyncio.sleep(self.options.period - SETTLE_S)
             meter, seconds, cpu_s = load.meter, time.perf_counter() - began, time.process_time() - cpu_before
             load.check()
-            gaps = sorted(meter.gaps)
-            p99_ms = 1000 * gaps[math.ceil(0.99 * len(gaps)) - 1]
-            tpot_ms, cpu_us = 1000 * statistics.fmean(gaps), 1e6 * cpu_s / meter.tokens
+            p99_ms = 1000 * (percentile(meter.gaps, 0.99) or math.nan)
+            tpot_ms, cpu_us = 1000 * (tpot(meter.gaps) or math.nan), 1e6 * cpu_s / meter.tokens
             periods.append(Period(on, meter.tokens / seconds, tpot_ms, p99_ms, cpu_us))
         await self.switch(on=True)
         await load.stop()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sidecar.config.slo import ERROR_RATE, MISS_RATE, LatencyKind, LatencyLimit, Slo
 from sidecar.measure.least_results import misses_already
 from sidecar.measure.partial_load import Arrival, LimitEstimate, LoadEstimate, gaps_of
-from vllm_sloguard.latency import nearest_rank
+from vllm_sloguard.latency import nearest_rank, tpot
 
 _Array: TypeAlias = NDArray[np.floating[Any]]
 
@@ -90,14 +90,12 @@ def estimate_load(load: RunningLoad, slo: Slo, reference_s: Sequence[float] = ()
     ttfts, slope = _ttfts(load)
     ended = [a for a in sent if a.ended and not a.failed]
     e2e_s = ttfts.values_s + _generation(load, ended)
-    tpots_s = np.array([float(np.mean(a.itls_s)) for a in ended if len(a.itls_s)])
+    tpots_s = np.array([mean for a in ended if (mean := tpot(a.itls_s)) is not None])
     samples = {
         LatencyKind.TTFT: ttfts,
         LatencyKind.E2E: _Sample(e2e_s, len(ended), planned, ttfts.trend_s),
         LatencyKind.ITL: _Sample(gaps_of(sent), len(ended), planned, tail_sd=_GAPS_TAIL_SD),
-        LatencyKind.TPOT: _Sample(
-            np.array([float(np.mean(a.itls_s)) for a in ended if len(a.itls_s)]), len(ended), planned
-        ),
+        LatencyKind.TPOT: _Sample(tpots_s, len(ended), planned),
     }
     seen_s = {
         LatencyKind.TTFT: np.array([a.ttft_s for a in sent]),

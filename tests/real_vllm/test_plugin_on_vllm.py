@@ -165,7 +165,7 @@ def test_latencies_agree_with_the_clients(sidecar: Bench, engine: Engine) -> Non
     # Long prompts, few at once: the client adds some milliseconds to hundreds on a machine of two cores.
     changes = {"requests": 15, "rate": 1.0, "input_tokens": 700, "spread": 0.0}
     workload = sidecar.config.workload.model_copy(update=changes)
-    time.sleep(3)  # telemetry of the probes before arrives within a second
+    time.sleep(7)  # telemetry of the probes before arrives within five seconds
     known = len(sidecar.hub.of(engine.launch.engine_id).requests)
     # The first load warms up what the warm-up requests do not.
     first = send_load(sidecar, engine, workload.model_copy(update={"requests": 5}))
