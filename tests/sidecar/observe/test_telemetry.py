@@ -1,6 +1,7 @@
 """The plugin's link and the sidecar's hub over real gRPC: each event arrives once, and vLLM is never blocked."""
 
 import contextlib
+import itertools
 import os
 import signal
 import statistics
@@ -328,3 +329,36 @@ def test_a_forked_process_starts_with_nothing_of_its_parent(tmp_path: Path) -> N
 
     assert sorted(numbers(hub)) == [1, 2, 3, 100]
     assert len(hub.of("one").sequences) == 2
+
+
+def test_sources_are_digested_often_and_sent_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call costs as much as hundreds of steps, and vLLM's records must not pile up meanwhile."""
+    monkeypatch.setattr("vllm_sloguard.hooks.telemetry_client._DIGEST_S", 0.02)
+    monkeypatch.setattr("vllm_sloguard.hooks.telemetry_client._SEND_S", 1.0)
+    calls: list[int] = []
+    hub = TelemetryHub(lambda batch, _engine: calls.append(len(batch.events)))
+    hub.expect("one")
+    link, digests = link_to(tmp_path / "s"), itertools.count(1)
+    with serving(hub, tmp_path / "s"):
+        link.add_source(lambda: [request(next(digests))], lambda: [pb.Event(step_stats=pb.StepStats(steps=1))])
+        link.open()
+        until(lambda: len(calls) >= 3)
+        link.flush(60.0)
+
+        arrived = numbers(hub)
+        assert arrived == list(range(1, len(arrived) + 1))
+        assert hub.of("one").total_steps == len(calls)  # the totals come once a call
+        assert len(arrived) > 3 * len(calls)
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 5_000, 70_000])
+def test_events_of_any_length_are_put_into_a_batch(tmp_path: Path, length: int) -> None:
+    hub, link = expecting("one"), link_to(tmp_path / "s")
+    with serving(hub, tmp_path / "s"):
+        for number in range(3):
+            report = pb.CrashReport(exception_type=str(number), message="x" * length)
+            link.emit(pb.Event(crash_report=report))
+        link.flush(60.0)
+
+        crashes = hub.of("one").crashes
+        assert [(c.exception_type, len(c.message)) for c in crashes] == [("0", length), ("1", length), ("2", length)]

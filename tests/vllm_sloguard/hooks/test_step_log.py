@@ -3,6 +3,7 @@
 import pytest
 
 from vllm_sloguard.hooks.step_log import StepLog
+from vllm_sloguard.latency import GapHistogram
 
 
 def steps(*gaps: float, running: int = 4) -> StepLog:
@@ -81,3 +82,16 @@ def test_the_steps_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     own = log.own_gaps(0, 1001)
     assert own is not None
     assert own.largest_s == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("count", [2, 64, 1000])
+@pytest.mark.parametrize("other", [0.0102, 0.0098, 2.0])
+def test_one_gap_that_differs_is_seen_in_a_batch_of_any_size(count: int, other: float) -> None:
+    """Whether all gaps are equal is told by their sum."""
+    log, expected = StepLog(), GapHistogram()
+    for number, gaps in enumerate(([], [*[0.01] * (count - 1), other], [other, *[0.01] * (count - 1)])):
+        log.add(number, 100.0 + number / 1000, gaps)
+        for gap in gaps:
+            expected.add(gap)
+
+    assert log.take_histogram() == expected
