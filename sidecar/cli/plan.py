@@ -84,7 +84,7 @@ def planned(config: Config) -> tuple[WindowPlan, Machine, int]:
         incumbent=serves,
         optimizer=config.search.optimizer,
         objective=str(config.objective),
-        slo=config.slo.model_dump(exclude_none=True),
+        slo=config.slo.upper_limits,
         load=f"{config.workload.rate:g} requests/s of {config.workload.prompts}",
         unguarded=tuple(config.search.unguarded),
         knobs=_knobs(config, args, learned, here, vllm),

@@ -60,7 +60,7 @@ def _row(snapshot: RunSnapshot, trial: Trial) -> dict[str, Any]:
                  "ttft_mean_ms", "e2e_mean_ms"):  # fmt: skip
         row[name] = getattr(measured, name) if measured else None
     margin = margins(measured, snapshot.setup.slo) if measured else {}
-    row |= {f"margin.{name}": margin.get(name) for name in snapshot.setup.slo.model_dump(exclude_none=True)}
+    row |= {f"margin.{name}": margin.get(name) for name in snapshot.setup.slo.upper_limits}
     for name in ("start", "start_s", "warmup_s", "load_s", "stop_s", "kv_cache_tokens", "vllm_version"):
         found = getattr(result, name) if result else None
         row[name] = str(found) if name == "start" and found else found

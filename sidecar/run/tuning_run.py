@@ -172,7 +172,7 @@ class Tuner:
             incumbent=self._incumbent_knobs(),
             longest_request_tokens=self._config.workload.longest_request_tokens,
             project=self._guard.projector(self._run.incumbent),
-            limits=self._config.slo.model_dump(exclude_none=True),
+            limits=self._config.slo.upper_limits,
             is_cold=lambda config: self._runner.is_cold({**self._run.incumbent, **config}),
         )
         return make(search.optimizer, self._space, search.seed, search.budget, context).ask([*self._prior, *history])

@@ -216,6 +216,11 @@ def test_what_refuses_a_window_now(config_file: Path) -> None:
     assert "release week" in answer(config_file)["opening"]["refusals"][1]
 
 
+def test_goodput_is_planned_as_the_share_that_may_miss(tmp_path: Path) -> None:
+    done = sloguard("plan", "-c", write_config(tmp_path, slo={"goodput": 0.98}))
+    assert "error_rate ≤ 1%, miss_rate ≤ 2%\n" in done.stdout
+
+
 def test_a_mistake_in_the_file_is_code_2(tmp_path: Path) -> None:
     path = write_config(tmp_path, search={"optimizer": "none"})
     done = sloguard("plan", "-c", path)
