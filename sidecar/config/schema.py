@@ -5,7 +5,6 @@ import ipaddress
 import json
 import os
 import re
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from sidecar.config.engine_arguments import ArgsField, check_arguments
+from sidecar.config.engine_arguments import ArgsField
+from sidecar.config.engine_section import AgentTls, EngineConfig
 from sidecar.config.knob_ranges import check_kind, narrowed
 from sidecar.config.slo import ALLOWED_NAMES, Slo
 from sidecar.config.window import Promotion, Section, WindowConfig
@@ -56,34 +56,6 @@ class Objective(StrEnum):
     GOODPUT = "goodput"  # requests per second that meet the SLO; higher is better
     LATENCY = "latency"  # mean end-to-end latency; lower is better
     CAPACITY = "capacity"  # the highest request rate that meets the SLO; higher is better
-
-
-class EngineConfig(Section):
-    """How vLLM is started; ``args`` is the incumbent."""
-
-    args: ArgsField = Field(default={})
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    python: str = sys.executable
-    env: dict[str, str] = Field(default={})
-    start_timeout_s: PositiveFloat = 900.0
-    # Whether trials may run on engines forked from a process that has already imported vLLM.
-    forked_trials: bool = True
-    # Whether a trial may reuse the previous trial's engine if a live change is enough.
-    live_trials: bool = True
-    # Whether the serving engine is forked too, so that it is back within seconds after a window, a crash or a kill.
-    forked_serving: bool = False
-    # Whether engines keep Triton's kernels in the state folder: otherwise torch.compile recompiles them for each
-    # configuration, about 15 s per start.
-    keep_kernels: bool = True
-    drain_timeout_s: Annotated[int, Field(ge=0)] = 30
-    # An engine without a token or a step for this long is considered hung, and restarted.
-    hang_timeout_s: Annotated[float, Field(ge=2)] = 15.0
-
-    @model_validator(mode="after")
-    def _no_own_args(self) -> "EngineConfig":
-        check_arguments(self.args)
-        return self
 
 
 class Dataset(StrEnum):
@@ -270,6 +242,8 @@ class Config(Section):
     def digest(self) -> str:
         """Identifies everything a run depends on: only the same configuration resumes a run."""
         content = self.model_dump(mode="json", exclude={"state", "metrics", "page", "window", "remote"})
+        for name in ("agents", "agent_tls"):  # where the engines run is not what they run
+            content["engine"].pop(name, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def base_digest(self) -> str:
@@ -310,8 +284,7 @@ def _placed(config: Config, folder: Path) -> Config:
         raise ConfigError(f"state: {state} is too long a path for a Unix socket in it; choose a shorter one")
     local = folder / config.model
     model = str(local.resolve()) if local.is_dir() else config.model
-    python = folder / config.engine.python
-    engine = config.engine.model_copy(update={"python": str(python.absolute())}) if python.is_file() else config.engine
+    engine = _placed_engine(config.engine, folder)
     files = ("certificate", "key", "ca", "token")
     remote = config.remote and config.remote.model_copy(
         update={name: _resolved(f"remote.{name}", folder, getattr(config.remote, name)) for name in files}
@@ -326,6 +299,17 @@ def _placed(config: Config, folder: Path) -> Config:
         workload = workload.model_copy(update={"dataset_path": dataset})
     placed = {"state": state, "model": model, "engine": engine, "remote": remote, "page": page, "workload": workload}
     return config.model_copy(update=placed)
+
+
+def _placed_engine(engine: EngineConfig, folder: Path) -> EngineConfig:
+    python = folder / engine.python
+    if python.is_file():
+        engine = engine.model_copy(update={"python": str(python.absolute())})
+    if engine.agent_tls is not None:
+        files = {name: getattr(engine.agent_tls, name) for name in AgentTls.model_fields}
+        placed = {name: _resolved(f"engine.agent_tls.{name}", folder, path) for name, path in files.items()}
+        engine = engine.model_copy(update={"agent_tls": AgentTls(**placed)})
+    return engine
 
 
 def _resolved(field: str, folder: Path, path: Path) -> Path:

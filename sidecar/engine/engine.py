@@ -2,9 +2,12 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+import psutil
 
 from vllm_sloguard.agent.engine_http import EngineHttp, Unanswered
 from vllm_sloguard.agent.fork_client import ForkServer
@@ -17,7 +20,7 @@ from vllm_sloguard.crash import Crash, classify, classify_file
 _POLL_S = 0.1
 _FIRST_TOKEN_S = 30.0
 _STOP_GRACE_S = 10.0
-_LOG_TAIL_BYTES = 2**23
+LOG_TAIL_BYTES = 2**23
 
 
 class Cancelled(RuntimeError):  # noqa: N818 - it names what happened
@@ -58,13 +61,32 @@ class Launch:
         return {**os.environ, **self.env, **own}
 
 
+class EngineProcesses(Protocol):
+    """The processes of an engine: a ProcessGroup of this machine, or those of an agent."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+    def leader_alive(self) -> bool: ...
+
+    def exit_code(self) -> int | None: ...
+
+    def members(self) -> Sequence[psutil.Process]: ...
+
+    def stop(self, grace_s: float) -> None: ...
+
+    def show_stacks(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
 class Engine:
     """A vLLM server and its processes."""
 
-    def __init__(self, launch: Launch, group: ProcessGroup) -> None:
+    def __init__(self, launch: Launch, group: EngineProcesses, http: EngineHttp | None = None) -> None:
         self.launch = launch
         self.group = group
-        self.http = EngineHttp(launch.host, launch.port, launch.environment)
+        self.http = http if http is not None else EngineHttp(launch.host, launch.port, launch.environment)
 
     @classmethod
     def start(cls, launch: Launch, fork_server: ForkServer | None = None) -> "Engine":
@@ -73,7 +95,7 @@ class Engine:
         Raises EngineCrashed if the port is taken, OSError or ForkServerError if the process can't be created.
         """
         if not port_free(launch.host, launch.port):
-            raise _port_taken(launch)
+            raise port_taken_crash(launch)
         launch.log.parent.mkdir(parents=True, exist_ok=True)
         socket_folder(launch.engine_id).mkdir(mode=0o700, exist_ok=True)
         python, model, folder = launch.python, launch.model, launch.log.parent
@@ -106,7 +128,7 @@ class Engine:
             if self.http.healthy():
                 # Another server may have bound the port since the check; its answers would not be the engine's.
                 if self.foreign_on_port():
-                    taken = _port_taken(self.launch)
+                    taken = port_taken_crash(self.launch)
                     self.group.kill()
                     raise taken
                 try:
@@ -148,17 +170,18 @@ class Engine:
         """Kills what is left and classifies the crash from the log, including where a hung engine was stuck."""
         exit_code = self.group.exit_code()
         if timed_out:
-            crash = self._classify(phase, exit_code, timed_out=True)
+            crash = self.classified(phase, exit_code, timed_out=True)
             self.group.show_stacks()
             self.group.kill()
             return EngineCrashed(crash)
         self.group.kill()
-        return EngineCrashed(self._classify(phase, exit_code, timed_out=False))
+        return EngineCrashed(self.classified(phase, exit_code, timed_out=False))
 
-    def _classify(self, phase: str, exit_code: int | None, *, timed_out: bool) -> Crash:
+    def classified(self, phase: str, exit_code: int | None, *, timed_out: bool) -> Crash:
+        """The crash, classified from the end of the log."""
         try:
             return classify_file(
-                self.launch.log, phase=phase, exit_code=exit_code, timed_out=timed_out, tail_bytes=_LOG_TAIL_BYTES
+                self.launch.log, phase=phase, exit_code=exit_code, timed_out=timed_out, tail_bytes=LOG_TAIL_BYTES
             )
         except FileNotFoundError:
             return classify("", phase=phase, exit_code=exit_code, timed_out=timed_out)
@@ -170,6 +193,8 @@ class Engine:
         return time.monotonic() - began
 
 
-def _port_taken(launch: Launch) -> EngineCrashed:
-    text = f"OSError: [Errno 98] Address already in use: {launch.host}:{launch.port}{port_owner(launch.port)}"
+def port_taken_crash(launch: Launch, owner: str | None = None) -> EngineCrashed:
+    """The crash of an engine whose port is taken, by ``owner`` (a clause) if known."""
+    clause = port_owner(launch.port) if owner is None else owner
+    text = f"OSError: [Errno 98] Address already in use: {launch.host}:{launch.port}{clause}"
     return EngineCrashed(classify(text, phase="starting", exit_code=None))

@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from sidecar.config.schema import Dataset, Workload
 from sidecar.engine.engine import Cancelled
 from sidecar.measure.requests import Ending, LoadProgress, LoadResult, RequestResult, StopRule, to_the_end
+from vllm_sloguard.agent.load_process import load_environment
 from vllm_sloguard.agent.private_files import umask_of_children
 from vllm_sloguard.starts import warmup
 from vllm_sloguard.starts.load_protocol import (
@@ -42,21 +43,43 @@ class LoadTimeoutError(LoadError):
     """The client timed out: the engine accepts requests and does not complete them."""
 
 
-class LoadClient:
-    """Sends loads one at a time. The process is started on first use, and again after it has died."""
+class GeneratorProcess(Protocol):
+    """The process that sends the loads. ``log`` names where its own output goes."""
+
+    log: str
+
+    def start(self) -> bool:
+        """Starts it without waiting, unless it runs; returns whether it was started. Raises LoadError."""
+        ...
+
+    def send(self, order: GeneratorOrder) -> None:
+        """Raises LoadError."""
+        ...
+
+    def poll(self) -> str | None:
+        """The next line; empty if there is none yet, None at the end of the stream."""
+        ...
+
+    def close(self) -> None:
+        """Ends it."""
+        ...
+
+
+class LocalGenerator:
+    """The process on this machine."""
 
     def __init__(self, python: str, log: Path, env: Mapping[str, str]) -> None:
         self._python = python
         self._log = log
         self._env = env
+        self.log = str(log)
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str | None] = queue.Queue()
-        self._awaiting_ready = False
 
-    def start(self) -> None:
-        """Starts the client without waiting for it; its imports take several seconds."""
+    def start(self) -> bool:
+        """Starts it without waiting, unless it runs; returns whether it was started. Raises OSError."""
         if self._process is not None and self._process.poll() is None:
-            return
+            return False
         self._answers = queue.Queue()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -67,11 +90,50 @@ class LoadClient:
                 text=True,
                 errors="replace",
                 start_new_session=True,
-                env=_environment(self._env),
+                env=load_environment({**os.environ, **self._env}),
                 umask=umask_of_children(),
             )
         threading.Thread(target=_drain, args=(self._process, self._answers), daemon=True).start()
-        self._awaiting_ready = True
+        return True
+
+    def send(self, order: GeneratorOrder) -> None:
+        """Raises LoadError."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(message_line(order) + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise LoadError(f"the benchmark client has died: {error}; see {self._log}") from None
+
+    def poll(self) -> str | None:
+        """The next line; empty if there is none yet, None at the end of the stream."""
+        try:
+            return self._answers.get(timeout=_POLL_S)
+        except queue.Empty:
+            return ""
+
+    def close(self) -> None:
+        """Ends it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+class LoadClient:
+    """Sends loads one at a time. The process is started on first use, and again after it has died."""
+
+    def __init__(
+        self, python: str, log: Path, env: Mapping[str, str], generator: GeneratorProcess | None = None
+    ) -> None:
+        self._generator = generator if generator is not None else LocalGenerator(python, log, env)
+        self._awaiting_ready = False
+
+    def start(self) -> None:
+        """Starts the client without waiting for it; its imports take several seconds."""
+        if self._generator.start():
+            self._awaiting_ready = True
 
     def run(
         self,
@@ -90,7 +152,7 @@ class LoadClient:
         self.start()
         self.await_ready(cancelled)
         argv = benchmark_argv(workload, base_url, model, tokenizer)
-        self._send(RunLoad(tuple(argv), workload.request_timeout_s, workload.warmup_requests))
+        self._generator.send(RunLoad(tuple(argv), workload.request_timeout_s, workload.warmup_requests))
         # Each request has its own deadline: the last warm-up's, and the last one's after the sending time.
         sending_s = workload.most_requests / workload.rate * 2
         longest_s = warmup.LONGEST_WARMUP_S + sending_s + workload.request_timeout_s * 2 + _SPARE_S
@@ -119,18 +181,9 @@ class LoadClient:
                     if ending is None and progress.planned:
                         ending = stop_rule(progress)
                         if ending is not None:
-                            self._send(EndLoad(ending.how))
+                            self._generator.send(EndLoad(ending.how))
                 case Ready():
                     raise self._unreadable("it was ready already")
-
-    def _send(self, order: GeneratorOrder) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(message_line(order) + "\n")
-            self._process.stdin.flush()
-        except OSError as error:
-            raise LoadError(f"the benchmark client has died: {error}; see {self._log}") from None
 
     def await_ready(self, cancelled: Callable[[], bool]) -> None:
         """Waits until a started client has finished its imports. Raises LoadError, Cancelled."""
@@ -144,14 +197,11 @@ class LoadClient:
 
     def close(self) -> None:
         """Ends the client."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        self._generator.close()
 
     def _receive(self, timeout_s: float, cancelled: Callable[[], bool]) -> GeneratorMessage:
         deadline = time.monotonic() + timeout_s
-        while (line := self._poll()) == "":
+        while (line := self._generator.poll()) == "":
             if cancelled():
                 self.close()
                 raise Cancelled
@@ -160,7 +210,7 @@ class LoadClient:
                 raise LoadTimeoutError(f"the benchmark client did not answer within {timeout_s:.0f} s")
         if line is None:
             self.close()
-            raise LoadError(f"the benchmark client has died; see {self._log}")
+            raise LoadError(f"the benchmark client has died; see {self._generator.log}")
         try:
             return _MESSAGE.validate_json(line)
         except ValidationError as error:
@@ -169,14 +219,9 @@ class LoadClient:
     def _unreadable(self, why: str) -> LoadError:
         """Stops the client, whose next message might belong to this load, and returns the error to raise."""
         self.close()
-        return LoadError(f"the benchmark client's answer can't be read: {' '.join(why.split())[:300]}; see {self._log}")
-
-    def _poll(self) -> str | None:
-        """The next line; empty if there is none yet, None at the end of the stream."""
-        try:
-            return self._answers.get(timeout=_POLL_S)
-        except queue.Empty:
-            return ""
+        return LoadError(
+            f"the benchmark client's answer can't be read: {' '.join(why.split())[:300]}; see {self._generator.log}"
+        )
 
 
 def _drain(process: subprocess.Popen[str], answers: "queue.Queue[str | None]") -> None:
@@ -184,14 +229,6 @@ def _drain(process: subprocess.Popen[str], answers: "queue.Queue[str | None]") -
     for line in process.stdout:
         answers.put(line)
     answers.put(None)
-
-
-def _environment(env: Mapping[str, str]) -> dict[str, str]:
-    # The client is not an engine, so the plugin is disabled in it. A fixed hash seed makes the prompts repeatable.
-    own = {"VLLM_PLUGINS": "", "PYTHONHASHSEED": "0"}
-    engines = {**os.environ, **env}
-    key = engines.get("VLLM_API_KEY")
-    return {**engines, **own, **({"OPENAI_API_KEY": key} if key else {})}
 
 
 def benchmark_argv(workload: Workload, base_url: str, model: str, tokenizer: str) -> list[str]:

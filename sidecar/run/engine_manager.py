@@ -15,6 +15,7 @@ from sidecar.config.schema import Config
 from sidecar.engine.engine import Engine, EngineCrashed, Launch
 from sidecar.engine.live_knobs import LiveHub
 from sidecar.guard.memory_learning import Learning
+from sidecar.measure.load_client import GeneratorProcess
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record.journal import EngineRecord, JournalError, Superseded
 from sidecar.record.trial import RepairChange, StartKind
@@ -25,6 +26,7 @@ from vllm_sloguard.agent.process_group import ProcessGroup
 from vllm_sloguard.agent.process_identity import Identity, command_words, leader_of, log_of
 from vllm_sloguard.agent.serve_command import server_arguments
 from vllm_sloguard.crash import Crash
+from vllm_sloguard.guard import machine
 from vllm_sloguard.knobs import Value
 
 LOGS = "logs"
@@ -63,6 +65,26 @@ class EngineManager:
         forks = engine.forked_trials or engine.forked_serving
         server = ForkServer(engine.python, environment, config.state, logs / "fork-server.log") if forks else None
         self._fork_server = server
+
+    def act_for(self, epoch: int) -> None:
+        """Acts as the controller of ``epoch`` from now on; engines of this machine need no permission."""
+
+    def load_generator(self) -> GeneratorProcess | None:
+        """The process that sends the loads where the engines are; None for this machine."""
+        return None
+
+    def machine(self, ranks: int) -> machine.Machine:
+        """The memory of the engines' machine now. Raises OSError."""
+        return machine.observe({**os.environ, **self._config.engine.env}, ranks=ranks)
+
+    @property
+    def outlive_sidecar(self) -> bool:
+        """Whether the serving engine keeps running when the sidecar is stopped by the operator."""
+        return False
+
+    def close(self) -> None:
+        """Ends what belongs to this sidecar, except the engines."""
+        self.end_forks()
 
     # Starts
 

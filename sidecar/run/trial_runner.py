@@ -33,12 +33,13 @@ class TrialRunner:
         self._hub = hub
         self._live = live
         log = config.state / LOGS / "load-client.log"
-        self.client = LoadClient(config.engine.python, log, config.engine.env)
+        self.client = LoadClient(config.engine.python, log, config.engine.env, engines.load_generator())
         self._trial_engines = TrialEngines(config, live, engines, say)
 
     def act_for(self, epoch: int) -> None:
-        """Makes live changes as the controller of ``epoch`` from now on."""
+        """Controls engines as the controller of ``epoch`` from now on. Raises AgentLost."""
         self._live.act_for(epoch)
+        self._engines.act_for(epoch)
 
     def close(self) -> None:
         """Stops the load client, and everything kept for the next trial."""

@@ -263,7 +263,8 @@ class Service:
 
     def _halt(self) -> None:
         self._hooks.finish(_HOOK_AT_END_S)
-        if self._requests.stop_engine.is_set() or not self._serving.alive():
+        stopped = self._requests.stop_engine.is_set() and not self._parts.engines.outlive_sidecar
+        if stopped or not self._serving.alive():
             self._progress.enter(State.HALTED, Cause.ENGINE_STOPPED, "stopped, with its engine")
             self._serving.end(drain=True)
         else:

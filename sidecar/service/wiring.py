@@ -1,6 +1,5 @@
 """Wires a sidecar's components together from its configuration."""
 
-import os
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -16,6 +15,7 @@ from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record import lock
 from sidecar.record.events import Operations
 from sidecar.record.journal import Journal
+from sidecar.run.agent_engines import AgentEngineManager, connect
 from sidecar.run.engine_manager import LOGS, EngineManager
 from sidecar.run.trial_runner import TrialRunner
 from sidecar.service import remote_rpc
@@ -52,9 +52,10 @@ def assembled(config: Config, say: Say, metrics: ServiceObserver) -> Generator[S
         def observe(ranks: int) -> machine.Machine:
             # Memory held by a trial's engine will be free for the next one, so don't observe it now.
             if ranks not in seen or not runner.occupied:
-                seen[ranks] = machine.observe({**os.environ, **config.engine.env}, ranks=ranks)
+                seen[ranks] = engines.machine(ranks)
             return seen[ranks]
 
+        client = connect(config, say) if config.engine.agents else None
         journal = Journal(config.state)
         servers = [serve_unix_socket(config.socket, register)]
         if config.remote is not None:
@@ -62,7 +63,10 @@ def assembled(config: Config, say: Say, metrics: ServiceObserver) -> Generator[S
                 remote_rpc.serve_remote(config.remote, lambda s: add_ControlServiceServicer_to_server(control, s))
             )
         learning = Learning(journal, config.state, config.model, observe)
-        engines = EngineManager(config, learning, hub, live, metrics.traffic, say)
+        if client is None:
+            engines = EngineManager(config, learning, hub, live, metrics.traffic, say)
+        else:
+            engines = AgentEngineManager(config, learning, hub, live, metrics.traffic, say, client)
         runner = TrialRunner(config, engines, hub, live, say)
         try:
             guard = Guard(config, observe, learning.current)
@@ -70,7 +74,7 @@ def assembled(config: Config, say: Say, metrics: ServiceObserver) -> Generator[S
             yield ServiceParts(journal, operations, engines, runner, guard, hub, metrics, requests)
         finally:
             runner.close()
-            engines.end_forks()
+            engines.close()
             live.close()
             for stopped in [server.stop(grace=0.5) for server in servers]:
                 stopped.wait(2)

@@ -13,6 +13,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import yaml
 from engine_bench import write_config
 
 from sidecar.config.schema import Config, load_config
@@ -47,6 +48,16 @@ def configured(
         },
         window={"duration": "10m", "notice": "0s"},
     )
+
+
+def at_agent(config_file: Path, address: str, **engine: Any) -> Path:
+    """Changes a configuration so that an agent runs its engines."""
+    content = yaml.safe_load(config_file.read_text())
+    for name in ("python", "env"):
+        content["engine"].pop(name, None)
+    content["engine"] |= {"agents": [address], **engine}
+    config_file.write_text(yaml.safe_dump(content))
+    return config_file
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:

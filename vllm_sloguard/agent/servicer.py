@@ -79,7 +79,9 @@ class AgentServicer(AgentServiceServicer):
 
     def GetEngine(self, request: pb.GetEngineRequest, context: grpc.ServicerContext) -> pb.GetEngineResponse:  # noqa: N802 - gRPC's name
         with _errors(context):
-            return pb.GetEngineResponse(engine=status_to_wire(self._agent.slot.status(request.engine_id)))
+            return pb.GetEngineResponse(
+                engine=status_to_wire(self._agent.slot.status(request.engine_id, ports=request.ports))
+            )
 
     def ReadOutput(self, request: pb.ReadOutputRequest, context: grpc.ServicerContext) -> pb.ReadOutputResponse:  # noqa: N802 - gRPC's name
         most = min(request.most_bytes or _MOST_OUTPUT_BYTES, _MOST_OUTPUT_BYTES)

@@ -64,9 +64,9 @@ class EngineSlot:
 
     # Reading
 
-    def status(self, engine_id: str) -> EngineStatus:
-        """One engine. Raises UnknownEngineError."""
-        return self._status(engine_id, self._held(engine_id), ports=True)
+    def status(self, engine_id: str, *, ports: bool = False) -> EngineStatus:
+        """One engine; with ``ports``, also who listens on its port. Raises UnknownEngineError."""
+        return self._status(engine_id, self._held(engine_id), ports=ports)
 
     def spec(self, engine_id: str) -> EngineSpec:
         """What an engine runs. Raises UnknownEngineError."""

@@ -219,10 +219,12 @@ class StopEngineResponse(_message.Message):
     def __init__(self, engine: _Optional[_Union[EngineState, _Mapping]] = ...) -> None: ...
 
 class GetEngineRequest(_message.Message):
-    __slots__ = ("engine_id",)
+    __slots__ = ("engine_id", "ports")
     ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
+    PORTS_FIELD_NUMBER: _ClassVar[int]
     engine_id: str
-    def __init__(self, engine_id: _Optional[str] = ...) -> None: ...
+    ports: bool
+    def __init__(self, engine_id: _Optional[str] = ..., ports: bool = ...) -> None: ...
 
 class GetEngineResponse(_message.Message):
     __slots__ = ("engine",)

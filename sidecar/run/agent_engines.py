@@ -1,0 +1,248 @@
+"""The engines of an agent: started, stopped and found again through it, each recorded in the journal."""
+
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sidecar.config.schema import Config, ConfigError
+from sidecar.engine.agent_client import AgentClient, AgentFacts, AgentLost, AgentRefused, journal_id_of
+from sidecar.engine.agent_engine import AgentEngine, role_of
+from sidecar.engine.agent_relay import AgentRelay
+from sidecar.engine.engine import Engine, EngineCrashed, Launch
+from sidecar.engine.live_knobs import LiveHub
+from sidecar.guard.memory_learning import Learning
+from sidecar.measure.agent_generator import AgentGenerator
+from sidecar.measure.load_client import GeneratorProcess
+from sidecar.observe.telemetry import TelemetryHub
+from sidecar.record.journal import EngineRecord, JournalError, Superseded
+from sidecar.record.trial import StartKind
+from sidecar.run.engine_manager import EngineManager, UnrecordedEngine, known
+from vllm_sloguard.agent.engine_spec import EngineLife, EngineRole, EngineSpec, EngineStatus
+from vllm_sloguard.agent.fork_client import ForkServerError, unforkable
+from vllm_sloguard.agent.listen import AddressError, TlsFiles
+from vllm_sloguard.guard.machine import Machine
+
+_SHORT_PATIENCE_S = 15.0
+
+
+def connect(config: Config, say: Callable[[str], None]) -> AgentClient:
+    """A client of the agent that the file names. Raises ConfigError, AgentLost, OSError."""
+    engine = config.engine
+    tls = engine.agent_tls
+    files = TlsFiles(tls.certificate, tls.key, tls.ca) if tls is not None else None
+    config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        client = AgentClient(engine.agents[0], files, journal_id_of(config.state), say, patience_s=_SHORT_PATIENCE_S)
+    except AddressError as error:
+        raise ConfigError(f"engine.agents: {error}") from None
+    try:
+        check_service(config, client.facts())
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def check_service(config: Config, facts: AgentFacts) -> None:
+    """Raises ConfigError unless the service that the agent was started with is the incumbent of the file."""
+    if facts.untunable:
+        raise ConfigError(f"engine.agents: the agent's service can't be tuned: {facts.untunable}")
+    given = facts.restored if facts.command else None
+    if given is None:
+        return
+    if given.model != config.model:
+        raise ConfigError(f"model: {config.model!r}: the agent's command line serves {given.model!r}; write the same")
+    if given.port != config.engine.port:
+        raise ConfigError(
+            f"engine.port: {config.engine.port}: the agent's command line has {given.port}; write the same"
+        )
+
+
+class AgentEngineManager(EngineManager):
+    """As EngineManager, for engines that an agent runs."""
+
+    def __init__(  # noqa: PLR0917 - as EngineManager
+        self,
+        config: Config,
+        learning: Learning,
+        hub: TelemetryHub,
+        live: LiveHub,
+        expect_traffic: Callable[[str, str], None],
+        say: Callable[[str], None],
+        client: AgentClient,
+    ) -> None:
+        super().__init__(config, learning, hub, live, expect_traffic, say)
+        self._client = client
+        self._relay = AgentRelay(client, config.socket)
+        self._forks = config.engine.forked_trials or config.engine.forked_serving
+
+    def act_for(self, epoch: int) -> None:
+        """Takes the agent as the controller of ``epoch``. Raises AgentTaken, AgentLost."""
+        self._client.act_for(epoch)
+        self._relay.start()
+
+    def load_generator(self) -> GeneratorProcess:
+        """The agent's."""
+        return AgentGenerator(self._client)
+
+    def machine(self, ranks: int) -> Machine:
+        """The memory of the agent's machine now. Raises OSError."""
+        return self._client.machine(ranks)
+
+    @property
+    def outlive_sidecar(self) -> bool:
+        """The agent keeps it running."""
+        return True
+
+    def close(self) -> None:
+        """Gives the agent back; it restores the service if nothing serves."""
+        with suppress(AgentLost, AgentRefused):
+            self.end_forks()
+        self._relay.close()
+        self._client.close()
+
+    # Starts
+
+    def trial_launch(self, args: Mapping[str, Any], *, repair: bool) -> Launch:
+        """A launch on a port that the agent chooses."""
+        return self._agent_launch(args, "127.0.0.1", 0, repair=repair)
+
+    def serving_launch(self, args: Mapping[str, Any]) -> Launch:
+        """A launch on the operator's host and port, at the agent."""
+        engine = self._config.engine
+        launch = self._agent_launch(args, engine.host, engine.port, repair=True)
+        return replace(launch, drain_timeout_s=engine.drain_timeout_s)
+
+    def _agent_launch(self, args: Mapping[str, Any], host: str, port: int, *, repair: bool) -> Launch:
+        settings = {"SLOGUARD_REPAIR": "on" if repair else "off"}
+        return Launch(
+            uuid.uuid4().hex[:12], "", self._config.model, dict(args), host, port, settings, Path(self._client.boot)
+        )
+
+    def warm_up_forks(self) -> None:
+        """Starts the agent's fork server without waiting for it. Raises AgentLost."""
+        if self._forks and (why := self._client.prepare_forks()):
+            self.fork_no_more(why)
+
+    def end_forks(self) -> None:
+        """Ends the agent's fork server, and the forked engines that do not serve. Raises AgentLost."""
+        if self._forks:
+            self._client.end_forks()
+
+    def fork_no_more(self, why: str) -> None:
+        """Uses ordinary starts from now on; logged once."""
+        if self._forks:
+            self._say(f"forked starts are disabled: {why}")
+            self._forks = False
+
+    def begin(self, launch: Launch, role: str, *, fork: bool) -> tuple[Engine, StartKind]:
+        """Starts an engine without waiting for it, forked if requested and possible.
+
+        Raises EngineCrashed when the port is taken, OSError, JournalError.
+        """
+        if fork and self._forks and not unforkable(launch.args):
+            try:
+                return self._begin(launch, role, fork=True), StartKind.FORKED
+            except ForkServerError as error:
+                self.fork_no_more(str(error))
+        return self._begin(launch, role, fork=False), StartKind.ORDINARY
+
+    def serve(self, args: Mapping[str, Any], began: Callable[[Engine], None], cancelled: Callable[[], bool]) -> Engine:
+        """An engine that serves on the operator's port; ``began`` is called with it before its first token.
+
+        Raises EngineCrashed, Cancelled, OSError.
+        """
+        engine, start = self.begin(self.serving_launch(args), "serving", fork=self._config.engine.forked_serving)
+        began(engine)
+        try:
+            engine.wait_ready(self._config.engine.start_timeout_s, cancelled)
+        except EngineCrashed:
+            if start is StartKind.ORDINARY:
+                raise
+            # The fork may be to blame, so the serving configuration gets an ordinary start.
+            self.end(engine, drain=False)
+            self.fork_no_more("the serving configuration crashed on a forked engine")
+            return self.serve(args, began, cancelled)
+        self.end_forks()
+        return engine
+
+    def _begin(self, launch: Launch, role: str, *, fork: bool) -> Engine:
+        """Recorded in the journal before and after, so that the engine can always be found again."""
+        self._expect(launch, role)
+        try:
+            self._journal.engine_starting(launch.engine_id, role, known(launch))
+        except JournalError:
+            if role != "serving":
+                raise
+        spec = EngineSpec(
+            launch.model,
+            launch.args,
+            launch.host,
+            launch.port,
+            role_of(role),
+            launch.drain_timeout_s,
+            launch.env["SLOGUARD_REPAIR"] == "on",
+            self._config.workload.longest_request_tokens,
+        )
+        try:
+            engine = AgentEngine.begin(self._client, launch, spec, fork=fork, learned=self._learned())
+        except (EngineCrashed, ForkServerError, OSError):
+            with suppress(JournalError):
+                self._journal.engine_gone(launch.engine_id)
+            raise
+        try:
+            self._journal.engine_started(engine.group.identity)
+        except Superseded:
+            engine.group.kill()
+            raise
+        except JournalError:
+            if role != "serving":
+                engine.group.kill()
+                raise
+        return engine
+
+    def _learned(self) -> bytes:
+        try:
+            return self._learning.path.read_bytes()
+        except OSError:
+            return b""
+
+    def adopt(self, record: EngineRecord, args: Mapping[str, Any]) -> Engine | None:
+        """The engine of ``record``, if it was started exactly as ``args`` would be started now. Raises AgentLost."""
+        launch = replace(self.serving_launch(args), engine_id=record.identity.engine_id)
+        if record.role != "serving" or record.launch != known(launch):
+            return None
+        status = self._running().get(launch.engine_id)
+        if status is None:
+            return None
+        self._expect(launch, record.role)
+        return AgentEngine(self._client, launch, status)
+
+    def end_orphans(self, keep: str = "") -> list[str]:
+        """Ends the agent's other engines, except ``keep``; returns their ids. Raises AgentLost."""
+        ended: list[str] = []
+        for engine_id, status in self._running().items():
+            if engine_id != keep:
+                serving = status.spec.role is EngineRole.SERVING
+                self._client.stop(engine_id, drain=serving, drain_timeout_s=status.spec.drain_timeout_s)
+                ended.append(engine_id)
+        for record in self._journal.engines():
+            if record.identity.engine_id != keep:
+                with suppress(JournalError):  # the next start of the sidecar notices that it is gone
+                    self._journal.engine_gone(record.identity.engine_id)
+        return ended
+
+    def unrecorded_serving(self, args: Mapping[str, Any]) -> UnrecordedEngine | None:
+        """A serving engine that the agent started by itself, if it runs ``args``; any other one is replaced."""
+        for engine_id, status in self._running().items():
+            if status.spec.role is EngineRole.SERVING and dict(status.spec.args) == dict(args):
+                launch = replace(self.serving_launch(args), engine_id=engine_id)
+                self._expect(launch, "serving")
+                return UnrecordedEngine(AgentEngine(self._client, launch, status), matches=True)
+        return None
+
+    def _running(self) -> dict[str, EngineStatus]:
+        return {one.engine_id: one for one in self._client.facts().engines if one.life is EngineLife.RUNNING}
