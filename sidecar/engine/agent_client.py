@@ -24,9 +24,9 @@ from vllm_sloguard.wire.agent_pb2_grpc import AgentServiceStub
 
 MessageT = TypeVar("MessageT")
 
-LEASE_S = 10.0
+_LEASE_S = 10.0
 _RENEW_EVERY_S = 2.0
-_CALL_S = 5.0
+_CALL_S = 10.0
 _PATIENCE_S = 15.0
 _RETRY_S = 0.2
 _FORK_S = 250.0  # the fork server's imports, and the fork
@@ -89,7 +89,7 @@ class AgentClient:
         journal_id: str,
         say: Callable[[str], None],
         *,
-        lease_s: float = LEASE_S,
+        lease_s: float = _LEASE_S,
         patience_s: float = _PATIENCE_S,
     ) -> None:
         self.address = address
@@ -139,7 +139,7 @@ class AgentClient:
         while not self._ended.wait(_RENEW_EVERY_S):
             request = pb.AcquireRequest(controller=self.controller, lease_seconds=self._lease_s)
             try:
-                AgentServiceStub(self._channel).Acquire(request, timeout=_RENEW_EVERY_S)
+                AgentServiceStub(self._channel).Acquire(request, timeout=self._lease_s)
             except grpc.RpcError as error:
                 if _code(error) is grpc.StatusCode.DEADLINE_EXCEEDED:
                     self._reconnect(self._channel)
@@ -163,7 +163,7 @@ class AgentClient:
         timeout_s: float = _CALL_S,
     ) -> MessageT:
         """The answer, after retries. Raises AgentLost, AgentTaken, AgentRefused, AgentUnknown."""
-        deadline = time.monotonic() + max(self._patience_s, timeout_s)
+        deadline = time.monotonic() + self._patience_s
         while True:
             channel = self._channel
             try:
@@ -178,12 +178,13 @@ class AgentClient:
                 raise AgentLost(f"the connection to the agent {self.address} is closed")
 
     def _check(self, error: grpc.RpcError, channel: grpc.Channel) -> None:
-        """Returns if the call may be sent again. Raises AgentTaken, AgentUnknown, AgentRefused."""
+        """Returns if the call may be sent again. Raises AgentLost, AgentTaken, AgentUnknown, AgentRefused."""
         code = _code(error)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             self._reconnect(channel)
-        elif code is grpc.StatusCode.ABORTED:  # the lease has expired while the agent could not be reached
+        elif code is grpc.StatusCode.ABORTED:  # the agent has ended what ran under the lease
             self._acquire()
+            raise AgentLost(f"the lease of the agent {self.address} had expired") from None
         elif code is grpc.StatusCode.FAILED_PRECONDITION:
             raise AgentTaken(f"the agent {self.address} belongs to another sidecar: {_text(error)}") from None
         elif code is grpc.StatusCode.NOT_FOUND:

@@ -155,7 +155,11 @@ class AgentEngineManager(EngineManager):
 
         Raises EngineCrashed, Cancelled, OSError.
         """
-        engine, start = self.begin(self.serving_launch(args), "serving", fork=self._config.engine.forked_serving)
+        restored = self._restored(args)
+        if restored is not None:
+            engine, start = restored, StartKind.ORDINARY
+        else:
+            engine, start = self.begin(self.serving_launch(args), "serving", fork=self._config.engine.forked_serving)
         began(engine)
         try:
             engine.wait_ready(self._config.engine.start_timeout_s, cancelled)
@@ -168,6 +172,16 @@ class AgentEngineManager(EngineManager):
             return self.serve(args, began, cancelled)
         self.end_forks()
         return engine
+
+    def _restored(self, args: Mapping[str, Any]) -> Engine | None:
+        """The engine that the agent has started by itself, if it runs ``args``; anything else it runs is stopped."""
+        found = self.unrecorded_serving(args)
+        self.end_orphans(keep=found.engine.launch.engine_id if found is not None else "")
+        if found is None:
+            return None
+        with suppress(JournalError):  # reported where the state is written
+            self.record_alone(found.engine)
+        return found.engine
 
     def _begin(self, launch: Launch, role: str, *, fork: bool) -> Engine:
         """Recorded in the journal before and after, so that the engine can always be found again."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from sidecar.config.schema import Config
+from sidecar.engine.agent_client import AgentLost
 from sidecar.engine.engine import Cancelled
 from sidecar.promote import promoted_file
 from sidecar.promote.candidate import SearchedSpace, candidate
@@ -91,6 +92,8 @@ class TuningWindow:
         except JournalLocked as error:  # tuning itself did not fail, so the next window need not wait
             outcome = WindowOutcome.REFUSED if self._progress.serves() else WindowOutcome.INTERRUPTED
             reason = str(error)
+        except AgentLost as error:
+            outcome, reason = WindowOutcome.INTERRUPTED, str(error)
         except Exception as error:  # noqa: BLE001 - the boundary of a window: service is restored after any failure
             reason = f"the window failed: {type(error).__name__}: {error}"
         outcome, reason = self._come_back(outcome, reason)

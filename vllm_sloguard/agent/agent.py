@@ -14,7 +14,7 @@ from vllm_sloguard.agent.engine_spec import EngineLife, EngineRole, EngineSpec, 
 from vllm_sloguard.agent.lease import ControllerId, Lease
 from vllm_sloguard.agent.load_process import LoadProcess
 from vllm_sloguard.agent.plugin_relay import PluginRelay, RelaySession
-from vllm_sloguard.agent.slot import EngineSlot, PortTakenError
+from vllm_sloguard.agent.slot import EngineSlot, PortTakenError, SlotBusyError
 from vllm_sloguard.agent.state_file import AgentFolder
 from vllm_sloguard.starts.load_protocol import EndLoad, RunLoad
 
@@ -224,7 +224,7 @@ class Agent:
         self._say("no sidecar has the agent and nothing serves: the last configuration that served is started again")
         try:
             self.slot.serve(self.slot.restored)
-        except (PortTakenError, OSError) as error:
+        except (SlotBusyError, PortTakenError, OSError) as error:
             self._say(f"it did not start: {error}")
         self._restore_at = time.monotonic() + self._backoff_s
 

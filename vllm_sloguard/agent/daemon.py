@@ -22,7 +22,7 @@ from vllm_sloguard.agent.listen import AddressError, listen
 from vllm_sloguard.agent.machine_facts import MachineFacts
 from vllm_sloguard.agent.options import AgentOptions
 from vllm_sloguard.agent.output_copy import OutputCopy
-from vllm_sloguard.agent.slot import PortTakenError
+from vllm_sloguard.agent.slot import PortTakenError, SlotBusyError
 from vllm_sloguard.agent.state_file import AgentFolderError
 from vllm_sloguard.agent.zombies import OrphanReaper
 from vllm_sloguard.wire.agent_pb2_grpc import add_AgentServiceServicer_to_server
@@ -112,7 +112,7 @@ class _Daemon:
         except PermissionError as error:
             self._say(f"{error.filename}: not executable")
             return 126
-        except (PortTakenError, OSError) as error:
+        except (SlotBusyError, PortTakenError, OSError) as error:
             self._say(f"the service did not start: {error}")
             return 1
         return None

@@ -28,7 +28,7 @@ from vllm_sloguard.agent.messages import (
 )
 from vllm_sloguard.agent.plugin_relay import RelaySession
 from vllm_sloguard.agent.process_group import NotGoneError
-from vllm_sloguard.agent.slot import PortTakenError, UnknownEngineError
+from vllm_sloguard.agent.slot import PortTakenError, SlotBusyError, UnknownEngineError
 from vllm_sloguard.starts.load_protocol import End, EndLoad, RunLoad
 from vllm_sloguard.wire import agent_pb2 as pb
 from vllm_sloguard.wire.agent_pb2_grpc import AgentServiceServicer
@@ -138,6 +138,8 @@ class AgentServicer(AgentServiceServicer):
                 return _not_started(pb.START_FAILURE_KIND_PORT_TAKEN, error)
             except ForkServerError as error:
                 return _not_started(pb.START_FAILURE_KIND_NOT_FORKED, error)
+            except SlotBusyError as error:
+                return _not_started(pb.START_FAILURE_KIND_BUSY, error)
             except OSError as error:
                 return _not_started(pb.START_FAILURE_KIND_NO_PROCESS, error)
             return pb.StartEngineResponse(started=status_to_wire(status))

@@ -31,6 +31,10 @@ class UnknownEngineError(KeyError):
     """The agent has no such engine."""
 
 
+class SlotBusyError(RuntimeError):
+    """Another engine of the agent runs."""
+
+
 class PortTakenError(RuntimeError):
     """Something else listens on the port."""
 
@@ -128,9 +132,11 @@ class EngineSlot:
     def start(self, engine_id: str, spec: EngineSpec, *, fork: bool = False, learned: bytes = b"") -> EngineStatus:
         """Starts or forks an engine, without waiting for it.
 
-        Raises PortTakenError, ForkServerError if it was to be forked and can't be, OSError.
+        Raises SlotBusyError, PortTakenError, ForkServerError if it was to be forked and can't be, OSError.
         """
         with self._changing:
+            if running := [*self.running(EngineRole.SERVING), *self.running(EngineRole.TRIAL)]:
+                raise SlotBusyError(f"engine {running[0]} runs; it has to be stopped first")
             if not spec.port:
                 spec = replace(spec, port=any_free_port())
             if not port_free(spec.host, spec.port):
@@ -247,7 +253,7 @@ class EngineSlot:
     # Serving without a controller
 
     def serve(self, spec: EngineSpec) -> EngineStatus:
-        """Starts ``spec`` and makes it what is restored. Raises PortTakenError, OSError."""
+        """Starts ``spec`` and makes it what is restored. Raises SlotBusyError, PortTakenError, OSError."""
         self.restored = spec
         return self.start(uuid.uuid4().hex[:12], spec)
 

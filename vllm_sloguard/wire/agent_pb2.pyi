@@ -18,6 +18,7 @@ class StartFailureKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     START_FAILURE_KIND_PORT_TAKEN: _ClassVar[StartFailureKind]
     START_FAILURE_KIND_NOT_FORKED: _ClassVar[StartFailureKind]
     START_FAILURE_KIND_NO_PROCESS: _ClassVar[StartFailureKind]
+    START_FAILURE_KIND_BUSY: _ClassVar[StartFailureKind]
 
 class EngineLife(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -34,6 +35,7 @@ START_FAILURE_KIND_UNSPECIFIED: StartFailureKind
 START_FAILURE_KIND_PORT_TAKEN: StartFailureKind
 START_FAILURE_KIND_NOT_FORKED: StartFailureKind
 START_FAILURE_KIND_NO_PROCESS: StartFailureKind
+START_FAILURE_KIND_BUSY: StartFailureKind
 ENGINE_LIFE_UNSPECIFIED: EngineLife
 ENGINE_LIFE_RUNNING: EngineLife
 ENGINE_LIFE_EXITED: EngineLife

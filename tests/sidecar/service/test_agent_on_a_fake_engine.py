@@ -1,21 +1,35 @@
 """`sloguard serve` whose engines an agent runs, on the fake engine: windows, restarts, faults."""
 
+import os
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 from agent_process import AgentProcess, agent_process, served_seqs
 from fake_vllm import OUT_OF_MEMORY
-from service_process import at_agent, configured, ended, sloguard, started
+from service_process import SLOGUARD, at_agent, configured, ended, sloguard, started, state_of, wait_for
+from weak_link import LinkState, WeakLink
 
-from sidecar.config.schema import load_config
+from sidecar.config.schema import Config, load_config
 from sidecar.record.journal import Journal
+from vllm_sloguard.wire import agent_pb2 as pb
+from vllm_sloguard.wire.agent_pb2_grpc import AgentServiceStub
 
 
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[AgentProcess]:
     with agent_process(tmp_path) as process:
+        yield process
+
+
+@pytest.fixture
+def slow_agent(tmp_path: Path) -> Iterator[AgentProcess]:
+    """Its trials last long enough for a fault to strike in one."""
+    with agent_process(tmp_path, FAKE_LOAD_S="3") as process:
         yield process
 
 
@@ -44,3 +58,175 @@ def test_a_whole_window(agent: AgentProcess, tmp_path: Path) -> None:
     assert "took over the engine of an earlier sidecar" in ended(again, signal.SIGTERM)
     assert served_seqs(port) == promoted
     assert len(list((agent.state / "logs").glob("engine-*.log"))) == len(agent.engine_ids())
+
+
+@pytest.fixture
+def link(agent: AgentProcess, tmp_path: Path) -> Iterator[WeakLink]:
+    between = WeakLink(tmp_path / "link.sock", agent.socket)
+    yield between
+    between.close()
+
+
+def tuning(config: Config) -> None:
+    """Waits until a trial's engine runs."""
+    wait_for(lambda: state_of(config) == "tuning", "tuning")
+    wait_for(lambda: Journal(config.state, read_only=True).trials(), "a trial")
+
+
+def back_within(port: int, seqs: int, seconds: float) -> None:
+    """The service answers again within ``seconds``, with ``seqs``."""
+    wait_for(lambda: served_seqs(port) == seqs, "the service is back", seconds)
+
+
+def lease_left_s(agent: AgentProcess) -> float:
+    with grpc.insecure_channel(agent.address.replace("unix://", "unix:")) as channel:
+        return AgentServiceStub(channel).Describe(pb.DescribeRequest(), timeout=10).lease_left_seconds
+
+
+def retune(config_file: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [*SLOGUARD, "retune", "--now", "--wait", "-c", str(config_file)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_a_killed_sidecar_leaves_the_service_in_the_agents_hands(slow_agent: AgentProcess, tmp_path: Path) -> None:
+    agent = slow_agent
+    config_file = at_agent(configured(tmp_path), agent.address)
+    config, port = load_config(config_file), load_config(config_file).engine.port
+    serve = started(config_file)
+    asked = retune(config_file)
+    tuning(config)
+    assert served_seqs(port) == 0
+    serve.kill()
+    serve.communicate()
+    asked.communicate(timeout=60)
+
+    back_within(port, 2, 30)  # the agent restores it once the lease has expired
+    assert "no sidecar has the agent" in agent.log.read_text()
+    before = len(agent.engine_ids())
+    again = started(config_file)
+    assert (served_seqs(port), len(agent.engine_ids())) == (2, before)
+    statuses = [trial.status for trial in Journal(config.state, read_only=True).trials()]
+    assert "crashed" not in statuses
+    ended(again, signal.SIGTERM)
+
+
+def test_a_killed_agent_leaves_the_service_and_its_successor_serves_the_sidecar(
+    agent: AgentProcess, tmp_path: Path
+) -> None:
+    config_file = at_agent(configured(tmp_path), agent.address)
+    config, port = load_config(config_file), load_config(config_file).engine.port
+    serve = started(config_file)
+    agent.end(signal.SIGKILL)
+    for _ in range(20):
+        assert served_seqs(port) == 2
+        time.sleep(0.05)
+    agent.start()
+    asked = retune(config_file)
+    tuning(config)
+    agent.end(signal.SIGKILL)
+    agent.start()
+    asked.communicate(timeout=120)
+
+    wait_for(lambda: served_seqs(port), "the service is back", 30)
+    wait_for(lambda: state_of(config) == "serving", "serving")
+    trials = Journal(config.state, read_only=True).trials()
+    assert not [trial for trial in trials if trial.result is not None and trial.result.crash is not None]
+    again = sloguard("retune", "--now", "--wait", "--force", "-c", config_file)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert served_seqs(port) > 2
+    ended(serve, signal.SIGTERM)
+
+
+def test_a_killed_engine_is_started_again(agent: AgentProcess, tmp_path: Path) -> None:
+    config_file = at_agent(configured(tmp_path), agent.address)
+    config, port = load_config(config_file), load_config(config_file).engine.port
+    serve = started(config_file)
+    [record] = Journal(config.state, read_only=True).engines()
+    os.kill(record.identity.pid, signal.SIGKILL)
+    wait_for(lambda: len(agent.engine_ids()) == 2, "another engine")
+    back_within(port, 2, 30)
+    wait_for(lambda: state_of(config) == "serving", "serving")
+    assert "the serving engine crashed: engine_death" in ended(serve, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("state", [LinkState.CUT, LinkState.SILENT, LinkState.HALF_CLOSED])
+def test_a_link_that_fails_while_serving_disturbs_nobody(
+    agent: AgentProcess, link: WeakLink, tmp_path: Path, state: LinkState
+) -> None:
+    config_file = at_agent(configured(tmp_path), link.address)
+    port = load_config(config_file).engine.port
+    serve = started(config_file)
+    engines = agent.engine_ids()
+    link.become(state)
+    deadline = time.monotonic() + 13  # longer than the lease
+    while time.monotonic() < deadline:
+        assert served_seqs(port) == 2
+        time.sleep(0.1)
+    link.become(LinkState.WHOLE)
+    wait_for(lambda: lease_left_s(agent) > 0, "the lease is renewed", 30)
+    assert agent.engine_ids() == engines
+    ended(serve, signal.SIGTERM)
+
+
+def test_a_link_that_is_cut_in_a_window_ends_it_and_the_service_is_back(
+    slow_agent: AgentProcess, tmp_path: Path
+) -> None:
+    link = WeakLink(tmp_path / "link.sock", slow_agent.socket)
+    config_file = at_agent(configured(tmp_path), link.address)
+    config, port = load_config(config_file), load_config(config_file).engine.port
+    serve = started(config_file)
+    asked = retune(config_file)
+    tuning(config)
+    link.become(LinkState.CUT)
+    back_within(port, 2, 30)
+    link.become(LinkState.WHOLE)
+    asked.communicate(timeout=120)
+    wait_for(lambda: state_of(config) == "serving", "serving")
+    assert served_seqs(port) == 2
+    statuses = [trial.status for trial in Journal(config.state, read_only=True).trials()]
+    assert "crashed" not in statuses
+    ended(serve, signal.SIGTERM)
+
+
+def test_a_link_delayed_by_two_seconds_is_slow_and_sound(agent: AgentProcess, link: WeakLink, tmp_path: Path) -> None:
+    config_file = at_agent(configured(tmp_path, budget=1), link.address)
+    config, port = load_config(config_file), load_config(config_file).engine.port
+    serve = started(config_file)
+    link.delay_s = 2.0
+    asked = retune(config_file)
+    wait_for(lambda: len(Journal(config.state, read_only=True).trials()) >= 1, "a trial", 60)
+    wait_for(lambda: Journal(config.state, read_only=True).trials()[0].result is not None, "a result", 120)
+    link.delay_s = 0.0
+    assert Journal(config.state, read_only=True).trials()[0].status == "feasible"
+    serve.send_signal(signal.SIGTERM)
+    asked.communicate(timeout=60)
+    serve.communicate(timeout=60)
+    back_within(port, 2, 30)
+
+
+def test_a_stale_sidecar_is_fenced(agent: AgentProcess, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    files = [at_agent(configured(folder), agent.address) for folder in folders]
+    port = load_config(files[0]).engine.port
+    content = files[1].read_text().replace(f"port: {load_config(files[1]).engine.port}", f"port: {port}", 1)
+    files[1].write_text(content)
+    stale = started(files[0])
+    refused = sloguard("serve", "-c", files[1])
+    assert refused.returncode == 1
+    assert "the sidecar of another state folder has the agent" in refused.stderr + refused.stdout
+    stale.send_signal(signal.SIGSTOP)
+    time.sleep(11)
+    new = started(files[1])
+    asked = retune(files[1])
+    stale.send_signal(signal.SIGCONT)
+    output, _ = asked.communicate(timeout=120)
+    assert "promoting: better in 3 of 3 A/B restarts" in output
+    promoted = served_seqs(port)
+    time.sleep(3)
+    assert served_seqs(port) == promoted > 2
+    stale.kill()
+    stale.communicate()
+    ended(new, signal.SIGTERM)
