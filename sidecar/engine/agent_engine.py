@@ -43,6 +43,10 @@ class AgentProcesses:
         except AgentLost:
             return True
 
+    def age_s(self) -> float:
+        """0: the agent's clock is not this machine's."""
+        return 0.0
+
     def exit_code(self) -> int | None:
         """None while it runs, and if it is unknown. Raises AgentLost."""
         return self.status().exit_code

@@ -17,12 +17,14 @@ from sidecar.guard.memory_learning import Learning
 from sidecar.measure.agent_generator import AgentGenerator
 from sidecar.measure.load_client import GeneratorProcess
 from sidecar.observe.telemetry import TelemetryHub
-from sidecar.record.journal import EngineRecord, JournalError, Superseded
+from sidecar.record.journal import EngineRecord, Journal, JournalError, Superseded
 from sidecar.record.trial import StartKind
 from sidecar.run.engine_manager import EngineManager, UnrecordedEngine, known
+from sidecar.run.orphans import Orphans
 from vllm_sloguard.agent.engine_spec import EngineLife, EngineRole, EngineSpec, EngineStatus
 from vllm_sloguard.agent.fork_client import ForkServerError, unforkable
 from vllm_sloguard.agent.listen import AddressError, TlsFiles
+from vllm_sloguard.agent.process_identity import Identity
 from vllm_sloguard.guard.machine import Machine
 
 _SHORT_PATIENCE_S = 15.0
@@ -76,6 +78,7 @@ class AgentEngineManager(EngineManager):
     ) -> None:
         super().__init__(config, learning, hub, live, expect_traffic, say)
         self._client = client
+        self.orphans = AgentOrphans(self._journal, client, say)
         self._relay = AgentRelay(client, config.socket)
         self._forks = config.engine.forked_trials or config.engine.forked_serving
 
@@ -176,7 +179,7 @@ class AgentEngineManager(EngineManager):
     def _restored(self, args: Mapping[str, Any]) -> Engine | None:
         """The engine that the agent has started by itself, if it runs ``args``; anything else it runs is stopped."""
         found = self.unrecorded_serving(args)
-        self.end_orphans(keep=found.engine.launch.engine_id if found is not None else "")
+        self.orphans.end(keep=found.engine.launch.engine_id if found is not None else "")
         if found is None:
             return None
         with suppress(JournalError):  # reported where the state is written
@@ -229,34 +232,54 @@ class AgentEngineManager(EngineManager):
         launch = replace(self.serving_launch(args), engine_id=record.identity.engine_id)
         if record.role != "serving" or record.launch != known(launch):
             return None
-        status = self._running().get(launch.engine_id)
+        status = running_engines(self._client).get(launch.engine_id)
         if status is None:
             return None
         self._expect(launch, record.role)
         return AgentEngine(self._client, launch, status)
 
-    def end_orphans(self, keep: str = "") -> list[str]:
-        """Ends the agent's other engines, except ``keep``; returns their ids. Raises AgentLost."""
-        ended: list[str] = []
-        for engine_id, status in self._running().items():
-            if engine_id != keep:
-                serving = status.spec.role is EngineRole.SERVING
-                self._client.stop(engine_id, drain=serving, drain_timeout_s=status.spec.drain_timeout_s)
-                ended.append(engine_id)
-        for record in self._journal.engines():
-            if record.identity.engine_id != keep:
-                with suppress(JournalError):  # the next start of the sidecar notices that it is gone
-                    self._journal.engine_gone(record.identity.engine_id)
-        return ended
+    def serving_process(self) -> int | None:
+        """The process of the agent's serving engine, in its own process namespace. Raises AgentLost."""
+        serving = (one for one in running_engines(self._client).values() if one.spec.role is EngineRole.SERVING)
+        return next((one.identity.pid for one in serving), None)
 
     def unrecorded_serving(self, args: Mapping[str, Any]) -> UnrecordedEngine | None:
         """A serving engine that the agent started by itself, if it runs ``args``; any other one is replaced."""
-        for engine_id, status in self._running().items():
+        for engine_id, status in running_engines(self._client).items():
             if status.spec.role is EngineRole.SERVING and dict(status.spec.args) == dict(args):
                 launch = replace(self.serving_launch(args), engine_id=engine_id)
                 self._expect(launch, "serving")
                 return UnrecordedEngine(AgentEngine(self._client, launch, status), matches=True)
         return None
 
-    def _running(self) -> dict[str, EngineStatus]:
-        return {one.engine_id: one for one in self._client.facts().engines if one.life is EngineLife.RUNNING}
+
+class AgentOrphans(Orphans):
+    """The engines of an agent that this sidecar did not start."""
+
+    def __init__(self, journal: Journal, client: AgentClient, say: Callable[[str], None]) -> None:
+        super().__init__(journal, Path(client.boot), say)
+        self._recorded = journal
+        self._client = client
+
+    def unrecorded(self) -> dict[str, Identity]:
+        """None on this machine."""
+        return {}
+
+    def end(self, keep: str = "") -> list[str]:
+        """Ends the agent's engines, except ``keep``; returns their ids. Raises AgentLost."""
+        ended: list[str] = []
+        for engine_id, status in running_engines(self._client).items():
+            if engine_id != keep:
+                serving = status.spec.role is EngineRole.SERVING
+                self._client.stop(engine_id, drain=serving, drain_timeout_s=status.spec.drain_timeout_s)
+                ended.append(engine_id)
+        for record in self._recorded.engines():
+            if record.identity.engine_id != keep:
+                with suppress(JournalError):  # the next start of the sidecar notices that it is gone
+                    self._recorded.engine_gone(record.identity.engine_id)
+        return ended
+
+
+def running_engines(client: AgentClient) -> dict[str, EngineStatus]:
+    """The engines of an agent that run, by their ids. Raises AgentLost."""
+    return {one.engine_id: one for one in client.facts().engines if one.life is EngineLife.RUNNING}
