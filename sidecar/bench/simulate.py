@@ -24,7 +24,7 @@ from sidecar.record.trial import Plan, Result, Role, Trial
 from sidecar.run.judging import judged_loads
 from sidecar.search.contract import Context, Observation, ObservedStatus, Projection
 from sidecar.search.failed_configs import MOST_REFUSALS_IN_A_ROW
-from sidecar.search.recommendation import Recommendation, luckiest, recommended
+from sidecar.search.recommendation import Recommendation, luckiest, may_repeat, raised_bar, recommended
 from sidecar.search.registry import chooses_the_luckiest, make
 from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.guard import memory, model_shape
@@ -188,7 +188,8 @@ def simulate(landscape: Landscape, optimizer: str, seed: int, options: Simulatio
             continue
         in_a_row = 0
         rng = np.random.default_rng([seed, _NOISE, len(trials)])
-        needs = _needs(history, ran, scores, choice, guard.knobs(args))
+        repeatable = may_repeat(len(trials), options.budget)
+        needs = _needs(history, ran, scores, choice, guard.knobs(args), repeatable=repeatable)
         baseline = proposal.phase == "incumbent"
         measured = _measured(landscape, guard, args, rng, None if options.whole_loads else (needs, baseline))
         history.append(measured.observation)
@@ -211,13 +212,16 @@ def _needs(
     scores: list[tuple[float, ...]],
     choice: Recommendation | None,
     config: KnobValues,
+    *,
+    repeatable: bool,
 ) -> SearchNeeds:
     """As sidecar.run.judging.needs_after."""
-    feasible = any(o.outcome is ObservedStatus.FEASIBLE for o in history)
-    if choice is None or not choice.worth_beating or history[choice.index].config == config:
-        return SearchNeeds(feasible)
+    met = [o.config for o in history if o.outcome is ObservedStatus.FEASIBLE]
+    # A repeat is to be measured to its end.
+    if choice is None or not choice.worth_beating or config in met:
+        return SearchNeeds(bool(met))
     best = ran.index(choice.index)
-    return SearchNeeds(feasible, best + 1, scores[best])
+    return SearchNeeds(True, best + 1, scores[best], *raised_bar(history, choice.index), may_repeat=repeatable)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 # Rates this close cannot be told apart by a load of a few hundred requests.
 TOLERANCE = 1.1
+# A search below a missed rate is short: at most this many rates, and none below this share of it.
+_MOST_LOWER, _LOWEST_SHARE = 4, 1 / 16
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ def next_rate(tried: Sequence[RateResult], base: float, highest: float) -> float
     """
     if not tried:
         return base
-    met, missed = capacity(tried), _lowest_missed(tried)
+    met, missed = capacity(tried), lowest_missed(tried)
     if met is None:
         return None
     if missed is None:
@@ -34,12 +36,26 @@ def next_rate(tried: Sequence[RateResult], base: float, highest: float) -> float
     return None if missed / met <= TOLERANCE else math.sqrt(met * missed)
 
 
+def next_lower_rate(tried: Sequence[RateResult], missed: float) -> float | None:
+    """The next rate to try below ``missed``, at which the SLO was missed; None once enough is known.
+
+    Halving until the SLO is met, then bisection.
+    """
+    met, lowest = capacity(tried), min(missed, lowest_missed(tried) or missed)
+    if len(tried) >= _MOST_LOWER:
+        return None
+    if met is None:
+        return lowest / 2 if lowest / 2 >= missed * _LOWEST_SHARE else None
+    return None if lowest / met <= TOLERANCE else math.sqrt(met * lowest)
+
+
 def capacity(tried: Sequence[RateResult]) -> float | None:
     """The highest rate that met the SLO, with none below it that missed; None if the first rate missed it."""
-    missed = _lowest_missed(tried)
+    missed = lowest_missed(tried)
     met = [t.rate for t in tried if t.met and (missed is None or t.rate < missed)]
     return max(met, default=None)
 
 
-def _lowest_missed(tried: Sequence[RateResult]) -> float | None:
+def lowest_missed(tried: Sequence[RateResult]) -> float | None:
+    """The lowest rate that missed the SLO; None if none did."""
     return min((t.rate for t in tried if not t.met), default=None)

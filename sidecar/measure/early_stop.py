@@ -10,8 +10,9 @@ The rules, from certain to least certain:
    ``workload.requests``). It also ends good loads once they have shown enough.
 3. The trend of sidecar.measure.saturation: requests arrive faster than they are served.
 4. The estimated result misses a limit by more than its uncertainty.
-5. A comparison: the load will not beat the best configuration. Requests are compared in pairs, because every trial
-   sends the same ones.
+5. A comparison: the load will not beat the best configuration, or is unlikely to both beat it and meet the SLO.
+   Requests are compared in pairs, because every trial sends the same ones. A load that surely beats it and meets the
+   SLO ends too, while enough trials are left to measure the configuration again, to the end.
 
 How soon a load ends depends on what the search needs. Until a configuration has met the SLO, the search has only the
 violations to go by, so a load that misses the SLO (1 to 4) runs on until its estimated result can be ranked among the
@@ -23,7 +24,7 @@ compares samples of equal size, and a sample truncated because of its content is
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sidecar.config.schema import Workload
 from sidecar.config.slo import ERROR_RATE, MISS_RATE, LatencyKind, LatencyLimit, Slo
@@ -34,6 +35,7 @@ from sidecar.measure.measurement import Measurement
 from sidecar.measure.partial_load import (
     Arrival,
     EarlyStop,
+    Finished,
     LimitEstimate,
     LoadEstimate,
     StopReason,
@@ -52,9 +54,10 @@ _RANKED_SD, _RANKED_SHARE, _RANKED_SENT = 0.2, 0.25, 0.6
 # standard errors of the ratio, falls as the load progresses.
 _COMPARED_SHARE, _LEAST_COMPARED = 0.15, 15
 _EARLY_DOUBT, _LATE_DOUBT = 0.8, 0.0
-_NO_DOUBT = 2.5  # standard deviations by which an estimate must miss a limit
-# Misses in excess of what a percentile or a share allows, in standard deviations of a Poisson count.
-_MISSES_SIGMAS = 3.0
+_BETTER_SHARE = 0.35  # of the requests must have ended before a load is stopped because it is better
+_NO_DOUBT = 2.5  # standard deviations by which an estimate must miss or meet a limit, or be better
+_MISSES_SIGMAS = 3.0  # required of the misses in excess of those that the limit allows
+_LEAST_HOPE = 0.15  # probability of meeting the SLO and being better
 _NO_GAIN = 0.01  # relative; a smaller gain is not worth finishing the load
 
 
@@ -63,12 +66,17 @@ class SearchNeeds:
     """What the search knows before a load: whether a configuration has met the SLO, and the best one.
 
     ``best`` is the number of its trial, 0 if there is none, and ``best_e2e_s`` the E2E latencies of its requests by
-    arrival; empty if the objective is not the mean latency.
+    arrival; empty if the objective is not the mean latency. Loads that were stopped because they were better may have
+    raised the bar: ``bar`` is the log ratio of their best estimated mean to that of ``best``, 0 or less, and ``bar_sd``
+    its standard deviation. ``may_repeat``: enough trials are left to measure a promising configuration again.
     """
 
     feasible_known: bool = True
     best: int = 0
     best_e2e_s: tuple[float, ...] = ()
+    bar: float = 0.0
+    bar_sd: float = 0.0
+    may_repeat: bool = False
 
 
 NO_NEEDS = SearchNeeds()
@@ -83,10 +91,11 @@ class Rules:
     confidence: float
     thorough: bool = False
     needs: SearchNeeds = NO_NEEDS
+    _finished: Finished = field(default_factory=Finished, init=False, repr=False, compare=False)
 
     def __call__(self, progress: LoadProgress) -> Ending | None:
         """How the load should end now, if at all."""
-        sent = arrivals(progress)
+        sent = arrivals(progress, self._finished)
         if len(sent) < min(_LEAST_SENT, progress.planned // 4):
             return None
         ending = self._verdict(sent, progress)
@@ -95,8 +104,8 @@ class Rules:
             if not self.needs.feasible_known and not can_be_ranked(estimate):
                 return None
             return replace(ending, estimate=estimate)
-        if ending is None and not self.thorough and self.needs.feasible_known:
-            return self._expected_to_miss(sent, progress) or self._outperformed(sent, progress)
+        if ending is None and not self.thorough:
+            return self._expected_to_miss(sent, progress) or self._compared(sent, progress)
         return ending
 
     def _verdict(self, sent: Sequence[Arrival], progress: LoadProgress) -> Ending | None:
@@ -120,7 +129,9 @@ class Rules:
             return None
         estimate = self._estimate(sent, progress)
         worst = estimate.worst if estimate is not None else None
-        if estimate is None or worst is None or not _beyond_doubt(worst, len(sent), self.slo):
+        if estimate is None or worst is None or not _beyond_doubt(worst):
+            return None
+        if not self.needs.feasible_known and not can_be_ranked(estimate):
             return None
         why = f"expected to exceed {worst.name} by {worst.margin:.0%}, after {len(sent)} of {progress.planned} requests"
         return EarlyStop(End.STOP, why, self._bounds(sent, progress), StopReason.MISSED, estimate)
@@ -128,8 +139,8 @@ class Rules:
     def _bounds(self, sent: Sequence[Arrival], progress: LoadProgress) -> Measurement:
         return _least_measurement(sent, progress.now_s, progress.planned, self.slo, self.workload)
 
-    def _outperformed(self, sent: Sequence[Arrival], progress: LoadProgress) -> EarlyStop | None:
-        """Ends a load that will not beat the best configuration."""
+    def _compared(self, sent: Sequence[Arrival], progress: LoadProgress) -> EarlyStop | None:
+        """Ends a load that will not beat the best configuration, or surely does and can be measured again."""
         best_s = self.needs.best_e2e_s
         ended = sum(a.ended for a in sent)
         if len(best_s) != progress.planned or ended < max(_LEAST_COMPARED, _COMPARED_SHARE * progress.planned):
@@ -139,26 +150,41 @@ class Rules:
             return None
         log_ratio, error, compared = ratio
         late = min(ended / progress.planned, 1.0)
-        doubt = (_EARLY_DOUBT + (_LATE_DOUBT - _EARLY_DOUBT) * late) * error * math.sqrt(1 - late)
-        if log_ratio - doubt <= -_NO_GAIN:
-            return None
+        left = math.hypot(error * math.sqrt(1 - late), self.needs.bar_sd)
+        excess = log_ratio - self.needs.bar + _NO_GAIN
+        estimate = self._estimate(sent, progress)
         why = (
             f"mean E2E latency {math.expm1(log_ratio):+.1%} ± {error:.1%} against trial {self.needs.best} over "
             f"{compared} of {progress.planned} requests"
         )
-        bounds = self._bounds(sent, progress)
-        return EarlyStop(End.STOP, why, bounds, StopReason.OUTPERFORMED, self._estimate(sent, progress))
+        if self.needs.may_repeat and late >= _BETTER_SHARE and excess < -_NO_DOUBT * left and _surely_meets(estimate):
+            return EarlyStop(End.STOP, why, self._bounds(sent, progress), StopReason.BETTER, estimate)
+        if excess > (_EARLY_DOUBT + (_LATE_DOUBT - _EARLY_DOUBT) * late) * left:
+            return EarlyStop(End.STOP, why, self._bounds(sent, progress), StopReason.OUTPERFORMED, estimate)
+        hope = _normal_cdf(-excess / max(left, 1e-3)) * _meets(estimate)
+        if hope >= _LEAST_HOPE:
+            return None
+        why += f"; meets the SLO and is better with probability {hope:.0%}"
+        return EarlyStop(End.STOP, why, self._bounds(sent, progress), StopReason.OUTPERFORMED, estimate)
 
 
-def _beyond_doubt(limit: LimitEstimate, sent: int, slo: Slo) -> bool:
+def _beyond_doubt(limit: LimitEstimate) -> bool:
     """Whether a limit will be missed: according to the estimate, and with more misses than chance explains."""
-    if limit.log_excess <= _NO_DOUBT * limit.sd + _NO_GAIN:
-        return False
-    shares = {found.name: found.allowed_share for found in slo.latency_limits}
-    share = {**shares, **slo.share_limits}.get(limit.name)
-    if share is None:
-        return True  # a mean has no misses to count
-    return limit.over * sent >= share * sent + _MISSES_SIGMAS * math.sqrt(share * sent) + 1
+    return limit.log_excess > _NO_DOUBT * limit.sd + _NO_GAIN and limit.sigmas >= _MISSES_SIGMAS
+
+
+def _surely_meets(estimate: LoadEstimate | None) -> bool:
+    return estimate is not None and all(limit.log_excess < -_NO_DOUBT * limit.sd for limit in estimate.limits)
+
+
+def _meets(estimate: LoadEstimate | None) -> float:
+    """The probability that the complete load meets the SLO."""
+    limits = estimate.limits if estimate is not None else ()
+    return math.prod(_normal_cdf(-limit.log_excess / max(limit.sd, 1e-3)) for limit in limits)
+
+
+def _normal_cdf(z: float) -> float:
+    return 0.5 * math.erfc(-z / math.sqrt(2))
 
 
 def can_be_ranked(estimate: LoadEstimate | None) -> bool:

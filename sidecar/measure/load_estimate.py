@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sidecar.config.slo import ERROR_RATE, MISS_RATE, LatencyKind, LatencyLimit, Slo
 from sidecar.measure.least_results import misses_already
 from sidecar.measure.partial_load import Arrival, LimitEstimate, LoadEstimate, gaps_of
-from vllm_sloguard.latency import nearest_rank, tpot
+from vllm_sloguard.latency import nearest_rank
 
 _Array: TypeAlias = NDArray[np.floating[Any]]
 
@@ -33,6 +33,7 @@ _UNSEEN_HALF_SD = 0.15  # for effects that only appear in the unseen part
 _LEAST_MEAN_SD = 0.01
 _UNSEEN_SD = 1.0
 _FEWEST = 4  # minimum sample size for a statistic
+_MOST_SIGMAS, _BLOCKS = 99.0, 10
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def estimate_load(load: RunningLoad, slo: Slo, reference_s: Sequence[float] = ()
     ttfts, slope = _ttfts(load)
     ended = [a for a in sent if a.ended and not a.failed]
     e2e_s = ttfts.values_s + _generation(load, ended)
-    tpots_s = np.array([mean for a in ended if (mean := tpot(a.itls_s)) is not None])
+    tpots_s = np.array([tpot_s for a in ended if (tpot_s := a.tpot_s) is not None])
     samples = {
         LatencyKind.TTFT: ttfts,
         LatencyKind.E2E: _Sample(e2e_s, len(ended), planned, ttfts.trend_s),
@@ -103,7 +104,7 @@ def estimate_load(load: RunningLoad, slo: Slo, reference_s: Sequence[float] = ()
         LatencyKind.ITL: samples[LatencyKind.ITL].values_s,
         LatencyKind.TPOT: tpots_s,
     }
-    limits = [_limit(limit, samples[limit.kind], seen_s[limit.kind]) for limit in slo.latency_limits]
+    limits = [_limit(limit, samples[limit.kind], seen_s[limit.kind], ended) for limit in slo.latency_limits]
     limits.append(_share(ERROR_RATE, sum(a.failed for a in sent), len(sent), planned, slo.error_rate))
     if slo.goodput is not None:
         missed = [misses_already(a, slo.per_request) for a in sent]
@@ -122,11 +123,35 @@ def estimate_load(load: RunningLoad, slo: Slo, reference_s: Sequence[float] = ()
     )
 
 
-def _limit(limit: LatencyLimit, sample: _Sample, seen_s: _Array) -> LimitEstimate:
+def _limit(limit: LatencyLimit, sample: _Sample, seen_s: _Array, ended: Sequence[Arrival]) -> LimitEstimate:
     log_s, sd = sample.log_statistic(limit.statistic.share)
     over = float(np.mean(seen_s * 1000 > limit.limit_ms)) if len(seen_s) else 0.0
     log_excess = 0.0 if math.isnan(log_s) else log_s + math.log(1000 / limit.limit_ms)
-    return LimitEstimate(limit.name, min(max(log_excess, -_MOST_LOG), _MOST_LOG), sd, over)
+    allowed = limit.allowed_share
+    if allowed is None:  # a mean: its standard deviation says it all
+        sigmas = _MOST_SIGMAS
+    elif limit.kind is LatencyKind.ITL:
+        sigmas = _gap_sigmas(ended, limit.limit_ms, allowed)
+    else:
+        sigmas = _miss_sigmas(over, len(seen_s), allowed)
+    return LimitEstimate(limit.name, min(max(log_excess, -_MOST_LOG), _MOST_LOG), sd, over, sigmas)
+
+
+def _miss_sigmas(over: float, n: int, allowed: float) -> float:
+    """Standard deviations of a Poisson count between the misses, less one, and the number that is allowed."""
+    expected = max(allowed * n, 1e-9)
+    return min((over * n - expected - 1) / math.sqrt(expected), _MOST_SIGMAS)
+
+
+def _gap_sigmas(ended: Sequence[Arrival], limit_ms: float, allowed: float) -> float:
+    """The same for gaps. Requests that run together share slow steps, so the spread is that between blocks of them."""
+    shares = [float(np.mean(a.gaps_s * 1000 > limit_ms)) for a in ended if len(a.gaps_s)]
+    count = min(_BLOCKS, len(shares) // 3)
+    if count < 2:
+        return 0.0
+    blocks = np.array([block.mean() for block in np.array_split(np.array(shares), count)])
+    error = max(float(blocks.std(ddof=1)) / math.sqrt(count), allowed / math.sqrt(len(shares)))
+    return min((float(blocks.mean()) - allowed) / error, _MOST_SIGMAS)
 
 
 def _ttfts(load: RunningLoad) -> tuple[_Sample, float]:
@@ -205,11 +230,11 @@ def _share(name: str, bad: int, known: int, planned: int, limit: float) -> Limit
     """A share of requests: the ``bad`` ones of the ``known``, extrapolated to the remaining requests."""
     share = bad / known if known else 0.0
     if not limit:
-        return LimitEstimate(name, _MOST_LOG if bad else -_MOST_LOG, 0.1, share)
+        return LimitEstimate(name, _MOST_LOG if bad else -_MOST_LOG, 0.1, share, _MOST_SIGMAS)
     expected = (bad + share * (planned - known)) / planned
     log_excess = min(max(math.log(max(expected, 1e-4) / limit), -_MOST_LOG), _MOST_LOG)
     sd = 1 / math.sqrt(max(bad - 1, 0.5))
-    return LimitEstimate(name, log_excess, min(sd, _UNSEEN_SD), share)
+    return LimitEstimate(name, log_excess, min(sd, _UNSEEN_SD), share, _miss_sigmas(share, known, limit))
 
 
 def _mean(load: RunningLoad, predicted_s: _Array, reference_s: Sequence[float]) -> tuple[float | None, float]:

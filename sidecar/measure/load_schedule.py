@@ -11,7 +11,7 @@ from typing import Protocol
 
 from sidecar.config.schema import Objective, Workload
 from sidecar.config.slo import Slo
-from sidecar.measure.capacity_search import RateResult, next_rate
+from sidecar.measure.capacity_search import RateResult, next_lower_rate, next_rate
 from sidecar.measure.early_stop import NO_NEEDS, Rules, SearchNeeds
 from sidecar.measure.measurement import measure
 from sidecar.measure.partial_load import EarlyStop
@@ -26,6 +26,7 @@ _LONGEST_S = 180.0
 _MOST_ATTEMPTS = 2  # at one rate
 # Of a start that is not measured.
 WARM_START_LOAD_S, _FEWEST_WARM = 5.0, 10
+_FEWEST_REQUESTS = 50  # of a load at a lower rate
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class LoadSchedule:
     """``compared`` loads (of a validation) have equal sizes, at least ``least_requests``, and are not ended early.
 
     A ``thorough`` load is stopped early by arithmetic only, any other as soon as it has given what the search
-    ``needs``.
+    ``needs``. ``below``: the loads search for the highest rate below this one, which missed the SLO, that meets it.
     """
 
     slo: Slo
@@ -64,6 +65,7 @@ class LoadSchedule:
     thorough: bool = False
     least_requests: int = 0
     needs: SearchNeeds = NO_NEEDS
+    below: float | None = None
 
     def next_load(self, done: Sequence[RateLoad], *, warm: bool) -> Workload | None:
         """The next load; None once everything is known. ``warm``: the engine needs no warm-up."""
@@ -103,6 +105,8 @@ class LoadSchedule:
             return done[-1].rate
         if done and (self.objective is not Objective.CAPACITY or fell_behind(done[-1].load, self.slo)):
             return None
+        if self.below is not None:
+            return next_lower_rate(self.tried(done), self.below)
         highest = self.workload.highest_rate or _HIGHEST_RATE * self.workload.rate
         return next_rate(self.tried(done), self.workload.rate, highest)
 
@@ -121,6 +125,8 @@ class LoadSchedule:
         # If the operator has fixed the number of requests, a mean latency is measured over exactly that number.
         if self.workload.requests is not None and self.objective is Objective.LATENCY:
             return base
+        if self.below is not None:  # no longer than a load at the configured rate
+            base = max(math.ceil(base * rate / self.below), _FEWEST_REQUESTS)
         return max(base, math.ceil(rate * least_s))
 
     def _met(self, load: LoadResult) -> bool:

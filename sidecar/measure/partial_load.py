@@ -4,14 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.measure.measurement import Measurement, never_if_none
-from sidecar.measure.requests import Ending, LoadProgress
-from vllm_sloguard.latency import nearest_rank
+from sidecar.measure.requests import Ending, LoadProgress, RequestResult
+from vllm_sloguard.latency import nearest_rank, tpot
 
 
 class StopReason(StrEnum):
@@ -20,19 +21,22 @@ class StopReason(StrEnum):
     MISSED = "SLO missed"  # by arithmetic, or at the configured confidence
     SATURATED = "over-saturated"
     OUTPERFORMED = "outperformed"  # another configuration is better
+    BETTER = "better"  # than the best one; it can still be measured to the end
 
 
 @dataclass(frozen=True)
 class LimitEstimate:
     """One limit of the SLO: ``log_excess`` is log(final / limit), below 0 meets it; ``sd`` is its standard deviation.
 
-    ``over`` is the share of the requests (of the gaps, for ITL) so far that exceeded the limit.
+    ``over`` is the share of the requests (of the gaps, for ITL) so far that exceeded the limit, and ``sigmas`` by how
+    many standard deviations that is more than the limit allows.
     """
 
     name: str
     log_excess: float
     sd: float
     over: float = 0.0
+    sigmas: float = 0.0  # missing in journals of earlier versions
 
     @property
     def margin(self) -> float:
@@ -101,13 +105,30 @@ class Arrival:
     ended: bool
     failed: bool
 
+    @cached_property
+    def gaps_s(self) -> NDArray[np.float64]:
+        """The gaps as an array."""
+        return np.asarray(self.itls_s, dtype=np.float64)
 
-def arrivals(progress: LoadProgress) -> list[Arrival]:
-    """The requests sent so far, in order."""
-    found = [
-        Arrival(r.start_s or 0.0, never_if_none(r.ttft_s), never_if_none(r.e2e_s), r.itls_s, True, True, bool(r.error))
-        for r in progress.finished
-    ]
+    @cached_property
+    def tpot_s(self) -> float | None:
+        """The mean gap; None if there is none."""
+        return tpot(self.itls_s)
+
+
+# Finished requests by identity, with their arrivals: a load is polled many times, and converting its gaps is slow.
+Finished = dict[int, tuple[RequestResult, Arrival]]
+
+
+def arrivals(progress: LoadProgress, known: Finished | None = None) -> list[Arrival]:
+    """The requests sent so far, in order; ``known`` keeps those that finished for the next call."""
+    kept = {} if known is None else known
+    found: list[Arrival] = []
+    for finished in progress.finished:
+        entry = kept.get(id(finished))
+        if entry is None:
+            entry = kept[id(finished)] = (finished, _finished(finished))
+        found.append(entry[1])
     for r in progress.in_flight:
         age_s = progress.now_s - r.start_s
         begun = r.ttft_s is not None
@@ -115,11 +136,14 @@ def arrivals(progress: LoadProgress) -> list[Arrival]:
     return sorted(found, key=lambda arrival: arrival.start_s)
 
 
+def _finished(result: RequestResult) -> Arrival:
+    ttft_s, e2e_s = never_if_none(result.ttft_s), never_if_none(result.e2e_s)
+    return Arrival(result.start_s or 0.0, ttft_s, e2e_s, result.itls_s, True, True, bool(result.error))
+
+
 def gaps_of(requests: Sequence[Arrival]) -> NDArray[np.float64]:
     """All gaps between tokens of the successful requests, in seconds; those of a failed request are not judged."""
-    return np.concatenate(
-        [_NO_GAPS, *(np.asarray(a.itls_s, dtype=np.float64) for a in requests if a.ended and not a.failed)]
-    )
+    return np.concatenate([_NO_GAPS, *(a.gaps_s for a in requests if a.ended and not a.failed)])
 
 
 def rank(total: int, share: float) -> int:

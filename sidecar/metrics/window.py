@@ -103,6 +103,18 @@ class WindowMetrics:
         )
         for bound in ("estimate", "low", "high"):
             self._gain.labels(bound).set(math.nan)
+        self._nearest_miss = Gauge(
+            "sloguard_nearest_miss_excess_ratio",
+            "Excess over the limit in the way, by the trial nearest to the SLO; absent if the last run met the SLO.",
+            ["limit"],
+            registry=reg,
+        )
+        self._nearest_miss_rate = Gauge(
+            "sloguard_nearest_miss_highest_rate_requests_per_second",
+            "Highest request rate at which that trial's configuration met the SLO; NaN if unknown.",
+            registry=reg,
+        )
+        self._nearest_miss_rate.set(math.nan)
         self.probation_remaining = Gauge(
             "sloguard_probation_remaining_seconds",
             "Time left in the probation of a promotion; 0 without one.",
@@ -176,3 +188,9 @@ class WindowMetrics:
         self._decisions.labels(str(decision.outcome)).inc()
         for bound, gain in (("estimate", decision.gain), ("low", decision.low), ("high", decision.high)):
             self._gain.labels(bound).set(math.nan if gain is None else gain)
+        miss = decision.nearest_miss
+        self._nearest_miss.clear()
+        if miss is not None:
+            self._nearest_miss.labels(miss.limit).set(miss.excess)
+        rate = miss.highest_rate if miss is not None else None
+        self._nearest_miss_rate.set(math.nan if rate is None else rate)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.config.schema import Config
-from sidecar.config.slo import LatencyStatistic
+from sidecar.config.slo import LATENCY_STATISTICS, LatencyStatistic
 from sidecar.format import change, setting
 from sidecar.measure.verdict import in_its_unit
 from sidecar.page.slo_meters import GOALS, Goal, SloMeter, in_words, slo_meters
-from sidecar.record.decisions import Decision, Outcome
+from sidecar.record.decisions import Decision, NearestMiss, Outcome
 from sidecar.record.events import Event
 from sidecar.record.journal import Promoted, Run
 from sidecar.record.run_snapshot import Setup
@@ -30,6 +30,7 @@ _ROLES = {
     Role.BASELINE: "incumbent",
     Role.REFERENCE: "incumbent, re-measured",
     Role.UNGUARDED: "unguarded",
+    Role.LOWER_RATE: "nearest miss, at lower rates",
 }
 _HEADLINES = {
     Outcome.PROMOTED: "A better configuration was found and promoted.",
@@ -125,12 +126,16 @@ class TrialShown:
 
 @dataclass(frozen=True)
 class DecisionShown:
-    """The outcome, its meaning, its reason; the gain is relative, its interval ``low`` to ``high``."""
+    """The outcome, its meaning, its reason; the gain is relative, its interval ``low`` to ``high``.
+
+    ``nearest_miss`` says what stands in the way if no configuration met the SLO; else it is empty.
+    """
 
     outcome: Outcome
     label: str
     headline: str
     reason: str
+    nearest_miss: str
     at: float | None
     gain: float | None
     low: float | None
@@ -297,11 +302,18 @@ def _decision(decision: Decision, at: float | None, *, undone: bool) -> Decision
         label=OUTCOMES[decision.outcome],
         headline=_UNDONE if undone else _HEADLINES[decision.outcome],
         reason=decision.reason,
+        nearest_miss=_nearest_miss(decision.nearest_miss) if decision.nearest_miss is not None else "",
         at=at,
         gain=_finite(decision.gain),
         low=_finite(decision.low),
         high=_finite(decision.high),
     )
+
+
+def _nearest_miss(miss: NearestMiss) -> str:
+    about = "about " if miss.estimated else ""
+    label = next((s.label for s in LATENCY_STATISTICS if s.name == miss.limit), miss.limit.replace("_", " "))
+    return f"Nearest to the SLO: trial {miss.trial}, {label} {about}{miss.excess:.0%} over its limit{miss.rates}."
 
 
 def _finite(value: float | None) -> float | None:

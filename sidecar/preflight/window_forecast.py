@@ -13,7 +13,7 @@ from itertools import pairwise
 from sidecar.config.schema import Config, Objective
 from sidecar.measure.load_schedule import LoadSchedule, WarmStartLoad
 from sidecar.record.durations import reserved_pairs
-from sidecar.record.trial import VALIDATING, StartKind, Trial
+from sidecar.record.trial import AFTER_THE_SEARCH, VALIDATING, StartKind, Trial
 from sidecar.record.trial_states import RAN_STATUSES
 
 # Upper range of what an H200 and a CPU host took (benchmarks/README.md, "Starts and trials").
@@ -74,7 +74,7 @@ def durations(
 ) -> Durations:
     """From ``trials`` of the same model and workload, the longest ordinary start, and how long drains took."""
     ran = [t for t in trials if t.status in RAN_STATUSES and t.ended_at is not None]
-    searched = [_took(t) for t in ran if t.plan.role not in VALIDATING]
+    searched = [_took(t) for t in ran if t.plan.role not in AFTER_THE_SEARCH]
     validated = [_took(t) for t in ran if t.plan.role in VALIDATING]
     warmed = [t.result.warm_start_s for t in ran if t.result and t.result.warm_start_s is not None]
     start = _start(ran, longest_start_s)

@@ -8,7 +8,7 @@ from sidecar.config.schema import Config
 from sidecar.config.slo import Slo
 from sidecar.record.trial import Role, Trial, TrialStatus
 from sidecar.search.contract import Observation
-from sidecar.search.recommendation import recommended
+from sidecar.search.recommendation import raised_bar, recommended
 from sidecar.search.space import Space
 from vllm_sloguard.knobs import Knob
 
@@ -30,10 +30,15 @@ class SearchedSpace:
 
 @dataclass(frozen=True)
 class Leader:
-    """The best trial by the models, baseline included; if ``worth_beating``, slower loads need not go on."""
+    """The best trial by the models, baseline included; if ``worth_beating``, slower loads need not go on.
+
+    ``bar`` is how much better loads were estimated to be that were stopped for it: a log ratio, 0 or less.
+    """
 
     trial: Trial
     worth_beating: bool
+    bar: float = 0.0
+    bar_sd: float = 0.0
 
 
 def baseline(trials: Sequence[Trial]) -> Trial | None:
@@ -73,7 +78,9 @@ def leader(trials: Sequence[Trial], searched: SearchedSpace, among: Sequence[Tri
     numbers = None if among is None else {t.number for t in among}
     rows = None if numbers is None else [n for n, trial in enumerate(kept) if trial.number in numbers]
     found = recommended(Space(searched.knobs), history, among=rows)
-    return None if found is None else Leader(kept[found.index], found.worth_beating)
+    if found is None:
+        return None
+    return Leader(kept[found.index], found.worth_beating, *raised_bar(history, found.index))
 
 
 def _whole_and_feasible(trial: Trial) -> bool:

@@ -21,11 +21,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.config.schema import Config
-from sidecar.config.slo import Slo
 from sidecar.promote.candidate import SearchedSpace, baseline, candidate
 from sidecar.promote.interim_analysis import Conclusion, InterimAnalysis, margins_of
 from sidecar.promote.nearest_miss import nearest_miss
-from sidecar.record.decisions import Decision, Outcome
+from sidecar.record.decisions import Decision, NearestMiss, Outcome
 from sidecar.record.trial import Role, Trial, TrialStatus
 
 # A single crash of the incumbent may be an accident.
@@ -61,10 +60,9 @@ def decide(trials: Sequence[Trial], config: Config) -> Decision:
     """The decision on everything measured: after the search and, where there was a candidate, its validation."""
     chosen = candidate(trials, SearchedSpace.of(config))
     if chosen is None:
-        incumbent = baseline(trials)
-        return Decision(
-            Outcome.KEPT, _no_candidate(trials, incumbent, config.slo), incumbent.number if incumbent else 0
-        )
+        incumbent, nearest = baseline(trials), nearest_miss(trials, config.slo)
+        reason = _no_candidate(trials, incumbent, nearest)
+        return Decision(Outcome.KEPT, reason, incumbent.number if incumbent else 0, nearest_miss=nearest)
     validation = _Validation.of(trials, chosen)
     # What stopped the validation is what decides; otherwise the window's end did.
     decision = validation.decision(config, last=False) or validation.decision(config, last=True)
@@ -72,13 +70,12 @@ def decide(trials: Sequence[Trial], config: Config) -> Decision:
     return decision
 
 
-def _no_candidate(trials: Sequence[Trial], incumbent: Trial | None, slo: Slo) -> str:
+def _no_candidate(trials: Sequence[Trial], incumbent: Trial | None, nearest: NearestMiss | None) -> str:
     """Why there is nothing to validate."""
     met = sum(t.status is TrialStatus.FEASIBLE for t in trials if t.plan.role is Role.SEARCH)
     if met:
         return f"none of the {met} configurations that met every limit was better than the incumbent"
     missed = incumbent is not None and incumbent.status is TrialStatus.INFEASIBLE
-    nearest = nearest_miss(trials, slo)
     said = f"no configuration met every limit{', nor did the incumbent' if missed else ''}"
     return said if nearest is None else f"{said}; {nearest}"
 

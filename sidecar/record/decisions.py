@@ -43,11 +43,40 @@ def _from_journal(given: object) -> object:
 
 
 @dataclass(frozen=True, config=_FROZEN)
+class NearestMiss:
+    """The trial with the smallest violation, the limit that it missed by most, and by which share of the limit.
+
+    ``estimated``: its load was stopped early, so ``excess`` is an estimate. ``highest_rate`` is the highest request
+    rate, per second, at which its configuration met the SLO, and ``lowest_missed`` the lowest at which it did not; None
+    if unknown.
+    """
+
+    trial: int
+    limit: str
+    excess: float
+    estimated: bool = False
+    highest_rate: float | None = None
+    lowest_missed: float | None = None
+
+    def __str__(self) -> str:
+        about = "about " if self.estimated else ""
+        return f"trial {self.trial} came nearest and exceeds {self.limit} by {about}{self.excess:.0%}{self.rates}"
+
+    @property
+    def rates(self) -> str:
+        """What is known about lower request rates, to append; empty if nothing is."""
+        if self.highest_rate is not None:
+            return f"; it meets the SLO at {self.highest_rate:.3g} requests/s"
+        return f"; it misses the SLO at {self.lowest_missed:.3g} requests/s too" if self.lowest_missed else ""
+
+
+@dataclass(frozen=True, config=_FROZEN)
 class Decision:
     """The outcome, its reason and figures; ``trial`` is the number of the trial whose configuration is promoted.
 
     ``gain`` is the relative gain of the objective, between ``low`` and ``high``; ``noise`` is the run-to-run spread,
-    relative. ``incumbents`` and ``candidates`` are the trials that were compared.
+    relative. ``incumbents`` and ``candidates`` are the trials that were compared. ``nearest_miss`` is set if no
+    configuration met the SLO.
     """
 
     outcome: Annotated[Outcome, BeforeValidator(_from_journal)]
@@ -61,6 +90,7 @@ class Decision:
     pairs: int = 0
     incumbents: tuple[int, ...] = ()
     candidates: tuple[int, ...] = ()
+    nearest_miss: NearestMiss | None = None
 
 
 def _known_fields(section: type[_Section]) -> BeforeValidator:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sidecar.config.schema import Config
 from sidecar.measure.load_schedule import WARM_START_LOAD_S
-from sidecar.record.trial import VALIDATING, Trial, TrialStatus
+from sidecar.record.trial import AFTER_THE_SEARCH, VALIDATING, Trial, TrialStatus
 
 
 def reserved_pairs(ran: int, config: Config) -> int:
@@ -25,7 +25,7 @@ def seconds_of(trials: Sequence[Trial], search: int, validations: int, start_s: 
 
     In a validation, each side's first measured start is preceded by an unmeasured one, with a short load.
     """
-    searched = [t for t in trials if t.plan.role not in VALIDATING]
+    searched = [t for t in trials if t.plan.role not in AFTER_THE_SEARCH]
     results = [t.result for t in trials if t.result is not None]
     validation_s = max(
         seconds_a_trial([t for t in trials if t.plan.role in VALIDATING]),

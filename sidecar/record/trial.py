@@ -39,10 +39,12 @@ class Role(StrEnum):
     UNGUARDED = "unguarded"  # requested by the operator, without the guard
     REFERENCE = "reference"  # the incumbent re-measured, on an ordinary start
     VALIDATION = "validation"  # the candidate re-measured, on an ordinary start
+    LOWER_RATE = "lower_rate"  # the nearest miss again, to find the request rate at which it meets the SLO
 
 
 # The trials that decide a promotion, each on an ordinary start.
 VALIDATING = (Role.REFERENCE, Role.VALIDATION)
+AFTER_THE_SEARCH = (*VALIDATING, Role.LOWER_RATE)
 
 
 class StartKind(StrEnum):
@@ -93,7 +95,7 @@ class Result:
     ``tried`` are the tested rates, when capacity is the objective. ``repairs`` are the plugin's changes inside vLLM, if
     enabled; ``vllm_version`` is the engine's, empty if its plugin did not report it. If the load was stopped early,
     ``stopped`` says why, in words: the p99s and ``violation`` are then lower bounds, and ``estimate`` extrapolates the
-    full load. Of these, only a load stopped because another configuration is better has a value, the estimated one.
+    full load; a mean latency as the value is the estimated one.
     ``load_s`` are the seconds of the loads, without ``warmup_s``.
     """
 

@@ -11,9 +11,10 @@ from sidecar.measure.verdict import slo_limits
 from sidecar.promote.candidate import SearchedSpace, baseline, candidate
 from sidecar.promote.decision import CRASHES_THAT_COUNT
 from sidecar.promote.interim_analysis import InterimAnalysis, margins_of
+from sidecar.promote.nearest_miss import nearest_miss
 from sidecar.record.decisions import Outcome
 from sidecar.record.run_snapshot import RunSnapshot
-from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus, margins
+from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus
 from sidecar.record.trial_states import TRIAL_STATES
 from sidecar.report import wording
 
@@ -182,22 +183,14 @@ def _best(snapshot: RunSnapshot) -> str:
 
 
 def _nearest(snapshot: RunSnapshot) -> str:
-    """The trial of the search that missed its limits by the least, among those whose load was not stopped early."""
-    slo = snapshot.setup.slo
-    missed = [
-        (max(margins(m, slo).items(), key=lambda item: item[1]), t, m)
-        for t in snapshot.trials
-        if t.plan.role is Role.SEARCH and (m := measurement_of(t)) and not (t.result and t.result.stopped)
-    ]
-    if not missed:
+    """The trial that came nearest to the SLO, the limit in its way, and the rate at which it meets the SLO."""
+    decided = snapshot.decision.nearest_miss if snapshot.decision is not None else None
+    miss = decided or nearest_miss(snapshot.trials, snapshot.setup.slo)
+    if miss is None:
         return ""
-    (name, _), trial, measurement = min(missed, key=lambda found: found[0][1])
-    limit = next(limit.limit for limit in slo_limits(measurement, slo) if limit.name == name)
-    return (
-        f" The closest, among complete loads, is trial {trial.number}: {wording.LIMITS[name]}"
-        f" {wording.measured_text(name, _measured(measurement, name))},"
-        f" with a limit of {wording.measured_text(name, limit)}."
-    )
+    about = "about " if miss.estimated else ""
+    limit = wording.LIMITS[miss.limit]
+    return f" Trial {miss.trial} came nearest: it exceeds {limit} by {about}{miss.excess:.0%}{miss.rates}."
 
 
 def _compared(snapshot: RunSnapshot) -> str:

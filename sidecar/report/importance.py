@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sidecar.export.optuna_study import distributions
 from sidecar.record.run_snapshot import RunSnapshot, knobs_that_ran
-from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus
+from sidecar.record.trial import AFTER_THE_SEARCH, Role, Trial, TrialStatus
 from sidecar.record.trial_states import RAN_STATUSES
 
 # Optuna advises at least five trials among the best; the best quarter is used here.
@@ -29,7 +29,9 @@ class Importance:
 def knob_importance(snapshot: RunSnapshot) -> Importance:
     """Over the trials of the search and the baseline."""
     wanted = [
-        t for t in snapshot.trials if t.plan.role not in (*VALIDATING, Role.UNGUARDED) and t.status in RAN_STATUSES
+        t
+        for t in snapshot.trials
+        if t.plan.role not in (*AFTER_THE_SEARCH, Role.UNGUARDED) and t.status in RAN_STATUSES
     ]
     if len(wanted) < FEWEST:
         return Importance({}, f"{len(wanted)} trials are too few for this: at least {FEWEST} are needed.")

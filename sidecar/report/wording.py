@@ -33,6 +33,7 @@ ROLES = {
     Role.UNGUARDED: "unguarded",
     Role.REFERENCE: "incumbent, re-measured",
     Role.VALIDATION: "candidate, re-measured",
+    Role.LOWER_RATE: "nearest miss, at lower rates",
 }
 _ENUMERATED = 12
 

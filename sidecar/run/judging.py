@@ -12,24 +12,28 @@ from sidecar.measure.measurement import measure
 from sidecar.measure.partial_load import EarlyStop
 from sidecar.measure.sender_lag import sender_lag
 from sidecar.measure.steady_state import SteadyState, overload
+from sidecar.promote.candidate import Leader
 from sidecar.record.trial import VALIDATING, Result, Role, Trial, TrialStatus
 from sidecar.run.raw_trial import EngineRun, PluginReport, RawTrial
 from vllm_sloguard.crash import Category, Crash
 
 _MOST_EVIDENCE = 500  # characters
+_MISSED_BEFORE = 1e-6  # violation of a trial that was not measured at the configured rate
 
 
 def load_schedule(config: Config, role: Role, needs: SearchNeeds = NO_NEEDS) -> LoadSchedule:
     """The load schedule for a trial of that role; loads of the search end once they have given what it ``needs``."""
+    lower = role is Role.LOWER_RATE
     return LoadSchedule(
         config.slo,
         config.workload,
-        config.objective,
+        Objective.CAPACITY if lower else config.objective,
         config.promotion.confidence,
         compared=role in VALIDATING,
         thorough=role is Role.BASELINE,
         least_requests=config.promotion.requests_a_start,
         needs=needs,
+        below=config.workload.rate if lower else None,
     )
 
 
@@ -50,7 +54,14 @@ def judged_result(raw: RawTrial, role: Role, config: Config) -> Result:
         return result
     if not run.settings_held:
         return replace(result, unmeasured="a live change of the engine did not last")
-    return _with_loads(result, run, load_schedule(config, role))
+    result = _with_loads(result, run, load_schedule(config, role))
+    return _at_lower_rates(result) if role is Role.LOWER_RATE else result
+
+
+def _at_lower_rates(result: Result) -> Result:
+    """The rates alone: at the configured rate, of which this trial has no load, the SLO was missed."""
+    missed = result.violation or _MISSED_BEFORE
+    return replace(result, violation=missed, value=None, measurement=None, scores=(), stopped="", estimate=None)
 
 
 def explained(crash: Crash, report: PluginReport) -> Crash:
@@ -88,11 +99,11 @@ def judged_loads(result: Result, loads: tuple[RateLoad, ...], schedule: LoadSche
 
 
 def _stopped(result: Result, ending: EarlyStop, schedule: LoadSchedule, tried: tuple[RateResult, ...]) -> Result:
-    """The verdict on a stopped load. Only an outperformed one may have met the SLO: it has an estimated value."""
+    """The verdict on a stopped load. Its mean latency is estimated; only an outperformed one may have met the SLO."""
     bound, estimate = verdict.least_violation(ending.bounds, schedule.slo), ending.estimate
     violation = bound or (estimate.violation if estimate is not None else 0.0)
     value = verdict.value(ending.bounds, schedule.objective, tried) if tried else None
-    if not violation and estimate is not None and estimate.mean_ms is not None:
+    if schedule.objective is Objective.LATENCY and estimate is not None and estimate.mean_ms is not None:
         value = -estimate.mean_ms
     return replace(
         result,
@@ -126,9 +137,12 @@ def _measured(
     )
 
 
-def needs_after(trials: Sequence[Trial], objective: Objective, best: Trial | None) -> SearchNeeds:
-    """What the search needs after ``trials``; ``best`` is the trial that the next one has to beat, None if in doubt."""
+def needs_after(
+    trials: Sequence[Trial], objective: Objective, best: Leader | None, *, may_repeat: bool = False
+) -> SearchNeeds:
+    """What the search needs after ``trials``; ``best`` is what the next one has to beat, None if in doubt."""
     feasible = any(t.status is TrialStatus.FEASIBLE and t.plan.role in (Role.BASELINE, Role.SEARCH) for t in trials)
-    if best is None or best.result is None or objective is not Objective.LATENCY:
+    if best is None or best.trial.result is None or objective is not Objective.LATENCY:
         return SearchNeeds(feasible)
-    return SearchNeeds(feasible, best.number, best.result.scores)
+    scores = best.trial.result.scores
+    return SearchNeeds(feasible, best.trial.number, scores, best.bar, best.bar_sd, may_repeat)

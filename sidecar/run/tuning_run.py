@@ -16,16 +16,18 @@ from sidecar.measure.load_client import LoadError
 from sidecar.promote import decision as promotion
 from sidecar.promote import provenance
 from sidecar.promote.candidate import SearchedSpace, candidate, leader
+from sidecar.promote.nearest_miss import nearest_miss
 from sidecar.record.decisions import Decision, Evidence, Outcome
 from sidecar.record.durations import reserved_pairs
 from sidecar.record.events import Operations
 from sidecar.record.journal import Journal, Run
-from sidecar.record.trial import VALIDATING, Plan, Result, Role, StartKind, Trial, TrialStatus
+from sidecar.record.trial import AFTER_THE_SEARCH, VALIDATING, Plan, Result, Role, StartKind, Trial, TrialStatus
 from sidecar.run.judging import explained, judged_result, load_schedule, needs_after
 from sidecar.run.raw_trial import RawTrial
 from sidecar.run.trial_runner import TrialRunner
 from sidecar.search.contract import Context, Observation, Proposal
 from sidecar.search.failed_configs import MOST_REFUSALS_IN_A_ROW
+from sidecar.search.recommendation import may_repeat
 from sidecar.search.registry import make
 from sidecar.search.space import Space
 from vllm_sloguard import __version__
@@ -38,6 +40,11 @@ Fits = Callable[[int, int], bool]
 IsCancelled = Callable[[], bool]
 # Consecutive trials without a measurement after which the machine is considered unfit to measure.
 _MOST_UNMEASURED = 3
+# The search for a lower rate sends several loads, so it needs the time of this many trials.
+_LOWER_RATES_TRIALS = 3
+# Time that must be left, in trials, before a promising load is stopped to be repeated later.
+_TRIALS_TO_REPEAT = 5
+_UNCOUNTED = (TrialStatus.REFUSED, TrialStatus.ABORTED)
 
 
 class Learn(Protocol):
@@ -111,6 +118,8 @@ class Tuner:
                 self._attempt(plan)
         finally:
             self._runner.release()
+        if (plan := self._lower_rates()) is not None and self._fits(_LOWER_RATES_TRIALS, 0):
+            self._attempt(plan)
         # Neither half a pair nor fewer pairs than the first interim analysis needs is evidence.
         while (plan := self._validation()) is not None and self._fits(0, self._missing()):
             self._attempt(plan)
@@ -148,7 +157,7 @@ class Tuner:
             knobs = {name: value for name, value in args.items() if not isinstance(value, list)}
             proposal = Proposal(knobs, "unguarded", "requested in the configuration file, without the guard")
             return self._guard.plan(self._run.incumbent, proposal, Role.UNGUARDED)
-        if any(t.plan.role in VALIDATING for t in self._trials()):
+        if any(t.plan.role in AFTER_THE_SEARCH for t in self._trials()):
             return None
         ran = [t for t in trials if t.status is not TrialStatus.REFUSED]
         if len(ran) >= self._config.search.budget or _refused_in_a_row(trials) >= MOST_REFUSALS_IN_A_ROW:
@@ -197,12 +206,22 @@ class Tuner:
             return self._incumbent(role, f"the incumbent, paired with trial {best.number}")
         return dataclasses.replace(best.plan, role=role, phase=str(role), reason=f"trial {best.number} again")
 
+    def _lower_rates(self) -> Plan | None:
+        """The nearest miss at lower request rates; None if a configuration met the SLO, or it was done."""
+        trials = [t for t in self._trials() if t.status is not TrialStatus.ABORTED]
+        nearest = nearest_miss(trials, self._config.slo)
+        if nearest is None or any(t.plan.role is Role.LOWER_RATE for t in trials):
+            return None
+        plan = next(t.plan for t in trials if t.number == nearest.trial)
+        reason = f"the highest request rate at which trial {nearest.trial} meets the SLO"
+        return dataclasses.replace(plan, role=Role.LOWER_RATE, phase=str(Role.LOWER_RATE), reason=reason)
+
     def _missing(self) -> int:
         return promotion.missing(self._trials(), self._config)
 
     def _reserved(self) -> int:
         """How many validation measurements a search trial must leave room for: the minimum during its first half."""
-        ran = sum(t.status not in (TrialStatus.REFUSED, TrialStatus.ABORTED) for t in self._trials())
+        ran = sum(t.status not in _UNCOUNTED for t in self._trials())
         return 2 * reserved_pairs(ran, self._config)
 
     def _needs(self, plan: Plan) -> SearchNeeds:
@@ -211,8 +230,12 @@ class Tuner:
             return NO_NEEDS
         trials = self._trials()
         best = leader(trials, SearchedSpace.of(self._config))
-        beaten = best is not None and best.worth_beating and best.trial.plan.args != plan.args
-        return needs_after(trials, self._config.objective, best.trial if best is not None and beaten else None)
+        # A repeat is to be measured to its end.
+        repeated = any(t.plan.args == plan.args for t in trials if t.status is TrialStatus.FEASIBLE)
+        compared = best if best is not None and best.worth_beating and not repeated else None
+        ran, budget = sum(t.status not in _UNCOUNTED for t in trials), self._config.search.budget
+        repeatable = may_repeat(ran, budget) and self._fits(_TRIALS_TO_REPEAT, self._reserved())
+        return needs_after(trials, self._config.objective, compared, may_repeat=repeatable)
 
     def _attempt(self, plan: Plan) -> None:
         self._begin(plan)
@@ -272,7 +295,7 @@ def _earlier(
     trials = [t for t in journal.trials() if t.run in alike and _beside(t.plan, knobs) == fixed]
     trials = [t for t in trials if _values(t.plan.args, knobs) not in quarantined]
     # A validation repeats one configuration: it would outweigh the others.
-    kept = [t for t in trials if t.status is not TrialStatus.REFUSED and t.plan.role not in VALIDATING]
+    kept = [t for t in trials if t.status is not TrialStatus.REFUSED and t.plan.role not in AFTER_THE_SEARCH]
     observations = [o for t in kept if (o := t.observation(knobs, config.slo)) is not None]
     return [dataclasses.replace(o, prior=True) for o in observations]
 

@@ -34,6 +34,7 @@ _REACH = 0.15  # distance at which the vote of a trial that ran decays to 1/e
 _SIMILAR = 0.2  # dissimilarity at which the vote of a crash decays to 1/e
 _PRIOR_VOTES = 0.3
 _MOST_POINTS = 24
+_ONE_RUN, _SAME = 0.3, 1e-6  # see log_runs_again
 # Threshold on the probability of not crashing, and its adaptation to outcomes.
 _START, _LOWEST, _HIGHEST, _STEP = 0.5, 0.25, 0.75, 0.05
 
@@ -119,6 +120,23 @@ def _weights(knob: Knob) -> tuple[float, float]:
     if knob.name in _UPWARD:
         return _UPWARD[knob.name] * span(knob), _DOWNWARD.get(knob.name, _LITTLE) * span(knob)
     return _OTHER_NUMBER, _OTHER_NUMBER
+
+
+def log_runs_again(encoding: Encoding, tried: Sequence[Observation], places: Array) -> Array:
+    """Log probability that a configuration that ran with the memory it asks for runs again. Shape (trials,).
+
+    More memory than the first trial's, the incumbent's, may be there only at times: that one or two runs with at least
+    as much did not crash proves little (Laplace's rule of succession, weakened by a prior).
+    """
+    ran = np.array([o.outcome is not ObservedStatus.CRASHED for o in tried], dtype=bool)
+    doubt = np.zeros(len(places))
+    for column, knob in enumerate(encoding.space.knobs):
+        if knob.name not in _ALWAYS_SUSPECT or encoding.categorical[column]:
+            continue
+        asked = places[:, column]
+        runs = ((asked[None, :] >= asked[:, None] - _SAME) & ran).sum(axis=1)
+        doubt = np.maximum(doubt, np.where(asked > asked[0] + _SAME, _ONE_RUN / (runs + 1), 0.0))
+    return np.log1p(-doubt)
 
 
 def threshold(history: Sequence[Observation]) -> float:

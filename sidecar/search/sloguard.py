@@ -22,7 +22,7 @@ from sidecar.search.encoding import Array, Encoding
 from sidecar.search.failed_configs import Failures, failed
 from sidecar.search.feasibility_filter import Admission
 from sidecar.search.latency_priors import eager_effect
-from sidecar.search.recommendation import recommended
+from sidecar.search.recommendation import Recommendation, recommended
 from sidecar.search.space import Space
 from sidecar.search.surrogate import Surrogate, learn
 from sidecar.search.tba import Annealing
@@ -33,6 +33,7 @@ _ROUNDS, _ORIGINS = 2, 3  # combining other choices with the best candidates
 _CRASH_WEIGHT = 4.0  # a crash is less informative than a trial that ran, and costs more
 # Repeats of the leader: in the last fifth of the budget, if its probability of meeting the SLO again is in this range.
 _REPEATS, _DOUBTFUL = 5, (0.4, 0.98)
+_CONFIRMATIONS = 2  # trials left when the best must be measured to the end
 _PER_CHANGE = 0.01  # leave knobs without effect unchanged
 _BARRED = 50.0
 # A restart must promise a third more: about its cost relative to the load, on a forked engine.
@@ -115,22 +116,28 @@ class SloGuard:
         return self._explained(view, configs[int(np.argmax(scores))])
 
     def _repeat(self, history: Sequence[Observation]) -> Proposal | None:
-        """The leader again, near the end of the budget, if one measurement leaves it in doubt."""
+        """The leader again, near the end of the budget, if its load was stopped or it is still in doubt."""
         this_run = [o for o in history if not o.prior and o.outcome is not ObservedStatus.REFUSED]
         left = self.budget - len(this_run)
+        if 0 < left <= max(_CONFIRMATIONS, self.budget // _REPEATS - 1):
+            promising = recommended(self.space, history, stopped=True)
+            if promising is not None and not history[promising.index].complete:
+                return self._again(history, promising, "its load was stopped because it was better")
         if not 0 < left <= max(1, self.budget // _REPEATS):
             return None
         found = recommended(self.space, history)
         if found is None or not _DOUBTFUL[0] <= found.probability < _DOUBTFUL[1]:
             return None
+        best = _key(self.space.active(history[found.index].config))
+        if sum(_key(self.space.active(o.config)) == best for o in this_run) > 1:
+            return None
+        return self._again(history, found, f"meets the SLO again with probability {found.probability:.0%}")
+
+    def _again(self, history: Sequence[Observation], found: Recommendation, why: str) -> Proposal | None:
         config = self.space.active(history[found.index].config)
         if not self.space.contains(config):  # an older journal's, with another range
             return None
-        measured = sum(_key(self.space.active(o.config)) == _key(config) for o in this_run)
-        if measured > 1:
-            return None
-        why = f"repeat of the best: meets the SLO again with probability {found.probability:.0%}"
-        return Proposal(config, "repeat", why)
+        return Proposal(config, "repeat", f"repeat of the best: {why}")
 
     @cached_property
     def encoding(self) -> Encoding:
@@ -166,7 +173,8 @@ class SloGuard:
         feasible = np.array([o.outcome is ObservedStatus.FEASIBLE for o in tried], dtype=bool)
         centre = start
         if feasible.any() and model.loss is not None:
-            centre = places[feasible][int(np.argmin(model.loss.predict(places[feasible]).mean))]
+            here = places[feasible]
+            centre = here[int(np.argmin(model.loss.predict(here).mean + model.doubt(here)))]
         admission = Admission.after(
             self.space, self._known, history, self.encoding.decode(centre), rules=self.parts.priors
         )

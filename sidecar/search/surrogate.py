@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ _WORST_LOSS = 0.4  # cap on log(objective / best)
 _LOSS_SCALE, _MARGIN_SCALE = 0.15, 0.4
 _TRUSTED = 1.0  # prior log odds that the expected effects are right
 # Run-to-run standard deviation of log(measured / limit): at least this, and this multiple of the fitted noise.
-_LEAST_REPEATS_SD, _CAUTION = 0.12, 2.0
+_LEAST_REPEATS_SD, _CAUTION = 0.15, 2.0
+# What the search gives up in the objective for a better chance of meeting the SLO again: 0.5% for 1% of it.
+_DOUBT_COST = 0.5
 # A lower bound on a missed margin is treated as an estimate this far above it.
 _ABOVE_BOUND, _BOUND_SD = 0.35, 0.4
 _SURELY_MET = -0.1  # log(measured / limit), if only "feasible" was recorded
@@ -76,14 +78,26 @@ class Surrogate:
     def log_meets_again(self, places: Array) -> Array:
         """Log probability that one more load meets every constraint. Shape (places,).
 
-        Conservative: few repeats say little about run-to-run spread, and queueing amplifies a slow restart.
+        A few repeats say little about run-to-run spread, and a slow restart near saturation queues: latencies far above
+        the usual are more frequent than a normal distribution says. Hence Student's t with few degrees of freedom.
         """
         total = np.zeros(len(places))
         for target in self.margins:
             at = target.predict(places)
             repeats = max(_CAUTION * target.process.noise_sd, _LEAST_REPEATS_SD)
-            total += _log_normal_cdf(-at.mean / np.hypot(at.sd, repeats))
+            total += _log_student_cdf(-at.mean / np.hypot(at.sd, repeats))
         return total
+
+    def doubt(self, places: Array) -> Array:
+        """What the doubt whether one more load meets the SLO costs, in the unit of the loss. Shape (places,).
+
+        Only run-to-run spread counts here: the uncertainty of the models is for the search to resolve.
+        """
+        total = np.zeros(len(places))
+        for target in self.margins:
+            mean = target.predict(places).mean
+            total -= _log_student_cdf(-mean / max(_CAUTION * target.process.noise_sd, _LEAST_REPEATS_SD))
+        return _DOUBT_COST * total
 
     def log_serves(self, places: Array) -> Array:
         """Log probability of not crashing. Shape (places,)."""
@@ -96,7 +110,7 @@ class Surrogate:
         if self.loss is None or self.best_loss is None:
             return np.zeros(len(places))
         at = self._with_doubts(self.loss, places)
-        z = (self.best_loss - at.mean) / at.sd
+        z = (self.best_loss - at.mean - self.doubt(places)) / at.sd
         density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
         return np.log(np.maximum(density + z * np.exp(_log_normal_cdf(z)), 1e-12)) + np.log(at.sd)
 
@@ -169,7 +183,9 @@ def learn(
     loss = target(LATENCY, rows, losses, _LOSS_SCALE, np.array([tried[row].value_sd for row in rows]))
     if not feasible.any():
         return Surrogate(loss, margins, risk, None, places, near)
-    return Surrogate(loss, margins, risk, float(loss.predict(places[rows][feasible]).mean.min()), places[rows], near)
+    found = Surrogate(loss, margins, risk, None, places[rows], near)
+    here = places[rows][feasible]
+    return replace(found, best_loss=float((loss.predict(here).mean + found.doubt(here)).min()))
 
 
 def _trusts(places: Array, prior: Array) -> list[Array]:
@@ -231,3 +247,9 @@ def _log_normal_cdf(z: Array) -> Array:
     """Log of the standard normal distribution function."""
     clipped = np.clip(z, -35.0, 35.0)
     return np.array([math.log(0.5 * math.erfc(-x / math.sqrt(2))) for x in clipped])
+
+
+def _log_student_cdf(t: Array) -> Array:
+    """Log of the distribution function of Student's t with three degrees of freedom."""
+    x = t / math.sqrt(3)
+    return np.log(np.maximum(0.5 + (x / (1 + np.square(x)) + np.arctan(x)) / math.pi, 1e-12))

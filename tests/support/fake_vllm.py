@@ -4,7 +4,8 @@
 ``engine.python`` names this file. Started as the API server it answers vLLM's HTTP, with a core of its own process
 through which every token goes, and speaks the plugin's telemetry over the plugin's own link where FAKE_TELEMETRY is
 set, of requests and the KV cache too where that is "whole". Started as the load client it answers the client's
-protocol, with latencies that follow from the engine's max_num_seqs. Numbers of sequences that mean more: 13 runs out of
+protocol, with latencies that follow from the engine's max_num_seqs, a hundredfold above
+FAKE_CAPACITY_RPS. Numbers of sequences that mean more: 13 runs out of
 memory at its start, 17 hangs once it is up, 19 dies under its first load with code 0.
 
 FAKE_FOLDER names a folder from which faults are taken, each file in it being one: ``ROLE.start.oom.*``,
@@ -299,6 +300,8 @@ def send_loads() -> int:
             _complete(url)
         except (OSError, ValueError, HTTPException) as failed:
             mean_s, error = 0.1, str(failed)
+        if rate > float(os.environ.get("FAKE_CAPACITY_RPS", "inf")):
+            mean_s *= 100
         requests: list[RequestResult] = []
         for number in range(count):
             ttft_s, at = mean_s * (0.9 + 0.2 * number / count), number / rate

@@ -142,6 +142,7 @@ def graph_bytes(shape: ModelShape, args: KnobValues, machine: Machine) -> int:
     sizes = capture_sizes(args, machine)
     if not sizes:
         return 0
-    graphs = len(sizes) + sum(size <= sequences(args, machine) for size in sizes)
+    most = sequences(args, machine)
+    graphs = len(sizes) + sum(size <= most for size in sizes)
     pool = sizes[-1] * _elements_a_token(shape, tensor_parallel(args)) * dtype_bytes(shape, args)
     return pool + graphs * _GRAPH

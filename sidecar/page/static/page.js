@@ -118,6 +118,7 @@ function showDecision() {
   write("outcome", decision.label);
   write("headline", decision.headline);
   write("reason", view.state.why.includes(decision.reason) ? "" : decision.reason); // already shown with the state
+  write("nearest-miss", decision.nearest_miss);
   at("gain").replaceChildren(...gain(decision));
 }
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sidecar.config.schema import Objective
 from sidecar.config.slo import Slo
-from sidecar.measure.capacity_search import RateResult, capacity, next_rate
+from sidecar.measure.capacity_search import RateResult, capacity, next_lower_rate, next_rate
 from sidecar.measure.measurement import measure
 from sidecar.measure.requests import LoadResult, RequestResult
 from sidecar.measure.verdict import scores, value
@@ -34,6 +34,21 @@ def test_the_capacity_is_found_within_a_tenth(true_capacity: float, base: float,
     else:
         assert found is not None
         assert true_capacity / 1.1 * 0.999 <= found <= true_capacity
+
+
+@given(st.floats(0.001, 1000), st.floats(0.01, 100))
+def test_the_search_below_a_missed_rate_is_short(true_capacity: float, missed: float) -> None:
+    tried: list[RateResult] = []
+    while (rate := next_lower_rate(tried, missed)) is not None:
+        assert rate < missed
+        tried.append(RateResult(rate, rate <= true_capacity))
+    found = capacity(tried)
+    assert 1 <= len(tried) <= 4
+    if true_capacity < missed / 16:
+        assert found is None
+    elif found is not None and true_capacity < missed:
+        above = min((t.rate for t in tried if not t.met), default=missed)
+        assert found <= true_capacity < above <= 2 * found
 
 
 def test_a_rate_that_missed_below_one_that_met_counts() -> None:

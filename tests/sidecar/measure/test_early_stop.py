@@ -1,18 +1,23 @@
 """When a load ends early: never against the verdict on the full load, and with the partial measurements."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from sidecar.config.schema import Workload
+from sidecar.config.schema import Objective, Workload
 from sidecar.config.slo import LATENCY_STATISTICS, Slo
-from sidecar.measure.early_stop import Rules, surely_missed
+from sidecar.measure.early_stop import Rules, SearchNeeds, surely_missed
+from sidecar.measure.load_estimate import RunningLoad, estimate_load
+from sidecar.measure.load_schedule import LoadSchedule, RateLoad
 from sidecar.measure.measurement import measure
-from sidecar.measure.partial_load import EarlyStop, arrivals
+from sidecar.measure.partial_load import EarlyStop, StopReason, arrivals
 from sidecar.measure.requests import End, Ending, InFlight, LoadProgress, LoadResult, RequestResult
 from sidecar.measure.verdict import least_violation, slo_limits, violation
+from sidecar.record.trial import Result
+from sidecar.run.judging import judged_loads
 
 WORKLOAD = Workload(rate=10, requests=300, input_tokens=16, output_tokens=8, spread=0.5)
 ENDLESS = WORKLOAD.model_copy(update={"requests": None})
@@ -202,3 +207,65 @@ def test_a_mean_ends_a_load_only_once_the_estimate_leaves_no_doubt(rest_ms: floa
     ending = Rules(Slo(e2e_mean_ms=140), WORKLOAD, 0.98)(done)
     assert isinstance(ending, EarlyStop)
     assert "e2e_mean_ms" in ending.why
+
+
+def compared(e2e_s: float, sent: int, needs: SearchNeeds, slo: Slo = SLO, spread: float = 0.05) -> Ending | None:
+    """A load at 10 requests per second whose requests take ``e2e_s``, where those of the best one took 0.5 s."""
+    all_sent = [RequestResult(0.1, e2e_s * (1 + spread * (-1) ** n), (0.01,) * 7, "", n / 10) for n in range(sent)]
+    now_s = sent / 10 + 0.01
+    ended = tuple(r for r in all_sent if (r.start_s or 0) + (r.e2e_s or 0) <= now_s)
+    flying = tuple(InFlight(r.start_s or 0, 0.1) for r in all_sent[len(ended) :])
+    return Rules(slo, WORKLOAD, 0.98, needs=needs)(LoadProgress(now_s, 300, ended, flying))
+
+
+BEST = SearchNeeds(best=2, best_e2e_s=(0.5,) * 300)
+
+
+def test_a_load_that_is_surely_better_ends_only_if_it_can_be_repeated() -> None:
+    ending = compared(0.3, 180, replace(BEST, may_repeat=True))
+
+    assert isinstance(ending, EarlyStop)
+    assert ending.reason is StopReason.BETTER
+    assert ending.estimate is not None
+    assert ending.estimate.mean_ms == pytest.approx(300, rel=0.02)
+    assert compared(0.3, 180, BEST) is None
+    assert compared(0.3, 60, replace(BEST, may_repeat=True)) is None  # too few to be sure of the p99
+
+
+def test_loads_stopped_for_being_better_raise_the_bar() -> None:
+    raised = replace(BEST, bar=math.log(0.5), bar_sd=0.01)
+    ending = compared(0.3, 180, raised)
+
+    assert isinstance(ending, EarlyStop)
+    assert ending.reason is StopReason.OUTPERFORMED
+
+
+def test_a_limit_at_any_percentile_is_judged_by_its_own_share() -> None:
+    """Of all requests 4% are slow: too many for a p99, not for a p95."""
+    slow = [ok(n / 10, ttft_s=0.4 if n % 25 == 0 else 0.1) for n in range(200)]
+    load = RunningLoad(arrivals(LoadProgress(21.0, 300, tuple(slow), ())), 21.0, 300, 10.0)
+
+    def sigmas(slo: Slo) -> float:
+        estimate = estimate_load(load, slo)
+        assert estimate is not None
+        return estimate.limits[0].sigmas
+
+    assert sigmas(Slo(ttft_p99_ms=200)) > 3
+    assert sigmas(Slo(ttft_p95_ms=200)) < 0
+    assert sigmas(Slo(itl_p99_ms=5)) > 3  # every gap is 10 ms
+    assert sigmas(Slo(itl_p99_ms=50)) < 0
+
+
+def test_a_stopped_load_that_missed_the_slo_has_an_estimated_latency() -> None:
+    slow = [ok(n / 10, ttft_s=0.4) for n in range(120)]
+    schedule = LoadSchedule(SLO, WORKLOAD, Objective.LATENCY, 0.98)
+    ending = schedule.stop_rule(10)(LoadProgress(13.0, 300, tuple(slow), ()))
+    assert isinstance(ending, EarlyStop)
+    load = LoadResult(tuple(slow), 13.0, planned=300, ending=ending)
+
+    result = judged_loads(Result(), (RateLoad(WORKLOAD.rate, load),), schedule)
+
+    assert result.violation > 0
+    assert result.value == pytest.approx(-470, rel=0.02)
+    goodput = judged_loads(Result(), (RateLoad(WORKLOAD.rate, load),), replace(schedule, objective=Objective.GOODPUT))
+    assert goodput.value is None

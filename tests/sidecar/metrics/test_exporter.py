@@ -25,7 +25,7 @@ from sidecar.config.schema import load_config
 from sidecar.metrics import docs_page
 from sidecar.metrics.exporter import Metrics
 from sidecar.observe.telemetry import EngineTelemetry
-from sidecar.record.decisions import Decision, Outcome
+from sidecar.record.decisions import Decision, NearestMiss, Outcome
 from sidecar.record.journal import Journal
 from sidecar.record.states import Cause, State
 from sidecar.record.trial import RepairChange, Result, Role
@@ -384,6 +384,17 @@ def test_decisions(page: Page) -> None:
     assert math.isnan(page.value("sloguard_decision_gain_ratio", bound="low") or 0)
     assert page.value("sloguard_decisions_total", outcome="kept") == 1
     assert page.value("sloguard_decisions_total", outcome="promoted") == 1
+
+
+def test_the_nearest_miss_of_the_last_decision(page: Page) -> None:
+    name, rate = "sloguard_nearest_miss_excess_ratio", "sloguard_nearest_miss_highest_rate_requests_per_second"
+    miss = NearestMiss(3, "ttft_p99_ms", 0.25, highest_rate=4.0)
+    page.metrics.decided(Decision(Outcome.KEPT, "", 1, nearest_miss=miss))
+    assert (page.value(name, limit="ttft_p99_ms"), page.value(rate)) == (0.25, 4.0)
+
+    page.metrics.decided(Decision(Outcome.PROMOTED, "", 2))
+    assert page.value(name, limit="ttft_p99_ms") is None
+    assert math.isnan(page.value(rate) or 0)
 
 
 def test_any_argument_of_vllm_can_be_shown(page: Page) -> None:

@@ -19,7 +19,7 @@ from sidecar.observe.traffic import Traffic
 from sidecar.page.heartbeat import live
 from sidecar.page.slo_meters import slo_meters
 from sidecar.page.view_model import PageFacts, PageView, TrialShown, page_view
-from sidecar.record.decisions import Decision, Outcome
+from sidecar.record.decisions import Decision, NearestMiss, Outcome
 from sidecar.record.events import Event, EventKind
 from sidecar.record.journal import Promoted, Run
 from sidecar.record.run_snapshot import setup_of
@@ -193,6 +193,16 @@ def test_a_decision_says_what_it_means(config: Config, outcome: Outcome, headlin
     assert run.decision is not None
     assert (run.decision.headline, run.decision.reason) == (headline, "so it is")
     assert (run.decision.gain, run.decision.low, run.decision.high) == (0.1, None, None)
+
+
+def test_what_stands_in_the_way_of_the_slo_is_shown(config: Config) -> None:
+    miss = NearestMiss(4, "ttft_p99_ms", 0.25, estimated=True, highest_rate=3.5)
+    run = told(config, run=Run(3, "digest", {}, 90.0, 200.0, Decision(Outcome.KEPT, "", nearest_miss=miss))).run
+
+    assert run is not None
+    assert run.decision is not None
+    expected = "trial 4, TTFT p99 about 25% over its limit; it meets the SLO at 3.5 requests/s."
+    assert run.decision.nearest_miss == f"Nearest to the SLO: {expected}"
 
 
 def test_a_decision_that_was_undone_says_so(config: Config) -> None:

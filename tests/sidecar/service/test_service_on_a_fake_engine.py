@@ -25,7 +25,7 @@ from service_process import (
 
 from sidecar.config.schema import load_config
 from sidecar.record.journal import Journal
-from sidecar.record.trial import Role
+from sidecar.record.trial import Role, TrialStatus
 from vllm_sloguard.agent.process_group import ProcessGroup
 from vllm_sloguard.agent.process_identity import Identity
 
@@ -93,6 +93,26 @@ def test_crashes_are_observations_and_the_incumbent_is_restored(tmp_path: Path) 
     assert (crashes[DIES]["category"], crashes[DIES]["phase"]) == ("engine_death", "serving")
     assert "kept (no clear winner)" in sloguard("status", config.state).stdout
     assert serving_seqs(config) == 12
+    ended(serve, signal.SIGINT)
+
+
+def test_an_slo_that_nothing_meets_names_the_rate_that_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config_file = configured(tmp_path, budget=2)
+    config = load_config(config_file)
+    monkeypatch.setenv("FAKE_CAPACITY_RPS", str(0.6 * config.workload.rate))
+    serve = started(config_file)
+    asked = sloguard("retune", "--now", "--wait", "-c", config_file)
+    assert asked.returncode == 0, asked.stderr
+
+    trials = Journal(config.state, read_only=True).trials()
+    assert [t.plan.role for t in trials] == [Role.BASELINE, Role.SEARCH, Role.LOWER_RATE]
+    assert trials[-1].status is TrialStatus.INFEASIBLE
+    facts = json.loads(sloguard("status", config.state, "--json").stdout)
+    miss = facts["decision"]["nearest_miss"]
+    assert miss["trial"] in (1, 2)
+    assert miss["excess"] > 1
+    assert 0.5 * config.workload.rate <= miss["highest_rate"] <= 0.6 * config.workload.rate < miss["lowest_missed"]
+    assert f"it meets the SLO at {miss['highest_rate']:.3g} requests/s" in sloguard("status", config.state).stdout
     ended(serve, signal.SIGINT)
 
 
