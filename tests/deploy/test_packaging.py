@@ -35,9 +35,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def installed(wheel: Path, folder: Path, extra: str) -> Path:
     """The folder of the programs of a fresh environment with ``wheel``."""
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     programs = folder / "bin"
-    command = [programs / "python", "-m", "pip", "install", "--quiet", "--constraint", PINS, f"{wheel}{extra}"]
+    pip = [sys.executable, "-m", "pip", "--python", programs / "python"]
+    command = [*pip, "install", "--quiet", "--no-compile", "--constraint", PINS, f"{wheel}{extra}"]
     subprocess.run(command, check=True, timeout=500)
     return programs
 
