@@ -31,7 +31,7 @@ from vllm_sloguard.guard.memory import GIB
 from vllm_sloguard.guard.model_shape import ModelShape
 from vllm_sloguard.guard.repair import Repair, RepairStatus, repair
 from vllm_sloguard.guard.rules import ALL
-from vllm_sloguard.guard.rules.arguments import shown, typed_arguments
+from vllm_sloguard.guard.rules.arguments import display, typed_arguments
 from vllm_sloguard.guard.rules.rule import Stage
 
 DEMO = Path(__file__).parents[1] / "deploy/demo/model"
@@ -300,8 +300,8 @@ def _that_starts(draw: Draw, shape: ModelShape) -> dict[str, Any] | None:
 
 
 def _described(draw: Draw, outcome: Repair) -> str:
-    args = ", ".join(f"{name}={shown(value)}" for name, value in draw.args.items())
-    made = "; ".join(f"{c.name} {shown(c.before)} -> {shown(c.after)} ({c.reason[:160]})" for c in outcome.changes)
+    args = ", ".join(f"{name}={display(value)}" for name, value in draw.args.items())
+    made = "; ".join(f"{c.name} {display(c.before)} -> {display(c.after)} ({c.reason[:160]})" for c in outcome.changes)
     return f"{draw.model}: {args}; pinned {sorted(draw.pinned)}; workload {draw.workload_max_len}; {made}"
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import psutil
 import pytest
-import yaml
 from engine_bench import write_config
 
 from sidecar.config.schema import Config, load_config
@@ -39,7 +38,7 @@ BACK_S = 30.0
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Iterator[Path]:
-    """Two crashes are a crash loop here, which saves engine starts."""
+    """Two crashes are a crash loop here, and engines are forked, which saves time."""
     path = write_config(
         tmp_path,
         search=SEARCH,
@@ -47,6 +46,7 @@ def config_file(tmp_path: Path) -> Iterator[Path]:
         slo={"ttft_p99_ms": 20000, "itl_p99_ms": 500, "e2e_p99_ms": 20000},
         window={"duration": "20m", "notice": "5s"},
         promotion={"probation": {"crashes": 2}, "pairs": [2]},
+        engine={"forked_serving": True},
     )
     yield path
     config = load_config(path)
@@ -143,9 +143,6 @@ def restart_after_kill(
 
 
 def test_the_service_recovers_from_a_kill_in_every_state(config_file: Path) -> None:
-    content = yaml.safe_load(config_file.read_text())
-    content["engine"]["forked_serving"] = True
-    config_file.write_text(yaml.safe_dump(content))
     config = load_config(config_file)
     incumbent = config.engine.args["max_num_seqs"]
     seconds: dict[str, float] = {}
