@@ -17,7 +17,7 @@ from vllm_sloguard.guard.model_shape import ModelShape, from_config
 from vllm_sloguard.guard.weights import embedding_bytes, stages, weights_bytes
 from vllm_sloguard.knobs import KnobValues
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 SCRIPT = Path(__file__).parents[1] / "support" / "vllm_specs.py"
 INT4: dict[str, Any] = {"bits": 4, "group_size": 128}

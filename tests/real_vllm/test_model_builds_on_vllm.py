@@ -19,7 +19,7 @@ from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import estimate
 from vllm_sloguard.knobs import KnobValues
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 SPECS = Path(__file__).parents[1] / "support" / "vllm_specs.py"
 CPU = Machine("cpu", 2**42, 2**42, 0, "large enough")

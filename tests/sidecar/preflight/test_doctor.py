@@ -116,7 +116,6 @@ def test_all_is_well_and_nothing_is_left_behind(config_file: Path) -> None:
     assert "ok       engine.port: 127.0.0.1:" in words.stdout
 
 
-@pytest.mark.engine
 def test_vllm_its_client_and_the_fork_server_are_tried_for_real(config_file: Path) -> None:
     pytest.importorskip("vllm", reason="needs the engine installed")
     listed = found(config_file, "--json")
