@@ -52,9 +52,12 @@ _LEAST_SENT = 30
 _RANKED_SD, _RANKED_SHARE, _RANKED_SENT = 0.2, 0.25, 0.6
 # A comparison needs this share of the requests to have ended, and at least this many; the required significance, in
 # standard errors of the ratio, falls as the load progresses.
-_COMPARED_SHARE, _LEAST_COMPARED = 0.15, 15
+_COMPARED_SHARE, _LEAST_COMPARED = 0.12, 15
 _EARLY_DOUBT, _LATE_DOUBT = 0.8, 0.0
 _BETTER_SHARE = 0.35  # of the requests must have ended before a load is stopped because it is better
+# A much better load runs to its end: its ratio to the best changes in the course of the load, and it is the reference
+# for the loads to come.
+_ALIKE = 0.25
 _NO_DOUBT = 2.5  # standard deviations by which an estimate must miss or meet a limit, or be better
 _MISSES_SIGMAS = 3.0  # required of the misses in excess of those that the limit allows
 _LEAST_HOPE = 0.15  # probability of meeting the SLO and being better
@@ -157,7 +160,8 @@ class Rules:
             f"mean E2E latency {math.expm1(log_ratio):+.1%} ± {error:.1%} against trial {self.needs.best} over "
             f"{compared} of {progress.planned} requests"
         )
-        if self.needs.may_repeat and late >= _BETTER_SHARE and excess < -_NO_DOUBT * left and _surely_meets(estimate):
+        alike = self.needs.may_repeat and late >= _BETTER_SHARE and log_ratio > -_ALIKE
+        if alike and excess < -_NO_DOUBT * left and _surely_meets(estimate):
             return EarlyStop(End.STOP, why, self._bounds(sent, progress), StopReason.BETTER, estimate)
         if excess > (_EARLY_DOUBT + (_LATE_DOUBT - _EARLY_DOUBT) * late) * left:
             return EarlyStop(End.STOP, why, self._bounds(sent, progress), StopReason.OUTPERFORMED, estimate)

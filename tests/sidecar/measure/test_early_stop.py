@@ -222,19 +222,21 @@ BEST = SearchNeeds(best=2, best_e2e_s=(0.5,) * 300)
 
 
 def test_a_load_that_is_surely_better_ends_only_if_it_can_be_repeated() -> None:
-    ending = compared(0.3, 180, replace(BEST, may_repeat=True))
+    repeatable = replace(BEST, may_repeat=True)
+    ending = compared(0.42, 180, repeatable)
 
     assert isinstance(ending, EarlyStop)
     assert ending.reason is StopReason.BETTER
     assert ending.estimate is not None
-    assert ending.estimate.mean_ms == pytest.approx(300, rel=0.02)
-    assert compared(0.3, 180, BEST) is None
-    assert compared(0.3, 60, replace(BEST, may_repeat=True)) is None  # too few to be sure of the p99
+    assert ending.estimate.mean_ms == pytest.approx(420, rel=0.02)
+    assert compared(0.42, 180, BEST) is None
+    assert compared(0.42, 60, repeatable) is None  # too few to be sure of the p99
+    assert compared(0.3, 180, repeatable) is None  # so different that it becomes the reference
 
 
 def test_loads_stopped_for_being_better_raise_the_bar() -> None:
     raised = replace(BEST, bar=math.log(0.5), bar_sd=0.01)
-    ending = compared(0.3, 180, raised)
+    ending = compared(0.42, 180, raised)
 
     assert isinstance(ending, EarlyStop)
     assert ending.reason is StopReason.OUTPERFORMED
