@@ -36,7 +36,7 @@ def progress(*finished: RequestResult, flying: tuple[InFlight, ...] = (), now_s:
     return LoadProgress(now_s, 300, finished, flying)
 
 
-def test_what_was_seen_is_said_and_bounded() -> None:
+def test_an_early_stop_gives_its_reason_and_lower_bounds() -> None:
     slow = [ok(ttft_s=0.2 + 0.01 * (n + 1)) for n in range(17)]
     ending = Rules(SLO, WORKLOAD, 0.98)(progress(*slow, *[ok()] * 20))
 
@@ -58,7 +58,7 @@ def test_one_in_a_hundred_is_allowed(slow: int, ends: bool) -> None:
     assert isinstance(ending, EarlyStop) is ends
 
 
-def test_a_request_that_still_waits_counts_with_its_age() -> None:
+def test_a_waiting_request_counts_with_its_age() -> None:
     waiting = tuple(InFlight(start_s, None) for start_s in (9.5, 9.6, 9.7, 9.79, 9.81, 9.9))
     flying = (*waiting, InFlight(9.0, 0.1))
     rules = Rules(SLO, WORKLOAD, 0.98)
@@ -90,14 +90,14 @@ def test_times_between_tokens_are_of_tokens_not_of_requests() -> None:
     assert ending.why == "34 of 3300 times between tokens were over itl_p99_ms 50, 33 are allowed"
 
 
-def test_nothing_ends_before_enough_was_sent_to_know_how_far_it_misses() -> None:
+def test_no_load_ends_before_the_minimum_number_of_requests() -> None:
     rules = Rules(SLO, WORKLOAD, 0.98)
 
     assert rules(progress(*[ok(ttft_s=1)] * 29)) is None
     assert isinstance(rules(progress(*[ok(ttft_s=1)] * 30)), EarlyStop)
 
 
-def test_a_good_load_ends_when_enough_was_seen_unless_it_is_to_be_thorough() -> None:
+def test_a_good_load_ends_as_sufficient_unless_it_is_thorough() -> None:
     quick = progress(*[ok(n / 10) for n in range(290)], now_s=30)
     ending = Rules(SLO, ENDLESS, 0.98)(quick)
 
@@ -118,7 +118,7 @@ def growing(sent: int, growth: float = 0.5, thorough: bool = False, limit_ms: fl
     return rules(LoadProgress(now_s, 600, ended, flying))
 
 
-def test_what_grows_steadily_is_ended_before_it_misses() -> None:
+def test_a_steadily_growing_queue_ends_a_load_before_it_misses() -> None:
     ending = growing(240)
 
     assert isinstance(ending, EarlyStop)

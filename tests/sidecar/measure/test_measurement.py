@@ -83,7 +83,7 @@ def test_failures_are_the_slowest_requests(good: int, failed: int, infinite: boo
 
 @settings(max_examples=60)
 @given(st.lists(st.floats(0.001, 100), min_size=1, max_size=250), st.integers(0, 10))
-def test_one_more_failure_never_looks_better(latencies: list[float], failed: int) -> None:
+def test_one_more_failure_never_improves_a_statistic(latencies: list[float], failed: int) -> None:
     slo = Slo(e2e_p99_ms=1000, error_rate=0.0)
     requests = [ok(0.001, latency) for latency in latencies]
     before = measure(load(*requests, *[FAILED] * failed), slo)

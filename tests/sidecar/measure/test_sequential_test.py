@@ -30,7 +30,7 @@ def outcome(misses: np.ndarray) -> str:
 
 
 @pytest.mark.parametrize(("share", "wrong"), [(0.005, "missed"), (0.002, "missed"), (0.02, "enough"), (0.03, "enough")])
-def test_however_often_one_looks_it_is_wrong_as_rarely_as_promised(share: float, wrong: str) -> None:
+def test_error_rates_hold_under_continuous_monitoring(share: float, wrong: str) -> None:
     rng = np.random.default_rng(7)
     loads = 2000
     errors = sum(outcome(rng.random(MOST) < share) == wrong for _ in range(loads))
@@ -42,14 +42,14 @@ def test_however_often_one_looks_it_is_wrong_as_rarely_as_promised(share: float,
 @pytest.mark.parametrize(
     ("misses", "count", "how"), [(0, 257, None), (0, 258, End.ENOUGH), (2, 2, None), (3, 3, End.STOP)]
 )
-def test_how_many_it_takes(misses: int, count: int, how: End | None) -> None:
+def test_sample_sizes_at_which_a_load_ends(misses: int, count: int, how: End | None) -> None:
     sent = [*[answered(1.0)] * misses, *[answered(0.0)] * (count - misses)]
     ending = sequential_test.sequential_ending(sent, 10.0, Slo(ttft_p99_ms=100, error_rate=0.0), 0.98)
 
     assert (ending.how if ending is not None else None) == how
 
 
-def test_the_quick_ones_do_not_count_before_those_that_came_earlier() -> None:
+def test_requests_behind_an_unfinished_one_do_not_count_yet() -> None:
     waiting = Arrival(0.0, 0.02, 0.02, (), begun=False, ended=False, failed=False)
     rest = [answered(0.0)] * 300
 
@@ -99,7 +99,7 @@ def stops(load: list[Arrival], rate: float, slo: Slo) -> float | None:
     return None
 
 
-def test_a_queue_that_is_served_is_never_called_over_saturated() -> None:
+def test_a_stable_queue_is_never_called_over_saturated() -> None:
     slo = Slo(ttft_p99_ms=4000)
     good = [load for seed in range(40) if _p99_ms(load := served(8, 0.1, 300, seed)) <= 4000]
 
@@ -107,7 +107,7 @@ def test_a_queue_that_is_served_is_never_called_over_saturated() -> None:
     assert [stops(load, 8, slo) for load in good] == [None] * len(good)
 
 
-def test_a_queue_that_runs_away_is() -> None:
+def test_a_growing_queue_is_called_over_saturated() -> None:
     slo = Slo(ttft_p99_ms=4000)
     bad = [served(20, 0.1, 400, seed) for seed in range(10)]
 

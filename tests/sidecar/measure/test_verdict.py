@@ -22,7 +22,7 @@ def load(*requests: RequestResult, duration_s: float = 10.0) -> LoadResult:
     return LoadResult(requests, duration_s)
 
 
-def test_what_was_not_measured_is_not_met() -> None:
+def test_an_unmeasured_limit_is_not_met() -> None:
     # Single-token requests have no ITL.
     slo = Slo(itl_p99_ms=50)
     result = measure(load(ok(), ok()), slo)

@@ -166,7 +166,7 @@ def test_socket_of_a_dead_sidecar_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a b", "a#b", "a?b", "a%20b", "ä"])
-def test_any_folder_s_name_will_do(tmp_path: Path, name: str) -> None:
+def test_the_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     socket = tmp_path / name / "s"
     hub, link = expecting("one"), link_to(socket)
@@ -244,7 +244,7 @@ def emit_seconds(link: TelemetryClient, numbers: range) -> list[float]:
     return took
 
 
-def test_without_a_sidecar_nobody_waits_and_one_that_comes_later_hears_all(tmp_path: Path) -> None:
+def test_emit_does_not_block_without_a_sidecar_and_a_later_one_gets_all_events(tmp_path: Path) -> None:
     hub, link = expecting("one"), link_to(tmp_path / "s")
     link.open()
     took = emit_seconds(link, range(300))
@@ -277,7 +277,7 @@ time.sleep(600)
 """
 
 
-def test_a_sidecar_that_hangs_is_waited_for_by_nobody_and_hears_all_once_it_goes_on(tmp_path: Path) -> None:
+def test_emit_does_not_block_on_a_hung_sidecar_which_gets_all_events_once_it_resumes(tmp_path: Path) -> None:
     log, link = tmp_path / "log", link_to(tmp_path / "s")
     with log.open("w") as output:
         server = subprocess.Popen([sys.executable, "-c", SERVER, tmp_path / "s"], stdout=output)

@@ -77,7 +77,7 @@ def test_every_request_is_kept_again_after_a_burst() -> None:
     assert recorder.snapshot().sampled_share == 1
 
 
-def test_gaps_of_the_last_minutes_can_be_told_from_older_ones() -> None:
+def test_recent_gaps_are_kept_apart_from_older_ones() -> None:
     recorder = TrafficRecorder(0.0)
     recorder.step_gaps(gaps(2.0), 0.0)
     recorder.step_gaps(gaps(0.01, 0.01), 100.0)
@@ -120,7 +120,7 @@ def test_levels_are_sums_and_maxima_over_the_ranks() -> None:
     assert engine.total_steps == 3
 
 
-def test_what_was_admitted_and_has_not_ended_is_open() -> None:
+def test_admitted_requests_are_open_until_they_end() -> None:
     engine = EngineTelemetry()
     engine.add(pb.Event(admission_counts=pb.AdmissionCounts(admitted=3)))
     engine.add(pb.Event(request_finished=finished(reason="abort")))

@@ -76,7 +76,7 @@ def test_the_gaps_of_a_request_come_from_the_plugin() -> None:
     assert request.itl == OwnItls(20.0, 0.0, 0.0, 500.0, 2000.0)
 
 
-def test_a_record_of_an_earlier_version_had_tpot_under_the_name_of_itl() -> None:
+def test_records_of_earlier_versions_stored_tpot_as_itl() -> None:
     stored = {
         "requests": 9, "missed": 0, "rate": 1.0, "prompt_tokens": 1.0, "output_tokens": 1.0, "ttft_p99_ms": 5.0,
         "itl_p99_ms": 7.0,

@@ -116,7 +116,7 @@ def test_of_lower_bounds_only_a_miss_is_sure(config: Config) -> None:
     assert "stopped: too slow" in row.note
 
 
-def test_what_was_not_measured_is_not_met() -> None:
+def test_an_unmeasured_limit_is_not_met() -> None:
     nothing, failed, *_ = slo_meters(lambda s: math.inf if s.name == "itl_p99_ms" else None, SLO)
 
     assert (nothing.measured, nothing.share, nothing.met) == ("-", None, None)

@@ -63,7 +63,7 @@ def test_a_new_service_is_planned_from_assumptions_and_nothing_is_made(config_fi
     assert "no `sloguard serve` is running" in found["opening"]["refusals"][0]
 
 
-def test_words_say_the_same(config_file: Path) -> None:
+def test_the_text_has_the_same_content(config_file: Path) -> None:
     done = sloguard("plan", "-c", config_file)
     assert done.returncode == 0
     assert done.stderr == ""
@@ -80,7 +80,7 @@ def test_words_say_the_same(config_file: Path) -> None:
         assert said in done.stdout
 
 
-def test_an_argument_that_is_misspelt_is_told(config_file: Path) -> None:
+def test_a_misspelt_argument_is_reported(config_file: Path) -> None:
     content = yaml.safe_load(config_file.read_text())
     content["engine"]["args"]["max-num-sequences"] = 1
     config_file.write_text(yaml.safe_dump(content))
@@ -115,7 +115,7 @@ def test_what_the_journal_has_measured_is_used(config_file: Path) -> None:
     assert takes["drain"] == {"seconds": 7.0, "source": "the mean of 1 drains"}
 
 
-def test_trials_of_another_load_say_nothing(config_file: Path, tmp_path: Path) -> None:
+def test_trials_of_another_load_are_ignored(config_file: Path, tmp_path: Path) -> None:
     config = load_config(config_file)
     journal = Journal(config.state)
     begun = journal.begin_trial(open_run(config, journal).id, a_plan())
@@ -189,7 +189,9 @@ def test_repairs_of_the_incumbent_and_values_that_the_guard_rules_out(tmp_path: 
         ({"search": {"knobs": {"block_size": {"choices": [16]}}}}, "search.knobs: the guard allows no value"),
     ],
 )
-def test_what_could_not_run_is_one_line_and_code_1(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_a_configuration_that_cannot_run_is_one_line_and_code_1(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
     path = write_config(tmp_path, **changes)
     done = sloguard("plan", "-c", path)
     assert done.returncode == 1

@@ -257,7 +257,7 @@ def test_a_candidate_that_misses_a_limit_once_is_out_unless_that_is_tolerated() 
     assert decided(around(1000), once, tolerant).outcome is Outcome.PROMOTED
 
 
-def test_a_candidate_that_may_miss_the_slo_another_time_is_inconclusive() -> None:
+def test_a_candidate_that_may_miss_the_slo_again_is_inconclusive() -> None:
     decision = decided(around(1000), lambda nth: load(500, ttft_p99_ms=300 if nth == 1 else 499))
 
     assert (decision.outcome, decision.trial) == (Outcome.INCONCLUSIVE, 1)
@@ -322,7 +322,7 @@ def test_a_slower_candidate_replaces_an_incumbent_that_misses_and_the_decision_s
     assert decision.gain == pytest.approx(-0.1, abs=0.01)
 
 
-def test_less_goodput_is_no_remedy_for_an_incumbent_that_misses() -> None:
+def test_a_candidate_with_less_goodput_does_not_replace_an_incumbent_that_misses() -> None:
     config = CONFIG.model_copy(update={"objective": Objective.GOODPUT})
 
     def goodput(rps: float, ttft_p99_ms: float) -> Callable[[int], Result]:
@@ -348,7 +348,7 @@ def test_an_incumbent_that_misses_now_and_then_still_has_to_be_beaten() -> None:
     assert decision.outcome is Outcome.KEPT
 
 
-def test_an_incumbent_without_an_answer_leaves_nothing_to_compare() -> None:
+def test_an_incumbent_without_a_successful_request_cannot_be_compared() -> None:
     empty = Result(violation=1.0, measurement=measured(None, e2e_mean_ms=None))
     decision = decided(lambda nth: empty if nth == 2 else load(1000), around(500))
 
@@ -407,7 +407,7 @@ def run(means: Sequence[float], factor: float = 1.0, scale: float = 1.0) -> Deci
 
 @settings(max_examples=80)
 @given(means=MEANS, better=st.floats(0.3, 1.0))
-def test_a_larger_gain_never_turns_a_promotion_down(means: list[float], better: float) -> None:
+def test_a_larger_gain_never_prevents_a_promotion(means: list[float], better: float) -> None:
     if run(means).outcome is Outcome.PROMOTED:
         assert run(means, factor=better).outcome is Outcome.PROMOTED
 

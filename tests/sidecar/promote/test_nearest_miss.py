@@ -52,7 +52,7 @@ def test_the_rates_of_the_search_below_are_part_of_it() -> None:
     assert str(never).endswith("by 100%; it misses the SLO at 2 requests/s too")
 
 
-def test_it_survives_the_journal() -> None:
+def test_it_can_be_read_back_from_the_journal() -> None:
     miss = NearestMiss(4, "ttft_p99_ms", 0.25, estimated=True, highest_rate=3.5, lowest_missed=4.2)
     decision = Decision(Outcome.KEPT, "nothing met the SLO", 1, nearest_miss=miss)
 

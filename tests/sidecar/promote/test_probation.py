@@ -163,7 +163,7 @@ def share_rolled_back(reference: int, factor: float, windows: int, *, tolerance:
 
 
 @pytest.mark.parametrize("reference", [200, 1000])
-def test_the_incumbent_again_is_rolled_back_no_more_often_than_stated(reference: int) -> None:
+def test_an_unchanged_configuration_is_rolled_back_no_more_often_than_stated(reference: int) -> None:
     """Without a tolerance to help. With the incumbent's p99 taken as exact, it was several in a hundred."""
     windows = 150
     found = share_rolled_back(reference, 1.0, windows, tolerance=0.0)
@@ -183,7 +183,7 @@ def test_the_exceedance_test_is_exact() -> None:
 
 
 @pytest.mark.parametrize(("reference", "factor", "least"), [(200, 2.0, 0.9), (1000, 1.6, 0.9)])
-def test_what_is_much_slower_is_rolled_back(reference: int, factor: float, least: float) -> None:
+def test_a_much_slower_promotion_is_rolled_back(reference: int, factor: float, least: float) -> None:
     assert share_rolled_back(reference, factor, 20, tolerance=RULE.tolerance) >= least
 
 

@@ -65,7 +65,7 @@ stuck_here()
 
 
 @pytest.mark.parametrize("how", ["asked", "never asked"])
-def test_what_hangs_leaves_in_its_log_where(tmp_path: Path, how: str) -> None:
+def test_a_hung_engine_logs_its_stack(tmp_path: Path, how: str) -> None:
     log = tmp_path / "engine.log"
     launch = Launch("stuck", sys.executable, "model", {}, "127.0.0.1", any_free_port(), {}, log)
     group = ProcessGroup.start([sys.executable, "-c", STUCK, how], "stuck", log, launch.environment, tmp_path)

@@ -18,7 +18,7 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path / "state")
 
 
-def test_the_same_configuration_goes_on_and_its_trial_in_flight_is_aborted(tmp_path: Path, journal: Journal) -> None:
+def test_a_run_resumes_and_its_trial_in_flight_is_aborted(tmp_path: Path, journal: Journal) -> None:
     config = configured(tmp_path)
     run = open_run(config, journal)
     ended = journal.end_trial(journal.begin_trial(run.id, planned(Role.BASELINE)), served(-1.0))
@@ -30,7 +30,7 @@ def test_the_same_configuration_goes_on_and_its_trial_in_flight_is_aborted(tmp_p
     assert [trial.status for trial in journal.trials()] == [TrialStatus.FEASIBLE, TrialStatus.ABORTED]
 
 
-def test_a_run_goes_on_where_only_the_window_or_the_port_is_another(tmp_path: Path, journal: Journal) -> None:
+def test_a_run_resumes_if_only_the_window_or_the_port_changed(tmp_path: Path, journal: Journal) -> None:
     run = open_run(configured(tmp_path), journal)
 
     assert open_run(configured(tmp_path, "window.cron", "0 3 * * *"), journal) == run
@@ -38,7 +38,7 @@ def test_a_run_goes_on_where_only_the_window_or_the_port_is_another(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("place", "value"), [("workload.rate", 5), ("slo.itl_p99_ms", 9), ("search.budget", 3)])
-def test_another_configuration_gives_the_run_up(tmp_path: Path, journal: Journal, place: str, value: Any) -> None:
+def test_a_changed_configuration_abandons_the_run(tmp_path: Path, journal: Journal, place: str, value: Any) -> None:
     first = open_run(configured(tmp_path), journal)
     journal.begin_trial(first.id, planned())
 
@@ -68,7 +68,7 @@ def test_the_incumbent_is_the_promotion_as_long_as_the_file_s_arguments_stay(tmp
     assert incumbent_args(configured(tmp_path, "engine.args", {"max_num_seqs": 3}), journal) == {"max_num_seqs": 3}
 
 
-def test_the_environment_of_the_engine_is_not_written_down(tmp_path: Path, journal: Journal) -> None:
+def test_the_environment_of_the_engine_is_not_recorded(tmp_path: Path, journal: Journal) -> None:
     open_run(configured(tmp_path, "engine.env", {"HF_TOKEN": "a-secret"}), journal)
     journal.close()
 

@@ -111,7 +111,7 @@ def roles(config: Config) -> list[Role]:
     return [t.plan.role for t in recorded(config) if t.status is not TrialStatus.ABORTED]
 
 
-def test_the_winner_and_the_incumbent_take_turns_and_the_evidence_is_kept(config: Config) -> None:
+def test_candidate_and_incumbent_alternate_and_the_evidence_is_kept(config: Config) -> None:
     decision = tune(config, Starts())
 
     assert decision.outcome is Outcome.PROMOTED
@@ -128,7 +128,7 @@ def test_the_winner_and_the_incumbent_take_turns_and_the_evidence_is_kept(config
 
 
 @pytest.mark.parametrize("lives", [[1, 1000], [4, 1000], [5, 1000], [6, 1000], [3, 1, 1, 1, 1, 1, 1000], [8, 1000]])
-def test_a_validation_that_was_killed_goes_on_where_it_was(config: Config, lives: list[int]) -> None:
+def test_a_killed_validation_resumes(config: Config, lives: list[int]) -> None:
     """Each lifetime measures this many loads and dies in the next: finished ones count, the unfinished is repeated."""
     whole = config.model_copy(update={"state": config.state.parent / "whole"})
     uninterrupted = tune(whole, Starts())
@@ -154,7 +154,7 @@ def test_a_validation_that_was_killed_goes_on_where_it_was(config: Config, lives
         (7, Outcome.PROMOTED, 6),
     ],
 )
-def test_a_window_has_time_for_so_many(config: Config, measurements: int, outcome: Outcome, used: int) -> None:
+def test_a_window_limits_the_number_of_pairs(config: Config, measurements: int, outcome: Outcome, used: int) -> None:
     starts = Starts()
 
     def fits(search: int, validations: int) -> bool:
@@ -167,7 +167,7 @@ def test_a_window_has_time_for_so_many(config: Config, measurements: int, outcom
     assert sum(role in VALIDATING for role in roles(config)) == used
 
 
-def test_a_window_that_gets_shorter_meanwhile_decides_on_complete_pairs(config: Config) -> None:
+def test_a_window_that_is_shortened_decides_on_complete_pairs(config: Config) -> None:
     """Only four measurements fit although six were expected: two pairs are too few."""
 
     def fits(search: int, _validations: int) -> bool:

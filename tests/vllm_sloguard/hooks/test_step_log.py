@@ -35,7 +35,7 @@ def test_one_stall_among_many_gaps_is_the_largest_but_not_the_p99() -> None:
     assert (own.p50_s, own.p99_s, own.largest_s) == pytest.approx((0.01, 0.01, 2.0))
 
 
-def test_a_preempted_request_has_a_gap_that_the_others_have_not() -> None:
+def test_a_preempted_request_has_a_gap_of_its_own() -> None:
     log = steps(*[0.01] * 10)
 
     own, other = log.own_gaps(0, 10, stalls=(0.7,)), log.own_gaps(0, 10)
@@ -56,7 +56,7 @@ def test_the_histogram_counts_every_gap_of_every_request_once() -> None:
     assert log.take_histogram().n == 0
 
 
-def test_a_front_end_that_lags_is_seen_although_the_engine_was_on_time() -> None:
+def test_a_lagging_front_end_lengthens_the_gaps() -> None:
     log = StepLog()
     log.add(1, 10.0, [0.01])
     log.add(2, 12.0, [0.01])  # it came out two seconds later

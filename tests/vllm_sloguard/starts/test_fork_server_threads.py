@@ -81,7 +81,7 @@ def test_two_forked_engines_are_not_bound_to_the_same_cores():
     assert json.loads(_run(_TWO, FOR_THE_FORK=json.dumps(environment))) == [cores[:1], cores, cores[:1]]
 
 
-def test_nothing_is_bound_where_vllm_has_said_nothing():
+def test_threads_are_not_bound_unless_vllm_asks_for_it():
     threads, cores, code = _told({})
     assert cores == sorted(os.sched_getaffinity(0))
     assert threads == int(_run("import torch; print(torch.get_num_threads())"))
