@@ -4,8 +4,9 @@ It is rolled back when
 
 1. it burns the error budget: of at least ``min_requests`` requests, the share that missed a limit or failed is at least
    ``burn`` times the budget, and under comparable traffic more than the incumbent's own misses explain. The budget is
-   ``Slo.allowed_misses``, and each percentile's own for the requests above its limit. Where ``burn`` times a budget is
-   too much of everything, as for a p50, the share halfway between the budget and 1 counts;
+   ``Slo.allowed_misses``, each percentile's own for the requests above its limit, and ``error_rate`` for failures.
+   Where ``burn`` times a budget is too much of everything, as for a p50, the share halfway between the budget and 1
+   counts;
 2. it is slower than the incumbent was: more of its requests than chance explains are above the incumbent's p99 from
    before the window by more than ``tolerance``, in TTFT, TPOT or their largest gap between tokens; the incumbent needs
    ``min_requests`` too, under comparable traffic; or
@@ -121,6 +122,9 @@ def _burns(now: Record, counted: Sequence[UserRequest], before: Record | None, s
     for limit in slo.per_request:
         over = sum((of := latency_s(r, limit)) is not None and of * 1000 > limit.limit_ms for r in counted)
         budgets.append((f"were over {limit.name} {limit.limit_ms:g}", over, limit.allowed_share or 1 - _P99))
+    # A small error rate allows so few failures that chance alone may multiply them.
+    if slo.error_rate and _is_more_than(now.failed, now.requests, slo.error_rate):
+        budgets.append(("failed", now.failed, slo.error_rate))
     for what, count, budget in budgets:
         if count < min(rule.burn * budget, (1 + budget) / 2) * now.requests - 1e-9:
             continue
@@ -156,6 +160,13 @@ def _slower(before: Record, requests: Sequence[UserRequest], rule: Probation) ->
 def _is_more(count: int, of: int, count_before: int, of_before: int) -> bool:
     """Whether ``count`` of ``of`` requests is more than chance explains, at the error of one statistic and analysis."""
     return exceedance_tail(count, of, count_before, of_before) < FALSE_ALARMS / (4 * _ANALYSES)
+
+
+def _is_more_than(count: int, of: int, share: float) -> bool:
+    """Whether ``count`` of ``of`` requests is more than chance explains if ``share`` of all are like them."""
+    from scipy.special import bdtrc  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
+    return count > 0 and float(bdtrc(count - 1, of, share)) < FALSE_ALARMS / (4 * _ANALYSES)
 
 
 def exceedance_tail(count: int, of: int, count_before: int, of_before: int) -> float:

@@ -236,3 +236,18 @@ def test_the_error_budget_is_what_the_slo_allows(slo: Slo, slow: int, burns: boo
     ruling = judge(None, requests(1000, slow=slow, slow_ms=900.0), 4.0, slo, RULE, 60.0)
 
     assert (ruling.verdict is ProbationVerdict.SLO_BURN) is burns
+
+
+@pytest.mark.parametrize(
+    ("error_rate", "failed", "burns"),
+    [(0.001, 6, False), (0.001, 8, True), (0.01, 59, False), (0.01, 60, True), (0.0, 59, False)],
+)
+def test_failures_burn_the_budget_of_the_error_rate(error_rate: float, failed: int, burns: bool) -> None:
+    """At 0.1%, six failures of a thousand are six times the budget, but may be chance; eight are not."""
+    good = requests(1000 - failed)
+    bad = [UserRequest(0.0, None, None, 10.0, 500, 0, failed=True)] * failed
+    slo = Slo(ttft_p99_ms=500, error_rate=error_rate)
+
+    ruling = judge(None, [*good, *bad], 4.0, slo, RULE, 60.0)
+
+    assert (ruling.verdict is ProbationVerdict.SLO_BURN) is burns
