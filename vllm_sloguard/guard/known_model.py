@@ -14,12 +14,12 @@ from vllm_sloguard.guard.built_model import BuiltModel, built_model_fields, read
 from vllm_sloguard.guard.checkpoint import checkpoint_bytes
 from vllm_sloguard.guard.evidence import ModelEvidence
 from vllm_sloguard.guard.machine import Machine
-from vllm_sloguard.guard.model_shape import ModelShape, beyond_arithmetic, read_shape, stated
+from vllm_sloguard.guard.model_shape import DTYPE_BYTES, ModelShape, beyond_arithmetic, read_shape, stated
 
 # Version of the questions to vLLM: increased when they change, which invalidates the cache.
 _CACHE_FORMAT = 1
-# The arguments known to change the built model, each with its neutral value. Lengths, batches and shares do not; they
-# only enter the arithmetic.
+# The arguments that change the built model, each with vLLM's default. Lengths, batches and shares only
+# enter the arithmetic. tests/real_vllm/test_structural_arguments.py fails if vLLM has an argument that is not classified.
 STRUCTURAL_ARGUMENTS: Mapping[str, object] = {
     **{f"{kind}_parallel_size": 1 for kind in ("tensor", "pipeline", "data")},
     "decode_context_parallel_size": 1,
@@ -47,8 +47,37 @@ STRUCTURAL_ARGUMENTS: Mapping[str, object] = {
     "runner": "auto",
     "convert": "auto",
     "trust_remote_code": False,
+    "prefill_context_parallel_size": 1,
+    "dcp_kv_cache_interleave_size": 1,
+    "disable_sliding_window": False,
+    "kv_cache_dtype_skip_layers": None,
+    "quantization_config": None,
+    "num_gpu_blocks_override": None,
+    "fully_sharded_loras": False,
+    "lora_target_modules": None,
+    "enable_moe_shared_loras": False,
+    "enable_eplb": False,
+    "model_impl": "auto",
+    "moe_backend": "auto",
+    "linear_backend": "auto",
+    "spec_method": None,
+    "spec_model": None,
+    "spec_tokens": None,
+    "mm_encoder_only": False,
+    "mm_processor_kwargs": None,
+    "hf_config_path": None,
+    "use_replayssm": False,
+    "replayssm_buffer_len": 16,
+    "enable_mamba_shared_prefix_checkpoint": False,
+    "prefix_match_unit": None,
+    "swa_bounded_replay": True,
+    "offload_backend": "auto",
+    "offload_group_size": 0,
+    "offload_num_in_group": 1,
 }
 
+# With any other, vLLM can be asked nothing.
+_DTYPES = frozenset({"auto", *DTYPE_BYTES})
 _JSON_ARGUMENTS = {"hf_overrides", "speculative_config", "limit_mm_per_prompt"}
 # Supported by CUDA's attention backends, but not by the CPU's.
 _CUDA_BLOCK = 16
@@ -62,7 +91,7 @@ def structural(args: Mapping[str, object]) -> dict[str, Any]:
         if isinstance(found[name], str):
             with suppress(ValueError, RecursionError):
                 found[name] = json.loads(found[name])
-    return {name: value for name, value in found.items() if value not in ({}, "", None)}
+    return {name: value for name, value in found.items() if value not in ({}, [], "", None)}
 
 
 def local_folder(model: str) -> Path | None:
@@ -151,7 +180,7 @@ class KnownModel:
         return ModelEvidence(built, None if changed else self._loaded_bytes(args))
 
     def _built(self, args: Mapping[str, object]) -> BuiltModel | None:
-        if self.folder is None or self.builds is None:
+        if self.folder is None or self.builds is None or args.get("dtype", "auto") not in _DTYPES:
             return None
         return self.builds.built(self.folder, structural(args))
 

@@ -50,6 +50,10 @@ LOGS = {
         ),
         "['FooForCausalLM'] are not supported for now",
     ),
+    "kernel resources": (
+        "triton.runtime.errors.OutOfResources: out of resource: shared memory,\nRequired: 90112, Hardware limit: 65536.",
+        "OutOfResources: out of resource: shared memory",
+    ),
     "inspection": (
         v0(
             "Error in inspecting model architecture 'LlamaForCausalLM'\n"
