@@ -120,7 +120,7 @@ def _incumbent(config: Config, args: Args, promotion: int | None, learned: Learn
     changes = tuple(RepairChange(c.name, c.before, c.after, c.reason) for c in result.changes)
     length = None if result.refusal else longest_request(known.shape_with(result.args), typed_arguments(result.args))
     unfit = "" if "max_model_len" in config.search.knobs else _unfit(config.workload, length)
-    return Incumbent(promotion, dict(args), changes, result.refusal, unfit, result.budget)
+    return Incumbent(promotion, dict(args), changes, result.refusal, unfit, result.budget, result.warning)
 
 
 def _unfit(workload: Workload, length: int | None) -> str:
@@ -188,6 +188,9 @@ def _next_window(config: Config, operations: Operations | None) -> NextWindow:
 def _show(found: WindowPlan, here: Machine, held: int) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     say: Callable[[str], None] = console.print
+    say(
+        "verdict: " + (f"no window could run: {found.problem}" if found.problem else "a window could run as configured")
+    )
     say(f"vLLM {found.vllm_version or 'of unknown version'}, optimizer {found.optimizer}, objective {found.objective}")
     limits = (f"{name.removesuffix('_ms')} ≤ {wording.measured_text(name, limit)}" for name, limit in found.slo.items())
     say(f"SLO: {', '.join(limits)}")
@@ -206,6 +209,8 @@ def _show(found: WindowPlan, here: Machine, held: int) -> None:
         say(f"  repaired by the plugin: {change(made.name, made.before, made.after)}: {made.reason}")
     if serves.refusal:
         say(f"  it could not start: {serves.refusal}")
+    if serves.warning:
+        say(f"  warning: {serves.warning}")
     for warning in found.warnings:
         say(f"  warning: {warning}")
     _show_knobs(say, found.knobs)

@@ -50,7 +50,17 @@ class Guard:
             else:
                 args[change.name] = change.after
         higher = {} if result.refusal else ceilings(self._space_knobs, result.args, repaired)
-        return Plan(role, dict(proposal.config), args, proposal.phase, proposal.reason, changes, result.refusal, higher)
+        return Plan(
+            role,
+            dict(proposal.config),
+            args,
+            proposal.phase,
+            proposal.reason,
+            changes,
+            result.refusal,
+            higher,
+            result.warning,
+        )
 
     def projector(self, incumbent: Args) -> Callable[[Knobs], Projection]:
         """What ``plan`` would do with a configuration of the search on the machine as it is now."""

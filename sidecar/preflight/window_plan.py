@@ -44,7 +44,7 @@ class Incumbent:
     """The current configuration. ``promotion`` is its number, None for the file's own arguments.
 
     ``changes`` are the plugin's repairs at its start; ``refusal`` is why it could not start, and ``unfit`` why it could
-    not serve the workload; both are empty if it could.
+    not serve the workload; both are empty if it could. ``warning`` is why it may not start, though it is not refused.
     """
 
     promotion: int | None
@@ -53,6 +53,7 @@ class Incumbent:
     refusal: str
     unfit: str
     budget: Budget | None
+    warning: str = ""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ class Plan:
     """What a trial runs, and why.
 
     ``proposed`` are the knobs proposed by the search, ``args`` all engine arguments to serve with; ``ceilings`` are
-    higher values that the engine may be started with, to be lowered live.
+    higher values that the engine may be started with, to be lowered live. ``warning`` is why ``args`` may not start,
+    though the guard passes them.
     """
 
     role: Role
@@ -85,6 +86,7 @@ class Plan:
     changes: tuple[RepairChange, ...] = ()
     refusal: str = ""
     ceilings: dict[str, Value] = field(default_factory=dict[str, Value])
+    warning: str = ""
 
 
 @dataclass(frozen=True, config=_FROZEN)

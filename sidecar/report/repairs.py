@@ -37,6 +37,8 @@ def _of(trial: Trial) -> list[tuple[str, str, str]]:
     rows = [(f"changed {c.name}{where}", _example(c), c.reason) for where, changes in sides for c in changes]
     if trial.plan.refusal:
         rows.append(("refused", wording.arguments_text(trial.plan.proposed), trial.plan.refusal))
+    if trial.plan.warning:
+        rows.append(("passed with a warning", wording.arguments_text(trial.plan.proposed), trial.plan.warning))
     return rows
 
 

@@ -18,8 +18,8 @@ from vllm_sloguard.guard.model_shape import DTYPE_BYTES, ModelShape, beyond_arit
 
 # Version of the questions to vLLM: increased when they change, which invalidates the cache.
 _CACHE_FORMAT = 1
-# The arguments that change the built model, each with vLLM's default. Lengths, batches and shares only
-# enter the arithmetic. tests/real_vllm/test_structural_arguments.py fails if vLLM has an argument that is not classified.
+# The arguments that change the built model, each with vLLM's default. Lengths, batches and shares only enter the
+# arithmetic. tests/real_vllm/test_structural_arguments.py fails if vLLM has an argument that is not classified.
 STRUCTURAL_ARGUMENTS: Mapping[str, object] = {
     **{f"{kind}_parallel_size": 1 for kind in ("tensor", "pipeline", "data")},
     "decode_context_parallel_size": 1,

@@ -1,8 +1,10 @@
 """What the sidecar learns from starts and crashes, using real messages."""
 
+import json
 from pathlib import Path
 
 import pytest
+from guard_models import QWEN
 from sidecar_cases import configured
 
 from sidecar.guard.guard import Guard
@@ -10,6 +12,8 @@ from sidecar.guard.memory_learning import Learning, rule_of
 from sidecar.observe.telemetry import EngineTelemetry
 from sidecar.record.journal import Journal
 from sidecar.record.trial import Role
+from sidecar.report.repairs import interventions
+from sidecar.run.tuning_run import open_run
 from sidecar.search.contract import Proposal
 from vllm_sloguard.crash import Category, Crash
 from vllm_sloguard.guard.machine import Machine
@@ -96,3 +100,22 @@ def test_starts_and_rules_reach_the_journal_the_file_and_the_next_plan(tmp_path:
     assert isinstance(share, float)
     assert share <= (139 - 2 * 2.8) / 140
     assert "learned" in plan.changes[0].reason
+
+
+def test_why_a_plan_may_not_start_is_in_the_journal(tmp_path: Path) -> None:
+    """Formulas do not cover the layers of this model, and there is no vLLM to ask: it passes with a warning."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({**QWEN, "model_type": "qwen3_next", "full_attention_interval": 4}))
+    config = configured(tmp_path, "model", str(model))
+    card = Machine("cuda", 8 * GIB, 7 * GIB, 1, "NVML: a small card")
+    guard = Guard(config, lambda _: card)
+    plan = guard.plan({}, Proposal({"gpu_memory_utilization": 0.3}, "anneal", "because"), Role.SEARCH)
+    assert plan.refusal == ""
+    assert plan.warning.startswith("it may not start: ")
+    journal = Journal(config.state)
+    journal.begin_trial(open_run(config, journal).id, plan)
+    assert journal.trials()[0].plan.warning == plan.warning
+    assert [(row.what, row.reason) for row in interventions(journal.trials())] == [
+        ("passed with a warning", plan.warning)
+    ]

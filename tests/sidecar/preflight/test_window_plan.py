@@ -59,8 +59,8 @@ def test_a_new_service_is_planned_from_assumptions_and_nothing_is_made(config_fi
     assert found["forecast"]["trials"] == 10
     assert found["forecast"]["analyses"] == [3]
     assert all("assumed" in found["takes"][part]["source"] for part in ("drain", "start", "trial", "validation"))
-    assert found["opening"]["next_at"] is None
-    assert "no `sloguard serve` is running" in found["opening"]["refusals"][0]
+    assert found["next_window"]["next_at"] is None
+    assert "no `sloguard serve` is running" in found["next_window"]["refusals"][0]
 
 
 def test_the_text_has_the_same_content(config_file: Path) -> None:
@@ -68,6 +68,7 @@ def test_the_text_has_the_same_content(config_file: Path) -> None:
     assert done.returncode == 0
     assert done.stderr == ""
     for said in (
+        "verdict: a window could run as configured\n",
         "SLO: ttft_p99 ≤ 2,000 ms, itl_p99 ≤ 60 ms, e2e_p99 ≤ 3,000 ms, error_rate ≤ 1%\n",
         "load: 12 requests/s of about 128 + 32 tokens\n",
         "each counted in the budget:\n  kv_cache_memory_bytes=64 TiB\n",
@@ -198,6 +199,7 @@ def test_a_configuration_that_cannot_run_is_one_line_and_code_1(
     assert len(done.stderr.splitlines()) == 1
     assert said in done.stderr
     assert said in answer(path, code=1)["problem"]
+    assert done.stdout.startswith("verdict: no window could run: ")
 
 
 def test_what_refuses_a_window_now(config_file: Path) -> None:
@@ -210,12 +212,12 @@ def test_what_refuses_a_window_now(config_file: Path) -> None:
     operations.record(EventKind.WINDOW_OPENED, reason="", record=None)
     operations.record(EventKind.WINDOW_ENDED, outcome=WindowOutcome.FAILED, reason="it broke")
     before = time.time()
-    found = answer(config_file)["opening"]
+    found = answer(config_file)["next_window"]
     assert "the window that ended" in found["refusals"][1]
     assert before < found["next_at"] <= time.time() + 25 * 3600  # a day has at most 25 hours
     assert "above 5 requests/s" in found["notes"][0]
     operations.record(EventKind.PAUSED, reason="release week")
-    assert "release week" in answer(config_file)["opening"]["refusals"][1]
+    assert "release week" in answer(config_file)["next_window"]["refusals"][1]
 
 
 def test_goodput_is_planned_as_the_share_that_may_miss(tmp_path: Path) -> None:
