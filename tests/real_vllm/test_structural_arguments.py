@@ -59,12 +59,13 @@ NEUTRAL = frozenset(
 
 def defaults() -> dict[str, Any]:
     arg_utils = pytest.importorskip("vllm.engine.arg_utils")
-    missing = dataclasses.MISSING
-    return {
-        field.name: field.default_factory() if field.default is missing else field.default
-        for field in dataclasses.fields(arg_utils.EngineArgs)
-        if not field.name.startswith("_") and not (field.default is missing and field.default_factory is missing)
-    }
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(arg_utils.EngineArgs):
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return {name: value for name, value in found.items() if not name.startswith("_")}
 
 
 def test_each_is_classified() -> None:
