@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 import yaml
+from certificates import certificate
 from fake_service import fake_config, said_by, serving, sloguard, state_of
 from own_ports import own_port
 
@@ -20,22 +21,6 @@ from vllm_sloguard.wire import control_pb2
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
 
 TOKEN = "0123456789abcdef" * 2
-
-
-NEW_KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
-
-
-def certificate(folder: Path, name: str, signer: str = "") -> None:
-    """``name``.pem and ``name``.key, signed by ``signer`` or by itself."""
-    subject = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
-    signed = ["-CA", f"{signer}.pem", "-CAkey", f"{signer}.key"] if signer else []
-    subprocess.run(
-        ["openssl", "req", "-x509", *NEW_KEY, "-keyout", f"{name}.key", "-out", f"{name}.pem", *subject, *signed],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-    (folder / f"{name}.key").chmod(0o600)
 
 
 @pytest.fixture(scope="module")
