@@ -74,6 +74,16 @@ class AgentProcess:
         """All engines that it or an earlier agent has started."""
         return {log.stem.removeprefix("engine-") for log in (self.state / "logs").glob("engine-*.log")}
 
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def engine_pids(self) -> list[int]:
+        """All processes of its engines."""
+        groups = [ProcessGroup(Identity(-1, 0.0, engine_id)) for engine_id in self.engine_ids()]
+        return [member.pid for group in groups for member in group.members()]
+
     def clean_up(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()

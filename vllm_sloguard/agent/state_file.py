@@ -81,7 +81,6 @@ class AgentFolder:
         new = self.path / "agent.json.new"
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            # Not synced to disk: it must survive a kill of the agent, but after a power cut no engine is left.
             json.dump(state.to_json(), file)
-            file.flush()
-            os.fsync(file.fileno())
         new.replace(self.path / "agent.json")

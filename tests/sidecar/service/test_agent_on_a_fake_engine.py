@@ -19,6 +19,9 @@ from sidecar.record.journal import Journal
 from vllm_sloguard.wire import agent_pb2 as pb
 from vllm_sloguard.wire.agent_pb2_grpc import AgentServiceStub
 
+# Longer than the lease.
+FROZEN_S = 12.0
+
 
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[AgentProcess]:
@@ -230,3 +233,24 @@ def test_a_stale_sidecar_is_fenced(agent: AgentProcess, tmp_path: Path) -> None:
     stale.kill()
     stale.communicate()
     ended(new, signal.SIGTERM)
+
+
+def test_a_frozen_host_is_back_soon_after_it_thaws(slow_agent: AgentProcess, tmp_path: Path) -> None:
+    config_file = at_agent(configured(tmp_path), slow_agent.address)
+    config, port = load_config(config_file), load_config(config_file).engine.port
+    serve = started(config_file)
+    asked = retune(config_file)
+    tuning(config)
+    frozen = [*slow_agent.engine_pids(), slow_agent.pid]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(FROZEN_S)
+    for pid in frozen:
+        os.kill(pid, signal.SIGCONT)
+
+    wait_for(lambda: served_seqs(port), "the service is back", 30)
+    asked.communicate(timeout=120)
+    wait_for(lambda: state_of(config) == "serving", "serving")
+    trials = Journal(config.state, read_only=True).trials()
+    assert not [trial for trial in trials if trial.result is not None and trial.result.crash is not None]
+    ended(serve, signal.SIGTERM)
