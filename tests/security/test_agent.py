@@ -1,5 +1,6 @@
 """The agent over mutual TLS: who gets in, what is refused, and what never leaves it."""
 
+import signal
 import uuid
 from collections.abc import Generator
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_a_whole_window_over_mutual_tls(agent: AgentProcess, keys: Path, address
     asked = sloguard("retune", "--now", "--wait", "-c", config_file)
     assert "promoting: better in 3 of 3 A/B restarts" in asked.stdout, asked.stderr
     assert served_seqs(load_config(config_file).engine.port) > 2
-    ended(serve, 15)
+    ended(serve, signal.SIGTERM)
 
 
 @pytest.mark.parametrize(("name", "ca"), [("stranger", "ca"), ("client", "other-ca")])
