@@ -5,8 +5,8 @@
 
 Each run has its own folder and ports. It opens a window, injects one fault, and waits for the service. Prints one
 line per run and a summary; the exit code is 1 if an invariant was violated: within 30 s of the fault's end the service
-is back or the window goes on, every recorded trial stays, no trial counts as a crash because of the fault, and no engine
-is started while another one runs.
+is back or the window goes on, every recorded trial stays, no trial counts as a crash because of the fault, and no
+engine is started while another one runs.
 """
 
 import argparse
