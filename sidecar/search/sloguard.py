@@ -233,7 +233,7 @@ class SloGuard:
     def _scores(self, view: _View, places: Array) -> Array:
         """Log of the weighted improvement, minus penalties that keep steps small and safe. Shape (places,)."""
         serves = view.model.log_serves(places)
-        scores = view.model.log_improvement(places) + view.model.log_meets(places) + _CRASH_WEIGHT * serves
+        scores = view.model.log_merit(places) + _CRASH_WEIGHT * serves
         scores -= _BARRED * (serves < math.log(threshold(view.history)))
         steps = np.abs(self.encoding.differences(places, view.centre[None])[:, :, 0])
         changes = (steps > 1e-6).sum(axis=0)

@@ -67,11 +67,18 @@ class Surrogate:
     served: Array
     near: Array
 
-    def log_meets(self, places: Array) -> Array:
+    def log_merit(self, places: Array) -> Array:
+        """Log expected improvement, weighted by the probability that every constraint is met. Shape (places,)."""
+        margins = self._margins_at(places)
+        return self.log_improvement(places, margins) + self.log_meets(places, margins)
+
+    def _margins_at(self, places: Array) -> list[Prediction]:
+        return [target.predict(places) for target in self.margins]
+
+    def log_meets(self, places: Array, margins: Sequence[Prediction] | None = None) -> Array:
         """Log probability that every constraint is met. Shape (places,)."""
         total = np.zeros(len(places))
-        for target in self.margins:
-            at = target.predict(places)
+        for target, at in zip(self.margins, margins or self._margins_at(places), strict=True):
             total += _log_normal_cdf(-at.mean / np.hypot(at.sd, 0.5 * target.process.noise_sd))
         return total
 
@@ -88,15 +95,14 @@ class Surrogate:
             total += _log_student_cdf(-at.mean / np.hypot(at.sd, repeats))
         return total
 
-    def doubt(self, places: Array) -> Array:
+    def doubt(self, places: Array, margins: Sequence[Prediction] | None = None) -> Array:
         """What the doubt whether one more load meets the SLO costs, in the unit of the loss. Shape (places,).
 
         Only run-to-run spread counts here: the uncertainty of the models is for the search to resolve.
         """
         total = np.zeros(len(places))
-        for target in self.margins:
-            mean = target.predict(places).mean
-            total -= _log_student_cdf(-mean / max(_CAUTION * target.process.noise_sd, _LEAST_REPEATS_SD))
+        for target, at in zip(self.margins, margins or self._margins_at(places), strict=True):
+            total -= _log_student_cdf(-at.mean / max(_CAUTION * target.process.noise_sd, _LEAST_REPEATS_SD))
         return _DOUBT_COST * total
 
     def log_serves(self, places: Array) -> Array:
@@ -105,12 +111,12 @@ class Surrogate:
             return np.zeros(len(places))
         return np.log1p(-np.minimum(self.risk.probability(places), 0.999))
 
-    def log_improvement(self, places: Array) -> Array:
+    def log_improvement(self, places: Array, margins: Sequence[Prediction] | None = None) -> Array:
         """Log expected improvement over the best feasible objective; 0 if there is none yet."""
         if self.loss is None or self.best_loss is None:
             return np.zeros(len(places))
         at = self._with_doubts(self.loss, places)
-        z = (self.best_loss - at.mean - self.doubt(places)) / at.sd
+        z = (self.best_loss - at.mean - self.doubt(places, margins)) / at.sd
         density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
         return np.log(np.maximum(density + z * np.exp(_log_normal_cdf(z)), 1e-12)) + np.log(at.sd)
 
