@@ -204,7 +204,7 @@ def test_an_ask_after_300_trials_with_margins_is_quick() -> None:
         start = time.process_time()
         optimizer.ask(history)
         took_s.append(time.process_time() - start)
-    print(f"median ask with 300 told: {1000 * median(took_s):.0f} ms of a processor")
+    print(f"median ask with 300 trials reported: {1000 * median(took_s):.0f} ms of a processor")
     assert median(took_s) < 0.15  # three times the goal, to allow for a shared core
 
 
