@@ -106,7 +106,7 @@ def start(model: Path, args: KnobValues) -> Started:
         if "kv_tokens" in found:
             said = re.search(r"KV cache size: ([0-9,]+) tokens", text)
             tokens = int(said[1].replace(",", "")) if said else found["kv_tokens"]
-            return Started(tokens, found["kv_bytes"], found.get("parts", {}), "", seconds)
+            return Started(tokens, found.get("kv_bytes"), found.get("parts", {}), "", seconds)
         crash = classify(found.get("error", "") + "\n" + text, phase="starting", exit_code=code)
         error = f"{crash.category}: {crash.evidence[:300]}"
         return Started(None, found.get("kv_bytes"), found.get("parts", {}), error, seconds, text[-_LOG_CHARS:])
