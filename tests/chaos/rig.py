@@ -46,6 +46,9 @@ class Settings:
     duration_s: float = 20.0
     load_s: float = 0.1
     telemetry: bool = False
+    # Requests a second that the serving engine reports.
+    traffic: float = 0.0
+    longest_life_s: float = 300.0
     ignore_sigterm: bool = False
     start_s: float = 0.1
     # Windows by the clock; with a clock of its own, a run can jump from one to the next.
@@ -124,15 +127,21 @@ class Rig:
         """Short durations for the workload; the sidecar's own timeouts keep their defaults."""
         env = {
             "FAKE_FOLDER": str(self.fake),
+            # The fake engine needs packages of this environment for its telemetry.
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "FAKE_SERVING_PORT": str(self.port),
             "FAKE_START_S": str(self.settings.start_s),
             "FAKE_LOAD_S": str(self.settings.load_s),
         }
         if self.settings.telemetry:
             env["FAKE_TELEMETRY"] = "1"
+        if self.settings.traffic:
+            env |= {"FAKE_TELEMETRY": "whole", "FAKE_TRAFFIC": str(self.settings.traffic)}
+        env["FAKE_LONGEST_LIFE_S"] = str(self.settings.longest_life_s)
         window: dict[str, Any] = {"duration": f"{self.settings.duration_s}s", "notice": "0s"}
         if self.settings.cron:
-            window["cron"] = self.settings.cron
+            # A window that a fault ends must not keep the next one from opening.
+            window |= {"cron": self.settings.cron, "after_failure": "0s"}
         if self.settings.before_drain or self.settings.after_restore:
             hook = {
                 name: ["sh", "-c", script, str(self.folder)]

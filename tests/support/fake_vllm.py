@@ -3,10 +3,10 @@
 
 ``engine.python`` names this file. Started as the API server it answers vLLM's HTTP, with a core of its own process
 through which every token goes, and speaks the plugin's telemetry over the plugin's own link where FAKE_TELEMETRY is
-set, of requests and the KV cache too where that is "whole". Started as the load client it answers the client's
-protocol, with latencies that follow from the engine's max_num_seqs, a hundredfold above
-FAKE_CAPACITY_RPS. Numbers of sequences that mean more: 13 runs out of
-memory at its start, 17 hangs once it is up, 19 dies under its first load with code 0.
+set, of requests and the KV cache too where that is "whole"; with FAKE_TRAFFIC the serving engine reports that many
+requests a second. Started as the load client it answers the client's protocol, with latencies that follow from the
+engine's max_num_seqs, a hundredfold above FAKE_CAPACITY_RPS. Numbers of sequences that mean more: 13 runs out of memory
+at its start, 17 hangs once it is up, 19 dies under its first load with code 0.
 
 FAKE_FOLDER names a folder from which faults are taken, each file in it being one: ``ROLE.start.oom.*``,
 ``ROLE.start.fail.*`` and ``ROLE.start.hang.*`` fail one start each, ``ROLE.load.oom.*`` and ``ROLE.load.die.*`` one
@@ -43,7 +43,7 @@ FAIL_TEXT = (
 )
 DEATH_TEXT = "(APIServer pid=1) ERROR 11-22 05:14:16 [async_llm.py:707] EngineDeadError: EngineCore has failed."
 # Bounds the life of a core whose server and sidecar are both gone.
-_LONGEST_LIFE_S = 300.0
+_LONGEST_LIFE_S = float(os.environ.get("FAKE_LONGEST_LIFE_S", "300"))
 
 
 class Script:
@@ -228,7 +228,7 @@ def serve(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda _number, _frame: _stop(server, timeout_s))
     threading.Thread(target=_end_with_core, daemon=True).start()
     if os.environ.get("FAKE_TELEMETRY"):
-        threading.Thread(target=_tell, args=(flags.get("--model", "fake"),), daemon=True).start()
+        threading.Thread(target=_tell, args=(flags.get("--model", "fake"), role), daemon=True).start()
     say(f"serving with {Engine.max_num_seqs}")
     server.serve_forever(poll_interval=0.05)
     return 0
@@ -263,12 +263,26 @@ def _end_with_core() -> None:
     os._exit(0)
 
 
-def _tell(model: str) -> None:
+def _tell(model: str, role: str) -> None:
     """Sets Engine.telemetry once the link is up: its imports must not slow the start."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from fake_telemetry import Telemetry
 
     Engine.telemetry = Telemetry(model, whole=os.environ["FAKE_TELEMETRY"] == "whole")
+    if (rate := float(os.environ.get("FAKE_TRAFFIC", "0"))) and role == "serving":
+        _make_traffic(rate)
+
+
+def _make_traffic(rate: float) -> None:
+    """Reports finished requests, as of users, at a steady rate."""
+    sent, began = 0, time.monotonic()
+    while True:
+        time.sleep(0.1)
+        due = int((time.monotonic() - began) * rate)
+        Engine.telemetry.stepped(1, 0)
+        for number in range(sent, due):
+            Engine.telemetry.finished(0.2 + 0.1 * (number % 10) / 10, 128, 32)
+        sent = due
 
 
 def send_loads() -> int:
