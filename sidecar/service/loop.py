@@ -73,16 +73,11 @@ class Service:
             raise
 
     def _run(self) -> None:
-        self._take_over()
-        self._schedule = WindowSchedule(self._config.window, self._last_active(), time.time())
-        end_interrupted(self._parts.journal, "the sidecar ended during the run", self._progress.say)
         try:
-            self._serving.recover()
+            self._begin()
         except Cancelled:
             self._halt()
             return
-        self._end_window()
-        self._probed_at = time.monotonic()
         while not self._requests.stop_sidecar.wait(_TICK_S):
             try:
                 self._cycle()
@@ -90,6 +85,22 @@ class Service:
                 # Full disks and unkillable processes must not end supervision.
                 self._say_once(str(error))
         self._halt()
+
+    def _begin(self) -> None:
+        """Takes over from an earlier sidecar, up to the first token. Raises Cancelled, EngineCrashed, Superseded."""
+        self._take_over()
+        self._schedule = WindowSchedule(self._config.window, self._last_active(), time.time(), self._opened())
+        end_interrupted(self._parts.journal, "the sidecar ended during the run", self._progress.say)
+        self._serving.recover()
+        self._end_window()
+        self._probed_at = time.monotonic()
+
+    def _opened(self) -> list[float]:
+        """When the windows opened by earlier sidecars were due, seconds since the epoch."""
+        try:
+            return self._parts.operations.opened_windows()
+        except JournalError:
+            return []
 
     def _take_over(self) -> None:
         try:

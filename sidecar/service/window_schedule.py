@@ -5,6 +5,7 @@ The clock may jump, and the sidecar may be busy or down when a window is due. A 
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.config.window import WindowConfig
@@ -33,12 +34,15 @@ class MissedWindows:
 
 
 class WindowSchedule:
-    """Tracks the windows that are due; those up to ``after`` (seconds since the epoch) have been handled."""
+    """Tracks the windows that are due; those up to ``after`` (seconds since the epoch) have been handled.
 
-    def __init__(self, window: WindowConfig, after: float, now: float) -> None:
+    ``opened`` are earlier ones, which do not open again if the clock goes back.
+    """
+
+    def __init__(self, window: WindowConfig, after: float, now: float, opened: Sequence[float] = ()) -> None:
         self._window = window
         self._after = min(max(after, now - _LOOKS_BACK_S), now)
-        self._dealt_with: deque[float] = deque(maxlen=_REMEMBERED)
+        self._dealt_with: deque[float] = deque(opened, maxlen=_REMEMBERED)
 
     def due(self, now: float) -> tuple[DueWindow | None, MissedWindows | None]:
         """Windows due since the last call: the newest if it may still open, and the missed ones."""
