@@ -9,6 +9,7 @@ Each run has its own state folder and ports. Prints ``report``; the exit code is
 
 import argparse
 import itertools
+import math
 import random
 import signal
 import sys
@@ -236,18 +237,25 @@ def told(outcome: Outcome) -> str:
     return f"seed {outcome.seed} ({where}): {what}\n    {outcome.folder}; again: campaign.py --only {outcome.seed}"
 
 
-def campaign(plans: Iterable[Plan], jobs: int, *, keep: bool = False, bounds: Bounds = PROMISED) -> list[Outcome]:
-    """Runs all plans, ``jobs`` at a time; prints violations as they are found."""
+def campaign(
+    plans: Iterable[Plan], jobs: int, *, keep: bool = False, bounds: Bounds = PROMISED, until: float = math.inf
+) -> list[Outcome]:
+    """Runs all plans, ``jobs`` at a time; prints violations as they are found.
+
+    None is begun after ``until``, in monotonic seconds.
+    """
     zygote, outcomes = Zygote(), list[Outcome]()
 
-    def run(plan: Plan) -> Outcome:
-        return run_one(zygote, plan, keep=keep, bounds=bounds)
+    def run(plan: Plan) -> Outcome | None:
+        return run_one(zygote, plan, keep=keep, bounds=bounds) if time.monotonic() < until else None
 
     slow: list[Plan] = []
     with ThreadPoolExecutor(jobs) as pool:
         running = {pool.submit(run, plan): plan for plan in plans}
         for done in as_completed(running):
             outcome = done.result()
+            if outcome is None:
+                continue
             if not outcome.fine:
                 print(told(outcome), flush=True)
             if outcome.fine or outcome.violations != outcome.late:
@@ -257,7 +265,7 @@ def campaign(plans: Iterable[Plan], jobs: int, *, keep: bool = False, bounds: Bo
             if len(outcomes) % _TOLD_EVERY == 0:
                 print(f"{len(outcomes)} runs", flush=True)
     for plan in slow:  # the machine may have been busy, so each gets it to itself
-        outcome = replace(run(plan), repeated=True)
+        outcome = replace(run_one(zygote, plan, keep=keep, bounds=bounds), repeated=True)
         outcomes.append(outcome)
         again = f"{outcome.outage_s:.1f} s of outage" if outcome.fine else told(outcome)
         print(f"seed {plan.seed} alone: {again}", flush=True)
@@ -273,12 +281,14 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=3, help="runs at the same time")
     parser.add_argument("--only", type=int, help="this seed alone, and its folder is kept")
     parser.add_argument("--fault", default="", help="only the faults with this in their name")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after that long")
     args = parser.parse_args()
     began = time.monotonic()
     seeds = [args.only] if args.only is not None else itertools.count(args.seed)
     plans = (plan for plan in map(planned, seeds) if args.fault in plan.fault.name)
     with suppress(KeyboardInterrupt):
-        outcomes = campaign(itertools.islice(plans, args.runs), args.jobs, keep=args.only is not None)
+        until = began + args.minutes * 60
+        outcomes = campaign(itertools.islice(plans, args.runs), args.jobs, keep=args.only is not None, until=until)
         print(report(outcomes, time.monotonic() - began))
         return 0 if all(o.fine for o in outcomes) else 1
     return 130
