@@ -22,7 +22,7 @@ from sidecar.record.wording import OUTCOMES
 # A restore is expected to take as long as the longest of the last ordinary starts.
 _STARTS = 10
 _MOST_SHOWN = 1000
-_MOST_OPENED = 100
+_MOST_HANDLED = 200
 
 
 def _is_text(value: object) -> bool:
@@ -168,10 +168,14 @@ class Operations:
         last = self._last(EventKind.WINDOW_OPENED, EventKind.WINDOW_ENDED)
         return last if last is not None and last.kind is EventKind.WINDOW_OPENED else None
 
-    def opened_windows(self) -> list[float]:
-        """When the newest scheduled windows that were opened were due, seconds since the epoch."""
-        due = [event.content.get("due") for event in self.events([EventKind.WINDOW_OPENED], _MOST_OPENED)]
-        return [float(at) for at in due if is_number(at) and at is not None]
+    def handled_windows(self) -> list[tuple[float, float]]:
+        """When the newest scheduled windows that have a record were due: from and to, seconds since the epoch."""
+        found: list[tuple[float, float]] = []
+        for event in self.events([EventKind.WINDOW_OPENED, EventKind.WINDOW_ENDED], _MOST_HANDLED):
+            first, last = (event.content.get(name, event.content.get("due")) for name in ("first_due", "last_due"))
+            if first is not None and last is not None and is_number(first) and is_number(last):
+                found.append((float(first), float(last)))
+        return found
 
     def last_window(self) -> Event | None:
         """The end of the last window that did open, i.e. was neither refused nor missed."""

@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -24,6 +24,7 @@ from sidecar.record.decisions import (
 )
 from sidecar.record.journal_file import JOURNAL_FILE, JournalFile, Superseded
 from sidecar.record.row_validation import JournalError, object_of, problem
+from sidecar.record.states import State
 from sidecar.record.trial import PLAN, RESULT, Plan, Result, Trial, TrialStatus
 from vllm_sloguard.agent.process_identity import Identity
 from vllm_sloguard.guard.start_history import RULE, START, LearnedLimit, ReportedStart
@@ -33,6 +34,9 @@ __all__ = ["JOURNAL_FILE", "EngineRecord", "Journal", "JournalError", "Promoted"
 _T = TypeVar("_T")
 
 _MOST_STARTS = 50
+# The newest runs keep their requests' scores, for reports and exports.
+_SCORED_RUNS = 200
+_DROPPED_AT_ONCE = 5_000
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,23 @@ class Journal(JournalFile):
         )
         run = self.last_run()
         assert run is not None
+        self._drop_scores(run.id - _SCORED_RUNS)
         return run
+
+    def _drop_scores(self, last: int) -> None:
+        """Drops the requests' scores, most of a trial's size, from trials of the runs up to ``last``."""
+        rows = self.read(
+            "SELECT * FROM trials WHERE run <= ? AND result LIKE '%\"scores\":[%' AND result NOT LIKE '%\"scores\":[]%'"
+            " LIMIT ?",
+            (last, _DROPPED_AT_ONCE),
+        )
+        with self.transaction() as db:
+            for trial in map(_trial, rows):
+                assert trial.result is not None
+                result = RESULT.dump_json(replace(trial.result, scores=())).decode()
+                db.execute(
+                    "UPDATE trials SET result = ? WHERE run = ? AND number = ?", (result, trial.run, trial.number)
+                )
 
     def end_run(self, run: int, decision: Decision) -> None:
         """Ends a run with its decision."""
@@ -270,6 +290,15 @@ class Journal(JournalFile):
         """The state at ``at``, seconds since the epoch."""
         rows = self.read("SELECT * FROM states WHERE at <= ? ORDER BY id DESC LIMIT 1", (at,))
         return _state(rows[0]) if rows else None
+
+    def last_busy_at(self) -> float | None:
+        """When the last sidecar last left the state of serving, seconds since the epoch; None if none ever ran."""
+        rows = self.read(
+            "SELECT at FROM states WHERE id > coalesce((SELECT max(id) FROM states WHERE state = ?1 AND id <"
+            " (SELECT max(id) FROM states WHERE state != ?1)), 0) ORDER BY id LIMIT 1",
+            (State.SERVING,),
+        )
+        return float(rows[0]["at"]) if rows else None
 
     def states(self, since: float = 0.0) -> list[StateRecord]:
         """The states entered at ``since`` or later, oldest first."""

@@ -52,6 +52,7 @@ class Service:
         )
         self._orders = Orders(parts.journal)
         self._schedule = WindowSchedule(config.window, time.time(), time.time())
+        self._due_at: float | None = None  # of a window that may still open
         self._making_up: MissedWindows | None = None
         parts.journal.patience_s = _PATIENCE_S
         self._probed_at = 0.0
@@ -89,18 +90,11 @@ class Service:
     def _begin(self) -> None:
         """Takes over from an earlier sidecar, up to the first token. Raises Cancelled, EngineCrashed, Superseded."""
         self._take_over()
-        self._schedule = WindowSchedule(self._config.window, self._last_active(), time.time(), self._opened())
+        self._schedule = self._continued_schedule()
         end_interrupted(self._parts.journal, "the sidecar ended during the run", self._progress.say)
         self._serving.recover()
         self._end_window()
         self._probed_at = time.monotonic()
-
-    def _opened(self) -> list[float]:
-        """When the windows opened by earlier sidecars were due, seconds since the epoch."""
-        try:
-            return self._parts.operations.opened_windows()
-        except JournalError:
-            return []
 
     def _take_over(self) -> None:
         try:
@@ -112,15 +106,18 @@ class Service:
         except JournalError as error:
             self._say_once(str(error))
 
-    def _last_active(self) -> float:
-        """When an earlier sidecar last recorded a state or window, seconds since the epoch; now if none ever did."""
+    def _continued_schedule(self) -> WindowSchedule:
+        """The schedule from where an earlier sidecar left it.
+
+        What was due before its last busy time, a restart or a window, has a record, except for a window that could
+        still have opened then.
+        """
+        window, now = self._config.window, time.time()
         try:
-            state = self._parts.journal.state()
-            window = self._parts.operations.events([EventKind.WINDOW_OPENED, EventKind.WINDOW_ENDED], 1)
+            busy_at, handled = self._parts.journal.last_busy_at(), self._parts.operations.handled_windows()
         except JournalError:
-            return time.time()
-        times = [*([state.at] if state is not None else []), *(event.at for event in window)]
-        return max(times, default=time.time())
+            busy_at, handled = None, []
+        return WindowSchedule(window, now if busy_at is None else busy_at - window.lateness_s, now, handled)
 
     def _say_once(self, trouble: str) -> None:
         """Logs a recurring problem once, until it changes."""
@@ -143,6 +140,7 @@ class Service:
         self._hooks.after_restore()
         self._journal_restore.look()
         self._catch_up()
+        self._observe_schedule()
         serving = self._serving
         if not serving.alive():
             serving.restart(Cause.ENGINE_CRASHED, "the serving engine crashed")
@@ -150,7 +148,7 @@ class Service:
             serving.replace(Cause.ROLLED_BACK, f"promotion {serving.promotion} was rolled back")
         elif (order := self._ordered()) is not None:
             self._carry_out(order)
-        elif self._scheduled():
+        elif self._open_due():
             pass
         elif serving.doubtful() or time.monotonic() - self._probed_at >= _PROBE_EVERY_S:
             self._look()
@@ -198,18 +196,30 @@ class Service:
             order.id, OrderOutcome.DONE, f"{window_ending(ending.outcome, ending.decision)}: {ending.reason}"
         )
 
-    def _scheduled(self) -> bool:
-        """Opens the window that is due and records missed ones; returns whether a window was opened."""
+    def _observe_schedule(self) -> None:
+        """Records what was missed, before anything else is done; remembers the window that is due."""
         due, missed = self._schedule.due(time.time())
         if missed is not None:
             self._missed(missed)
         if due is not None:
-            return self._open_scheduled(due.at, due.duration_s, "the window has opened")
+            if self._due_at is not None:
+                self._missed(MissedWindows(self._due_at, self._due_at, 1))
+            self._due_at = due.at
+
+    def _open_due(self) -> bool:
+        """Opens the window that is due, or one to make up for a missed one; returns whether one was opened."""
+        window = self._config.window
+        if (due_at := self._due_at) is not None:
+            self._due_at = None
+            late_s = time.time() - due_at
+            if 0 <= late_s <= window.lateness_s:
+                return self._open_scheduled(due_at, window.duration - late_s, "the window has opened")
+            self._missed(MissedWindows(due_at, due_at, 1))
         making_up = self._making_up
         if making_up is None or self._refusal():
             return False
         why = f"a window has opened to make up for the one that was due {when(making_up.last)}"
-        return self._open_scheduled(making_up.last, self._config.window.duration, why)
+        return self._open_scheduled(making_up.last, window.duration, why)
 
     def _refusal(self) -> str:
         operations = self._parts.operations

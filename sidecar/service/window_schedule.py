@@ -36,13 +36,16 @@ class MissedWindows:
 class WindowSchedule:
     """Tracks the windows that are due; those up to ``after`` (seconds since the epoch) have been handled.
 
-    ``opened`` are earlier ones, which do not open again if the clock goes back.
+    ``handled`` are times, from and to, for which earlier windows have a record.
     """
 
-    def __init__(self, window: WindowConfig, after: float, now: float, opened: Sequence[float] = ()) -> None:
+    def __init__(
+        self, window: WindowConfig, after: float, now: float, handled: Sequence[tuple[float, float]] = ()
+    ) -> None:
         self._window = window
         self._after = min(max(after, now - _LOOKS_BACK_S), now)
-        self._dealt_with: deque[float] = deque(opened, maxlen=_REMEMBERED)
+        self._dealt_with: deque[float] = deque(maxlen=_REMEMBERED)
+        self._handled = handled
 
     def due(self, now: float) -> tuple[DueWindow | None, MissedWindows | None]:
         """Windows due since the last call: the newest if it may still open, and the missed ones."""
@@ -52,7 +55,7 @@ class WindowSchedule:
         if found and len(found) == _MOST_COUNTED:
             found += [at for at in self._between(latest, now) if at > found[-1]]
         self._after = now
-        found = [at for at in found if at not in self._dealt_with]
+        found = [at for at in found if at not in self._dealt_with and not self._is_handled(at)]
         self._dealt_with.extend(found[-_REMEMBERED:])
         due = None
         if found and found[-1] >= latest:
@@ -60,6 +63,9 @@ class WindowSchedule:
             due = DueWindow(at, self._window.duration - (now - at))
         missed = MissedWindows(found[0], found[-1], min(len(found), _MOST_COUNTED)) if found else None
         return due, missed
+
+    def _is_handled(self, at: float) -> bool:
+        return any(first <= at <= last for first, last in self._handled)
 
     def _between(self, after: float, now: float) -> list[float]:
         found: list[float] = []

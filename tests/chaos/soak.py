@@ -53,7 +53,8 @@ class Bound:
 
 
 BOUNDS = (
-    Bound("memory, MiB", lambda sample: sample.memory_mib, 8.0),
+    # Telemetry of the last eight engines is kept, with up to 10,000 requests each: 10 MiB for one that lived long.
+    Bound("memory, MiB", lambda sample: sample.memory_mib, 25.0),
     Bound("descriptors", lambda sample: sample.descriptors, 3.0),
     Bound("threads", lambda sample: sample.threads, 2.0),
     # The record itself: about 100 KiB a window.

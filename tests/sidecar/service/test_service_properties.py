@@ -165,9 +165,9 @@ class _Loop(Service):
     def cycle(self) -> None:
         self._cycle()
 
-    def _scheduled(self) -> bool:
+    def _open_due(self) -> bool:
         self.on_schedule()
-        return super()._scheduled()
+        return super()._open_due()
 
 
 class ServiceMachine(RuleBasedStateMachine):
