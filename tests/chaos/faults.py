@@ -440,7 +440,7 @@ def _refused(said: Path, code: int | None, expected: int) -> list[str]:
 
 _DISK = Settings(disk_bytes=DISK_BYTES)
 _LINKED = Settings(telemetry=True)
-_SHORT = Settings(duration_s=8.0, load_s=30.0)
+_SHORT = Settings(duration_s=40.0, load_s=60.0)
 _DEAF = Settings(ignore_sigterm=True)
 # Long enough for a promotion on a busy machine; the window ends early after its last trial.
 _LONG = Settings(duration_s=240.0)

@@ -131,7 +131,7 @@ def wrong_windows(rig: Rig) -> list[str]:
         "SELECT json_extract(content, '$.first_due'), json_extract(content, '$.last_due') FROM events"
         " WHERE kind = 'window_ended' AND json_extract(content, '$.first_due') IS NOT NULL"
     )
-    lateness_s = rig.settings.duration_s / 4
+    lateness_s = rig.settings.latest_start_s
     found = [f"a window opened {at - due:.1f} s late" for at, due in opened if at - due > lateness_s + _OPENING_S]
     found += [
         f"the window due at {due:.0f} opened {n} times" for due, n in Counter(d for _, d in opened).items() if n > 1
@@ -146,7 +146,7 @@ def _due(rig: Rig) -> list[float]:
     """When windows were due, every minute; leaves out those that may still open."""
     if not rig.settings.cron:
         return []
-    margin_s = rig.settings.duration_s / 4 + _OPENING_S
+    margin_s = rig.settings.latest_start_s + _OPENING_S
     found: list[float] = []
     for began, ended in rig.stretches:
         first = math.floor((began + _OPENING_S) / 60) + 1

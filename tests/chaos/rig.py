@@ -43,7 +43,8 @@ class Settings:
     """Settings of a run. ``improves``: whether the search can find something better than the incumbent."""
 
     improves: bool = True
-    duration_s: float = 20.0
+    # Room for an unmeasured start of each side of the validation, and a load after it; windows end after their last trial.
+    duration_s: float = 60.0
     load_s: float = 0.1
     telemetry: bool = False
     # Requests a second that the serving engine reports.
@@ -53,6 +54,7 @@ class Settings:
     start_s: float = 0.1
     # Windows by the clock; with a clock of its own, a run can jump from one to the next.
     cron: str = ""
+    latest_start_s: float = 3.0
     # Commands that get the run's folder as $0; see Rig.hook_processes.
     before_drain: str = ""
     after_restore: str = ""
@@ -141,7 +143,11 @@ class Rig:
         window: dict[str, Any] = {"duration": f"{self.settings.duration_s}s", "notice": "0s"}
         if self.settings.cron:
             # A window that a fault ends must not keep the next one from opening.
-            window |= {"cron": self.settings.cron, "after_failure": "0s"}
+            window |= {
+                "cron": self.settings.cron,
+                "after_failure": "0s",
+                "latest_start": f"{self.settings.latest_start_s}s",
+            }
         if self.settings.before_drain or self.settings.after_restore:
             hook = {
                 name: ["sh", "-c", script, str(self.folder)]

@@ -157,3 +157,16 @@ def test_what_is_damaged_is_said(journal: Journal, operations: Operations) -> No
 
     with pytest.raises(JournalError, match="the journal is damaged: event"):
         operations.paused()
+
+
+def test_a_pause_before_a_scheduled_window_wins(operations: Operations) -> None:
+    assert operations.record_opened(3600.0, reason="the window has opened")
+    operations.record(EventKind.WINDOW_ENDED, outcome=WindowOutcome.KEPT, reason="", first_due=3600.0, last_due=3600.0)
+    operations.record(EventKind.PAUSED, reason="release week")
+
+    assert not operations.record_opened(7200.0, reason="the window has opened")
+
+    assert operations.open_window() is None
+    # One that an operator asked for has begun before the pause, which says so.
+    assert operations.record_opened(None, reason="a window was requested")
+    assert operations.handled_windows() == [(3600.0, 3600.0), (3600.0, 3600.0)]

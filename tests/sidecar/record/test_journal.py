@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,27 @@ def test_what_is_written_is_read_by_the_next_sidecar(
     assert again.trials()[0].status is status
     assert [type(value) for value in again.trials()[0].plan.args.values()] == [int, float, bool, list]
     assert again.last_run() == run
+
+
+def test_only_the_newest_runs_keep_the_scores_of_their_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.record.journal._SCORED_RUNS", 3)
+    journal = Journal(tmp_path)
+    plan = Plan(Role.SEARCH, {"max_num_seqs": 8}, {"max_num_seqs": 8}, "anneal", "")
+    for _ in range(6):
+        run = journal.begin_run("digest", "{}", {})
+        for result in (served(-80.5, (0.1, 0.2)), Result(crash=oom("full")), None):
+            journal.end_trial(journal.begin_trial(run.id, plan), result)
+    journal.begin_run("digest", "{}", {})
+
+    by_run = {run: [t.result for t in journal.trials(run)] for run in range(1, 7)}
+    assert [len(results[0].scores) if results[0] else -1 for results in by_run.values()] == [0, 0, 0, 0, 2, 2]
+    # All else is kept.
+    assert {str(replace(results[0], scores=())) for results in by_run.values() if results[0]} == {
+        str(replace(served(-80.5, (0.1, 0.2)), scores=()))
+    }
+    assert all(results[1] == Result(crash=oom("full")) and results[2] is None for results in by_run.values())
 
 
 values = st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text()

@@ -60,6 +60,12 @@ def test_a_pause_after_the_start_says_so(journal: Journal) -> None:
     assert orders.pause(ALICE, "") == (0, True)
 
 
+def test_a_pause_during_a_scheduled_window_says_so(journal: Journal) -> None:
+    Operations(journal, "base").record_opened(3600.0, reason="the window has opened")
+
+    assert Orders(journal).pause(ALICE, "") == (0, True)
+
+
 def test_a_later_sidecar_carries_out_a_fresh_retune_and_ends_the_rest(journal: Journal, tmp_path: Path) -> None:
     orders = Orders(journal)
     for _ in range(3):

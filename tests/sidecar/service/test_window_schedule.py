@@ -95,3 +95,12 @@ def test_a_year_of_every_minute_is_counted_with_a_bound() -> None:
 
 def test_without_cron_nothing_is_due() -> None:
     assert WindowSchedule(WindowConfig(), 0.0, at("2 02:30")).due(at("3 02:30")) == (None, None)
+
+
+def test_what_has_a_record_of_an_earlier_sidecar_is_neither_opened_again_nor_missed() -> None:
+    handled = [(at("2 03:00"), at("2 03:00")), (at("2 05:00"), at("2 06:00"))]
+    due, missed = WindowSchedule(HOURLY, at("2 02:50"), at("2 08:30"), handled).due(at("2 08:30"))
+
+    assert due is None
+    assert missed is not None
+    assert (missed.first, missed.last, missed.count) == (at("2 04:00"), at("2 08:00"), 3)
