@@ -43,7 +43,7 @@ class Settings:
     """Settings of a run. ``improves``: whether the search can find something better than the incumbent."""
 
     improves: bool = True
-    # Room for an unmeasured start of each side of the validation, and a load after it; windows end after their last trial.
+    # Room for an unmeasured start of each side of the validation; a window ends after its last trial.
     duration_s: float = 60.0
     load_s: float = 0.1
     telemetry: bool = False
