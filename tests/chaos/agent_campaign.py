@@ -168,13 +168,14 @@ def _struck(rig: AgentRig, name: str, rng: random.Random) -> tuple[list[str], fl
     before = {(trial.run, trial.number): trial for trial in rig.trials()}
     FAULTS[name](rig, rng)
     ended = time.monotonic()
+    done = len(_finished(rig))
 
     def settled() -> bool:
         return state_of(rig.config) == "serving" and bool(served_seqs(port)) and rig.sidecar.poll() is None
 
-    back = _until(lambda: served_seqs(port) or state_of(rig.config) in ("tuning", "validating"), BACK_S)
+    back = _until(lambda: served_seqs(port) or len(_finished(rig)) > done, BACK_S)
     if back is None:
-        wrong.append(f"neither served nor tuned {BACK_S:.0f} s after the fault")
+        wrong.append(f"{BACK_S:.0f} s after the fault nothing served, and no trial had ended")
     if _until(settled, _SETTLED_S) is None:
         wrong.append(f"not serving {_SETTLED_S:.0f} s after the fault: {state_of(rig.config)}")
     after = {(trial.run, trial.number): trial for trial in rig.trials()}
@@ -187,6 +188,10 @@ def _struck(rig: AgentRig, name: str, rng: random.Random) -> tuple[list[str], fl
     starts = [json.loads(line) for line in (rig.agent.state.parent / "starts.jsonl").read_text().split("\n") if line]
     wrong += [f"an engine was started beside another: {start}" for start in starts if not start["free"]]
     return wrong, (back if back is not None else time.monotonic() - ended)
+
+
+def _finished(rig: AgentRig) -> list[Trial]:
+    return [trial for trial in rig.trials() if trial.result is not None]
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 from agent_process import AgentProcess, agent_process, served_seqs
 from fake_vllm import OUT_OF_MEMORY
@@ -19,6 +20,7 @@ from sidecar.record.journal import Journal
 from vllm_sloguard.wire import agent_pb2 as pb
 from vllm_sloguard.wire.agent_pb2_grpc import AgentServiceStub
 
+MOST_RESIDENT_BYTES = 150 * 2**20
 # Longer than the lease.
 FROZEN_S = 12.0
 
@@ -52,6 +54,13 @@ def test_a_whole_window(agent: AgentProcess, tmp_path: Path) -> None:
     crashes = [trial.result.crash for trial in trials if trial.result is not None and trial.result.crash is not None]
     assert [crash.category for crash in crashes] == ["out_of_memory"]
     assert "CUDA out of memory" in crashes[0].evidence
+
+    # It needs neither vLLM nor torch, and little memory.
+    mapped = Path(f"/proc/{serve.pid}/maps").read_text()
+    assert not [line for line in mapped.splitlines() if "/torch/" in line or "/vllm/" in line]
+    resident = psutil.Process(serve.pid).memory_info().rss
+    assert resident < MOST_RESIDENT_BYTES, f"{resident / 2**20:.0f} MiB"
+    print(f"the sidecar's resident memory: {resident / 2**20:.0f} MiB")
 
     # The agent keeps the service, and the next sidecar adopts it.
     promoted = served_seqs(port)
