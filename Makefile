@@ -28,10 +28,12 @@ test: setup
 
 # Faults at random moments of every state, on fake engines; RUNS=300 takes a quarter of an hour.
 RUNS ?= 200
+AGENT_RUNS ?= 20
 SEED ?= 0
 
 chaos: setup
 	$(BIN)/python tests/chaos/campaign.py --runs $(RUNS) --seed $(SEED)
+	$(BIN)/python tests/chaos/agent_campaign.py --runs $(AGENT_RUNS) --seed $(SEED)
 
 # Six hours of a service in 20 minutes, with traffic, windows and faults: memory, descriptors, threads and disk are flat.
 soak: setup
