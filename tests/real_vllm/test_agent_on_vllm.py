@@ -69,6 +69,7 @@ def serving(config: Config) -> str:
         return ""
 
 
+@pytest.mark.skipif(os.environ.get("SLOGUARD_LONG_TESTS") != "1", reason="ten minutes; set SLOGUARD_LONG_TESTS=1")
 @pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces need root")
 def test_a_window_across_namespaces(tmp_path: Path) -> None:
     socket, agent_state = tmp_path / "socket" / "agent.sock", tmp_path / "agent"
