@@ -10,10 +10,10 @@ from sidecar.cli.places import ConfigOption, StateFolder, config_of, folder_of
 from sidecar.cli.rendering import AsJson
 from sidecar.format import assignments, setting, when
 from sidecar.record import lock
+from sidecar.record.action_queue import ActionQueue, OperatorAction
 from sidecar.record.decisions import Decision, decision_as_json, evidence_as_json
 from sidecar.record.events import Event, EventKind, Operations
 from sidecar.record.journal import Journal, Promoted, Run, StateRecord
-from sidecar.record.orders import OperatorOrder, Orders
 from sidecar.record.states import COMING_UP, State
 from sidecar.record.trial_states import TRIAL_STATES
 from sidecar.record.wording import OUTCOMES, misses_slo
@@ -40,9 +40,9 @@ def history(state: StateFolder = None, config_file: ConfigOption = None, as_json
     decisions = journal.decisions()
     promotions = [_promotion(p, current, decisions) for p in operations.promotions()]
     windows = [_window(e) for e in operations.events([EventKind.WINDOW_ENDED])]
-    orders = [_order(order) for order in Orders(journal).recent()]
+    actions = [_action(action) for action in ActionQueue(journal).recent()]
     if as_json_:
-        print(json.dumps({"promotions": promotions, "windows": windows, "orders": orders}))
+        print(json.dumps({"promotions": promotions, "windows": windows, "actions": actions}))
         return
     for p in promotions:
         evidence = f": {p['evidence']['reason']}" if p["evidence"] else ""
@@ -52,24 +52,24 @@ def history(state: StateFolder = None, config_file: ConfigOption = None, as_json
             print(f"  rolled back {when(p['rolled_back_at'])}, quarantined: {p['rollback_reason']}")
     for w in windows:
         print(f"window of {when(w['at'])}: {w['shown']}: {w['reason']}")
-    for o in orders:
+    for o in actions:
         who = f" by {o['who']}" if o["who"] else ""
         result = f": {o['result']}" if o["result"] else ""
-        print(f"order of {when(o['at'])}: {o['kind']}{who} ({o['door']}): {o['outcome'].replace('_', ' ')}{result}")
-    if not promotions and not windows and not orders:
+        print(f"action of {when(o['at'])}: {o['kind']}{who} ({o['door']}): {o['outcome'].replace('_', ' ')}{result}")
+    if not promotions and not windows and not actions:
         print("no promotions, no windows and no operator actions yet")
 
 
-def _order(order: OperatorOrder) -> dict[str, Any]:
+def _action(action: OperatorAction) -> dict[str, Any]:
     return {
-        "order": order.id,
-        "at": order.at,
-        "kind": order.kind,
-        "door": order.sender.door,
-        "who": order.sender.who,
-        "outcome": order.outcome,
-        "result": order.result,
-        "ended_at": order.ended_at,
+        "action": action.id,
+        "at": action.at,
+        "kind": action.kind,
+        "door": action.sender.door,
+        "who": action.sender.who,
+        "outcome": action.outcome,
+        "result": action.result,
+        "ended_at": action.ended_at,
     }
 
 

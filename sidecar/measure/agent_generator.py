@@ -6,7 +6,7 @@ from collections import deque
 from sidecar.engine.agent_client import AgentClient, AgentLost, AgentRefused, AgentUnknown
 from sidecar.engine.agent_engine import AGENT_URL
 from sidecar.measure.load_client import LoadError
-from vllm_sloguard.starts.load_protocol import EndLoad, GeneratorOrder
+from vllm_sloguard.starts.load_protocol import EndLoad, GeneratorCommand
 from vllm_sloguard.wire import agent_pb2 as pb
 
 _WAIT_S = 0.2
@@ -33,7 +33,7 @@ class AgentGenerator:
         self._lines.clear()
         return True
 
-    def send(self, order: GeneratorOrder) -> None:
+    def send(self, order: GeneratorCommand) -> None:
         """Raises LoadError, AgentLost."""
         request = pb.SendToLoadClientRequest(
             controller=self._client.controller, request_id=uuid.uuid4().hex, client_id=self._client_id

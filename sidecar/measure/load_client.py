@@ -19,8 +19,8 @@ from vllm_sloguard.agent.private_files import umask_of_children
 from vllm_sloguard.starts import warmup
 from vllm_sloguard.starts.load_protocol import (
     EndLoad,
+    GeneratorCommand,
     GeneratorMessage,
-    GeneratorOrder,
     LoadDelta,
     LoadFailure,
     LoadReport,
@@ -52,7 +52,7 @@ class GeneratorProcess(Protocol):
         """Starts it without waiting, unless it runs; returns whether it was started. Raises LoadError."""
         ...
 
-    def send(self, order: GeneratorOrder) -> None:
+    def send(self, order: GeneratorCommand) -> None:
         """Raises LoadError."""
         ...
 
@@ -96,7 +96,7 @@ class LocalGenerator:
         threading.Thread(target=_drain, args=(self._process, self._answers), daemon=True).start()
         return True
 
-    def send(self, order: GeneratorOrder) -> None:
+    def send(self, order: GeneratorCommand) -> None:
         """Raises LoadError."""
         assert self._process is not None
         assert self._process.stdin is not None

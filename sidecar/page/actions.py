@@ -6,7 +6,7 @@ import grpc
 from pydantic import BaseModel, ConfigDict, Field
 
 from sidecar.config.schema import Config
-from sidecar.record.orders import Door
+from sidecar.record.action_queue import Door
 from sidecar.service.control_rpc import DOOR_KEY
 from vllm_sloguard.hooks.telemetry_client import unix_target
 from vllm_sloguard.wire import control_pb2 as pb

@@ -83,8 +83,8 @@ CREATE INDEX events_by_kind ON events (kind, id);
 _BOOT = """
 ALTER TABLE engines ADD COLUMN boot_id TEXT NOT NULL DEFAULT ''; -- of the kernel under which pid and started_at hold
 """
-_ORDERS = """
-CREATE TABLE orders (               -- see sidecar.record.orders
+_ACTIONS = """
+CREATE TABLE actions (               -- see sidecar.record.action_queue
     id INTEGER PRIMARY KEY,
     at REAL NOT NULL,
     kind TEXT NOT NULL,
@@ -94,12 +94,12 @@ CREATE TABLE orders (               -- see sidecar.record.orders
     result TEXT NOT NULL,
     ended_at REAL
 );
-CREATE INDEX orders_by_outcome ON orders (outcome, kind, id);
+CREATE INDEX actions_by_outcome ON actions (outcome, kind, id);
 """
 _CAUSES = """
 ALTER TABLE states ADD COLUMN cause TEXT NOT NULL DEFAULT ''; -- sidecar.record.states.Cause; empty in older rows
 UPDATE states SET cause = 'engine_stopped' WHERE state = 'halted' AND reason = 'stopped, with its engine';
 UPDATE states SET cause = 'engine_left' WHERE state = 'halted' AND reason = 'stopped; the engine serves on';
 """
-MIGRATIONS = (_FIRST, _LEARNED, _EVIDENCE, _OPERATIONS, _BOOT, _ORDERS, _CAUSES)
-LEARNED, OPERATIONS, ORDERS, VERSION = 2, 4, 6, len(MIGRATIONS)
+MIGRATIONS = (_FIRST, _LEARNED, _EVIDENCE, _OPERATIONS, _BOOT, _ACTIONS, _CAUSES)
+LEARNED, OPERATIONS, ACTIONS, VERSION = 2, 4, 6, len(MIGRATIONS)

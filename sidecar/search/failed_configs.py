@@ -28,13 +28,13 @@ def trials_run(history: Sequence[Observation]) -> int:
 
 
 @dataclass(frozen=True)
-class Failures:
+class FailedConfigs:
     """Exact configurations that failed, over the knobs of the space."""
 
     configs: frozenset[frozenset[Setting]]
 
     @classmethod
-    def of(cls, space: Space, history: Sequence[Observation]) -> "Failures":
+    def of(cls, space: Space, history: Sequence[Observation]) -> "FailedConfigs":
         """Those of ``history``."""
         return cls(frozenset(frozenset(space.active(o.config).items()) for o in history if failed(o)))
 

@@ -21,7 +21,7 @@ _RECENT = 40  # latest observations searched for configurations that ran
 
 
 @dataclass(frozen=True)
-class Admission:
+class FeasibilityFilter:
     """Turns proposals into runnable ones. ``most_share`` and ``least_room`` are the limits, margin included."""
 
     space: Space
@@ -33,7 +33,7 @@ class Admission:
     @classmethod
     def after(
         cls, space: Space, context: Context, history: Sequence[Observation], centre: KnobValues, *, rules: bool
-    ) -> "Admission":
+    ) -> "FeasibilityFilter":
         """With the guard's limits around ``centre``; without a guard there are none."""
         if context.project is None:
             return cls(space, context, rules)

@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, create_trial
 
 from sidecar.search.contract import Observation, Proposal
-from sidecar.search.failed_configs import Failures
+from sidecar.search.failed_configs import FailedConfigs
 from sidecar.search.knob_values import centre, nearest
 from sidecar.search.space import Space
 from sidecar.search.tpe import OPTUNA_STARTUP_TRIALS, decoded_value, distribution, drawn, random_start, unless_failed
@@ -43,12 +43,12 @@ class Gp:
     def ask(self, history: Sequence[Observation]) -> Proposal:
         """The point of highest constrained expected improvement, or a neighbour if that very point has failed."""
         rng = np.random.default_rng([self.seed, len(history)])
-        failures = Failures.of(self.space, history)
+        failed_configs = FailedConfigs.of(self.space, history)
         if why := random_start(history, self.startup):
-            return drawn(self.space, failures, rng, GP_PHASE, why)
+            return drawn(self.space, failed_configs, rng, GP_PHASE, why)
         best = self._best(history, int(rng.integers(2**31)))
         why = f"constrained expected improvement over {len(history)} trials"
-        return unless_failed(self.space, failures, rng, Proposal(best, GP_PHASE, why))
+        return unless_failed(self.space, failed_configs, rng, Proposal(best, GP_PHASE, why))
 
     def _best(self, history: Sequence[Observation], seed: int) -> dict[str, Value]:
         """GPSampler's suggestion. Every knob is in every trial, since it supports no conditional ones."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sidecar.search.contract import Observation, Proposal
-from sidecar.search.failed_configs import Failures
+from sidecar.search.failed_configs import FailedConfigs
 from sidecar.search.space import Space
 
 RANDOM_PHASE = "random"
@@ -22,6 +22,6 @@ class Uniform:
     def ask(self, history: Sequence[Observation]) -> Proposal:
         """A uniform draw, repeated if that configuration has failed before (only likely in tiny spaces)."""
         rng = np.random.default_rng([self.seed, len(history)])
-        failures = Failures.of(self.space, history)
-        config, why = failures.avoiding(lambda: (self.space.sample(rng), "uniform draw"))
+        failed_configs = FailedConfigs.of(self.space, history)
+        config, why = failed_configs.avoiding(lambda: (self.space.sample(rng), "uniform draw"))
         return Proposal(config, RANDOM_PHASE, why)

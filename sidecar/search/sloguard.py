@@ -19,8 +19,8 @@ from sidecar.search.candidates import around, by_choice
 from sidecar.search.contract import Context, Observation, ObservedStatus, Proposal
 from sidecar.search.crash_risk import CrashRisk, threshold
 from sidecar.search.encoding import Array, Encoding
-from sidecar.search.failed_configs import Failures, failed
-from sidecar.search.feasibility_filter import Admission
+from sidecar.search.failed_configs import FailedConfigs, failed
+from sidecar.search.feasibility_filter import FeasibilityFilter
 from sidecar.search.latency_priors import eager_effect
 from sidecar.search.recommendation import Recommendation, recommended
 from sidecar.search.space import Space
@@ -68,7 +68,7 @@ class _View:
     history: Sequence[Observation]
     centre: Array
     model: Surrogate
-    admission: Admission
+    admitting: FeasibilityFilter
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ class SloGuard:
         """The incumbent; annealing while no trial has run and there is no incumbent; then the models' choice."""
         incumbent = self.context.incumbent if self.parts.incumbent else None
         keys = [_key(self.space.active(o.config)) for o in history]
-        failures = Failures(frozenset(key for key, o in zip(keys, history, strict=True) if failed(o)))
+        failed_configs = FailedConfigs(frozenset(key for key, o in zip(keys, history, strict=True) if failed(o)))
         if incumbent is not None and not any(not o.prior for o in history):
             start = self.space.project(incumbent)
-            if start not in failures:
+            if start not in failed_configs:
                 return Proposal(start, "incumbent", "the current configuration, as the starting point")
         served = any(o.outcome in (ObservedStatus.FEASIBLE, ObservedStatus.INFEASIBLE) for o in history)
         if not served and incumbent is None:
-            return self._annealed(history, failures)
+            return self._annealed(history, failed_configs)
         if not self.parts.estimates:
             history = [_as_bounds(o) for o in history]
         repeat = self._repeat(history) if self.parts.repeats else None
@@ -103,15 +103,15 @@ class SloGuard:
         places = self._candidates(view, rng)
         this_run = [o for o in history if not o.prior]
         if stalled(this_run, self.budget // _EXPLORATIONS) and self._scores(view, places[:1])[0] < _LITTLE_GAIN:
-            explored = self._explored(view, failures, frozenset(keys), rng)
+            explored = self._explored(view, failed_configs, frozenset(keys), rng)
             if explored is not None:
                 return explored
         # Repeat a configuration only if nothing else is left: repeats did not help.
-        configs = self._admitted(view, places, failures, frozenset(keys)) or self._admitted(
-            view, places, failures, frozenset()
+        configs = self._admitted(view, places, failed_configs, frozenset(keys)) or self._admitted(
+            view, places, failed_configs, frozenset()
         )
         if not configs:
-            return self._annealed(history, failures)
+            return self._annealed(history, failed_configs)
         scores = self._scores(view, self.encoding.encode(configs)) - self._cold(configs)
         return self._explained(view, configs[int(np.argmax(scores))])
 
@@ -148,15 +148,15 @@ class SloGuard:
     def _known(self) -> Context:
         return self.context if self.parts.guard else replace(self.context, project=None)
 
-    def _annealed(self, history: Sequence[Observation], failures: Failures) -> Proposal:
+    def _annealed(self, history: Sequence[Observation], failed_configs: FailedConfigs) -> Proposal:
         """Annealing's proposal as it would run; redrawn if it is not admissible or has failed."""
         proposal = Annealing(self.space, self.seed, self.budget).ask(history)
-        admission = Admission(self.space, self._known, rules=self.parts.priors)
+        admitting = FeasibilityFilter(self.space, self._known, rules=self.parts.priors)
         rng = np.random.default_rng([self.seed, len(history), 2])
         drawn = proposal.config
         for _ in range(_ADMITTED):
-            config = admission.admitted(drawn)
-            if config is not None and config not in failures:
+            config = admitting.admitted(drawn)
+            if config is not None and config not in failed_configs:
                 return replace(proposal, config=config)
             drawn = self.space.sample(rng)
         return proposal
@@ -175,10 +175,10 @@ class SloGuard:
         if feasible.any() and model.loss is not None:
             here = places[feasible]
             centre = here[int(np.argmin(model.loss.predict(here).mean + model.doubt(here)))]
-        admission = Admission.after(
+        admitting = FeasibilityFilter.after(
             self.space, self._known, history, self.encoding.decode(centre), rules=self.parts.priors
         )
-        return _View(history, centre, model, admission)
+        return _View(history, centre, model, admitting)
 
     def _start(self, tried: Sequence[Observation], places: Array) -> Array:
         """The best feasible point, else the smallest violation, else the last trial or the incumbent."""
@@ -202,13 +202,17 @@ class SloGuard:
         return places[np.argsort(-scores, kind="stable")]
 
     def _explored(
-        self, view: _View, failures: Failures, tried: frozenset[frozenset[tuple[str, Value]]], rng: np.random.Generator
+        self,
+        view: _View,
+        failed_configs: FailedConfigs,
+        tried: frozenset[frozenset[tuple[str, Value]]],
+        rng: np.random.Generator,
     ) -> Proposal | None:
         """Of random draws, the plausible configuration farthest from all trials; None if none is plausible."""
         drawn = self.encoding.encode([self.space.sample(rng) for _ in range(_DRAWN)])
         far = self._distances(view, drawn)
         order = np.argsort(-far, kind="stable")
-        configs = self._admitted(view, drawn[order[np.isfinite(far[order])]], failures, tried)
+        configs = self._admitted(view, drawn[order[np.isfinite(far[order])]], failed_configs, tried)
         if not configs:
             return None
         far = self._distances(view, self.encoding.encode(configs))
@@ -247,7 +251,7 @@ class SloGuard:
         return _COLD * np.array([is_cold is not None and is_cold(config) for config in configs])
 
     def _admitted(
-        self, view: _View, places: Array, failures: Failures, barred: frozenset[frozenset[tuple[str, Value]]]
+        self, view: _View, places: Array, failed_configs: FailedConfigs, barred: frozenset[frozenset[tuple[str, Value]]]
     ) -> list[dict[str, Value]]:
         """The first of ``places`` as they would run: admitted, not failed, not barred, without duplicates."""
         found: dict[frozenset[tuple[str, Value]], dict[str, Value]] = {}
@@ -257,8 +261,8 @@ class SloGuard:
             if (key := _key(decoded)) in asked:
                 continue
             asked.add(key)
-            config = view.admission.admitted(decoded)
-            if config is not None and config not in failures and _key(config) not in barred:
+            config = view.admitting.admitted(decoded)
+            if config is not None and config not in failed_configs and _key(config) not in barred:
                 found.setdefault(_key(config), config)
                 if len(found) == _ADMITTED:
                     break

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sidecar.search.contract import Observation, ObservedStatus, Proposal
-from sidecar.search.failed_configs import Blacklist, Failures
+from sidecar.search.failed_configs import Blacklist, FailedConfigs
 from sidecar.search.paper_constants import PUBLISHED
 from sidecar.search.space import Space
 from vllm_sloguard.knobs import KnobValues, Value
@@ -116,10 +116,10 @@ class Annealing:
         """Random initial trials, the incumbent included, then neighbours of the current state."""
         rng = np.random.default_rng([self.seed, len(history)])
         state = fold(history, self.seed)
-        failures = Failures.of(self.space, history)
+        failed_configs = FailedConfigs.of(self.space, history)
         if state.current is None or state.trials < PUBLISHED.initial_trials:
             why = f"random start, {state.trials + 1} of {PUBLISHED.initial_trials}"
-            config, why = failures.avoiding(lambda: (self.space.sample(rng), why))
+            config, why = failed_configs.avoiding(lambda: (self.space.sample(rng), why))
             return Proposal(config, TBA_PHASE, why)
         current, blacklist = state.current, Blacklist.of(self.space, history)
         structural, spread = self.structural(state.trials), PUBLISHED.step * state.temperature
@@ -127,11 +127,11 @@ class Annealing:
         def neighbour() -> tuple[dict[str, Value], str]:
             return self.space.neighbour(current, rng, structural, spread, blacklist.permits)
 
-        config, changed = failures.avoiding(neighbour)
-        if config not in failures:
+        config, changed = failed_configs.avoiding(neighbour)
+        if config not in failed_configs:
             return Proposal(config, TBA_PHASE, f"T={state.temperature:.2f}, changed {changed or 'nothing'}")
         why = f"T={state.temperature:.2f}, random, since all neighbours have failed"
-        config, why = failures.avoiding(lambda: (self.space.sample(rng), why))
+        config, why = failed_configs.avoiding(lambda: (self.space.sample(rng), why))
         return Proposal(config, TBA_PHASE, why)
 
     def structural(self, trials: int) -> float:

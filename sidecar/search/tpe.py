@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, create_trial
 
 from sidecar.search.contract import Observation, ObservedStatus, Proposal
-from sidecar.search.failed_configs import Failures, failed, trials_run
+from sidecar.search.failed_configs import FailedConfigs, failed, trials_run
 from sidecar.search.knob_values import numeric_bounds, tidy
 from sidecar.search.paper_constants import PUBLISHED
 from sidecar.search.space import Space
@@ -78,12 +78,15 @@ class Tpe:
     def ask(self, history: Sequence[Observation]) -> Proposal:
         """The point of highest expected improvement, or a neighbour if that very point has failed."""
         rng = np.random.default_rng([self.seed, len(history)])
-        failures = Failures.of(self.space, history)
+        failed_configs = FailedConfigs.of(self.space, history)
         if why := random_start(history, self.startup):
-            return drawn(self.space, failures, rng, TPE_PHASE, why)
+            return drawn(self.space, failed_configs, rng, TPE_PHASE, why)
         best = self._best(history, int(rng.integers(2**31)))
         return unless_failed(
-            self.space, failures, rng, Proposal(best, TPE_PHASE, f"expected improvement over {len(history)} trials")
+            self.space,
+            failed_configs,
+            rng,
+            Proposal(best, TPE_PHASE, f"expected improvement over {len(history)} trials"),
         )
 
     def _best(self, history: Sequence[Observation], seed: int) -> dict[str, Value]:
@@ -110,18 +113,18 @@ def random_start(history: Sequence[Observation], startup: int) -> str:
     return "random, no trial has run yet" if all(failed(observation) for observation in history) else ""
 
 
-def drawn(space: Space, failures: Failures, rng: np.random.Generator, phase: str, why: str) -> Proposal:
+def drawn(space: Space, failed_configs: FailedConfigs, rng: np.random.Generator, phase: str, why: str) -> Proposal:
     """A random configuration that has not failed."""
-    config, why = failures.avoiding(lambda: (space.sample(rng), why))
+    config, why = failed_configs.avoiding(lambda: (space.sample(rng), why))
     return Proposal(config, phase, why)
 
 
-def unless_failed(space: Space, failures: Failures, rng: np.random.Generator, best: Proposal) -> Proposal:
+def unless_failed(space: Space, failed_configs: FailedConfigs, rng: np.random.Generator, best: Proposal) -> Proposal:
     """``best``, or a neighbour if that very point has failed."""
-    if best.config not in failures:
+    if best.config not in failed_configs:
         return best
     spread = PUBLISHED.step * PUBLISHED.temperature_start
-    config, changed = failures.avoiding(
+    config, changed = failed_configs.avoiding(
         lambda: space.neighbour(best.config, rng, PUBLISHED.structural_start, spread),
     )
     return Proposal(config, best.phase, f"changed {changed or 'nothing'}, the point of expected improvement has failed")

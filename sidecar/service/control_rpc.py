@@ -10,9 +10,9 @@ import grpc
 from sidecar.config.schema import Config
 from sidecar.config.window import LONGEST_WINDOW_S
 from sidecar.observe.telemetry import TelemetryHub
+from sidecar.record.action_queue import ActionKind, ActionOutcome, ActionQueue, Door, Sender
 from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import Journal, JournalError, Superseded
-from sidecar.record.orders import Door, OrderKind, OrderOutcome, Orders, Sender
 from sidecar.record.states import IN_A_WINDOW
 from sidecar.service.mailbox import Mailbox, busy_reason, serving_rate
 from sidecar.service.window_policy import window_refusal
@@ -38,11 +38,11 @@ class Control(ControlServiceServicer):
     def Retune(self, request: pb.RetuneRequest, context: grpc.ServicerContext) -> pb.RetuneResponse:  # noqa: N802
         """Requests a tuning window."""
         asked = self._requests
-        with self._journal(request.epoch, context) as (operations, orders):
+        with self._journal(request.epoch, context) as (operations, actions):
             why_not = busy_reason(asked)
             if why_not:
                 why_not += "; it is also paused: `sloguard resume`" if operations.paused() is not None else ""
-            elif orders.waiting():
+            elif actions.waiting():
                 why_not = "a window has already been requested"
             if not 0 <= request.duration_seconds <= LONGEST_WINDOW_S:
                 text = f"duration_seconds: from 0 to {LONGEST_WINDOW_S} are allowed"
@@ -56,20 +56,20 @@ class Control(ControlServiceServicer):
                 request.force,
             )
             if why_not:
-                orders.settle(OrderKind.RETUNE, _sender(context), OrderOutcome.REFUSED, why_not)
+                actions.settle(ActionKind.RETUNE, _sender(context), ActionOutcome.REFUSED, why_not)
                 _refuse(context, why_not)
-            orders.accept(OrderKind.RETUNE, _sender(context), request.duration_seconds)
+            actions.accept(ActionKind.RETUNE, _sender(context), request.duration_seconds)
         asked.retune.set()
         return pb.RetuneResponse()
 
     def Pause(self, request: pb.PauseRequest, context: grpc.ServicerContext) -> pb.PauseResponse:  # noqa: N802
         """Records the pause and cancels any retune that has not started; the loop checks both before each window."""
-        with self._journal(request.epoch, context) as (operations, orders):
+        with self._journal(request.epoch, context) as (operations, actions):
             reason, paused = " ".join(request.reason.split())[:_LONGEST_REASON], operations.paused()
             if paused is not None and reason in ("", paused.reason):
-                orders.settle(OrderKind.PAUSE, _sender(context), OrderOutcome.DONE, "already paused")
+                actions.settle(ActionKind.PAUSE, _sender(context), ActionOutcome.DONE, "already paused")
                 return pb.PauseResponse(summary="already paused")
-            cancelled, started = orders.pause(_sender(context), reason)
+            cancelled, started = actions.pause(_sender(context), reason)
             if paused is not None:
                 before = f', was "{paused.reason}"' if paused.reason else ""
                 return pb.PauseResponse(summary=f'already paused; the reason is now "{reason}"{before}')
@@ -82,31 +82,31 @@ class Control(ControlServiceServicer):
 
     def Resume(self, request: pb.ResumeRequest, context: grpc.ServicerContext) -> pb.ResumeResponse:  # noqa: N802
         """Lifts a pause."""
-        with self._journal(request.epoch, context) as (operations, orders):
+        with self._journal(request.epoch, context) as (operations, actions):
             if operations.paused() is None:
-                orders.settle(OrderKind.RESUME, _sender(context), OrderOutcome.DONE, "not paused")
+                actions.settle(ActionKind.RESUME, _sender(context), ActionOutcome.DONE, "not paused")
                 return pb.ResumeResponse(summary="not paused")
             operations.record(EventKind.RESUMED)
-            orders.settle(OrderKind.RESUME, _sender(context), OrderOutcome.DONE, "")
+            actions.settle(ActionKind.RESUME, _sender(context), ActionOutcome.DONE, "")
         return pb.ResumeResponse(summary="resumed: windows can open again")
 
     def Abort(self, request: pb.AbortRequest, context: grpc.ServicerContext) -> pb.AbortResponse:  # noqa: N802
         """Aborts the open window, or cancels a retune that has not started."""
-        with self._journal(request.epoch, context) as (_, orders):
-            if orders.cancel_retunes("aborted before it started"):
+        with self._journal(request.epoch, context) as (_, actions):
+            if actions.cancel_retunes("aborted before it started"):
                 summary = "the pending retune is cancelled: no window will open for it"
-                orders.settle(OrderKind.ABORT, _sender(context), OrderOutcome.DONE, summary)
+                actions.settle(ActionKind.ABORT, _sender(context), ActionOutcome.DONE, summary)
                 return pb.AbortResponse(summary=summary)
-            order = orders.accept(OrderKind.ABORT, _sender(context))
-            if self._requests.abort_window(order):
+            action = actions.accept(ActionKind.ABORT, _sender(context))
+            if self._requests.abort_window(action):
                 return pb.AbortResponse(summary="the window is aborted, and the previous configuration is restored")
             summary = f"no window is open: the sidecar is {self._requests.state}"
-            orders.end(order, OrderOutcome.TOO_LATE, summary)
+            actions.end(action, ActionOutcome.TOO_LATE, summary)
         return pb.AbortResponse(summary=summary)
 
     def Rollback(self, request: pb.RollbackRequest, context: grpc.ServicerContext) -> pb.RollbackResponse:  # noqa: N802
         """Records the rollback; the loop then notices that the current configuration has changed."""
-        with self._journal(request.epoch, context) as (operations, orders):
+        with self._journal(request.epoch, context) as (operations, actions):
             known = {p.id: p for p in operations.promotions()}
             promotion = known.get(request.promotion)
             current = operations.current()
@@ -120,12 +120,12 @@ class Control(ControlServiceServicer):
             after = operations.current()
             then = f"promotion {after.id} serves" if after is not None else "the file's own arguments serve"
             summary = f"promotion {promotion.id} is rolled back and quarantined: {then} next"
-            orders.settle(OrderKind.ROLLBACK, _sender(context), OrderOutcome.DONE, summary)
+            actions.settle(ActionKind.ROLLBACK, _sender(context), ActionOutcome.DONE, summary)
         self._requests.abort_window()
         return pb.RollbackResponse(summary=summary)
 
     @contextmanager
-    def _journal(self, epoch: int, context: grpc.ServicerContext) -> Generator[tuple[Operations, Orders]]:
+    def _journal(self, epoch: int, context: grpc.ServicerContext) -> Generator[tuple[Operations, ActionQueue]]:
         """Opens the journal on this thread; refuses requests meant for another controller, and journal errors."""
         own = self._requests.epoch
         if epoch and epoch != own:
@@ -135,7 +135,7 @@ class Control(ControlServiceServicer):
             with self._intact_journal_files(), closing(Journal(self._config.state)) as journal:
                 journal.act_for(own)
                 journal.still_mine()
-                yield Operations(journal, self._config.base_digest()), Orders(journal)
+                yield Operations(journal, self._config.base_digest()), ActionQueue(journal)
         except (JournalError, Superseded) as error:
             _refuse(context, str(error))
 
@@ -155,7 +155,7 @@ class Control(ControlServiceServicer):
 
 
 def _sender(context: grpc.ServicerContext) -> Sender:
-    """Who gives an order. A remote sender is authenticated by certificate; a local one states its own name."""
+    """Who gives an action. A remote sender is authenticated by certificate; a local one states its own name."""
     if not context.peer().startswith("unix"):
         names: Any = context.auth_context().get("x509_common_name", [])
         return Sender(Door.REMOTE, bytes(names[0]).decode("utf-8", errors="replace") if names else "")

@@ -12,9 +12,9 @@ from contextlib import suppress
 from sidecar.config.schema import Config
 from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.format import Say, when
+from sidecar.record.action_queue import ActionOutcome, ActionQueue, OperatorAction
 from sidecar.record.events import EventKind, WindowOutcome, window_ending
 from sidecar.record.journal import JournalError, Superseded
-from sidecar.record.orders import OperatorOrder, OrderOutcome, Orders
 from sidecar.record.states import Cause, State
 from sidecar.record.trial import Trial
 from sidecar.service.drain_hooks import HookRunner
@@ -50,7 +50,7 @@ class Service:
         self._window = TuningWindow(
             config, parts, self._progress, self._serving, notify, journal_restore=self._journal_restore
         )
-        self._orders = Orders(parts.journal)
+        self._actions = ActionQueue(parts.journal)
         self._schedule = WindowSchedule(config.window, time.time(), time.time())
         self._due_at: float | None = None  # of a window that may still open
         self._making_up: MissedWindows | None = None
@@ -101,7 +101,7 @@ class Service:
             self._requests.epoch = self._parts.journal.take_over(os.getpid())
             self._parts.runner.act_for(self._requests.epoch)
             self._parts.metrics.controller(self._requests.epoch)
-            self._orders.take_over()
+            self._actions.take_over()
             self._requests.retune.set()  # an earlier sidecar may have left one pending
         except JournalError as error:
             self._say_once(str(error))
@@ -146,8 +146,8 @@ class Service:
             serving.restart(Cause.ENGINE_CRASHED, "the serving engine crashed")
         elif serving.outdated():
             serving.replace(Cause.ROLLED_BACK, f"promotion {serving.promotion} was rolled back")
-        elif (order := self._ordered()) is not None:
-            self._carry_out(order)
+        elif (action := self._requested()) is not None:
+            self._carry_out(action)
         elif self._open_due():
             pass
         elif serving.doubtful() or time.monotonic() - self._probed_at >= _PROBE_EVERY_S:
@@ -173,27 +173,27 @@ class Service:
             self._end_window()
             self._behind = False
 
-    def _ordered(self) -> OperatorOrder | None:
+    def _requested(self) -> OperatorAction | None:
         """The pending retune, now marked as started."""
         if not self._requests.retune.is_set():
             return None
         self._requests.retune.clear()
         try:
-            return self._orders.begin_retune()
+            return self._actions.begin_retune()
         except JournalError:
             self._requests.retune.set()
             raise
 
-    def _carry_out(self, order: OperatorOrder) -> None:
+    def _carry_out(self, action: OperatorAction) -> None:
         self._requests.retune.set()  # another may be accepted while this window ends
         if (paused := self._parts.operations.paused()) is not None:
-            self._orders.end(order.id, OrderOutcome.REFUSED, f"paused: {paused.reason}")
+            self._actions.end(action.id, ActionOutcome.REFUSED, f"paused: {paused.reason}")
             return
         ending = self._window.open(
-            order.duration_s or self._config.window.duration, Cause.WINDOW_ASKED, "a window was requested"
+            action.duration_s or self._config.window.duration, Cause.WINDOW_ASKED, "a window was requested"
         )
-        self._orders.end(
-            order.id, OrderOutcome.DONE, f"{window_ending(ending.outcome, ending.decision)}: {ending.reason}"
+        self._actions.end(
+            action.id, ActionOutcome.DONE, f"{window_ending(ending.outcome, ending.decision)}: {ending.reason}"
         )
 
     def _observe_schedule(self) -> None:

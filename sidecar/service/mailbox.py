@@ -27,30 +27,30 @@ class Mailbox:
     deleted_journal_files: Callable[[], list[str]] = list[str]
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _window_open: bool = False
-    _abort_orders: list[int] = field(default_factory=list[int])
+    _abort_actions: list[int] = field(default_factory=list[int])
 
     def begin_window(self) -> None:
         """Aborts apply to this window from now on; stale ones are dropped."""
         with self._lock:
             self._window_open = True
-            self._abort_orders.clear()
+            self._abort_actions.clear()
             self.abort.clear()
 
     def end_window(self) -> list[int]:
-        """Stops accepting aborts for this window; returns the abort orders it received."""
+        """Stops accepting aborts for this window; returns the abort actions it received."""
         with self._lock:
             self._window_open = False
             self.abort.clear()
-            return self._abort_orders.copy()
+            return self._abort_actions.copy()
 
-    def abort_window(self, order: int = 0) -> bool:
-        """Aborts the open window on behalf of ``order``; False if none is open."""
+    def abort_window(self, action: int = 0) -> bool:
+        """Aborts the open window on behalf of ``action``; False if none is open."""
         with self._lock:
             if not self._window_open:
                 return False
             self.abort.set()
-            if order:
-                self._abort_orders.append(order)
+            if action:
+                self._abort_actions.append(action)
             return True
 
 

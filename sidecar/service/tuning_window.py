@@ -10,12 +10,12 @@ from sidecar.engine.agent_client import AgentLost
 from sidecar.engine.engine import Cancelled
 from sidecar.promote import promoted_file
 from sidecar.promote.candidate import SearchedSpace, candidate
+from sidecar.record.action_queue import ActionOutcome, ActionQueue
 from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.durations import seconds_of
 from sidecar.record.events import EventKind, WindowOutcome, window_ending
 from sidecar.record.journal import Journal, JournalError, Superseded
 from sidecar.record.journal_file import JournalLocked
-from sidecar.record.orders import OrderOutcome, Orders
 from sidecar.record.states import Cause, State
 from sidecar.record.trial import VALIDATING, Plan, Trial
 from sidecar.record.wording import OUTCOMES
@@ -70,7 +70,7 @@ class TuningWindow:
         self._serving = serving
         self._notify = notify
         self._journal_restore = journal_restore
-        self._orders = Orders(parts.journal)
+        self._actions = ActionQueue(parts.journal)
 
     def open(self, duration_s: float, cause: Cause, why: str, *, due: float | None = None) -> WindowEnd:
         """Runs one window, from serving to serving; ``due`` is when a scheduled one was to open."""
@@ -230,11 +230,11 @@ class TuningWindow:
         )
         if error is not None:
             self._progress.say(str(error))
-        for order in aborts:
+        for action in aborts:
             if outcome is WindowOutcome.ABORTED:
-                self._orders.end(order, OrderOutcome.DONE, "the window was aborted")
+                self._actions.end(action, ActionOutcome.DONE, "the window was aborted")
             else:
-                self._orders.end(order, OrderOutcome.TOO_LATE, f"the window had ended: {ending}")
+                self._actions.end(action, ActionOutcome.TOO_LATE, f"the window had ended: {ending}")
         return end
 
 

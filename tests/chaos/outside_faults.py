@@ -1,4 +1,4 @@
-"""Faults from outside the engine and the sidecar: clients, hooks, files, other processes, clocks, operators' orders."""
+"""Faults from outside the engine and the sidecar: clients, hooks, files, other processes, clocks, operators."""
 
 import json
 import random
@@ -217,7 +217,7 @@ def row_of_another_process(rig: Rig, rng: random.Random) -> list[str]:
     return []
 
 
-# Ports, clocks and orders
+# Ports, clocks and actions
 
 
 def foreign_server(rig: Rig, rng: random.Random) -> list[str]:
@@ -304,7 +304,7 @@ class _Answers:
     retunes: int = 0
 
 
-def orders_race(rig: Rig, rng: random.Random) -> list[str]:
+def actions_race(rig: Rig, rng: random.Random) -> list[str]:
     """Operators ask for windows, pause, resume and abort at the same time."""
     answers, deadline = _Answers(), time.monotonic() + rng.uniform(2, 5)
     with grpc.insecure_channel(unix_target(str(rig.state / "sidecar.sock"))) as channel:
@@ -317,10 +317,10 @@ def orders_race(rig: Rig, rng: random.Random) -> list[str]:
             thread.join()
         with suppress(grpc.RpcError):
             stub.Resume(pb.ResumeRequest(), timeout=20)
-    open_orders = "SELECT kind FROM orders WHERE outcome IN ('pending', 'started')"
-    _await(lambda: not rig.rows(open_orders), 2 * GRACE_S)
-    wrong = [f"the order {kind} has no outcome" for (kind,) in rig.rows(open_orders)]
-    kept = rig.rows("SELECT count(*) FROM orders WHERE kind = 'retune' AND outcome != 'refused'")[0][0]
+    open_actions = "SELECT kind FROM actions WHERE outcome IN ('pending', 'started')"
+    _await(lambda: not rig.rows(open_actions), 2 * GRACE_S)
+    wrong = [f"the action {kind} has no outcome" for (kind,) in rig.rows(open_actions)]
+    kept = rig.rows("SELECT count(*) FROM actions WHERE kind = 'retune' AND outcome != 'refused'")[0][0]
     if kept < answers.retunes:
         wrong.append(f"{answers.retunes} windows were accepted, and {kept} are recorded")
     return [*wrong, *(f"a window opened during the pause {why!r}" for why in answers.paused if _opened_in(rig, why))]
@@ -431,5 +431,5 @@ OUTSIDE = (
         Settings(start_s=1.0),
     ),
     Fault("clock over windows", "windows", ("serving", "tuning"), clock_over_windows, _EVERY_MINUTE, own_clock=True),
-    Fault("orders race", "windows", ("serving", "draining", "tuning"), orders_race),
+    Fault("actions race", "windows", ("serving", "draining", "tuning"), actions_race),
 )

@@ -92,7 +92,7 @@ def clients_are_slow(rig: Rig, rng: random.Random) -> None:
 
 def orders_are_given(rig: Rig, rng: random.Random) -> None:
     for command in ("pause", "resume", rng.choice(("abort", "retune"))):
-        rig.command(command, "-c", str(rig.config_file), output=rig.folder / "orders.txt").wait(60)
+        rig.command(command, "-c", str(rig.config_file), output=rig.folder / "actions.txt").wait(60)
 
 
 def scrapes(rig: Rig, rng: random.Random) -> None:

@@ -293,13 +293,13 @@ def send_loads() -> int:
         Ready,
         RequestResult,
         RunLoad,
+        command_from_json,
         message_line,
-        order_from_json,
     )
 
     print(message_line(Ready()), flush=True)
     for line in sys.stdin:
-        order = order_from_json(line)
+        order = command_from_json(line)
         if not isinstance(order, RunLoad):
             continue
         flags = dict(pairwise(order.argv))

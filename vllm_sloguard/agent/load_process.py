@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from vllm_sloguard.starts.load_protocol import GeneratorOrder, message_line
+from vllm_sloguard.starts.load_protocol import GeneratorCommand, message_line
 
 # One load reports a few MiB; what was read is dropped.
 _MOST_KEPT_BYTES = 2**27
@@ -56,7 +56,7 @@ class _Client:
             self._ended = True
             self._changed.notify_all()
 
-    def send(self, order: GeneratorOrder) -> None:
+    def send(self, order: GeneratorCommand) -> None:
         """Raises OSError if it has died."""
         assert self.process.stdin is not None
         self.process.stdin.write(message_line(order) + "\n")
@@ -107,7 +107,7 @@ class LoadProcess:
                 self._client = _Client(self._python, self._log, self._environment)
             return self._client.id
 
-    def send(self, client_id: str, order: GeneratorOrder) -> None:
+    def send(self, client_id: str, order: GeneratorCommand) -> None:
         """Raises UnknownLoadClientError if that client has ended, OSError if it has just died."""
         self._of(client_id).send(order)
 

@@ -35,8 +35,8 @@ from vllm_sloguard.starts.load_protocol import (
     RequestResult,
     RunLoad,
     WarmUp,
+    command_from_json,
     message_line,
-    order_from_json,
 )
 from vllm_sloguard.starts.warmup import LONGEST_WARMUP_S, Batch, batch_size, most, settled
 
@@ -318,7 +318,7 @@ def main() -> int:
 def _read(client: Client, loads: "queue.Queue[RunLoad | None]") -> None:
     """Dispatches commands as they arrive."""
     for line in sys.stdin:
-        match order_from_json(line):
+        match command_from_json(line):
             case EndLoad(how):
                 client.end(how)
             case RunLoad() as order:

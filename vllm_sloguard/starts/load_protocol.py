@@ -2,7 +2,7 @@
 
 The sidecar sends RunLoad and EndLoad. The generator sends Ready once, LoadDelta while a load runs, and LoadReport or
 LoadFailure at its end. Times are seconds on the generator's own clock. Pure, and free of heavy imports: in vLLM's
-environment ``order_from_json`` parses the messages, in the sidecar pydantic validates them.
+environment ``command_from_json`` parses the messages, in the sidecar pydantic validates them.
 """
 
 import json
@@ -135,17 +135,17 @@ class LoadFailure:
     type: Literal["failure"] = "failure"
 
 
-GeneratorOrder = RunLoad | EndLoad
+GeneratorCommand = RunLoad | EndLoad
 GeneratorMessage = Ready | LoadDelta | LoadReport | LoadFailure
 
 
-def message_line(message: GeneratorOrder | GeneratorMessage) -> str:
+def message_line(message: GeneratorCommand | GeneratorMessage) -> str:
     """One line."""
     # Field by field through ``default``: dataclasses.asdict copies every gap, which would delay a running load.
     return json.dumps(message, default=_plain)
 
 
-def order_from_json(line: str) -> GeneratorOrder:
+def command_from_json(line: str) -> GeneratorCommand:
     """Decodes a command of the sidecar. Raises ValueError, LookupError or TypeError for anything else."""
     content = json.loads(line)
     match content["type"]:

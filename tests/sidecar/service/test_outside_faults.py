@@ -358,16 +358,16 @@ def test_a_pause_after_an_accepted_retune_wins_or_says_that_it_has_started(confi
         assert said == "paused: no window will open; the window in progress continues: `sloguard abort` ends it"
         assert sloguard("abort", "--wait", "-c", config_file).returncode == 0
         expected = ("done", "aborted: the window was aborted")
-    orders = wait_for(lambda: settled(config_file), "the retune's outcome")
-    assert (orders[0]["outcome"], orders[0]["result"]) == expected
-    assert [(o["kind"], o["door"]) for o in orders[:2]] == [("retune", "cli"), ("pause", "cli")]
+    actions = wait_for(lambda: settled(config_file), "the retune's outcome")
+    assert (actions[0]["outcome"], actions[0]["result"]) == expected
+    assert [(o["kind"], o["door"]) for o in actions[:2]] == [("retune", "cli"), ("pause", "cli")]
     ended(serve, signal.SIGINT)
 
 
 def settled(config_file: Path) -> list[dict[str, str]] | None:
-    """Waits until all orders have an outcome, and returns them."""
-    orders = json.loads(sloguard("history", "--json", "-c", config_file).stdout)["orders"]
-    return orders if all(order["outcome"] not in ("pending", "started") for order in orders) else None
+    """Waits until all actions have an outcome, and returns them."""
+    actions = json.loads(sloguard("history", "--json", "-c", config_file).stdout)["actions"]
+    return actions if all(action["outcome"] not in ("pending", "started") for action in actions) else None
 
 
 def test_a_drain_waits_for_requests_that_vllm_still_counts(config_file: Path) -> None:

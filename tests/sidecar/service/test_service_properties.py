@@ -1,6 +1,6 @@
-"""The service's states and the queue of orders under any sequence of orders, clock jumps, crashes and restarts.
+"""The service's states and the queue of actions under any sequence of actions, clock jumps, crashes and restarts.
 
-The loop, the window, the orders and the journal are the real ones; the engine is left out. SLOGUARD_PROPERTIES sets the
+The loop, the window, the queue and the journal are the real ones; the engine is left out. SLOGUARD_PROPERTIES sets the
 number of sequences, for a deeper run.
 """
 
@@ -26,10 +26,10 @@ from sidecar.config.schema import Config, load_config
 from sidecar.engine.engine import Cancelled
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.observe.user_requests import Record
+from sidecar.record.action_queue import ActionKind, ActionOutcome, ActionQueue, OperatorAction
 from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.events import EventKind, Operations, WindowOutcome
 from sidecar.record.journal import Journal
-from sidecar.record.orders import OperatorOrder, OrderKind, OrderOutcome, Orders
 from sidecar.record.states import TABLE, Cause, State
 from sidecar.service.control_rpc import Control
 from sidecar.service.loop import Service
@@ -43,7 +43,7 @@ _HOUR = 3600.0
 _DURATION_S = 2400.0
 _LATENESS_S = _DURATION_S / 4
 _START = datetime.fromisoformat("2026-03-02T02:30:00").timestamp()
-_OPEN = (OrderOutcome.PENDING, OrderOutcome.STARTED)
+_OPEN = (ActionOutcome.PENDING, ActionOutcome.STARTED)
 _UNOPENED = (WindowOutcome.REFUSED, WindowOutcome.MISSED)
 
 Step = tuple[str, float]
@@ -61,7 +61,7 @@ class _KilledError(BaseException):
 
 
 class _RefusedOrderError(RuntimeError):
-    """An order was refused."""
+    """an action was refused."""
 
 
 class _Context:
@@ -119,7 +119,7 @@ class _Engine:
 
 
 class _Window(TuningWindow):
-    """A window without an engine: between its states, ``meanwhile`` gives orders and moves the clock."""
+    """A window without an engine: between its states, ``meanwhile`` gives actions and moves the clock."""
 
     meanwhile: Callable[[], None] = staticmethod(lambda: None)
 
@@ -183,7 +183,7 @@ class ServiceMachine(RuleBasedStateMachine):
         self.patch.setattr(time, "time", lambda: self.now)
         self.script: Iterator[Step] = iter(())
         self.running = False
-        self.settled: dict[int, OperatorOrder] = {}
+        self.settled: dict[int, OperatorAction] = {}
         self.accepted: set[int] = set()
         # When windows are due: from each start or jump back on.
         self.stretches: list[list[float]] = []
@@ -226,7 +226,7 @@ class ServiceMachine(RuleBasedStateMachine):
 
     @rule()
     def kill(self) -> None:
-        """Nothing is ended in order; another sidecar may start later."""
+        """Nothing is ended in action; another sidecar may start later."""
         if self.running:
             self.running = False
             self.journal.close()
@@ -249,10 +249,10 @@ class ServiceMachine(RuleBasedStateMachine):
         """The loop looks at the schedule: up to now, no window may be without a record afterwards."""
         self.stretches[-1][1] = max(self.stretches[-1][1], self.now)
 
-    # Orders
+    # ActionQueue
 
     @rule(name=st.sampled_from(["retune", "pause", "resume", "abort"]))
-    def order(self, name: str) -> None:
+    def action(self, name: str) -> None:
         if not self.running:
             return
         context: Any = _Context()
@@ -260,7 +260,7 @@ class ServiceMachine(RuleBasedStateMachine):
             match name:
                 case "retune":
                     self.control.Retune(pb.RetuneRequest(duration_seconds=600, force=True), context)
-                    self.accepted.add(Orders(self.journal).recent()[-1].id)
+                    self.accepted.add(ActionQueue(self.journal).recent()[-1].id)
                 case "pause":
                     said = self.control.Pause(pb.PauseRequest(reason="release"), context).summary
                     if self.requests.state is State.SERVING:
@@ -284,20 +284,20 @@ class ServiceMachine(RuleBasedStateMachine):
                 case "crash":
                     raise _KilledError
                 case _:
-                    self.order(name)
+                    self.action(name)
 
     # What must hold
 
     @invariant()
     def an_outcome_is_final(self) -> None:
-        orders = {order.id: order for order in Orders(self.journal).recent()}
-        for number, order in self.settled.items():
-            assert orders.get(number, order) == order
-        self.settled |= {number: order for number, order in orders.items() if order.outcome not in _OPEN}
-        assert self.accepted <= orders.keys()
+        actions = {action.id: action for action in ActionQueue(self.journal).recent()}
+        for number, action in self.settled.items():
+            assert actions.get(number, action) == action
+        self.settled |= {number: action for number, action in actions.items() if action.outcome not in _OPEN}
+        assert self.accepted <= actions.keys()
         if self.running:
-            assert [o.kind for o in orders.values() if o.outcome is OrderOutcome.STARTED] == []
-            assert {o.kind for o in orders.values() if o.outcome is OrderOutcome.PENDING} <= {OrderKind.RETUNE}
+            assert [o.kind for o in actions.values() if o.outcome is ActionOutcome.STARTED] == []
+            assert {o.kind for o in actions.values() if o.outcome is ActionOutcome.PENDING} <= {ActionKind.RETUNE}
 
     @invariant()
     def the_journal_and_the_loop_agree(self) -> None:

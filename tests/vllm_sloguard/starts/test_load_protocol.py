@@ -9,8 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 from vllm_sloguard.starts.load_protocol import (
     End,
     EndLoad,
+    GeneratorCommand,
     GeneratorMessage,
-    GeneratorOrder,
     InFlight,
     LoadDelta,
     LoadFailure,
@@ -19,8 +19,8 @@ from vllm_sloguard.starts.load_protocol import (
     RequestResult,
     RunLoad,
     WarmUp,
+    command_from_json,
     message_line,
-    order_from_json,
 )
 
 ANSWERED = RequestResult(0.1, 0.5, (0.2, 0.2), "", 12.5, 12.49)
@@ -29,8 +29,8 @@ MESSAGES: TypeAdapter[GeneratorMessage] = TypeAdapter(GeneratorMessage)
 
 
 @pytest.mark.parametrize("order", [RunLoad(("--model", "m"), 60.0, 8), EndLoad(End.STOP), EndLoad(End.ENOUGH)])
-def test_orders_arrive_as_they_were_sent(order: GeneratorOrder) -> None:
-    assert order_from_json(message_line(order)) == order
+def test_orders_arrive_as_they_were_sent(order: GeneratorCommand) -> None:
+    assert command_from_json(message_line(order)) == order
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_messages_arrive_as_they_were_sent(message: GeneratorMessage) -> None:
 @pytest.mark.parametrize("line", ["{}", "[]", '{"type": "pause"}', '{"type": "end", "how": "slowly"}', "{"])
 def test_other_orders_are_refused(line: str) -> None:
     with pytest.raises((ValueError, LookupError, TypeError)):
-        order_from_json(line)
+        command_from_json(line)
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, 1e12, "soon", [1]])
