@@ -11,11 +11,11 @@ from pathlib import Path
 import psutil
 
 from sidecar.config.schema import Config
-from sidecar.engine.engine import Engine, Launch
+from sidecar.engine.engine import Engine, EngineProcesses, Launch
 from sidecar.format import Say
 from vllm_sloguard.agent.fork_client import ForkServer
 from vllm_sloguard.agent.ports import any_free_port
-from vllm_sloguard.agent.process_group import ProcessGroup, socket_folder
+from vllm_sloguard.agent.process_group import socket_folder
 from vllm_sloguard.starts.fork_protocol import ServerUsage
 
 
@@ -78,7 +78,7 @@ class Ended:
     """One start and its stop."""
 
     seconds: float
-    group: ProcessGroup
+    group: EngineProcesses
     shared_memory: frozenset[str]  # files mapped by its processes
 
 
