@@ -79,7 +79,7 @@ def test_a_window_across_namespaces(tmp_path: Path) -> None:
         write_config(
             tmp_path,
             search={"budget": 4, "knobs": {"max_num_seqs": {"low": 16, "high": 64}}},
-            workload={"rate": 8, "requests": 60},
+            workload={"rate": 30, "requests": 150},  # more than two requests at once can take
             window={"duration": "60m", "notice": "1s"},
             promotion={"pairs": [3]},
         ),
@@ -87,7 +87,7 @@ def test_a_window_across_namespaces(tmp_path: Path) -> None:
         start_timeout_s=_START_S,
     )
     content = yaml.safe_load(config_file.read_text())
-    # 60 requests resolve the 90th percentile, and no limit is near on a slow machine.
+    # 150 requests resolve the 90th percentile, and no limit is near on a slow machine.
     content["slo"] = {"ttft_p90_ms": 60000, "e2e_p90_ms": 60000}
     config_file.write_text(yaml.safe_dump(content))
     config = load_config(config_file)
