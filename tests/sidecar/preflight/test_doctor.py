@@ -391,7 +391,7 @@ def test_a_service_that_runs_and_a_prometheus_that_scrapes_it(tmp_path: Path) ->
             ProcessGroup(record.identity).kill()
     # The serving engine is stopped first: its memory counts as free.
     assert json.loads(plan.stdout)["held_bytes"] > 0
-    assert json.loads(plan.stdout)["opening"]["refusals"] == []
+    assert json.loads(plan.stdout)["next_window"]["refusals"] == []
     assert listed["engine.port"]["text"].startswith(f"127.0.0.1:{config.engine.port} is in use by this sidecar")
     assert listed["metrics.port"]["text"].startswith(f"{target} is in use by this sidecar")
     assert listed["sidecar"]["text"] == f"process {serve.pid} answers, epoch 1"
