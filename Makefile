@@ -20,7 +20,7 @@ $(SETUP): $(PINS)/engine-$(ENGINE).txt $(PINS)/sloguard.txt $(PINS)/dev.txt $(PI
 demo: setup
 	$(BIN)/python deploy/demo/run.py
 
-# What serves with real vLLM runs one by one: two engines bind their workers to the same core of two, and starve each
+# Tests that serve with real vLLM run one by one: two engines bind their workers to the same core of two, and starve each
 # other. Most of the rest waits: four at once are no load for two cores.
 test: setup
 	$(BIN)/python -m pytest -m "not engine" -n 4 --dist loadfile

@@ -16,7 +16,7 @@ _OPENING_S = 2.0
 
 
 def wrong(rig: Rig) -> list[str]:
-    """The violated invariants of the journal, the files and what serves."""
+    """The violated invariants of the journal, the files and the serving engine."""
     found = [*_unended(rig), *_served(rig), *_files(rig), *_retries(rig)]
     if "Traceback" in (said := rig.said()):
         found.append(f"a traceback: {said[said.index('Traceback') :].splitlines()[-1]}")

@@ -150,7 +150,7 @@ def journal_locked(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def journal_restored(rig: Rig, rng: random.Random) -> list[str]:
-    """The journal is replaced by an older copy, or by its main file alone: what serves must not be killed for it."""
+    """The journal is replaced by an older copy, or by its main file alone: the serving engine must live."""
     older = rig.folder / "older.sqlite"
     how = rng.choice(("backup", "main file", "none"))
     if how == "backup":

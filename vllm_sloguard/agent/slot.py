@@ -1,6 +1,6 @@
 """The engines of one agent: one serves or is tried at a time, all are found again by the agent's successor.
 
-What serves is restored by the agent itself when no controller holds the lease (see ``restore``). Thread-safe: starts
+The agent restores the serving engine itself when no controller holds the lease (see ``restore``). Thread-safe: starts
 and stops are made one at a time, and what is read does not wait for them.
 """
 
@@ -54,7 +54,9 @@ class _Held:
 class EngineSlot:
     """``environment`` is that of the engines: secrets in it never leave this process."""
 
-    def __init__(self, python: str, environment: Mapping[str, str], folder: AgentFolder, say: Callable[[str], None]):
+    def __init__(
+        self, python: str, environment: Mapping[str, str], folder: AgentFolder, say: Callable[[str], None]
+    ) -> None:
         self._python = python
         self._environment = dict(environment)
         self._folder = folder
