@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from engine_bench import INCUMBENT, write_config
 
 from sidecar.config.schema import Config, load_config
