@@ -1,8 +1,4 @@
-"""The whole story on real vLLM: serve, drain, tune, promote or restore, and serve again. `make demo` runs it.
-
-The load is set to 1.5 times what the incumbent sustains on this machine, so that a quick machine has something to tune,
-too.
-"""
+"""The whole story on real vLLM: serve, drain, tune, promote or restore, and serve again. `make demo` runs it."""
 
 import json
 import shutil
@@ -11,7 +7,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +20,6 @@ HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "sloguard.yaml"
 SLOGUARD = str(Path(sys.executable).parent / "sloguard")
 START_TIMEOUT_S = 300
-OVERLOAD = 1.5
-CALIBRATION_S = 6.0
-CLIENTS = 8  # more than the incumbent runs at once
-LOAD_S = 12.0  # of one trial
 
 
 def main() -> int:
@@ -37,28 +28,17 @@ def main() -> int:
     settings = yaml.safe_load(CONFIG.read_text())
     state = (HERE / settings["state"]).resolve()
     clear(state)
-    state.mkdir(mode=0o700)
-    config = state / "sloguard.yaml"
-    base = f"http://127.0.0.1:{settings['engine']['port']}"
 
     step("vLLM starts with the plugin, under the sidecar")
-    serve = started(CONFIG)
+    serve = subprocess.Popen([SLOGUARD, "serve", "-c", str(CONFIG)], stdout=subprocess.DEVNULL)
     try:
         wait_serving(serve, state)
+        base = f"http://127.0.0.1:{settings['engine']['port']}"
         print(f"completion: {complete(base)!r}")
-
-        step("the load: 1.5 times what the incumbent sustains on this machine")
-        rate = sustained(base, settings["workload"])
-        print(f"the incumbent sustains {rate:.1f} requests/s; the load is {OVERLOAD * rate:.1f} requests/s")
-        write_calibrated(config, settings, OVERLOAD * rate)
-        serve.terminate()  # the engine keeps serving, and the next sidecar takes it over
-        serve.wait(60)
-        serve = started(config)
-        wait_serving(serve, state)
         print(f"live page: http://127.0.0.1:{settings['page']['port']}/")
 
         step("a tuning window: vLLM is drained and configurations are tried, one of them unguarded")
-        subprocess.run([SLOGUARD, "retune", "--now", "--wait", "-c", str(config)], check=True)
+        subprocess.run([SLOGUARD, "retune", "--now", "--wait", "-c", str(CONFIG)], check=True)
 
         step("every trial")
         subprocess.run([SLOGUARD, "trials", str(state)], check=True)
@@ -72,7 +52,8 @@ def main() -> int:
         status = json.loads(run("status", str(state), "--json"))
         print(f"{status['decision']['outcome']}: {status['decision']['reason']}")
         promoted = state / "promoted.yaml"
-        print(f"{promoted}:\n\n{promoted.read_text()}")
+        if promoted.exists():  # a window that failed decides nothing
+            print(f"{promoted}:\n\n{promoted.read_text()}")
         print(f"completion: {complete(base)!r}")
         show_metrics(settings["metrics"]["port"])
     finally:
@@ -99,39 +80,6 @@ def clear(state: Path) -> None:
         for record in Journal(state, read_only=True).engines():
             ProcessGroup(record.identity).kill()
     shutil.rmtree(state)
-
-
-def started(config: Path) -> "subprocess.Popen[bytes]":
-    """A sidecar that serves ``config``."""
-    return subprocess.Popen([SLOGUARD, "serve", "-c", str(config)], stdout=subprocess.DEVNULL)
-
-
-def sustained(base: str, workload: dict[str, Any]) -> float:
-    """The requests per second that the engine completes when there are always more than it runs at once."""
-    model = json.loads(fetch(f"{base}/v1/models"))["data"][0]["id"]
-    body = {"model": model, "max_tokens": workload["output_tokens"], "ignore_eos": True}
-
-    def client(number: int) -> list[float]:
-        ends: list[float] = []
-        began = time.monotonic()
-        while time.monotonic() - began < CALIBRATION_S:
-            # Different prompts, so that no cached prefix helps.
-            prompt = [2 + (number * 97 + len(ends) * 31 + at) % 500 for at in range(workload["input_tokens"])]
-            fetch(f"{base}/v1/completions", json.dumps({**body, "prompt": prompt}).encode())
-            ends.append(time.monotonic() - began)
-        return ends
-
-    with ThreadPoolExecutor(CLIENTS) as clients:
-        ends = [end for ended in clients.map(client, range(CLIENTS)) for end in ended]
-    # The first second warms up; at the end there are fewer clients than usual.
-    return sum(1 < end <= CALIBRATION_S for end in ends) / (CALIBRATION_S - 1)
-
-
-def write_calibrated(path: Path, settings: dict[str, Any], rate: float) -> None:
-    """Writes the demo's configuration with a load of ``rate`` requests per second."""
-    workload = settings["workload"] | {"rate": round(rate, 1), "requests": max(100, round(rate * LOAD_S))}
-    places = {"model": str(HERE / settings["model"]), "state": str((HERE / settings["state"]).resolve())}
-    path.write_text(yaml.safe_dump({**settings, **places, "workload": workload}, sort_keys=False))
 
 
 def step(text: str) -> None:
