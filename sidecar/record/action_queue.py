@@ -98,7 +98,7 @@ class ActionQueue:
             )
             cancelled = _cancel_retunes(db, "paused before it started")
             started = db.execute(
-                "SELECT count(*) FROM actions WHERE kind = ? AND outcome = ?",
+                "SELECT count(*) FROM orders WHERE kind = ? AND outcome = ?",
                 (ActionKind.RETUNE, ActionOutcome.STARTED),
             ).fetchone()[0]
             window = db.execute(
@@ -118,18 +118,18 @@ class ActionQueue:
         """Marks the oldest pending retune as started, and returns it."""
         with self._journal.transaction() as db:
             row = db.execute(
-                "SELECT * FROM actions WHERE kind = ? AND outcome = ? ORDER BY id LIMIT 1",
+                "SELECT * FROM orders WHERE kind = ? AND outcome = ? ORDER BY id LIMIT 1",
                 (ActionKind.RETUNE, ActionOutcome.PENDING),
             ).fetchone()
             if row is None:
                 return None
-            db.execute("UPDATE actions SET outcome = ? WHERE id = ?", (ActionOutcome.STARTED, row["id"]))
+            db.execute("UPDATE orders SET outcome = ? WHERE id = ?", (ActionOutcome.STARTED, row["id"]))
         return _action(row)
 
     def end(self, number: int, outcome: ActionOutcome, result: str) -> None:
         """Records an action's outcome; a failed write is deferred."""
         self._journal.write_or_defer(
-            "UPDATE actions SET outcome = ?, result = ?, ended_at = ? WHERE id = ?",
+            "UPDATE orders SET outcome = ?, result = ?, ended_at = ? WHERE id = ?",
             (str(outcome), result, time.time(), number),
         )
 
@@ -137,7 +137,7 @@ class ActionQueue:
         """Ends actions that an earlier sidecar had started, and pending ones that have expired."""
         with self._journal.transaction() as db:
             now = time.time()
-            query = "UPDATE actions SET outcome = ?, result = ?, ended_at = ? WHERE outcome = ?"
+            query = "UPDATE orders SET outcome = ?, result = ?, ended_at = ? WHERE outcome = ?"
             why = "the sidecar ended before it was done"
             db.execute(query, (ActionOutcome.EXPIRED, why, now, ActionOutcome.STARTED))
             db.execute(
@@ -156,7 +156,7 @@ class ActionQueue:
     def waiting(self) -> bool:
         """Whether a retune is pending."""
         rows = self._journal.read(
-            "SELECT id FROM actions WHERE kind = ? AND outcome = ? LIMIT 1", (ActionKind.RETUNE, ActionOutcome.PENDING)
+            "SELECT id FROM orders WHERE kind = ? AND outcome = ? LIMIT 1", (ActionKind.RETUNE, ActionOutcome.PENDING)
         )
         return bool(rows)
 
@@ -164,7 +164,7 @@ class ActionQueue:
         """The newest actions, oldest first."""
         if self._journal.version() < migrations.ACTIONS:
             return []
-        rows = self._journal.read("SELECT * FROM actions ORDER BY id DESC LIMIT ?", (_MOST_SHOWN,))
+        rows = self._journal.read("SELECT * FROM orders ORDER BY id DESC LIMIT ?", (_MOST_SHOWN,))
         return [_action(row) for row in reversed(rows)]
 
     def _insert(  # noqa: PLR0917 - the row
@@ -180,7 +180,7 @@ class ActionQueue:
         ended_at = None if outcome is ActionOutcome.PENDING else now
         content = json.dumps({"duration_s": for_s, "who": sender.who})
         cursor = db.execute(
-            "INSERT INTO actions (at, kind, door, content, outcome, result, ended_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO orders (at, kind, door, content, outcome, result, ended_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (now, str(kind), str(sender.door), content, str(outcome), result, ended_at),
         )
         return int(cursor.lastrowid or 0)
@@ -188,7 +188,7 @@ class ActionQueue:
 
 def _cancel_retunes(db: sqlite3.Connection, why: str) -> int:
     return db.execute(
-        "UPDATE actions SET outcome = ?, result = ?, ended_at = ? WHERE kind = ? AND outcome = ?",
+        "UPDATE orders SET outcome = ?, result = ?, ended_at = ? WHERE kind = ? AND outcome = ?",
         (ActionOutcome.CANCELLED, why, time.time(), ActionKind.RETUNE, ActionOutcome.PENDING),
     ).rowcount
 

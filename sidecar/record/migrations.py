@@ -84,7 +84,7 @@ _BOOT = """
 ALTER TABLE engines ADD COLUMN boot_id TEXT NOT NULL DEFAULT ''; -- of the kernel under which pid and started_at hold
 """
 _ACTIONS = """
-CREATE TABLE actions (               -- see sidecar.record.action_queue
+CREATE TABLE orders (               -- see sidecar.record.action_queue
     id INTEGER PRIMARY KEY,
     at REAL NOT NULL,
     kind TEXT NOT NULL,
@@ -94,12 +94,13 @@ CREATE TABLE actions (               -- see sidecar.record.action_queue
     result TEXT NOT NULL,
     ended_at REAL
 );
-CREATE INDEX actions_by_outcome ON actions (outcome, kind, id);
+CREATE INDEX orders_by_outcome ON orders (outcome, kind, id);
 """
 _CAUSES = """
 ALTER TABLE states ADD COLUMN cause TEXT NOT NULL DEFAULT ''; -- sidecar.record.states.Cause; empty in older rows
 UPDATE states SET cause = 'engine_stopped' WHERE state = 'halted' AND reason = 'stopped, with its engine';
 UPDATE states SET cause = 'engine_left' WHERE state = 'halted' AND reason = 'stopped; the engine serves on';
 """
+# Journals have been written with each of these: none may change, new ones are appended.
 MIGRATIONS = (_FIRST, _LEARNED, _EVIDENCE, _OPERATIONS, _BOOT, _ACTIONS, _CAUSES)
 LEARNED, OPERATIONS, ACTIONS, VERSION = 2, 4, 6, len(MIGRATIONS)

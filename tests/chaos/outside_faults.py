@@ -317,10 +317,10 @@ def actions_race(rig: Rig, rng: random.Random) -> list[str]:
             thread.join()
         with suppress(grpc.RpcError):
             stub.Resume(pb.ResumeRequest(), timeout=20)
-    open_actions = "SELECT kind FROM actions WHERE outcome IN ('pending', 'started')"
+    open_actions = "SELECT kind FROM orders WHERE outcome IN ('pending', 'started')"
     _await(lambda: not rig.rows(open_actions), 2 * GRACE_S)
     wrong = [f"the action {kind} has no outcome" for (kind,) in rig.rows(open_actions)]
-    kept = rig.rows("SELECT count(*) FROM actions WHERE kind = 'retune' AND outcome != 'refused'")[0][0]
+    kept = rig.rows("SELECT count(*) FROM orders WHERE kind = 'retune' AND outcome != 'refused'")[0][0]
     if kept < answers.retunes:
         wrong.append(f"{answers.retunes} windows were accepted, and {kept} are recorded")
     return [*wrong, *(f"a window opened during the pause {why!r}" for why in answers.paused if _opened_in(rig, why))]

@@ -71,7 +71,7 @@ def test_a_later_sidecar_carries_out_a_fresh_retune_and_ends_the_rest(journal: J
     for _ in range(3):
         actions.accept(ActionKind.RETUNE, ALICE)
     actions.begin_retune()
-    journal.write("UPDATE actions SET at = at - 301 WHERE id = 2", ())
+    journal.write("UPDATE orders SET at = at - 301 WHERE id = 2", ())
     actions.accept(ActionKind.ABORT, ALICE)
 
     later = ActionQueue(Journal(tmp_path))
