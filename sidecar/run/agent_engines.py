@@ -11,18 +11,16 @@ from sidecar.config.schema import Config, ConfigError
 from sidecar.engine.agent_client import AgentClient, AgentFacts, AgentLost, AgentRefused, journal_id_of
 from sidecar.engine.agent_engine import AgentEngine, role_of
 from sidecar.engine.agent_relay import AgentRelay
-from sidecar.engine.engine import Engine, EngineCrashed, Launch
+from sidecar.engine.engine import Engine, Launch
 from sidecar.engine.live_knobs import LiveHub
 from sidecar.guard.memory_learning import Learning
 from sidecar.measure.agent_generator import AgentGenerator
 from sidecar.measure.load_client import GeneratorProcess
 from sidecar.observe.telemetry import TelemetryHub
-from sidecar.record.journal import EngineRecord, Journal, JournalError, Superseded
-from sidecar.record.trial import StartKind
+from sidecar.record.journal import EngineRecord, Journal, JournalError
 from sidecar.run.engine_manager import EngineManager, UnrecordedEngine, known
 from sidecar.run.orphans import Orphans
 from vllm_sloguard.agent.engine_spec import EngineLife, EngineRole, EngineSpec, EngineStatus
-from vllm_sloguard.agent.fork_client import ForkServerError, unforkable
 from vllm_sloguard.agent.listen import AddressError, TlsFiles
 from vllm_sloguard.agent.process_identity import Identity
 from vllm_sloguard.guard.machine import Machine
@@ -80,7 +78,6 @@ class AgentEngineManager(EngineManager):
         self._client = client
         self.orphans = AgentOrphans(self._journal, client, say)
         self._relay = AgentRelay(client, config.socket)
-        self._forks = config.engine.forked_trials or config.engine.forked_serving
 
     def act_for(self, epoch: int) -> None:
         """Takes the agent as the controller of ``epoch``. Raises AgentTaken, AgentLost."""
@@ -135,47 +132,6 @@ class AgentEngineManager(EngineManager):
         if self._forks:
             self._client.end_forks()
 
-    def fork_no_more(self, why: str) -> None:
-        """Uses ordinary starts from now on; logged once."""
-        if self._forks:
-            self._say(f"forked starts are disabled: {why}")
-            self._forks = False
-
-    def begin(self, launch: Launch, role: str, *, fork: bool) -> tuple[Engine, StartKind]:
-        """Starts an engine without waiting for it, forked if requested and possible.
-
-        Raises EngineCrashed when the port is taken, OSError, JournalError.
-        """
-        if fork and self._forks and not unforkable(launch.args):
-            try:
-                return self._begin(launch, role, fork=True), StartKind.FORKED
-            except ForkServerError as error:
-                self.fork_no_more(str(error))
-        return self._begin(launch, role, fork=False), StartKind.ORDINARY
-
-    def serve(self, args: Mapping[str, Any], began: Callable[[Engine], None], cancelled: Callable[[], bool]) -> Engine:
-        """An engine that serves on the operator's port; ``began`` is called with it before its first token.
-
-        Raises EngineCrashed, Cancelled, OSError.
-        """
-        restored = self._restored(args)
-        if restored is not None:
-            engine, start = restored, StartKind.ORDINARY
-        else:
-            engine, start = self.begin(self.serving_launch(args), "serving", fork=self._config.engine.forked_serving)
-        began(engine)
-        try:
-            engine.wait_ready(self._config.engine.start_timeout_s, cancelled)
-        except EngineCrashed:
-            if start is StartKind.ORDINARY:
-                raise
-            # The fork may be to blame, so the serving configuration gets an ordinary start.
-            self.end(engine, drain=False)
-            self.fork_no_more("the serving configuration crashed on a forked engine")
-            return self.serve(args, began, cancelled)
-        self.end_forks()
-        return engine
-
     def _restored(self, args: Mapping[str, Any]) -> Engine | None:
         """The engine that the agent has started by itself, if it runs ``args``; anything else it runs is stopped."""
         found = self.unrecorded_serving(args)
@@ -186,14 +142,12 @@ class AgentEngineManager(EngineManager):
             self.record_alone(found.engine)
         return found.engine
 
-    def _begin(self, launch: Launch, role: str, *, fork: bool) -> Engine:
-        """Recorded in the journal before and after, so that the engine can always be found again."""
-        self._expect(launch, role)
-        try:
-            self._journal.engine_starting(launch.engine_id, role, known(launch))
-        except JournalError:
-            if role != "serving":
-                raise
+    def _let_go(self, engine: Engine) -> Engine:
+        """The agent keeps it."""
+        return engine
+
+    def _process(self, launch: Launch, role: str, *, fork: bool) -> Engine:
+        """As in EngineManager, at the agent."""
         spec = EngineSpec(
             launch.model,
             launch.args,
@@ -204,22 +158,7 @@ class AgentEngineManager(EngineManager):
             launch.env["SLOGUARD_REPAIR"] == "on",
             self._config.workload.longest_request_tokens,
         )
-        try:
-            engine = AgentEngine.begin(self._client, launch, spec, fork=fork, learned=self._learned())
-        except (EngineCrashed, ForkServerError, OSError):
-            with suppress(JournalError):
-                self._journal.engine_gone(launch.engine_id)
-            raise
-        try:
-            self._journal.engine_started(engine.group.identity)
-        except Superseded:
-            engine.group.kill()
-            raise
-        except JournalError:
-            if role != "serving":
-                engine.group.kill()
-                raise
-        return engine
+        return AgentEngine.begin(self._client, launch, spec, fork=fork, learned=self._learned())
 
     def _learned(self) -> bytes:
         try:

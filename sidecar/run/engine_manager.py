@@ -62,9 +62,8 @@ class EngineManager:
         self.orphans = Orphans(self._journal, logs, say)
         engine = config.engine
         environment = {**os.environ, **engine.env}
-        forks = engine.forked_trials or engine.forked_serving
-        server = ForkServer(engine.python, environment, config.state, logs / "fork-server.log") if forks else None
-        self._fork_server = server
+        self._forks = engine.forked_trials or engine.forked_serving
+        self._fork_server = ForkServer(engine.python, environment, config.state, logs / "fork-server.log")
 
     def act_for(self, epoch: int) -> None:
         """Acts as the controller of ``epoch`` from now on; engines of this machine need no permission."""
@@ -100,7 +99,7 @@ class EngineManager:
 
     def warm_up_forks(self) -> None:
         """Starts the fork server without waiting for it."""
-        if self._fork_server is not None:
+        if self._forks:
             try:
                 self._fork_server.warm_up()
             except ForkServerError as error:
@@ -108,35 +107,37 @@ class EngineManager:
 
     def end_forks(self) -> None:
         """Stops the fork server until it is needed again, and with it the forked engines that are not detached."""
-        if self._fork_server is not None:
-            self._fork_server.close()
+        self._fork_server.close()
 
     def fork_no_more(self, why: str) -> None:
         """Uses ordinary starts from now on; logged once."""
-        if self._fork_server is not None:
+        if self._forks:
             self._say(f"forked starts are disabled: {why}")
             self._fork_server.close()
-            self._fork_server = None
+            self._forks = False
 
     def begin(self, launch: Launch, role: str, *, fork: bool) -> tuple[Engine, StartKind]:
         """Starts an engine without waiting for it, forked if requested and possible.
 
         Raises EngineCrashed when the port is taken, OSError, JournalError.
         """
-        if fork and self._fork_server is not None and not unforkable(launch.args):
+        if fork and self._forks and not unforkable(launch.args):
             try:
-                return self._start(launch, role, self._fork_server), StartKind.FORKED
+                return self._start(launch, role, fork=True), StartKind.FORKED
             except ForkServerError as error:
                 self.fork_no_more(str(error))
-        return self._start(launch, role, None), StartKind.ORDINARY
+        return self._start(launch, role, fork=False), StartKind.ORDINARY
 
     def serve(self, args: Mapping[str, Any], began: Callable[[Engine], None], cancelled: Callable[[], bool]) -> Engine:
         """An engine that serves on the operator's port; ``began`` is called with it before its first token.
 
         Raises EngineCrashed, Cancelled, OSError.
         """
-        launch = self.serving_launch(args)
-        engine, start = self.begin(launch, "serving", fork=self._config.engine.forked_serving)
+        restored = self._restored(args)
+        if restored is not None:
+            engine, start = restored, StartKind.ORDINARY
+        else:
+            engine, start = self.begin(self.serving_launch(args), "serving", fork=self._config.engine.forked_serving)
         began(engine)
         try:
             engine.wait_ready(self._config.engine.start_timeout_s, cancelled)
@@ -152,9 +153,12 @@ class EngineManager:
         self.end_forks()
         return engine
 
+    def _restored(self, _args: Mapping[str, Any]) -> Engine | None:
+        """An engine that was started to serve ``args`` without this sidecar; on this machine nobody starts one."""
+        return None
+
     def _let_go(self, engine: Engine) -> Engine:
         """Detaches ``engine``, so that it outlives the fork server and the sidecar. Raises OSError."""
-        assert self._fork_server is not None
         try:
             self._fork_server.let_go(engine.group.identity.pid)
         except ForkServerError as error:
@@ -180,7 +184,7 @@ class EngineManager:
         log = log_of(self._config.state / LOGS, engine_id)
         return Launch(engine_id, engine.python, self._config.model, dict(args), host, port, env, log)
 
-    def _start(self, launch: Launch, role: str, fork_server: ForkServer | None) -> Engine:
+    def _start(self, launch: Launch, role: str, *, fork: bool) -> Engine:
         """Recorded in the journal before and after, so that the engine can always be found again."""
         self._expect(launch, role)
         # Serving takes priority over recording: a full disk stops trials, not the service.
@@ -190,7 +194,7 @@ class EngineManager:
             if role != "serving":
                 raise
         try:
-            engine = Engine.start(launch, fork_server)
+            engine = self._process(launch, role, fork=fork)
         except (EngineCrashed, ForkServerError, OSError):
             with suppress(JournalError):
                 self._journal.engine_gone(launch.engine_id)
@@ -205,6 +209,10 @@ class EngineManager:
                 engine.group.kill()
                 raise
         return engine
+
+    def _process(self, launch: Launch, _role: str, *, fork: bool) -> Engine:
+        """A new engine. Raises EngineCrashed if the port is taken, ForkServerError, OSError."""
+        return Engine.start(launch, self._fork_server if fork else None)
 
     def _expect(self, launch: Launch, role: str) -> None:
         """Registers an engine for telemetry and live changes."""
