@@ -14,8 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from sidecar.config.schema import Dataset, Workload
 from sidecar.engine.engine import Cancelled
 from sidecar.measure.requests import Ending, LoadProgress, LoadResult, RequestResult, StopRule, to_the_end
-from vllm_sloguard.agent.load_process import load_environment
-from vllm_sloguard.agent.private_files import umask_of_children
+from vllm_sloguard.agent.load_process import send_command, start_generator
 from vllm_sloguard.starts import warmup
 from vllm_sloguard.starts.load_protocol import (
     EndLoad,
@@ -26,7 +25,6 @@ from vllm_sloguard.starts.load_protocol import (
     LoadReport,
     Ready,
     RunLoad,
-    message_line,
 )
 
 _START_TIMEOUT_S = 180.0
@@ -81,28 +79,15 @@ class LocalGenerator:
         if self._process is not None and self._process.poll() is None:
             return False
         self._answers = queue.Queue()
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [self._python, "-m", "vllm_sloguard.starts.load_generator"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-                env=load_environment({**os.environ, **self._env}),
-                umask=umask_of_children(),
-            )
+        self._process = start_generator(self._python, self._log, {**os.environ, **self._env})
         threading.Thread(target=_drain, args=(self._process, self._answers), daemon=True).start()
         return True
 
     def send(self, order: GeneratorCommand) -> None:
         """Raises LoadError."""
         assert self._process is not None
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(message_line(order) + "\n")
-            self._process.stdin.flush()
+            send_command(self._process, order)
         except OSError as error:
             raise LoadError(f"the benchmark client has died: {error}; see {self._log}") from None
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from vllm_sloguard.agent.private_files import umask_of_children
 from vllm_sloguard.starts.load_protocol import GeneratorCommand, message_line
 
 # One load reports a few MiB; what was read is dropped.
@@ -24,17 +25,7 @@ class _Client:
 
     def __init__(self, python: str, log: Path, environment: Mapping[str, str]) -> None:
         self.id = uuid.uuid4().hex
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [python, "-m", "vllm_sloguard.starts.load_generator"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-                env=dict(environment),
-            )
+        self.process = start_generator(python, log, environment)
         self._messages: list[str] = []
         self._dropped = 0
         self._kept_bytes = 0
@@ -58,9 +49,7 @@ class _Client:
 
     def send(self, order: GeneratorCommand) -> None:
         """Raises OSError if it has died."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(message_line(order) + "\n")
-        self.process.stdin.flush()
+        send_command(self.process, order)
 
     def read(self, after: int, wait_s: float) -> tuple[list[str], bool]:
         """The messages from number ``after`` on, and whether it has ended and these are the last ones."""
@@ -96,7 +85,7 @@ class LoadProcess:
     def __init__(self, python: str, log: Path, environment: Mapping[str, str]) -> None:
         self._python = python
         self._log = log
-        self._environment = load_environment(environment)
+        self._environment = environment
         self._client: _Client | None = None
         self._lock = threading.Lock()
 
@@ -128,6 +117,29 @@ class LoadProcess:
             client, self._client = self._client, None
         if client is not None:
             client.end()
+
+
+def start_generator(python: str, log: Path, engines: Mapping[str, str]) -> "subprocess.Popen[str]":
+    """Starts the load client without waiting for it; ``engines`` is their environment. Raises OSError."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [python, "-m", "vllm_sloguard.starts.load_generator"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            env=load_environment(engines),
+            umask=umask_of_children(),
+        )
+
+
+def send_command(process: "subprocess.Popen[str]", command: GeneratorCommand) -> None:
+    """Sends ``command`` to a load client. Raises OSError if it has died."""
+    assert process.stdin is not None
+    process.stdin.write(message_line(command) + "\n")
+    process.stdin.flush()
 
 
 def load_environment(engines: Mapping[str, str]) -> dict[str, str]:
