@@ -1,9 +1,9 @@
 """Secrets in files: private keys, and the tokens that authorize actions."""
 
-import os
 from pathlib import Path
 
 from sidecar.config.schema import ConfigError
+from vllm_sloguard.agent.private_files import accessible_to_others
 
 # The length of `openssl rand -hex 16`.
 _SHORTEST_TOKEN = 32
@@ -20,9 +20,7 @@ def read_secret(field: str, path: Path) -> bytes:
 def secret(field: str, path: Path) -> bytes:
     """The same for a file that must not be accessible to others. Raises ConfigError."""
     content = read_secret(field, path)
-    facts = path.stat()
-    # Kubernetes makes secrets readable by the pod's group.
-    if facts.st_uid not in (os.geteuid(), 0) or facts.st_mode & 0o037:
+    if accessible_to_others(path):
         raise ConfigError(f"{field}: {path} is open to others; chmod 600 it")
     return content
 

@@ -12,7 +12,7 @@ import grpc
 
 from sidecar.config.schema import Config, Remote
 from sidecar.config.secret_files import read_secret, secret, token
-from vllm_sloguard.agent.grpc_server import bounded_server
+from vllm_sloguard.agent.grpc_server import serve_mutual_tls
 from vllm_sloguard.hooks.telemetry_client import unix_target
 
 _SCHEME = "Bearer "
@@ -23,19 +23,12 @@ def serve_remote(remote: Remote, register: Callable[[grpc.Server], Any]) -> grpc
 
     Raises ConfigError for unusable key files, OSError if the address is taken.
     """
-    credentials = grpc.ssl_server_credentials(
-        [(secret("remote.key", remote.key), read_secret("remote.certificate", remote.certificate))],
-        root_certificates=read_secret("remote.ca", remote.ca),
-        require_client_auth=True,
-    )
-    server = bounded_server(interceptors=[_TokenNeeded(token("remote.token", remote.token))])
-    register(server)
+    key, certificate = secret("remote.key", remote.key), read_secret("remote.certificate", remote.certificate)
+    ca, needed = read_secret("remote.ca", remote.ca), _TokenNeeded(token("remote.token", remote.token))
     try:
-        server.add_secure_port(remote.address, credentials)
-    except RuntimeError as error:
-        raise OSError(f"remote.address: {remote.address}: {error}") from None
-    server.start()
-    return server
+        return serve_mutual_tls(remote.address, key, certificate, ca, register, interceptors=[needed])
+    except OSError as error:
+        raise OSError(f"remote.address: {error}") from None
 
 
 @contextmanager

@@ -42,6 +42,30 @@ def bounded_server(*, interceptors: Sequence[grpc.ServerInterceptor] = ()) -> gr
     return grpc.server(pool, interceptors=list(interceptors), options=options, maximum_concurrent_rpcs=_MOST_CALLS)
 
 
+def serve_mutual_tls(
+    address: str,
+    key: bytes,
+    certificate: bytes,
+    ca: bytes,
+    register: Callable[[grpc.Server], Any],
+    *,
+    interceptors: Sequence[grpc.ServerInterceptor] = (),
+) -> grpc.Server:
+    """A started gRPC server at ``address`` for clients with a certificate of ``ca``; ``register`` adds its services.
+
+    Raises OSError if the address is taken.
+    """
+    credentials = grpc.ssl_server_credentials([(key, certificate)], root_certificates=ca, require_client_auth=True)
+    server = bounded_server(interceptors=interceptors)
+    register(server)
+    try:
+        server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise OSError(f"{address}: {error}") from None
+    server.start()
+    return server
+
+
 def serve_unix_socket(socket: Path, register: Callable[[grpc.Server], Any]) -> grpc.Server:
     """A started gRPC server on ``socket``, readable by nobody else; ``register`` adds its services. Raises OSError."""
     server = bounded_server()

@@ -9,7 +9,8 @@ from typing import Any
 
 import grpc
 
-from vllm_sloguard.agent.grpc_server import bounded_server, serve_unix_socket
+from vllm_sloguard.agent.grpc_server import serve_mutual_tls, serve_unix_socket
+from vllm_sloguard.agent.private_files import accessible_to_others
 
 _UNIX = "unix://"
 _TCP = re.compile(r"(?:[^\s:/]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}")
@@ -58,19 +59,12 @@ def listen(address: AgentAddress, tls: TlsFiles | None, register: Callable[[grpc
         return serve_unix_socket(address.socket, register)
     if tls is None:
         raise AddressError(f"{address.text}: TCP needs mutual TLS: --certificate, --key and --ca")
-    credentials = grpc.ssl_server_credentials(
-        [(private_file("key", tls.key), tls_file("certificate", tls.certificate))],
-        root_certificates=tls_file("ca", tls.ca),
-        require_client_auth=True,
+    key, certificate, ca = (
+        private_file("key", tls.key),
+        tls_file("certificate", tls.certificate),
+        tls_file("ca", tls.ca),
     )
-    server = bounded_server()
-    register(server)
-    try:
-        server.add_secure_port(address.target, credentials)
-    except RuntimeError as error:
-        raise OSError(f"{address.text}: {error}") from None
-    server.start()
-    return server
+    return serve_mutual_tls(address.target, key, certificate, ca, register)
 
 
 def tls_file(field: str, path: Path) -> bytes:
@@ -84,8 +78,6 @@ def tls_file(field: str, path: Path) -> bytes:
 def private_file(field: str, path: Path) -> bytes:
     """The same for a file that must not be accessible to others. Raises AddressError."""
     content = tls_file(field, path)
-    facts = path.stat()
-    # Kubernetes makes secrets readable by the pod's group.
-    if facts.st_uid not in (os.geteuid(), 0) or facts.st_mode & 0o037:
+    if accessible_to_others(path):
         raise AddressError(f"{field}: {path} is accessible to others; chmod 600 it")
     return content

@@ -27,3 +27,10 @@ def private_files(folder: Path) -> Generator[None]:
 def umask_of_children() -> int:
     """For subprocess.Popen; -1, which changes nothing, outside of ``private_files``."""
     return _inherited[-1] if _inherited else -1
+
+
+def accessible_to_others(path: Path) -> bool:
+    """Whether somebody else may use the secret in ``path``. Raises OSError."""
+    facts = path.stat()
+    # Kubernetes makes secrets readable by the pod's group.
+    return facts.st_uid not in (os.geteuid(), 0) or bool(facts.st_mode & 0o037)
