@@ -17,6 +17,7 @@ import grpc
 import invariants
 import psutil
 from faults import ANY, GRACE_S, Fault, engine_killed, kill, sidecar
+from foreign_server import HANDLER
 from rig import MODEL, Rig, Settings
 
 from vllm_sloguard.agent.process_identity import boot_id, started_s
@@ -46,26 +47,9 @@ while True:
     done.touch()
     time.sleep(max(began + 4 - time.monotonic(), 0.5))
 """
-# Answers as vLLM does on port argv[1], once that is free.
-FOREIGN = """
-import json, pathlib, sys, time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.answer({"data": [{"id": sys.argv[2]}]})
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.answer({"choices": [{"text": "b", "finish_reason": "length"}]})
-    def answer(self, content):
-        text = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-    def log_message(self, *_):
-        pass
-
+# A foreign server on port argv[1], once that is free.
+FOREIGN = f"""{HANDLER}
+import pathlib, time
 deadline = time.monotonic() + 8
 while time.monotonic() < deadline:
     try:

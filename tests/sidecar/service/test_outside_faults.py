@@ -18,6 +18,7 @@ import grpc
 import psutil
 import pytest
 import yaml
+from foreign_server import HANDLER
 from service_process import (
     configured,
     ended,
@@ -39,27 +40,7 @@ from vllm_sloguard.hooks.telemetry_client import unix_target
 from vllm_sloguard.wire import control_pb2
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
 
-FOREIGN_SERVER = """
-import json, sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.answer({"data": [{"id": sys.argv[2]}]})
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.answer({"choices": [{"text": "b", "finish_reason": "length"}]})
-    def answer(self, content):
-        text = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-    def log_message(self, *_):
-        pass
-
-ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
-"""
+FOREIGN_SERVER = f"{HANDLER}\nThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()\n"
 
 
 @pytest.fixture
