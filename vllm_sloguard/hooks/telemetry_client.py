@@ -34,7 +34,6 @@ _SHORTEST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 5.0
 _BATCH_EVENTS = 500
 _PUBLISH = "/sloguard.v1.TelemetryService/Publish"
-_EVENTS_TAG = b"\x32"  # field 6 of PublishRequest, with a length
 
 
 def unix_target(path: str) -> str:
@@ -166,10 +165,7 @@ class TelemetryClient:
             dropped_events=self.dropped,
             hook_errors=self.hook_errors,
         )
-        parts = [head.SerializeToString()]
-        for event in events:
-            parts += (_EVENTS_TAG, _varint(len(event)), event)
-        self._unsent = _Batch(b"".join(parts), len(events))
+        self._unsent = _Batch(b"".join([head.SerializeToString(), *events]), len(events))
         return True
 
     def _send(self, deadline_s: float) -> bool:
@@ -194,16 +190,7 @@ class TelemetryClient:
 
 
 def _encoded(event: pb.Event, now: float) -> bytes:
+    """A request with this event alone: joined, the encodings of requests are that of one with all their events."""
     if not event.time_unix_seconds:
         event.time_unix_seconds = now
-    return event.SerializeToString()
-
-
-def _varint(number: int) -> bytes:
-    """A length as protobuf encodes it: seven bits a byte, the lowest first."""
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+    return pb.PublishRequest(events=[event]).SerializeToString()
