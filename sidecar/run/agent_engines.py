@@ -197,7 +197,6 @@ class AgentOrphans(Orphans):
 
     def __init__(self, journal: Journal, client: AgentClient, say: Callable[[str], None]) -> None:
         super().__init__(journal, Path(client.boot), say)
-        self._recorded = journal
         self._client = client
 
     def unrecorded(self) -> dict[str, Identity]:
@@ -212,10 +211,10 @@ class AgentOrphans(Orphans):
                 serving = status.spec.role is EngineRole.SERVING
                 self._client.stop(engine_id, drain=serving, drain_timeout_s=status.spec.drain_timeout_s)
                 ended.append(engine_id)
-        for record in self._recorded.engines():
+        for record in self._journal.engines():
             if record.identity.engine_id != keep:
                 with suppress(JournalError):  # the next start of the sidecar notices that it is gone
-                    self._recorded.engine_gone(record.identity.engine_id)
+                    self._journal.engine_gone(record.identity.engine_id)
         return ended
 
 
