@@ -12,7 +12,7 @@ from rich.text import Text
 from sidecar.cli.plan import planned
 from sidecar.cli.rendering import AsJson
 from sidecar.cli.terminal import busy_indicator
-from sidecar.config.schema import Config, ConfigError, load_config
+from sidecar.config.schema import Config, ConfigError, checked_config
 from sidecar.preflight import probes
 from sidecar.preflight.doctor import Finding, Level, findings
 from sidecar.preflight.facts import HostFacts
@@ -59,9 +59,11 @@ def doctor(
 def _facts(config_file: Path | None, prometheus: str, say: probes.Say, *, quick: bool) -> HostFacts:
     config: Config | None = None
     error: str | None = None
+    warnings: tuple[str, ...] = ()
     if config_file is not None:
         try:
-            config = load_config(config_file)
+            loaded = checked_config(config_file)
+            config, warnings = loaded.config, loaded.warnings
         except ConfigError as wrong:
             error = str(wrong)
     facts = probes.gather(config, prometheus, say, quick=quick)
@@ -71,7 +73,7 @@ def _facts(config_file: Path | None, prometheus: str, say: probes.Say, *, quick:
         problem = planned(config)[0].problem
     except (ConfigError, JournalError, OSError) as wrong:
         problem = str(wrong)
-    return dataclasses.replace(facts, plan_problem=problem)
+    return dataclasses.replace(facts, plan_problem=problem, config_warnings=warnings)
 
 
 def _show(found: list[Finding]) -> None:

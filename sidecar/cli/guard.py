@@ -181,7 +181,7 @@ def _question(  # noqa: PLR0917 - the options of both commands
     formula: bool,
 ) -> _Question:
     if local_folder(model) is None:
-        raise ConfigError(f"--model: {model} is neither a folder with a config.json nor in the local hub cache")
+        raise ConfigError(f"--model: {known_model(model).problem}")
     known = known_model(model) if formula else model_of(model, python)
     args = _args(arg)
     return _Question(known, args, _machine(total_gib, free_gib, args), _learned(state, model, vllm_version, python))

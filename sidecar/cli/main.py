@@ -9,12 +9,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from sidecar.cli import backup, dev, diagnose, doctor, guard, operator, plan, report, status
+from sidecar.cli import backup, dev, diagnose, doctor, guard, operator, plan, report, schema, status
 from sidecar.cli.operator import CommandRefused
 from sidecar.cli.places import ConfigFile, ConfigOption, StateFolder, folder_of
 from sidecar.cli.rendering import AsJson
 from sidecar.cli.terminal import View, line, show, spending, unfailing_console
-from sidecar.config.schema import ConfigError, load_config
+from sidecar.config.schema import ConfigError, checked_config
 from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.export.optuna_study import ExportError
 from sidecar.format import when
@@ -55,6 +55,7 @@ plan.register(app)
 diagnose.register(app)
 doctor.register(app)
 report.register(app)
+schema.register(app)
 dev.register(app)
 
 
@@ -77,8 +78,10 @@ def main() -> None:
     """Runs the command; user errors end it with one line and a non-zero exit code."""
     try:
         app()
-    except (ConfigError, lock.LockedError) as error:
+    except ConfigError as error:
         _fail(str(error), EXIT_BAD_INPUT)
+    except lock.LockedError as error:
+        _fail(_line(error), EXIT_BAD_INPUT)
     except (
         JournalError,
         LoadError,
@@ -89,17 +92,19 @@ def main() -> None:
         CommandRefused,
         Superseded,
     ) as error:
-        _fail(str(error), EXIT_FAILED)
+        _fail(_line(error), EXIT_FAILED)
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename is not None else str(error), EXIT_FAILED)
+        _fail(f"{error.filename}: {error.strerror}" if error.filename is not None else _line(error), EXIT_FAILED)
     except Cancelled:
         _fail("interrupted; run the same command again to continue", EXIT_INTERRUPTED)
 
 
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def _fail(text: str, code: int) -> NoReturn:
-    unfailing_console(stderr=True).print(
-        f"sloguard: {' '.join(text.split())}", markup=False, highlight=False, soft_wrap=True
-    )
+    unfailing_console(stderr=True).print(f"sloguard: {text}", markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
@@ -109,10 +114,14 @@ def tune(config_file: ConfigFile) -> None:
 
     Example: sloguard tune -c sloguard.yaml
     """
-    config, console = load_config(config_file), unfailing_console()
+    loaded, console = checked_config(config_file), unfailing_console()
+    config = loaded.config
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    for warning in loaded.warnings:
+        say(f"warning: {config_file}: {warning}")
 
     metrics = Metrics(config)
     with assembled(config, say, metrics) as parts:
@@ -172,11 +181,14 @@ def serve(config_file: ConfigFile) -> None:
 
     Example: sloguard serve -c sloguard.yaml
     """
-    config = load_config(config_file)
-    console = unfailing_console()
+    loaded, console = checked_config(config_file), unfailing_console()
+    config = loaded.config
 
     def say(text: str) -> None:
         console.print(f"{when(time.time())} {text}", markup=False, highlight=False, soft_wrap=True)
+
+    for warning in loaded.warnings:
+        say(f"warning: {config_file}: {warning}")
 
     metrics = Metrics(config)
     with (

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +13,7 @@ from sidecar.cli.operator import CommandRefused
 from sidecar.cli.places import ConfigFile
 from sidecar.cli.rendering import AsJson, machine_line, show_budget, strict_json
 from sidecar.cli.terminal import busy_indicator
-from sidecar.config.schema import Config, ConfigError, Workload, load_config
+from sidecar.config.schema import Config, ConfigError, Workload, checked_config
 from sidecar.format import assignments, change, setting, when
 from sidecar.guard.guard import Args, Guard
 from sidecar.guard.memory_learning import Learning
@@ -52,9 +52,9 @@ def plan(config_file: ConfigFile, as_json: AsJson = False) -> None:
 
     Example: sloguard plan -c sloguard.yaml
     """
-    config = load_config(config_file)
+    loaded = checked_config(config_file)
     with busy_indicator("checking the knobs with the guard"):
-        found, here, held = planned(config)
+        found, here, held = planned(loaded.config, loaded.warnings)
     if as_json:
         print(strict_json({**asdict(found), "held_bytes": held, "problem": found.problem}))
     else:
@@ -63,10 +63,10 @@ def plan(config_file: ConfigFile, as_json: AsJson = False) -> None:
         raise CommandRefused(found.problem)
 
 
-def planned(config: Config) -> tuple[WindowPlan, Machine, int]:
+def planned(config: Config, warnings: Sequence[str] = ()) -> tuple[WindowPlan, Machine, int]:
     """The plan, the machine that it assumes, and the bytes that this sidecar's own engines use now.
 
-    Raises JournalError, OSError.
+    ``warnings`` are those of the file. Raises JournalError, OSError.
     """
     journal = Journal(config.state, read_only=True) if (config.state / JOURNAL_FILE).is_file() else None
     operations = Operations(journal, config.base_digest()) if journal is not None else None
@@ -91,9 +91,12 @@ def planned(config: Config) -> tuple[WindowPlan, Machine, int]:
         takes=takes,
         forecast=forecast(config, takes),
         next_window=_next_window(config, operations),
-        warnings=tuple(
-            f"engine.args: {name} is not an argument that the guard knows; did you mean {meant}?"
-            for name, meant in misspelt(config.engine.args).items()
+        warnings=(
+            *warnings,
+            *(
+                f"engine.args: {name} is not an argument that the guard knows; did you mean {meant}?"
+                for name, meant in misspelt(config.engine.args).items()
+            ),
         ),
     )
     return found, here, held
@@ -120,7 +123,11 @@ def _incumbent(config: Config, args: Args, promotion: int | None, learned: Learn
     changes = tuple(RepairChange(c.name, c.before, c.after, c.reason) for c in result.changes)
     length = None if result.refusal else longest_request(known.shape_with(result.args), typed_arguments(result.args))
     unfit = "" if "max_model_len" in config.search.knobs else _unfit(config.workload, length)
-    return Incumbent(promotion, dict(args), changes, result.refusal, unfit, result.budget, result.warning)
+    no_budget = "" if result.budget is not None else result.refusal or known.problem or _NOT_BUILT
+    return Incumbent(promotion, dict(args), changes, result.refusal, unfit, result.budget, result.warning, no_budget)
+
+
+_NOT_BUILT = "these arguments change the model, and the vLLM of engine.python could not be asked about it"
 
 
 def _unfit(workload: Workload, length: int | None) -> str:
@@ -191,6 +198,8 @@ def _show(found: WindowPlan, here: Machine, held: int) -> None:
     say(
         "verdict: " + (f"no window could run: {found.problem}" if found.problem else "a window could run as configured")
     )
+    for warning in found.warnings:
+        say(f"warning: {warning}")
     say(f"vLLM {found.vllm_version or 'of unknown version'}, optimizer {found.optimizer}, objective {found.objective}")
     limits = (f"{name.removesuffix('_ms')} ≤ {wording.measured_text(name, limit)}" for name, limit in found.slo.items())
     say(f"SLO: {', '.join(limits)}")
@@ -202,7 +211,7 @@ def _show(found: WindowPlan, here: Machine, held: int) -> None:
         show_budget(serves.budget, here)
     else:
         say(machine_line(here))
-        say("memory: not computed, because the model's config.json is not here; the rules are still checked")
+        say(f"memory: not computed: {serves.no_budget}; the rules are still checked")
     origin = "the file's arguments" if serves.promotion is None else f"promotion {serves.promotion}"
     say(f"\ncurrent configuration: {origin}: {assignments(serves.args)}")
     for made in serves.changes:
@@ -211,8 +220,6 @@ def _show(found: WindowPlan, here: Machine, held: int) -> None:
         say(f"  it could not start: {serves.refusal}")
     if serves.warning:
         say(f"  warning: {serves.warning}")
-    for warning in found.warnings:
-        say(f"  warning: {warning}")
     _show_knobs(say, found.knobs)
     if found.unguarded:
         say("\nunguarded trials (search.unguarded), each counted in the budget:")

@@ -5,49 +5,39 @@ import ipaddress
 import json
 import os
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     Field,
-    FiniteFloat,
-    PositiveFloat,
-    PositiveInt,
     ValidationError,
-    model_validator,
 )
 
-from sidecar.config.engine_arguments import ArgsField
+from sidecar.config.argument_mistakes import argument_mistakes
 from sidecar.config.engine_section import AgentTls, EngineConfig
-from sidecar.config.knob_ranges import check_kind, narrowed
-from sidecar.config.slo import ALLOWED_NAMES, Slo
+from sidecar.config.mistakes import (
+    ConfigError,
+    MisplacedValues,
+    Mistake,
+    file_error,
+    located,
+    repeated_keys,
+    schema_mistakes,
+)
+from sidecar.config.search_section import SearchConfig
+from sidecar.config.slo import Slo
+from sidecar.config.suspicious_values import suspicious_values
 from sidecar.config.window import Promotion, Section, WindowConfig
-from sidecar.config.yaml_file import YamlTooLarge, read_yaml
-from sidecar.search.registry import DEFAULT as DEFAULT_OPTIMIZER
-from sidecar.search.registry import OPTIMIZERS, make
-from sidecar.search.space import Space
-from vllm_sloguard.knobs import KNOBS, Knob
+from sidecar.config.workload_section import Workload
+from sidecar.config.yaml_file import YamlContent, YamlTooLarge, read_yaml
 
 # The kernel limits a Unix socket's path to 108 bytes, including the terminating zero.
 LONGEST_SOCKET_PATH = 107
 SOCKET_NAME = "sidecar.sock"
-# The offending value may be long; the error message must not be.
-_LONGEST_LINE = 1000
-# Twice what a load without any miss needs at the default confidence; see sidecar.measure.early_stop.
-_MOST_REQUESTS = 500
-_COMPARED_REQUESTS = 200
-
-
-class ConfigError(ValueError):
-    """The file can't be used; the text is one line with the field, the given value and the allowed ones."""
-
-    def __init__(self, text: str) -> None:
-        line = " ".join(text.split())
-        super().__init__(line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 3]}...")
 
 
 class Objective(StrEnum):
@@ -56,112 +46,6 @@ class Objective(StrEnum):
     GOODPUT = "goodput"  # requests per second that meet the SLO; higher is better
     LATENCY = "latency"  # mean end-to-end latency; lower is better
     CAPACITY = "capacity"  # the highest request rate that meets the SLO; higher is better
-
-
-class Dataset(StrEnum):
-    """The source of the prompts: vLLM's own readers, named as in `vllm bench`."""
-
-    RANDOM = "random"
-    SHAREGPT = "sharegpt"  # a JSON file of conversations
-    CUSTOM = "custom"  # a file of JSON lines, each with prompt and output_tokens
-
-
-class Workload(Section):
-    """The load of a trial: open loop, Poisson arrivals, random prompts; lengths vary by ``spread`` around their mean.
-
-    With another ``dataset_name``, prompts and output lengths come from ``dataset_path``; ``input_tokens`` and
-    ``output_tokens`` are then the maxima, for which every trial leaves room. ``highest_rate`` bounds the capacity
-    search, if that is the objective; 16 times ``rate`` by default. Without ``requests``, as many are sent as the
-    verdict needs (sidecar.measure.early_stop), at most ``most_requests``. At least ``warmup_requests`` are sent before
-    the load, until step times settle (vllm_sloguard.starts.warmup); 0 disables the warm-up.
-    """
-
-    rate: PositiveFloat
-    highest_rate: PositiveFloat | None = None
-    requests: Annotated[int, Field(ge=10)] | None = None
-    input_tokens: PositiveInt = 512
-    output_tokens: PositiveInt = 128
-    spread: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    warmup_requests: Annotated[int, Field(ge=0)] = 8
-    request_timeout_s: PositiveFloat = 60.0
-    seed: Annotated[int, Field(ge=0)] = 0
-    dataset_name: Dataset = Field(default=Dataset.RANDOM, strict=False)
-    dataset_path: Path | None = Field(default=None, strict=False)
-
-    @model_validator(mode="after")
-    def _whole_dataset(self) -> "Workload":
-        random = self.dataset_name is Dataset.RANDOM
-        if random != (self.dataset_path is None):
-            needed = "is required for any" if self.dataset_path is None else "is only for a"
-            raise ValueError(f"dataset_path: a file {needed} dataset_name other than random, got {self.dataset_name}")
-        if not random and not {"input_tokens", "output_tokens"} <= self.model_fields_set:
-            raise ValueError("input_tokens and output_tokens: required with a dataset, of the longest request")
-        return self
-
-    @model_validator(mode="after")
-    def _rates_in_order(self) -> "Workload":
-        if self.highest_rate is not None and self.highest_rate < self.rate:
-            raise ValueError(f"highest_rate: {self.highest_rate:g} is below rate {self.rate:g}")
-        return self
-
-    @property
-    def prompts(self) -> str:
-        """A description of the prompts."""
-        if self.dataset_path is None:
-            return f"about {self.input_tokens} + {self.output_tokens} tokens"
-        return f"{self.dataset_name} {self.dataset_path}, {self.input_tokens} + {self.output_tokens} tokens at most"
-
-    @property
-    def fixed_requests(self) -> int:
-        """Number of measured requests if loads are compared, which requires equal sizes."""
-        return self.requests or _COMPARED_REQUESTS
-
-    @property
-    def most_requests(self) -> int:
-        """Maximum number of measured requests."""
-        return self.requests or _MOST_REQUESTS
-
-    @property
-    def longest_request_tokens(self) -> int:
-        """Prompt plus output of the longest request."""
-        return int((self.input_tokens + self.output_tokens) * (1 + self.spread)) + 1
-
-
-class KnobRange(Section):
-    """Restrictions on a knob for the search; missing fields default to the knob table."""
-
-    low: FiniteFloat | int | None = None
-    high: FiniteFloat | int | None = None
-    choices: list[bool | int | float | str] | None = None
-
-
-class SearchConfig(Section):
-    """The search: knobs, number of trials, seed; ``unguarded`` trials skip the guard and the repair."""
-
-    optimizer: str = DEFAULT_OPTIMIZER
-    budget: Annotated[int, Field(ge=1)] = 15
-    seed: Annotated[int, Field(ge=0)] = 0
-    knobs: dict[str, KnobRange | None]
-    unguarded: list[ArgsField] = Field(default=[])
-
-    @model_validator(mode="after")
-    def _known(self) -> "SearchConfig":
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer: {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
-        if not self.knobs:
-            raise ValueError("knobs: at least one is needed")
-        make(self.optimizer, Space(self.space_knobs()), self.seed, self.budget)  # fails if a package is missing
-        for args in self.unguarded:
-            if bad := sorted(set(args) - set(KNOBS)):
-                raise ValueError(f"unguarded: {bad[0]!r} is not a knob; allowed: {', '.join(KNOBS)}")
-            for name, value in args.items():
-                check_kind(f"unguarded: {name}", KNOBS[name], value)
-        return self
-
-    def space_knobs(self) -> tuple[Knob, ...]:
-        """The knobs of the search with their ranges."""
-        ranges = ((name, limits or KnobRange()) for name, limits in self.knobs.items())
-        return tuple(narrowed(name, limits.low, limits.high, limits.choices) for name, limits in ranges)
 
 
 def _address(text: str) -> str:
@@ -226,7 +110,7 @@ class Config(Section):
     slo: Slo
     objective: Objective = Field(default=Objective.LATENCY, strict=False)
     workload: Workload
-    search: SearchConfig
+    search: SearchConfig = Field(default_factory=SearchConfig)
     promotion: Promotion = Promotion()
     window: WindowConfig = WindowConfig()
     state: Path = Field(default=Path("sloguard-state"), strict=False)
@@ -252,10 +136,49 @@ class Config(Section):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A configuration, and what is suspicious in its file, one line each."""
+
+    config: Config
+    warnings: tuple[str, ...]
+
+
 def load_config(path: Path) -> Config:
     """Reads and validates ``path``; relative paths in it are relative to its folder. Raises ConfigError."""
+    return checked_config(path).config
+
+
+def checked_config(path: Path) -> LoadedConfig:
+    """The same with the warnings. All mistakes are in one error."""
+    read = _read(path)
+    if not isinstance(read.value, dict):
+        given = "an empty file" if read.value is None else type(read.value).__name__
+        raise ConfigError(f"{path}: a mapping of fields is needed, got {given}")
+    content = cast("dict[object, object]", read.value)
+    mistakes = [*repeated_keys(read.lines)]
+    engine = content.get("engine")
+    if isinstance(engine, dict):
+        sections = cast("dict[object, object]", engine)
+        if wrong := argument_mistakes(sections.get("args"), read.lines):
+            mistakes += wrong
+            content = {**content, "engine": {name: part for name, part in sections.items() if name != "args"}}
+    config = None
     try:
-        content = read_yaml(path)
+        config = _placed(Config.model_validate(content), path.resolve().parent)
+    except ValidationError as error:
+        mistakes += schema_mistakes(error, content, Config)
+    except MisplacedValues as error:
+        mistakes += error.mistakes
+    if config is None or mistakes:
+        raise file_error(path, mistakes, read.lines)
+    suspicious = suspicious_values(config.slo, config.engine, config.workload, config.window, config.search)
+    return LoadedConfig(config, tuple(located(found, read.lines) for found in suspicious))
+
+
+def _read(path: Path) -> YamlContent:
+    try:
+        return read_yaml(path)
     except YamlTooLarge as error:
         raise ConfigError(f"{path}: {error}") from None
     except OSError as error:
@@ -268,22 +191,15 @@ def load_config(path: Path) -> Config:
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         # These are PyYAML's own errors first; it lets the others escape for some inputs.
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        given = "an empty file" if content is None else type(content).__name__
-        raise ConfigError(f"{path}: a mapping of fields is needed, got {given}")
-    try:
-        config = Config.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {_first(error)}") from None
-    return _placed(config, path.resolve().parent)
 
 
 def _placed(config: Config, folder: Path) -> Config:
     state = _resolved("state", folder, config.state)
     if len(os.fsencode(state / SOCKET_NAME)) > LONGEST_SOCKET_PATH:
-        raise ConfigError(f"state: {state} is too long a path for a Unix socket in it; choose a shorter one")
-    local = folder / config.model
-    model = str(local.resolve()) if local.is_dir() else config.model
+        raise MisplacedValues(
+            [Mistake(("state",), f"{state} is too long a path for a Unix socket in it; choose a shorter one")]
+        )
+    model = _placed_model(config, folder)
     engine = _placed_engine(config.engine, folder)
     files = ("certificate", "key", "ca", "token")
     remote = config.remote and config.remote.model_copy(
@@ -295,10 +211,21 @@ def _placed(config: Config, folder: Path) -> Config:
     if workload.dataset_path is not None:
         dataset = _resolved("workload.dataset_path", folder, workload.dataset_path)
         if not dataset.is_file():
-            raise ConfigError(f"workload.dataset_path: {dataset}: there is no such file")
+            raise MisplacedValues([Mistake(("workload", "dataset_path"), f"{dataset}: there is no such file")])
         workload = workload.model_copy(update={"dataset_path": dataset})
     placed = {"state": state, "model": model, "engine": engine, "remote": remote, "page": page, "workload": workload}
     return config.model_copy(update=placed)
+
+
+def _placed_model(config: Config, folder: Path) -> str:
+    local = folder / Path(config.model).expanduser() if config.model.startswith("~/") else folder / config.model
+    if local.is_dir():
+        return str(local.resolve())
+    elsewhere = bool(config.engine.agents)
+    if config.model.startswith(("/", "./", "../", "~")) and not local.is_file() and not elsewhere:
+        text = f"{config.model!r}: there is no such folder; a name on Hugging Face is written `model: Qwen/Qwen3-0.6B`"
+        raise MisplacedValues([Mistake(("model",), text)])
+    return config.model
 
 
 def _placed_engine(engine: EngineConfig, folder: Path) -> EngineConfig:
@@ -317,33 +244,5 @@ def _resolved(field: str, folder: Path, path: Path) -> Path:
         resolved = (folder / path.expanduser()).resolve()
         os.fsencode(resolved)
     except (ValueError, RuntimeError, OSError) as error:
-        raise ConfigError(f"{field}: {str(path)!r} is not a path: {error}") from None
+        raise MisplacedValues([Mistake(tuple(field.split(".")), f"{str(path)!r} is not a path: {error}")]) from None
     return resolved
-
-
-def _first(error: ValidationError) -> str:
-    """The first problem in one line: the field, the given value, the allowed ones."""
-    problem = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in problem["loc"]) or "the file"
-    if problem["type"] == "extra_forbidden":
-        in_slo = problem["loc"][:-1] == ("slo",)
-        allowed = ALLOWED_NAMES if in_slo else ", ".join(_fields_at(problem["loc"][:-1]))
-        return f"{field}: unknown field; allowed: {allowed}"
-    if problem["type"] == "model_type":
-        return f"{field}: a mapping of fields is needed, got {problem['input']!r}"
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    given = problem["input"]
-    # The environment is the place for secrets: its values are never printed.
-    untold = isinstance(given, dict | list | BaseModel) or problem["type"] == "missing" or "env" in problem["loc"]
-    shown = "" if untold else f" {given!r}:"
-    more = len(error.errors()) - 1
-    return f"{field}:{shown} {message}" + (f" (and {more} more)" if more else "")
-
-
-def _fields_at(place: tuple[int | str, ...]) -> list[str]:
-    model: type[BaseModel] = Config
-    for part in place:
-        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
-    return list(KnobRange.model_fields) if "knobs" in place else list(model.model_fields)

@@ -15,6 +15,7 @@ from pydantic import (
     PlainSerializer,
     PositiveFloat,
     ValidationInfo,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -58,17 +59,24 @@ def _a_week(given: float) -> float:
 
 _FROM_TEXT = BeforeValidator(_seconds)
 _AS_TEXT = PlainSerializer(_text, return_type=str, when_used="json")
+_IN_SCHEMA = WithJsonSchema(
+    {
+        "anyOf": [{"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?[smh]$"}, {"const": 0}],
+        "examples": ["90s", "45m", "2h"],
+    },
+    mode="validation",
+)
 
 
 class Probation(Section):
     """When a promotion is rolled back automatically: see sidecar.promote.probation. Durations are in seconds."""
 
-    duration: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT] = 1800.0
+    duration: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT, _IN_SCHEMA] = 1800.0
     min_requests: Annotated[int, Field(ge=50)] = 200
     burn: Annotated[float, Field(ge=1)] = 6.0
     tolerance: Annotated[float, Field(ge=0)] = 0.25
     crashes: Annotated[int, Field(ge=2)] = 3
-    crashes_within: Annotated[PositiveFloat, _FROM_TEXT, _AS_TEXT] = 600.0
+    crashes_within: Annotated[PositiveFloat, _FROM_TEXT, _AS_TEXT, _IN_SCHEMA] = 600.0
 
 
 class Promotion(Section):
@@ -117,22 +125,22 @@ class Hooks(Section):
 
     before_drain: list[str] = []
     after_restore: list[str] = []
-    timeout: Annotated[PositiveFloat, _FROM_TEXT, _AS_TEXT] = 10.0
+    timeout: Annotated[PositiveFloat, _FROM_TEXT, _AS_TEXT, _IN_SCHEMA] = 10.0
 
 
 class WindowConfig(Section):
     """When `sloguard serve` may take the service down to tune; ``cron`` is in the host's local time."""
 
     cron: Annotated[str, AfterValidator(_cron)] | None = None
-    duration: Annotated[PositiveFloat, _FROM_TEXT, AfterValidator(_a_week), _AS_TEXT] = 3600.0
+    duration: Annotated[PositiveFloat, _FROM_TEXT, AfterValidator(_a_week), _AS_TEXT, _IN_SCHEMA] = 3600.0
     # Delay between /ready turning not-ready and the drain, for load balancers to notice.
-    notice: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT] = 5.0
+    notice: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT, _IN_SCHEMA] = 5.0
     # Recent load, in requests per second, above which no window opens.
     max_rate: PositiveFloat | None = None
     # Backoff after a failed window.
-    after_failure: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT] = 86400.0
+    after_failure: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT, _IN_SCHEMA] = 86400.0
     # How late a window may still open; by default a quarter of its duration.
-    latest_start: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT] | None = None
+    latest_start: Annotated[float, Field(ge=0), _FROM_TEXT, _AS_TEXT, _IN_SCHEMA] | None = None
     # Whether a missed window opens as soon as possible.
     make_up: bool = False
     hooks: Hooks = Hooks()

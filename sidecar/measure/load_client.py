@@ -11,7 +11,7 @@ from typing import Annotated, Protocol
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from sidecar.config.schema import Dataset, Workload
+from sidecar.config.workload_section import Dataset, Workload
 from sidecar.engine.engine import Cancelled
 from sidecar.measure.requests import Ending, LoadProgress, LoadResult, RequestResult, StopRule, to_the_end
 from vllm_sloguard.agent.load_process import send_command, start_generator

@@ -101,6 +101,8 @@ def _configuration(facts: HostFacts) -> Iterable[Finding]:
         yield _problem("configuration", facts.config_error, "fix the field that the message names")
     else:
         yield _ok("configuration", "the file is valid")
+    for text in facts.config_warnings:
+        yield _warning("configuration", text, "correct the value if it was meant in another unit")
 
 
 def _arguments(facts: HostFacts) -> Iterable[Finding]:

@@ -128,7 +128,10 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """All facts. ``plan_problem`` is the reason why a window could not run as configured."""
+    """All facts. ``plan_problem`` is the reason why a window could not run as configured.
+
+    ``config_warnings`` are suspicious values in the file.
+    """
 
     config_error: str | None
     vllm: VllmFacts
@@ -143,3 +146,4 @@ class HostFacts:
     next_window: str | None = None
     misspelt: tuple[tuple[str, str], ...] = ()  # unknown name in engine.args, and the likely correction
     plan_problem: str | None = None
+    config_warnings: tuple[str, ...] = ()

@@ -45,6 +45,7 @@ class Incumbent:
 
     ``changes`` are the plugin's repairs at its start; ``refusal`` is why it could not start, and ``unfit`` why it could
     not serve the workload; both are empty if it could. ``warning`` is why it may not start, though it is not refused.
+    ``no_budget`` is why there is no ``budget``, if there is none.
     """
 
     promotion: int | None
@@ -54,6 +55,7 @@ class Incumbent:
     unfit: str
     budget: Budget | None
     warning: str = ""
+    no_budget: str = ""
 
 
 @dataclass(frozen=True)

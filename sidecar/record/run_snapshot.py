@@ -11,7 +11,8 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel, ValidationError
 
 from sidecar.config.knob_ranges import narrowed
-from sidecar.config.schema import Config, EngineConfig, KnobRange, Objective, Workload
+from sidecar.config.schema import Config, EngineConfig, Objective, Workload
+from sidecar.config.search_section import KnobRange
 from sidecar.config.slo import Slo
 from sidecar.config.window import Promotion
 from sidecar.record import lock

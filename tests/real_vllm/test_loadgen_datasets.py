@@ -9,7 +9,7 @@ import pytest
 from engine_bench import DEMO
 from streaming_engine import StreamingEngine, serving
 
-from sidecar.config.schema import Dataset, Workload
+from sidecar.config.workload_section import Dataset, Workload
 from sidecar.measure.load_client import LoadClient, LoadError
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

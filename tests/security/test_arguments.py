@@ -39,8 +39,8 @@ CPU = Machine("cpu", 2**34, 2**34, 0, "meminfo")
 )
 def test_a_text_that_would_be_a_flag_is_refused(tmp_path: Path, name: str, value: str) -> None:
     assert f"knobs.{name}: " in refused(fake_config(tmp_path), knobs={name: {"choices": [value]}})
-    assert f"unguarded: {name}: " in refused(fake_config(tmp_path), unguarded=[{name: value}])
-    assert "unguarded: max_num_seqs: " in refused(fake_config(tmp_path), unguarded=[{"max_num_seqs": [value]}])
+    assert f"unguarded.0.{name}: " in refused(fake_config(tmp_path), unguarded=[{name: value}])
+    assert "unguarded.0.max_num_seqs: " in refused(fake_config(tmp_path), unguarded=[{"max_num_seqs": [value]}])
 
 
 def refused(path: Path, **search: Any) -> str:
@@ -55,9 +55,11 @@ def refused(path: Path, **search: Any) -> str:
 @pytest.mark.parametrize("name", [*NEVER, *(name.replace("_", "-") for name in NEVER if "_" in name), "--host"])
 def test_no_search_may_touch_it(tmp_path: Path, name: str) -> None:
     path = fake_config(tmp_path)
-    assert "is not a knob; allowed: max_num_seqs" in refused(path, knobs={name: {"choices": ["a", "b"]}})
+    refusal = refused(path, knobs={name: {"choices": ["a", "b"]}})
+    assert f"search.knobs.{name}: not a knob; " in refusal
+    assert "allowed: max_num_seqs" in refusal
     path = fake_config(tmp_path)
-    assert "is not a knob; allowed: max_num_seqs" in refused(path, unguarded=[{name: "a"}])
+    assert "not a knob; " in refused(path, unguarded=[{name: "a"}])
 
 
 def test_neither_knobs_nor_repair_know_of_them() -> None:

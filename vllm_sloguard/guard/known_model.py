@@ -213,7 +213,7 @@ def known_model(model: str, builds: ModelBuilds | None = None) -> KnownModel:
     """What the local files of ``model`` say; nothing if there are none."""
     folder = local_folder(model)
     if folder is None:
-        return KnownModel(problem=f"no config.json of {model} on this machine")
+        return KnownModel(problem=f"no config.json of {model} on this machine{_download(model)}")
     if folder.suffix == ".gguf":
         return KnownModel(problem="a GGUF file has no config.json", checkpoint_bytes=checkpoint_bytes(folder))
     try:
@@ -221,6 +221,10 @@ def known_model(model: str, builds: ModelBuilds | None = None) -> KnownModel:
     except ValueError as error:
         shape, problem = None, str(error)
     return KnownModel(shape, folder, problem, checkpoint_bytes(folder), _Remembered(builds) if builds else None)
+
+
+def _download(model: str) -> str:
+    return f"; `hf download {model} config.json` brings it" if model.count("/") == 1 and model[0] not in "./~" else ""
 
 
 class _Remembered:

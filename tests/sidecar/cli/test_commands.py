@@ -107,7 +107,7 @@ def test_help_has_a_sentence_and_an_example_that_can_be_asked(name: str) -> None
     first, *_, last = text.strip().splitlines()
     assert first.endswith((".", ":")) or first[0].isupper()
     assert last.strip().startswith(f"Example: sloguard {name}")
-    words = shlex.split(last.partition("Example: sloguard ")[2].partition(" < ")[0])[len(name.split()) :]
+    words = shlex.split(last.partition("Example: sloguard ")[2].partition(" < ")[0].partition(" > ")[0])[len(name.split()) :]
     COMMANDS[name].make_context(name, words).close()  # raises for wrong arguments
 
 
@@ -434,3 +434,24 @@ def test_completion_can_be_installed() -> None:
     shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert "_COMPLETE=complete_bash" in shown.stdout, shown.stderr
     assert "--install-completion" in sloguard("--help").stdout
+
+
+def test_plan_prints_warnings_and_why_the_memory_is_not_computed(tmp_path: Path) -> None:
+    content = yaml.safe_load(write_config(tmp_path).read_text())
+    content["slo"]["ttft_p99_ms"] = 2
+    content["engine"]["python"] = "/usr/bin/env"  # without vLLM
+    content["engine"]["args"]["speculative-config"] = {"method": "ngram", "num_speculative_tokens": 2}
+    path = tmp_path / "sloguard.yaml"
+    path.write_text(yaml.safe_dump(content))
+    output = sloguard("plan", "-c", path).stdout
+    assert re.search(r"^warning: line \d+: slo\.ttft_p99_ms: 2 ms is less than one forward pass takes;", output, re.M)
+    assert "memory: not computed: these arguments change the model" in output
+
+
+def test_a_model_on_the_hub_that_is_not_cached_says_how_to_bring_it() -> None:
+    done = sloguard("budget", "--model", "Qwen/Absent-8B")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "sloguard: --model: no config.json of Qwen/Absent-8B on this machine;"
+        " `hf download Qwen/Absent-8B config.json` brings it\n"
+    )

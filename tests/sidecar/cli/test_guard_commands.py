@@ -167,7 +167,7 @@ def test_a_bad_model_is_one_line(tmp_path: Path) -> None:
     for command in ("budget", "repair"):
         missing = ask(command, *CARD, model=tmp_path)
         assert isinstance(missing.exception, ConfigError)
-        assert "neither a folder with a config.json nor in the local hub cache" in str(missing.exception)
+        assert "no config.json of " in str(missing.exception)
     for text in ("", "[]", '{"hidden_size": "x"}', "{}"):
         (tmp_path / "config.json").write_text(text, encoding="utf-8")
         result = ask("budget", *CARD, "--formula", model=tmp_path)

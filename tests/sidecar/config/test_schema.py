@@ -95,11 +95,11 @@ BAD: list[tuple[str, Any, tuple[str, ...]]] = [
     ("promotion.gain", 1, ("promotion.gain", "confidence, min_gain")),
     ("window.length", 1, ("window.length", "cron, duration, notice")),
     ("metrics.prot", 1, ("metrics.prot", "host, port")),
-    ("model", 5, ("model", "5", "string")),
-    ("engine.port", "http", ("engine.port", "'http'", "integer")),
+    ("model", 5, ("model", "5", "a text is needed")),
+    ("engine.port", "http", ("engine.port", "'http'", "a whole number", "`port: 8000`")),
     ("engine.port", 70000, ("engine.port", "70000", "65535")),
-    ("engine.env", {"A": 1}, ("engine.env.A", "1", "string")),
-    ("engine.args", [], ("engine.args", "dictionary")),
+    ("engine.env", {"A": 1}, ("engine.env.A", "a text")),
+    ("engine.args", [], ("engine.args", "a mapping is needed, not a list")),
     ("workload.rate", "fast", ("workload.rate", "'fast'", "number")),
     ("workload.rate", 0, ("workload.rate", "0", "greater than 0")),
     ("workload.requests", 3, ("workload.requests", "3", "10")),
@@ -110,20 +110,20 @@ BAD: list[tuple[str, Any, tuple[str, ...]]] = [
     ("slo", {}, ("slo", "at least one latency limit")),
     ("slo", {"error_rate": 0.1}, ("slo", "at least one latency limit")),
     ("objective", "speed", ("objective", "'speed'", "'goodput', 'latency' or 'capacity'")),
-    ("search.optimizer", "grid", ("search", "optimizer", "'grid'", "random, tpe, gp, tba, tba-tpe, sloguard")),
+    ("search.optimizer", "grid", ("search.optimizer", "'grid'", "random, tpe, gp, tba, tba-tpe, sloguard")),
     ("search.budget", 0, ("search.budget", "0", "1")),
     ("search.knobs", {}, ("search", "knobs", "at least one")),
-    ("search.knobs", {"tempo": None}, ("search", "knobs", "'tempo'", "max_num_seqs")),
+    ("search.knobs", {"tempo": None}, ("search.knobs.tempo", "not a knob", "max_num_seqs")),
     ("search.knobs", {"max_num_seqs": {"low": 9, "high": 3}}, ("knobs.max_num_seqs", "9 and 3", "low must be below")),
     ("search.knobs", {"max_num_seqs": {"low": -5}}, ("knobs.max_num_seqs", "-5", "must not be negative")),
     ("search.knobs", {"max_num_seqs": {"choices": [1]}}, ("knobs.max_num_seqs", "low and high, not choices")),
     ("search.knobs", {"block_size": {"low": 1}}, ("knobs.block_size", "choices, not low and high")),
     ("search.knobs", {"block_size": {"choices": []}}, ("knobs.block_size", "choices", "empty")),
-    ("search.unguarded", [{"tempo": 1}], ("search", "unguarded", "'tempo'", "max_num_seqs")),
-    ("engine.args", {"port": 1}, ("engine", "args.port", "engine.port")),
-    ("engine.args", {"--host": "a"}, ("engine", "args.host", "engine.host")),
-    ("engine.args", {"api-key": "a"}, ("engine", "args.api_key", "VLLM_API_KEY")),
-    ("engine.args", {"model": "a"}, ("engine", "args.model", "field model")),
+    ("search.unguarded", [{"tempo": 1}], ("search.unguarded.0.tempo", "not a knob", "max_num_seqs")),
+    ("engine.args", {"port": 1}, ("engine.args.port", "engine.port")),
+    ("engine.args", {"--host": "a"}, ("engine.args.--host", "engine.host")),
+    ("engine.args", {"api-key": "a"}, ("engine.args.api-key", "VLLM_API_KEY")),
+    ("engine.args", {"model": "a"}, ("engine.args.model", "field model")),
     ("promotion.confidence", 0.5, ("promotion.confidence", "0.5", "greater than 0.5")),
     ("promotion.pairs", [], ("promotion.pairs", "at least 1 item")),
     ("promotion.pairs", [1, 3], ("promotion.pairs.0", "1", "greater than or equal to 2")),
@@ -155,11 +155,29 @@ def test_a_mistake_is_one_line_with_field_given_and_allowed(
         assert text in said
 
 
-@pytest.mark.parametrize("missing", list(GOOD))
-def test_a_missing_section_is_named(tmp_path: Path, missing: str) -> None:
+@pytest.mark.parametrize(
+    ("missing", "example"),
+    [
+        ("model", "model: Qwen/Qwen3-0.6B"),
+        ("slo", "slo: {ttft_p99_ms: 500, itl_p99_ms: 50}"),
+        ("workload", "workload: {rate: 4}"),
+    ],
+)
+def test_a_missing_section_is_named_with_an_example(tmp_path: Path, missing: str, example: str) -> None:
     path = write(tmp_path, {name: value for name, value in GOOD.items() if name != missing})
 
-    assert complaint(path) == f"{path}: {missing}: Field required"
+    assert complaint(path) == f"{path}: {missing}: missing, such as `{example}`"
+
+
+def test_knobs_have_a_default_set(tmp_path: Path) -> None:
+    path = write(tmp_path, {name: value for name, value in GOOD.items() if name != "search"})
+
+    assert {knob.name for knob in load_config(path).search.space_knobs()} == {
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "enable_prefix_caching",
+        "enable_chunked_prefill",
+    }
 
 
 @pytest.mark.parametrize(
@@ -224,9 +242,10 @@ def test_a_value_that_would_fail_later_is_refused_now(tmp_path: Path, place: str
 def complaint(path: Path) -> str:
     with pytest.raises(ConfigError) as raised:
         load_config(path)
-    said = str(raised.value)
-    assert len(said.splitlines()) == 1
-    return said
+    first, *others = str(raised.value).split("\n")
+    assert not others or first.endswith(f": {len(others)} mistakes")
+    assert all(other.startswith("  ") for other in others)
+    return str(raised.value)
 
 
 def loaded(path: Path) -> Config | None:
@@ -271,7 +290,12 @@ def test_junk_is_a_configuration_or_one_line(content: object) -> None:
 
 def run_command(*arguments: str | Path, mark: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [SLOGUARD, *arguments], capture_output=True, text=True, timeout=300, check=False, env={"SLOGUARD_TEST": mark}
+        [SLOGUARD, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={"SLOGUARD_TEST": mark, "PYTHONPATH": str(DEMO.parents[2])},
     )
 
 
@@ -296,7 +320,7 @@ def test_tune_with_a_mistake_says_one_line_and_starts_nothing(tmp_path: Path) ->
     assert ended.stdout == ""
     assert len(ended.stderr.splitlines()) == 1
     assert ended.stderr.startswith(
-        f"sloguard: {path}: slo.p99: unknown field; allowed: ttft, itl, tpot or e2e, then p50"
+        f"sloguard: {path}: line 8: slo.p99: unknown field; allowed: ttft, itl, tpot or e2e, then p50"
     )
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     assert marked(mark) == []

@@ -313,7 +313,7 @@ def test_a_model_that_is_not_whole(tmp_path: Path, removed: str, said: str) -> N
 
 
 def test_a_model_folder_that_is_not_there(tmp_path: Path) -> None:
-    assert "no such folder" in problem(write_config(tmp_path, model="./no/such/model"), "model")
+    assert "no such folder" in problem(write_config(tmp_path, model="./no/such/model"), "configuration")
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
