@@ -107,7 +107,8 @@ def test_help_has_a_sentence_and_an_example_that_can_be_asked(name: str) -> None
     first, *_, last = text.strip().splitlines()
     assert first.endswith((".", ":")) or first[0].isupper()
     assert last.strip().startswith(f"Example: sloguard {name}")
-    words = shlex.split(last.partition("Example: sloguard ")[2].partition(" < ")[0].partition(" > ")[0])[len(name.split()) :]
+    command = re.split(" [<>] ", last.partition("Example: sloguard ")[2])[0]
+    words = shlex.split(command)[len(name.split()) :]
     COMMANDS[name].make_context(name, words).close()  # raises for wrong arguments
 
 
