@@ -177,7 +177,7 @@ def _wrong_value(problem: ErrorDetails, place: Place, root: type[BaseModel]) -> 
         wanted = f"{wanted}, not a {'list' if isinstance(given, list) else 'mapping'}"
     shown = "" if hidden else f"{given!r}: "
     example = _example(place, root) if problem["type"] in _WANTED else ""
-    unit = _unit(place, given)
+    unit = _unit(place, cast("object", given))
     return f"{shown}{wanted}{unit or (f', such as `{example}`' if example else '')}"
 
 

@@ -152,10 +152,11 @@ def load_config(path: Path) -> Config:
 def checked_config(path: Path) -> LoadedConfig:
     """The same with the warnings. All mistakes are in one error."""
     read = _read(path)
-    if not isinstance(read.value, dict):
-        given = "an empty file" if read.value is None else type(read.value).__name__
+    value = read.value
+    if not isinstance(value, dict):
+        given = "an empty file" if value is None else type(value).__name__
         raise ConfigError(f"{path}: a mapping of fields is needed, got {given}")
-    content = cast("dict[object, object]", read.value)
+    content = cast("dict[object, object]", value)
     mistakes = [*repeated_keys(read.lines)]
     engine = content.get("engine")
     if isinstance(engine, dict):
