@@ -2,7 +2,7 @@
 
 The same rule as the tuner's: a trial of the search is only begun if time is left for itself, for the A/B restarts
 reserved for the validation, for the unmeasured start of each side before them, and for the restore. Durations are those
-of this journal; where it has none, they are assumed and marked so.
+of this journal; where it has none, they are assumed, and marked as assumed.
 """
 
 import math
@@ -17,7 +17,7 @@ from sidecar.record.trial import AFTER_THE_SEARCH, VALIDATING, StartKind, Trial
 from sidecar.record.trial_states import RAN_STATUSES
 
 # Upper range of what an H200 and a CPU host took (benchmarks/README.md, "Starts and trials").
-_START_S, _FORKED_OR_LIVE_S, _WARM_UP_S = 60.0, 10.0, 5.0
+_START_S, _FAST_START_S, _WARM_UP_S = 60.0, 10.0, 5.0
 # The rate is doubled until it fails, then bisected.
 _CAPACITY_LOADS = 6
 
@@ -35,10 +35,10 @@ class Durations:
     """Durations of the parts of a window. ``longest_trial`` is the time that the tuner reserves for the next one."""
 
     drain: Known
-    start: Known  # an ordinary one, as a restore and a validation have
-    trial: Known  # of the search, its start included
+    start: Known  # an ordinary start: a restore may need one
+    trial: Known  # of the search, including its start
     longest_trial: Known
-    validation: Known  # one measurement, its start included
+    validation: Known  # one measurement, including its start
     warm_start: Known  # an unmeasured start before the first measurement of a side
 
 
@@ -79,19 +79,21 @@ def durations(
     warmed = [t.result.warm_start_s for t in ran if t.result and t.result.warm_start_s is not None]
     start = _start(ran, longest_start_s)
     load_s = _load_s(config, 0)
-    between_s = min(_FORKED_OR_LIVE_S, start.seconds) if config.engine.forked_trials else start.seconds
+    fast_s = min(_FAST_START_S, start.seconds)
+    between_s = fast_s if config.engine.forked_trials else start.seconds
+    serving_s, kind = (fast_s, "a forked") if config.engine.forked_serving else (start.seconds, "an ordinary")
     trial_s = between_s + _WARM_UP_S + load_s
     requests = _requests(config, config.promotion.requests_a_start)
-    validation_s = start.seconds + _WARM_UP_S + _load_s(config, config.promotion.requests_a_start)
+    validation_s = serving_s + _WARM_UP_S + _load_s(config, config.promotion.requests_a_start)
     warm_load = WarmStartLoad(_schedule(config, 0)).next_load([], warm=False)
-    warm_s = start.seconds + _WARM_UP_S + (warm_load.most_requests / warm_load.rate if warm_load else 0.0)
+    warm_s = serving_s + _WARM_UP_S + (warm_load.most_requests / warm_load.rate if warm_load else 0.0)
     return Durations(
         _mean(drains_s, "drains", config.window.notice, "assumed: the notice alone"),
         start,
         _mean(searched, "trials", trial_s, f"assumed: {between_s:.0f} s to start, {_load_words(config)}"),
         _longest(searched, "trials", trial_s),
-        _mean(validated, "measurements", validation_s, f"assumed: an ordinary start and {requests} requests"),
-        _mean(warmed, "unmeasured starts", warm_s, "assumed: an ordinary start and a short load"),
+        _mean(validated, "measurements", validation_s, f"assumed: {kind} start and {requests} requests"),
+        _mean(warmed, "unmeasured starts", warm_s, f"assumed: {kind} start and a short load"),
     )
 
 

@@ -21,16 +21,15 @@ def seconds_a_trial(trials: Sequence[Trial]) -> float:
 
 
 def seconds_of(trials: Sequence[Trial], search: int, validations: int, start_s: float) -> float:
-    """How long further trials may take; ``start_s`` is an ordinary start, as used by validation trials.
+    """How long further trials may take; ``start_s`` is a start of the serving engine, as validation trials have.
 
     In a validation, each side's first measured start is preceded by an unmeasured one, with a short load.
     """
     searched = [t for t in trials if t.plan.role not in AFTER_THE_SEARCH]
     results = [t.result for t in trials if t.result is not None]
-    validation_s = max(
-        seconds_a_trial([t for t in trials if t.plan.role in VALIDATING]),
-        start_s + max(((r.load_s or 0.0) + (r.stop_s or 0.0) for r in results), default=0.0),
-    )
+    validation_s = seconds_a_trial([t for t in trials if t.plan.role in VALIDATING])
+    if not validation_s:
+        validation_s = start_s + max(((r.load_s or 0.0) + (r.stop_s or 0.0) for r in results), default=0.0)
     cold_sides = len(set(VALIDATING) - {t.plan.role for t in trials}) if validations else 0
     return search * seconds_a_trial(searched) + validations * validation_s + cold_sides * _warm_start(trials, start_s)
 

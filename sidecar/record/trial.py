@@ -37,12 +37,12 @@ class Role(StrEnum):
     BASELINE = "baseline"  # the incumbent, measured in the same run
     SEARCH = "search"
     UNGUARDED = "unguarded"  # requested by the operator, without the guard
-    REFERENCE = "reference"  # the incumbent re-measured, on an ordinary start
-    VALIDATION = "validation"  # the candidate re-measured, on an ordinary start
+    REFERENCE = "reference"  # the incumbent re-measured, on a start of its own
+    VALIDATION = "validation"  # the candidate re-measured, on a start of its own
     LOWER_RATE = "lower_rate"  # the nearest miss again, to find the request rate at which it meets the SLO
 
 
-# The trials that decide a promotion, each on an ordinary start.
+# The trials that decide a promotion. Their engines start the way the serving engine does.
 VALIDATING = (Role.REFERENCE, Role.VALIDATION)
 AFTER_THE_SEARCH = (*VALIDATING, Role.LOWER_RATE)
 

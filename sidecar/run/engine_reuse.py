@@ -1,8 +1,8 @@
 """Chooses the engine of a trial: the previous trial's, changed live, or a new one, forked if possible.
 
 An engine of the search starts with raised limits (``Plan.ceilings``) and is lowered at once to what the trial needs, so
-that later trials have headroom. What is compared for a promotion always runs on a new engine with an ordinary start and
-exactly the plan's arguments.
+that later trials have headroom. What is compared for a promotion always runs on a new engine with exactly the plan's
+arguments, started the way the serving engine is.
 """
 
 import time
@@ -156,19 +156,25 @@ class TrialEngines:
             return False
         return True
 
+    def _forks(self, role: Role) -> bool:
+        """Whether an engine of ``role`` is forked: a validation starts engines the way the service starts them."""
+        engine = self._config.engine
+        return engine.forked_serving if role in VALIDATING else engine.forked_trials
+
     def _started(self, launch: Launch, role: Role, cancelled: Callable[[], bool], *, exact: bool) -> ReadyEngine:
         engine: Engine | None = None
         start = StartKind.ORDINARY
         began = time.monotonic()
         try:
-            fork = self._config.engine.forked_trials and role not in VALIDATING
-            engine, start = self._engines.begin(launch, "trial", fork=fork)
+            engine, start = self._engines.begin(launch, "trial", fork=self._forks(role))
             engine.wait_ready(self._config.engine.start_timeout_s, cancelled)
         except EngineCrashed as crashed:
             if engine is not None:
                 self._end(engine)
-            if role is Role.BASELINE and start is StartKind.FORKED:
-                self._engines.fork_no_more("the incumbent crashed on a forked engine")
+            if start is StartKind.FORKED and role in (Role.BASELINE, *VALIDATING):
+                self._engines.fork_no_more(f"a forked engine of the {role} crashed")
+                if role in VALIDATING:  # as the serving engine, it gets an ordinary start before that counts
+                    return self._started(launch, role, cancelled, exact=exact)
             raise NotStartedError(crashed.crash, engine, start, exact=exact) from None
         except BaseException:
             if engine is not None:

@@ -25,7 +25,7 @@ from prometheus_server import BINARY, PrometheusServer
 from sidecar.config.schema import load_config
 from sidecar.record.journal import Journal, JournalError
 from sidecar.record.states import State
-from sidecar.record.trial import Role, TrialStatus
+from sidecar.record.trial import VALIDATING, Role, StartKind, TrialStatus
 from sidecar.record.wording import OUTCOMES
 from vllm_sloguard.agent.process_group import ProcessGroup
 from vllm_sloguard.agent.process_identity import Identity
@@ -224,6 +224,8 @@ def test_a_window_opens_by_itself_and_the_service_comes_back(tmp_path: Path) -> 
     # vLLM's server drops requests that have not reached its engine yet.
     sent = draining - statistics.median(a[1] - a[0] for a in before) / 2
     assert {a[2] for a in before if a[0] < sent} == {300}
+    compared = [t.result.start for t in journal.trials() if t.plan.role in VALIDATING and t.result is not None]
+    assert set(compared) <= {StartKind.FORKED}, compared  # as the service is started
     nothing_left(config.state, engine_ids(config.state))
     if prometheus is None:
         pytest.skip("the dashboards' queries were not checked: prometheus is not installed (Debian: prometheus)")
