@@ -14,9 +14,9 @@ LISTEN = """
 import socket, sys
 server = socket.socket()
 server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-server.bind((sys.argv[1], int(sys.argv[2])))
+server.bind(("", 0))
 server.listen()
-print("up", flush=True)
+print(server.getsockname()[1], flush=True)
 sys.stdin.read()
 """
 
@@ -24,12 +24,11 @@ sys.stdin.read()
 @pytest.fixture
 def other() -> Iterator[tuple[int, int]]:
     """Another process that listens on all addresses: its pid and port."""
-    port = any_free_port()
-    command = [sys.executable, "-c", LISTEN, "", str(port)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", LISTEN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
-        yield process.pid, port
+        yield process.pid, int(process.stdout.readline())
         process.kill()
 
 
