@@ -69,6 +69,22 @@ _VALUES: dict[str, tuple[Any, ...]] = {
 }
 
 
+_ADDING_A_KNOB = (
+    "",
+    "## Adding a knob",
+    "",
+    "1. Add a row to `KNOBS` in `vllm_sloguard/knobs.py`, with vLLM's own name of the argument. The search, the command line,",
+    "   the journal, the report and this page take it from there.",
+    "2. If a value can crash vLLM, or depends on another argument, add a rule to a module of `vllm_sloguard/guard/rules/`.",
+    "3. If it changes the memory that vLLM needs, extend the estimate in `vllm_sloguard/guard/memory.py`.",
+    "4. If it can change in a running engine, name its versions and its check in the row (`Live`), give it a name in",
+    "   `vllm_sloguard/live_knobs.py`, and add how it is applied to `_BUILDERS` in `vllm_sloguard/hooks/live_scheduler.py`.",
+    "5. If its effect on latency is known beforehand, add it to `sidecar/search/latency_priors.py`.",
+    "6. Add its values to `_VALUES` in `docs/generate.py`, and run that. Then `make bench-repair` compares the guard's answers",
+    "   with vLLM's own.",
+)
+
+
 def knobs_page() -> str:
     """Every knob: what it is, its range, whether it is live, and the rules that repair it."""
     lines = [
@@ -101,7 +117,7 @@ def knobs_page() -> str:
     seen = repairing_rules()
     for knob in KNOBS.values():
         lines += ["", f"## {knob.name}", "", *_knob(knob, seen.get(knob.name, {}))]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_ADDING_A_KNOB]) + "\n"
 
 
 def _values(knob: Knob) -> str:

@@ -1,7 +1,7 @@
 """The knob table: every vLLM argument that may be tuned, in one place.
 
 Names are vLLM's own (``EngineArgs`` fields, so ``max_num_seqs`` for ``--max-num-seqs``). The table is also the
-allowlist: an argument that is not here is never changed by a search.
+allowlist: an argument that is not here is never changed by a search. What else a new knob needs: docs/knobs.md.
 """
 
 from collections.abc import Mapping
