@@ -57,7 +57,7 @@ def test_generated_pages_are_fresh() -> None:
 
 def test_every_knob_and_every_category_has_its_part() -> None:
     knobs, crashes = ((DOCS / name).read_text(encoding="utf-8") for name in ("knobs.md", "crashes.md"))
-    assert re.findall(r"^## (.*)$", knobs, re.MULTILINE) == list(KNOBS)
+    assert re.findall(r"^## (.*)$", knobs, re.MULTILINE) == [*KNOBS, "Adding a knob"]
     assert re.findall(r"^## (\w+)$", crashes, re.MULTILINE)[: len(Category)] == [str(c) for c in Category]
     for part in crashes.split("\n## ")[1 : len(Category) + 1]:
         assert "**What the sidecar does.** " in part
