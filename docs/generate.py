@@ -24,7 +24,7 @@ LOGS = HERE.parent / "tests" / "vllm_sloguard" / "crash" / "logs"
 DO_NOT_EDIT = "<!-- Written by docs/generate.py; change that, or the code that it reads. -->"
 
 # Random configurations that are repaired, to list which rules change which argument.
-_REPAIRS = 3000
+_REPAIRS = 2000
 _DEMO_SIZED = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
