@@ -6,6 +6,7 @@ import argparse
 import random
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ LOGS = HERE.parent / "tests" / "vllm_sloguard" / "crash" / "logs"
 DO_NOT_EDIT = "<!-- Written by docs/generate.py; change that, or the code that it reads. -->"
 
 # Random configurations that are repaired, to list which rules change which argument.
-_REPAIRS = 2000
+_REPAIRS = 3000
 _DEMO_SIZED = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
@@ -145,9 +146,14 @@ def _knob(knob: Knob, rules: dict[str, str]) -> Iterator[str]:
         yield f"  - `{name}`: {demand}"
 
 
+@cache
+def _checkpoint(shape: ModelShape) -> int:
+    return weights_bytes(shape, {})
+
+
 def _with_checkpoint(shape: ModelShape, args: KnobValues, machine: Machine) -> Budget:
     """The estimate for a model whose checkpoint is there: formulas alone refuse nothing."""
-    return estimate(shape, args, machine, evidence=ModelEvidence(checkpoint_bytes=weights_bytes(shape, {})))
+    return estimate(shape, args, machine, evidence=ModelEvidence(checkpoint_bytes=_checkpoint(shape)))
 
 
 def repairing_rules() -> dict[str, dict[str, str]]:
