@@ -19,9 +19,9 @@ from sidecar.format import Say
 from vllm_sloguard.agent.engine_http import address
 
 # Open connections of one server. More are kept for a moment, so that a new client in a flood has time for its request.
-# At most MOST_AT_ONCE + BACKLOG of the usual 1,024 descriptors are in use: the rest is left for engines.
-MOST_CONNECTIONS = 64
-MOST_AT_ONCE = 400
+# At most MAX_AT_ONCE + BACKLOG of the usual 1,024 descriptors are in use: the rest is left for engines.
+MAX_CONNECTIONS = 64
+MAX_AT_ONCE = 400
 # Connections that the kernel queues, so that a load balancer's does not wait a second or more to be retried.
 BACKLOG = 100
 _TRIM_AFTER_S = 0.1
@@ -169,13 +169,13 @@ class ConnectionLimits:
     def admit(self, peer: tuple[str, int], connection: "_BoundedConnection") -> None:
         """Counts a new connection; drops others if there are too many."""
         self._open[peer] = connection
-        self._drop_beyond(MOST_AT_ONCE)
-        if len(self._open) > MOST_CONNECTIONS and self._trimming is None:
+        self._drop_beyond(MAX_AT_ONCE)
+        if len(self._open) > MAX_CONNECTIONS and self._trimming is None:
             self._trimming = asyncio.get_running_loop().call_later(_TRIM_AFTER_S, self._trim)
 
     def _trim(self) -> None:
         self._trimming = None
-        self._drop_beyond(MOST_CONNECTIONS)
+        self._drop_beyond(MAX_CONNECTIONS)
 
     def _drop_beyond(self, most: int) -> None:
         waiting = [one for one in self._open.values() if not one.answering]

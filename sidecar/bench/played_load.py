@@ -24,7 +24,7 @@ from sidecar.measure.requests import (
 )
 
 # The client reports four times a second; long loads are polled less often to keep the bench fast.
-_TICK_S, _MOST_LOOKS = 0.25, 40
+_TICK_S, _MAX_LOOKS = 0.25, 40
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def played(served: ServedLoad, rule: StopRule) -> LoadResult:
     whole_s = max(by_end[-1][0], starts[-1])
     if rule is to_the_end:
         return LoadResult(requests, whole_s, planned=served.planned)
-    step_s = max(_TICK_S, whole_s / _MOST_LOOKS)
+    step_s = max(_TICK_S, whole_s / _MAX_LOOKS)
     ends = [end for end, _ in by_end]
     for look in range(1, math.ceil(whole_s / step_s)):
         now_s = look * step_s

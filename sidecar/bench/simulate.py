@@ -23,7 +23,7 @@ from sidecar.measure.verdict import violation
 from sidecar.record.trial import Plan, Result, Role, Trial
 from sidecar.run.judging import judged_loads
 from sidecar.search.contract import Context, Observation, ObservedStatus, Projection
-from sidecar.search.failed_configs import MOST_REFUSALS_IN_A_ROW
+from sidecar.search.failed_configs import MAX_REFUSALS_IN_A_ROW
 from sidecar.search.recommendation import Recommendation, luckiest, may_repeat, raised_bar, recommended
 from sidecar.search.registry import chooses_the_luckiest, make
 from vllm_sloguard.crash import Category, Crash
@@ -179,7 +179,7 @@ def simulate(landscape: Landscape, optimizer: str, seed: int, options: Simulatio
     scores: list[tuple[float, ...]] = []
     choice: Recommendation | None = None
     refused = in_a_row = 0
-    while len(trials) < options.budget and in_a_row < MOST_REFUSALS_IN_A_ROW:
+    while len(trials) < options.budget and in_a_row < MAX_REFUSALS_IN_A_ROW:
         proposal = searcher.ask(history)
         args, refusal, _ = guard.plan(proposal.config)
         if refusal:

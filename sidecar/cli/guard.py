@@ -29,7 +29,7 @@ from vllm_sloguard.guard.start_history import Learned, ranks_of, read_history
 
 REFUSED = 1
 _NEWEST_VLLM = "0.32"
-_LEAST_GIB, _MOST_GIB = 0.001, 1_000_000.0
+_MIN_GIB, _MAX_GIB = 0.001, 1_000_000.0
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="The model's folder, or its name on the hub if it is in the local cache.")
@@ -209,10 +209,10 @@ def _machine(total_gib: float | None, free_gib: float | None, args: Mapping[str,
         return machine.observe(ranks=ranks_of(args))
     if total_gib is None or free_gib is None:
         raise ConfigError("--gpu-total-gib and --gpu-free-gib must be given together")
-    if not _LEAST_GIB <= total_gib <= _MOST_GIB or not 0 <= free_gib <= total_gib:
+    if not _MIN_GIB <= total_gib <= _MAX_GIB or not 0 <= free_gib <= total_gib:
         raise ConfigError(
             f"--gpu-total-gib and --gpu-free-gib: 0 <= free <= total is required, got {free_gib} of {total_gib};"
-            f" the total may be {_LEAST_GIB} to {_MOST_GIB:g}"
+            f" the total may be {_MIN_GIB} to {_MAX_GIB:g}"
         )
     # The number of GPUs is unknown: 0 disables the rules that depend on it.
     return Machine(

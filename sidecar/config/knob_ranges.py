@@ -23,7 +23,7 @@ def check_kind(knob: Knob, value: object) -> None:
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text without a leading dash"}
 
 
-def narrowed(
+def overridden(
     name: str, low: float | None = None, high: float | None = None, choices: Sequence[Value] | None = None
 ) -> Knob:
     """The knob ``name`` of the table with another range, or other choices. Raises ValueError."""

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, FiniteFloat, model_validator
 
 from sidecar.config.engine_arguments import ArgsField
-from sidecar.config.knob_ranges import check_kind, narrowed
+from sidecar.config.knob_ranges import check_kind, overridden
 from sidecar.config.mistakes import MisplacedValues, Mistake
 from sidecar.config.window import Section
 from sidecar.search.registry import DEFAULT as DEFAULT_OPTIMIZER
@@ -60,7 +60,7 @@ class SearchConfig(Section):
         for number, args in enumerate(self.unguarded):
             for name, value in args.items():
                 try:
-                    check_kind(narrowed(name), value)
+                    check_kind(overridden(name), value)
                 except ValueError as error:
                     yield Mistake(("unguarded", number, name), str(error))
 
@@ -71,4 +71,4 @@ class SearchConfig(Section):
 
 def _ranged(name: str, limits: KnobRange | None) -> Knob:
     limits = limits or KnobRange()
-    return narrowed(name, limits.low, limits.high, limits.choices)
+    return overridden(name, limits.low, limits.high, limits.choices)

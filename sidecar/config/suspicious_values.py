@@ -12,10 +12,10 @@ from sidecar.config.workload_section import Workload
 from vllm_sloguard.knobs import KnobKind
 
 # Below this, in milliseconds, no engine meets a limit: a forward pass of the smallest model takes about as long.
-_LEAST_MS = {LatencyKind.TTFT: 5.0, LatencyKind.ITL: 1.0, LatencyKind.TPOT: 1.0, LatencyKind.E2E: 10.0}
-_MOST_FAILING = 0.2
-_LEAST_GOODPUT = 0.5
-_LEAST_KV_BYTES = 2**20
+_MIN_MS = {LatencyKind.TTFT: 5.0, LatencyKind.ITL: 1.0, LatencyKind.TPOT: 1.0, LatencyKind.E2E: 10.0}
+_MAX_FAILING = 0.2
+_MIN_GOODPUT = 0.5
+_MIN_KV_BYTES = 2**20
 _LONGEST_DRAIN_S = 3600
 _LONGEST_REQUEST_S = 7200
 _SHORTEST_START_S = 10
@@ -32,14 +32,14 @@ def suspicious_values(
 
 def _limits(slo: Slo) -> Iterator[Mistake]:
     for limit in slo.latency_limits:
-        if limit.limit_ms < _LEAST_MS[limit.kind]:
+        if limit.limit_ms < _MIN_MS[limit.kind]:
             meant = f"`{limit.name}: {limit.limit_ms * 1000:g}`"
             text = f"{limit.limit_ms:g} ms is less than one forward pass takes; if seconds were meant, write {meant}"
             yield Mistake(("slo", limit.name), text)
-    if slo.error_rate > _MOST_FAILING:
+    if slo.error_rate > _MAX_FAILING:
         text = f"{slo.error_rate:.0%} of the requests may fail; it is a share, so 1% is `error_rate: 0.01`"
         yield Mistake(("slo", "error_rate"), text)
-    if slo.goodput is not None and slo.goodput < _LEAST_GOODPUT:
+    if slo.goodput is not None and slo.goodput < _MIN_GOODPUT:
         text = f"only {slo.goodput:.0%} of the requests need to meet the limits; 99% is `goodput: 0.99`"
         yield Mistake(("slo", "goodput"), text)
 
@@ -51,7 +51,7 @@ def _engine(engine: EngineConfig) -> Iterator[Mistake]:
         text = f"{share:g} is more than the whole GPU; it is a share, so 90% is `gpu-memory-utilization: 0.9`"
         yield Mistake((*place, "gpu_memory_utilization"), text)
     kv_bytes = engine.args.get("kv_cache_memory_bytes")
-    if isinstance(kv_bytes, int | float) and 0 < kv_bytes < _LEAST_KV_BYTES:
+    if isinstance(kv_bytes, int | float) and 0 < kv_bytes < _MIN_KV_BYTES:
         text = f"{kv_bytes} bytes hold no request; 4 GiB is `kv-cache-memory-bytes: 4G`"
         yield Mistake((*place, "kv_cache_memory_bytes"), text)
     if engine.drain_timeout_s > _LONGEST_DRAIN_S:

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from sidecar.config.window import Section
 
 # Twice what a load without any miss needs at the default confidence; see sidecar.measure.early_stop.
-_MOST_REQUESTS = 500
+_MAX_REQUESTS = 500
 _COMPARED_REQUESTS = 200
 
 
@@ -74,7 +74,7 @@ class Workload(Section):
     @property
     def most_requests(self) -> int:
         """Maximum number of measured requests."""
-        return self.requests or _MOST_REQUESTS
+        return self.requests or _MAX_REQUESTS
 
     @property
     def longest_request_tokens(self) -> int:

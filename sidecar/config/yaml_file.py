@@ -7,8 +7,8 @@ from typing import TypeAlias, cast
 
 import yaml
 
-_MOST_BYTES = 64 * 2**10
-_MOST_VALUES = 20_000
+_MAX_BYTES = 64 * 2**10
+_MAX_VALUES = 20_000
 
 # The keys and indexes that lead to a value in the file.
 Place: TypeAlias = tuple[int | str, ...]
@@ -54,16 +54,16 @@ class YamlContent:
 def read_yaml(path: Path) -> YamlContent:
     """The content of ``path``. Raises OSError, YamlTooLarge, yaml.YAMLError, and what PyYAML lets escape."""
     with path.open("rb") as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise YamlTooLarge(f"larger than {_MOST_BYTES // 2**10} KiB")
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise YamlTooLarge(f"larger than {_MAX_BYTES // 2**10} KiB")
     loader = yaml.SafeLoader(content.decode("utf-8"))
     try:
         node = loader.get_single_node()
         if node is None:
             return YamlContent(None)
-        if _values(node, {}) > _MOST_VALUES:
-            raise YamlTooLarge(f"more than {_MOST_VALUES:,} values, with its aliases written out")
+        if _values(node, {}) > _MAX_VALUES:
+            raise YamlTooLarge(f"more than {_MAX_VALUES:,} values, with its aliases written out")
         lines = _lines(node)  # before construction, which merges mappings in place
         value = cast("object", loader.construct_document(node))  # pyright: ignore[reportUnknownMemberType]
         return YamlContent(value, lines)
@@ -84,7 +84,7 @@ def _lines(root: yaml.Node) -> YamlLines:
 
 def _places(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
     """Every key and every item below ``node``, with its line; aliases of a value that contains them end there."""
-    if len(place) > _MOST_DEPTH:
+    if len(place) > _MAX_DEPTH:
         return
     children: list[tuple[int | str, yaml.Node, yaml.Node]] = []
     if isinstance(node, yaml.SequenceNode):
@@ -100,14 +100,14 @@ def _places(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
 
 
 # The file's fields are at most this deep; deeper values are no mistakes with a line of their own.
-_MOST_DEPTH = 8
+_MAX_DEPTH = 8
 
 
 def _values(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
     """The number of values in ``node`` with every alias written out."""
     if node in known:
         return known[node]
-    known[node] = _MOST_VALUES + 1  # if it contains itself
+    known[node] = _MAX_VALUES + 1  # if it contains itself
     children: list[yaml.Node] = []
     if isinstance(node, yaml.SequenceNode):
         children = cast("list[yaml.Node]", node.value)

@@ -31,9 +31,9 @@ _PATIENCE_S = 15.0
 _RETRY_S = 0.2
 _FORK_S = 250.0  # the fork server's imports, and the fork
 _KILL_S = 90.0
-_MOST_ANSWER_BYTES = 2**27
+_MAX_ANSWER_BYTES = 2**27
 _OPTIONS = [
-    ("grpc.max_receive_message_length", _MOST_ANSWER_BYTES),
+    ("grpc.max_receive_message_length", _MAX_ANSWER_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),

@@ -19,7 +19,7 @@ from vllm_sloguard.wire.live_pb2_grpc import LiveServiceServicer
 
 LEASE_S = 10.0
 
-_MOST_ENGINES = 8
+_MAX_ENGINES = 8
 _LONGEST_WAIT_S = 5.0
 _REVERT_S = 2.0
 
@@ -114,7 +114,7 @@ class LiveHub(LiveServiceServicer):
         """Accepts ``engine_id`` with ``cores`` data-parallel cores; the oldest engines are forgotten."""
         with self._moved:
             self._engines[engine_id] = _Engine(cores)
-            while len(self._engines) > _MOST_ENGINES:
+            while len(self._engines) > _MAX_ENGINES:
                 self._engines.popitem(last=False)
 
     def close(self) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from vllm_sloguard.agent.process_identity import output_of
 
-MOST_LOG_BYTES = 24 * 2**20
-MOST_TOTAL_BYTES = 256 * 2**20
-_MOST_LOGS = 100
+MAX_LOG_BYTES = 24 * 2**20
+MAX_TOTAL_BYTES = 256 * 2**20
+_MAX_LOGS = 100
 _HEAD_BYTES = 2**20
 # At least what is searched for the cause of a crash.
 _TAIL_BYTES = 8 * 2**20
@@ -47,11 +47,11 @@ def bound_logs(folder: Path) -> None:
     logs = sorted(((_facts(log), log) for log in folder.glob("*.log")), key=lambda one: one[0][0], reverse=True)
     total = 0
     for count, ((_, size, used), log) in enumerate(logs, 1):
-        if used > MOST_LOG_BYTES:
+        if used > MAX_LOG_BYTES:
             with suppress(OSError):
                 _shorten(log, size)
-        total += min(used, MOST_LOG_BYTES)
-        if (total > MOST_TOTAL_BYTES or count > _MOST_LOGS) and not _is_written(log):
+        total += min(used, MAX_LOG_BYTES)
+        if (total > MAX_TOTAL_BYTES or count > _MAX_LOGS) and not _is_written(log):
             with suppress(OSError):
                 log.unlink()
 

@@ -11,7 +11,7 @@ from vllm_sloguard.guard.repair import Repair, RepairStatus
 from vllm_sloguard.knobs import Ceiling, Knob, Value
 
 # The loss of KV cache stays within the run-to-run spread of one configuration.
-_LEAST_OF_KV_TOKENS = 0.99
+_MIN_OF_KV_TOKENS = 0.99
 _SHARES = (1.0, 0.75, 0.5, 0.25)  # of the way up, on a logarithmic scale
 
 
@@ -33,7 +33,7 @@ def ceilings(
         found = repaired({**args, **higher})
         if found.status is not RepairStatus.UNCHANGED:
             continue
-        if own is None or found.budget is None or found.budget.kv_tokens >= _LEAST_OF_KV_TOKENS * own.kv_tokens:
+        if own is None or found.budget is None or found.budget.kv_tokens >= _MIN_OF_KV_TOKENS * own.kv_tokens:
             return higher
     return {}
 

@@ -34,7 +34,7 @@ _ALLOCATION = re.compile(r"CUDA out of memory|CUDA error: out of memory|\bOutOfM
 # How long a limit holds: the longest length only changes with vLLM; other tenants of the GPU come and go.
 _LENGTH_HOLDS_S, _TENANT_HOLDS_S, _HEADROOM_HOLDS_S = 30 * 86400.0, 900.0, 7 * 86400.0
 # Headroom added after each out-of-memory under load, and its upper bound.
-_HEADROOM_SHARE, _HEADROOM_BYTES, _MOST_HEADROOM_SHARE = 0.02, GIB, 0.1
+_HEADROOM_SHARE, _HEADROOM_BYTES, _MAX_HEADROOM_SHARE = 0.02, GIB, 0.1
 
 
 class Learning:
@@ -126,7 +126,7 @@ def rule_of(  # noqa: PLR0917 - the parts of a rule
     kept = sum(rule.value for rule in known.rules if rule.kind is LimitKind.HEADROOM_BYTES)
     step = min(
         max(int(machine.total_bytes * _HEADROOM_SHARE), _HEADROOM_BYTES),
-        int(machine.total_bytes * _MOST_HEADROOM_SHARE) - kept,
+        int(machine.total_bytes * _MAX_HEADROOM_SHARE) - kept,
     )
     if step < _HEADROOM_BYTES // 2:  # the upper bound is reached
         return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 # Rates this close cannot be told apart by a load of a few hundred requests.
 TOLERANCE = 1.1
 # A search below a missed rate is short: at most this many rates, and none below this share of it.
-_MOST_LOWER, _LOWEST_SHARE = 4, 1 / 16
+_MAX_LOWER, _LOWEST_SHARE = 4, 1 / 16
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def next_lower_rate(tried: Sequence[RateResult], missed: float) -> float | None:
     Halving until the SLO is met, then bisection.
     """
     met, lowest = capacity(tried), min(missed, lowest_missed(tried) or missed)
-    if len(tried) >= _MOST_LOWER:
+    if len(tried) >= _MAX_LOWER:
         return None
     if met is None:
         return lowest / 2 if lowest / 2 >= missed * _LOWEST_SHARE else None

@@ -46,13 +46,13 @@ from sidecar.measure.requests import End, Ending, LoadProgress
 from sidecar.measure.verdict import slo_limits
 
 # The first requests may arrive in one burst: no load ends before this many were sent, or a quarter of them if fewer.
-_LEAST_SENT = 30
+_MIN_SENT = 30
 # An estimate can be ranked once its standard deviation is this small, absolutely or relative to how far the limit is
 # missed; at the latest after this share of the requests.
 _RANKED_SD, _RANKED_SHARE, _RANKED_SENT = 0.2, 0.25, 0.6
 # A comparison needs this share of the requests to have ended, and at least this many; the required significance, in
 # standard errors of the ratio, falls as the load progresses.
-_COMPARED_SHARE, _LEAST_COMPARED = 0.12, 15
+_COMPARED_SHARE, _MIN_COMPARED = 0.12, 15
 _EARLY_DOUBT, _LATE_DOUBT = 0.8, 0.0
 _BETTER_SHARE = 0.35  # of the requests must have ended before a load is stopped because it is better
 # A much better load runs to its end: its ratio to the best changes in the course of the load, and it is the reference
@@ -60,7 +60,7 @@ _BETTER_SHARE = 0.35  # of the requests must have ended before a load is stopped
 _ALIKE = 0.25
 _NO_DOUBT = 2.5  # standard deviations by which an estimate must miss or meet a limit, or be better
 _MISSES_SIGMAS = 3.0  # required of the misses in excess of those that the limit allows
-_LEAST_HOPE = 0.15  # probability of meeting the SLO and being better
+_MIN_HOPE = 0.15  # probability of meeting the SLO and being better
 _NO_GAIN = 0.01  # relative; a smaller gain is not worth finishing the load
 
 
@@ -99,7 +99,7 @@ class Rules:
     def __call__(self, progress: LoadProgress) -> Ending | None:
         """How the load should end now, if at all."""
         sent = arrivals(progress, self._finished)
-        if len(sent) < min(_LEAST_SENT, progress.planned // 4):
+        if len(sent) < min(_MIN_SENT, progress.planned // 4):
             return None
         ending = self._verdict(sent, progress)
         if isinstance(ending, EarlyStop):
@@ -128,7 +128,7 @@ class Rules:
 
     def _expected_to_miss(self, sent: Sequence[Arrival], progress: LoadProgress) -> EarlyStop | None:
         """Ends a load whose estimate clearly misses a limit, although arithmetic cannot tell yet."""
-        if sum(a.ended for a in sent) < max(_LEAST_COMPARED, _COMPARED_SHARE * progress.planned):
+        if sum(a.ended for a in sent) < max(_MIN_COMPARED, _COMPARED_SHARE * progress.planned):
             return None
         estimate = self._estimate(sent, progress)
         worst = estimate.worst if estimate is not None else None
@@ -146,7 +146,7 @@ class Rules:
         """Ends a load that will not beat the best configuration, or surely does and can be measured again."""
         best_s = self.needs.best_e2e_s
         ended = sum(a.ended for a in sent)
-        if len(best_s) != progress.planned or ended < max(_LEAST_COMPARED, _COMPARED_SHARE * progress.planned):
+        if len(best_s) != progress.planned or ended < max(_MIN_COMPARED, _COMPARED_SHARE * progress.planned):
             return None
         ratio = mean_ratio(sent, best_s)
         if ratio is None:
@@ -166,7 +166,7 @@ class Rules:
         if excess > (_EARLY_DOUBT + (_LATE_DOUBT - _EARLY_DOUBT) * late) * left:
             return EarlyStop(End.STOP, why, self._bounds(sent, progress), StopReason.OUTPERFORMED, estimate)
         hope = _normal_cdf(-excess / max(left, 1e-3)) * _meets(estimate)
-        if hope >= _LEAST_HOPE:
+        if hope >= _MIN_HOPE:
             return None
         why += f"; meets the SLO and is better with probability {hope:.0%}"
         return EarlyStop(End.STOP, why, self._bounds(sent, progress), StopReason.OUTPERFORMED, estimate)

@@ -24,16 +24,16 @@ from vllm_sloguard.latency import nearest_rank
 
 _Array: TypeAlias = NDArray[np.floating[Any]]
 
-_MOST_LOG = math.log(50.0)  # cap on log(measured / limit)
+_MAX_LOG = math.log(50.0)  # cap on log(measured / limit)
 _SIGNIFICANT = 2.0  # standard errors of the trend's slope
-_LEAST_SD, _TREND_SD = 0.03, 0.7
+_MIN_SD, _TREND_SD = 0.03, 0.7
 _TAIL_SD, _GAPS_TAIL_SD = 0.9, 0.2  # per factor of e between a p90 and its p99
 _BURST_SD = 0.3  # of the service rate, relative to a Poisson count
 _UNSEEN_HALF_SD = 0.15  # for effects that only appear in the unseen part
-_LEAST_MEAN_SD = 0.01
+_MIN_MEAN_SD = 0.01
 _UNSEEN_SD = 1.0
 _FEWEST = 4  # minimum sample size for a statistic
-_MOST_SIGMAS, _BLOCKS = 99.0, 10
+_MAX_SIGMAS, _BLOCKS = 99.0, 10
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class _Sample:
         unseen = math.sqrt(max(1 - self.seen / self.planned, 0.0))
         if share is None:
             mean = max(float(finite.mean()), 1e-6)
-            sd = _LEAST_SD + float(finite.std()) / mean / math.sqrt(max(self.seen, 4))
+            sd = _MIN_SD + float(finite.std()) / mean / math.sqrt(max(self.seen, 4))
             return math.log(mean), math.hypot(sd * unseen, 0.5 * self.trend_s / mean)
         at, below = (_quantile(self.values_s, q) for q in (share, share - 9 * (1 - share)))
         if not math.isfinite(at):
             return math.inf, _UNSEEN_SD
         tail = math.log(at / below) if below > 0 else 1.0
-        drawn = (_LEAST_SD + self.tail_sd * tail) * unseen * math.sqrt(30 / max(self.seen, 10))
+        drawn = (_MIN_SD + self.tail_sd * tail) * unseen * math.sqrt(30 / max(self.seen, 10))
         return math.log(at), math.hypot(drawn + _UNSEEN_HALF_SD * unseen**2, self.trend_s / at)
 
 
@@ -129,18 +129,18 @@ def _limit(limit: LatencyLimit, sample: _Sample, seen_s: _Array, ended: Sequence
     log_excess = 0.0 if math.isnan(log_s) else log_s + math.log(1000 / limit.limit_ms)
     allowed = limit.allowed_share
     if allowed is None:  # a mean: its standard deviation says it all
-        sigmas = _MOST_SIGMAS
+        sigmas = _MAX_SIGMAS
     elif limit.kind is LatencyKind.ITL:
         sigmas = _gap_sigmas(ended, limit.limit_ms, allowed)
     else:
         sigmas = _miss_sigmas(over, len(seen_s), allowed)
-    return LimitEstimate(limit.name, min(max(log_excess, -_MOST_LOG), _MOST_LOG), sd, over, sigmas)
+    return LimitEstimate(limit.name, min(max(log_excess, -_MAX_LOG), _MAX_LOG), sd, over, sigmas)
 
 
 def _miss_sigmas(over: float, n: int, allowed: float) -> float:
     """Standard deviations of a Poisson count between the misses, less one, and the number that is allowed."""
     expected = max(allowed * n, 1e-9)
-    return min((over * n - expected - 1) / math.sqrt(expected), _MOST_SIGMAS)
+    return min((over * n - expected - 1) / math.sqrt(expected), _MAX_SIGMAS)
 
 
 def _gap_sigmas(ended: Sequence[Arrival], limit_ms: float, allowed: float) -> float:
@@ -151,7 +151,7 @@ def _gap_sigmas(ended: Sequence[Arrival], limit_ms: float, allowed: float) -> fl
         return 0.0
     blocks = np.array([block.mean() for block in np.array_split(np.array(shares), count)])
     error = max(float(blocks.std(ddof=1)) / math.sqrt(count), allowed / math.sqrt(len(shares)))
-    return min((float(blocks.mean()) - allowed) / error, _MOST_SIGMAS)
+    return min((float(blocks.mean()) - allowed) / error, _MAX_SIGMAS)
 
 
 def _ttfts(load: RunningLoad) -> tuple[_Sample, float]:
@@ -230,9 +230,9 @@ def _share(name: str, bad: int, known: int, planned: int, limit: float) -> Limit
     """A share of requests: the ``bad`` ones of the ``known``, extrapolated to the remaining requests."""
     share = bad / known if known else 0.0
     if not limit:
-        return LimitEstimate(name, _MOST_LOG if bad else -_MOST_LOG, 0.1, share, _MOST_SIGMAS)
+        return LimitEstimate(name, _MAX_LOG if bad else -_MAX_LOG, 0.1, share, _MAX_SIGMAS)
     expected = (bad + share * (planned - known)) / planned
-    log_excess = min(max(math.log(max(expected, 1e-4) / limit), -_MOST_LOG), _MOST_LOG)
+    log_excess = min(max(math.log(max(expected, 1e-4) / limit), -_MAX_LOG), _MAX_LOG)
     sd = 1 / math.sqrt(max(bad - 1, 0.5))
     return LimitEstimate(name, log_excess, min(sd, _UNSEEN_SD), share, _miss_sigmas(share, known, limit))
 
@@ -248,9 +248,9 @@ def _mean(load: RunningLoad, predicted_s: _Array, reference_s: Sequence[float]) 
     if ratio is not None:
         reference = np.array(reference_s)
         mean = float(reference[np.isfinite(reference)].mean()) * math.exp(ratio[0])
-        return mean, _LEAST_MEAN_SD + ratio[1] * unseen
+        return mean, _MIN_MEAN_SD + ratio[1] * unseen
     spread = float(finite.std()) / max(float(finite.mean()), 1e-9)
-    return float(finite.mean()), _LEAST_MEAN_SD + spread * unseen / math.sqrt(max(done, 4)) * 2
+    return float(finite.mean()), _MIN_MEAN_SD + spread * unseen / math.sqrt(max(done, 4)) * 2
 
 
 def mean_ratio(sent: Sequence[Arrival], reference_s: Sequence[float]) -> tuple[float, float, int] | None:

@@ -23,7 +23,7 @@ from sidecar.measure.verdict import violation
 # Multiple of the configured rate; for capacity without highest_rate.
 _HIGHEST_RATE = 16.0
 _LONGEST_S = 180.0
-_MOST_ATTEMPTS = 2  # at one rate
+_MAX_ATTEMPTS = 2  # at one rate
 # Of a start that is not measured.
 WARM_START_LOAD_S, _FEWEST_WARM = 5.0, 10
 _FEWEST_REQUESTS = 50  # of a load at a lower rate
@@ -113,7 +113,7 @@ class LoadSchedule:
     def _again(self, done: Sequence[RateLoad]) -> bool:
         """Whether the last load must be repeated."""
         load, attempts = done[-1].load, sum(d.rate == done[-1].rate for d in done)
-        if attempts >= _MOST_ATTEMPTS:
+        if attempts >= _MAX_ATTEMPTS:
             return False
         if fell_behind(load, self.slo):
             return True

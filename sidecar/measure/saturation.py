@@ -28,7 +28,7 @@ from sidecar.measure.partial_load import Arrival, EarlyStop, StopReason, lower_b
 from sidecar.measure.requests import End
 
 _PARTS = 5
-_LEAST, _LEAST_SHARE = 60, 0.25
+_LEAST, _MIN_SHARE = 60, 0.25
 _MARGIN = 1.5
 _SIGMAS = 3.0
 _CONFIDENCE = 0.99
@@ -39,7 +39,7 @@ def saturation_ending(sent: Sequence[Arrival], now_s: float, planned: int, rate:
     """The end of a saturated load of ``planned`` requests at ``rate`` per second; ``sent`` by arrival."""
     limits = [(ms, name) for name in ("ttft_p99_ms", "e2e_p99_ms") if (ms := getattr(slo, name)) is not None]
     begun = list(takewhile(lambda a: a.begun, sent))
-    if not limits or len(begun) < max(_LEAST, _LEAST_SHARE * planned) or any(a.failed for a in begun):
+    if not limits or len(begun) < max(_LEAST, _MIN_SHARE * planned) or any(a.failed for a in begun):
         return None
     limit_ms, name = min(limits)
     middle_s = begun[len(begun) // 2].start_s

@@ -11,7 +11,7 @@ from sidecar.measure.capacity_search import RateResult, capacity
 from sidecar.measure.measurement import Measurement, meets, never_if_none
 from sidecar.measure.requests import LoadResult
 
-MOST_EXCESS = 10.0  # relative to the limit; larger excesses are capped
+MAX_EXCESS = 10.0  # relative to the limit; larger excesses are capped
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Limit:
             return 1.0
         if self.measured <= self.limit:
             return 0.0
-        return min((self.measured - self.limit) / self.limit, MOST_EXCESS) if self.limit > 0 else MOST_EXCESS
+        return min((self.measured - self.limit) / self.limit, MAX_EXCESS) if self.limit > 0 else MAX_EXCESS
 
 
 def slo_limits(measurement: Measurement, slo: Slo) -> tuple[Limit, ...]:

@@ -28,7 +28,7 @@ _FINISH_REASONS = ("stop", "length", "abort", "error", REJECTED)
 _ABORTS = ("after_limit", "within_limits")
 _RULES = frozenset(rule.name for rule in ALL)
 _OTHER = "other"
-_MOST_ENGINES = 8
+_MAX_ENGINES = 8
 
 
 class EngineMetrics:
@@ -176,7 +176,7 @@ class EngineMetrics:
         """Announces an engine, whose requests are "serving" or "trial" traffic."""
         self._forget_tokens()
         with self._lock:
-            self._traffic = {**dict(list(self._traffic.items())[1 - _MOST_ENGINES :]), engine_id: traffic}
+            self._traffic = {**dict(list(self._traffic.items())[1 - _MAX_ENGINES :]), engine_id: traffic}
             self._lost = {known: self._lost[known] for known in self._traffic if known in self._lost}
 
     def another_serves(self) -> None:

@@ -15,10 +15,10 @@ from sidecar.observe.traffic import Traffic, TrafficRecorder
 from vllm_sloguard.wire import telemetry_pb2 as pb
 from vllm_sloguard.wire.telemetry_pb2_grpc import TelemetryServiceServicer
 
-_MOST_ENGINES = 8
-_MOST_RANKS = 1024
-_MOST_REPORTS = 32
-_MOST_PROCESSES = 4096
+_MAX_ENGINES = 8
+_MAX_RANKS = 1024
+_MAX_REPORTS = 32
+_MAX_PROCESSES = 4096
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class EngineTelemetry:
                 if event.phase_reached.HasField("kv_cache_tokens"):
                     self.kv_cache_tokens = event.phase_reached.kv_cache_tokens
             case "crash_report":
-                self.crashes = [*self.crashes, event.crash_report][-_MOST_REPORTS:]
+                self.crashes = [*self.crashes, event.crash_report][-_MAX_REPORTS:]
             case "memory_profiled":
                 self.memory = event.memory_profiled
             case "repair_report":
@@ -94,7 +94,7 @@ class EngineTelemetry:
                 return
 
     def _step(self, stats: pb.StepStats) -> None:
-        if stats.engine_index in self.ranks or len(self.ranks) < _MOST_RANKS:
+        if stats.engine_index in self.ranks or len(self.ranks) < _MAX_RANKS:
             self.ranks[stats.engine_index] = stats
         self.total_steps += stats.steps
         self.preemptions += stats.preemptions
@@ -117,7 +117,7 @@ class TelemetryHub(TelemetryServiceServicer):
         """Accepts telemetry from ``engine_id``; the oldest engine is forgotten when there are too many."""
         with self._lock:
             self._engines[engine_id] = EngineTelemetry()
-            while len(self._engines) > _MOST_ENGINES:
+            while len(self._engines) > _MAX_ENGINES:
                 self._engines.popitem(last=False)
 
     def of(self, engine_id: str) -> EngineTelemetry:
@@ -139,8 +139,8 @@ class TelemetryHub(TelemetryServiceServicer):
                 context.abort(grpc.StatusCode.NOT_FOUND, f"engine_id: {request.engine_id[:80]!r} is not running here")
             assert engine is not None
             pid = request.process.pid
-            if pid not in engine.sequences and len(engine.sequences) >= _MOST_PROCESSES:
-                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"process.pid: more than {_MOST_PROCESSES} processes")
+            if pid not in engine.sequences and len(engine.sequences) >= _MAX_PROCESSES:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"process.pid: more than {_MAX_PROCESSES} processes")
             if request.sequence <= engine.sequences.get(pid, 0):
                 return pb.PublishResponse()
             engine.sequences[pid] = request.sequence

@@ -9,7 +9,7 @@ from vllm_sloguard.wire import telemetry_pb2 as pb
 
 # Older requests and gaps are dropped.
 HORIZON_S = 3600.0
-_MOST_SAMPLED = 10_000
+_MAX_SAMPLED = 10_000
 _COUNT_SLOT_S = 1.0
 _COUNTED_S = 900.0
 _GAP_SLOT_S = 10.0
@@ -75,7 +75,7 @@ def is_probe(request: pb.RequestFinished) -> bool:
 class TrafficRecorder:
     """Records requests and gaps as they are reported, from ``since`` on."""
 
-    def __init__(self, since: float, most_sampled: int = _MOST_SAMPLED) -> None:
+    def __init__(self, since: float, most_sampled: int = _MAX_SAMPLED) -> None:
         self._since = since
         self._most_sampled = most_sampled
         self._sample: deque[tuple[float, pb.RequestFinished]] = deque()

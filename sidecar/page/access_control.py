@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sidecar.format import Say
 
 _SCHEME = b"Bearer "
-_MOST_BODY_BYTES = 4096
+_MAX_BODY_BYTES = 4096
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self';"
@@ -33,7 +33,7 @@ _HEADERS = {
 
 def page_access(app: ASGIApp, token: str | None, hosts: Sequence[str], say: Say) -> ASGIApp:
     """``app`` behind its checks: the Host header, the token of actions, the size of their bodies."""
-    bounded = RequestBodyLimitMiddleware(app, max_body_size=_MOST_BODY_BYTES)
+    bounded = RequestBodyLimitMiddleware(app, max_body_size=_MAX_BODY_BYTES)
     checked = _TokenCheck(bounded, token)
     return _SecurityHeaders(TrustedHostMiddleware(checked, allowed_hosts=hosts, www_redirect=False), say)
 

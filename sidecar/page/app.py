@@ -15,7 +15,7 @@ from sidecar.config.schema import Config
 from sidecar.page.actions import Action, ActionName, ActionRefused, perform
 from sidecar.page.event_stream import Feed
 
-MOST_STREAMS = 16
+MAX_STREAMS = 16
 _TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 _NAMES = {"/": "page.html", "/page.js": "page.js", "/page.css": "page.css", "/icon.svg": "icon.svg"}
 
@@ -41,8 +41,8 @@ class _Stream(StreamingResponse):
         self._feed = feed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._feed.viewers >= MOST_STREAMS:
-            busy = JSONResponse({"detail": f"{MOST_STREAMS} viewers already"}, 503, headers={"Retry-After": "10"})
+        if self._feed.viewers >= MAX_STREAMS:
+            busy = JSONResponse({"detail": f"{MAX_STREAMS} viewers already"}, 503, headers={"Retry-After": "10"})
             await busy(scope, receive, send)
             return
         self._feed.viewers += 1

@@ -11,15 +11,15 @@ _ABOUT = {
     LatencyKind.TTFT: "time to first token",
     LatencyKind.ITL: "gap between two tokens",
     LatencyKind.TPOT: "mean gap of a request",
-    LatencyKind.E2E: "until the last token",
+    LatencyKind.E2E: "time to the last token",
 }
 # Bars end at this multiple of the limit.
-_MOST_SHARE = 2.0
+_MAX_BAR_RATIO = 2.0
 
 
 @dataclass(frozen=True)
 class SloMeter:
-    """One latency statistic. ``limit`` is empty without one; ``share`` is of it; ``met`` is None if unknown."""
+    """One latency statistic. ``limit`` is empty without one; ``share`` is measured / limit; ``met`` is None if unknown."""
 
     name: str
     about: str
@@ -43,14 +43,14 @@ def _meter(statistic: LatencyStatistic, ms: float | None, limit_ms: float | None
     limit = "" if limit_ms is None else milliseconds(limit_ms)
     share = met = None
     if limit_ms is not None and ms is not None:
-        share = min(ms / limit_ms, _MOST_SHARE)
+        share = min(ms / limit_ms, _MAX_BAR_RATIO)
         within = ms <= limit_ms
         met = None if within and lower_bounds else within
     return SloMeter(statistic.label, _ABOUT[statistic.kind], measured, limit, share, met)
 
 
 @dataclass(frozen=True)
-class Goal:
+class ObjectiveUnit:
     """The objective and its unit."""
 
     name: str
@@ -58,14 +58,14 @@ class Goal:
     lower_is_better: bool
 
 
-GOALS = {
-    Objective.LATENCY: Goal("mean E2E", "ms", lower_is_better=True),
-    Objective.GOODPUT: Goal("goodput", "requests/s", lower_is_better=False),
-    Objective.CAPACITY: Goal("capacity", "requests/s", lower_is_better=False),
+OBJECTIVE_UNITS = {
+    Objective.LATENCY: ObjectiveUnit("mean E2E", "ms", lower_is_better=True),
+    Objective.GOODPUT: ObjectiveUnit("goodput", "requests/s", lower_is_better=False),
+    Objective.CAPACITY: ObjectiveUnit("capacity", "requests/s", lower_is_better=False),
 }
 
 
-def in_words(value: float | None, objective: Objective, *, at_least: bool = False) -> str:
+def format_objective(value: float | None, objective: Objective, *, at_least: bool = False) -> str:
     """A value of the objective with its unit; ``at_least`` marks a lower bound."""
     if value is None:
         return "-"

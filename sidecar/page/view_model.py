@@ -11,12 +11,12 @@ from sidecar.config.schema import Config
 from sidecar.config.slo import LATENCY_STATISTICS, LatencyStatistic
 from sidecar.format import change, setting
 from sidecar.measure.verdict import in_its_unit
-from sidecar.page.slo_meters import GOALS, Goal, SloMeter, in_words, slo_meters
+from sidecar.page.slo_meters import OBJECTIVE_UNITS, ObjectiveUnit, SloMeter, format_objective, slo_meters
 from sidecar.record.decisions import Decision, NearestMiss, Outcome
 from sidecar.record.events import Event
 from sidecar.record.journal import Promoted, Run
 from sidecar.record.run_snapshot import Setup
-from sidecar.record.states import IN_A_WINDOW, TABLE
+from sidecar.record.states import IN_A_WINDOW, TRANSITIONS
 from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus
 from sidecar.record.trial_states import RAN_STATUSES, TRIAL_STATES, TrialStateDisplay
 from sidecar.record.wording import OUTCOMES, configuration, misses_slo, why
@@ -24,7 +24,7 @@ from sidecar.service.state_machine import Standing
 from vllm_sloguard.agent.serve_command import Args
 
 # A page with more of them is slow on a phone.
-_MOST_TRIALS = 200
+_MAX_TRIALS = 200
 
 _ROLES = {
     Role.BASELINE: "incumbent",
@@ -151,7 +151,7 @@ class RunShown:
 
     id: int
     started_at: float
-    goal: Goal
+    goal: ObjectiveUnit
     searched: int
     budget: int
     validated: int
@@ -189,7 +189,7 @@ def page_view(config: Config, facts: PageFacts, *, version: str, token_file: str
         model=config.model,
         state=StateShown(
             str(standing.state),
-            TABLE[standing.state].about,
+            TRANSITIONS[standing.state].description,
             standing.why,
             standing.since,
             standing.state in IN_A_WINDOW,
@@ -232,11 +232,11 @@ def _run(setup: Setup, run: Run, trials: Sequence[Trial], rolled_back: Promoted 
     undone = rolled_back is not None and rolled_back.run == run.id
     ran = [t for t in trials if t.status in RAN_STATUSES]
     validated = sum(t.plan.role in VALIDATING for t in ran)
-    shown = trials[-_MOST_TRIALS:]
+    shown = trials[-_MAX_TRIALS:]
     return RunShown(
         id=run.id,
         started_at=run.started_at,
-        goal=GOALS[setup.objective],
+        goal=OBJECTIVE_UNITS[setup.objective],
         searched=len(ran) - validated,
         budget=setup.budget,
         validated=validated,
@@ -282,7 +282,7 @@ def _trial(setup: Setup, trial: Trial) -> TrialShown:
         crash=str(result.crash.category).replace("_", " ") if result and result.crash else "",
         meters=slo_meters(measured_ms, setup.slo, lower_bounds=bool(result and result.stopped)),
         value=value,
-        objective=in_words(value, setup.objective, at_least=bool(result and result.value_is_lower_bound)),
+        objective=format_objective(value, setup.objective, at_least=bool(result and result.value_is_lower_bound)),
         started_at=trial.started_at,
         took_s=None if trial.ended_at is None else max(trial.ended_at - trial.started_at, 0.0),
         note="; ".join(text for text in (failed, why(trial)) if text),

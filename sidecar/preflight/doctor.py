@@ -30,9 +30,9 @@ _LIVE = KNOBS["max_num_seqs"].live
 assert _LIVE is not None
 FIRST, LAST = _LIVE.since, _LIVE.until
 _WANTED_GROUPS = ("vllm.general_plugins", "vllm.stat_logger_plugins")
-_LEAST_SHM_BYTES, _SHM_OF_RANKS_BYTES = 2**26, 2**30
+_MIN_SHM_BYTES, _SHM_OF_RANKS_BYTES = 2**26, 2**30
 # An engine's log may grow to 64 MiB; the journal must never run out of space.
-_LEAST_DISK_BYTES, _LITTLE_DISK_BYTES = 2**27, 2**31
+_MIN_DISK_BYTES, _LITTLE_DISK_BYTES = 2**27, 2**31
 
 
 class Level(StrEnum):
@@ -215,7 +215,7 @@ def _shm(shm: Shm) -> Iterable[Finding]:
     grow = "enlarge it: docker run --shm-size 8g, or an emptyDir of medium Memory in Kubernetes"
     if shm.ranks > 1 and shm.free_bytes < _SHM_OF_RANKS_BYTES:
         yield _problem("shared memory", f"{text}: not enough for {shm.ranks} ranks", grow)
-    elif shm.free_bytes < _LEAST_SHM_BYTES:
+    elif shm.free_bytes < _MIN_SHM_BYTES:
         yield _warning("shared memory", text, grow)
     else:
         yield _ok("shared memory", text)
@@ -287,7 +287,7 @@ def _state(state: StateFolderFacts) -> Iterable[Finding]:
     else:
         yield _ok("socket", f"its path has {state.socket_bytes} of {state.most_socket_bytes} bytes")
     free = f"{gib(state.free_bytes)} GiB free for logs and the journal"
-    if state.free_bytes < _LEAST_DISK_BYTES:
+    if state.free_bytes < _MIN_DISK_BYTES:
         yield _problem("disk", free, "free space: no trial runs with a full disk")
     elif state.free_bytes < _LITTLE_DISK_BYTES:
         yield _warning("disk", free, f"free space: {_LITTLE_DISK_BYTES // GIB} GiB are enough")

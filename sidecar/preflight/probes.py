@@ -51,7 +51,7 @@ from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
 
 _IMPORT_TIMEOUT_S, _ANSWER_TIMEOUT_S = 300.0, 5.0
 _PROBE_BYTES = 2**20
-_MOST_ANSWER_BYTES = 2**24
+_MAX_ANSWER_BYTES = 2**24
 # No controller has this epoch: each refuses the call and reports its own in the trailing metadata.
 _NO_EPOCH = 2**63
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
@@ -307,7 +307,7 @@ def _fetched(url: str, by: urllib.request.OpenerDirector | None = None) -> tuple
     try:
         opener = by or urllib.request.build_opener()
         with opener.open(url, timeout=_ANSWER_TIMEOUT_S) as response:
-            return response.read(_MOST_ANSWER_BYTES).decode(errors="replace"), ""
+            return response.read(_MAX_ANSWER_BYTES).decode(errors="replace"), ""
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         return "", str(reason)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 _TIMEOUT_S = 60.0
-_MOST_SAID = 300
+_MAX_SAID = 300
 _SCRIPT = """
 import importlib.metadata as m, json, platform
 def found(*names):
@@ -71,4 +71,4 @@ def answer(python: str, script: str, timeout_s: float, environment: Mapping[str,
         if isinstance(printed, dict):
             return cast("dict[str, Any]", printed)
     said = "".join(f": {line}" for line in done.stderr.strip().splitlines()[-1:])
-    raise UnusablePythonError(f"it ended with code {done.returncode}{said[:_MOST_SAID]}")
+    raise UnusablePythonError(f"it ended with code {done.returncode}{said[:_MAX_SAID]}")

@@ -22,8 +22,8 @@ from sidecar.record.trial import Trial, margins
 # Of the error that a promotion may have, the part of "the incumbent misses the SLO"; "better" has the rest.
 MISS_SHARE = 0.1
 # More pairs are not worth their time where the chance that they lead to a promotion is below this.
-LEAST_CHANCE = 0.1
-_MOST_LOG = 700.0  # whose exponential is still a number
+MIN_CHANCE = 0.1
+_MAX_LOG = 700.0  # whose exponential is still a number
 # The standard deviation of a value that is known up to a factor: that of a uniform distribution.
 _CAPACITY_NOISE = math.log(TOLERANCE) / math.sqrt(12)
 
@@ -128,7 +128,7 @@ class InterimAnalysis:
             return Outcome.PROMOTED, f"better in {compared.won} of {len(self.candidates)} A/B restarts"
         if self.last:
             return Outcome.INCONCLUSIVE, doubt
-        if (chance := self._chance(compared)) < LEAST_CHANCE:
+        if (chance := self._chance(compared)) < MIN_CHANCE:
             return Outcome.KEPT, (
                 f"re-measured, the best candidate is not better by {rule.min_gain:.0%} so far, and the chance that more"
                 f" pairs show it is {chance:.0%}"
@@ -166,7 +166,7 @@ class InterimAnalysis:
         """In terms of the objective: the share of a latency that is saved, or of a rate that is gained."""
 
         def gain(log_ratio: float) -> float:
-            within = max(-_MOST_LOG, min(log_ratio, _MOST_LOG))
+            within = max(-_MAX_LOG, min(log_ratio, _MAX_LOG))
             return -math.expm1(-within) if self.objective is Objective.LATENCY else math.expm1(within)
 
         estimate, low, high = (gain(log) for log in (compared.log_ratio, compared.low, compared.high))

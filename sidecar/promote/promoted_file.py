@@ -25,7 +25,7 @@ from vllm_sloguard.agent.serve_command import Args
 
 PROMOTED_FILE = "promoted.yaml"
 VERSIONS = "promoted"
-_MOST_VERSIONS = 20
+_MAX_VERSIONS = 20
 
 
 def write(config: Config, args: Args, decision: Decision, trials: Sequence[Trial]) -> Path:
@@ -50,7 +50,7 @@ def keep_true(config: Config, args: Args, why: str) -> None:
 
 
 def _keep(folder: Path, text: str) -> None:
-    """Adds a version unless the newest has the same arguments, and removes the oldest beyond _MOST_VERSIONS."""
+    """Adds a version unless the newest has the same arguments, and removes the oldest beyond _MAX_VERSIONS."""
     folder.mkdir(exist_ok=True, mode=0o700)
     found = (path for path in folder.glob("*.yaml") if path.stem.isdecimal())
     versions = sorted(found, key=lambda path: int(path.stem))
@@ -58,7 +58,7 @@ def _keep(folder: Path, text: str) -> None:
         return
     number = int(versions[-1].stem) + 1 if versions else 1
     write_whole(folder / f"{number:04}.yaml", text)
-    for old in versions[: max(0, len(versions) + 1 - _MOST_VERSIONS)]:
+    for old in versions[: max(0, len(versions) + 1 - _MAX_VERSIONS)]:
         old.unlink(missing_ok=True)
 
 

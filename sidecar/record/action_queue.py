@@ -14,7 +14,7 @@ from sidecar.record.row_validation import object_of
 
 # ActionQueue pending when a sidecar was killed are still carried out by one that starts within this time.
 _KEPT_S = 300.0
-_MOST_SHOWN = 200
+_MAX_SHOWN = 200
 
 
 class ActionKind(StrEnum):
@@ -164,7 +164,7 @@ class ActionQueue:
         """The newest actions, oldest first."""
         if self._journal.version() < migrations.ACTIONS:
             return []
-        rows = self._journal.read("SELECT * FROM orders ORDER BY id DESC LIMIT ?", (_MOST_SHOWN,))
+        rows = self._journal.read("SELECT * FROM orders ORDER BY id DESC LIMIT ?", (_MAX_SHOWN,))
         return [_action(row) for row in reversed(rows)]
 
     def _insert(  # noqa: PLR0917 - the row

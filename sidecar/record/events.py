@@ -21,8 +21,8 @@ from sidecar.record.wording import OUTCOMES
 
 # A restore is expected to take as long as the longest of the last ordinary starts.
 _STARTS = 10
-_MOST_SHOWN = 1000
-_MOST_HANDLED = 200
+_MAX_SHOWN = 1000
+_MAX_HANDLED = 200
 
 
 def _is_text(value: object) -> bool:
@@ -140,7 +140,7 @@ class Operations:
             )
             return True
 
-    def events(self, kinds: Sequence[EventKind], most: int = _MOST_SHOWN, since: float = 0.0) -> list[Event]:
+    def events(self, kinds: Sequence[EventKind], most: int = _MAX_SHOWN, since: float = 0.0) -> list[Event]:
         """The newest events of ``kinds``, oldest first."""
         if self._journal.version() < migrations.OPERATIONS:
             return []
@@ -171,7 +171,7 @@ class Operations:
     def handled_windows(self) -> list[tuple[float, float]]:
         """When the newest scheduled windows that have a record were due: from and to, seconds since the epoch."""
         found: list[tuple[float, float]] = []
-        for event in self.events([EventKind.WINDOW_OPENED, EventKind.WINDOW_ENDED], _MOST_HANDLED):
+        for event in self.events([EventKind.WINDOW_OPENED, EventKind.WINDOW_ENDED], _MAX_HANDLED):
             first, last = (event.content.get(name, event.content.get("due")) for name in ("first_due", "last_due"))
             if first is not None and last is not None and is_number(first) and is_number(last):
                 found.append((float(first), float(last)))

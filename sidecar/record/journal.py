@@ -33,7 +33,7 @@ __all__ = ["JOURNAL_FILE", "EngineRecord", "Journal", "JournalError", "Promoted"
 
 _T = TypeVar("_T")
 
-_MOST_STARTS = 50
+_MAX_STARTS = 50
 # The newest runs keep their requests' scores, for reports and exports.
 _SCORED_RUNS = 200
 _DROPPED_AT_ONCE = 5_000
@@ -258,7 +258,7 @@ class Journal(JournalFile):
     def starts(self, host: str, model: str) -> tuple[ReportedStart, ...]:
         """The newest starts of ``model`` on ``host``, oldest first. They are only hints: damaged ones are skipped."""
         query = "SELECT start FROM starts WHERE host = ? AND model = ? ORDER BY id DESC LIMIT ?"
-        rows = self._learned(query, (host, model, _MOST_STARTS))
+        rows = self._learned(query, (host, model, _MAX_STARTS))
         return _readable(START, [row["start"] for row in reversed(rows)])
 
     def rules(self, now: float, host: str | None = None, model: str | None = None) -> tuple[LearnedLimit, ...]:

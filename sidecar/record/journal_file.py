@@ -23,7 +23,7 @@ _PATIENCE_S = 5.0
 # After a write has failed on a lock, later ones wait only this long until one succeeds.
 _IMPATIENCE_S = 0.05
 _BUSY_TIMEOUT_MS = 50
-_MOST_DEFERRED = 10_000
+_MAX_DEFERRED = 10_000
 _LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
@@ -44,7 +44,7 @@ class JournalFile:
         self._epoch = 0
         self._failed = False
         self._locked = False
-        self._deferred: deque[tuple[str, tuple[Any, ...]]] = deque(maxlen=_MOST_DEFERRED)
+        self._deferred: deque[tuple[str, tuple[Any, ...]]] = deque(maxlen=_MAX_DEFERRED)
         self.patience_s = _PATIENCE_S
         self.give_up: Callable[[], bool] = bool  # ends a wait for a lock early
         if read_only and not self._path.is_file():

@@ -21,7 +21,7 @@ _NUMBERS = frozenset(
 _NEEDED = frozenset(
     {"id", "number", "pid", "at", "started_at", "digest", "role", "engine_id", "state", "reason", "plan", "kind"}
 )
-_MOST_NUMBER = 1e11  # seconds, the year 5138
+_MAX_NUMBER = 1e11  # seconds, the year 5138
 
 
 def check_value(row: sqlite3.Row) -> None:
@@ -42,7 +42,7 @@ def problem(error: ValidationError) -> str:
 
 def is_number(value: object) -> bool:
     """Whether it is valid as a number, time or duration."""
-    return isinstance(value, int | float) and 0 <= value < _MOST_NUMBER
+    return isinstance(value, int | float) and 0 <= value < _MAX_NUMBER
 
 
 def object_of(text: str, name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
-from sidecar.config.knob_ranges import narrowed
+from sidecar.config.knob_ranges import overridden
 from sidecar.config.schema import Config, EngineConfig, Objective, Workload
 from sidecar.config.search_section import KnobRange
 from sidecar.config.slo import Slo
@@ -160,7 +160,7 @@ def _section(section: type[_Section], content: dict[str, Any]) -> _Section:
 
 def _knob(name: str, given: Any) -> Knob:
     limits = KnobRange.model_validate(given or {})
-    return narrowed(name, limits.low, limits.high, limits.choices)
+    return overridden(name, limits.low, limits.high, limits.choices)
 
 
 def _part(content: dict[str, Any], name: str) -> dict[str, Any]:

@@ -31,13 +31,13 @@ class Cause(StrEnum):
     ENGINE_CRASHED = "engine_crashed"
     ENGINE_HANGS = "engine_hangs"
     WINDOW_SCHEDULED = "window_scheduled"
-    WINDOW_ASKED = "window_asked"
+    WINDOW_REQUESTED = "window_asked"
     WINDOW_REFUSED = "window_refused"  # by the before_drain hook
     WINDOW_ABORTED = "window_aborted"
     WINDOW_OUT_OF_TIME = "window_out_of_time"
     WINDOW_FAILED = "window_failed"
     DRAINED = "drained"
-    BEST_FOUND = "best_found"
+    CANDIDATE_FOUND = "best_found"
     PROMOTED = "promoted"
     KEPT = "kept"
     ROLLED_BACK = "rolled_back"
@@ -48,33 +48,33 @@ class Cause(StrEnum):
 
 
 @dataclass(frozen=True)
-class StateRow:
-    """One row of the table: a description, whether /ready answers 200, and the states that may follow."""
+class StateInfo:
+    """A description of a state, whether /ready answers 200, and the states that may follow."""
 
-    about: str
-    after: tuple[State, ...]
+    description: str
+    successors: tuple[State, ...]
     ready: bool = False
 
 
-TABLE: dict[State, StateRow] = {
-    State.STARTING: StateRow(
+TRANSITIONS: dict[State, StateInfo] = {
+    State.STARTING: StateInfo(
         "the serving engine is adopted or started", (State.SERVING, State.RESTORING, State.HALTED)
     ),
-    State.SERVING: StateRow("vLLM serves and is probed", (State.DRAINING, State.RESTORING, State.HALTED), ready=True),
-    State.DRAINING: StateRow(
+    State.SERVING: StateInfo("vLLM serves and is probed", (State.DRAINING, State.RESTORING, State.HALTED), ready=True),
+    State.DRAINING: StateInfo(
         "a window has opened: readiness is withdrawn, requests in flight finish",
         (State.SERVING, State.TUNING, State.RESTORING, State.HALTED),
     ),
-    State.TUNING: StateRow("trials are running", (State.VALIDATING, State.PROMOTING, State.RESTORING, State.HALTED)),
-    State.VALIDATING: StateRow(
+    State.TUNING: StateInfo("trials are running", (State.VALIDATING, State.PROMOTING, State.RESTORING, State.HALTED)),
+    State.VALIDATING: StateInfo(
         "the candidate and the incumbent are re-measured", (State.PROMOTING, State.RESTORING, State.HALTED)
     ),
-    State.PROMOTING: StateRow("the promoted configuration is started", (State.SERVING, State.RESTORING, State.HALTED)),
-    State.RESTORING: StateRow(
+    State.PROMOTING: StateInfo("the promoted configuration is started", (State.SERVING, State.RESTORING, State.HALTED)),
+    State.RESTORING: StateInfo(
         "the current configuration (the promotion, or the file's arguments) is started, and retried until it is up",
         (State.SERVING, State.RESTORING, State.HALTED),
     ),
-    State.HALTED: StateRow("the sidecar has ended; its engine may keep serving", (State.STARTING,)),
+    State.HALTED: StateInfo("the sidecar has ended; its engine may keep serving", (State.STARTING,)),
 }
 
 
@@ -84,14 +84,14 @@ class IllegalTransition(RuntimeError):  # noqa: N818 - it names what happened
 
 def check_transition(before: State, after: State) -> None:
     """Raises IllegalTransition unless ``after`` may follow ``before``."""
-    if after not in TABLE[before].after:
-        raise IllegalTransition(f"{before} can't be followed by {after}")
+    if after not in TRANSITIONS[before].successors:
+        raise IllegalTransition(f"illegal transition: {before} to {after}")
 
 
 def states_markdown() -> str:
     """The table as Markdown, for the documentation."""
     lines = ["| state | what it is | may be followed by |", "| --- | --- | --- |"]
-    for state, row in TABLE.items():
+    for state, row in TRANSITIONS.items():
         ready = " (`/ready` answers 200)" if row.ready else ""
-        lines.append(f"| {state} | {row.about}{ready} | {', '.join(row.after)} |")
+        lines.append(f"| {state} | {row.description}{ready} | {', '.join(row.successors)} |")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from sidecar.config.slo import Slo
 from sidecar.measure.capacity_search import RateResult
 from sidecar.measure.measurement import Measurement
 from sidecar.measure.partial_load import LoadEstimate
-from sidecar.measure.verdict import MOST_EXCESS, slo_limits
+from sidecar.measure.verdict import MAX_EXCESS, slo_limits
 from sidecar.search.contract import Observation, ObservedStatus
 from vllm_sloguard.crash import Crash
 from vllm_sloguard.knobs import Value
@@ -186,7 +186,7 @@ class Trial:
             outcome,
             max(self.result.violation, estimate.violation) if self.result.violation else 0.0,
             self.result.value,
-            {limit.name: max(min(limit.margin, MOST_EXCESS), known.get(limit.name, -1.0)) for limit in estimate.limits},
+            {limit.name: max(min(limit.margin, MAX_EXCESS), known.get(limit.name, -1.0)) for limit in estimate.limits},
             margin_sds={limit.name: limit.sd for limit in estimate.limits},
             value_sd=estimate.mean_sd,
         )

@@ -10,7 +10,7 @@ from sidecar.measure.steady_state import SteadyState
 from sidecar.record.decisions import Outcome
 from sidecar.record.trial import Role, Trial, TrialStatus
 
-_MOST_EVIDENCE = 160  # characters
+_MAX_EVIDENCE = 160  # characters
 _MEASURED = (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE, TrialStatus.CRASHED)
 
 OUTCOMES = {
@@ -30,7 +30,7 @@ def configuration(trial: Trial, knobs: Sequence[str]) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_EVIDENCE else f"{text[: _MOST_EVIDENCE - 1].rstrip()}…"
+    return text if len(text) <= _MAX_EVIDENCE else f"{text[: _MAX_EVIDENCE - 1].rstrip()}…"
 
 
 def why(trial: Trial) -> str:

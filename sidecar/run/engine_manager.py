@@ -19,7 +19,7 @@ from sidecar.measure.load_client import GeneratorProcess
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record.journal import EngineRecord, JournalError, Superseded
 from sidecar.record.trial import RepairChange, StartKind
-from sidecar.run.orphans import Orphans, option, started_to_serve
+from sidecar.run.orphans import Orphans, option_value, started_to_serve
 from vllm_sloguard.agent.fork_client import ForkServer, ForkServerError, unforkable
 from vllm_sloguard.agent.ports import any_free_port
 from vllm_sloguard.agent.process_group import ProcessGroup
@@ -285,7 +285,7 @@ class EngineManager:
                 replace(launch, engine_id=engine_id, log=log_of(self._config.state / LOGS, engine_id)), leader
             )
             words, expected = command_words(leader.pid), server_arguments(launch.python, launch.model, launch.all_args)
-            if engine.owns_port() or option(words, "--port") == str(launch.port):
+            if engine.owns_port() or option_value(words, "--port") == str(launch.port):
                 self._expect(engine.launch, "serving")
                 return UnrecordedEngine(engine, matches=words[-len(expected) :] == expected)
         return None

@@ -17,7 +17,7 @@ from sidecar.record.trial import VALIDATING, Result, Role, Trial, TrialStatus
 from sidecar.run.raw_trial import EngineRun, PluginReport, RawTrial
 from vllm_sloguard.crash import Category, Crash
 
-_MOST_EVIDENCE = 500  # characters
+_MAX_EVIDENCE = 500  # characters
 _MISSED_BEFORE = 1e-6  # violation of a trial that was not measured at the configured rate
 
 
@@ -70,7 +70,7 @@ def explained(crash: Crash, report: PluginReport) -> Crash:
         return crash
     first = report.crashes[0]
     evidence = f"{first.exception_type}: {first.message} ({first.context})"
-    return replace(crash, evidence=" ".join(evidence.split())[:_MOST_EVIDENCE])
+    return replace(crash, evidence=" ".join(evidence.split())[:_MAX_EVIDENCE])
 
 
 def _with_loads(result: Result, run: EngineRun, schedule: LoadSchedule) -> Result:

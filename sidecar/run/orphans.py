@@ -1,6 +1,6 @@
 """Engines that an earlier sidecar left running: which are ended, and which are left alone.
 
-A journal may be an older copy, and a state folder a copy of one that is in use. So an engine is ended only if it writes
+The journal may be an older copy, and the state folder a copy of one that is in use. So an engine is ended only if it writes
 to this folder's logs, and never if it is missing from the journal and was started to serve.
 """
 
@@ -20,7 +20,7 @@ _ENGINE_ID = re.compile(r"[0-9a-f]{12}")
 
 
 class Orphans:
-    """The engines of one state folder that its present sidecar did not start."""
+    """The engines of one state folder that the current sidecar did not start."""
 
     def __init__(self, journal: Journal, logs: Path, say: Callable[[str], None]) -> None:
         self._journal = journal
@@ -28,7 +28,7 @@ class Orphans:
         self._say = say
 
     def unrecorded(self) -> dict[str, Identity]:
-        """The first processes of running engines without a row in the journal: the disk was full, or it is a copy."""
+        """Leaders of running engines that have no row in the journal: the disk was full, or the journal is a copy."""
         recorded = {record.identity.engine_id for record in self._journal.engines()}
         found: dict[str, Identity] = {}
         for engine_id in engines_writing_to(self._logs) - recorded:
@@ -43,7 +43,7 @@ class Orphans:
             identity = record.identity
             if identity.engine_id == keep:
                 continue
-            # The process may have started before its pid was recorded: find it by its mark.
+            # The process may have started before its pid was recorded: find it by its environment.
             group = ProcessGroup(replace(identity, pid=identity.pid or -1))
             members = group.members()
             if members and not any(self._writes_here(member) for member in members):
@@ -70,11 +70,11 @@ class Orphans:
             return False
 
 
-def option(words: list[str], name: str) -> str:
-    """The value of a command's option; empty without it."""
+def option_value(words: list[str], name: str) -> str:
+    """The value of a command-line option; empty without it."""
     return words[words.index(name) + 1] if name in words[:-1] else ""
 
 
 def started_to_serve(pid: int) -> bool:
-    """Whether an engine's command is that of a serving engine: trials are not drained."""
-    return option(command_words(pid), "--shutdown-timeout") not in ("", "0")
+    """Whether an engine was started to serve: only those are drained, so only they have a shutdown timeout."""
+    return option_value(command_words(pid), "--shutdown-timeout") not in ("", "0")

@@ -26,7 +26,7 @@ from sidecar.run.judging import explained, judged_result, load_schedule, needs_a
 from sidecar.run.raw_trial import RawTrial
 from sidecar.run.trial_runner import TrialRunner
 from sidecar.search.contract import Context, Observation, Proposal
-from sidecar.search.failed_configs import MOST_REFUSALS_IN_A_ROW
+from sidecar.search.failed_configs import MAX_REFUSALS_IN_A_ROW
 from sidecar.search.recommendation import may_repeat
 from sidecar.search.registry import make
 from sidecar.search.space import Space
@@ -39,7 +39,7 @@ Notify = Callable[[Trial], None]
 Fits = Callable[[int, int], bool]
 IsCancelled = Callable[[], bool]
 # Consecutive trials without a measurement after which the machine is considered unfit to measure.
-_MOST_UNMEASURED = 3
+_MAX_UNMEASURED = 3
 # The search for a lower rate sends several loads, so it needs the time of this many trials.
 _LOWER_RATES_TRIALS = 3
 # Time that must be left, in trials, before a promising load is stopped to be repeated later.
@@ -160,7 +160,7 @@ class Tuner:
         if any(t.plan.role in AFTER_THE_SEARCH for t in self._trials()):
             return None
         ran = [t for t in trials if t.status is not TrialStatus.REFUSED]
-        if len(ran) >= self._config.search.budget or _refused_in_a_row(trials) >= MOST_REFUSALS_IN_A_ROW:
+        if len(ran) >= self._config.search.budget or _refused_in_a_row(trials) >= MAX_REFUSALS_IN_A_ROW:
             return None
         observations = (t.observation(self._knobs, self._config.slo) for t in trials)
         plan = self._guard.plan(
@@ -273,7 +273,7 @@ class Tuner:
     def _check_measured(self) -> None:
         """Raises LoadError after repeated trials without a measurement, which another configuration would not fix."""
         reasons = [t.result.unmeasured for t in self._trials() if t.result is not None and t.result.unmeasured]
-        if len(reasons) >= _MOST_UNMEASURED:
+        if len(reasons) >= _MAX_UNMEASURED:
             raise LoadError(f"{len(reasons)} trials could not be measured: {reasons[-1]}")
 
 

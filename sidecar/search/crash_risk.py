@@ -33,7 +33,7 @@ _ALWAYS_SUSPECT: Mapping[str, float] = {"gpu_memory_utilization": 0.08, "kv_cach
 _REACH = 0.15  # distance at which the vote of a trial that ran decays to 1/e
 _SIMILAR = 0.2  # dissimilarity at which the vote of a crash decays to 1/e
 _PRIOR_VOTES = 0.3
-_MOST_POINTS = 24
+_MAX_POINTS = 24
 _ONE_RUN, _SAME = 0.3, 1e-6  # see log_runs_again
 # Threshold on the probability of not crashing, and its adaptation to outcomes.
 _START, _LOWEST, _HIGHEST, _STEP = 0.5, 0.25, 0.75, 0.05
@@ -55,8 +55,8 @@ class CrashRisk:
         """Learned from the trials that ran and their encoded points, limited to those close to ``near``."""
         crashes = np.array([o.outcome is ObservedStatus.CRASHED for o in tried], dtype=bool)
         served, crashed = places[~crashes], places[crashes]
-        served = served[encoding.closest(served, near, _MOST_POINTS)]
-        crashed = crashed[encoding.closest(crashed, near, _MOST_POINTS)]
+        served = served[encoding.closest(served, near, _MAX_POINTS)]
+        crashed = crashed[encoding.closest(crashed, near, _MAX_POINTS)]
         return cls(encoding, served, crashed, trust)
 
     def probability(self, places: Array) -> Array:

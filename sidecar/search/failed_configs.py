@@ -14,7 +14,7 @@ from vllm_sloguard.knobs import KnobKind, KnobValues, Value
 Setting: TypeAlias = tuple[str, Value]
 ATTEMPTS = 32
 # Consecutive refusals after which the search gives up.
-MOST_REFUSALS_IN_A_ROW = 20
+MAX_REFUSALS_IN_A_ROW = 20
 
 
 def failed(observation: Observation) -> bool:

@@ -14,13 +14,13 @@ from sidecar.search.gaussian_process import GaussianProcess, Prediction, fit
 from sidecar.search.latency_priors import EAGER, doubts, expected, slopes, stretch
 
 LATENCY = "latency"
-_MOST_POINTS = 24  # that a model is fitted to: those nearest to the search centre
+_MAX_POINTS = 24  # that a model is fitted to: those nearest to the search centre
 _FARTHEST = 3.0  # cap on log(measured / limit): beyond twenty times the limit all is equally bad
 _WORST_LOSS = 0.4  # cap on log(objective / best)
 _LOSS_SCALE, _MARGIN_SCALE = 0.15, 0.4
 _TRUSTED = 1.0  # prior log odds that the expected effects are right
 # Run-to-run standard deviation of log(measured / limit): at least this, and this multiple of the fitted noise.
-_LEAST_REPEATS_SD, _CAUTION = 0.15, 2.0
+_MIN_REPEATS_SD, _CAUTION = 0.15, 2.0
 # What the search gives up in the objective for a better chance of meeting the SLO again: 0.5% for 1% of it.
 _DOUBT_COST = 0.5
 # A lower bound on a missed margin is treated as an estimate this far above it.
@@ -91,7 +91,7 @@ class Surrogate:
         total = np.zeros(len(places))
         for target in self.margins:
             at = target.predict(places)
-            repeats = max(_CAUTION * target.process.noise_sd, _LEAST_REPEATS_SD)
+            repeats = max(_CAUTION * target.process.noise_sd, _MIN_REPEATS_SD)
             total += _log_student_cdf(-at.mean / np.hypot(at.sd, repeats))
         return total
 
@@ -102,7 +102,7 @@ class Surrogate:
         """
         total = np.zeros(len(places))
         for target, at in zip(self.margins, margins or self._margins_at(places), strict=True):
-            total -= _log_student_cdf(-at.mean / max(_CAUTION * target.process.noise_sd, _LEAST_REPEATS_SD))
+            total -= _log_student_cdf(-at.mean / max(_CAUTION * target.process.noise_sd, _MIN_REPEATS_SD))
         return _DOUBT_COST * total
 
     def log_serves(self, places: Array) -> Array:
@@ -149,7 +149,7 @@ def learn(
     """Fits the models to the trials that ran, at their encoded ``places``, centred on the point ``near``."""
 
     def target(name: str, rows: list[int], values: Array, scale: float, sds: Array) -> Target:
-        kept = encoding.closest(places[rows], near, _MOST_POINTS)
+        kept = encoding.closest(places[rows], near, _MAX_POINTS)
         there, values, variances = places[rows][kept], values[kept], np.square(sds[kept])
         prior = expected(encoding, name, there, eager)
         lengths = stretch(encoding) if priors else np.ones(there.shape[1])

@@ -190,7 +190,7 @@ class Service:
             self._actions.end(action.id, ActionOutcome.REFUSED, f"paused: {paused.reason}")
             return
         ending = self._window.open(
-            action.duration_s or self._config.window.duration, Cause.WINDOW_ASKED, "a window was requested"
+            action.duration_s or self._config.window.duration, Cause.WINDOW_REQUESTED, "a window was requested"
         )
         self._actions.end(
             action.id, ActionOutcome.DONE, f"{window_ending(ending.outcome, ending.decision)}: {ending.reason}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sidecar.format import Say
 from sidecar.record.journal import Journal
-from sidecar.record.states import TABLE, Cause, State, check_transition
+from sidecar.record.states import TRANSITIONS, Cause, State, check_transition
 from sidecar.service.mailbox import Mailbox
 from sidecar.service.observer import ServiceObserver
 
@@ -64,5 +64,5 @@ class StateMachine:
             self.say(str(error))
         self.standing = Standing(state, why, time.time())
         self._requests.state = state
-        self._metrics.entered(state, ready=TABLE[state].ready, cause=cause)
+        self._metrics.entered(state, ready=TRANSITIONS[state].ready, cause=cause)
         self.say(f"{state}: {why}")

@@ -173,7 +173,7 @@ class TuningWindow:
                 best = candidate(journal.trials(run.id), SearchedSpace.of(config))
                 which = "the best trial" if best is None else f"trial {best.number}, the best of the search,"
                 why = f"{which} and the incumbent are re-measured (alternating)"
-                self._progress.enter(State.VALIDATING, Cause.BEST_FOUND, why)
+                self._progress.enter(State.VALIDATING, Cause.CANDIDATE_FOUND, why)
 
         def notify(trial: Trial) -> None:
             metrics.trial(trial, journal.trials(run.id))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sidecar.config.window import WindowConfig
 
-_MOST_COUNTED = 1000
+_MAX_COUNTED = 1000
 _REMEMBERED = 256
 # Windows missed before this are not counted when a sidecar comes back.
 _LOOKS_BACK_S = 7 * 86400.0
@@ -52,7 +52,7 @@ class WindowSchedule:
         self._after = min(self._after, now)  # the clock may have gone back
         found = self._between(self._after, now)
         latest = now - self._window.lateness_s
-        if found and len(found) == _MOST_COUNTED:
+        if found and len(found) == _MAX_COUNTED:
             found += [at for at in self._between(latest, now) if at > found[-1]]
         self._after = now
         found = [at for at in found if at not in self._dealt_with and not self._is_handled(at)]
@@ -61,7 +61,7 @@ class WindowSchedule:
         if found and found[-1] >= latest:
             at = found.pop()
             due = DueWindow(at, self._window.duration - (now - at))
-        missed = MissedWindows(found[0], found[-1], min(len(found), _MOST_COUNTED)) if found else None
+        missed = MissedWindows(found[0], found[-1], min(len(found), _MAX_COUNTED)) if found else None
         return due, missed
 
     def _is_handled(self, at: float) -> bool:
@@ -70,7 +70,7 @@ class WindowSchedule:
     def _between(self, after: float, now: float) -> list[float]:
         found: list[float] = []
         at = self._window.next_opening(after)
-        while at is not None and at <= now and len(found) < _MOST_COUNTED:
+        while at is not None and at <= now and len(found) < _MAX_COUNTED:
             found.append(at)
             at = self._window.next_opening(at)
         return found

@@ -9,8 +9,8 @@ import yaml
 from rig import Rig
 
 # A window has three trials, two validation pairs and a restore; a fault adds a few failed starts.
-_MOST_STARTS = 28
-_MOST_TRIES = 4
+_MAX_STARTS = 28
+_MAX_TRIES = 4
 # From when a window is due to its record: one cycle of the loop, on a busy machine.
 _OPENING_S = 2.0
 
@@ -106,10 +106,10 @@ def _files(rig: Rig) -> list[str]:
 
 def _retries(rig: Rig) -> list[str]:
     starts = rig.starts()
-    found = [f"{len(starts)} starts of engines"] if len(starts) > _MOST_STARTS else []
+    found = [f"{len(starts)} starts of engines"] if len(starts) > _MAX_STARTS else []
     plans = [(run, json.loads(plan)) for run, plan in rig.rows("SELECT run, plan FROM trials")]
     tries = Counter((run, plan["role"], plan["args"]["max_num_seqs"]) for run, plan in plans)
-    found += [f"{role} of max_num_seqs={n} was tried {c} times" for (_, role, n), c in tries.items() if c > _MOST_TRIES]
+    found += [f"{role} of max_num_seqs={n} was tried {c} times" for (_, role, n), c in tries.items() if c > _MAX_TRIES]
     return found
 
 

@@ -22,7 +22,7 @@ from sidecar.config.window import Probation, Promotion
 from sidecar.measure.capacity_search import TOLERANCE
 from sidecar.promote import decision as promotion
 from sidecar.promote import statistics
-from sidecar.promote.interim_analysis import LEAST_CHANCE, MISS_SHARE
+from sidecar.promote.interim_analysis import MIN_CHANCE, MISS_SHARE
 from sidecar.promote.probation import FALSE_ALARMS, exceedance_tail
 from sidecar.record.decisions import Outcome
 from sidecar.record.trial import Result, Role, Trial
@@ -160,7 +160,7 @@ def test_the_example_s_arithmetic(tmp_path: Path) -> None:
         f"which is {rule.requests_for_p99} at 0.9",
         f"ln 1.1 / √12 = {math.log(TOLERANCE) / math.sqrt(12):.4f}",
         f"Below {statistics.PAIRED_FROM} pairs it is Welch",
-        f"is below {LEAST_CHANCE:.0%}",
+        f"is below {MIN_CHANCE:.0%}",
     ):
         assert text in FLAT, text
     assert max(deviations) < rule.noise

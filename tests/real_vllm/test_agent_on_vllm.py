@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(2400)]
 
 # The demo's arguments that are no knobs.
 ALLOWED = "load_format,dtype"
-_MOST_RESIDENT_BYTES = 150 * 2**20
+_MAX_RESIDENT_BYTES = 150 * 2**20
 _START_S = 600.0
 
 
@@ -117,7 +117,7 @@ def test_a_window_across_namespaces(tmp_path: Path) -> None:
             assert undone.returncode == 0, undone.stderr
             wait_for(lambda: "was rolled back" in said() and state_of(config) == "serving", "rolled back", _START_S)
             assert serving(config)
-            assert resident < _MOST_RESIDENT_BYTES
+            assert resident < _MAX_RESIDENT_BYTES
             inner(brain).send_signal(signal.SIGTERM)
             brain.wait(60)
         # Without its sidecar the service goes on.

@@ -13,7 +13,7 @@ import yaml
 from fake_service import fake_config, sloguard
 
 from sidecar.config.schema import ConfigError, load_config
-from vllm_sloguard.guard.bounded_read import MOST_MODEL_FILE_BYTES, read_small_file
+from vllm_sloguard.guard.bounded_read import MAX_MODEL_FILE_BYTES, read_small_file
 from vllm_sloguard.guard.model_shape import read_shape
 from vllm_sloguard.guard.start_history import model_key
 
@@ -123,7 +123,7 @@ def test_a_file_that_grows_while_it_is_read_is_bounded(tmp_path: Path) -> None:
     writer = threading.Thread(target=grow)
     writer.start()
     try:
-        while path.stat().st_size <= MOST_MODEL_FILE_BYTES:
+        while path.stat().st_size <= MAX_MODEL_FILE_BYTES:
             time.sleep(0.01)
         with pytest.raises(OSError, match="larger than 4 MiB"):
             read_small_file(path)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 AnsweredT = TypeVar("AnsweredT")
 
-_MOST_KEPT = 512
+_MAX_KEPT = 512
 
 
 class AnsweredRequests:
@@ -25,7 +25,7 @@ class AnsweredRequests:
             first = future is None
             if future is None:
                 future = self._answers[request_id] = Future()
-                while len(self._answers) > _MOST_KEPT:
+                while len(self._answers) > _MAX_KEPT:
                     self._answers.popitem(last=False)
         if first:
             try:

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_MOST_ANSWER_BYTES = 4 * 2**20
+_MAX_ANSWER_BYTES = 4 * 2**20
 _IN_ENGINE = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}\n]*\})? ([0-9.e+]+)$", re.MULTILINE)
 # Ignores proxy settings: the engine is local.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -85,11 +85,11 @@ class EngineHttp:
         request = urllib.request.Request(self.base_url + path, data=data, headers=headers)  # noqa: S310 - http, above
         try:
             with _DIRECT.open(request, timeout=timeout_s) as response:
-                answer = response.read(_MOST_ANSWER_BYTES + 1)
+                answer = response.read(_MAX_ANSWER_BYTES + 1)
         except urllib.error.HTTPError as error:
             raise Unanswered(f"{path}: status {error.code}") from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise Unanswered(f"{path}: {error}") from None
-        if len(answer) > _MOST_ANSWER_BYTES:
-            raise Unanswered(f"{path}: more than {_MOST_ANSWER_BYTES} bytes")
+        if len(answer) > _MAX_ANSWER_BYTES:
+            raise Unanswered(f"{path}: more than {_MAX_ANSWER_BYTES} bytes")
         return answer

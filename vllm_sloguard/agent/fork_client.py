@@ -36,8 +36,8 @@ AnswerT = TypeVar("AnswerT", ServerReady, ForkedEngine, Detached)
 
 _IMPORT_TIMEOUT_S = 180.0
 _FORK_TIMEOUT_S = 60.0  # the first fork after a new kind of engine also imports that engine's modules
-_MOST_GROWTH_BYTES = 2**29
-_MOST_NEW_DESCRIPTORS = 8
+_MAX_GROWTH_BYTES = 2**29
+_MAX_NEW_DESCRIPTORS = 8
 
 
 # Arguments that make vLLM spawn new processes: slower from a forked parent, or not equivalent to an ordinary start.
@@ -226,6 +226,6 @@ def _expect(running: _Running, kind: type[AnswerT], timeout_s: float) -> AnswerT
 def _has_grown(before: ServerUsage, now: ServerUsage) -> bool:
     return (
         now.threads > before.threads
-        or now.descriptors > before.descriptors + _MOST_NEW_DESCRIPTORS
-        or now.resident_bytes > before.resident_bytes + _MOST_GROWTH_BYTES
+        or now.descriptors > before.descriptors + _MAX_NEW_DESCRIPTORS
+        or now.resident_bytes > before.resident_bytes + _MAX_GROWTH_BYTES
     )

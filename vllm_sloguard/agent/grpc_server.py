@@ -11,8 +11,8 @@ import grpc
 
 from vllm_sloguard.hooks.telemetry_client import unix_target
 
-_MOST_MESSAGE_BYTES = 4 * 2**20
-_MOST_CALLS = 64
+_MAX_MESSAGE_BYTES = 4 * 2**20
+_MAX_CALLS = 64
 # Trailing metadata with the controller's own epoch, of a call for another one.
 EPOCH_METADATA = "sloguard-epoch"
 
@@ -36,10 +36,10 @@ def bounded_server(*, interceptors: Sequence[grpc.ServerInterceptor] = ()) -> gr
     for name in ("grpc._common", "grpc._server"):
         logging.getLogger(name).addFilter(_ONE_LINE)
     # Two servers that share a port would each get half of the calls.
-    options = [("grpc.max_receive_message_length", _MOST_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
+    options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0)]
     # A thread for each call that may run at once: engines that wait for live changes hold theirs.
-    pool = ThreadPoolExecutor(max_workers=_MOST_CALLS, thread_name_prefix="sloguard-grpc")
-    return grpc.server(pool, interceptors=list(interceptors), options=options, maximum_concurrent_rpcs=_MOST_CALLS)
+    pool = ThreadPoolExecutor(max_workers=_MAX_CALLS, thread_name_prefix="sloguard-grpc")
+    return grpc.server(pool, interceptors=list(interceptors), options=options, maximum_concurrent_rpcs=_MAX_CALLS)
 
 
 def serve_mutual_tls(

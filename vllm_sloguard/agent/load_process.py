@@ -11,8 +11,8 @@ from vllm_sloguard.agent.private_files import umask_of_children
 from vllm_sloguard.starts.load_protocol import GeneratorCommand, message_line
 
 # One load reports a few MiB; what was read is dropped.
-_MOST_KEPT_BYTES = 2**27
-_MOST_ANSWER_BYTES = 2**22
+_MAX_KEPT_BYTES = 2**27
+_MAX_ANSWER_BYTES = 2**22
 _LONGEST_WAIT_S = 10.0
 
 
@@ -40,7 +40,7 @@ class _Client:
                 self._messages.append(line)
                 self._kept_bytes += len(line)
                 self._changed.notify_all()
-                if self._kept_bytes > _MOST_KEPT_BYTES:  # nobody reads
+                if self._kept_bytes > _MAX_KEPT_BYTES:  # nobody reads
                     break
         self.process.kill()
         with self._changed:
@@ -62,7 +62,7 @@ class _Client:
             size = 0
             for line in self._messages:
                 size += len(line)
-                if found and size > _MOST_ANSWER_BYTES:
+                if found and size > _MAX_ANSWER_BYTES:
                     return found, False
                 found.append(line)
             return found, self._ended

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-_MOST_BYTES = 2**20
+_MAX_BYTES = 2**20
 
 
 class OutputCopy:
@@ -26,7 +26,7 @@ class OutputCopy:
                 if size == self._offset:
                     return
                 file.seek(self._offset)
-                output = file.read(_MOST_BYTES)
+                output = file.read(_MAX_BYTES)
         except OSError:
             return
         self._offset += len(output)

@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 
 _METHODS = frozenset({"/sloguard.v1.TelemetryService/Publish", "/sloguard.v1.LiveService/Await"})
-_MOST_WAITING = 128
+_MAX_WAITING = 128
 _LONGEST_S = 60.0
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -42,7 +42,7 @@ class RelaySession:
     """The stream of one controller."""
 
     def __init__(self) -> None:
-        self._calls: queue.Queue[PluginCall | None] = queue.Queue(_MOST_WAITING)
+        self._calls: queue.Queue[PluginCall | None] = queue.Queue(_MAX_WAITING)
         self._answers: dict[int, Future[bytes]] = {}
         self._lock = threading.Lock()
         self._number = 0

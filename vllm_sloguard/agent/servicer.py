@@ -33,7 +33,7 @@ from vllm_sloguard.starts.load_protocol import End, EndLoad, RunLoad
 from vllm_sloguard.wire import agent_pb2 as pb
 from vllm_sloguard.wire.agent_pb2_grpc import AgentServiceServicer
 
-_MOST_OUTPUT_BYTES = 2**21
+_MAX_OUTPUT_BYTES = 2**21
 _FOLLOW_S = 0.1
 _ENGINE_ID_LENGTH = 12
 _STATUS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
@@ -84,7 +84,7 @@ class AgentServicer(AgentServiceServicer):
             )
 
     def ReadOutput(self, request: pb.ReadOutputRequest, context: grpc.ServicerContext) -> pb.ReadOutputResponse:  # noqa: N802 - gRPC's name
-        most = min(request.most_bytes or _MOST_OUTPUT_BYTES, _MOST_OUTPUT_BYTES)
+        most = min(request.most_bytes or _MAX_OUTPUT_BYTES, _MAX_OUTPUT_BYTES)
         with _errors(context):
             log = self._agent.slot.log(request.engine_id)
             total = log.stat().st_size if log.exists() else 0
@@ -98,7 +98,7 @@ class AgentServicer(AgentServiceServicer):
                 status = slot.status(request.engine_id)
                 if log.exists() and log.stat().st_size < offset:  # it was truncated
                     offset = 0
-                while output := _read(log, offset, _MOST_OUTPUT_BYTES):
+                while output := _read(log, offset, _MAX_OUTPUT_BYTES):
                     offset += len(output)
                     yield pb.FollowResponse(output=output, offset=offset)
                 if status.life is not EngineLife.RUNNING:

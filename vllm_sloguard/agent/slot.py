@@ -21,9 +21,9 @@ from vllm_sloguard.agent.process_identity import ENGINE_ID_VARIABLE
 from vllm_sloguard.agent.serve_command import command_line, entry, server_arguments
 from vllm_sloguard.agent.state_file import AgentFolder
 
-_MOST_ENDED = 50
+_MAX_ENDED = 50
 _STOP_GRACE_S = 10.0
-_MOST_LOG_BYTES = 2**26
+_MAX_LOG_BYTES = 2**26
 _KERNELS_VARIABLE = "TRITON_CACHE_DIR"
 
 
@@ -300,7 +300,7 @@ class EngineSlot:
 
     def _forget_old(self) -> None:
         ended = [engine_id for engine_id, held in self._engines.items() if held.life is not EngineLife.RUNNING]
-        for engine_id in ended[:-_MOST_ENDED]:
+        for engine_id in ended[:-_MAX_ENDED]:
             del self._engines[engine_id]
             self._folder.log(engine_id).unlink(missing_ok=True)
 
@@ -309,5 +309,5 @@ class EngineSlot:
         for engine_id in list(self._engines):
             log = self._folder.log(engine_id)
             with suppress(FileNotFoundError):
-                if log.stat().st_size > _MOST_LOG_BYTES:
+                if log.stat().st_size > _MAX_LOG_BYTES:
                     os.truncate(log, 0)

@@ -15,7 +15,7 @@ from vllm_sloguard.crash.log_records import QUIET_LEVELS
 from vllm_sloguard.crash.prefixes import LogRecord
 from vllm_sloguard.crash.ranks import ROOT_RANKS, CauseRank, TextMeaning, category_of, meaning_of, with_signal_name
 
-_MOST_TRACEBACKS = 4096
+_MAX_TRACEBACKS = 4096
 _WRAPPED_CHARS = 20
 _VALIDATION_LINES = 12
 _EVIDENCE_CHARS = 2000
@@ -113,7 +113,7 @@ class CauseFinder:
         key = record.process, record.source
         state = self._tracebacks.get(key)
         if state is None:
-            if len(self._tracebacks) >= _MOST_TRACEBACKS:
+            if len(self._tracebacks) >= _MAX_TRACEBACKS:
                 self._tracebacks.clear()
             state = self._tracebacks[key] = _Traceback()
         return state

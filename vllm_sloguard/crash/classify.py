@@ -16,7 +16,7 @@ from vllm_sloguard.crash.ranks import CauseRank
 _EVIDENCE_CHARS = 500
 _CHUNK_CHARS = 1 << 16
 _SKIPPED_BYTES = 1 << 20
-_MOST_COUNTED_BYTES = 1 << 28
+_MAX_COUNTED_BYTES = 1 << 28
 _EXIT_OF_KILLED_CONTAINER = 128 + signal.SIGKILL
 # Ranks that say that something ended, and not why.
 _SILENT = frozenset({CauseRank.DEATH, CauseRank.WRAPPER})
@@ -55,7 +55,7 @@ def classify_file(
 
 def _skip(log: BinaryIO, size: int) -> int:
     """Reads over ``size`` bytes and returns how many lines ended in them; of a huge log they are not counted."""
-    if size > _MOST_COUNTED_BYTES:
+    if size > _MAX_COUNTED_BYTES:
         log.seek(size)
         return 0
     lines = 0

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 # No text that names a cause starts later in a record; a longer one is a dump.
 _RECORD_CHARS = 4000
-_MOST_PREFIXES = 8
+_MAX_PREFIXES = 8
 _PREFIX_CHARS = 300
 _FOREIGN_CHARS = 160
 
@@ -126,7 +126,7 @@ def _varied(word: str) -> str:
 
 def _stripped(number: int, text: str, at: int) -> LogRecord:
     process = level = source = ""
-    for _ in range(_MOST_PREFIXES):
+    for _ in range(_MAX_PREFIXES):
         if match := _VLLM.match(text, at):
             level, source = match[1], (match[2] or match[3]).rsplit("/", 1)[-1]
         elif match := _PROCESS.match(text, at):

@@ -24,7 +24,7 @@ MEASURED: MinorVersion = (0, 26)
 COUNTS_STATE, COUNTS_GRAPHS = (0, 27), (0, 29)
 # Hidden states per token alive at the peak, besides the MLP's: for measured families, and for others.
 HIDDEN_STATES: Mapping[str, int] = {"llama": 3, "mistral": 3, "gemma2": 5, "olmo2": 7}
-_MOST_HIDDEN_STATES = 4
+_MAX_HIDDEN_STATES = 4
 # Beside the workspace of the experts: of OLMoE and Mixtral on an H200 9 to 10, of DeepSeek-V2-Lite 6 to 9.
 _HIDDEN_STATES_OF_EXPERTS = 9
 # Per logit: 16-bit and 32-bit values, probabilities and random numbers; 0.26 filters them in place.
@@ -104,7 +104,7 @@ def _elements_a_token(shape: ModelShape, tp: int) -> int:
     """At its peak an MLP holds the gate and up projections, their product, the hidden state and its residual before
     and after, one less or more in some families; experts have a workspace.
     """
-    states = HIDDEN_STATES.get(shape.model_type, _MOST_HIDDEN_STATES)
+    states = HIDDEN_STATES.get(shape.model_type, _MAX_HIDDEN_STATES)
     widest = shape.intermediate if shape.dense_layers or shape.expert_step > 1 or not shape.experts else 0
     widest = max(widest, shape.shared_expert_intermediate)
     dense = (3 if shape.gated_mlp else 2) * widest // tp + states * shape.hidden

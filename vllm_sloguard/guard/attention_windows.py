@@ -24,7 +24,7 @@ _OTHER_ATTENTION = (
 # The first layer with a window in Qwen models (default of Qwen2Config).
 _QWEN_FULL_LAYERS = 28
 # One entry a layer is written down, and read again with each estimate.
-_MOST_LAYERS = 10_000
+_MAX_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,6 @@ def _unsaid(text: Fields, layers: int) -> tuple[bool, ...]:
 
 
 def _each(layers: int, windowed: Callable[[int], bool]) -> tuple[bool, ...]:
-    if layers > _MOST_LAYERS:
-        raise ValueError(f"model config: num_hidden_layers must be at most {_MOST_LAYERS} here, got {layers}")
+    if layers > _MAX_LAYERS:
+        raise ValueError(f"model config: num_hidden_layers must be at most {_MAX_LAYERS} here, got {layers}")
     return tuple(windowed(layer) for layer in range(layers))

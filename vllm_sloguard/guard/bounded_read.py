@@ -6,10 +6,10 @@ import stat
 from pathlib import Path
 
 # Real ones have up to 1 MiB, with the names of many classes.
-MOST_MODEL_FILE_BYTES = 4 * 2**20
+MAX_MODEL_FILE_BYTES = 4 * 2**20
 
 
-def read_small_file(path: Path, most_bytes: int = MOST_MODEL_FILE_BYTES) -> bytes:
+def read_small_file(path: Path, most_bytes: int = MAX_MODEL_FILE_BYTES) -> bytes:
     """The content of a regular file. Raises OSError if it is something else, or larger than ``most_bytes``."""
     # A pipe without a writer would block the open.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 # The headers of the largest published models are about 10 MB.
-_MOST_HEADER = 200 * 2**20
-_MOST_FILES = 2000
+_MAX_HEADER = 200 * 2**20
+_MAX_FILES = 2000
 _GGUF_MAGIC = b"GGUF"
 
 
@@ -26,13 +26,13 @@ def checkpoint_bytes(model: Path) -> int | None:
 def _indexed_bytes(folder: Path) -> int | None:
     """The total size stated by the index, if all of its files exist."""
     path = folder / "model.safetensors.index.json"
-    if not path.is_file() or path.stat().st_size > _MOST_HEADER:
+    if not path.is_file() or path.stat().st_size > _MAX_HEADER:
         return None
     index = _json_object(path.read_bytes())
     files = set(cast("dict[str, str]", index.get("weight_map") or {}).values())
     total = cast("dict[str, Any]", index.get("metadata") or {}).get("total_size")
     # Some tools write wrong totals (tied tensors twice, elements instead of bytes), so headers are preferred.
-    if files and len(files) <= _MOST_FILES and all((folder / name).is_file() for name in files):
+    if files and len(files) <= _MAX_FILES and all((folder / name).is_file() for name in files):
         return sum(_header_bytes(folder / name) for name in files)
     return total if isinstance(total, int) and not isinstance(total, bool) and total > 0 else None
 
@@ -41,14 +41,14 @@ def _safetensors_bytes(folder: Path) -> int | None:
     files = sorted(folder.glob("*.safetensors"))
     # Mistral also publishes the same weights as one consolidated file.
     files = [file for file in files if not file.name.startswith("consolidated")] or files
-    return sum(_header_bytes(file) for file in files[:_MOST_FILES]) or None
+    return sum(_header_bytes(file) for file in files[:_MAX_FILES]) or None
 
 
 def _header_bytes(path: Path) -> int:
     """Bytes of the tensors of one file: eight bytes of length, then a JSON object with the offsets of each."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= min(_MOST_HEADER, os.fstat(file.fileno()).st_size):
+        if not 0 < length <= min(_MAX_HEADER, os.fstat(file.fileno()).st_size):
             raise ValueError(f"{path}: no safetensors header")
         header = _json_object(file.read(length))
     ends = [fields["data_offsets"] for name, fields in header.items() if name != "__metadata__"]

@@ -80,7 +80,7 @@ _LENGTH_KEYS = (
 _ROPE_ALREADY_SCALED = frozenset(
     {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling", "default"}
 )
-_MOST_SCALING = 2**20
+_MAX_SCALING = 2**20
 # Families whose MLP has two matrices; all others have a gated MLP with three.
 _UNGATED = frozenset(
     {"gpt2", "opt", "gpt_neox", "gptj", "bloom", "mpt", "falcon", "phi", "starcoder2", "gpt_bigcode", "nemotron"}
@@ -361,6 +361,6 @@ def _rope_factor(text: Fields) -> float:
     factor: object = rope.get("factor")
     if kind in _ROPE_ALREADY_SCALED or factor is None:
         return 1.0
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= _MOST_SCALING:
-        raise wrong("rope_scaling.factor", f"a number above 0 and at most {_MOST_SCALING}", factor)
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= _MAX_SCALING:
+        raise wrong("rope_scaling.factor", f"a number above 0 and at most {_MAX_SCALING}", factor)
     return float(factor)

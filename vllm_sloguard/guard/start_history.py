@@ -35,7 +35,7 @@ _PRIOR_WEIGHT = 0.1
 # A larger error than this (share of the fixed memory, plus a constant) is due to another process or an unknown setting.
 _PLAUSIBLE_SHARE, _PLAUSIBLE_BYTES = 0.25, GIB // 2
 # Latest accepted timestamp: the year 5138.
-_MOST_TIME = 1e11
+_MAX_TIME = 1e11
 # Starts that differ in any of these are not comparable: a start with online fp8 once made the estimate for bf16 worse
 # by 7.9%. The values are vLLM's defaults.
 _SAME_MODEL: Mapping[str, Value | None] = {
@@ -105,8 +105,8 @@ class LearnedLimit:
     value: int
     args: KnobValues
     reason: str
-    learned_at: Annotated[float, Field(ge=0, lt=_MOST_TIME)]
-    expires_at: Annotated[float, Field(ge=0, lt=_MOST_TIME)]
+    learned_at: Annotated[float, Field(ge=0, lt=_MAX_TIME)]
+    expires_at: Annotated[float, Field(ge=0, lt=_MAX_TIME)]
     vllm_version: str = ""
 
 

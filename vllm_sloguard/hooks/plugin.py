@@ -24,7 +24,7 @@ P = ParamSpec("P")
 logger = logging.getLogger("vllm.sloguard")
 
 _LONGEST_MESSAGE = 4096
-_MOST_CRASH_REPORTS = 8  # a minute
+_MAX_CRASH_REPORTS = 8  # a minute
 _LAST_WORDS_S = 1.0
 
 _link: TelemetryClient | None = None
@@ -59,7 +59,7 @@ def record_imports() -> None:
     import vllm
 
     if _link is not None and _link.settings.imports:
-        import_list.save_imports(import_list.file(Path(_link.settings.imports), vllm.__version__))
+        import_list.save_imports(import_list.list_path(Path(_link.settings.imports), vllm.__version__))
 
 
 def harmless(hook: Callable[P, object]) -> Callable[P, None]:
@@ -254,7 +254,7 @@ class CrashHandler(logging.Handler):
         if record.created - self._minute > 60:
             self._minute, self._reports = record.created, 0
         error = record.exc_info[1] if record.exc_info else None
-        if error is None or self._reports >= _MOST_CRASH_REPORTS:
+        if error is None or self._reports >= _MAX_CRASH_REPORTS:
             return
         self._reports += 1
         harmless(_report_crash)(self._link, error, record.getMessage())

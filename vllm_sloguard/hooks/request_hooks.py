@@ -19,7 +19,7 @@ from vllm.v1.metrics.stats import IterationStats
 from vllm_sloguard.hooks import plugin
 
 # Ends that wait to be sent; under a storm of rejections the oldest go first.
-_MOST_ENDINGS = 10_000
+_MAX_ENDINGS = 10_000
 
 
 class StepNumber:
@@ -44,8 +44,8 @@ class FrontEnd:
 
     def __init__(self) -> None:
         self.admitted = 0
-        self.aborts: deque[Abort] = deque(maxlen=_MOST_ENDINGS)
-        self.rejections: deque[float] = deque(maxlen=_MOST_ENDINGS)
+        self.aborts: deque[Abort] = deque(maxlen=_MAX_ENDINGS)
+        self.rejections: deque[float] = deque(maxlen=_MAX_ENDINGS)
 
     def take_admitted(self) -> int:
         """The sequences admitted since the last call. An admission in between may count for the next one."""

@@ -19,7 +19,7 @@ from vllm_sloguard.hooks.step_log import StepLog
 from vllm_sloguard.wire import telemetry_pb2 as pb
 
 # Bounds what waits while the sidecar hangs: some seconds of steps.
-_MOST_PENDING = 4096
+_MAX_PENDING = 4096
 # The interpreter's lock is let go after this many steps, so that vLLM's own thread never waits for long.
 _STEPS_AT_ONCE = 16
 
@@ -32,7 +32,7 @@ class SloguardStatLogger(StatLoggerBase):
     def __init__(self, vllm_config: VllmConfig, engine_index: int = 0) -> None:
         self._index = engine_index
         self._pending: deque[tuple[int, float, SchedulerStats | None, IterationStats | None]] = deque(
-            maxlen=_MOST_PENDING
+            maxlen=_MAX_PENDING
         )
         self._steps = StepLog()
         self._counted, self._preempted, self._tokens = 0, 0, 0  # since the last totals

@@ -18,7 +18,7 @@ import numpy as np
 from vllm_sloguard.latency import GapHistogram, nearest_rank
 
 # 20 minutes of 50 steps/s. What began earlier is judged by the steps that are left.
-_MOST_STEPS = 60_000
+_MAX_STEPS = 60_000
 # By which the sum of equal gaps may differ from their product: rounding, far below any gap that differs.
 _ROUNDING = 1e-9
 _SHARES = (0.5, 0.9, 0.95, 0.99)
@@ -65,8 +65,8 @@ class StepLog:
                 self._histogram.add(max(gap, waited), count)
         self._numbers.append(number)
         self._gaps.append(usual)
-        if len(self._numbers) > 2 * _MOST_STEPS:
-            del self._numbers[:_MOST_STEPS], self._gaps[:_MOST_STEPS]
+        if len(self._numbers) > 2 * _MAX_STEPS:
+            del self._numbers[:_MAX_STEPS], self._gaps[:_MAX_STEPS]
 
     def own_gaps(self, first: int, last: int, stalls: Sequence[float] = ()) -> OwnGaps | None:
         """The gaps of a request with its first token in step ``first`` and its last in step ``last``."""

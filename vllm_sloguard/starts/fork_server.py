@@ -188,9 +188,9 @@ def _import(folder: Path) -> str:
     version = str(getattr(sys.modules.get("vllm"), "__version__", "none"))
     if not _VERSIONS[0] <= tuple(int(n) for n in re.findall(r"\d+", version)[:2]) <= _VERSIONS[1]:
         raise UnusableError(f"it was tested with vLLM 0.26 to 0.32, this is {version}")
-    for name in (*_FIRST, *import_list.read_imports(import_list.file(folder, version))):
+    for name in (*_FIRST, *import_list.read_imports(import_list.list_path(folder, version))):
         if name not in _attempted and not _attempt(name):
-            import_list.forbid(import_list.file(folder, version), name)
+            import_list.exclude(import_list.list_path(folder, version), name)
             raise UnusableError(f"importing {name} left a thread running")
     torch: Any = sys.modules.get("torch")
     if (torch is not None and torch.cuda.is_initialized()) or _driver_is_initialised():

@@ -7,11 +7,11 @@ import os
 import sys
 from pathlib import Path
 
-# Created at run time, or broken by a fork.
+# Created at run time, or unsafe to fork.
 _NEVER = ("__main__", "__mp_main__", "transformers_modules", "grpc", "vllm_sloguard")
 
 
-def file(folder: Path, vllm_version: str) -> Path:
+def list_path(folder: Path, vllm_version: str) -> Path:
     """The list's file for ``vllm_version``."""
     return folder / f"imports-{vllm_version}.txt"
 
@@ -30,7 +30,7 @@ def read_imports(path: Path) -> list[str]:
     return [name for name in known if not name.startswith(("!", *_NEVER)) and f"!{name}" not in known]
 
 
-def forbid(path: Path, name: str) -> None:
+def exclude(path: Path, name: str) -> None:
     """Excludes ``name`` from now on. Raises OSError."""
     _append(path, [f"!{name}"])
 

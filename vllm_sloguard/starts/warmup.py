@@ -14,7 +14,7 @@ from dataclasses import dataclass
 # Tolerated difference between the medians of two batches; wider for TTFT, of which a batch has few samples.
 ITL_TOLERANCE, TTFT_TOLERANCE = 0.2, 0.5
 LONGEST_WARMUP_S = 60.0  # no batch starts later
-_MOST_TIMES = 4
+_MAX_TIMES = 4
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def batch_size(least: int) -> int:
 
 def most(least: int) -> int:
     """The most warm-up requests to send."""
-    return batch_size(least) * 2 * _MOST_TIMES
+    return batch_size(least) * 2 * _MAX_TIMES
 
 
 def settled(batches: Sequence[Batch]) -> bool:

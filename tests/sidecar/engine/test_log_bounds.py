@@ -46,8 +46,8 @@ def test_a_log_is_bounded_while_it_is_written(tmp_path: Path, monkeypatch: pytes
                 time.sleep(0.02)
         bound_logs(tmp_path)
     # What is written between two looks comes on top, on a busy machine too.
-    assert most < 3 * log_bounds.MOST_LOG_BYTES
-    assert used(tmp_path) <= log_bounds.MOST_LOG_BYTES
+    assert most < 3 * log_bounds.MAX_LOG_BYTES
+    assert used(tmp_path) <= log_bounds.MAX_LOG_BYTES
     crash = classify_file(log, phase="serving", exit_code=1, tail_bytes=2**23)
     assert crash.category is Category.OUT_OF_MEMORY
     if holes:
@@ -55,7 +55,7 @@ def test_a_log_is_bounded_while_it_is_written(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_oldest_logs_go_first_and_none_that_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_bounds, "MOST_TOTAL_BYTES", 4 * 2**20)
+    monkeypatch.setattr(log_bounds, "MAX_TOTAL_BYTES", 4 * 2**20)
     logs = [tmp_path / f"engine-{number:012}.log" for number in range(6)]
     with logs[0].open("wb") as output, subprocess.Popen(["sleep", "60"], stdout=output) as oldest:
         for number, log in enumerate(logs):

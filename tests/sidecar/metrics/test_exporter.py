@@ -501,7 +501,7 @@ def test_slow_clients_keep_neither_ready_nor_engines_from_working(tmp_path: Path
             sidecar.stdin.flush()
             code, descriptors, threads = map(int, sidecar.stdout.readline().split())
             assert (code, threads) == (0, 2)
-            assert descriptors < http_server.MOST_AT_ONCE + http_server.BACKLOG + 50
+            assert descriptors < http_server.MAX_AT_ONCE + http_server.BACKLOG + 50
             for client in clients:
                 with suppress(OSError):
                     client.send(b"x")

@@ -22,7 +22,7 @@ from page_bench import OOM, PageBench, events, fetch, measured, page_bench, page
 from sidecar import http_server
 from sidecar.config.schema import ConfigError, PageConfig, load_config
 from sidecar.page import event_stream
-from sidecar.page.app import MOST_STREAMS
+from sidecar.page.app import MAX_STREAMS
 from sidecar.page.server import allowed_hosts
 from sidecar.record.states import State
 from sidecar.record.trial import Result, Role
@@ -396,7 +396,7 @@ def test_the_operators_own_token(tmp_path: Path) -> None:
 def test_streams_are_bounded_and_do_not_hold_up_the_end(tmp_path: Path) -> None:
     with ExitStack() as stack:
         with page_bench(page_config(tmp_path)) as bench:
-            opened = [_opened(bench) for _ in range(MOST_STREAMS)]
+            opened = [_opened(bench) for _ in range(MAX_STREAMS)]
             for response in opened:
                 stack.callback(response.close)
                 next(events(response))
@@ -417,7 +417,7 @@ def test_silent_clients_do_not_shut_viewers_out(bench: PageBench) -> None:
     host, port = bench.url.removeprefix("http://").split(":")
     with ExitStack() as stack:
         for _ in range(2):
-            for _ in range(http_server.MOST_CONNECTIONS):
+            for _ in range(http_server.MAX_CONNECTIONS):
                 stack.enter_context(socket.create_connection((host, int(port))))
             began = time.monotonic()
             assert fetch(f"{bench.url}/api/view")[0] == 200

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.record.states import TABLE, IllegalTransition, State, check_transition, states_markdown
+from sidecar.record.states import TRANSITIONS, IllegalTransition, State, check_transition, states_markdown
 
 
 def reached_from(start: State) -> set[State]:
     reached, front = {start}, [start]
     while front:
-        for after in set(TABLE[front.pop()].after) - reached:
+        for after in set(TRANSITIONS[front.pop()].after) - reached:
             reached.add(after)
             front.append(after)
     return reached
@@ -33,7 +33,9 @@ def test_every_step_of_a_window_may_end_with_what_served_before(state: State) ->
     check_transition(State.RESTORING, State.SERVING)
 
 
-@pytest.mark.parametrize(("before", "after"), [(b, a) for b, a in product(State, State) if a not in TABLE[b].after])
+@pytest.mark.parametrize(
+    ("before", "after"), [(b, a) for b, a in product(State, State) if a not in TRANSITIONS[b].after]
+)
 def test_an_illegal_change_raises(before: State, after: State) -> None:
     with pytest.raises(IllegalTransition, match=f"{before} can't be followed by {after}"):
         check_transition(before, after)
@@ -58,4 +60,4 @@ def test_the_operations_page_has_the_table() -> None:
 
 
 def test_ready_while_it_serves_alone() -> None:
-    assert [state for state, row in TABLE.items() if row.ready] == [State.SERVING]
+    assert [state for state, row in TRANSITIONS.items() if row.ready] == [State.SERVING]

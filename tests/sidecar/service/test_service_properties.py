@@ -30,7 +30,7 @@ from sidecar.record.action_queue import ActionKind, ActionOutcome, ActionQueue, 
 from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.events import EventKind, Operations, WindowOutcome
 from sidecar.record.journal import Journal
-from sidecar.record.states import TABLE, Cause, State
+from sidecar.record.states import TRANSITIONS, Cause, State
 from sidecar.service.control_rpc import Control
 from sidecar.service.loop import Service
 from sidecar.service.mailbox import Mailbox
@@ -313,7 +313,7 @@ class ServiceMachine(RuleBasedStateMachine):
         states = [State(record.state) for record in self.journal.states()]
         for before, after in pairwise(states):
             # After a kill, the next sidecar starts from anywhere.
-            assert after in TABLE[before].after or after is State.STARTING
+            assert after in TRANSITIONS[before].after or after is State.STARTING
 
     @invariant()
     def windows_open_once_unpaused_and_one_at_a_time(self) -> None:

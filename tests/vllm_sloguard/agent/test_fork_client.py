@@ -175,7 +175,7 @@ def test_half_a_request_is_the_end(environment: dict[str, str], tmp_path: Path) 
 
 def test_what_an_engine_taught_is_imported_before_the_next(server: ForkServer, tmp_path: Path) -> None:
     fork(server, tmp_path, "0").wait(60)
-    (import_list.file(tmp_path, "0.32.0")).write_text("late\nno.such.module\n")
+    (import_list.list_path(tmp_path, "0.32.0")).write_text("late\nno.such.module\n")
     fork(server, tmp_path, "0").wait(60)
 
     assert [words[-1] for words in lines(tmp_path / "log", 2)] == ["False", "True"]
@@ -184,7 +184,7 @@ def test_what_an_engine_taught_is_imported_before_the_next(server: ForkServer, t
 def test_a_module_that_leaves_a_thread_is_left_out_by_the_next_server(
     server: ForkServer, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    import_list.file(tmp_path, "0.32.0").write_text("threaded\n")
+    import_list.list_path(tmp_path, "0.32.0").write_text("threaded\n")
 
     with pytest.raises(ForkServerError, match="importing threaded left a thread running"):
         fork(server, tmp_path, "0")
@@ -192,7 +192,7 @@ def test_a_module_that_leaves_a_thread_is_left_out_by_the_next_server(
 
 
 def test_the_thread_that_nvml_leaves_is_no_hindrance(server: ForkServer, tmp_path: Path) -> None:
-    import_list.file(tmp_path, "0.32.0").write_text("managed\n")
+    import_list.list_path(tmp_path, "0.32.0").write_text("managed\n")
 
     assert fork(server, tmp_path, "0").wait(60) == 0
     assert server.usage is not None

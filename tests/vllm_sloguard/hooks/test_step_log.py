@@ -76,7 +76,7 @@ def test_an_idle_engine_leaves_no_gap() -> None:
 
 
 def test_the_steps_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vllm_sloguard.hooks.step_log._MOST_STEPS", 100)
+    monkeypatch.setattr("vllm_sloguard.hooks.step_log._MAX_STEPS", 100)
     log = steps(5.0, *[0.01] * 1000)
 
     own = log.own_gaps(0, 1001)

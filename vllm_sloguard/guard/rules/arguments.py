@@ -64,7 +64,7 @@ _SPELT_ALIKE = frozenset(
 _ALIKE = 0.8
 _WHOLE = re.compile(r"[+-]?\d+(_\d+)*(\.0+)?", re.ASCII)
 # Python and pydantic parse no longer string as an integer.
-_MOST_DIGITS = 4300
+_MAX_DIGITS = 4300
 _TRUE = frozenset({"1", "on", "t", "true", "y", "yes"})
 _FALSE = frozenset({"0", "off", "f", "false", "n", "no"})
 
@@ -112,7 +112,7 @@ def _whole(value: object) -> int | None:
     if isinstance(value, float):
         # Beyond 64 bits, pydantic accepts integers only as int.
         return int(value) if math.isfinite(value) and value.is_integer() and abs(value) < 2**63 else None
-    if not isinstance(value, str) or len(value) > _MOST_DIGITS:
+    if not isinstance(value, str) or len(value) > _MAX_DIGITS:
         return None
     text = value.strip()
     return int(text.partition(".")[0]) if _WHOLE.fullmatch(text) else None
