@@ -19,7 +19,7 @@ _MAX_BAR_RATIO = 2.0
 
 @dataclass(frozen=True)
 class SloMeter:
-    """One latency statistic. ``limit`` is empty without one; ``share`` is measured / limit; ``met`` is None if unknown."""
+    """One latency statistic. ``limit`` may be empty; ``share`` is measured / limit; ``met`` is None if unknown."""
 
     name: str
     about: str

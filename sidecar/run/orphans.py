@@ -1,7 +1,7 @@
 """Engines that an earlier sidecar left running: which are ended, and which are left alone.
 
-The journal may be an older copy, and the state folder a copy of one that is in use. So an engine is ended only if it writes
-to this folder's logs, and never if it is missing from the journal and was started to serve.
+The journal may be an older copy, and the state folder a copy of one that is in use. So an engine is ended only if it
+writes to this folder's logs, and never if it is missing from the journal and was started to serve.
 """
 
 import re

@@ -313,7 +313,7 @@ class ServiceMachine(RuleBasedStateMachine):
         states = [State(record.state) for record in self.journal.states()]
         for before, after in pairwise(states):
             # After a kill, the next sidecar starts from anywhere.
-            assert after in TRANSITIONS[before].after or after is State.STARTING
+            assert after in TRANSITIONS[before].successors or after is State.STARTING
 
     @invariant()
     def windows_open_once_unpaused_and_one_at_a_time(self) -> None:
