@@ -2,11 +2,11 @@
 
 Run with a Python that has vLLM and this project:
 
-    python benchmarks/guard.py cpu|cuda|unseen|report|bands [--results FILE] [--seconds N]
+    python benchmarks/guard.py cpu|cuda|unseen|compiled|report|bands [--results FILE] [--seconds N]
 
-``unseen`` starts models on which no constant was fitted. Each case is repaired as the plugin would, with vLLM's own
-classes where they can be built: what the guard passes must start, and what it refuses must fail when forced.
-For a repaired case, both the given and the repaired arguments are tried. Each engine core runs in a process forked from
+``unseen`` and ``compiled`` start models on which no constant was fitted. Each case is repaired as the plugin would,
+with vLLM's own classes where they can be built: what the guard passes must start, and what it refuses must fail when
+forced. For a repaired case, both the given and the repaired arguments are tried. Each engine core runs in a process forked from
 this one, which has imported vLLM and never touches a GPU. Results are appended to FILE as JSON lines; a later run
 resumes. ``report`` starts nothing: it predicts the recorded starts with the current guard. ``bands`` writes the worst
 errors over all recorded starts, by rung, to vllm_sloguard/guard/error_bands.json: the guard's margins. Exits with 1 if
@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from guard_cases import MODELS, Case, cpu_cases, cuda_cases
+from guard_cases_compiled import COMPILED_MODELS, compiled_cuda_cases
 from guard_cases_unseen import UNSEEN_MODELS, unseen_cuda_cases
 
 from sidecar.guard.model_builds import model_of
@@ -50,12 +51,14 @@ from vllm_sloguard.guard.start_history import Learned, ReportedStart
 from vllm_sloguard.knobs import KnobValues
 
 _START_TIMEOUT_S = float(os.environ.get("START_TIMEOUT_S", "240"))
+_EXIT_S = 3.0
 _FREED_WITHIN_S = 10.0
 _LOG_CHARS = 6000
 _FOLDER = Path(__file__).parent
 RECORDED = tuple(_FOLDER / "results" / f"guard-{name}h200-0.26.jsonl" for name in ("", "unseen-"))
 BANDS = _FOLDER.parent / "vllm_sloguard" / "guard" / "error_bands.json"
-ALL_MODELS: dict[str, dict[str, Any]] = {**MODELS, **UNSEEN_MODELS}
+_CASES = {"cpu": cpu_cases, "cuda": cuda_cases, "unseen": unseen_cuda_cases, "compiled": compiled_cuda_cases}
+ALL_MODELS: dict[str, dict[str, Any]] = {**MODELS, **UNSEEN_MODELS, **COMPILED_MODELS}
 
 
 # What an engine imports later, so that each does not.
@@ -75,7 +78,10 @@ _CUDA_IMPORTS = (
 
 @dataclass(frozen=True)
 class Started:
-    """vLLM's actual result; ``kv_bytes`` is the KV memory after its profiling pass, ``parts`` what that measured."""
+    """vLLM's actual result: ``kv_bytes`` is the KV memory after its profile run, ``parts`` what that measured.
+
+    ``warmed_up`` is false if the start was ended after it had allocated the cache.
+    """
 
     kv_tokens: int | None = None
     kv_bytes: int | None = None
@@ -83,10 +89,14 @@ class Started:
     error: str = ""
     seconds: float = 0.0
     log: str = ""
+    warmed_up: bool = True
 
 
-def start(model: Path, args: KnobValues) -> Started:
-    """Starts an engine core in a forked process, and stops it."""
+def start(model: Path, args: KnobValues, timeout_s: float = _START_TIMEOUT_S) -> Started:
+    """Starts an engine core in a forked process, and stops it.
+
+    A start that is still warming up after ``timeout_s`` counts with the cache that it has allocated.
+    """
     began = time.monotonic()
     with tempfile.TemporaryFile("w+") as log, tempfile.NamedTemporaryFile("r") as answer:
         sys.stdout.flush()
@@ -96,28 +106,35 @@ def start(model: Path, args: KnobValues) -> Started:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
             _engine_core(model, dict(args), Path(answer.name))
-        code = _wait(pid)
+        code = _wait(pid, Path(answer.name), timeout_s)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
         seconds = time.monotonic() - began
         found = json.loads(answer.read() or "{}")
         log.seek(0)
         text = log.read()
-        if "kv_tokens" in found:
-            said = re.search(r"KV cache size: ([0-9,]+) tokens", text)
+        said = re.search(r"KV cache size: ([0-9,]+) tokens", text)
+        warm = "kv_tokens" in found
+        if warm or (said and code == -signal.SIGKILL and "error" not in found):
             tokens = int(said[1].replace(",", "")) if said else found["kv_tokens"]
-            return Started(tokens, found.get("kv_bytes"), found.get("parts", {}), "", seconds)
+            return Started(
+                tokens, found.get("kv_bytes"), found.get("parts", {}), "", seconds, "" if warm else text, warm
+            )
         crash = classify(found.get("error", "") + "\n" + text, phase="starting", exit_code=code)
         error = f"{crash.category}: {crash.evidence[:300]}"
         return Started(None, found.get("kv_bytes"), found.get("parts", {}), error, seconds, text[-_LOG_CHARS:])
 
 
-def _wait(pid: int) -> int:
-    deadline = time.monotonic() + _START_TIMEOUT_S
+def _wait(pid: int, answer: Path, timeout_s: float) -> int:
+    """The exit code. A process that has answered is killed if it does not exit, as engines with GPU work may not."""
+    deadline = time.monotonic() + timeout_s
+    answered = False
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
+        if not answered and '"kv_tokens"' in answer.read_text():
+            answered, deadline = True, time.monotonic() + _EXIT_S
         time.sleep(0.05)
     os.killpg(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -142,6 +159,7 @@ def _engine_core(model: Path, args: dict[str, Any], answer: Path) -> None:
             left: list[int] = profile(self)
             found["kv_bytes"] = min(left)
             found["parts"] = _profiled(self)
+            answer.write_text(json.dumps(found))
             return left
 
         executor.determine_available_memory = determine_available_memory
@@ -206,7 +224,7 @@ def tried(case: Case, folder: Path, known: Learned, failures: Path) -> dict[str,
     }
     ran = start(model_folder, verdict.args)
     row |= {"tokens": ran.kv_tokens, "kv_bytes": ran.kv_bytes, "parts": ran.parts}
-    row |= {"error": ran.error, "seconds": round(ran.seconds, 1)}
+    row |= {"error": ran.error, "seconds": round(ran.seconds, 1), "warmed_up": ran.warmed_up}
     row["right"] = (verdict.status is RepairStatus.REFUSED) == bool(ran.error)
     if verdict.status is RepairStatus.REPAIRED:
         _wait_for_memory(seen.free_bytes)
@@ -403,6 +421,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def _outcome(row: dict[str, Any]) -> str:
     outcome = row["error"][:75] if row["error"] else f"started in {row['seconds']} s"
+    if not row.get("warmed_up", True):
+        outcome = f"warming up when ended after {row['seconds']} s"
     if row["verdict"] == "repaired" and "forced_error" in row:
         outcome += f"; as given: {row['forced_error'][:75] or 'starts too'}"
     return outcome.replace("|", "/")
@@ -433,7 +453,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Runs the cases that are not in the results yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("device", choices=("cpu", "cuda", "unseen", "report", "bands"))
+    parser.add_argument("device", choices=("cpu", "cuda", "unseen", "compiled", "report", "bands"))
     parser.add_argument("--results", type=Path, default=Path("build/guard.jsonl"))
     parser.add_argument("--seconds", type=float, default=3600.0, help="start no case after this many")
     options = parser.parse_args()
@@ -447,7 +467,7 @@ def main() -> int:
         print(table(rows), summary(rows), sep="\n\n")
         return 0 if all(row["right"] for row in rows) else 1
     deadline = time.monotonic() + options.seconds
-    cases = {"cpu": cpu_cases, "cuda": cuda_cases, "unseen": unseen_cuda_cases}[options.device]()
+    cases = _CASES[options.device]()
     options.results.parent.mkdir(parents=True, exist_ok=True)
     options.results.touch()
     rows = [json.loads(line) for line in options.results.read_text().splitlines()]
@@ -480,6 +500,8 @@ def _build_ahead(cases: list[Case], folder: Path) -> None:
 
 def import_vllm(device: str) -> None:
     """Done once, before the first fork; engines are forked too, as spawned processes would repeat the imports."""
+    # torch.compile would otherwise put the kernels of each start into a new folder.
+    os.environ.setdefault("TRITON_CACHE_DIR", str(Path(tempfile.gettempdir()) / "guard-triton"))
     os.environ["SLOGUARD_REPAIR"] = "off"  # otherwise the plugin would repair forced cases
     for name in ("engine.arg_utils", "v1.engine.core", f"v1.worker.{'cpu' if device == 'cpu' else 'gpu'}_worker"):
         importlib.import_module(f"vllm.{name}")

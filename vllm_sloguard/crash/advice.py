@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vllm_sloguard.crash import texts
 from vllm_sloguard.crash.kinds import Category, Crash
 
 _Change = str | Callable[[re.Match[str]], str]
@@ -344,6 +345,22 @@ CRASH_RULES: tuple[CrashRule, ...] = (
         "*** SIGBUS received at time=1692322557 on cpu 3 ***",
         "A mapped page could not be provided: often /dev/shm is full, sometimes a file that was truncated.",
         ("start the container with --ipc=host or --shm-size=16g",),
+    ),
+    CrashRule(
+        "Stopped from outside",
+        _DEATH,
+        texts.STOPS,
+        "[shutdown] EngineCore: trigger received signal=SIGTERM",
+        "The engine was told to stop: by its supervisor, a batch scheduler or an operator. It did not crash.",
+        ("look in the supervisor's log (systemd, Kubernetes events, Slurm) for who stopped it and why",),
+    ),
+    CrashRule(
+        "Start interrupted",
+        _START,
+        texts.STOPS,
+        "KeyboardInterrupt: terminated",
+        "The engine was told to stop before it was ready: often a supervisor's or a scheduler's time limit.",
+        ("give the start more time: the startup probe, TimeoutStartSec of systemd, the job's time limit",),
     ),
     CrashRule(
         "Killed",

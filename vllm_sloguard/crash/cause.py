@@ -80,6 +80,8 @@ class CauseFinder:
         if record.level in QUIET_LEVELS:
             if record.level == "WARNING" and texts.DEATH_TEXTS.search(text):
                 self._add(TextMeaning(CauseRank.DEATH, None), text, record)
+            elif record.level == "INFO" and texts.STOPS.search(text):
+                self._add(TextMeaning(CauseRank.STOPPED, None), text, record)
             self._last = None
             self._growing = None
             return
@@ -97,13 +99,16 @@ class CauseFinder:
         self._last = record
 
     def _follow_runs(self, record: LogRecord) -> None:
-        if not self._serving and self._given_phase is None and texts.SERVING_MARKS.search(record.text):
-            self._serving = True
+        if self._given_phase is None:
+            if not self._serving:
+                self._serving = bool(texts.SERVING_MARKS.search(record.text))
+            elif texts.STARTING_MARKS.search(record.text):
+                self._serving = False
         if "vLLM" in record.text or "LLM engine" in record.text or "non-default" in record.text:
             ended = self._best.keys() - {CauseRank.ERROR, CauseRank.WRAPPER}
             if ended and texts.STARTING_HEADER.search(record.text):
                 cause, phase = self.result()
-                if cause is not None:
+                if cause is not None and cause.rank is not CauseRank.STOPPED:
                     self._previous_run = cause, phase
                 self._begin_run()
 
@@ -153,7 +158,7 @@ class CauseFinder:
             state.inside = state.ignored = False
             state.header = ""
             return
-        if not state.inside:
+        if not state.inside and not text.startswith(texts.HEADER_DETAILS):
             state.of_request = self._of_request(record, text)
         ends = ends_traceback or bool(texts.EXCEPTION_LINE.match(text))
         if match := texts.QUOTED.search(text):
@@ -164,7 +169,8 @@ class CauseFinder:
             self._take(meaning, with_signal_name(text), record, state)
         else:
             self._unwrap(record, text)
-        state.header = text[:300]
+        if not text.startswith(texts.HEADER_DETAILS):
+            state.header = text[:300]
         if ends:
             state.inside, state.chained, state.header = False, "", ""
 
@@ -177,12 +183,7 @@ class CauseFinder:
             return None if state.of_request and "validation error" in text else known
         if state.of_request:
             return None
-        if texts.WRAPPERS.search(text):
-            return TextMeaning(CauseRank.WRAPPER, None) if record.level else None
-        if ends_traceback or texts.CPP_WHAT.match(text):
-            return TextMeaning(CauseRank.EXCEPTION, None)
-        is_error = record.level or texts.ERROR_WORDS.search(text)
-        return TextMeaning(CauseRank.ERROR, None) if is_error else None
+        return _unknown_meaning(record, text, ends_traceback=ends_traceback)
 
     def _take(self, meaning: TextMeaning, evidence: str, record: LogRecord, state: _Traceback) -> None:
         first = state.first if state.chained else None
@@ -286,8 +287,19 @@ class CauseFinder:
 
     # The choice
 
+    def _before_stop(self) -> dict[CauseRank, CauseLine]:
+        """The best lines, without what was only printed because the engine had been told to stop."""
+        stop = self._best.get(CauseRank.STOPPED)
+        if stop is None:
+            return self._best
+        best = {rank: line for rank, line in self._best.items() if line.order <= stop.order}
+        if CauseRank.DEATH in best:
+            # The API server stops what is left of an engine that has died.
+            del best[CauseRank.STOPPED]
+        return best
+
     def _choose(self) -> CauseLine | None:
-        best = self._best
+        best = self._before_stop()
         roots = [best[rank] for rank in ROOT_RANKS if rank in best]
         if roots:
             first = min(roots, key=lambda line: line.order)
@@ -301,6 +313,20 @@ class CauseFinder:
             order.remove(CauseRank.ERROR)
             order.insert(order.index(CauseRank.DEATH), CauseRank.ERROR)
         return next((best[rank] for rank in order if rank in best), None)
+
+
+def _unknown_meaning(record: LogRecord, text: str, *, ends_traceback: bool) -> TextMeaning | None:
+    """What a text that no pattern names is by its place and its level."""
+    rank = None
+    if texts.FAILED_COMMANDS.search(text):
+        rank = CauseRank.CHAINED
+    elif texts.WRAPPERS.search(text):
+        rank = CauseRank.WRAPPER if record.level else None
+    elif ends_traceback or texts.CPP_WHAT.match(text):
+        rank = CauseRank.EXCEPTION
+    elif record.level or texts.ERROR_WORDS.search(text):
+        rank = CauseRank.ERROR
+    return None if rank is None else TextMeaning(rank, None)
 
 
 _VALIDATION = re.compile(r"(\d+ validation errors? for \w+)$")

@@ -44,7 +44,7 @@ _PROCESS = re.compile(
     r"|\(((?:API[Ss]erver|ApiServer|EngineCore|Worker|VllmWorker)\w{0,40})\)\s"
 )
 _RAY_CORE = re.compile(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ ([A-Z]) \d+ \d+\] (?:\(\w+\) )?[\w./-]{1,80}:\d+: ?")
-_GLOG = re.compile(r"\[?([EWIF])(?:\d{4} \d\d:\d\d:\d\d[.\d]*(?: +\d+)?)? [\w./-]{1,100}:\d+\]\s?")
+_GLOG = re.compile(r"\[?([EWIF])(?:\d{3,4} \d\d:\d\d:\d\d[.\d]*(?: +\d+)?)? [\w./-]{1,100}:\d+\]\s?")
 _VLLM = re.compile(
     r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) "
     r"(?:\d\d-\d\d [\d:.]+ \[?([^\]\s]{1,100}?)(?::\d+)?|\[([\w./<>-]{1,100}):\d+)\]\s?"

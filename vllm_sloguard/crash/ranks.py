@@ -22,10 +22,11 @@ class CauseRank(IntEnum):
     QUOTED = 8
     CHAINED = 9
     HOST_KILL = 10
-    COLLATERAL = 11
-    DEATH = 12
-    ERROR = 13
-    WRAPPER = 14
+    STOPPED = 11
+    COLLATERAL = 12
+    DEATH = 13
+    ERROR = 14
+    WRAPPER = 15
 
 
 ROOT_RANKS = frozenset(rank for rank in CauseRank if rank <= CauseRank.NCCL)
@@ -43,6 +44,7 @@ class TextMeaning:
 _MEANINGS: tuple[tuple[re.Pattern[str], TextMeaning], ...] = (
     (texts.MEMORY_TEXTS, TextMeaning(CauseRank.MEMORY, Category.OUT_OF_MEMORY)),
     (texts.NATIVE_SIGNALS, TextMeaning(CauseRank.SIGNAL, Category.ENGINE_DEATH)),
+    (texts.STOPS, TextMeaning(CauseRank.STOPPED, None)),
     (texts.COLLATERAL, TextMeaning(CauseRank.COLLATERAL, None)),
     (texts.START_TEXTS, TextMeaning(CauseRank.START, Category.STARTUP_FAILURE)),
     (texts.NCCL_ERRORS, TextMeaning(CauseRank.NCCL, Category.CUDA_ERROR)),

@@ -33,13 +33,13 @@ MEMORY_TEXTS = re.compile(
     r"|^MemoryError\b"
     r"|\bstd::bad_alloc\b"
     r"|\bOOMKilled\b"
-    r"|\boom-kill(?:er)?:"
+    r"|\boom-kill(?:er)?:|\boom[_-]kill event|exceeded (?:job|step) memory limit"
     r"|Out of memory: Killed process"
     r"|[1-9]\d* Workers \(tasks / actors\) killed due to memory pressure"
     r"|killed due to the node running low on memory"
 )
 START_TEXTS = re.compile(
-    r"^(?:[\w./-]{1,80}|vllm \w+|usage: .{0,60}): error: "
+    r"^(?!slurmstepd|srun)(?:[\w./-]{1,80}|vllm \w+|usage: .{0,60}): error: "
     r"|\d+ validation errors? for \w+$"
     r"|^(?:Value|Assertion) (?:error|failed), "
     r"|[Aa]ddress already in use|\bEADDRINUSE\b"
@@ -59,6 +59,7 @@ DEVICE_TEXTS = re.compile(
     r"|\b(?:cuda|hip)Error[A-Z]\w+"
     r"|\bCUDA_ERROR_[A-Z]"
     r"|\bHSA_STATUS_ERROR"
+    r"|Failed to execute the model status=\d|\bNRT_[A-Z]{3,}|\bnrt_\w+ failed"
     r"|\bUR_RESULT_ERROR|\bZE_RESULT_ERROR"
     r"|Memory access fault by GPU"
     r"|device-side assert triggered"
@@ -82,7 +83,8 @@ NCCL_ERRORS = re.compile(
 )
 # What vLLM's processes say when they wait for each other in vain.
 TIMEOUT_TEXTS = re.compile(
-    r"Timed out waiting for engine"
+    r"failed (?:liveness|startup) probe, will be restarted"
+    r"|Timed out waiting for engine"
     r"|RPC call to .{0,80} timed out"
     r"|Did not receive response from front-end"
     r"|Watchdog caught collective operation timeout"
@@ -144,8 +146,17 @@ SIGNAL_EXITS = re.compile(r"(?i:exit(?:ed)?(?: with)?(?: exit)?(?: (?:status|cod
 # Something sent SIGKILL, mostly the kernel or a container's memory limit.
 HOST_KILLS = re.compile(
     r"(?i:exit(?:ed)?(?: with)?(?: exit)?(?: (?:status|code))?:? *\(?137\b)"
+    r"|^srun: error: \S+: tasks? [\d,-]+: (?:Killed|Out Of Memory)"
     r"|^Killed$|: line \d+: +\d+ Killed\b|\bKilled +(?:vllm|python)"
 )
+# Something told the engine to stop: a supervisor, a scheduler, a terminal.
+STOPS = re.compile(
+    r"\btrigger received signal=SIG(?:TERM|INT|HUP)|\*\*\* SIGTERM received at time|^KeyboardInterrupt: terminated"
+    r"|^(?:slurmstepd|srun): error: .{0,200}\bCANCELLED\b|\bRPC Server was interrupted"
+    r"|(?i:exit(?:ed)?(?: with)?(?: exit)?(?: (?:status|code))?:? *\(?143\b)"
+)
+# A command that failed: what it printed says more.
+FAILED_COMMANDS = re.compile(r"^(?:\w+\.)*CalledProcessError\b")
 # Re-raised, or printed by whoever saw the end of another process.
 WRAPPERS = re.compile(
     r"WorkerProc initialization failed due to an exception"
@@ -164,7 +175,8 @@ WRAPPERS = re.compile(
     r"|Application startup failed"
     r"|failed to be inspected"
     r"|^RuntimeError: Error raised in subprocess"
-    r"|^(?:\w+\.)*CalledProcessError\b"
+    r"|The following operation failed in the TorchScript interpreter"
+    r"|^srun: error: \S+: tasks? [\d,-]+: Exited with"
     r"|\bRayTaskError\b"
     r"|^RuntimeError: cancelled$|CancelledError\b|KeyboardInterrupt|^SystemExit\b|GeneratorExit"
     r"|^Process [\w-]+:$|^subprocess exited|ninja: build stopped"
@@ -210,12 +222,14 @@ REQUEST_SOURCES = re.compile(
     r"^(?:serving\w*|chat_utils|protocol|logger|exception_handlers?|error_handling|api_router|preprocess\w*)\.py$"
 )
 STARTING_HEADER = re.compile(r"vLLM API server version|Initializing an? LLM engine \(v|^non-default args")
+# Said of a start, whatever the log holds before it.
+STARTING_MARKS = re.compile(r"Engine core initialization failed|EngineCore failed to start|WorkerProc failed to start")
 SERVING_MARKS = re.compile(
     r"Application startup complete|Uvicorn running on|Avg prompt throughput|\"(?:POST|GET) /\S* HTTP/\d"
     r"|(?:Added|Received|Finished|Aborted) request\b|output_handler failed|Engine background task failed"
     r"|EngineCore encountered a fatal error|Engine iteration timed out|MQLLMEngine is already dead"
     r"|, in (?:run_busy_loop|run_engine_loop|_process_engine_step|step_with_batch_queue|engine_step)\b"
-    r"|, in (?:output_handler|check_health|run_heartbeat_loop)\b|Processed prompts:"
+    r"|, in (?:output_handler|check_health|run_heartbeat_loop)\b|(?:Rendering|Processed) prompts:|Adding requests:"
     r"|Dumping (?:scheduler output|input data)|Error in model execution"
 )
 QUOTED = re.compile(
@@ -238,6 +252,8 @@ CPP_WHAT = re.compile(r"^what\(\): +")
 ERROR_WORDS = re.compile(
     r"^(?:Error|ERROR|FATAL|Fatal|fatal|panic)\b|panicked at |^Failed: |: not found$|: command not found"
 )
+# Printed between such a header and its traceback.
+HEADER_DETAILS = ("future: <",)
 DIRECT_CAUSE = "The above exception was the direct cause of the following exception"
 DURING_HANDLING = "During handling of the above exception, another exception occurred"
 TRACEBACK = "Traceback (most recent call last)"

@@ -141,6 +141,15 @@ SERVING = {
         "  what():  CUDA error: unspecified launch failure\nException raised from c10_cuda_check_implementation",
         "what():  CUDA error: unspecified launch failure",
     ),
+    "Neuron": (
+        v1(
+            "EngineCore_DP0",
+            traceback("RuntimeError: The following operation failed in the TorchScript interpreter.")
+            + "\nTraceback of TorchScript (most recent call last):\n    out = self.model(inputs)\n"
+            "RuntimeError: Failed to execute the model status=1006 message=Execution Out-Of-Bounds Memory Access",
+        ),
+        "Failed to execute the model status=1006",
+    ),
     "V0 engine loop": (
         v0(
             'RuntimeError("Error in model execution: CUDA error: an illegal memory access was encountered")\n'

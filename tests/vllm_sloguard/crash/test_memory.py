@@ -165,6 +165,12 @@ STARTING = {
         + "\n./serve.sh: line 12:  4711 Killed   vllm serve /models/x",
         "4711 Killed",
     ),
+    "Slurm": (
+        v1("EngineCore", "Loading weights", level="INFO")
+        + "\nslurmstepd: error: Detected 1 oom_kill event in StepId=42.0. Some of the step tasks have been OOM Killed.\n"
+        "srun: error: gpu03: task 0: Out Of Memory",
+        "Detected 1 oom_kill event",
+    ),
     "Ray's memory monitor": (
         "(raylet) [2026-09-05 10:00:00,123 E 80 80] (raylet) node_manager.cc:3064: 1 Workers (tasks / actors) killed due"
         " to memory pressure (OOM), 0 Workers crashed due to other reasons\n" + start_failed(),

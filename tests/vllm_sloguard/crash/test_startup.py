@@ -118,6 +118,25 @@ LOGS = {
         ),
         "fatal error: Python.h: No such file or directory",
     ),
+    "a command that printed nothing": (
+        printed(
+            "EngineCore_DP0",
+            traceback("subprocess.CalledProcessError: Command '['neuron-cc']' died with <Signals.SIGHUP: 1>."),
+        )
+        + "\n"
+        + start_failed(),
+        "Command '['neuron-cc']' died with <Signals.SIGHUP: 1>.",
+    ),
+    "a warning of torch in front": (
+        "[rank2]:[W801 01:30:29.84 TCPStore.cpp:125] [c10d] recvValue failed on SocketImpl(fd=7): Connection reset by peer\n"
+        + start_failed(),
+        "Engine core initialization failed.",
+    ),
+    "Slurm's exit code": (
+        printed("APIServer", traceback("RuntimeError: no topology; pass --numa-bind-nodes"))
+        + "\nsrun: error: gpu03: task 0: Exited with exit code 1",
+        "no topology; pass --numa-bind-nodes",
+    ),
     "worker of the V1 engine": (
         v1(
             "Worker_TP1",

@@ -199,6 +199,37 @@ DEATHS = {
 }
 
 
+STOPS = {
+    "by its supervisor": (
+        f"{serving()}\n"
+        + v1("EngineCore", "[shutdown] EngineCore: trigger received signal=SIGTERM", level="INFO")
+        + "\n"
+        + v1("EngineCore", traceback("RuntimeError: reentrant call inside <_io.BufferedWriter name='x.log'>"))
+        + f"\n{engine_dead()}\nnode7 exited with code 143",
+        "trigger received signal=SIGTERM",
+        Category.ENGINE_DEATH,
+    ),
+    "by Slurm, at its time limit": (
+        f"{serving()}\nslurmstepd: error: *** JOB 771 ON gpu03 CANCELLED AT 2026-02-03T04:05:06 DUE TO TIME LIMIT ***\n"
+        "srun: error: gpu03: task 0: Killed",
+        "slurmstepd: error: *** JOB 771 ON gpu03 CANCELLED",
+        Category.ENGINE_DEATH,
+    ),
+    "while it started": (
+        v08("Loading weights", level="INFO") + "\n" + traceback("KeyboardInterrupt: terminated", "raise Stop()"),
+        "KeyboardInterrupt: terminated",
+        Category.STARTUP_FAILURE,
+    ),
+    "in Ray": (
+        v0("Waiting for creating a placement group of specs", level="INFO")
+        + "\n*** SIGTERM received at time=1700000000 on cpu 8 ***\nPC: @ 0x7a30 (unknown)\n"
+        + traceback("asyncio.exceptions.CancelledError"),
+        "*** SIGTERM received",
+        Category.STARTUP_FAILURE,
+    ),
+}
+
+
 @pytest.mark.parametrize("name", TIMEOUTS)
 def test_timeouts(name: str) -> None:
     log, cause = TIMEOUTS[name]
@@ -235,3 +266,38 @@ def test_an_exception_before_a_timeout_is_the_cause_and_one_after_it_is_not() ->
     waited = v1("EngineCore_DP0", traceback("TimeoutError: RPC call to execute_model timed out."))
     assert classify(f"{broken}\n{waited}", phase="serving", exit_code=0).evidence == "KeyError: 'kv'"
     assert classify(f"{waited}\n{broken}", phase="serving", exit_code=0).category is Category.TIMEOUT
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_an_engine_that_was_told_to_stop(name: str) -> None:
+    log, cause, category = STOPS[name]
+    crash = classify(log, exit_code=None)
+    assert crash.category is category
+    assert cause in crash.evidence
+
+
+def test_what_stops_the_rest_of_a_dead_engine_is_not_the_cause() -> None:
+    death = v1("APIServer", "Engine core proc EngineCore_DP0 died unexpectedly, shutting down client.")
+    stop = v1("EngineCore_DP1", "[shutdown] EngineCore: trigger received signal=SIGTERM", level="INFO")
+    crash = classify(f"{serving()}\n{death}\n{stop}", exit_code=None)
+    assert crash.evidence.startswith("Engine core proc EngineCore_DP0 died unexpectedly")
+    broken = v1("EngineCore_DP0", traceback("KeyError: 'kv'"))
+    assert classify(f"{serving()}\n{broken}\n{stop}", exit_code=None).evidence == "KeyError: 'kv'"
+
+
+def test_a_probe_that_had_no_answer_is_a_timeout() -> None:
+    crash = classify(
+        "Normal  Killing  12s  kubelet  Container vllm failed liveness probe, will be restarted", exit_code=None
+    )
+    assert crash.category is Category.TIMEOUT
+
+
+def test_a_failed_start_after_a_server_that_worked() -> None:
+    crash = classify(f"{serving()}\nINFO:     Shutting down\n{start_failed()}", exit_code=None)
+    assert (crash.category, crash.phase) == (Category.STARTUP_FAILURE, "starting")
+
+
+def test_an_error_of_offline_generation_is_no_failed_start() -> None:
+    panic = traceback("pyo3_runtime.PanicException: The global thread pool has not been initialized.")
+    crash = classify(f"Rendering prompts:   0%|          | 0/8 [00:00<?, ?it/s]\n{panic}", exit_code=None)
+    assert (crash.category, crash.phase) == (Category.ENGINE_DEATH, "serving")
