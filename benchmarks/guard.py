@@ -6,11 +6,11 @@ Run with a Python that has vLLM and this project:
 
 ``unseen`` and ``compiled`` start models on which no constant was fitted. Each case is repaired as the plugin would,
 with vLLM's own classes where they can be built: what the guard passes must start, and what it refuses must fail when
-forced. For a repaired case, both the given and the repaired arguments are tried. Each engine core runs in a process forked from
-this one, which has imported vLLM and never touches a GPU. Results are appended to FILE as JSON lines; a later run
-resumes. ``report`` starts nothing: it predicts the recorded starts with the current guard. ``bands`` writes the worst
-errors over all recorded starts, by rung, to vllm_sloguard/guard/error_bands.json: the guard's margins. Exits with 1 if
-a verdict of the guard was wrong.
+forced. For a repaired case, both the given and the repaired arguments are tried. Each engine core runs in a process
+forked from this one, which has imported vLLM and never touches a GPU. Results are appended to FILE as JSON lines; a
+later run resumes. ``report`` starts nothing: it predicts the recorded starts with the current guard. ``bands`` writes
+the worst errors over all recorded starts, by rung, to vllm_sloguard/guard/error_bands.json: the guard's margins. Exits
+with 1 if a verdict of the guard was wrong.
 """
 
 import argparse
