@@ -106,7 +106,7 @@ def budget(
     estimate = question.learned.estimator(question.known)
     result = estimate(shape, args, question.machine) if shape is not None else None
     if result is None:
-        raise ConfigError(f"--model: {question.known.problem or 'vLLM is needed for these arguments'}")
+        raise ConfigError(f"--model: {question.known.why_unknown}")
     if as_json:
         print(strict_json({**asdict(result), "machine": asdict(question.machine)}))
         return

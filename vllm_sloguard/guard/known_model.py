@@ -170,6 +170,11 @@ class KnownModel:
     checkpoint_bytes: int | None = None
     builds: ModelBuilds | None = None
 
+    @property
+    def why_unknown(self) -> str:
+        """Why there is no estimate of its memory, where there is none."""
+        return self.problem or "these arguments change the model, and there is no vLLM here that builds it"
+
     def evidence(self, args: Mapping[str, object], machine: Machine | None = None) -> ModelEvidence:
         """What is known about the model with ``args`` beyond its shape, for an engine on ``machine``."""
         built = self._built(args)

@@ -159,8 +159,8 @@ def estimate(
     need = max(1, (cache.request_blocks(length if length is not None else 1) + 1) * cache.bytes_per_block)
     problem = _problem(fixed, kv, requested, outside, machine, explicit=explicit is not None)
     if not problem and kv < need:
-        longest = f"one request of {length or 1} tokens takes {gib(need)} GiB of KV"
-        problem = f"{longest}, only {gib(kv)} GiB ({tokens} tokens) are available"
+        longest = f"one request of {length or 1:,} tokens takes {gib(need)} GiB of KV"
+        problem = f"{longest}, only {gib(kv)} GiB ({tokens:,} tokens) are available"
     return Budget(
         weights_bytes=weights,
         activation_bytes=activation,
@@ -172,7 +172,7 @@ def estimate(
         requested_bytes=requested,
         outside_bytes=outside,
         starts=not problem,
-        reason=problem or f"{tokens} KV tokens in {gib(kv)} GiB",
+        reason=problem or f"{tokens:,} KV tokens in {gib(kv)} GiB",
         margin_bytes=_margin_bytes(
             shape, evidence.rung, fixed, plain, 0 if version == MEASURED else activation - plain
         ),

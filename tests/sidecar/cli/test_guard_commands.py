@@ -254,3 +254,31 @@ def test_versions_differ_in_what_they_count() -> None:
     assert new == answer("budget", *asked)
     assert new["graph_bytes"] > old["graph_bytes"] == 0
     assert isinstance(ask("budget", *asked, "--vllm-version", "new").exception, ConfigError)
+
+
+def test_numbers_of_tokens_have_one_format() -> None:
+    words = ask("budget", *CARD, "--formula", *args(max_model_len=1024)).stdout
+    tokens = f"{answer('budget', *CARD, '--formula', *args(max_model_len=1024))['kv_tokens']:,}"
+    assert words.count(tokens) == 2  # in the table and in the verdict
+
+
+@pytest.mark.parametrize(
+    ("model", "engine", "reason"),
+    [
+        ("{}/broken", "", "broken/config.json: not JSON"),
+        ("acme/other", "", "no config.json of acme/other on this machine"),
+        (str(MODEL), ", hf_overrides: '{\"num_hidden_layers\": 4}'", "these arguments change the model"),
+    ],
+)
+def test_plan_says_why_there_is_no_estimate(model: str, engine: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    (tmp_path / "sloguard.yaml").write_text(
+        f"model: {model.format(tmp_path)}\nstate: {tmp_path}/state\n"
+        f"engine: {{python: /usr/bin/false, args: {{max_model_len: 1024{engine}}}}}\n"
+        "workload: {rate: 2}\nslo: {ttft_p99_ms: 500}\nsearch: {knobs: {max_num_seqs: {low: 8, high: 64}}}\n"
+    )
+    result = CliRunner().invoke(main.app, ["plan", "-c", str(tmp_path / "sloguard.yaml")])
+    assert result.stdout.startswith("verdict: a window could run as configured\n")
+    assert f"memory: not computed: {tmp_path if 'broken' in model else ''}" in result.stdout
+    assert reason in result.stdout

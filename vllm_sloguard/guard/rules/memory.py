@@ -158,7 +158,7 @@ def _one_request_fits(case: Case) -> Broken | None:
     need = budget.request_bytes
     reason = (
         f"one request of max_model_len {case.length} takes {gib(need)} GiB of KV,"
-        f" only {gib(max(0, budget.kv_bytes))} GiB ({budget.kv_tokens} tokens) are available"
+        f" only {gib(max(0, budget.kv_bytes))} GiB ({budget.kv_tokens:,} tokens) are available"
     )
     longest = _longest(case)
     if longest < max(1, case.workload_max_len):
