@@ -292,28 +292,7 @@ COMPILED_MODELS: dict[str, dict[str, Any]] = {
             "sym": True,
         },
     },
-    "Bamba-9B": {
-        **_BASE,
-        "architectures": ["BambaForCausalLM"],
-        "model_type": "bamba",
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "attn_layer_indices": [9, 18, 27],
-        "attn_rotary_emb": 64,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "mamba_n_heads": 128,
-        "mamba_d_head": 64,
-        "mamba_d_state": 128,
-        "mamba_d_conv": 4,
-        "mamba_expand": 2,
-        "mamba_n_groups": 1,
-        "mamba_chunk_size": 256,
-        "partial_rotary_factor": 0.5,
-        "vocab_size": 128256,
-        "max_position_embeddings": 262144,
-    },
+    "Zamba2-2.7B": {**_PUBLISHED["Zamba2ForCausalLM"], "torch_dtype": "bfloat16"},
     "Seed-OSS-36B": {**_PUBLISHED["SeedOssForCausalLM"], "torch_dtype": "bfloat16"},
 }
 
@@ -341,7 +320,7 @@ def compiled_cuda_cases() -> list[Case]:
         ("GLM-4-9B-chat", 0.5, {**eager, "max_model_len": 32768}),
         ("Pythia-6.9B", 0.3, eager),
         ("Falcon-7B", 0.3, eager),
-        ("Bamba-9B", 0.5, {**eager, "max_model_len": 32768}),
+        ("Zamba2-2.7B", 0.4, eager),
         ("Seed-OSS-36B", 0.9, {**eager, "max_model_len": 32768}),
     )
     edges: tuple[tuple[str, float, KnobValues], ...] = (
