@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_sloguard.crash import Category, classify_file
-from vllm_sloguard.crash.advice import CRASH_RULES, CrashRule
+from vllm_sloguard.crash.crash_rules import CRASH_RULES, CrashRule
 from vllm_sloguard.guard.evidence import ModelEvidence
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB, Budget, estimate, weights_bytes

@@ -28,7 +28,7 @@ from sidecar.record.decisions import Outcome
 from sidecar.record.trial import Result, Role, Trial
 from sidecar.record.wording import OUTCOMES
 from vllm_sloguard.crash import Category
-from vllm_sloguard.crash.advice import CRASH_RULES
+from vllm_sloguard.crash.crash_rules import CRASH_RULES
 from vllm_sloguard.knobs import KNOBS
 from vllm_sloguard.latency import nearest_rank
 

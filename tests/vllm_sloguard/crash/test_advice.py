@@ -3,7 +3,8 @@
 import pytest
 
 from vllm_sloguard.crash import Category, classify
-from vllm_sloguard.crash.advice import CRASH_RULES, CrashRule, advice_for
+from vllm_sloguard.crash.advice import advice_for
+from vllm_sloguard.crash.crash_rules import CRASH_RULES, CrashRule
 
 
 @pytest.mark.parametrize("rule", CRASH_RULES, ids=lambda rule: rule.anchor)
