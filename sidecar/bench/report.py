@@ -9,6 +9,8 @@ from pathlib import Path
 from sidecar.bench.landscape import LandscapeError
 from sidecar.bench.summary import SummaryRow
 
+# After an optimizer's name: the same with complete loads.
+WHOLE_LOADS = ", whole loads"
 _Cell = tuple[str, Callable[[SummaryRow], str]]
 
 
@@ -21,6 +23,30 @@ def summary_markdown(rows: Sequence[SummaryRow]) -> str:
     """One table per landscape."""
     blocks = [_table(name, list(group)) for name, group in groupby(rows, key=lambda row: row.landscape)]
     return "\n\n".join(blocks)
+
+
+def early_stop_markdown(rows: Sequence[SummaryRow], optimizer: str) -> str:
+    """What early stops cost and save ``optimizer``: one line per landscape, against its own complete loads."""
+    head = ["landscape", "found", "served latency against complete loads", "measured seconds of theirs"]
+    head += ["meets the SLO again", "crashes"]
+    lines: list[list[str]] = []
+    against = ""
+    for name, group in groupby(rows, key=lambda row: row.landscape):
+        by_name = {row.optimizer: row for row in group}
+        ours, whole = by_name[optimizer], by_name[optimizer + WHOLE_LOADS]
+        served = None
+        if ours.served_median is not None and whole.served_median:
+            served = ours.served_median / whole.served_median - 1
+        meets = "-" if ours.served_feasible is None else f"{ours.served_feasible:.1%}"
+        seconds = ours.measured_s_mean / whole.measured_s_mean if whole.measured_s_mean else None
+        line = [name, f"{ours.found}/{ours.seeds}", "-" if served is None else f"{served:+.1%}"]
+        line += ["-" if seconds is None else f"{seconds:.0%}", meets, f"{ours.crashes_mean:.2f}"]
+        if ours.against:
+            against = ours.against
+            line.append("-" if ours.p is None else f"{ours.p:.2g}")
+        lines.append(line)
+    head += [f"p against {against}"] if against else []
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
 
 
 def _table(name: str, rows: Sequence[SummaryRow]) -> str:
