@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plugin_timers import Hooked, SenderTimers, Timer, install_core_timers, print_hook_failures
+from plugin_timers import Hooked, SenderTimers, Spent, Timer, install_core_timers, print_hook_failures
 
 from vllm_sloguard.latency import percentile, tpot
 
@@ -34,7 +34,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 HEADS = {"tiny": (4, 2), "1.5b": (12, 2)}
 # After a switch the sending thread still has work of the period before; what it has to send is sent at the switch.
-SETTLE_S = 1.2
+SETTLE_S = 0.8
 HUB = """
 import sys, time
 from pathlib import Path
@@ -49,7 +49,10 @@ def register(server):
     add_TelemetryServiceServicer_to_server(hub, server), add_LiveServiceServicer_to_server(live, server)
 server = serve_unix_socket(Path(sys.argv[1]), register)
 print("up", flush=True)
-while sys.stdin.readline():
+while line := sys.stdin.readline():
+    if line.startswith("seqs "):
+        print(live.change("cost", {"max_num_seqs": int(line.split()[1])}, 30).applied_s, flush=True)
+        continue
     engine = hub.of("cost")
     counts = engine.recorder.ended, sum(engine.dropped.values()), sum(engine.hook_errors.values())
     print(*counts, hub.traffic("cost").gaps_after(0).n, flush=True)
@@ -125,8 +128,9 @@ class Load:
 class Bench:
     """The engine, its hooks, and where results go."""
 
-    def __init__(self, options: argparse.Namespace, results: Path) -> None:
-        self.options, self.results = options, results
+    def __init__(self, options: argparse.Namespace, hub: "subprocess.Popen[str]") -> None:
+        self.options, self.hub = options, hub
+        self.results: Path = options.results
         self.api: list[Hooked] = []
         self.hooks: dict[tuple[Any, str], Any] = {}
         self.record = Timer()
@@ -174,10 +178,23 @@ class Bench:
                 load_format="dummy",
                 skip_tokenizer_init=True,
                 max_model_len=2048,
-                max_num_seqs=max(*self.options.batches, *self.options.concurrency),
+                max_num_seqs=self.most_sequences + 2,
                 **json.loads(self.options.engine_args),
             )
         )
+
+    @property
+    def most_sequences(self) -> int:
+        """The largest batch."""
+        return max(*self.options.batches, *self.options.concurrency)
+
+    def ask_hub(self, line: str) -> str:
+        """One line to the sidecar's services, and their answer."""
+        assert self.hub.stdin is not None
+        assert self.hub.stdout is not None
+        self.hub.stdin.write(line + "\n")
+        self.hub.stdin.flush()
+        return self.hub.stdout.readline()
 
     async def core(self, method: str, *args: Any) -> Any:
         """Calls a method of the engine core's process."""
@@ -209,46 +226,54 @@ class Bench:
         loggers = [lo for adapter in adapters for lo in getattr(adapter, "per_engine_stat_loggers", {}).values()]
         return [logger for logger in loggers if hasattr(logger, "digest")]
 
-    async def time_hooks(self, batch: int) -> None:
-        """Part one, at one batch size."""
+    async def time_hooks(self, batch: int, *, changed: bool) -> None:
+        """Part one, at one batch size; ``changed``: while a live change is in force."""
         load = Load(self.llm, batch, SHAPES[self.options.shape]["vocab_size"], self.options.lengths)
         await asyncio.sleep(self.options.warm_up)
         await self.core("sloguard_costs")
-        for timers in (*self.api, self.sender):
-            timers.own() if isinstance(timers, Hooked) else timers.take()
+        for hooked in self.api:
+            hooked.own()
+        self.sender.take()
         self.record.take()
         cpu_before, began = time.process_time(), time.perf_counter()
         await asyncio.sleep(self.options.timed)
         core = await self.core("sloguard_costs")
         seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_before
         load.check()
-        record_s, steps = self.record.take()
-        spent = {hooked.name: hooked.own() for hooked in self.api}
+        record = self.record.take()
+        hooks = {hooked.name: hooked.own()[0] for hooked in self.api}
         steps_s, requests_s = self.sender.take()
         await load.stop()
-        requests = spent["update_from_finished_request"][1]
+        requests, steps = hooks["update_from_finished_request"].calls, record.calls
+        schedule = Spent(core["schedule_s"], core["schedule_cpu_s"], core["steps"])
+        live = Spent(core["live_s"], core["live_s"], core["steps"])
+        sending = Spent(steps_s, steps_s, steps)
+        ends = Spent(requests_s, requests_s, requests)
         figures = [
-            ("api_server", "record", record_s, steps),
-            *(("api_server", name, *own) for name, own in spent.items()),
-            ("api_server", "sending thread, steps (CPU)", steps_s, steps),
-            ("api_server", "sending thread, requests (CPU)", requests_s, requests),
-            ("engine_core", "schedule", core["schedule_s"], core["calls"]),
-            ("engine_core", "live thread (CPU)", core["live_s"], core["calls"]),
+            ("api_server", "record", record),
+            *(("api_server", name, spent) for name, spent in hooks.items()),
+            ("api_server", "sending thread, steps (CPU)", sending),
+            ("api_server", "sending thread, requests (CPU)", ends),
+            ("engine_core", "schedule", schedule),
+            ("engine_core", "live thread (CPU)", live),
         ]
-        common = {"batch": batch, "seconds": seconds, "steps": steps, "requests": requests}
-        for process, hook, spent_s, calls in figures:
-            us = 1e6 * spent_s / max(calls, 1)
-            share = spent_s / max(core["cpu_s"] if process == "engine_core" else cpu_s, 1e-9)
-            self.write(kind="hook", **common, process=process, hook=hook, calls=calls, us=us, share_of_cpu=share)
-        by_request = requests_s + sum(own[0] for own in spent.values())
-        self.write(
-            kind="goals",
-            **common,
-            step_ms=1000 * seconds / max(steps, 1),
-            engine_core_us_a_step=1e6 * (core["schedule_s"] + core["live_s"]) / max(core["calls"], 1),
-            api_server_us_a_step=1e6 * (record_s + steps_s) / max(steps, 1),
-            us_a_finished_request=1e6 * by_request / max(requests, 1),
-        )
+        common = {"batch": batch, "changed": changed, "seconds": seconds, "steps": steps, "requests": requests}
+        for process, hook, spent in figures:
+            us, cpu_us = (1e6 * s / max(spent.calls, 1) for s in (spent.wall_s, spent.cpu_s))
+            share = spent.wall_s / max(core["cpu_s"] if process == "engine_core" else cpu_s, 1e-9)
+            figure = {"calls": spent.calls, "us": us, "cpu_us": cpu_us, "share_of_cpu": share}
+            self.write(kind="hook", **common, process=process, hook=hook, **figure)
+        for spent in hooks.values():
+            ends = ends.plus(spent)
+        goals: dict[str, float] = {"step_ms": 1000 * seconds / max(steps, 1), "hooked_steps": core["hooked"]}
+        for name, spent, calls in (
+            ("engine_core_us_a_step", schedule.plus(live), core["steps"]),
+            ("api_server_us_a_step", record.plus(sending), steps),
+            ("us_a_finished_request", ends, requests),
+        ):
+            goals[name] = 1e6 * spent.wall_s / max(calls, 1)
+            goals["cpu_" + name] = 1e6 * spent.cpu_s / max(calls, 1)
+        self.write(kind="goals", **common, **goals)
 
     async def compare(self, concurrency: int) -> None:
         """Part two, at one load."""
@@ -315,8 +340,13 @@ async def run(bench: Bench) -> None:
     """Both parts."""
     if not await bench.check_installed():
         raise SystemExit("a hook is not installed")
+    await bench.core("sloguard_timed")
     for batch in bench.options.batches:
-        await bench.time_hooks(batch)
+        await bench.time_hooks(batch, changed=False)
+    # From here on a live change is in force, which hooks the scheduler: the most that the plugin ever does.
+    await asyncio.to_thread(bench.ask_hub, f"seqs {bench.most_sequences + 1}")
+    for batch in bench.options.changed_batches:
+        await bench.time_hooks(batch, changed=True)
     for concurrency in bench.options.concurrency:
         await bench.compare(concurrency)
 
@@ -331,6 +361,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--batches", type=numbers, default=[1, 64, 256, 1000], help="batch sizes for the timed hooks")
+    parser.add_argument("--changed-batches", type=numbers, default=[64, 1000], help="the same with a live change")
     parser.add_argument("--concurrency", type=numbers, default=[64, 256], help="loads for the comparison")
     parser.add_argument("--switches", type=int, default=80)
     parser.add_argument("--period", type=float, default=4.2, help="seconds between two switches")
@@ -346,17 +377,14 @@ def main() -> int:
         os.environ |= {"SLOGUARD_SOCKET": socket, "SLOGUARD_ENGINE_ID": "cost", "SLOGUARD_REPAIR": "off"}
         pipe = subprocess.PIPE
         with subprocess.Popen([sys.executable, "-c", HUB, socket], stdin=pipe, stdout=pipe, text=True) as hub:
-            assert hub.stdin is not None
             assert hub.stdout is not None
             hub.stdout.readline()
-            bench = Bench(options, options.results)
+            bench = Bench(options, hub)
             try:
                 bench.start(Path(name))
                 asyncio.run(run(bench))
                 time.sleep(2)
-                hub.stdin.write("\n")
-                hub.stdin.flush()
-                ended, dropped, errors, gaps = map(int, hub.stdout.readline().split())
+                ended, dropped, errors, gaps = map(int, bench.ask_hub("").split())
                 bench.write(kind="telemetry", ended=ended, dropped=dropped, hook_errors=errors, gaps=gaps)
             finally:
                 if bench.llm is not None:

@@ -1,5 +1,6 @@
 """Timers around vLLM's methods and the plugin's hooks on them, for ``plugin_cost.py``. vLLM is imported where used."""
 
+import functools
 import threading
 import time
 import traceback
@@ -8,32 +9,51 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-@dataclass
-class Timer:
-    """Time spent in one method, in seconds of ``clock``."""
+@dataclass(frozen=True)
+class Spent:
+    """Time spent in one place, in seconds: by the clock, and of the thread's CPU time; and how often."""
 
-    clock: Callable[[], float] = time.perf_counter
-    seconds: float = 0.0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
     calls: int = 0
+
+    def minus(self, other: "Spent") -> "Spent":
+        """The difference of the times, at least 0."""
+        return Spent(max(self.wall_s - other.wall_s, 0.0), max(self.cpu_s - other.cpu_s, 0.0), self.calls)
+
+    def plus(self, other: "Spent") -> "Spent":
+        """The sum of the times."""
+        return Spent(self.wall_s + other.wall_s, self.cpu_s + other.cpu_s, self.calls)
+
+
+class Timer:
+    """Time spent in one method."""
+
+    def __init__(self) -> None:
+        self._wall_s = self._cpu_s = 0.0
+        self._calls = 0
 
     def around(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """``method``, timed."""
+        wall, cpu = time.perf_counter, time.thread_time
 
+        @functools.wraps(method)
         def timed(*args: Any, **kwargs: Any) -> Any:
-            began = clock()
+            wall_began, cpu_began = wall(), cpu()
             try:
                 return method(*args, **kwargs)
             finally:
-                self.seconds += clock() - began
-                self.calls += 1
+                self._cpu_s += cpu() - cpu_began
+                self._wall_s += wall() - wall_began
+                self._calls += 1
 
-        clock = self.clock
         return timed
 
-    def take(self) -> tuple[float, int]:
-        """Seconds and calls; resets them."""
-        taken = self.seconds, self.calls
-        self.seconds, self.calls = 0.0, 0
+    def take(self) -> Spent:
+        """What was spent since the last call."""
+        taken = Spent(self._wall_s, self._cpu_s, self._calls)
+        self._wall_s = self._cpu_s = 0.0
+        self._calls = 0
         return taken
 
 
@@ -56,31 +76,34 @@ class Hooked:
     def time_outside(self) -> Any:
         """Once the plugin has wrapped it; returns the hook."""
         hook = getattr(self.owner, self.name)
-        setattr(self.owner, self.name, self.spare.around(self.outer.around(hook)))
+        setattr(self.owner, self.name, self.around(hook))
         return hook
 
-    def own(self) -> tuple[float, int]:
-        """Seconds in the hook itself, without what the timers cost, and calls; resets the timers."""
-        (outer_s, calls), (inner_s, _), (spare_s, _) = self.outer.take(), self.inner.take(), self.spare.take()
-        return max((outer_s - inner_s) - (spare_s - outer_s), 0.0), calls
+    def around(self, hook: Any) -> Any:
+        """``hook`` between its timers."""
+        return self.spare.around(self.outer.around(hook))
+
+    def own(self) -> tuple[Spent, int]:
+        """What the hook itself took, without what the timers cost, and how often vLLM's method ran; resets both."""
+        outer, inner, spare = self.outer.take(), self.inner.take(), self.spare.take()
+        return outer.minus(inner).minus(spare.minus(outer)), inner.calls
 
 
-def timer_cost_s(clock: Callable[[], float], calls: int = 20_000) -> float:
-    """What a timer adds to what is around it, a call."""
-    timer = Timer(clock)
-    empty = timer.around(lambda: None)
-    began = time.perf_counter()
+def timer_cost_s(calls: int = 20_000) -> float:
+    """The CPU time that a timer adds to what is around it, a call."""
+    empty = Timer().around(lambda: None)
+    began = time.thread_time()
     for _ in range(calls):
         empty()
-    return max((time.perf_counter() - began) / calls, 0.0)
+    return max((time.thread_time() - began) / calls, 0.0)
 
 
 @dataclass
 class SenderTimers:
     """CPU time of the telemetry client's sending thread: all of it, and the parts spent on finished requests."""
 
-    total: Timer = field(default_factory=lambda: Timer(time.thread_time))
-    parts: tuple[Timer, ...] = field(default_factory=lambda: tuple(Timer(time.thread_time) for _ in range(4)))
+    total: Timer = field(default_factory=Timer)
+    parts: tuple[Timer, ...] = field(default_factory=lambda: tuple(Timer() for _ in range(4)))
 
     def install(self) -> None:
         """Before the client starts its thread."""
@@ -96,10 +119,10 @@ class SenderTimers:
 
     def take(self) -> tuple[float, float]:
         """Seconds for steps and seconds for requests since the last call."""
-        total_s, parts = self.total.take()[0], [part.take() for part in self.parts]
-        requests_s = sum(seconds for seconds, _ in parts)
+        total_s, parts = self.total.take().cpu_s, [part.take() for part in self.parts]
+        requests_s = sum(part.cpu_s for part in parts)
         # Half of a timer's own time is inside what it measures, half outside.
-        timers_s = timer_cost_s(time.thread_time) * sum(calls for _, calls in parts)
+        timers_s = timer_cost_s() * sum(part.calls for part in parts)
         return max(total_s - requests_s - timers_s / 2, 0.0), max(requests_s - timers_s / 2, 0.0)
 
 
@@ -127,22 +150,37 @@ def install_core_timers() -> None:
 
     def installed(_core: Any) -> dict[str, bool]:
         live = any(thread.name == "sloguard-live" for thread in threading.enumerate())
-        return {"schedule": getattr(Scheduler.schedule, "sloguard", False), "live_thread": live}
+        return {"scheduler": hasattr(_core.scheduler, "sloguard_live"), "live_thread": live}
 
-    def switch(_core: Any, on: bool) -> None:
-        kept.setdefault("hook", Scheduler.schedule)
-        Scheduler.schedule = kept["hook"] if on else schedule.original
+    def timed(core: Any) -> None:
+        live = core.scheduler.sloguard_live
+        kept.setdefault("hook", live._hook)
+        live._hook = schedule.around(kept["hook"])
+
+    def switch(core: Any, on: bool) -> None:
+        live, scheduler = core.scheduler.sloguard_live, core.scheduler
+        live._hook = kept.setdefault("hook", live._hook)
+        if on and live.record.in_force() is not None:
+            scheduler.schedule = live._hook
+        else:
+            scheduler.__dict__.pop("schedule", None)
 
     def costs(_core: Any) -> dict[str, float]:
-        if "hook" not in kept:
-            kept["hook"] = schedule.time_outside()
-        spent_s, calls = schedule.own()
+        spent, steps = schedule.own()
         now = time.process_time(), _thread_cpu_s("sloguard-live")
         before, kept["at"] = kept.get("at", now), now
-        return {"schedule_s": spent_s, "calls": calls, "cpu_s": now[0] - before[0], "live_s": now[1] - before[1]}
+        return {
+            "schedule_s": spent.wall_s,
+            "schedule_cpu_s": spent.cpu_s,
+            "hooked": spent.calls,
+            "steps": steps,
+            "cpu_s": now[0] - before[0],
+            "live_s": now[1] - before[1],
+        }
 
     core: Any = EngineCore
-    core.sloguard_installed, core.sloguard_switch, core.sloguard_costs = installed, switch, costs
+    core.sloguard_installed, core.sloguard_timed = installed, timed
+    core.sloguard_switch, core.sloguard_costs = switch, costs
 
 
 def _thread_cpu_s(name: str) -> float:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import NamedTuple
 
 SEQS = "max_num_seqs"
 TOKENS = "max_num_batched_tokens"
@@ -43,8 +44,7 @@ class LiveTargets:
     lease_s: float = 10.0
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What one step of the scheduler has done; requests are counted as it ends.
 
     ``piece_tokens`` is the longest piece of one request, where a prompt is among them, else 0. ``lookups`` are the
@@ -133,48 +133,58 @@ class LiveProgress:
         return self.applied_s is None or unsettled or any(e.verdict is LiveVerdict.OPEN for e in self.effects.values())
 
 
-def live_verdict(name: str, before: int, target: int, step: Step) -> tuple[LiveVerdict, str]:
-    """What ``step``, which was scheduled under ``target``, shows of it, and in words.
+def live_verdict(name: str, before: int, target: int, step: Step) -> LiveVerdict:
+    """What ``step``, which was scheduled under ``target``, shows of it.
 
     SHOWN is what the value ``before`` does not explain. OBEYED is a step whose load does not tell the two apart.
     """
-    return _VERDICTS[name](before, target, step) if step.tokens else (LiveVerdict.OPEN, "")
+    return _VERDICTS[name](before, target, step) if step.tokens else LiveVerdict.OPEN
 
 
-def _seqs(before: int, target: int, step: Step) -> tuple[LiveVerdict, str]:
-    return _limit(before, target, step.running, step.waiting > 0), f"{step.running} ran, {step.waiting} waited"
+def live_evidence(name: str, target: int, step: Step) -> str:
+    """What the verdict on ``step`` rests on, in words."""
+    if name == SEQS:
+        return f"{step.running} ran, {step.waiting} waited"
+    if name == TOKENS:
+        return f"{step.tokens} tokens, {step.waiting} requests waited"
+    if name == LONG_PREFILL:
+        return f"{step.piece_tokens} tokens of one prompt"
+    if name == RESERVE:
+        return f"asked for {'the whole prompt' if target else 'one piece'}"
+    if step.lookups is None:
+        return f"{step.admitted} requests admitted"
+    return f"{step.lookups} looked into the cache, {step.admitted} were admitted"
 
 
-def _tokens(before: int, target: int, step: Step) -> tuple[LiveVerdict, str]:
+def _seqs(before: int, target: int, step: Step) -> LiveVerdict:
+    return _limit(before, target, step.running, step.waiting > 0)
+
+
+def _tokens(before: int, target: int, step: Step) -> LiveVerdict:
     # Prompts and waiting requests take what they get; answers alone need a token each.
-    greedy = step.waiting > 0 or step.piece_tokens > 0
-    return _limit(before, target, step.tokens, greedy), f"{step.tokens} tokens, {step.waiting} requests waited"
+    return _limit(before, target, step.tokens, step.waiting > 0 or step.piece_tokens > 0)
 
 
-def _long_prefill(before: int, target: int, step: Step) -> tuple[LiveVerdict, str]:
+def _long_prefill(before: int, target: int, step: Step) -> LiveVerdict:
     # vLLM does not split the prompt of a request that is alone.
     if not step.piece_tokens or step.running + step.waiting < 2:
-        return LiveVerdict.OPEN, ""
-    found = _limit(before or math.inf, target or math.inf, step.piece_tokens, wants_more=True)
-    return found, f"{step.piece_tokens} tokens of one prompt"
+        return LiveVerdict.OPEN
+    return _limit(before or math.inf, target or math.inf, step.piece_tokens, wants_more=True)
 
 
-def _prefix_caching(_before: int, target: int, step: Step) -> tuple[LiveVerdict, str]:
+def _prefix_caching(_before: int, target: int, step: Step) -> LiveVerdict:
     if step.lookups is None:
-        return (LiveVerdict.OBEYED if step.admitted else LiveVerdict.OPEN), f"{step.admitted} requests admitted"
+        return LiveVerdict.OBEYED if step.admitted else LiveVerdict.OPEN
     shown = step.lookups > 0 if target else step.admitted > 0 and step.lookups == 0
-    seen = f"{step.lookups} looked into the cache, {step.admitted} were admitted"
-    return (LiveVerdict.SHOWN if shown else LiveVerdict.OPEN), seen
+    return LiveVerdict.SHOWN if shown else LiveVerdict.OPEN
 
 
-def _reserve(_before: int, target: int, step: Step) -> tuple[LiveVerdict, str]:
+def _reserve(_before: int, target: int, step: Step) -> LiveVerdict:
     asked = step.reserved is not None and step.reserved == bool(target)
-    return (
-        LiveVerdict.SHOWN if asked else LiveVerdict.OPEN
-    ), f"asked for {'the whole prompt' if target else 'one piece'}"
+    return LiveVerdict.SHOWN if asked else LiveVerdict.OPEN
 
 
-_VERDICTS: Mapping[str, Callable[[int, int, Step], tuple[LiveVerdict, str]]] = {
+_VERDICTS: Mapping[str, Callable[[int, int, Step], LiveVerdict]] = {
     SEQS: _seqs,
     TOKENS: _tokens,
     LONG_PREFILL: _long_prefill,
@@ -297,17 +307,18 @@ class LiveRecord:
 
     def on_step(self, step: Step, now: float) -> None:
         """Takes one step that was scheduled under the change in force."""
+        held = self._in_force
+        if held is None or held.state is not LiveState.APPLIED:
+            return
+        held.counters.add(step)  # of this thread alone
+        if not any(_stronger(name, effect, step) for name, effect in held.effects.items()):
+            return
         with self._moved:
-            held = self._in_force
-            if held is None or held.state is not LiveState.APPLIED:
-                return
-            held.counters.add(step)
-            if all(effect.verdict is LiveVerdict.SHOWN for effect in held.effects.values()):
-                return
+            if self._in_force is not held:
+                return  # another came meanwhile
             seconds = now - held.received_at
             effects = {name: _after(name, effect, step, seconds) for name, effect in held.effects.items()}
-            if effects != held.effects:
-                self._update(replace(held, effects=effects))
+            self._update(replace(held, effects=effects))
 
     def wait(self, revision: int, timeout_s: float) -> None:
         """Waits until the revision differs from ``revision``, for at most ``timeout_s`` seconds."""
@@ -329,9 +340,16 @@ def _key(change: LiveTargets) -> tuple[int, int]:
     return change.epoch, change.number
 
 
+def _stronger(name: str, effect: Effect, step: Step) -> bool:
+    """Whether ``step`` shows more of the knob than the verdict says."""
+    if effect.verdict is LiveVerdict.SHOWN:
+        return False
+    return live_verdict(name, effect.before, effect.target, step) > effect.verdict
+
+
 def _after(name: str, effect: Effect, step: Step, seconds: float) -> Effect:
     """``effect`` with what ``step`` shows; the first verdict stays, but for a stronger one."""
-    if effect.verdict is LiveVerdict.SHOWN:
+    if not _stronger(name, effect, step):
         return effect
-    found, seen = live_verdict(name, effect.before, effect.target, step)
-    return effect if found <= effect.verdict else replace(effect, verdict=found, seconds=seconds, seen=seen)
+    found = live_verdict(name, effect.before, effect.target, step)
+    return replace(effect, verdict=found, seconds=seconds, seen=live_evidence(name, effect.target, step))

@@ -1,7 +1,5 @@
 """Live changes, without vLLM: what is refused, when a change is in force, and what counts as its effect."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,9 +144,9 @@ def test_a_change_is_pending_until_it_is_applied_settled_and_seen() -> None:
     assert live.pending()
     live.settled(1.5)
     assert live.pending()
-    live.on_step(replace(BUSY, running=9), 2.0)
+    live.on_step(BUSY._replace(running=9), 2.0)
     assert live.pending()
-    live.on_step(replace(BUSY, running=4), 3.0)
+    live.on_step(BUSY._replace(running=4), 3.0)
     assert not live.pending()
 
     held = live.in_force()
@@ -164,7 +162,7 @@ def test_a_later_step_may_show_what_an_earlier_one_obeyed() -> None:
     live = record()
     taken(live, LiveTargets(5, 1, {SEQS: 4}))
     for running, waiting, now in ((3, 0, 1.0), (4, 2, 2.0), (2, 0, 3.0)):
-        live.on_step(replace(BUSY, running=running, waiting=waiting), now)
+        live.on_step(BUSY._replace(running=running, waiting=waiting), now)
         held = live.in_force()
         assert held is not None
         effect = held.effects[SEQS]
@@ -203,28 +201,28 @@ def test_a_limit_is_seen_in_what_runs(before: int, target: int, amount: int, mor
     seqs = Step(running=amount, waiting=waiting, admitted=0, tokens=40)
     tokens = Step(running=3, waiting=waiting, admitted=0, tokens=amount)
 
-    assert live_verdict(SEQS, before, target, seqs)[0] is expected
-    assert live_verdict(TOKENS, before, target, tokens)[0] is expected
+    assert live_verdict(SEQS, before, target, seqs) is expected
+    assert live_verdict(TOKENS, before, target, tokens) is expected
 
 
 def test_a_step_without_tokens_shows_nothing() -> None:
     for name in (SEQS, TOKENS, LONG_PREFILL, PREFIX_CACHING, RESERVE):
-        assert live_verdict(name, 1, 0, replace(BUSY, tokens=0))[0] is LiveVerdict.OPEN
+        assert live_verdict(name, 1, 0, BUSY._replace(tokens=0)) is LiveVerdict.OPEN
 
 
 @pytest.mark.parametrize(
     ("before", "target", "step", "expected"),
     [
-        (0, 64, replace(BUSY, piece_tokens=64), LiveVerdict.SHOWN),
-        (0, 64, replace(BUSY, piece_tokens=40), LiveVerdict.OBEYED),
-        (0, 64, replace(BUSY, piece_tokens=0), LiveVerdict.OPEN),
-        (0, 64, replace(BUSY, piece_tokens=40, running=1, waiting=0), LiveVerdict.OPEN),
-        (64, 0, replace(BUSY, piece_tokens=65), LiveVerdict.SHOWN),
-        (64, 0, replace(BUSY, piece_tokens=64), LiveVerdict.OPEN),
+        (0, 64, BUSY._replace(piece_tokens=64), LiveVerdict.SHOWN),
+        (0, 64, BUSY._replace(piece_tokens=40), LiveVerdict.OBEYED),
+        (0, 64, BUSY._replace(piece_tokens=0), LiveVerdict.OPEN),
+        (0, 64, BUSY._replace(piece_tokens=40, running=1, waiting=0), LiveVerdict.OPEN),
+        (64, 0, BUSY._replace(piece_tokens=65), LiveVerdict.SHOWN),
+        (64, 0, BUSY._replace(piece_tokens=64), LiveVerdict.OPEN),
     ],
 )
 def test_a_long_prompt_is_seen_in_its_pieces(before: int, target: int, step: Step, expected: LiveVerdict) -> None:
-    assert live_verdict(LONG_PREFILL, before, target, step)[0] is expected
+    assert live_verdict(LONG_PREFILL, before, target, step) is expected
 
 
 @pytest.mark.parametrize(
@@ -242,13 +240,13 @@ def test_a_long_prompt_is_seen_in_its_pieces(before: int, target: int, step: Ste
 def test_prefix_caching_is_seen_in_lookups(
     target: int, admitted: int, lookups: int | None, expected: LiveVerdict
 ) -> None:
-    step = replace(BUSY, admitted=admitted, lookups=lookups)
+    step = BUSY._replace(admitted=admitted, lookups=lookups)
 
-    assert live_verdict(PREFIX_CACHING, 1 - target, target, step)[0] is expected
+    assert live_verdict(PREFIX_CACHING, 1 - target, target, step) is expected
 
 
 def test_the_reserve_is_seen_in_what_the_kv_cache_is_asked_for() -> None:
-    seen = [live_verdict(RESERVE, 1, 0, replace(BUSY, reserved=reserved))[0] for reserved in (None, True, False)]
+    seen = [live_verdict(RESERVE, 1, 0, BUSY._replace(reserved=reserved)) for reserved in (None, True, False)]
 
     assert seen == [LiveVerdict.OPEN, LiveVerdict.OPEN, LiveVerdict.SHOWN]
 

@@ -72,7 +72,7 @@ class LiveLink:
         now = time.monotonic()
         record.answered(answer.epoch, now)
         if answer.HasField("change"):
-            record.receive(_change(answer.change), now)
+            self._live.receive(_change(answer.change), now)
 
     def _request(self, wait_s: float) -> pb.AwaitRequest:
         record = self._live.record

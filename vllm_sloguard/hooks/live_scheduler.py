@@ -18,8 +18,10 @@ from vllm_sloguard.live_knobs import (
     RESERVE,
     SEQS,
     TOKENS,
+    LiveProgress,
     LiveRecord,
     LiveState,
+    LiveTargets,
     LiveVerdict,
     Range,
     Step,
@@ -145,12 +147,20 @@ _BUILDERS: Mapping[str, Callable[[Any], Lever]] = {
 class LiveScheduler:
     """Applies the change in force before each step, and records what the step did.
 
-    ``reset_encoder`` empties the encoder's caches, where the model has one.
+    The scheduler's ``schedule`` is hooked only while there is something to apply or to observe. ``reset_encoder``
+    empties the encoder's caches, where the model has one; ``guard`` keeps what a hook raises from vLLM.
     """
 
-    def __init__(self, scheduler: Any, version: tuple[int, int], reset_encoder: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        scheduler: Any,
+        version: tuple[int, int],
+        reset_encoder: Callable[[], None] | None,
+        guard: Callable[[Callable[..., None]], Callable[..., None]] = lambda hook: hook,
+    ) -> None:
         self._scheduler = scheduler
         self._reset_encoder = reset_encoder
+        self._hook = self._hooked(scheduler.schedule, guard)
         self._levers, cold = levers(scheduler, version)
         self.record = LiveRecord({name: lever.allowed for name, lever in self._levers.items()}, cold)
         # The change, and its state, that the levers reflect.
@@ -164,14 +174,27 @@ class LiveScheduler:
         """Every live knob's value in force."""
         return {name: lever.read() for name, lever in self._levers.items()}
 
-    @property
-    def idle(self) -> bool:
-        """Whether there is nothing to apply and nothing to observe: no change has come yet."""
-        return not self._levers or self.record.in_force() is None
+    def receive(self, change: LiveTargets, now: float) -> None:
+        """Takes a change. On the thread that talks to the sidecar."""
+        self.record.receive(change, now)
+        if self._levers and self.record.in_force() is not None:
+            self._scheduler.schedule = self._hook
+
+    def _hooked(self, schedule: Callable[..., Any], guard: Callable[..., Callable[..., None]]) -> Callable[..., Any]:
+        before, after = guard(self.before_step), guard(self.after_step)
+
+        @functools.wraps(schedule)
+        def hooked(*args: Any, **kwargs: Any) -> Any:
+            before()
+            output = schedule(*args, **kwargs)
+            after(output)
+            return output
+
+        return hooked
 
     def before_step(self) -> None:
         """Called before each step is scheduled."""
-        if self.idle:
+        if not self._levers:
             return
         try:
             self._apply()
@@ -190,10 +213,22 @@ class LiveScheduler:
         held = self.record.in_force()
         if self._levers and held is not None and held.state is LiveState.APPLIED:
             self.record.on_step(self._step(output), time.monotonic())
+        elif self._over(held):
+            self._scheduler.__dict__.pop("schedule", None)
+            # The other thread may have hooked it again since.
+            if not self._over(self.record.in_force()):
+                self._scheduler.schedule = self._hook
+
+    def _over(self, held: LiveProgress | None) -> bool:
+        """Whether the engine is back at what it was started with, and nothing is to be applied."""
+        if not self._levers or held is None:
+            return True
+        return held.state is LiveState.EXPIRED and self._done == (id(held.change), held.state) and not self._approaching
 
     def _apply(self) -> None:
         held = self.record.in_force()
-        assert held is not None
+        if held is None:
+            return
         if self._done == (id(held.change), held.state) and not self._approaching:
             return
         before = self.current()
@@ -261,14 +296,16 @@ class LiveScheduler:
         if counts is not None and self._lookups is not None:
             lookups, queries, hits = (now - before for now, before in zip(counts, self._lookups, strict=True))
         admitted = len(output.scheduled_new_reqs)
-        longest = max(output.num_scheduled_tokens.values(), default=0)
+        tokens, scheduled = output.total_num_scheduled_tokens, output.num_scheduled_tokens
+        # In most steps every request gets one token.
+        longest = 1 if tokens == len(scheduled) else max(scheduled.values(), default=0)
         # A decoding request takes one token a step, plus those of speculative decoding.
         is_prompt = admitted > 0 or longest > 1 + self._scheduler.num_spec_tokens
         return Step(
             running,
             waiting,
             admitted,
-            output.total_num_scheduled_tokens,
+            tokens,
             longest if is_prompt else 0,
             lookups,
             queries,

@@ -153,16 +153,15 @@ def _hook_scheduler(settings: Settings, engine_core: Any) -> None:
     _engine_core = engine_core
     init = Scheduler.__init__
     schedule: Any = Scheduler.schedule
-    if not settings.socket or getattr(schedule, "sloguard", False):
+    if not settings.socket or getattr(init, "sloguard", False):
         return
 
     def attach(scheduler: Any) -> None:
-        if scheduler.__class__.schedule is not scheduled:
+        if scheduler.__class__.schedule is not schedule:
             return  # a subclass with its own schedule()
         encoder = scheduler.vllm_config.model_config.is_multimodal_model
         reset_encoder = _engine_core.reset_encoder_cache if encoder else None
-        live = LiveScheduler(scheduler, version(vllm.__version__), reset_encoder)
-        scheduler.sloguard_before, scheduler.sloguard_after = harmless(live.before_step), harmless(live.after_step)
+        live = LiveScheduler(scheduler, version(vllm.__version__), reset_encoder, harmless)
         scheduler.sloguard_live = live
         LiveLink(settings, live, scheduler.parallel_config.data_parallel_index, vllm.__version__).open()
 
@@ -171,18 +170,8 @@ def _hook_scheduler(settings: Settings, engine_core: Any) -> None:
         init(self, *args, **kwargs)
         harmless(attach)(self)
 
-    @functools.wraps(schedule)
-    def scheduled(self: Any, *args: Any, **kwargs: Any) -> Any:
-        live = getattr(self, "sloguard_live", None)
-        if live is None or live.idle:
-            return schedule(self, *args, **kwargs)
-        self.sloguard_before()
-        output = schedule(self, *args, **kwargs)
-        self.sloguard_after(output)
-        return output
-
-    setattr(scheduled, "sloguard", True)  # noqa: B010 - a type checker knows no attributes of functions
-    Scheduler.__init__, Scheduler.schedule = initialized, scheduled
+    setattr(initialized, "sloguard", True)  # noqa: B010 - a type checker knows no attributes of functions
+    Scheduler.__init__ = initialized
 
 
 def _hook_profiling(link: TelemetryClient, engine_core: Any) -> None:

@@ -45,6 +45,51 @@ def test_json_is_the_same_on_one_process_and_on_two(tmp_path: Path) -> None:
     assert 0 < rows[0]["found"] <= 7
 
 
+def test_a_run_that_ended_at_its_time_limit_is_resumed(tmp_path: Path) -> None:
+    path, results = write(tmp_path), tmp_path / "runs.jsonl"
+    args = ("--only", "slope", "--optimizers", "random", "--seeds", 12, "--budget", 3, "--jobs", 1)
+
+    whole = bench(path, *args)
+    first = bench(path, *args, "--results", results, "--time-limit", 1e-6)
+    assert (first.returncode, first.stdout) == (1, "")
+    assert first.stderr == "time limit reached, 12 runs missing; the same command runs them\n"
+    assert bench(path, *args, "--results", results).stdout == whole.stdout
+    lines = results.read_text().splitlines(keepends=True)
+    assert len(lines) == 12
+
+    # A line that was cut off is run again; the others are not.
+    results.write_text("".join(lines[:7]) + lines[7][:40])
+    assert bench(path, *args, "--results", results).stdout == whole.stdout
+    again = results.read_text().splitlines(keepends=True)
+    assert again[:7] == lines[:7]
+    assert sorted(again) == sorted(lines)
+
+
+def test_a_results_file_that_is_something_else_is_one_line(tmp_path: Path) -> None:
+    results = tmp_path / "runs.jsonl"
+    results.write_text('{"run": 1}\n')
+
+    ended = bench(write(tmp_path), "--optimizers", "random", "--seeds", 1, "--results", results)
+
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == f"sloguard: {results}, line 1: not a saved run\n"
+
+
+def test_the_cost_of_early_stops_is_a_table_of_its_own(tmp_path: Path) -> None:
+    names = ("early stops", "optimizers")
+    table = tmp_path / "table.md"
+    table.write_text("".join(f"<!-- bench {n}: begin -->\n<!-- bench {n}: end -->\n" for n in names))
+    args = ("--optimizers", "sloguard", "--seeds", 1, "--budget", 3, "--jobs", 1, "--early-stop-cost")
+
+    ended = bench(ROOT / "benchmarks/landscapes/paper.py", *args, "--into", table)
+
+    assert ended.returncode == 0, ended.stderr
+    assert "| sloguard, whole loads | 1/1 |" in ended.stdout
+    early, _, optimizers = table.read_text().partition("<!-- bench early stops: end -->")
+    assert "| paper | 1/1 | " in early
+    assert "| sloguard, whole loads | 1/1 |" in optimizers
+
+
 def test_the_table_names_every_optimizer(tmp_path: Path) -> None:
     ended = bench(write(tmp_path), "--optimizers", "random,tba", "--seeds", 1, "--budget", 2, "--jobs", 1)
 
@@ -69,6 +114,7 @@ def test_an_ablation_is_compared_with_the_whole(tmp_path: Path) -> None:
     [
         (["--only", "hill"], "no landscape is called 'hill'"),
         (["--optimizers", "random,best"], "--optimizers: unknown optimizer 'best'; known are random,"),
+        (["--optimizers", "random", "--early-stop-cost"], "--early-stop-cost: needs sloguard with early stops"),
         (["--against", "best"], "--against: 'best' is not among"),
         (
             ["--optimizers", "random", "--seeds", "1", "--budget", "1", "--into", "absent.md"],

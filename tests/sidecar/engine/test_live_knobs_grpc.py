@@ -46,8 +46,7 @@ class Core:
     def _run(self) -> None:
         while not self._over.wait(0.002):
             if self.scheduler.waiting or self.scheduler.running:
-                self.live.before_step()
-                self.live.after_step(self.scheduler.schedule())
+                self.scheduler.schedule()
 
     def submit(self, count: int) -> None:
         self.scheduler.waiting.extend(Request(40, 20) for _ in range(count))

@@ -37,16 +37,13 @@ class Engine:
 
     def change(self, settle: bool = False, **targets: int) -> None:
         self._changes += 1
-        self.live.record.receive(LiveTargets(1, self._changes, targets, settle), 0.0)
+        self.live.receive(LiveTargets(1, self._changes, targets, settle), 0.0)
 
     def submit(self, count: int, prompt: int = 64, output: int = 4) -> None:
         self.scheduler.waiting.extend(Request(prompt, output) for _ in range(count))
 
     def step(self) -> Output:
-        self.live.before_step()
-        output = self.scheduler.schedule()
-        self.live.after_step(output)
-        return output
+        return self.scheduler.schedule()
 
     def progress(self) -> LiveProgress:
         held = self.live.record.in_force()
@@ -165,6 +162,51 @@ def test_an_expired_change_is_undone_before_the_next_step(engine: Engine) -> Non
     assert len(engine.scheduler.running) == 16
 
 
+def test_the_scheduler_is_hooked_only_while_a_change_is_in_force(engine: Engine) -> None:
+    def hooked() -> bool:
+        return "schedule" in vars(engine.scheduler)
+
+    engine.submit(2, output=90)
+    engine.step()
+    assert not hooked()
+    engine.change(max_num_seqs=0)  # refused
+    assert not hooked()
+    engine.change(max_num_seqs=2)
+    assert hooked()
+    engine.step()
+    engine.live.record.lapsed(1e9)
+    engine.step()
+    assert engine.live.current()[SEQS] == 16
+    assert not hooked()
+    engine.change(max_num_seqs=3)
+    engine.step()
+    assert engine.live.current()[SEQS] == 3
+
+
+def test_a_change_that_comes_while_the_hook_is_taken_out_is_applied(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.submit(2, output=90)
+    engine.change(max_num_seqs=2)
+    engine.step()
+    engine.live.record.lapsed(1e9)
+    over = engine.live._over
+    once = [lambda: engine.change(max_num_seqs=3)]
+
+    def over_and_then_a_change(held: LiveProgress | None) -> bool:
+        found = over(held)
+        if found and once:
+            once.pop()()
+        return found
+
+    monkeypatch.setattr(engine.live, "_over", over_and_then_a_change)
+    engine.step()
+    engine.step()
+
+    assert not once
+    assert engine.live.current()[SEQS] == 3
+
+
 def test_what_goes_wrong_puts_everything_back_for_good(engine: Engine) -> None:
     engine.submit(40, output=90)
     engine.change(max_num_seqs=2)
@@ -172,10 +214,10 @@ def test_what_goes_wrong_puts_everything_back_for_good(engine: Engine) -> None:
     manager = engine.scheduler.kv_cache_manager
     stats, manager.prefix_cache_stats = manager.prefix_cache_stats, "something else"
     with pytest.raises(AttributeError):
-        engine.live.before_step()
+        engine.step()
     manager.prefix_cache_stats = stats
-    engine.live.after_step(engine.scheduler.schedule())
-    engine.live.before_step()  # it stays away
+    for _ in range(2):
+        engine.step()  # it stays away
 
     assert len(engine.scheduler.running) == 16
     assert engine.live.record.ranges == {}
