@@ -69,7 +69,7 @@ def optimizers(
         Path | None, typer.Option(metavar="FILE", help="Save each run here; skip those that are saved already.")
     ] = None,
     time_limit_s: Annotated[
-        float, typer.Option("--time-limit", metavar="SECONDS", help="Start no run after this time.")
+        float, typer.Option("--time-limit", metavar="SECONDS", min=0, help="Start no run after this time.")
     ] = math.inf,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     into: Annotated[Path | None, typer.Option(metavar="FILE", help="Update the table in this file.")] = None,

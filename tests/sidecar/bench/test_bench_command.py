@@ -50,7 +50,7 @@ def test_a_run_that_ended_at_its_time_limit_is_resumed(tmp_path: Path) -> None:
     args = ("--only", "slope", "--optimizers", "random", "--seeds", 12, "--budget", 3, "--jobs", 1)
 
     whole = bench(path, *args)
-    first = bench(path, *args, "--results", results, "--time-limit", 1e-6)
+    first = bench(path, *args, "--results", results, "--time-limit", 0)
     assert (first.returncode, first.stdout) == (1, "")
     assert first.stderr == "time limit reached, 12 runs missing; the same command runs them\n"
     assert bench(path, *args, "--results", results).stdout == whole.stdout
