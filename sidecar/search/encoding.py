@@ -59,8 +59,24 @@ class Encoding:
     def differences(self, left: Array, right: Array) -> Array:
         """How far ``left`` exceeds ``right`` in each knob; 1 for another choice. Shape (knobs, left, right)."""
         difference = left.T[:, :, None] - right.T[:, None, :]
-        difference[self.categorical] = difference[self.categorical] != 0
+        for column in self._choice_columns:
+            np.not_equal(difference[column], 0, out=difference[column])
         return difference
+
+    def square_distances(self, left: Array, right: Array, weights: Array) -> Array:
+        """Squared distances, each knob's difference multiplied by its weight. Shape (left, right)."""
+        one, other = left * weights, right * weights
+        choices = self._choice_columns
+        one[:, choices], other[:, choices] = 0.0, 0.0
+        distances = np.square(one).sum(axis=1)[:, None] + np.square(other).sum(axis=1) - 2.0 * (one @ other.T)
+        np.maximum(distances, 0.0, out=distances)
+        for column in choices:
+            distances += weights[column] ** 2 * (left[:, column, None] != right[:, column])
+        return distances
+
+    @cached_property
+    def _choice_columns(self) -> list[int]:
+        return np.flatnonzero(self.categorical).tolist()
 
     def closest(self, places: Array, near: Array, most: int) -> Indices:
         """Indices of the ``most`` points closest to ``near``, in their original order."""

@@ -17,7 +17,7 @@ _SHARE, _LENGTH = "gpu_memory_utilization", "max_model_len"
 _SPARE_SHARE = 0.03  # CUDA graphs come on top of the share that vLLM claims
 _REQUESTS_THAT_FIT = 2.0  # of maximum length, in the KV cache that the guard predicts
 _TOLERANCE = 0.95
-_RECENT = 40  # latest observations searched for configurations that ran
+_RECENT = 20  # latest observations searched for configurations that ran
 
 
 @dataclass(frozen=True)

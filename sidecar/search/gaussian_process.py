@@ -8,6 +8,7 @@ lengthscales grows with the square root of the number of knobs, which favours si
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -56,8 +57,7 @@ class GaussianProcess:
 
     def predict(self, places: Array) -> Prediction:
         """Shape of each: (places,)."""
-        squares = np.square(self.encoding.differences(places, self.places))
-        kernel = _matern(np.tensordot(self.inverse_lengths**2, squares, axes=1))
+        kernel = _matern(self.encoding.square_distances(places, self.places, self.inverse_lengths))
         here, there = (places - 0.5) * self.slopes, (self.places - 0.5) * self.slopes
         kernel += here @ there.T
         mean = self.offset + kernel @ self.weights
@@ -87,9 +87,10 @@ def fit(
     # The amplitude is integrated out, so the extra variance is relative to the expected one.
     extra = np.zeros(len(values)) if variances is None else variances / scale**2
     expected = np.log(_LENGTH_MEDIAN * math.sqrt(places.shape[1]) * stretch)
-    squares = np.square(encoding.differences(places, places))
+    lower = _lower_triangle(len(values))
+    squares = np.square(encoding.differences(places, places)).reshape(places.shape[1], -1)[:, lower]
     line = (places - 0.5) * slopes / scale
-    lines: Array = line @ line.T
+    lines: Array = (line @ line.T).ravel()[lower]
     first = expected if like is None else -np.log(like.inverse_lengths)
     lengths = np.argmin(np.abs(np.log(_LENGTHS)[:, None] - first), axis=0)
     noise = int(np.argmin(np.abs(np.log(_NOISES / (_NOISE_MEDIAN if like is None else like.noise)))))
@@ -103,16 +104,15 @@ def fit(
         best = float(scores[index])
         lengths, noise = tried[index, :-1], int(tried[index, -1])
     inverse = 1.0 / _LENGTHS[lengths]
-    kernel = _matern(np.tensordot(inverse**2, squares, axes=1)) + lines
-    factor, white = _whitened(kernel, values, extra, _NOISES[noise : noise + 1])
+    kernel = _matern((inverse**2) @ squares) + lines
+    factor, white = _whitened(kernel[None], values, extra, _NOISES[noise : noise + 1])
     y, ones = white[0]
     offset = float(y @ ones / (ones @ ones))
     residual: Array = y - offset * ones
     n = len(values)
     amplitude = float((residual @ residual / 2 + _AMPLITUDE * scale**2) / (n / 2 + _AMPLITUDE))
     # A solve for many points would start BLAS threads, which contend on a busy machine.
-    lower: Array = factor[0]
-    whitening: Array = np.linalg.inv(lower)
+    whitening: Array = np.linalg.inv(factor[0])
     weights: Array = residual @ whitening
     return GaussianProcess(
         encoding, places, inverse, slopes / scale, offset, amplitude, float(_NOISES[noise]), whitening, weights, best
@@ -133,10 +133,13 @@ def _variations(lengths: Indices, noise: int) -> Indices:
 def _log_posterior(
     squares: Array, lines: Array, values: Array, extra: Array, scale: float, *, expected: Array, tried: Indices
 ) -> Array:
-    """Log posterior of each row of ``tried``, up to a constant. Shape (rows,)."""
+    """Log posterior of each row of ``tried``, up to a constant. Shape (rows,).
+
+    ``squares`` (shape (knobs, pairs)) and ``lines`` (shape (pairs,)) are of the lower triangle.
+    """
     n = len(values)
     lengths, noise = _LENGTHS[tried[:, :-1]], _NOISES[tried[:, -1]]
-    kernel = _matern(np.tensordot(lengths**-2, squares, axes=1)) + lines
+    kernel = _matern((lengths**-2) @ squares) + lines
     factor, white = _whitened(kernel, values, extra, noise)
     y, ones = white[:, 0], white[:, 1]
     offset = (y * ones).sum(axis=1) / np.square(ones).sum(axis=1)
@@ -152,18 +155,33 @@ def _whitened(kernel: Array, values: Array, extra: Array, noise: Array) -> tuple
     """For each kernel plus noise: the Cholesky factor, and its inverse applied to the values and to ones.
 
     These are the last rows of the factor of the matrix that has both below the kernel, so that no system is solved.
-    Shapes (rows, n, n) and (rows, 2, n), of kernels in shape (rows, n, n) or (n, n).
+    The kernels' shape is (rows, pairs), of the lower triangle, which is all that the factorisation reads. Shapes
+    (rows, n, n) and (rows, 2, n).
     """
-    n = len(values)
-    bordered = np.zeros((len(noise), n + 2, n + 2))
-    bordered[:, :n, :n] = kernel + (noise[:, None, None] + extra + _JITTER) * np.eye(n)
+    rows, n = len(noise), len(values)
+    bordered = np.zeros((rows, n + 2, n + 2))
+    flat = bordered.reshape(rows, -1)
+    flat[:, _lower_triangle(n, n + 2)] = kernel
+    diagonal = flat[:, :: n + 3]
+    diagonal[:, :n] += noise[:, None] + (extra + _JITTER)
+    diagonal[:, n:] = _BORDER
     bordered[:, n, :n], bordered[:, n + 1, :n] = values, 1.0
-    bordered[:, [n, n + 1], [n, n + 1]] = _BORDER
     factor: Array = np.linalg.cholesky(bordered)
     return factor[:, :n, :n], factor[:, n:, :n]
+
+
+@lru_cache(maxsize=64)
+def _lower_triangle(n: int, width: int = 0) -> Indices:
+    """Flat indices of the lower triangle of an n by n block, in a matrix of that ``width`` (0: n)."""
+    row, column = np.tril_indices(n)
+    return row * (width or n) + column
 
 
 def _matern(squared_distance: Array) -> Array:
     """Matérn 5/2 of the squared, scaled distance."""
     root = np.sqrt(5.0 * squared_distance)
-    return (1.0 + root + 5.0 / 3.0 * squared_distance) * np.exp(-root)
+    decay = np.exp(-root)
+    root += 1.0
+    root += (5.0 / 3.0) * squared_distance
+    root *= decay
+    return root

@@ -70,6 +70,16 @@ class _View:
     model: Surrogate
     admitting: FeasibilityFilter
 
+    @cached_property
+    def radius(self) -> float:
+        """The trust region's."""
+        return radius(self.history)
+
+    @cached_property
+    def least_serves(self) -> float:
+        """Log of the required probability of not crashing."""
+        return math.log(threshold(self.history))
+
 
 @dataclass(frozen=True)
 class SloGuard:
@@ -228,7 +238,7 @@ class SloGuard:
         model = view.model
         tried = self.encoding.encode([o.config for o in view.history])
         far = np.abs(self.encoding.differences(places, tried)).sum(axis=0).min(axis=1)
-        needed = max(_SERVES, math.log(threshold(view.history)))
+        needed = max(_SERVES, view.least_serves)
         plausible = (model.log_serves(places) >= needed) & (model.log_meets(places) >= _MEETS)
         if model.loss is not None and model.best_loss is not None:
             plausible &= model.loss.predict(places).mean <= model.best_loss + _HOPE
@@ -238,10 +248,10 @@ class SloGuard:
         """Log of the weighted improvement, minus penalties that keep steps small and safe. Shape (places,)."""
         serves = view.model.log_serves(places)
         scores = view.model.log_merit(places) + _CRASH_WEIGHT * serves
-        scores -= _BARRED * (serves < math.log(threshold(view.history)))
+        scores -= _BARRED * (serves < view.least_serves)
         steps = np.abs(self.encoding.differences(places, view.centre[None])[:, :, 0])
         changes = (steps > 1e-6).sum(axis=0)
-        reach = radius(view.history) * np.where(changes <= 1, 2.0, 1.0)
+        reach = view.radius * np.where(changes <= 1, 2.0, 1.0)
         longest = steps[~self.encoding.categorical].max(axis=0, initial=0.0)
         return scores - _PER_CHANGE * changes - _OUTSIDE * np.maximum(0.0, longest - reach)
 

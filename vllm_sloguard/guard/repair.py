@@ -8,6 +8,7 @@ allowed, and sequences times length above 0.7 of the KV tokens only causes preem
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from enum import StrEnum
 from typing import Any
 
@@ -99,7 +100,7 @@ def repair(
     outcome = _apply_rules(case)
     if outcome.refusal:
         # Without valid values, there is no budget to compute.
-        numbers = _first(case, ALL[:_VALUE_RULES]) is None
+        numbers = _first(case, values_only=True) is None
         return Repair(RepairStatus.REFUSED, args, (), outcome.refusal, case.budget if numbers else None, outcome.rule)
     outcome = _minimal(case, outcome)
     changes = tuple(
@@ -153,12 +154,19 @@ def _same(one: KnobValues, other: KnobValues, name: str) -> bool:
     return (name in one) == (name in other) and same
 
 
-def _first(case: Case, rules: tuple[Rule, ...] = ALL) -> tuple[Rule, Broken] | None:
-    for rule in rules:
-        broken = rule.check(case) if rule.versions.hold(case.version) else None
+def _first(case: Case, *, values_only: bool = False) -> tuple[Rule, Broken] | None:
+    for rule in _rules_of(case.version, values_only):
+        broken = rule.check(case)
         if broken is not None:
             return rule, broken
     return None
+
+
+@lru_cache(maxsize=16)
+def _rules_of(version: Version | None, values_only: bool) -> tuple[Rule, ...]:
+    """The rules that hold for a version of vLLM."""
+    rules = ALL[:_VALUE_RULES] if values_only else ALL
+    return tuple(rule for rule in rules if rule.versions.hold(version))
 
 
 def _apply_rules(case: Case) -> _Outcome:
