@@ -8,8 +8,8 @@ allowed, and sequences times length above 0.7 of the KV tokens only causes preem
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from vllm_sloguard.guard import memory
