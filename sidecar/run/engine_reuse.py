@@ -88,8 +88,12 @@ class TrialEngines:
             self._kept = ready.engine
         return self._kept is ready.engine
 
-    def get(self, plan: Plan, launch: Launcher, cancelled: Callable[[], bool], *, exact: bool) -> ReadyEngine:
+    def get(
+        self, plan: Plan, launch: Launcher, cancelled: Callable[[], bool], *, exact: bool, measured: bool = True
+    ) -> ReadyEngine:
         """An engine that runs ``plan``; ``exact`` asks for a new one with exactly its arguments.
+
+        What is compared for a promotion starts the way the service does, unless it is not ``measured``.
 
         Raises NotStartedError or Cancelled, with nothing left running.
         """
@@ -98,12 +102,14 @@ class TrialEngines:
             return ready
         self._end_kept()
         if live and plan.ceilings:
-            ready = self._started(launch({**plan.args, **plan.ceilings}), plan.role, cancelled, exact=False)
+            raised = launch({**plan.args, **plan.ceilings})
+            ready = self._started(raised, plan.role, cancelled, exact=False, fork=self._forks(plan.role))
             if self._lowered(ready.engine, plan.args):
                 return ready
             self._end(ready.engine)
             self._changes = False
-        return self._started(launch(plan.args), plan.role, cancelled, exact=True)
+        fork = self._forks(plan.role, measured=measured)
+        return self._started(launch(plan.args), plan.role, cancelled, exact=True, fork=fork)
 
     def undone(self, engine: Engine) -> bool:
         """Whether a live change of ``engine`` was lost, so that the measurement belongs to no known configuration."""
@@ -156,17 +162,19 @@ class TrialEngines:
             return False
         return True
 
-    def _forks(self, role: Role) -> bool:
-        """Whether an engine of ``role`` is forked: a validation starts engines the way the service starts them."""
+    def _forks(self, role: Role, *, measured: bool = True) -> bool:
+        """Whether an engine of ``role`` is forked: what a validation measures starts the way the service does."""
         engine = self._config.engine
-        return engine.forked_serving if role in VALIDATING else engine.forked_trials
+        return engine.forked_serving if role in VALIDATING and measured else engine.forked_trials
 
-    def _started(self, launch: Launch, role: Role, cancelled: Callable[[], bool], *, exact: bool) -> ReadyEngine:
+    def _started(
+        self, launch: Launch, role: Role, cancelled: Callable[[], bool], *, exact: bool, fork: bool
+    ) -> ReadyEngine:
         engine: Engine | None = None
         start = StartKind.ORDINARY
         began = time.monotonic()
         try:
-            engine, start = self._engines.begin(launch, "trial", fork=self._forks(role))
+            engine, start = self._engines.begin(launch, "trial", fork=fork)
             engine.wait_ready(self._config.engine.start_timeout_s, cancelled)
         except EngineCrashed as crashed:
             if engine is not None:

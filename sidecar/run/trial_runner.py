@@ -67,14 +67,14 @@ class TrialRunner:
     def run(
         self, plan: Plan, schedule: LoadSchedule, cancelled: Callable[[], bool], *, warm_start: bool = False
     ) -> RawTrial:
-        """Runs ``plan``, after a ``warm_start`` of an engine that is not measured but whose crash counts.
+        """Runs ``plan``, after a ``warm_start`` of an engine that is not measured.
 
         Raises LoadError when the load client itself fails, Cancelled.
         """
         self.warm_up()
         if warm_start:
             began = time.monotonic()
-            warming = self._attempt(plan, WarmStartLoad(schedule), cancelled, exact=True)
+            warming = self._warm_start(plan, WarmStartLoad(schedule), cancelled)
             if warming.crash is not None:
                 return RawTrial((warming,))
             warm_start_s = time.monotonic() - began
@@ -85,14 +85,23 @@ class TrialRunner:
         # The raised start limits, or state left by earlier trials, may be the cause: repeat on a new engine.
         return RawTrial((first, self._attempt(plan, schedule, cancelled, exact=True)))
 
-    def _attempt(self, plan: Plan, schedule: Loads, cancelled: Callable[[], bool], *, exact: bool) -> EngineRun:
+    def _warm_start(self, plan: Plan, loads: WarmStartLoad, cancelled: Callable[[], bool]) -> EngineRun:
+        """A start that fills the caches, forked if possible; a crash counts if the measured starts would share it."""
+        run = self._attempt(plan, loads, cancelled, exact=True, measured=False)
+        if run.crash is None or run.start is StartKind.ORDINARY:
+            return run
+        return self._attempt(plan, loads, cancelled, exact=True)
+
+    def _attempt(
+        self, plan: Plan, schedule: Loads, cancelled: Callable[[], bool], *, exact: bool, measured: bool = True
+    ) -> EngineRun:
         def launch(args: Mapping[str, Any]) -> Launch:
             # The guard has already repaired a plan, so it runs unchanged; the incumbent runs as it does in service.
             as_it_serves = plan.role in (Role.BASELINE, Role.REFERENCE)
             return self._engines.trial_launch(args, repair=as_it_serves)
 
         try:
-            ready = self._trial_engines.get(plan, launch, cancelled, exact=exact)
+            ready = self._trial_engines.get(plan, launch, cancelled, exact=exact, measured=measured)
         except NotStartedError as failed:
             if failed.engine is None:
                 return EngineRun(None, StartKind.ORDINARY, failed.exact, crash=failed.crash)

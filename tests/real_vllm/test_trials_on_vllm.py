@@ -36,7 +36,8 @@ def test_a_search_reuses_engines_and_a_validation_starts_its_own(tmp_path: Path)
         runner = parts.runner
 
         def run(plan: Plan) -> tuple[Result, list[psutil.Process]]:
-            raw = runner.run(plan, load_schedule(parts.config, plan.role), lambda: False)
+            warm = plan.role is Role.VALIDATION
+            raw = runner.run(plan, load_schedule(parts.config, plan.role), lambda: False, warm_start=warm)
             result = judged_result(raw, plan.role, parts.config)
             return result, [p for p in psutil.Process().children(recursive=True) if _lives(p)]
 
@@ -65,4 +66,8 @@ def test_a_search_reuses_engines_and_a_validation_starts_its_own(tmp_path: Path)
         assert second.start_s is not None
         assert third.start_s is not None
         assert second.start_s < third.start_s
+        # The unmeasured start was forked, and is over sooner with its load than the ordinary start without one.
+        assert last.warm_start_s is not None
+        assert last.start_s is not None
+        assert last.warm_start_s < last.start_s
         assert not runner.occupied
