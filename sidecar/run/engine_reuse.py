@@ -182,7 +182,7 @@ class TrialEngines:
             if start is StartKind.FORKED and role in (Role.BASELINE, *VALIDATING):
                 self._engines.fork_no_more(f"a forked engine of the {role} crashed")
                 if role in VALIDATING:  # as the serving engine, it gets an ordinary start before that counts
-                    return self._started(launch, role, cancelled, exact=exact)
+                    return self._started(launch, role, cancelled, exact=exact, fork=False)
             raise NotStartedError(crashed.crash, engine, start, exact=exact) from None
         except BaseException:
             if engine is not None:

@@ -112,7 +112,8 @@ def fit(
     n = len(values)
     amplitude = float((residual @ residual / 2 + _AMPLITUDE * scale**2) / (n / 2 + _AMPLITUDE))
     # A solve for many points would start BLAS threads, which contend on a busy machine.
-    whitening: Array = np.linalg.inv(factor[0])
+    triangle: Array = factor[0]
+    whitening: Array = np.linalg.inv(triangle)
     weights: Array = residual @ whitening
     return GaussianProcess(
         encoding, places, inverse, slopes / scale, offset, amplitude, float(_NOISES[noise]), whitening, weights, best

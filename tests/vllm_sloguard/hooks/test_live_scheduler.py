@@ -190,16 +190,16 @@ def test_a_change_that_comes_while_the_hook_is_taken_out_is_applied(
     engine.change(max_num_seqs=2)
     engine.step()
     engine.live.record.lapsed(1e9)
-    over = engine.live._over
+    in_force = engine.live.record.in_force
     once = [lambda: engine.change(max_num_seqs=3)]
 
-    def over_and_then_a_change(held: LiveProgress | None) -> bool:
-        found = over(held)
-        if found and once:
+    def in_force_and_then_a_change() -> LiveProgress | None:
+        held = in_force()
+        if engine.live.current()[SEQS] == 16 and once:  # the expired change has been undone
             once.pop()()
-        return found
+        return held
 
-    monkeypatch.setattr(engine.live, "_over", over_and_then_a_change)
+    monkeypatch.setattr(engine.live.record, "in_force", in_force_and_then_a_change)
     engine.step()
     engine.step()
 
