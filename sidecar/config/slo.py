@@ -174,5 +174,8 @@ RequestLatency = Callable[[LatencyLimit], float | None]
 
 def within_limits(limits: Iterable[LatencyLimit], latency_s: RequestLatency) -> bool:
     """Whether a successful request meets all of ``limits``."""
-    found = ((limit, latency_s(limit)) for limit in limits)
-    return all(seconds is None or seconds * 1000 <= limit.limit_ms for limit, seconds in found)
+    for limit in limits:
+        seconds = latency_s(limit)
+        if seconds is not None and seconds * 1000 > limit.limit_ms:
+            return False
+    return True

@@ -1,6 +1,6 @@
 """Collects the plugins' telemetry: a gRPC service on the private socket that groups events by engine.
 
-Memory is bounded: a sample of each engine's requests (sidecar.observe.traffic), for the last few engines only.
+Memory is bounded: a sample of the requests (sidecar.observe.traffic) of the last few engines only.
 """
 
 import threading
@@ -16,6 +16,7 @@ from vllm_sloguard.wire import telemetry_pb2 as pb
 from vllm_sloguard.wire.telemetry_pb2_grpc import TelemetryServiceServicer
 
 _MAX_ENGINES = 8
+_MAX_SAMPLES = 3  # only the serving engine's requests are read, and what is started beside it is soon ended
 _MAX_RANKS = 1024
 _MAX_REPORTS = 32
 _MAX_PROCESSES = 4096
@@ -119,6 +120,8 @@ class TelemetryHub(TelemetryServiceServicer):
             self._engines[engine_id] = EngineTelemetry()
             while len(self._engines) > _MAX_ENGINES:
                 self._engines.popitem(last=False)
+            for engine in list(self._engines.values())[:-_MAX_SAMPLES]:
+                engine.recorder.forget_requests()
 
     def of(self, engine_id: str) -> EngineTelemetry:
         """The accumulated telemetry of ``engine_id``; empty for an unknown engine."""

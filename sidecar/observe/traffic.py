@@ -3,6 +3,7 @@
 import random
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 from vllm_sloguard.latency import GapHistogram
 from vllm_sloguard.wire import telemetry_pb2 as pb
@@ -35,17 +36,36 @@ class GapSlot:
     gaps: GapHistogram
 
 
+class SampledRequest(NamedTuple):
+    """A finished request reported at ``at``, in monotonic seconds.
+
+    Encoded, because a message that arrived in a batch keeps the memory of the whole batch.
+    """
+
+    at: float
+    encoded: bytes
+
+    @classmethod
+    def of(cls, at: float, request: pb.RequestFinished) -> Self:
+        """``request`` as reported at ``at``."""
+        return cls(at, request.SerializeToString())
+
+    @property
+    def request(self) -> pb.RequestFinished:
+        """The request."""
+        return pb.RequestFinished.FromString(self.encoded)
+
+
 @dataclass(frozen=True)
 class Traffic:
     """An engine's requests since ``since``, in this process's monotonic seconds.
 
-    ``requests`` is a uniform sample of finished requests, each with the time of its report; it is complete while
-    ``sampled_share`` is 1. ``ended`` counts all real users' requests over the last minutes. ``gaps`` is empty if the
-    plugin reports none.
+    ``requests`` is a uniform sample of finished requests, complete while ``sampled_share`` is 1. ``ended`` counts all
+    real users' requests over the last minutes. ``gaps`` is empty if the plugin reports none.
     """
 
     since: float
-    requests: tuple[tuple[float, pb.RequestFinished], ...]
+    requests: tuple[SampledRequest, ...]
     sampled_share: float = 1.0
     ended: tuple[Slot, ...] | None = None
     gaps: tuple[GapSlot, ...] = ()
@@ -54,7 +74,7 @@ class Traffic:
     def ended_after(self, at: float) -> int:
         """The number of real users' requests that ended after ``at``."""
         if self.ended is None:
-            return sum(heard_at > at for heard_at, request in self.requests if not is_probe(request))
+            return sum(sampled.at > at for sampled in self.requests if not is_probe(sampled.request))
         return sum(slot.count for slot in self.ended if slot.at > at)
 
     def gaps_after(self, at: float) -> GapHistogram:
@@ -78,7 +98,7 @@ class TrafficRecorder:
     def __init__(self, since: float, most_sampled: int = _MAX_SAMPLED) -> None:
         self._since = since
         self._most_sampled = most_sampled
-        self._sample: deque[tuple[float, pb.RequestFinished]] = deque()
+        self._sample: deque[SampledRequest] = deque()
         self._share = 1.0
         self._draw = random.Random(0)  # noqa: S311 - sampling, not cryptography
         self._ended: deque[list[float]] = deque()
@@ -95,12 +115,12 @@ class TrafficRecorder:
                 while self._ended[0][0] < now - _COUNTED_S:
                     self._ended.popleft()
             self._ended[-1][1] += 1
-        while self._sample and self._sample[0][0] < now - HORIZON_S:
+        while self._sample and self._sample[0].at < now - HORIZON_S:
             self._sample.popleft()
         if self._share < 1 and len(self._sample) < self._most_sampled / 4:
             self._share *= 2
         if self._share == 1 or self._draw.random() < self._share:
-            self._sample.append((now, request))
+            self._sample.append(SampledRequest.of(now, request))
         if len(self._sample) > self._most_sampled:
             self._share /= 2
             self._sample = deque(kept for kept in self._sample if self._draw.random() < 0.5)
@@ -122,7 +142,11 @@ class TrafficRecorder:
     @property
     def requests(self) -> list[pb.RequestFinished]:
         """The sample, oldest first."""
-        return [request for _, request in self._sample]
+        return [sampled.request for sampled in self._sample]
+
+    def forget_requests(self) -> None:
+        """Frees the sample."""
+        self._sample.clear()
 
     def snapshot(self) -> Traffic:
         """The current traffic."""

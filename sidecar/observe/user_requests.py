@@ -87,7 +87,8 @@ RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, BeforeValidator(_wit
 
 def real_requests(traffic: Traffic | None) -> list[UserRequest]:
     """The sampled requests, without the sidecar's probes."""
-    reported = traffic.requests if traffic is not None else ()
+    sample = traffic.requests if traffic is not None else ()
+    reported = ((sampled.at, sampled.request) for sampled in sample)
     return [user_request(at, request) for at, request in reported if not is_probe(request)]
 
 

@@ -43,7 +43,7 @@ def live(traffic: Traffic | None, now: float, slo: Slo) -> RecentRequests | None
     if traffic is None:
         return None
     since = max(traffic.since, now - RATE_OVER_S)
-    recent = replace(traffic, requests=tuple(pair for pair in traffic.requests if pair[0] > since))
+    recent = replace(traffic, requests=tuple(sampled for sampled in traffic.requests if sampled.at > since))
     record = summarize(real_requests(recent), slo, rate(traffic, now, RATE_OVER_S), traffic.gaps_after(since))
 
     def measured_ms(statistic: LatencyStatistic) -> float | None:

@@ -80,6 +80,13 @@ def sloguard(*words: object, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
+def in_process(*words: object) -> str:
+    """What a command prints, run in this process, which saves it the imports."""
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     """A configuration with a run of three trials in its state folder."""
@@ -208,11 +215,11 @@ def test_status_says_that_no_sidecar_runs_and_how_the_last_one_ended(config_file
     Journal(tmp_path / "new").close()
 
     def output(folder: Path = state) -> str:
-        return sloguard("status", folder).stdout.splitlines()[0]
+        return in_process("status", folder).splitlines()[0]
 
     assert output(tmp_path / "new") == "sidecar: not running; `sloguard serve` has never run on this state folder"
     assert output() == "sidecar: not running; it was killed, or the machine went down"
-    assert "last state: serving since 20" in sloguard("status", state).stdout
+    assert "last state: serving since 20" in in_process("status", state)
     Journal(state).enter("halted", "stopped, with its engine")
     assert re.fullmatch("sidecar: not running; it ended 20.{17} [A-Z]+: stopped, with its engine", output())
     with lock.held(state):
@@ -222,18 +229,18 @@ def test_status_says_that_no_sidecar_runs_and_how_the_last_one_ended(config_file
         for name, until in (("starting", None), ("tuning", 3e9), ("serving", 3e9)):
             Journal(state).enter(name, "for the tests", until)
             assert output() == f"sidecar: process {os.getpid()}"
-            assert ("the window ends at 2065" in sloguard("status", state).stdout) is (name == "tuning")
+            assert ("the window ends at 2065" in in_process("status", state)) is (name == "tuning")
 
 
 def test_status_says_that_the_current_configuration_misses_the_slo(config_file: Path) -> None:
     state = load_config(config_file).state
-    assert "misses the SLO" not in sloguard("status", state).stdout
+    assert "misses the SLO" not in in_process("status", state)
     journal = Journal(state)
     journal.end_trial(journal.begin_trial(1, planned(Role.BASELINE)), Result(violation=0.5))
     journal.close()
-    output = sloguard("status", state)
-    assert "the current configuration misses the SLO: it was infeasible in trial 4 of run 1" in output.stdout
-    assert json.loads(sloguard("status", state, "--json").stdout)["misses_slo"] == 4
+    output = in_process("status", state)
+    assert "the current configuration misses the SLO: it was infeasible in trial 4 of run 1" in output
+    assert json.loads(in_process("status", state, "--json"))["misses_slo"] == 4
 
 
 @pytest.mark.parametrize("name", ["plan", "history", "tune"])

@@ -1,9 +1,10 @@
 """An engine's traffic: the measured rate is exact under any load, and memory is bounded."""
 
+import psutil
 import pytest
 
-from sidecar.observe.telemetry import EngineTelemetry
-from sidecar.observe.traffic import Traffic, TrafficRecorder
+from sidecar.observe.telemetry import EngineTelemetry, TelemetryHub
+from sidecar.observe.traffic import SampledRequest, Traffic, TrafficRecorder
 from sidecar.observe.user_requests import RATE_OVER_S, rate, real_requests
 from vllm_sloguard.latency import GapHistogram
 from vllm_sloguard.wire import telemetry_pb2 as pb
@@ -61,10 +62,33 @@ def test_a_sample_of_many_requests_is_bounded_and_has_their_distribution() -> No
 
     assert 1000 <= len(traffic.requests) <= 2000
     assert traffic.sampled_share < 1
-    slow = sum(r.ttft_seconds >= 0.9 for _, r in traffic.requests) / len(traffic.requests)
+    slow = sum(sampled.request.ttft_seconds >= 0.9 for sampled in traffic.requests) / len(traffic.requests)
     assert slow == pytest.approx(0.1, abs=0.03)
     early = sum(at < 50 for at, _ in traffic.requests) / len(traffic.requests)
     assert early == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_sample_does_not_keep_the_batches_that_it_came_in() -> None:
+    """A message inside another one keeps the memory of both: 40 MiB here."""
+    batch = pb.PublishRequest(events=[pb.Event(request_finished=finished()) for _ in range(1000)]).SerializeToString()
+    recorder, me = TrafficRecorder(0.0, most_sampled=1000), psutil.Process()
+    before = me.memory_info().rss
+    for number in range(200):
+        for event in pb.PublishRequest.FromString(batch).events:
+            recorder.request(event.request_finished, float(number))
+
+    assert len(recorder.requests) >= 500
+    assert me.memory_info().rss - before < 10 * 2**20
+
+
+def test_only_the_last_engines_keep_their_requests() -> None:
+    hub = TelemetryHub()
+    for name in "abcd":
+        hub.expect(name)
+        hub.of(name).add(pb.Event(request_finished=finished()))
+
+    assert [len(hub.of(name).requests) for name in "abcd"] == [0, 1, 1, 1]
+    assert hub.of("a").recorder.ended == 1
 
 
 def test_every_request_is_kept_again_after_a_burst() -> None:
@@ -130,5 +154,5 @@ def test_admitted_requests_are_open_until_they_end() -> None:
 
 
 def test_a_traffic_without_counts_is_counted_by_its_requests() -> None:
-    requests = tuple((float(at), finished()) for at in range(100))
+    requests = tuple(SampledRequest.of(float(at), finished()) for at in range(100))
     assert rate(Traffic(0.0, requests), 100.0, RATE_OVER_S) == pytest.approx(0.99)

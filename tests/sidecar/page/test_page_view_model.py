@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from sidecar.config.schema import Config, load_config
 from sidecar.config.slo import Slo
 from sidecar.measure.capacity_search import RateResult
-from sidecar.observe.traffic import Traffic
+from sidecar.observe.traffic import SampledRequest, Traffic
 from sidecar.page.heartbeat import live
 from sidecar.page.slo_meters import slo_meters
 from sidecar.page.view_model import PageFacts, PageView, TrialShown, page_view
@@ -279,8 +279,9 @@ def finished(ttft_s: float, tokens: int = 64) -> pb.RequestFinished:
 
 def test_live_latencies_are_of_the_last_minutes_real_requests() -> None:
     now = time.monotonic()
-    old, probe = (now - 400, finished(9.0)), (now - 1, finished(9.0, tokens=1))
-    recent = tuple((now - n, finished(0.1 if n else 0.6)) for n in range(100))
+    old = SampledRequest.of(now - 400, finished(9.0))
+    probe = SampledRequest.of(now - 1, finished(9.0, tokens=1))
+    recent = tuple(SampledRequest.of(now - n, finished(0.1 if n else 0.6)) for n in range(100))
     found = live(Traffic(now - 500, (old, *recent, probe)), now, SLO)
 
     assert found is not None
@@ -294,7 +295,8 @@ def test_live_latencies_are_of_the_last_minutes_real_requests() -> None:
 
 def test_few_requests_and_none_are_said_to_be() -> None:
     now = time.monotonic()
-    few, none = live(Traffic(now - 20, ((now, finished(0.6)),)), now, SLO), live(Traffic(now - 20, ()), now, SLO)
+    few = live(Traffic(now - 20, (SampledRequest.of(now, finished(0.6)),)), now, SLO)
+    none = live(Traffic(now - 20, ()), now, SLO)
 
     assert few is not None
     assert none is not None
