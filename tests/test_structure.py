@@ -47,6 +47,7 @@ INSIDE_VLLM = {
         f"vllm_sloguard.hooks.{name}"
         for name in ("engine_args", "live_client", "live_scheduler", "plugin", "stat_logger")
     ),
+    "vllm_sloguard.starts.completion_client",
     "vllm_sloguard.starts.load_generator",
 }
 

@@ -1,4 +1,4 @@
-"""Sends a trial's load with vLLM's own benchmark client, in a long-lived process in vLLM's environment."""
+"""Sends a trial's load, made by vLLM's own benchmark, from a long-lived process in vLLM's environment."""
 
 import os
 import queue

@@ -53,8 +53,8 @@ class Bound:
 
 
 BOUNDS = (
-    # Telemetry of the last eight engines is kept, with up to 10,000 requests each: 10 MiB for one that lived long.
-    Bound("memory, MiB", lambda sample: sample.memory_mib, 25.0),
+    # A sample of up to 10,000 requests of each of the last three engines: 2 MiB each.
+    Bound("memory, MiB", lambda sample: sample.memory_mib, 10.0),
     Bound("descriptors", lambda sample: sample.descriptors, 3.0),
     Bound("threads", lambda sample: sample.threads, 2.0),
     # The record itself: about 100 KiB a window.

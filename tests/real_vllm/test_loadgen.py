@@ -1,4 +1,4 @@
-"""The load client, which runs vLLM's own benchmark, against a scripted engine."""
+"""The load client, which runs on vLLM's own benchmark, against a scripted engine."""
 
 import time
 from pathlib import Path

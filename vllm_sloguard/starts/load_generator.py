@@ -1,4 +1,6 @@
-"""vLLM's own benchmark client, kept running because importing it takes longer than most measurements.
+"""vLLM's benchmark client, kept running because importing it takes longer than most measurements.
+
+Arguments, data sets and prompts are vLLM's; requests are sent by vllm_sloguard.starts.completion_client.
 
 ``python -m vllm_sloguard.starts.load_generator`` reads commands from standard input and writes messages to standard
 output, both defined in vllm_sloguard.starts.load_protocol. It warms the engine up before the measured requests of a
@@ -10,7 +12,6 @@ failed, with the reason: vLLM answers an aborted request with status 200.
 """
 
 import asyncio
-import contextvars
 import functools
 import importlib
 import os
@@ -19,10 +20,13 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+import uvloop
+
+from vllm_sloguard.starts.completion_client import CompletionClient
 from vllm_sloguard.starts.load_protocol import (
     End,
     EndLoad,
@@ -40,8 +44,6 @@ from vllm_sloguard.starts.load_protocol import (
 )
 from vllm_sloguard.starts.warmup import LONGEST_WARMUP_S, Batch, batch_size, most, settled
 
-RequestFunction = Callable[..., Awaitable[Any]]
-
 _PROGRESS_S = 0.25
 
 
@@ -49,10 +51,10 @@ _PROGRESS_S = 0.25
 class Sent:
     """One request. ``output`` is vLLM's own record, which grows as tokens arrive."""
 
+    output: Any
     measured: bool
     intended_s: float
     start_s: float
-    output: Any = None
     end_s: float = 0.0
     e2e_s: float | None = None
     error: str = ""
@@ -60,18 +62,13 @@ class Sent:
     @property
     def ttft_s(self) -> float | None:
         """None until the first token."""
-        return (self.output.ttft or None) if self.output is not None else None
+        return self.output.ttft or None
 
     def result(self) -> RequestResult:
         """Of a failed request, only when it was sent and why it failed."""
         if self.error:
             return RequestResult(None, None, (), self.error, self.start_s, self.intended_s)
-        gaps = tuple(self.output.itl) if self.output is not None else ()
-        return RequestResult(self.ttft_s, self.e2e_s, gaps, "", self.start_s, self.intended_s)
-
-
-# The request of the current coroutine, in which vLLM creates its record.
-_CURRENT: contextvars.ContextVar[Sent | None] = contextvars.ContextVar("sent", default=None)
+        return RequestResult(self.ttft_s, self.e2e_s, tuple(self.output.itl), "", self.start_s, self.intended_s)
 
 
 @dataclass
@@ -122,7 +119,9 @@ class Load:
         began = time.perf_counter()
         for request, offset_s in zip(measured, arrival_offsets(len(measured), self.rate), strict=True):
             due = began + offset_s
-            await asyncio.sleep(max(due - time.perf_counter(), 0.0))
+            await asyncio.sleep(0)  # at least once, for the events of a burst
+            while (early_s := due - time.perf_counter()) > 0:
+                await asyncio.sleep(early_s)
             if self.ending is not None:
                 break
             self.yielded += 1
@@ -147,18 +146,18 @@ class Load:
             if self.settled or not good or self.ending or time.perf_counter() - began > LONGEST_WARMUP_S:
                 return
 
-    async def send(self, plain: RequestFunction, request_func_input: Any, session: Any, **kwargs: Any) -> Any:
-        """Replaces the benchmark's request function: ``plain`` with a deadline, recorded."""
+    async def send(self, client: CompletionClient, request_func_input: Any, session: Any, **_progress_bar: Any) -> Any:
+        """Replaces the benchmark's request function: sends with a deadline, and records."""
         self.session = session
-        now = time.perf_counter()
+        output = client.record(request_func_input)
+        now = output.start_time
         # Requests are sent in the order in which the benchmark received them.
-        sent = Sent(self.measuring, self.due.popleft() if self.due else now, now)
+        sent = Sent(output, self.measuring, self.due.popleft() if self.due else now, now)
         self.in_flight[id(sent)] = sent
-        _CURRENT.set(sent)
         try:
-            answered = plain(request_func_input=request_func_input, session=session, **kwargs)
-            sent.output = await asyncio.wait_for(answered, self.timeout_s)
-            sent.error = _error(request_func_input, sent.output)
+            async with asyncio.timeout(self.timeout_s):
+                await client.send(request_func_input, output)
+            sent.error = _error(request_func_input, output)
         except TimeoutError:
             sent.error = f"no answer within {self.timeout_s:g} s"
         else:
@@ -169,8 +168,8 @@ class Load:
             self.ended += 1
             self.changed.set()
         (self.finished if sent.measured else self.warm_up).append(sent)
-        sent.output.success, sent.output.error = not sent.error, sent.error
-        return sent.output
+        output.success, output.error = not sent.error, sent.error
+        return output
 
     def flying(self) -> tuple[InFlight, ...]:
         """The measured requests in flight."""
@@ -202,7 +201,7 @@ def arrival_offsets(count: int, rate: float) -> Sequence[float]:
 
 
 class Client:
-    """vLLM's benchmark, with its request function, pacing and records replaced."""
+    """vLLM's benchmark, with its request function and pacing replaced."""
 
     def __init__(self, answers: TextIO) -> None:
         from vllm.benchmarks import serve
@@ -212,12 +211,10 @@ class Client:
         self._serve: Any = serve
         self._lib: Any = lib
         self._answers = answers
-        self._send = self._lib.ASYNC_REQUEST_FUNCS["openai"]
         self._parser = FlexibleArgumentParser()
         serve.add_cli_args(self._parser)
         # Every trial uses the same tokenizer.
         self._serve.get_tokenizer = functools.cache(self._serve.get_tokenizer)
-        self._lib.RequestFuncOutput = _recorded(self._lib.RequestFuncOutput)
         self._lock = threading.Lock()
         self._running: tuple[asyncio.AbstractEventLoop, Load] | None = None
 
@@ -237,7 +234,8 @@ class Client:
         """Runs one load to its end."""
         try:
             # Closing the event loop cancels and awaits any tasks that the benchmark left behind.
-            return asyncio.run(self._run(order))
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(self._run(order))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the process boundary: the sidecar reports it
             return LoadFailure(f"{type(error).__name__}: {error}")
         finally:
@@ -251,7 +249,8 @@ class Client:
             _pandas()
         load = Load(order.request_timeout_s, float(arguments.request_rate), order.warmup_requests)
         arguments.num_prompts += most(load.least_warm_ups)
-        self._lib.ASYNC_REQUEST_FUNCS["openai"] = functools.partial(load.send, self._send)
+        client = CompletionClient(self._lib.RequestFuncOutput)
+        self._lib.ASYNC_REQUEST_FUNCS["openai"] = functools.partial(load.send, client)
         self._serve.get_request = load.paced
         with self._lock:
             self._running = (asyncio.get_running_loop(), load)
@@ -266,6 +265,7 @@ class Client:
         benchmark.cancel()
         await asyncio.wait({benchmark})
         report = load.report(cancelled)
+        client.close()
         if load.session is not None:
             await load.session.close()
         return report
@@ -277,19 +277,6 @@ def _pandas() -> None:
         importlib.import_module("pandas")
     except ImportError:
         raise ModuleNotFoundError("custom prompts are read with pandas: pip install pandas beside vLLM") from None
-
-
-def _recorded(plain: Any) -> Any:
-    """Wraps vLLM's record class, so that a request's record can be read while it is being filled."""
-
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        output = plain(*args, **kwargs)
-        sent = _CURRENT.get()
-        if sent is not None:
-            sent.output = output
-        return output
-
-    return recorded
 
 
 def _error(request: Any, output: Any) -> str:
