@@ -3,7 +3,8 @@
 
     python tests/chaos/campaign.py --runs 200 --seed 0 --jobs 3
 
-Each run has its own state folder and ports. Prints ``report``; the exit code is 1 if an invariant was violated.
+Each run has its own state folder and ports. Prints ``report``; the exit code is 1 if an invariant was violated, or if
+the windows held less than a trial a run.
 ``--only SEED`` repeats a run with the same fault, state and delay.
 """
 
@@ -28,6 +29,8 @@ from rig import PROMISED, Bounds, Rig, Settings, new_folder
 from zygote import Zygote
 
 _TOLD_EVERY = 50
+LEAST_TRIALS = 1.0
+_ENOUGH_RUNS = 50  # of fewer, chance may have aimed most at states without a window
 # If the target state is not reached in this time, the fault is injected in whatever state the sidecar is.
 _REACH_S = 45.0
 # Longer than the invariants allow, so that they can report the actual outage.
@@ -168,7 +171,8 @@ def _reach(rig: Rig, fault: Fault, state: str, rng: random.Random, wrong: list[s
         if (said := rig.retune()) and not rig.settings.cron:
             wrong.append(f"no window: {said.strip()}")
             return False
-        rig.await_state(state, before, _REACH_S)
+        # A window that has ended does not come to that state any more; the next one of a schedule may.
+        rig.await_state(state, before, _REACH_S, before="" if rig.settings.cron else "serving")
     time.sleep(delay_s)
     return True
 
@@ -215,9 +219,10 @@ def report(outcomes: Sequence[Outcome], took_s: float) -> str:
             hit = ", ".join(f"{state} {count}" for state, count in sorted(Counter(o.hit for o in runs).items()))
             lines.append(f"{name:28} {len(runs):4}  {max(o.outage_s for o in runs):17.1f} s  {hit}")
     longest = max(outcomes, key=lambda o: o.outage_s)
+    trials, per_run = sum(o.trials for o in outcomes), trials_per_run(outcomes)
     lines += [
         f"runs                                  {len(outcomes)} in {took_s / 60:.1f} min",
-        f"trials recorded                       {sum(o.trials for o in outcomes)}",
+        f"trials recorded                       {trials} ({per_run:.2f} a run)",
         f"recorded trials lost                  {sum(len(o.lost) for o in outcomes)}",
         f"double controllers                    {sum(len(o.doubles) for o in outcomes)}",
         f"foreign processes killed              {sum(len(o.killed) for o in outcomes)}",
@@ -229,6 +234,11 @@ def report(outcomes: Sequence[Outcome], took_s: float) -> str:
         f"runs with a violation                 {sum(not o.fine for o in outcomes)}",
     ]
     return "\n".join(lines)
+
+
+def trials_per_run(outcomes: Sequence[Outcome]) -> float:
+    """The mean number of trials; below LEAST_TRIALS, the campaign's windows hold too few to test anything."""
+    return sum(o.trials for o in outcomes) / len(outcomes) if outcomes else 0.0
 
 
 def told(outcome: Outcome) -> str:
@@ -291,7 +301,9 @@ def main() -> int:
         until = began + args.minutes * 60
         outcomes = campaign(itertools.islice(plans, args.runs), args.jobs, keep=args.only is not None, until=until)
         print(report(outcomes, time.monotonic() - began))
-        return 0 if all(o.fine for o in outcomes) else 1
+        if not (enough := len(outcomes) < _ENOUGH_RUNS or trials_per_run(outcomes) >= LEAST_TRIALS):
+            print(f"too few trials: {LEAST_TRIALS:g} a run are needed")
+        return 0 if enough and all(o.fine for o in outcomes) else 1
     return 130
 
 

@@ -257,13 +257,14 @@ class Rig:
         rows = self.rows("SELECT id, state FROM states ORDER BY id DESC LIMIT 1")
         return rows[0] if rows else (0, "")
 
-    def await_state(self, name: str, after: int, timeout_s: float) -> bool:
-        """Waits for a state with an id above ``after``."""
+    def await_state(self, name: str, after: int, timeout_s: float, *, before: str = "") -> bool:
+        """Waits for a state with an id above ``after``; no longer once the state ``before`` was entered."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if self.rows("SELECT 1 FROM states WHERE id > ? AND state = ? LIMIT 1", after, name):
-                return True
-            time.sleep(0.005)
+            entered = {state for (state,) in self.rows("SELECT state FROM states WHERE id > ?", after)}
+            if name in entered or before in entered:
+                return name in entered
+            time.sleep(0.01)
         return False
 
     def engine(self) -> psutil.Process | None:
@@ -384,7 +385,7 @@ class Rig:
         self.seen.trials |= rows
 
     def _watch_trials(self) -> None:
-        while not self._closing.wait(0.05):
+        while not self._closing.wait(0.2):
             self.look_at_trials()
 
     def _watch_service(self) -> None:
