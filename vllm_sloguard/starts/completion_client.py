@@ -200,7 +200,7 @@ class CompletionClient:
         self._idle.clear()
 
     async def _answered(self, request: Any, record: Any) -> None:
-        url = urlsplit(request.api_url)
+        url = urlsplit(str(request.api_url))
         content = _http_request(url.netloc, url.path, _payload(request), _headers(request))
         while True:
             answer = _Answer(record)

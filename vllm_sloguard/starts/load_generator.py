@@ -42,6 +42,7 @@ from vllm_sloguard.starts.load_protocol import (
     command_from_json,
     message_line,
 )
+from vllm_sloguard.starts.wakeups import prompt_wakeups
 from vllm_sloguard.starts.warmup import LONGEST_WARMUP_S, Batch, batch_size, most, settled
 
 _PROGRESS_S = 0.25
@@ -112,10 +113,18 @@ class Load:
         measured = requests[spare:]
         self.planned = len(measured)
         began = time.perf_counter()
-        async for request in self._warming(requests[:spare], began):
-            yield request, 0.0
-        self.warm_up_s = time.perf_counter() - began
-        self.measuring = True
+        with prompt_wakeups():
+            async for request in self._warming(requests[:spare], began):
+                yield request, 0.0
+            self.warm_up_s = time.perf_counter() - began
+            self.measuring = True
+            async for request in self._arriving(measured):
+                yield request, self.rate
+            await self.drained()
+        self.over.set()
+
+    async def _arriving(self, measured: list[Any]) -> AsyncGenerator[Any]:
+        """Each request at its time, until the load is ended."""
         began = time.perf_counter()
         for request, offset_s in zip(measured, arrival_offsets(len(measured), self.rate), strict=True):
             due = began + offset_s
@@ -123,12 +132,10 @@ class Load:
             while (early_s := due - time.perf_counter()) > 0:
                 await asyncio.sleep(early_s)
             if self.ending is not None:
-                break
+                return
             self.yielded += 1
             self.due.append(due)
-            yield request, self.rate
-        await self.drained()
-        self.over.set()
+            yield request
 
     async def _warming(self, spare: list[Any], began: float) -> AsyncGenerator[Any]:
         size = batch_size(self.least_warm_ups)

@@ -10,43 +10,15 @@ from typing import Any
 import pytest
 
 pytest.importorskip("httptools")
+pytest.importorskip("uvloop")
+
+from paced_load import Record, Request
 
 from vllm_sloguard.starts.completion_client import CompletionClient
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 DONE = b"data: [DONE]\n\n"
 Answer = Callable[["Server", asyncio.StreamWriter], Awaitable[None]]
-
-
-@dataclass
-class Record:
-    """The part of vLLM's RequestFuncOutput that is filled."""
-
-    success: bool = False
-    latency: float = 0.0
-    output_tokens: int = 0
-    ttft: float = 0.0
-    itl: list[float] = field(default_factory=list[float])
-    prompt_len: int = 0
-    error: str = ""
-    start_time: float = 0.0
-
-
-@dataclass
-class Request:
-    """The part of vLLM's RequestFuncInput that is read."""
-
-    api_url: str
-    prompt: str = "a prompt"
-    prompt_len: int = 3
-    output_len: int = 4
-    model: str = "model"
-    model_name: str | None = None
-    logprobs: int | None = None
-    extra_headers: dict[str, str] | None = None
-    extra_body: dict[str, Any] | None = None
-    ignore_eos: bool = True
-    request_id: str | None = None
 
 
 @dataclass
