@@ -33,6 +33,7 @@ FAKE = Path(__file__).resolve().parents[1] / "support" / "fake_vllm.py"
 MODEL = Path(__file__).resolve().parents[2] / "deploy" / "demo" / "model"
 SLOGUARD = [sys.executable, "-m", "sidecar"]
 POLL_S = 0.02
+_WATCHED_EVERY_S = 0.1
 # Below the ephemeral range and the ports of trials, so that no other run takes one while it is free.
 _PORTS = itertools.cycle(range(20000, 30000))
 _ports_lock = threading.Lock()
@@ -389,13 +390,13 @@ class Rig:
             self.look_at_trials()
 
     def _watch_service(self) -> None:
-        while not self._closing.wait(0.05):
+        while not self._closing.wait(_WATCHED_EVERY_S):
             asked_at = time.monotonic()
             if self.answers():
                 self.seen.answered_at = time.monotonic()
             else:
                 # While a request is pending there is no service, even if it is answered in the end.
-                self.seen.unanswered_at = max(asked_at, time.monotonic() - 0.05)
+                self.seen.unanswered_at = max(asked_at, time.monotonic() - _WATCHED_EVERY_S)
 
     # The end
 
