@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fake_service import fake_config, serving, sloguard
 
+from sidecar import http_server
 from sidecar.config.schema import EngineConfig, load_config
 from sidecar.record.journal import Journal
 
@@ -102,3 +103,8 @@ def test_secrets_come_by_a_file_and_the_engines_sockets_outlive_the_sidecar(serv
     assert "Environment" not in service
     assert "PrivateTmp" not in service
     assert (service["StateDirectoryMode"], service["UMask"]) == ("0700", "0077")
+
+
+def test_descriptors_suffice_for_engines_beside_all_clients(service: configparser.SectionProxy) -> None:
+    clients = http_server.MOST_AT_ONCE + http_server.BACKLOG
+    assert int(service["LimitNOFILE"]) > 10 * clients
