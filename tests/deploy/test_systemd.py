@@ -106,5 +106,5 @@ def test_secrets_come_by_a_file_and_the_engines_sockets_outlive_the_sidecar(serv
 
 
 def test_descriptors_suffice_for_engines_beside_all_clients(service: configparser.SectionProxy) -> None:
-    clients = http_server.MOST_AT_ONCE + http_server.BACKLOG
+    clients = http_server.MAX_AT_ONCE + http_server.BACKLOG
     assert int(service["LimitNOFILE"]) > 10 * clients
