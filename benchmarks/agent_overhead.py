@@ -1,6 +1,7 @@
-"""What a trial costs more through an agent than without: the fake engine, in turn, local and through a Unix socket.
+"""How much longer a trial takes through an agent than without: the fake engine, alternating, over a Unix socket.
 
-``python benchmarks/agent_overhead.py [--trials 20]`` times one start, one load and one stop, and prints the medians.
+``python benchmarks/agent_overhead.py [--trials 40]`` times a start, a load and a stop in pairs, and prints the median
+of the pairs' differences with its 95% interval. The goal is at most 20 ms.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from sidecar.measure.load_client import LoadClient  # noqa: E402
 from sidecar.metrics.exporter import Metrics  # noqa: E402
 from sidecar.run.engine_manager import EngineManager  # noqa: E402
 from sidecar.service.wiring import assembled  # noqa: E402
+from vllm_sloguard.latency import percentile_interval  # noqa: E402
 
 
 @contextmanager
@@ -45,10 +47,21 @@ def trial_s(config: Config, engines: EngineManager, client: LoadClient) -> float
     return time.monotonic() - began
 
 
+Setup = tuple[Config, EngineManager, LoadClient]
+
+
+def _pair(number: int, local: Setup, remote: Setup) -> tuple[float, float]:
+    """Seconds for a trial without and with the agent; which is first alternates."""
+    if number % 2:
+        remote_s = trial_s(*remote)
+        return trial_s(*local), remote_s
+    return trial_s(*local), trial_s(*remote)
+
+
 def main() -> int:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=40)
     count = parser.parse_args().trials
     with tempfile.TemporaryDirectory() as name:
         folders = [Path(name) / kind for kind in ("local", "agent")]
@@ -58,15 +71,16 @@ def main() -> int:
             local = load_config(configured(folders[0]))
             remote = load_config(at_agent(configured(folders[1]), agent.address))
             with parts(local) as ours, parts(remote) as theirs:
-                times: tuple[list[float], list[float]] = ([], [])
-                for _ in range(count + 1):
-                    times[0].append(trial_s(local, *ours))
-                    times[1].append(trial_s(remote, *theirs))
-    medians = [statistics.median(one[1:]) * 1000 for one in times]  # the first starts the load client
-    means = [statistics.mean(one[1:]) * 1000 for one in times]
-    print(f"{count} trials each: local median {medians[0]:.0f} ms, mean {means[0]:.0f} ms")
-    print(f"through the agent: median {medians[1]:.0f} ms, mean {means[1]:.0f} ms")
-    print(f"difference of the medians: {medians[1] - medians[0]:+.0f} ms; of the means: {means[1] - means[0]:+.0f} ms")
+                pairs = [_pair(number, (local, *ours), (remote, *theirs)) for number in range(count + 1)]
+    differences = [remote_s - local_s for local_s, remote_s in pairs[1:]]  # the first pair starts the load clients
+    median = percentile_interval(differences, 0.5)
+    assert median is not None
+    for name, times in (("without", [pair[0] for pair in pairs[1:]]), ("through the agent", [p[1] for p in pairs[1:]])):
+        print(f"{name}: median {statistics.median(times) * 1000:.0f} ms, mean {statistics.mean(times) * 1000:.0f} ms")
+    print(
+        f"difference of {count} pairs: median {median.value * 1000:+.0f} ms (95%: {median.low * 1000:+.0f} to"
+        f" {median.high * 1000:+.0f} ms), mean {statistics.mean(differences) * 1000:+.0f} ms"
+    )
     return 0
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sidecar.guard.model_builds import BuildHelper
+from vllm_sloguard.agent.build_helper import BuildHelper
 from vllm_sloguard.guard.built_model import read_built_model
 from vllm_sloguard.guard.evidence import ModelEvidence
 from vllm_sloguard.guard.known_model import shape_of_built

@@ -69,11 +69,15 @@ def _facts(config_file: Path | None, prometheus: str, say: probes.Say, *, quick:
     facts = probes.gather(config, prometheus, say, quick=quick)
     if config is None:
         return dataclasses.replace(facts, config_error=error)
+    facts = dataclasses.replace(facts, config_warnings=warnings)
+    unreachable = facts.agent is not None and facts.agent.error
+    if config.engine.watch_only or unreachable:
+        return facts
     try:
         problem = planned(config)[0].problem
     except (ConfigError, JournalError, OSError) as wrong:
         problem = str(wrong)
-    return dataclasses.replace(facts, plan_problem=problem, config_warnings=warnings)
+    return dataclasses.replace(facts, plan_problem=problem)
 
 
 def _show(found: list[Finding]) -> None:

@@ -32,6 +32,7 @@ from sidecar.run.engine_manager import EngineManager
 from sidecar.run.tuning_run import Tuner, incumbent_args, open_run
 from sidecar.service import signals
 from sidecar.service.loop import Service
+from sidecar.service.watch import WatchService
 from sidecar.service.wiring import assembled
 from vllm_sloguard import __version__
 from vllm_sloguard.agent.engine_http import address
@@ -116,6 +117,8 @@ def tune(config_file: ConfigFile) -> None:
     """
     loaded, console = checked_config(config_file), unfailing_console()
     config = loaded.config
+    if config.engine.watch_only:
+        raise ConfigError("engine.watch_only: a vLLM that is only watched can't be tuned; see docs/agent.md")
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -128,8 +131,8 @@ def tune(config_file: ConfigFile) -> None:
         signals.stop_on(parts.requests)
         journal = parts.journal
         _refuse_while_serving(parts.engines)
-        parts.engines.orphans.end()
         parts.runner.act_for(journal.take_over(os.getpid()))
+        parts.engines.orphans.end()
         run = open_run(config, journal)
         with View(console, list(config.search.knobs), config.search.budget) as view:
             for trial in journal.trials(run.id):
@@ -199,8 +202,12 @@ def serve(config_file: ConfigFile) -> None:
         server = metrics.serve(say)
         try:
             say(f"metrics: {server.url}/metrics")
-            say(f"vLLM: {address(config.engine.host, config.engine.port)} (once it is up)")
-            service = Service(config, parts, say=say, notify=view.notify)
+            up = "watched" if config.engine.watch_only else "once it is up"
+            say(f"vLLM: {address(config.engine.host, config.engine.port)} ({up})")
+            if config.engine.watch_only:
+                service = WatchService(config, parts, say=say)
+            else:
+                service = Service(config, parts, say=say, notify=view.notify)
             with page.served(page.Sources(config, parts.hub, parts.requests, service.progress), say):
                 service.run()
         finally:

@@ -17,9 +17,8 @@ from sidecar.config.schema import Config, ConfigError, Workload, checked_config
 from sidecar.format import assignments, change, setting, when
 from sidecar.guard.guard import Args, Guard
 from sidecar.guard.memory_learning import Learning
-from sidecar.guard.model_builds import model_of
-from sidecar.preflight import engine_memory
-from sidecar.preflight.python_env import UnusablePythonError, packages
+from sidecar.preflight.engine_host import EngineHost, engine_host
+from sidecar.preflight.engine_memory import running
 from sidecar.preflight.window_forecast import Durations, alike, drains, durations, forecast
 from sidecar.preflight.window_plan import Incumbent, KnobPlan, NextWindow, RuledOut, WindowPlan, cold, knob_plan
 from sidecar.record import lock
@@ -29,6 +28,7 @@ from sidecar.record.trial import RepairChange, Role
 from sidecar.report import wording
 from sidecar.search.contract import Proposal
 from sidecar.service.window_policy import window_refusal
+from vllm_sloguard.guard.known_model import KnownModel
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import gib
 from vllm_sloguard.guard.memory import max_model_len as longest_request
@@ -66,17 +66,23 @@ def plan(config_file: ConfigFile, as_json: AsJson = False) -> None:
 def planned(config: Config, warnings: Sequence[str] = ()) -> tuple[WindowPlan, Machine, int]:
     """The plan, the machine that it assumes, and the bytes that this sidecar's own engines use now.
 
-    ``warnings`` are those of the file. Raises JournalError, OSError.
+    ``warnings`` are those of the file. Raises ConfigError, JournalError, OSError.
     """
+    with engine_host(config) as host:
+        return _planned(config, host, warnings)
+
+
+def _planned(config: Config, host: EngineHost, warnings: Sequence[str]) -> tuple[WindowPlan, Machine, int]:
     journal = Journal(config.state, read_only=True) if (config.state / JOURNAL_FILE).is_file() else None
     operations = Operations(journal, config.base_digest()) if journal is not None else None
     current = operations.current() if operations is not None else None
     args: Args = current.args if current is not None else config.engine.args
-    own = engine_memory.running(journal)
-    here, held = engine_memory.machine_without(own, config, dict(args))
+    here, held = host.machine_without(running(journal), args)
+    known = host.known_model()
     learned = Learning(journal, config.state, config.model, lambda _: here).current() if journal else Learned()
-    vllm = _vllm(config) or learned.vllm_version
-    serves = _incumbent(config, args, current.id if current is not None else None, learned, here)
+    vllm = host.vllm_version() or learned.vllm_version
+    guard = Guard(config, lambda _: here, lambda: learned, lambda: known)
+    serves = _incumbent(config, args, current.id if current is not None else None, learned, here, known)
     takes = _durations(config, journal, operations)
     found = WindowPlan(
         vllm_version=vllm,
@@ -87,7 +93,7 @@ def planned(config: Config, warnings: Sequence[str] = ()) -> tuple[WindowPlan, M
         slo=config.slo.upper_limits,
         load=f"{config.workload.rate:g} requests/s of {config.workload.prompts}",
         unguarded=tuple(config.search.unguarded),
-        knobs=_knobs(config, args, learned, here, vllm),
+        knobs=_knobs(config, args, guard, vllm),
         takes=takes,
         forecast=forecast(config, takes),
         next_window=_next_window(config, operations),
@@ -102,16 +108,10 @@ def planned(config: Config, warnings: Sequence[str] = ()) -> tuple[WindowPlan, M
     return found, here, held
 
 
-def _vllm(config: Config) -> str:
-    try:
-        return packages(config.engine.python).vllm
-    except UnusablePythonError:  # `sloguard doctor` says more
-        return ""
-
-
-def _incumbent(config: Config, args: Args, promotion: int | None, learned: Learned, here: Machine) -> Incumbent:
+def _incumbent(  # noqa: PLR0917 - all that it depends on
+    config: Config, args: Args, promotion: int | None, learned: Learned, here: Machine, known: KnownModel
+) -> Incumbent:
     """The current configuration ``args`` with the plugin's repairs inside vLLM."""
-    known = model_of(config.model, config.engine.python)
     repaired = learned.repairer(
         known,
         here,
@@ -144,8 +144,7 @@ def _pinned(config: Config) -> frozenset[str]:
         raise ConfigError(f"engine.env: {error}") from None
 
 
-def _knobs(config: Config, args: Args, learned: Learned, here: Machine, vllm: str) -> tuple[KnobPlan, ...]:
-    guard = Guard(config, lambda _: here, lambda: learned)
+def _knobs(config: Config, args: Args, guard: Guard, vllm: str) -> tuple[KnobPlan, ...]:
     project = guard.projector(args)
     serves: dict[str, Any] = {n: v for n, v in args.items() if n in config.search.knobs and not isinstance(v, list)}
 

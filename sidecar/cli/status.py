@@ -2,13 +2,16 @@
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import typer
+from pydantic import ValidationError
 
 from sidecar.cli.places import ConfigOption, StateFolder, config_of, folder_of
 from sidecar.cli.rendering import AsJson
 from sidecar.format import assignments, setting, when
+from sidecar.observe.watch_report import ADVICE_TEXTS, WATCH_REPORT, WATCH_REPORT_FILE, WatchReport
 from sidecar.record import lock
 from sidecar.record.action_queue import ActionQueue, OperatorAction
 from sidecar.record.decisions import Decision, decision_as_json, evidence_as_json
@@ -17,9 +20,13 @@ from sidecar.record.journal import Journal, Promoted, Run, StateRecord
 from sidecar.record.states import COMING_UP, State
 from sidecar.record.trial_states import TRIAL_STATES
 from sidecar.record.wording import OUTCOMES, misses_slo
+from sidecar.report.wording import measured_text
 from vllm_sloguard.agent.engine_http import address
 from vllm_sloguard.agent.process_group import ProcessGroup
 from vllm_sloguard.guard.start_history import RULE, LearnedLimit
+
+# A sidecar that watches reports every five seconds.
+_WATCHED_WITHIN_S = 60.0
 
 
 def register(app: typer.Typer) -> None:
@@ -111,6 +118,7 @@ def status(state: StateFolder = None, config_file: ConfigOption = None, as_json_
     standing = _standing(record, run, pid)
     paused, windows = operations.paused(), operations.events([EventKind.WINDOW_ENDED], 1)
     trials = journal.trials(run.id) if run else []
+    watched = _watched(folder) if pid is not None else None
     missing = misses_slo(trials, run.decision.outcome if run and run.decision else None)
     facts: dict[str, Any] = {
         "running": pid is not None,
@@ -129,12 +137,15 @@ def status(state: StateFolder = None, config_file: ConfigOption = None, as_json_
         "trials": len(trials),
         "misses_slo": missing.number if missing else None,
         "rules": [_rule(rule) for rule in journal.rules(time.time())],
+        "watched": json.loads(WATCH_REPORT.dump_json(watched)) if watched is not None else None,
     }
     if as_json_:
         print(json.dumps(facts))
         return
     for text in standing:
         print(text)
+    if watched is not None:
+        _show_watched(watched)
     if facts["serves"]:
         print(f"current configuration: {facts['serves']}, serving at {facts['engine_address']}")
     if run and missing:
@@ -174,7 +185,8 @@ def _standing(record: StateRecord | None, run: Run | None, pid: int | None) -> l
 
 def _serves(journal: Journal, operations: Operations, record: StateRecord | None) -> dict[str, str | None]:
     """The configuration of the serving engine, and its address; None if none is serving."""
-    engines = [e for e in journal.engines() if e.role == "serving" and ProcessGroup(e.identity).leader_alive()]
+    serving = [engine for engine in journal.engines() if engine.role == "serving"]
+    engines = [e for e in serving if e.identity.remote or ProcessGroup(e.identity).leader_alive()]
     starts = operations.events([EventKind.START], 1)
     # The start of an engine is only recorded once it is up.
     if not engines or not starts or record is None or record.state in COMING_UP:
@@ -185,6 +197,29 @@ def _serves(journal: Journal, operations: Operations, record: StateRecord | None
         "serves": "the file's arguments" if number is None else f"promotion {number}",
         "engine_address": address(launch["host"], launch["port"]),
     }
+
+
+def _watched(folder: Path) -> WatchReport | None:
+    """The report of a sidecar that only watches; None without one, or if it is an earlier sidecar's."""
+    try:
+        report = WATCH_REPORT.validate_json((folder / WATCH_REPORT_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return report if time.time() - report.at < _WATCHED_WITHIN_S else None
+
+
+def _show_watched(report: WatchReport) -> None:
+    found = report.compliance
+    traffic = "" if found.rate is None else f", {found.rate:.3g} requests/s"
+    answers = "answers" if report.answers else "does not answer"
+    print(f"vLLM at {report.address}: {answers}")
+    print(f"SLO: {found.compliance} ({found.requests} requests in {found.over_s / 60:.0f} minutes{traffic})")
+    for limit in found.limits:
+        if limit.measured is not None:
+            measured, most = (measured_text(limit.name, value) for value in (limit.measured, limit.limit))
+            print(f"  {limit.name.removesuffix('_ms')}: {measured}, limit {most}{' (missed)' if limit.missed else ''}")
+    for one in report.advice:
+        print(f"advice: {ADVICE_TEXTS[one]}")
 
 
 def _rule(rule: LearnedLimit) -> dict[str, Any]:

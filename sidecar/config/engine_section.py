@@ -8,10 +8,16 @@ from pydantic import AfterValidator, Field, PositiveFloat, model_validator
 
 from sidecar.config.engine_arguments import ArgsField, check_arguments
 from sidecar.config.window import Section
+from vllm_sloguard.agent.lease import LONGEST_LEASE_S
 from vllm_sloguard.agent.listen import AddressError, read_address
+
+# In place of an address: the sidecar starts an agent by itself.
+LOCAL_AGENT = "local"
 
 
 def _agent_address(text: str) -> str:
+    if text == LOCAL_AGENT:
+        return text
     try:
         read_address(text)
     except AddressError as error:
@@ -33,8 +39,10 @@ class AgentTls(Section):
 class EngineConfig(Section):
     """How vLLM is started; ``args`` is the incumbent.
 
-    ``agents`` names the agent that runs the engines: "unix:///path", or "host:port" with ``agent_tls``; without one,
-    the sidecar runs them itself. ``python`` and ``env`` are then the agent's own.
+    ``agents`` names the agent that runs the engines: "unix:///path", "host:port" with ``agent_tls``, or "local" for one
+    that the sidecar starts by itself; without one, the sidecar runs them itself. Where the agent is not a local one,
+    ``python`` and ``env`` are its own. With ``watch_only``, vLLM at ``host`` and ``port`` was started by someone else,
+    with the plugin: the sidecar reports on it and never tunes.
     """
 
     args: ArgsField = Field(default={})
@@ -57,19 +65,31 @@ class EngineConfig(Section):
     hang_timeout_s: Annotated[float, Field(ge=2)] = 15.0
     agents: list[AgentAddressField] = Field(default=[])
     agent_tls: AgentTls | None = None
+    watch_only: bool = False
+    # The agent ends trials and restores the service when it has not heard from the sidecar for this long.
+    agent_lease_s: Annotated[float, Field(ge=1, le=LONGEST_LEASE_S)] = 10.0
 
     @model_validator(mode="after")
     def _agents_alone(self) -> "EngineConfig":
         if len(self.agents) > 1:
             raise ValueError(f"agents: one agent is supported, got {len(self.agents)}")
-        if not self.agents and self.agent_tls is not None:
-            raise ValueError("agent_tls: only with agents")
-        if self.agents and not self.agents[0].startswith("unix://") and self.agent_tls is None:
+        for name in ("agent_tls", "agent_lease_s"):
+            if not self.agents and name in self.model_fields_set:
+                raise ValueError(f"{name}: only with agents")
+        remote = bool(self.agents) and not self.local_agent
+        if remote and not self.agents[0].startswith("unix://") and self.agent_tls is None:
             raise ValueError("agents: an address over TCP needs agent_tls: certificate, key and ca")
+        if self.agents and self.watch_only:
+            raise ValueError("watch_only: not with agents, which can tune")
         for name in ("env", "python"):
-            if self.agents and name in self.model_fields_set:
+            if remote and name in self.model_fields_set:
                 raise ValueError(f"{name}: set it where the agent is started; with agents it is not used here")
         return self
+
+    @property
+    def local_agent(self) -> bool:
+        """Whether the sidecar starts the agent by itself."""
+        return self.agents == [LOCAL_AGENT]
 
     @model_validator(mode="after")
     def _no_own_args(self) -> "EngineConfig":

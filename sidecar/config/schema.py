@@ -38,6 +38,7 @@ from sidecar.config.yaml_file import YamlContent, YamlTooLarge, read_yaml
 # The kernel limits a Unix socket's path to 108 bytes, including the terminating zero.
 LONGEST_SOCKET_PATH = 107
 SOCKET_NAME = "sidecar.sock"
+LOCAL_AGENT_SOCKET = "agent/plugin.sock"
 
 
 class Objective(StrEnum):
@@ -118,6 +119,18 @@ class Config(Section):
     page: PageConfig = PageConfig()
     remote: Remote | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _watched(cls, content: object) -> object:
+        """Where vLLM is only watched, no load is sent, so the section may be left out."""
+        if not isinstance(content, dict):
+            return content
+        fields = cast("dict[str, object]", content)
+        engine = fields.get("engine")
+        if not isinstance(engine, dict) or cast("dict[str, object]", engine).get("watch_only") is not True:
+            return fields
+        return {"workload": {"rate": 1.0}, **fields}
+
     @property
     def socket(self) -> Path:
         """The sidecar's private socket."""
@@ -126,7 +139,8 @@ class Config(Section):
     def digest(self) -> str:
         """Identifies everything a run depends on: only the same configuration resumes a run."""
         content = self.model_dump(mode="json", exclude={"state", "metrics", "page", "window", "remote"})
-        for name in ("agents", "agent_tls"):  # where the engines run is not what they run
+        # Where the engines run is not what they run.
+        for name in ("agents", "agent_tls", "agent_lease_s", "watch_only"):
             content["engine"].pop(name, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -196,7 +210,8 @@ def _read(path: Path) -> YamlContent:
 
 def _placed(config: Config, folder: Path) -> Config:
     state = _resolved("state", folder, config.state)
-    if len(os.fsencode(state / SOCKET_NAME)) > LONGEST_SOCKET_PATH:
+    longest = LOCAL_AGENT_SOCKET if config.engine.local_agent else SOCKET_NAME
+    if len(os.fsencode(state / longest)) > LONGEST_SOCKET_PATH:
         raise MisplacedValues(
             [Mistake(("state",), f"{state} is too long a path for a Unix socket in it; choose a shorter one")]
         )

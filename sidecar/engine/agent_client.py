@@ -17,6 +17,7 @@ from vllm_sloguard.agent.engine_spec import EngineSpec, EngineStatus
 from vllm_sloguard.agent.lease import ControllerId
 from vllm_sloguard.agent.listen import TlsFiles, private_file, read_address, tls_file
 from vllm_sloguard.agent.messages import controller_to_wire, machine_from_wire, spec_to_wire, status_from_wire
+from vllm_sloguard.agent.process_identity import agent_boot
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.hooks.telemetry_client import unix_target
 from vllm_sloguard.wire import agent_pb2 as pb
@@ -25,9 +26,9 @@ from vllm_sloguard.wire.agent_pb2_grpc import AgentServiceStub
 MessageT = TypeVar("MessageT")
 
 _LEASE_S = 10.0
-_RENEW_EVERY_S = 2.0
+_RENEWALS = 5  # in the time of one lease
 _CALL_S = 10.0
-_PATIENCE_S = 15.0
+_PATIENCE = 1.5  # times the lease
 _RETRY_S = 0.2
 _FORK_S = 250.0  # the fork server's imports, and the fork
 _KILL_S = 90.0
@@ -80,7 +81,10 @@ class AgentFacts:
 
 
 class AgentClient:
-    """One agent, as seen by one sidecar. ``journal_id`` identifies the sidecar's journal."""
+    """One agent, as seen by one sidecar. ``journal_id`` identifies the sidecar's journal.
+
+    Calls are repeated for ``patience_s`` while the agent can't be reached; one and a half leases by default.
+    """
 
     def __init__(
         self,
@@ -90,7 +94,7 @@ class AgentClient:
         say: Callable[[str], None],
         *,
         lease_s: float = _LEASE_S,
-        patience_s: float = _PATIENCE_S,
+        patience_s: float | None = None,
     ) -> None:
         self.address = address
         self._parsed = read_address(address)
@@ -98,7 +102,7 @@ class AgentClient:
         self._journal_id = journal_id
         self._say = say
         self._lease_s = lease_s
-        self._patience_s = patience_s
+        self._patience_s = _PATIENCE * lease_s if patience_s is None else patience_s
         self._channel = self._open()
         self._epoch = 0
         self._ended = threading.Event()
@@ -136,7 +140,7 @@ class AgentClient:
         self.call(lambda stub: stub.Acquire, request)
 
     def _keep(self) -> None:
-        while not self._ended.wait(_RENEW_EVERY_S):
+        while not self._ended.wait(self._lease_s / _RENEWALS):
             request = pb.AcquireRequest(controller=self.controller, lease_seconds=self._lease_s)
             try:
                 AgentServiceStub(self._channel).Acquire(request, timeout=self._lease_s)
@@ -144,10 +148,10 @@ class AgentClient:
                 if _code(error) is grpc.StatusCode.DEADLINE_EXCEEDED:
                     self._reconnect(self._channel)
 
-    def close(self) -> None:
-        """Gives the lease back, if the agent can be reached."""
+    def close(self, *, release: bool = True) -> None:
+        """Closes the connection; gives the lease back if ``release`` and the agent can be reached."""
         self._ended.set()
-        if self._epoch:
+        if self._epoch and release:
             try:
                 AgentServiceStub(self._channel).Release(pb.ReleaseRequest(controller=self.controller), timeout=2.0)
             except grpc.RpcError:
@@ -163,11 +167,17 @@ class AgentClient:
         timeout_s: float = _CALL_S,
     ) -> MessageT:
         """The answer, after retries. Raises AgentLost, AgentTaken, AgentRefused, AgentUnknown."""
+        return self.call_on_channel(lambda channel: method(AgentServiceStub(channel)), request, timeout_s)
+
+    def call_on_channel(
+        self, method: Callable[[grpc.Channel], Callable[..., MessageT]], request: Any, timeout_s: float = _CALL_S
+    ) -> MessageT:
+        """As ``call``, for any service of the agent."""
         deadline = time.monotonic() + self._patience_s
         while True:
             channel = self._channel
             try:
-                return method(AgentServiceStub(channel))(request, timeout=timeout_s)
+                return method(channel)(request, timeout=timeout_s)
             except ValueError:  # the channel was replaced meanwhile
                 pass
             except grpc.RpcError as error:
@@ -216,15 +226,19 @@ class AgentClient:
 
     def machine(self, ranks: int) -> Machine:
         """The memory of the agent's machine now. Raises AgentLost, OSError if the agent can't read it."""
-        found = self.call(lambda stub: stub.Describe, pb.DescribeRequest(ranks=ranks))
+        return self.machine_and_held(ranks, held=False)[0]
+
+    def machine_and_held(self, ranks: int, *, held: bool = True) -> tuple[Machine, int]:
+        """Also the bytes of it that the agent's engines use. Raises as ``machine``."""
+        found = self.call(lambda stub: stub.Describe, pb.DescribeRequest(ranks=ranks, held=held))
         if not found.HasField("machine"):
             raise OSError(f"the agent {self.address} can't read its machine's memory")
-        return machine_from_wire(found.machine)
+        return machine_from_wire(found.machine), found.held_bytes
 
     @property
     def boot(self) -> str:
         """Stands for the boot id in identities of its processes, which are not this machine's."""
-        return f"agent {self.address}"
+        return agent_boot(self.address)
 
     def engine(self, engine_id: str, *, ports: bool = False) -> EngineStatus:
         """One engine. Raises AgentUnknown, AgentLost."""

@@ -20,19 +20,23 @@ from vllm_sloguard.knobs import KnobValues as Knobs
 class Guard:
     """Repairs and refuses proposals for one configuration file.
 
-    ``observe`` returns the machine's current state for a number of ranks, ``learned`` what earlier starts taught.
+    ``observe`` returns the machine's current state for a number of ranks, ``learned`` what earlier starts taught, and
+    ``known_model`` what is known of the model; by default what this machine says.
     """
 
     def __init__(
-        self, config: Config, observe: Callable[[int], Machine], learned: Callable[[], Learned] = Learned
+        self,
+        config: Config,
+        observe: Callable[[int], Machine],
+        learned: Callable[[], Learned] = Learned,
+        known_model: Callable[[], KnownModel] | None = None,
     ) -> None:
         self._observe = observe
         self._learned = learned
         self._workload_max_len = config.workload.longest_request_tokens
         self._space_knobs = config.search.space_knobs()
         self._knobs = frozenset(config.search.knobs)
-        self._model = config.model
-        self._python = config.engine.python
+        self._known_model = known_model or (lambda: model_of(config.model, config.engine.python))
         self._known: KnownModel | None = None
 
     def plan(self, incumbent: Args, proposal: Proposal, role: Role) -> Plan:
@@ -77,7 +81,7 @@ class Guard:
         """The repair pass with current knowledge. Arguments of the incumbent that are not searched are pinned."""
         learned, now = self._learned(), time.time()
         if self._known is None:
-            self._known = model_of(self._model, self._python)
+            self._known = self._known_model()
         repaired_scalars = learned.repairer(
             self._known,
             machine,

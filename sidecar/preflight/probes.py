@@ -20,140 +20,69 @@ import psutil
 
 from sidecar.config.schema import LONGEST_SOCKET_PATH, Config, ConfigError
 from sidecar.format import Say, when
+from sidecar.preflight.engine_host import engine_host
 from sidecar.preflight.engine_memory import Own, running
-from sidecar.preflight.facts import (
-    SHM,
-    Devices,
-    HostFacts,
-    Imports,
-    ModelFacts,
-    Port,
-    Scrape,
-    Shm,
-    SidecarFacts,
-    StateFolderFacts,
-    VllmFacts,
-)
-from sidecar.preflight.python_env import UnusablePythonError, answer, packages
+from sidecar.preflight.facts import AgentReach, HostFacts, Port, Scrape, SidecarFacts, StateFolderFacts
 from sidecar.record import lock
 from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError
 from sidecar.service import remote_rpc
-from vllm_sloguard import __version__
 from vllm_sloguard.agent.engine_http import address, reached_at
-from vllm_sloguard.agent.fork_client import ForkServer, ForkServerError
+from vllm_sloguard.agent.environment_facts import EnvironmentFacts
+from vllm_sloguard.agent.environment_probe import ProbeRequest, probe_environment
 from vllm_sloguard.agent.grpc_server import EPOCH_METADATA
 from vllm_sloguard.agent.ports import port_free, port_owner
-from vllm_sloguard.guard import gpus, machine, model_shape
 from vllm_sloguard.guard.rules.arguments import misspelt
-from vllm_sloguard.guard.start_history import ranks_of
 from vllm_sloguard.wire import control_pb2 as pb
 from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
 
-_IMPORT_TIMEOUT_S, _ANSWER_TIMEOUT_S = 300.0, 5.0
+_ANSWER_TIMEOUT_S = 5.0
 _PROBE_BYTES = 2**20
 _MAX_ANSWER_BYTES = 2**24
 # No controller has this epoch: each refuses the call and reports its own in the trailing metadata.
 _NO_EPOCH = 2**63
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
-_OFFLINE, _TRUE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), ("1", "ON", "YES", "TRUE")
 # Local addresses are never reached through a proxy.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-_IMPORT = """
-import json, time
-began, errors = time.monotonic(), {}
-for name in ("vllm", "vllm.benchmarks.serve"):
-    try: __import__(name)
-    except BaseException as error: errors[name] = f"{type(error).__name__}: {error}"
-print("\\n" + json.dumps({"seconds": time.monotonic() - began, "errors": errors}))
-"""
 
 
 def gather(config: Config | None, prometheus: str, say: Say, *, quick: bool) -> HostFacts:
     """The facts for ``config``, or only about this machine without one; ``quick`` skips importing vLLM."""
     say("looking at the machine")
     if config is None:
-        vllm = _vllm(sys.executable, dict(os.environ), say, quick=quick, forks=False)
+        here = probe_environment(ProbeRequest(imports=not quick), sys.executable, os.environ, (), say)
         scrape = Scrape("", False, "", prometheus, _targets(prometheus)[1]) if prometheus else None
-        return HostFacts(None, vllm, _devices(dict(os.environ), Own()), _shm(1), scrape=scrape)
-    environment = {**os.environ, **config.engine.env}
-    forks = config.engine.forked_trials or config.engine.forked_serving
+        return HostFacts(None, here.vllm, here.devices, here.shm, scrape=scrape)
     journal, error = _journal(config)
     own = _own(journal)
+    engines, agent = _engines(config, own, say, quick=quick)
     return HostFacts(
         config_error="",
-        vllm=_vllm(config.engine.python, environment, say, quick=quick, forks=forks),
-        devices=_devices(environment, own),
-        shm=_shm(ranks_of(config.engine.args)),
+        vllm=engines and engines.vllm,
+        devices=engines and engines.devices,
+        shm=engines and engines.shm,
+        agent=agent,
         ports=_ports(config, own),
         state=_state(config.state, error),
         link=_link(config, journal),
         scrape=_scrape(config, prometheus),
-        model=_model(config, environment),
+        model=engines and engines.model,
         hooks=_hooks(config),
         next_window=_next_window(config),
         misspelt=tuple(misspelt(config.engine.args).items()),
     )
 
 
-def _vllm(python: str, environment: dict[str, str], say: Say, *, quick: bool, forks: bool) -> VllmFacts:
-    plugins = environment.get("VLLM_PLUGINS")
+def _engines(config: Config, own: Own, say: Say, *, quick: bool) -> tuple[EnvironmentFacts | None, AgentReach | None]:
+    """The environment of the engines, and the agent that reports it; neither for a vLLM that is only watched."""
+    if config.engine.watch_only:
+        return None, None
+    agent = "" if config.engine.local_agent else next(iter(config.engine.agents), "")
     try:
-        found = packages(python)
-    except UnusablePythonError as error:
-        return VllmFacts(python, None, str(error), plugins, __version__)
-    if quick or not found.vllm:
-        return VllmFacts(python, found, "", plugins, __version__)
-    say("importing vLLM and its benchmark client")
-    imports = _imports(python, environment)
-    forked = None
-    if forks and not imports.vllm_error:
-        say("starting a fork server, and ending it")
-        forked = _fork_error(python, environment)
-    return VllmFacts(python, found, "", plugins, __version__, imports, forked)
-
-
-def _imports(python: str, environment: dict[str, str]) -> Imports:
-    try:
-        found = answer(python, _IMPORT, _IMPORT_TIMEOUT_S, environment)
-    except UnusablePythonError as error:
-        return Imports(_IMPORT_TIMEOUT_S, str(error), "")
-    errors = {name: " ".join(text.split())[:300] for name, text in found["errors"].items()}
-    return Imports(found["seconds"], errors.get("vllm", ""), errors.get("vllm.benchmarks.serve", ""))
-
-
-def _fork_error(python: str, environment: dict[str, str]) -> str:
-    """Why engines can't be forked; empty if they can."""
-    with tempfile.TemporaryDirectory() as folder:
-        server = ForkServer(python, environment, Path(folder), Path(folder) / "log")
-        try:
-            server.ready()
-        except ForkServerError as error:
-            return str(error)
-        finally:
-            server.close()
-    return ""
-
-
-def _devices(environment: dict[str, str], own: Own) -> Devices:
-    driver_files = Path("/proc/driver/nvidia/version").exists()
-    try:
-        here = machine.observe(environment)
-    except OSError as error:
-        return Devices("", (), False, 0, 0, driver_files, (), str(error))
-    cards = gpus.visible(environment.get("CUDA_VISIBLE_DEVICES"))
-    tenants = gpus.tenants(cards)
-    others = None if tenants is None else tuple((t.pid, t.used_bytes) for t in tenants if t.pid not in own.pids)
-    mig = any(card.uuid.startswith("MIG-") for card in cards)
-    names = tuple(card.name for card in cards)
-    return Devices(here.kind, names, mig, here.total_bytes, here.free_bytes, driver_files, others)
-
-
-def _shm(ranks: int) -> Shm | None:
-    with suppress(OSError):
-        usage = shutil.disk_usage(SHM)
-        return Shm(usage.total, usage.free, ranks)
-    return None
+        with engine_host(config) as host:
+            return host.inspect(own, say, imports=not quick), AgentReach(agent) if agent else None
+    except (ConfigError, OSError) as error:
+        if not agent:
+            raise
+        return None, AgentReach(agent, str(error))
 
 
 def _journal(config: Config) -> tuple[Journal | None, str]:
@@ -171,10 +100,11 @@ def _own(journal: Journal | None) -> Own:
 
 def _ports(config: Config, own: Own) -> tuple[Port, ...]:
     holder = _holder(config)
-    places = [
-        ("engine.port", config.engine.host, config.engine.port),
-        ("metrics.port", config.metrics.host, config.metrics.port),
-    ]
+    places = [("metrics.port", config.metrics.host, config.metrics.port)]
+    if (
+        not config.engine.agents or config.engine.local_agent
+    ) and not config.engine.watch_only:  # otherwise it is not for this sidecar
+        places.insert(0, ("engine.port", config.engine.host, config.engine.port))
     if config.page.enabled:
         places.append(("page.port", config.page.host, config.page.port))
     if config.remote is not None:
@@ -311,38 +241,6 @@ def _fetched(url: str, by: urllib.request.OpenerDirector | None = None) -> tuple
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         return "", str(reason)
-
-
-def _model(config: Config, environment: dict[str, str]) -> ModelFacts:
-    folder = Path(config.model)
-    local = folder.is_dir()
-    error = ""
-    if local:
-        try:
-            model_shape.read_shape(folder)
-        except (OSError, ValueError) as failed:
-            error = str(failed)
-    args = config.engine.args
-    tokenizer = bool({"tokenizer", "skip_tokenizer_init"} & set(args)) or any(
-        (folder / n).is_file() for n in _TOKENIZERS
-    )
-    weights = args.get("load_format") == "dummy" or any(next(folder.glob(p), None) for p in _WEIGHTS)
-    path = config.model.startswith((".", "/", "~")) or config.model.count("/") > 1
-    offline = "" if local or _cached(config, environment) else _offline(environment)
-    return ModelFacts(config.model, local, path, error, tokenizer, weights, offline)
-
-
-def _offline(environment: dict[str, str]) -> str:
-    """The variable that forbids downloads, as huggingface_hub/constants.py reads it."""
-    return next((name for name in _OFFLINE if environment.get(name, "").upper() in _TRUE), "")
-
-
-def _cached(config: Config, environment: dict[str, str]) -> bool:
-    """Whether the Hugging Face cache has a snapshot of the model."""
-    base = environment.get("XDG_CACHE_HOME") or "~/.cache"
-    hub = environment.get("HF_HUB_CACHE") or f"{environment.get('HF_HOME') or f'{base}/huggingface'}/hub"
-    folder = Path(str(config.engine.args.get("download_dir") or hub)).expanduser()
-    return (folder / f"models--{config.model.replace('/', '--')}" / "snapshots").is_dir()
 
 
 def _hooks(config: Config) -> tuple[tuple[str, str, bool], ...]:

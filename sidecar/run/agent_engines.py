@@ -1,8 +1,8 @@
 """The engines of an agent: started, stopped and found again through it, each recorded in the journal."""
 
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,12 @@ from typing import Any
 from sidecar.config.schema import Config, ConfigError
 from sidecar.engine.agent_client import AgentClient, AgentFacts, AgentLost, AgentRefused, journal_id_of
 from sidecar.engine.agent_engine import AgentEngine, role_of
+from sidecar.engine.agent_environment import AgentEnvironment
 from sidecar.engine.agent_relay import AgentRelay
 from sidecar.engine.engine import Engine, Launch
 from sidecar.engine.live_knobs import LiveHub
+from sidecar.engine.local_agent import LocalAgent
+from sidecar.guard.agent_models import model_at_agent
 from sidecar.guard.memory_learning import Learning
 from sidecar.measure.agent_generator import AgentGenerator
 from sidecar.measure.load_client import GeneratorProcess
@@ -21,23 +24,30 @@ from sidecar.record.journal import EngineRecord, Journal, JournalError
 from sidecar.run.engine_manager import EngineManager, UnrecordedEngine, known
 from sidecar.run.orphans import Orphans
 from vllm_sloguard.agent.engine_spec import EngineLife, EngineRole, EngineSpec, EngineStatus
-from vllm_sloguard.agent.listen import AddressError, TlsFiles
+from vllm_sloguard.agent.listen import TlsFileError, TlsFiles
+from vllm_sloguard.agent.process_group import ProcessGroup
 from vllm_sloguard.agent.process_identity import Identity
+from vllm_sloguard.guard.known_model import KnownModel
 from vllm_sloguard.guard.machine import Machine
 
-_SHORT_PATIENCE_S = 15.0
 
-
-def connect(config: Config, say: Callable[[str], None]) -> AgentClient:
-    """A client of the agent that the file names. Raises ConfigError, AgentLost, OSError."""
+def open_client(
+    config: Config, address: str, journal_id: str, say: Callable[[str], None], patience_s: float | None
+) -> AgentClient:
+    """A client of the agent at ``address``, which may not answer. Raises ConfigError."""
     engine = config.engine
     tls = engine.agent_tls
     files = TlsFiles(tls.certificate, tls.key, tls.ca) if tls is not None else None
-    config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        client = AgentClient(engine.agents[0], files, journal_id_of(config.state), say, patience_s=_SHORT_PATIENCE_S)
-    except AddressError as error:
-        raise ConfigError(f"engine.agents: {error}") from None
+        return AgentClient(address, files, journal_id, say, lease_s=engine.agent_lease_s, patience_s=patience_s)
+    except TlsFileError as error:
+        raise ConfigError(str(error)) from None
+
+
+def connect(config: Config, address: str, say: Callable[[str], None]) -> AgentClient:
+    """A client of the agent at ``address``, which can run the engines. Raises ConfigError, AgentLost, OSError."""
+    config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    client = open_client(config, address, journal_id_of(config.state), say, None)
     try:
         check_service(config, client.facts())
     except BaseException:
@@ -46,19 +56,43 @@ def connect(config: Config, say: Callable[[str], None]) -> AgentClient:
     return client
 
 
+@contextmanager
+def agent_client(config: Config, say: Callable[[str], None]) -> Generator[AgentClient | None]:
+    """The client of the file's agent, None without one; a local agent is started, and ended afterwards.
+
+    Raises ConfigError, AgentLost, OSError.
+    """
+    if not config.engine.agents:
+        yield None
+    elif not config.engine.local_agent:
+        yield connect(config, config.engine.agents[0], say)
+    else:
+        agent = LocalAgent(config, say)
+        agent.start()
+        try:
+            yield connect(config, agent.address, say)
+        finally:
+            agent.close()
+
+
 def check_service(config: Config, facts: AgentFacts) -> None:
     """Raises ConfigError unless the service that the agent was started with is the incumbent of the file."""
     if facts.untunable:
         raise ConfigError(f"engine.agents: the agent's service can't be tuned: {facts.untunable}")
-    given = facts.restored if facts.command else None
-    if given is None:
+    service = facts.restored if facts.command else None
+    if service is None:
         return
-    if given.model != config.model:
-        raise ConfigError(f"model: {config.model!r}: the agent's command line serves {given.model!r}; write the same")
-    if given.port != config.engine.port:
+    if service.model != config.model:
+        raise ConfigError(f"model: {config.model!r}: the agent's command line serves {service.model!r}; write the same")
+    if service.port != config.engine.port:
         raise ConfigError(
-            f"engine.port: {config.engine.port}: the agent's command line has {given.port}; write the same"
+            f"engine.port: {config.engine.port}: the agent's command line has {service.port}; write the same"
         )
+
+
+def known_to_agent(client: AgentClient, model: str) -> KnownModel:
+    """What an agent's files and its vLLM say of ``model``. Raises AgentLost, AgentRefused."""
+    return model_at_agent(AgentEnvironment(client, model), client.facts().vllm_version)
 
 
 class AgentEngineManager(EngineManager):
@@ -92,17 +126,21 @@ class AgentEngineManager(EngineManager):
         """The memory of the agent's machine now. Raises OSError."""
         return self._client.machine(ranks)
 
+    def known_model(self) -> KnownModel:
+        """What the agent says of the model. Raises AgentLost, AgentRefused."""
+        return known_to_agent(self._client, self._config.model)
+
     @property
     def outlive_sidecar(self) -> bool:
-        """The agent keeps it running."""
-        return True
+        """Another agent keeps it running; a local one ends with the sidecar."""
+        return not self._config.engine.local_agent
 
     def close(self) -> None:
-        """Gives the agent back; it restores the service if nothing serves."""
+        """Gives the agent back, which restores the service if no engine serves; a local agent is not to restore it."""
         with suppress(AgentLost, AgentRefused):
             self.end_forks()
         self._relay.close()
-        self._client.close()
+        self._client.close(release=self.outlive_sidecar)
 
     # Starts
 
@@ -142,7 +180,7 @@ class AgentEngineManager(EngineManager):
             self.record_alone(found.engine)
         return found.engine
 
-    def _let_go(self, engine: Engine) -> Engine:
+    def _detached_engine(self, engine: Engine) -> Engine:
         """The agent keeps it."""
         return engine
 
@@ -213,6 +251,8 @@ class AgentOrphans(Orphans):
                 ended.append(engine_id)
         for record in self._journal.engines():
             if record.identity.engine_id != keep:
+                if not record.identity.remote:  # started by a sidecar without an agent
+                    ProcessGroup(record.identity).stop(float(record.launch.get("drain_timeout_s", 0)))
                 with suppress(JournalError):  # the next start of the sidecar notices that it is gone
                     self._journal.engine_gone(record.identity.engine_id)
         return ended

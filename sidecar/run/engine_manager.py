@@ -15,6 +15,7 @@ from sidecar.config.schema import Config
 from sidecar.engine.engine import Engine, EngineCrashed, Launch
 from sidecar.engine.live_knobs import LiveHub
 from sidecar.guard.memory_learning import Learning
+from sidecar.guard.model_builds import model_of
 from sidecar.measure.load_client import GeneratorProcess
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record.journal import EngineRecord, JournalError, Superseded
@@ -27,6 +28,7 @@ from vllm_sloguard.agent.process_identity import Identity, command_words, leader
 from vllm_sloguard.agent.serve_command import server_arguments
 from vllm_sloguard.crash import Crash
 from vllm_sloguard.guard import machine
+from vllm_sloguard.guard.known_model import KnownModel
 from vllm_sloguard.knobs import Value
 
 LOGS = "logs"
@@ -75,6 +77,10 @@ class EngineManager:
     def machine(self, ranks: int) -> machine.Machine:
         """The memory of the engines' machine now. Raises OSError."""
         return machine.observe({**os.environ, **self._config.engine.env}, ranks=ranks)
+
+    def known_model(self) -> KnownModel:
+        """What the engines' machine says of the model."""
+        return model_of(self._config.model, self._config.engine.python)
 
     @property
     def outlive_sidecar(self) -> bool:
@@ -149,18 +155,18 @@ class EngineManager:
             self.fork_no_more("the serving configuration crashed on a forked engine")
             return self.serve(args, began, cancelled)
         if start is StartKind.FORKED:
-            engine = self._let_go(engine)
+            engine = self._detached_engine(engine)
         self.end_forks()
         return engine
 
     def _restored(self, _args: Mapping[str, Any]) -> Engine | None:
-        """An engine that was started to serve ``args`` without this sidecar; on this machine nobody starts one."""
+        """An engine that an agent has started to serve ``args``; None without an agent."""
         return None
 
-    def _let_go(self, engine: Engine) -> Engine:
+    def _detached_engine(self, engine: Engine) -> Engine:
         """Detaches ``engine``, so that it outlives the fork server and the sidecar. Raises OSError."""
         try:
-            self._fork_server.let_go(engine.group.identity.pid)
+            self._fork_server.detach(engine.group.identity.pid)
         except ForkServerError as error:
             self.fork_no_more(str(error))
             raise OSError(f"the engine may have ended with the fork server: {error}") from None

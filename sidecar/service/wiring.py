@@ -15,7 +15,7 @@ from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record import lock
 from sidecar.record.events import Operations
 from sidecar.record.journal import Journal
-from sidecar.run.agent_engines import AgentEngineManager, connect
+from sidecar.run.agent_engines import AgentEngineManager, agent_client
 from sidecar.run.engine_manager import LOGS, EngineManager
 from sidecar.run.trial_runner import TrialRunner
 from sidecar.service import remote_rpc
@@ -37,7 +37,12 @@ def assembled(config: Config, say: Say, metrics: ServiceObserver) -> Generator[S
 
     Raises LockedError, JournalError, ConfigError, OSError.
     """
-    with lock.held(config.state), private_files(config.state), bounded_logs(config.state / LOGS):
+    with (
+        lock.held(config.state),
+        private_files(config.state),
+        bounded_logs(config.state / LOGS),
+        agent_client(config, say) as client,
+    ):
         requests = Mailbox()
         live, hub = LiveHub(), TelemetryHub(metrics.on_events)
         control = Control(config, requests, hub)
@@ -55,7 +60,6 @@ def assembled(config: Config, say: Say, metrics: ServiceObserver) -> Generator[S
                 seen[ranks] = engines.machine(ranks)
             return seen[ranks]
 
-        client = connect(config, say) if config.engine.agents else None
         journal = Journal(config.state)
         servers = [serve_unix_socket(config.socket, register)]
         if config.remote is not None:
@@ -69,7 +73,7 @@ def assembled(config: Config, say: Say, metrics: ServiceObserver) -> Generator[S
             engines = AgentEngineManager(config, learning, hub, live, metrics.traffic, say, client)
         runner = TrialRunner(config, engines, hub, live, say)
         try:
-            guard = Guard(config, observe, learning.current)
+            guard = Guard(config, observe, learning.current, engines.known_model)
             operations = Operations(journal, config.base_digest())
             yield ServiceParts(journal, operations, engines, runner, guard, hub, metrics, requests)
         finally:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from guard_models import FAMILIES
 
-from sidecar.guard.model_builds import BuildHelper
+from vllm_sloguard.agent.build_helper import BuildHelper
 from vllm_sloguard.guard.built_model import BuiltModel, GroupKind, read_built_model
 from vllm_sloguard.guard.evidence import ModelEvidence
 from vllm_sloguard.guard.known_model import shape_of_built

@@ -86,8 +86,20 @@ def test_tcp_without_tls_and_an_open_key_are_refused(keys: Path, address: str, t
     certificate(tmp_path, "open")
     (tmp_path / "open.key").chmod(0o644)
     files = TlsFiles(tmp_path / "open.pem", tmp_path / "open.key", keys / "ca.pem")
-    with pytest.raises(ValueError, match=r"open\.key is accessible to others"):
+    with pytest.raises(ValueError, match=r"^engine\.agent_tls\.key: \S+open\.key is accessible to others"):
         AgentClient(address, files, "journal", print)
+
+
+def test_a_missing_file_for_tls_is_named_once(keys: Path, address: str, tmp_path: Path) -> None:
+    files = {name: str(path) for name, path in vars(tls_of(keys)).items()} | {"ca": str(tmp_path / "none.pem")}
+    refused = sloguard("serve", "-c", at_agent(configured(tmp_path), address, agent_tls=files))
+    assert refused.returncode == 2
+    assert refused.stderr == f"sloguard: engine.agent_tls.ca: {tmp_path}/none.pem: No such file or directory\n"
+
+
+def test_a_bad_address_of_an_agent_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r": engine\.agents\.0: 'nope': unix:///a/path or host:port is needed"):
+        load_config(at_agent(configured(tmp_path), "nope"))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from sidecar.record.journal import Journal, JournalError
 
 SLOGUARD = [sys.executable, "-m", "sidecar.cli.main"]
 FAKE = Path(__file__).resolve().parent / "fake_vllm.py"
+LEASE_S = 3.0  # of the sidecars at an agent; 10 by default
 SLO = {"ttft_p99_ms": 500, "itl_p99_ms": 60, "e2e_p99_ms": 3000, "error_rate": 0.01}
 
 
@@ -55,7 +56,7 @@ def at_agent(config_file: Path, address: str, **engine: Any) -> Path:
     content = yaml.safe_load(config_file.read_text())
     for name in ("python", "env"):
         content["engine"].pop(name, None)
-    content["engine"] |= {"agents": [address], **engine}
+    content["engine"] |= {"agents": [address], "agent_lease_s": LEASE_S, **engine}
     config_file.write_text(yaml.safe_dump(content))
     return config_file
 

@@ -26,6 +26,9 @@ class WeakLink:
         self._target = target
         self._state = LinkState.WHOLE
         self.delay_s = 0.0
+        # How much was lost, refused connections included, and how much arrived late.
+        self.lost = 0
+        self.delayed = 0
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._listener = socket.socket(socket.AF_UNIX)
@@ -41,6 +44,7 @@ class WeakLink:
         self._state = state
         if state is LinkState.CUT:
             with self._lock:
+                self.lost += bool(self._open)
                 for one in self._open:
                     with suppress(OSError):
                         one.shutdown(socket.SHUT_RDWR)
@@ -59,6 +63,7 @@ class WeakLink:
             far = socket.socket(socket.AF_UNIX)
             try:
                 if self._state is LinkState.CUT:
+                    self.lost += 1
                     raise ConnectionRefusedError
                 far.connect(str(self._target))
             except OSError:
@@ -75,6 +80,7 @@ class WeakLink:
         threading.Thread(target=self._deliver, args=(under_way, sink, answers), daemon=True).start()
         with suppress(OSError):
             while data := source.recv(65536):
+                self.delayed += self.delay_s > 0
                 under_way.put((time.monotonic() + self.delay_s, data))
         under_way.put((time.monotonic() + self.delay_s, b""))
         with self._lock:
@@ -87,6 +93,7 @@ class WeakLink:
             time.sleep(max(due - time.monotonic(), 0.0))
             lost = self._state is LinkState.SILENT or (answers and self._state is LinkState.HALF_CLOSED)
             try:
+                self.lost += bool(data) and lost
                 if data and not lost:
                     sink.sendall(data)
                 elif not data:

@@ -27,8 +27,8 @@ _LONGEST_HTTP_S = 120.0
 class AgentSetup:
     """What an agent was started with.
 
-    ``command`` is the service's own command line and ``given`` what it means; ``untunable`` says why a service can't be
-    tuned. ``local``: it listens on a Unix socket, so its callers are on this machine.
+    ``command`` is the service's own command line, ``service`` the same as a configuration, and ``untunable`` the reason
+    why it can't be tuned, if it can't. ``local``: it listens on a Unix socket, so its callers are on this machine.
     """
 
     python: str
@@ -36,7 +36,7 @@ class AgentSetup:
     allowed: AllowList
     local: bool
     command: tuple[str, ...] = ()
-    given: EngineSpec | None = None
+    service: EngineSpec | None = None
     untunable: str = ""
 
 
@@ -59,7 +59,7 @@ class Agent:
         self._take_over()
 
     def _take_over(self) -> None:
-        """Goes on where a killed agent left off; its controller has the time of one lease to come back."""
+        """Adopts the engines of a killed agent, whose controller has one lease to come back."""
         saved = self.setup.folder.load()
         if saved.restored is not None and saved.restored.command not in ((), self.setup.command):
             saved = replace(saved, restored=None)  # of another command line
@@ -113,12 +113,12 @@ class Agent:
     ) -> EngineStatus:
         """Raises FencedError, LeaseExpiredError, NotAllowedError, PortTakenError, ForkServerError, OSError."""
         self.check(controller)
-        given = self.setup.given
-        if given is not None and spec.role is EngineRole.SERVING:
-            spec = replace(spec, host=given.host, port=given.port)
+        service = self.setup.service
+        if service is not None and spec.role is EngineRole.SERVING:
+            spec = replace(spec, host=service.host, port=service.port)
         self.setup.allowed.check(spec.model, spec.host, spec.args)
-        if given is not None and spec.role is EngineRole.SERVING and dict(spec.args) == dict(given.args):
-            spec = replace(given, drain_timeout_s=spec.drain_timeout_s)  # exactly as the operator starts it
+        if service is not None and spec.role is EngineRole.SERVING and dict(spec.args) == dict(service.args):
+            spec = replace(service, drain_timeout_s=spec.drain_timeout_s)  # exactly as the operator starts it
         return self._answered.once(
             request_id, lambda: self.slot.start(engine_id, spec, fork=fork and not spec.command, learned=learned)
         )
@@ -221,7 +221,7 @@ class Agent:
         if time.monotonic() < self._restore_at:
             return
         self._backoff_s = min(max(self._backoff_s * 2, 1.0), _LONGEST_BACKOFF_S)
-        self._say("no sidecar has the agent and nothing serves: the last configuration that served is started again")
+        self._say("no sidecar has the agent and no engine serves: the last serving configuration is restarted")
         try:
             self.slot.serve(self.slot.restored)
         except (SlotBusyError, PortTakenError, OSError) as error:

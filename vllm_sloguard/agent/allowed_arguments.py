@@ -1,5 +1,6 @@
 """Which engine arguments the agent accepts from a controller. Pure."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,28 +21,32 @@ class NotAllowedError(ValueError):
 class AllowList:
     """What a controller may set.
 
-    ``names`` are arguments besides the knobs; ``given`` are those of the agent's own command line, with their values.
+    ``names`` are arguments besides the knobs, ``command_args`` those of the agent's own command line with their values.
     ``models`` and ``hosts`` are the models and addresses that an engine may serve; no models: any.
     """
 
     names: frozenset[str] = frozenset()
-    given: Mapping[str, object] | None = None
+    command_args: Mapping[str, object] | None = None
     models: frozenset[str] = frozenset()
     hosts: frozenset[str] = frozenset({"127.0.0.1"})
 
     def check(self, model: str, host: str, args: Args) -> None:
         """Raises NotAllowedError."""
-        if not model or model.startswith("-") or (self.models and model not in self.models):
-            raise NotAllowedError(f"model: {model!r} is not allowed{_or_else(self.models)}")
+        self.check_model(model)
         if host not in self.hosts:
             raise NotAllowedError(f"host: {host!r} is not allowed{_or_else(self.hosts)}; sloguard-agent --host sets it")
         for name, value in args.items():
             self._check_argument(name, value)
 
+    def check_model(self, model: str) -> None:
+        """Raises NotAllowedError."""
+        if not model or model.startswith("-") or (self.models and model not in self.models):
+            raise NotAllowedError(f"model: {model!r} is not allowed{_or_else(self.models)}")
+
     def _check_argument(self, name: str, value: bool | float | str | list[str]) -> None:
         if name in _OWN:
             raise NotAllowedError(f"{name}: set by the agent, not by an argument")
-        if self.given is not None and name in self.given and self.given[name] == value:
+        if self.command_args is not None and name in self.command_args and _same(self.command_args[name], value):
             return
         if name not in KNOBS and name not in TUNED and name not in self.names:
             more = f", {', '.join(sorted(self.names))}" if self.names else ""
@@ -52,6 +57,16 @@ class AllowList:
         for text in texts:
             if isinstance(text, str) and (text.startswith("-") or "\0" in text or len(text) > _LONGEST_TEXT):
                 raise NotAllowedError(f"{name}: {text[:80]!r} is not a value")
+
+
+def _same(expected: object, value: object) -> bool:
+    """Whether they are equal, as values or as JSON."""
+    if expected == value or not isinstance(expected, str) or not isinstance(value, str):
+        return expected == value
+    try:
+        return bool(json.loads(expected) == json.loads(value))
+    except (ValueError, RecursionError):
+        return False
 
 
 def _or_else(allowed: frozenset[str]) -> str:

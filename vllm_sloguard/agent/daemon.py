@@ -18,7 +18,7 @@ import grpc
 from vllm_sloguard.agent.agent import Agent
 from vllm_sloguard.agent.engine_spec import EngineLife, EngineStatus
 from vllm_sloguard.agent.grpc_server import serve_unix_socket
-from vllm_sloguard.agent.listen import AddressError, listen
+from vllm_sloguard.agent.listen import TlsFileError, listen
 from vllm_sloguard.agent.machine_facts import MachineFacts
 from vllm_sloguard.agent.options import AgentOptions
 from vllm_sloguard.agent.output_copy import OutputCopy
@@ -26,6 +26,7 @@ from vllm_sloguard.agent.slot import PortTakenError, SlotBusyError
 from vllm_sloguard.agent.state_file import AgentFolderError
 from vllm_sloguard.agent.zombies import OrphanReaper
 from vllm_sloguard.wire.agent_pb2_grpc import add_AgentServiceServicer_to_server
+from vllm_sloguard.wire.environment_pb2_grpc import add_EnvironmentServiceServicer_to_server
 
 _TICK_S = 0.1
 _REAP_EVERY_S = 2.0
@@ -61,7 +62,7 @@ def _receiver(signals: "queue.SimpleQueue[int]") -> Callable[[int, FrameType | N
 
 
 class _Daemon:
-    """The running agent. ``given``: it was started with the command line of a service."""
+    """The running agent."""
 
     def __init__(
         self, options: AgentOptions, agent: Agent, signals: "queue.SimpleQueue[int]", say: Callable[[str], None]
@@ -70,42 +71,43 @@ class _Daemon:
         self._agent = agent
         self._signals = signals
         self._say = say
-        self._given = options.setup.given
+        self._service = options.setup.service
         self._servers: list[grpc.Server] = []
         self._ending = False
-        self._output = OutputCopy(sys.stdout.fileno()) if self._given is not None else None
+        self._output = OutputCopy(sys.stdout.fileno()) if self._service is not None else None
 
     def run(self) -> int:
         """Until a signal, or the end of the service."""
         plugins = serve_unix_socket(self._options.setup.folder.plugin_socket, self._agent.relay.add_to)
         self._servers.append(plugins)
-        if self._given is not None and (code := self._start_given()) is not None:
+        if self._service is not None and (code := self._start_service()) is not None:
             return code
         try:
             self._listen()
-        except (AddressError, OSError) as error:
-            self._say(f"--listen: {error}")
-            if self._given is None:
-                return 1
-            self._say("the service runs on, and can't be tuned")
+        except (TlsFileError, OSError) as error:
+            bad_option = isinstance(error, TlsFileError)
+            self._say(str(error) if bad_option else f"--listen: {error}")
+            if self._service is None:
+                return 2 if bad_option else 1
+            self._say("the service keeps running, but can't be tuned")
         try:
             return self._loop()
         finally:
             for stopped in [server.stop(grace=0.5) for server in self._servers]:
                 stopped.wait(2)
 
-    def _start_given(self) -> int | None:
+    def _start_service(self) -> int | None:
         """Starts the service, unless an earlier agent left it running; the exit code if it can't be started."""
-        assert self._given is not None
+        assert self._service is not None
         slot = self._agent.slot
         serving = slot.serving()
         if serving is not None and serving.life is EngineLife.RUNNING:
             self._say(f"the service runs already: process {serving.identity.pid}")
             if slot.restored is None:
-                slot.restored = self._given
+                slot.restored = self._service
             return None
         try:
-            slot.serve(self._given)
+            slot.serve(self._service)
         except FileNotFoundError as error:
             self._say(f"{error.filename}: command not found")
             return 127
@@ -118,16 +120,16 @@ class _Daemon:
         return None
 
     def _listen(self) -> None:
+        from vllm_sloguard.agent.environment_servicer import EnvironmentServicer
         from vllm_sloguard.agent.servicer import AgentServicer
 
         facts = MachineFacts(self._options.setup.python, self._agent.slot.environment)
-        servicer = AgentServicer(self._agent, facts)
-        server = listen(
-            self._options.address,
-            self._options.tls,
-            lambda server: add_AgentServiceServicer_to_server(servicer, server),
-        )
-        self._servers.append(server)
+
+        def register(server: grpc.Server) -> None:
+            add_AgentServiceServicer_to_server(AgentServicer(self._agent, facts), server)
+            add_EnvironmentServiceServicer_to_server(EnvironmentServicer(self._agent), server)
+
+        self._servers.append(listen(self._options.address, self._options.tls, register))
         self._say(f"listening on {self._options.address.text}")
 
     def _loop(self) -> int:
@@ -143,13 +145,13 @@ class _Daemon:
             if time.monotonic() >= reap_at:
                 reap_at = time.monotonic() + _REAP_EVERY_S
                 reaper.reap()
-            if (code := self._look()) is not None:
+            if (code := self._supervise()) is not None:
                 return code
 
     def _signalled(self, number: int) -> int | None:
         """Passes a signal on to the service; the exit code if there is nothing to wait for."""
         serving = self._serving()
-        if self._given is None:
+        if self._service is None:
             # The engine serves on without an agent, until one adopts it.
             return 0 if number in _ENDING else None
         if number in _ENDING:
@@ -163,13 +165,13 @@ class _Daemon:
     def _serving(self) -> EngineStatus | None:
         return self._agent.slot.serving()
 
-    def _look(self) -> int | None:
+    def _supervise(self) -> int | None:
         """Supervises; the exit code if the service has ended."""
         serving = self._serving()
         if self._output is not None and serving is not None:
             self._output.follow(self._agent.slot.log(serving.engine_id))
         ended = serving is not None and serving.life is EngineLife.EXITED
-        if self._given is not None and ended and (self._ending or not self._agent.controlled):
+        if self._service is not None and ended and (self._ending or not self._agent.controlled):
             assert serving is not None
             return self._end_with(serving)
         if not self._ending:

@@ -155,7 +155,7 @@ class ForkServer:
         running.worn = _has_grown(before, answer.usage)
         return forked
 
-    def let_go(self, pid: int) -> None:
+    def detach(self, pid: int) -> None:
         """Lets the engine of ``pid`` outlive the server. Raises ForkServerError."""
         if self._running is None:
             raise ForkServerError("the fork server has ended")
@@ -166,7 +166,7 @@ class ForkServer:
             raise ForkServerError(f"{error}; see {self._log}") from None
 
     def close(self) -> None:
-        """Ends the server and every running engine that it forked, except those detached by ``let_go``."""
+        """Ends the server and every running engine that it forked, except detached ones."""
         if self._running is None:
             return
         with suppress(OSError):

@@ -57,7 +57,7 @@ def spec_from_wire(message: pb.EngineSpec) -> EngineSpec:
         raise UnreadableMessageError("spec.role: ENGINE_ROLE_TRIAL or ENGINE_ROLE_SERVING is needed")
     if message.port > 65535:
         raise UnreadableMessageError(f"spec.port: {message.port} is not a port")
-    args = {name: _argument(name, text) for name, text in sorted(message.arguments.items())}
+    args = {name: argument_from_wire(name, text) for name, text in sorted(message.arguments.items())}
     return EngineSpec(
         message.model,
         args,
@@ -70,7 +70,8 @@ def spec_from_wire(message: pb.EngineSpec) -> EngineSpec:
     )
 
 
-def _argument(name: str, text: str) -> bool | int | float | str | list[str]:
+def argument_from_wire(name: str, text: str) -> bool | int | float | str | list[str]:
+    """The value of an argument. Raises UnreadableMessageError."""
     try:
         value: object = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,7 +1,9 @@
 """The command line of ``sloguard-agent``."""
 
 import argparse
+import difflib
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,7 @@ from vllm_sloguard.agent.command_flags import UnreadableCommandError, read_comma
 from vllm_sloguard.agent.engine_spec import EngineRole, EngineSpec
 from vllm_sloguard.agent.listen import AddressError, AgentAddress, TlsFiles, read_address
 from vllm_sloguard.agent.state_file import AgentFolder
+from vllm_sloguard.agent.vllm_arguments import arguments_of_vllm
 
 _DESCRIPTION = (
     "Runs vLLM engines for a sidecar. After `--`, an existing command line: it is started at once with exactly these"
@@ -44,17 +47,16 @@ def read_options(argv: Sequence[str], environ: Mapping[str, str]) -> AgentOption
     folder = AgentFolder(Path(options.state).absolute() if options.state else default_folder(environ))
     address = _address(options.listen, folder)
     tls = _tls(options, address)
-    given, untunable = _given(command)
-    names = frozenset(name.strip().replace("-", "_") for name in options.allow.split(",") if name.strip())
-    if bad := sorted(name for name in names if not name.isidentifier()):
-        raise OptionError(f"--allow: {bad[0]!r} is not an argument of vLLM; names with commas between are needed")
+    service, untunable = _service(command)
+    python = _python(options.python)
+    names = _allowed_names(options.allow, python)
     allowed = AllowList(
         names,
-        given.args if given is not None else None,
-        frozenset({given.model}) if given is not None else frozenset(options.model),
-        frozenset({"127.0.0.1", options.host, *([given.host] if given is not None else [])}),
+        service.args if service is not None else None,
+        frozenset({service.model}) if service is not None else frozenset(options.model),
+        frozenset({"127.0.0.1", options.host, *([service.host] if service is not None else [])}),
     )
-    setup = AgentSetup(options.python, folder, allowed, address.socket is not None, tuple(command), given, untunable)
+    setup = AgentSetup(python, folder, allowed, address.socket is not None, tuple(command), service, untunable)
     return AgentOptions(setup, address, tls)
 
 
@@ -92,10 +94,11 @@ def default_folder(environ: Mapping[str, str]) -> Path:
 
 
 def _address(text: str, folder: AgentFolder) -> AgentAddress:
+    address = text or f"unix://{folder.path / 'agent.sock'}"
     try:
-        return read_address(text or f"unix://{folder.path / 'agent.sock'}")
+        return read_address(address)
     except AddressError as error:
-        raise OptionError(f"--listen: {error}") from None
+        raise OptionError(f"--listen: {address!r}: {error}") from None
 
 
 def _tls(options: argparse.Namespace, address: AgentAddress) -> TlsFiles | None:
@@ -108,7 +111,29 @@ def _tls(options: argparse.Namespace, address: AgentAddress) -> TlsFiles | None:
     return TlsFiles(files["certificate"], files["key"], files["ca"])
 
 
-def _given(command: list[str]) -> tuple[EngineSpec | None, str]:
+def _python(text: str) -> str:
+    """The executable, which must exist; a name is looked up in PATH when it is used."""
+    found = shutil.which(text)
+    if found is None:
+        raise OptionError(f"--python: {text!r}: the Python of vLLM's environment is needed, an executable file")
+    # Engines are started in other folders.
+    return str(Path(found).absolute())
+
+
+def _allowed_names(text: str, python: str) -> frozenset[str]:
+    names = frozenset(name.strip().replace("-", "_") for name in text.split(",") if name.strip())
+    if bad := sorted(name for name in names if not name.isidentifier()):
+        raise OptionError(f"--allow: {bad[0]!r} is not an argument of vLLM; names with commas between are needed")
+    known = arguments_of_vllm(python) if names else frozenset[str]()
+    unknown = sorted(names - known)
+    if known and unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        meant = f"; did you mean {near[0]}?" if near else "; `vllm serve --help=all` lists them"
+        raise OptionError(f"--allow: {unknown[0]!r} is not an argument of the vLLM of {python}{meant}")
+    return names
+
+
+def _service(command: list[str]) -> tuple[EngineSpec | None, str]:
     """What the service's command line means, and why it can't be tuned if that is unknown."""
     if not command:
         return None, ""

@@ -108,7 +108,7 @@ def _sockets_of(pid: int) -> set[int]:
     return found
 
 
-def first_given_port() -> int:
+def first_ephemeral_port() -> int:
     """The start of the ephemeral port range; Linux's default if unknown."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
@@ -120,7 +120,7 @@ def any_free_port(host: str = "127.0.0.1", below: int | None = None) -> int:
 
     Falls back to an ephemeral port if there is no range below, or no free port in it. Raises OSError if none is free.
     """
-    end = first_given_port() if below is None else below
+    end = first_ephemeral_port() if below is None else below
     ports = range(max(end - _OWN_PORTS, 1_024), end)
     for port in random.sample(ports, len(ports)):
         if port_free(host, port):

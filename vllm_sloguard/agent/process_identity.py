@@ -13,6 +13,7 @@ import psutil
 
 ENGINE_ID_VARIABLE = "SLOGUARD_ENGINE_ID"
 _TICK_S = 0.02
+_AGENT_BOOT = "agent "
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,16 @@ class Identity:
     started_at: float  # seconds since the boot
     engine_id: str
     boot_id: str = ""
+
+    @property
+    def remote(self) -> bool:
+        """Whether the process is an agent's, and its pid means nothing on this machine."""
+        return self.boot_id.startswith(_AGENT_BOOT)
+
+
+def agent_boot(address: str) -> str:
+    """Stands for the boot id of processes that the agent at ``address`` runs."""
+    return f"{_AGENT_BOOT}{address}"
 
 
 @cache

@@ -14,6 +14,7 @@ from vllm_sloguard.agent.engine_http import Unanswered
 from vllm_sloguard.agent.engine_spec import EngineLife
 from vllm_sloguard.agent.fork_client import ForkServerError
 from vllm_sloguard.agent.grpc_server import EPOCH_METADATA
+from vllm_sloguard.agent.held_memory import held_bytes
 from vllm_sloguard.agent.lease import LONGEST_LEASE_S, FencedError, LeaseExpiredError
 from vllm_sloguard.agent.load_process import UnknownLoadClientError
 from vllm_sloguard.agent.machine_facts import MachineFacts
@@ -61,8 +62,9 @@ class AgentServicer(AgentServiceServicer):
     def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeResponse:  # noqa: N802 - gRPC's name
         agent, slot = self._agent, self._agent.slot
         controller, left_s = agent.controller
-        with _errors(context):
+        with aborting_errors(context):
             machine = self._facts.machine(max(request.ranks, 1))
+        held = held_bytes(slot.engine_pids(), machine, slot.environment) if request.held and machine else 0
         return pb.DescribeResponse(
             agent_id=agent.id,
             agent_version=self._facts.agent_version,
@@ -75,24 +77,25 @@ class AgentServicer(AgentServiceServicer):
             controller=controller and controller_to_wire(controller),
             lease_left_seconds=left_s,
             unforkable=slot.unforkable,
+            held_bytes=held,
         )
 
     def GetEngine(self, request: pb.GetEngineRequest, context: grpc.ServicerContext) -> pb.GetEngineResponse:  # noqa: N802 - gRPC's name
-        with _errors(context):
+        with aborting_errors(context):
             return pb.GetEngineResponse(
                 engine=status_to_wire(self._agent.slot.status(request.engine_id, ports=request.ports))
             )
 
     def ReadOutput(self, request: pb.ReadOutputRequest, context: grpc.ServicerContext) -> pb.ReadOutputResponse:  # noqa: N802 - gRPC's name
         most = min(request.most_bytes or _MAX_OUTPUT_BYTES, _MAX_OUTPUT_BYTES)
-        with _errors(context):
+        with aborting_errors(context):
             log = self._agent.slot.log(request.engine_id)
             total = log.stat().st_size if log.exists() else 0
             return pb.ReadOutputResponse(output=_read(log, max(total - most, 0), most), total_bytes=total)
 
     def Follow(self, request: pb.FollowRequest, context: grpc.ServicerContext) -> Iterator[pb.FollowResponse]:  # noqa: N802 - gRPC's name
         slot, offset = self._agent.slot, request.offset
-        with _errors(context):
+        with aborting_errors(context):
             log = slot.log(request.engine_id)
             while context.is_active():
                 status = slot.status(request.engine_id)
@@ -109,21 +112,21 @@ class AgentServicer(AgentServiceServicer):
     # The lease
 
     def Acquire(self, request: pb.AcquireRequest, context: grpc.ServicerContext) -> pb.AcquireResponse:  # noqa: N802 - gRPC's name
-        with _errors(context):
+        with aborting_errors(context):
             if not 0 < request.lease_seconds <= LONGEST_LEASE_S:
                 raise UnreadableMessageError(f"lease_seconds: above 0 and at most {LONGEST_LEASE_S:.0f} is needed")
             self._agent.acquire(controller_from_wire(request.controller), request.lease_seconds)
             return pb.AcquireResponse(agent_id=self._agent.id)
 
     def Release(self, request: pb.ReleaseRequest, context: grpc.ServicerContext) -> pb.ReleaseResponse:  # noqa: N802 - gRPC's name
-        with _errors(context):
+        with aborting_errors(context):
             self._agent.release(controller_from_wire(request.controller))
             return pb.ReleaseResponse()
 
     # Engines
 
     def StartEngine(self, request: pb.StartEngineRequest, context: grpc.ServicerContext) -> pb.StartEngineResponse:  # noqa: N802 - gRPC's name
-        with _errors(context):
+        with aborting_errors(context):
             _check_ids(request.engine_id, request.request_id)
             try:
                 status = self._agent.start_engine(
@@ -145,7 +148,7 @@ class AgentServicer(AgentServiceServicer):
             return pb.StartEngineResponse(started=status_to_wire(status))
 
     def StopEngine(self, request: pb.StopEngineRequest, context: grpc.ServicerContext) -> pb.StopEngineResponse:  # noqa: N802 - gRPC's name
-        with _errors(context):
+        with aborting_errors(context):
             _check_ids(request.engine_id, request.request_id)
             status = self._agent.stop_engine(
                 controller_from_wire(request.controller), request.request_id, request.engine_id, drain=request.drain
@@ -153,13 +156,13 @@ class AgentServicer(AgentServiceServicer):
             return pb.StopEngineResponse(engine=status_to_wire(status))
 
     def DumpStacks(self, request: pb.DumpStacksRequest, context: grpc.ServicerContext) -> pb.DumpStacksResponse:  # noqa: N802 - gRPC's name
-        with _errors(context):
+        with aborting_errors(context):
             _check_ids(request.engine_id, request.request_id)
             self._agent.show_stacks(controller_from_wire(request.controller), request.request_id, request.engine_id)
             return pb.DumpStacksResponse()
 
     def AskEngine(self, request: pb.AskEngineRequest, context: grpc.ServicerContext) -> pb.AskEngineResponse:  # noqa: N802 - gRPC's name
-        with _errors(context):
+        with aborting_errors(context):
             controller = controller_from_wire(request.controller)
             timeout_s = request.timeout_seconds if request.timeout_seconds > 0 else 1.0
             try:
@@ -169,20 +172,20 @@ class AgentServicer(AgentServiceServicer):
             return pb.AskEngineResponse(body=body)
 
     def PrepareForks(self, request: pb.PrepareForksRequest, context: grpc.ServicerContext) -> pb.PrepareForksResponse:  # noqa: N802 - gRPC's name
-        with _errors(context):
+        with aborting_errors(context):
             return pb.PrepareForksResponse(
                 unforkable=self._agent.prepare_forks(controller_from_wire(request.controller))
             )
 
     def EndForks(self, request: pb.EndForksRequest, context: grpc.ServicerContext) -> pb.EndForksResponse:  # noqa: N802 - gRPC's name
-        with _errors(context):
+        with aborting_errors(context):
             self._agent.end_forks(controller_from_wire(request.controller))
             return pb.EndForksResponse()
 
     # Loads
 
     def PrepareLoads(self, request: pb.PrepareLoadsRequest, context: grpc.ServicerContext) -> pb.PrepareLoadsResponse:  # noqa: N802 - gRPC's name
-        with _errors(context):
+        with aborting_errors(context):
             return pb.PrepareLoadsResponse(
                 client_id=self._agent.prepare_loads(controller_from_wire(request.controller))
             )
@@ -190,7 +193,7 @@ class AgentServicer(AgentServiceServicer):
     def SendToLoadClient(  # noqa: N802 - gRPC's name
         self, request: pb.SendToLoadClientRequest, context: grpc.ServicerContext
     ) -> pb.SendToLoadClientResponse:
-        with _errors(context):
+        with aborting_errors(context):
             _check_ids("0" * _ENGINE_ID_LENGTH, request.request_id)
             controller = controller_from_wire(request.controller)
             if request.HasField("run"):
@@ -207,12 +210,12 @@ class AgentServicer(AgentServiceServicer):
     def ReadLoadClient(  # noqa: N802 - gRPC's name
         self, request: pb.ReadLoadClientRequest, context: grpc.ServicerContext
     ) -> pb.ReadLoadClientResponse:
-        with _errors(context):
+        with aborting_errors(context):
             messages, ended = self._agent.read_loads(request.client_id, request.after, max(request.wait_seconds, 0.0))
             return pb.ReadLoadClientResponse(messages=messages, ended=ended)
 
     def EndLoads(self, request: pb.EndLoadsRequest, context: grpc.ServicerContext) -> pb.EndLoadsResponse:  # noqa: N802 - gRPC's name
-        with _errors(context):
+        with aborting_errors(context):
             self._agent.end_loads(controller_from_wire(request.controller))
             return pb.EndLoadsResponse()
 
@@ -221,7 +224,7 @@ class AgentServicer(AgentServiceServicer):
     def Relay(  # noqa: N802 - gRPC's name
         self, request_iterator: Iterator[pb.RelayRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.RelayResponse]:
-        with _errors(context):
+        with aborting_errors(context):
             first = next(iter(request_iterator), pb.RelayRequest())
             session = self._agent.open_relay(controller_from_wire(first.controller))
         context.add_callback(session.end)
@@ -261,7 +264,7 @@ def _not_started(kind: pb.StartFailureKind, error: Exception) -> pb.StartEngineR
 
 
 @contextmanager
-def _errors(context: grpc.ServicerContext) -> Generator[None]:
+def aborting_errors(context: grpc.ServicerContext) -> Generator[None]:
     """Ends the call with gRPC's status for an error of the agent."""
     try:
         yield

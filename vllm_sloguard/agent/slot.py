@@ -100,6 +100,11 @@ class EngineSlot:
         """The environment of the engines; never sent."""
         return self._environment
 
+    def engine_pids(self) -> set[int]:
+        """All processes of the running engines."""
+        running = [held for held in list(self._engines.values()) if held.life is EngineLife.RUNNING]
+        return {member.pid for held in running for member in held.group.members()}
+
     def _held(self, engine_id: str) -> _Held:
         try:
             return self._engines[engine_id]
@@ -178,7 +183,7 @@ class EngineSlot:
     def _detached(self, group: ProcessGroup) -> ProcessGroup:
         """Makes a forked engine outlive the fork server. Raises ForkServerError."""
         try:
-            self._forks.let_go(group.identity.pid)
+            self._forks.detach(group.identity.pid)
         except ForkServerError:
             group.kill()
             raise

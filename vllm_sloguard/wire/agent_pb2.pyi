@@ -52,13 +52,15 @@ class Controller(_message.Message):
     def __init__(self, journal_id: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
-    __slots__ = ("ranks",)
+    __slots__ = ("ranks", "held")
     RANKS_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     ranks: int
-    def __init__(self, ranks: _Optional[int] = ...) -> None: ...
+    held: bool
+    def __init__(self, ranks: _Optional[int] = ..., held: bool = ...) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("agent_id", "agent_version", "vllm_version", "machine", "engines", "restored", "command", "untunable", "controller", "lease_left_seconds", "unforkable")
+    __slots__ = ("agent_id", "agent_version", "vllm_version", "machine", "engines", "restored", "command", "untunable", "controller", "lease_left_seconds", "unforkable", "held_bytes")
     AGENT_ID_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     VLLM_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +72,7 @@ class DescribeResponse(_message.Message):
     CONTROLLER_FIELD_NUMBER: _ClassVar[int]
     LEASE_LEFT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     UNFORKABLE_FIELD_NUMBER: _ClassVar[int]
+    HELD_BYTES_FIELD_NUMBER: _ClassVar[int]
     agent_id: str
     agent_version: str
     vllm_version: str
@@ -81,7 +84,8 @@ class DescribeResponse(_message.Message):
     controller: Controller
     lease_left_seconds: float
     unforkable: str
-    def __init__(self, agent_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., vllm_version: _Optional[str] = ..., machine: _Optional[_Union[MachineFacts, _Mapping]] = ..., engines: _Optional[_Iterable[_Union[EngineState, _Mapping]]] = ..., restored: _Optional[_Union[EngineSpec, _Mapping]] = ..., command: _Optional[_Iterable[str]] = ..., untunable: _Optional[str] = ..., controller: _Optional[_Union[Controller, _Mapping]] = ..., lease_left_seconds: _Optional[float] = ..., unforkable: _Optional[str] = ...) -> None: ...
+    held_bytes: int
+    def __init__(self, agent_id: _Optional[str] = ..., agent_version: _Optional[str] = ..., vllm_version: _Optional[str] = ..., machine: _Optional[_Union[MachineFacts, _Mapping]] = ..., engines: _Optional[_Iterable[_Union[EngineState, _Mapping]]] = ..., restored: _Optional[_Union[EngineSpec, _Mapping]] = ..., command: _Optional[_Iterable[str]] = ..., untunable: _Optional[str] = ..., controller: _Optional[_Union[Controller, _Mapping]] = ..., lease_left_seconds: _Optional[float] = ..., unforkable: _Optional[str] = ..., held_bytes: _Optional[int] = ...) -> None: ...
 
 class MachineFacts(_message.Message):
     __slots__ = ("kind", "total_bytes", "free_bytes", "gpus", "source")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.guard.model_builds import BuildHelper, HelperBuilds, installed_vllm, model_of
+from sidecar.guard.model_builds import HelperBuilds, installed_vllm, model_of
+from vllm_sloguard.agent.build_helper import BuildHelper
 
 FACTS = {
     "stages": [{"weights_bytes": 8, "embedding_bytes": 4, "bytes_per_block": 2, "bytes_per_token": 1}],

@@ -25,23 +25,13 @@ from service_process import configured, ended, sloguard, started
 
 from sidecar.config.schema import load_config
 from sidecar.preflight.doctor import Finding, Level, findings
-from sidecar.preflight.facts import (
-    Devices,
-    HostFacts,
-    Imports,
-    ModelFacts,
-    Port,
-    Scrape,
-    Shm,
-    SidecarFacts,
-    StateFolderFacts,
-    VllmFacts,
-)
-from sidecar.preflight.python_env import Packages
+from sidecar.preflight.facts import HostFacts, Port, Scrape, SidecarFacts, StateFolderFacts
 from sidecar.record import lock
 from sidecar.record.journal import Journal
 from vllm_sloguard import __version__
+from vllm_sloguard.agent.environment_facts import Devices, Imports, ModelFacts, Shm, VllmFacts
 from vllm_sloguard.agent.process_group import ProcessGroup
+from vllm_sloguard.agent.python_env import Packages
 
 ROOT = Path(__file__).parents[3]
 GROUPS = {"vllm.general_plugins": "a:b", "vllm.stat_logger_plugins": "c:d"}

@@ -8,7 +8,7 @@ import pytest
 from engine_bench import bench, write_config
 
 from sidecar.engine.engine import Engine, Launch
-from vllm_sloguard.agent.ports import any_free_port, first_given_port, port_free
+from vllm_sloguard.agent.ports import any_free_port, first_ephemeral_port, port_free
 from vllm_sloguard.agent.process_group import ProcessGroup
 from vllm_sloguard.crash import Category
 
@@ -38,7 +38,7 @@ def test_the_operators_own_folder_of_kernels_is_kept(tmp_path: Path, monkeypatch
 
 def test_a_trials_port_is_none_that_the_system_gives_away() -> None:
     first, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-    assert first_given_port() == int(first)
+    assert first_ephemeral_port() == int(first)
     ports = {any_free_port() for _ in range(50)}
     assert len(ports) > 1
     assert all(1024 <= port < int(first) and port_free("127.0.0.1", port) for port in ports)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from agent_process import AgentProcess, agent_process, served_seqs
 from fake_vllm import OUT_OF_MEMORY
-from service_process import SLOGUARD, at_agent, configured, ended, sloguard, started, state_of, wait_for
+from service_process import LEASE_S, SLOGUARD, at_agent, configured, ended, sloguard, started, state_of, wait_for
 from weak_link import LinkState, WeakLink
 
 from sidecar.config.schema import Config, load_config
@@ -21,8 +21,8 @@ from vllm_sloguard.wire import agent_pb2 as pb
 from vllm_sloguard.wire.agent_pb2_grpc import AgentServiceStub
 
 MAX_RESIDENT_BYTES = 150 * 2**20
-# Longer than the lease.
-FROZEN_S = 12.0
+# Longer than the lease that ``at_agent`` sets.
+BEYOND_THE_LEASE_S = 1.5 * LEASE_S
 
 
 @pytest.fixture
@@ -34,16 +34,18 @@ def agent(tmp_path: Path) -> Iterator[AgentProcess]:
 @pytest.fixture
 def slow_agent(tmp_path: Path) -> Iterator[AgentProcess]:
     """Its trials last long enough for a fault to strike in one."""
-    with agent_process(tmp_path, FAKE_LOAD_S="3") as process:
+    with agent_process(tmp_path, FAKE_LOAD_S="2") as process:
         yield process
 
 
 def test_a_whole_window(agent: AgentProcess, tmp_path: Path) -> None:
-    config_file = at_agent(configured(tmp_path, unguarded=(OUT_OF_MEMORY,)), agent.address)
+    config_file = at_agent(configured(tmp_path, budget=3, unguarded=(OUT_OF_MEMORY,)), agent.address)
     config = load_config(config_file)
     serve = started(config_file)
     port = config.engine.port
     assert served_seqs(port) == 2
+    current = f"current configuration: the file's arguments, serving at http://127.0.0.1:{port}"
+    assert current in sloguard("status", "-c", config_file).stdout
 
     asked = sloguard("retune", "--now", "--wait", "-c", config_file)
 
@@ -126,7 +128,7 @@ def test_a_killed_sidecar_leaves_the_service_in_the_agents_hands(slow_agent: Age
 def test_a_killed_agent_leaves_the_service_and_its_successor_serves_the_sidecar(
     agent: AgentProcess, tmp_path: Path
 ) -> None:
-    config_file = at_agent(configured(tmp_path), agent.address)
+    config_file = at_agent(configured(tmp_path, budget=2), agent.address)
     config, port = load_config(config_file), load_config(config_file).engine.port
     serve = started(config_file)
     agent.end(signal.SIGKILL)
@@ -171,7 +173,7 @@ def test_a_link_that_fails_while_serving_disturbs_nobody(
     serve = started(config_file)
     engines = agent.engine_ids()
     link.become(state)
-    deadline = time.monotonic() + 13  # longer than the lease
+    deadline = time.monotonic() + BEYOND_THE_LEASE_S
     while time.monotonic() < deadline:
         assert served_seqs(port) == 2
         time.sleep(0.1)
@@ -205,7 +207,7 @@ def test_a_slow_link_is_sound(agent: AgentProcess, link: WeakLink, tmp_path: Pat
     config_file = at_agent(configured(tmp_path, budget=1), link.address)
     config, port = load_config(config_file), load_config(config_file).engine.port
     serve = started(config_file)
-    link.delay_s = 0.5  # each way; a minute for two seconds
+    link.delay_s = 0.2  # each way; the campaign has two seconds
     asked = retune(config_file)
     wait_for(lambda: len(Journal(config.state, read_only=True).trials()) >= 1, "a trial", 60)
     wait_for(lambda: Journal(config.state, read_only=True).trials()[0].result is not None, "a result", 120)
@@ -221,7 +223,7 @@ def test_a_stale_sidecar_is_fenced(agent: AgentProcess, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
         folder.mkdir()
-    files = [at_agent(configured(folder), agent.address) for folder in folders]
+    files = [at_agent(configured(folder, budget=2), agent.address) for folder in folders]
     port = load_config(files[0]).engine.port
     content = files[1].read_text().replace(f"port: {load_config(files[1]).engine.port}", f"port: {port}", 1)
     files[1].write_text(content)
@@ -230,14 +232,14 @@ def test_a_stale_sidecar_is_fenced(agent: AgentProcess, tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert "the sidecar of another state folder has the agent" in refused.stderr + refused.stdout
     stale.send_signal(signal.SIGSTOP)
-    time.sleep(11)
+    time.sleep(BEYOND_THE_LEASE_S)
     new = started(files[1])
     asked = retune(files[1])
     stale.send_signal(signal.SIGCONT)
     output, _ = asked.communicate(timeout=120)
     assert "promoting: better in 3 of 3 A/B restarts" in output
     promoted = served_seqs(port)
-    time.sleep(3)
+    time.sleep(1)
     assert served_seqs(port) == promoted > 2
     stale.kill()
     stale.communicate()
@@ -253,7 +255,7 @@ def test_a_frozen_host_is_back_soon_after_it_thaws(slow_agent: AgentProcess, tmp
     frozen = [*slow_agent.engine_pids(), slow_agent.pid]
     for pid in frozen:
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(FROZEN_S)
+    time.sleep(BEYOND_THE_LEASE_S)
     for pid in frozen:
         os.kill(pid, signal.SIGCONT)
 

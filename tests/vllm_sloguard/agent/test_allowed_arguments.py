@@ -29,7 +29,7 @@ def test_the_operator_may_allow_more_but_not_what_the_agent_sets() -> None:
 
 
 def test_arguments_of_the_agents_own_command_line_keep_their_values() -> None:
-    allowed = AllowList(given={"trust_remote_code": True}, models=frozenset({"m"}))
+    allowed = AllowList(command_args={"trust_remote_code": True}, models=frozenset({"m"}))
     allowed.check("m", "127.0.0.1", {"trust_remote_code": True})
     with pytest.raises(NotAllowedError):
         allowed.check("m", "127.0.0.1", {"trust_remote_code": False})
@@ -71,3 +71,12 @@ def test_the_load_clients_own_flags_are_allowed() -> None:
 def test_arguments_are_plain_values() -> None:
     args: Args = {"max_num_seqs": 4}
     AllowList(hosts=frozenset({""})).check("m", "", args)
+
+
+def test_an_argument_of_the_command_line_may_be_spelled_as_other_json() -> None:
+    allowed = AllowList(command_args={"hf_overrides": '{"a": 1,"b":[2]}'})
+    allowed.check("m", "127.0.0.1", {"hf_overrides": '{"b": [2], "a": 1}'})
+    with pytest.raises(NotAllowedError, match="hf_overrides"):
+        allowed.check("m", "127.0.0.1", {"hf_overrides": '{"b": [2], "a": 2}'})
+    with pytest.raises(NotAllowedError, match="hf_overrides"):
+        allowed.check("m", "127.0.0.1", {"hf_overrides": "{"})

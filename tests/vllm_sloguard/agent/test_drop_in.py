@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from agent_process import AGENT, agent_process, fake_command, served_seqs
+from certificates import certificate
 
 from vllm_sloguard.agent.ports import any_free_port
 
@@ -47,7 +48,9 @@ def test_a_command_that_can_not_be_started_has_the_shell_s_codes(tmp_path: Path)
     [
         (["--listen", "agent.sock"], "--listen: 'agent.sock': unix:///a/path or host:port is needed"),
         (["--listen", "0.0.0.0:9470"], "needs mutual TLS: --certificate, --key, --ca is missing"),
+        (["--listen", "unix://relative"], "--listen: 'unix://relative': an absolute path"),
         (["--allow", "a b"], "--allow: 'a b' is not an argument of vLLM"),
+        (["--python", "/no"], "--python: '/no': the Python of vLLM's environment is needed"),
         (["--"], "--: a command line is needed after it"),
     ],
 )
@@ -55,6 +58,36 @@ def test_bad_options_are_one_line_and_code_2(tmp_path: Path, options: list[str],
     ended = agent(tmp_path, *options)
     assert ended.returncode == 2
     assert error in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_an_argument_that_vllm_does_not_have_can_not_be_allowed(tmp_path: Path) -> None:
+    source = tmp_path / "site" / "vllm" / "engine" / "arg_utils.py"
+    source.parent.mkdir(parents=True)
+    (source.parents[1] / "__init__.py").write_text("raise ImportError('the agent must not import it')")
+    source.write_text("class EngineArgs:\n    load_format: str = 'auto'\n    max_num_seqs: int = 1\n")
+    paths = {"PYTHONPATH": os.pathsep.join([str(source.parents[2]), os.environ.get("PYTHONPATH", "")])}
+
+    refused = agent(tmp_path, "--allow", "load-format,load_formats", **paths)
+
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    assert "--allow: 'load_formats' is not an argument of the vLLM of" in refused.stderr
+    assert refused.stderr.endswith("; did you mean load_format?\n")
+    unlike = agent(tmp_path, "--allow", "no_such", **paths)
+    assert unlike.stderr.endswith("; `vllm serve --help=all` lists them\n")
+    assert agent(tmp_path, "--allow", "load-format", "--", "true", **paths).returncode == 0
+
+
+def test_a_key_that_others_can_read_is_one_line_and_code_2(tmp_path: Path) -> None:
+    for name in ("ca", "agent"):
+        certificate(tmp_path, name)
+    (tmp_path / "agent.key").chmod(0o644)
+    files = [f"--certificate={tmp_path}/agent.pem", f"--key={tmp_path}/agent.key", f"--ca={tmp_path}/ca.pem"]
+    ended = agent(tmp_path, "--listen", f"127.0.0.1:{any_free_port()}", *files)
+    assert ended.returncode == 2
+    assert ended.stderr.endswith(
+        f" sloguard-agent: --key: {tmp_path}/agent.key is accessible to others; chmod 600 it\n"
+    )
     assert len(ended.stderr.splitlines()) == 1
 
 

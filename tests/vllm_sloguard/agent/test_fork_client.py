@@ -245,7 +245,7 @@ def test_an_engine_that_was_let_go_outlives_the_server_and_is_still_found_whole(
     forked = fork(server, tmp_path, "serve")
     core = int(lines(tmp_path / "log", 2)[1][1])
     group = ProcessGroup(ProcessGroup.of_child(forked, "let-go").identity)
-    server.let_go(forked.pid)
+    server.detach(forked.pid)
     server.close()
 
     assert group.leader_alive()
@@ -279,4 +279,4 @@ def test_what_was_not_let_go_ends_with_the_server(server: ForkServer, tmp_path: 
 
     assert gone(forked.pid)
     with pytest.raises(ForkServerError, match="has ended"):
-        server.let_go(forked.pid)
+        server.detach(forked.pid)

@@ -1,4 +1,4 @@
-"""The packages of ``engine.python``, from their metadata: vLLM is not imported."""
+"""The packages of the Python of vLLM's environment, from their metadata: vLLM is not imported."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ print(json.dumps({
 
 
 class UnusablePythonError(RuntimeError):
-    """``engine.python`` does not work; the message says why, in one line."""
+    """The Python of vLLM's environment does not work; the message says why, in one line."""
 
 
 @dataclass(frozen=True)
