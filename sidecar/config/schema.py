@@ -15,6 +15,7 @@ from pydantic import (
     AfterValidator,
     Field,
     ValidationError,
+    model_validator,
 )
 
 from sidecar.config.argument_mistakes import argument_mistakes
