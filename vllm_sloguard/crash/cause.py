@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 
 from vllm_sloguard.crash import texts
 from vllm_sloguard.crash.kinds import Category
-from vllm_sloguard.crash.log_records import QUIET_LEVELS
-from vllm_sloguard.crash.prefixes import LogRecord
+from vllm_sloguard.crash.prefixes import QUIET_LEVELS, LogRecord
 from vllm_sloguard.crash.ranks import ROOT_RANKS, CauseRank, TextMeaning, category_of, meaning_of, with_signal_name
 
 _MAX_TRACEBACKS = 4096

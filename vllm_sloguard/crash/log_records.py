@@ -8,9 +8,14 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import cast
 
-from vllm_sloguard.crash.prefixes import EMBEDDED_RECORD, NO_PREFIX, LogRecord, PrefixParser, start_with_process
-
-QUIET_LEVELS = frozenset({"DEBUG", "INFO", "WARNING"})
+from vllm_sloguard.crash.prefixes import (
+    EMBEDDED_RECORD,
+    NO_PREFIX,
+    QUIET_LEVELS,
+    LogRecord,
+    PrefixParser,
+    start_with_process,
+)
 
 _LONGEST_PIECE = 1 << 16
 _SHORT_LINE_CHARS = 60  # one record
@@ -80,7 +85,8 @@ def _from_json(line: str) -> str:
         return line
     values = cast("dict[str, object]", fields)
     message = _first_text(values, ("log", "message", "msg")).rstrip("\n")
-    level = _first_text(values, ("level", "levelname", "severity")).upper()
+    # "severity" is the collector's: INFO for all of stdout, ERROR for all of stderr.
+    level = _first_text(values, ("level", "levelname")).upper()
     if not message:
         return line
     return f"{level}: {message}" if level in {*QUIET_LEVELS, "ERROR", "CRITICAL"} else message

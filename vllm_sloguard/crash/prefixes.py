@@ -66,6 +66,8 @@ _LEVELS = {
     "I": "INFO",
     "D": "DEBUG",
 }
+QUIET_LEVELS = frozenset({"DEBUG", "INFO", "WARNING"})
+_TRACEBACK = "Traceback (most recent call last)"
 # The start of a record within a line: a log that was pasted on one line, or wrapped at a terminal's width.
 EMBEDDED_RECORD = re.compile(r"\b(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d")
 _LEVEL_WORDS = frozenset({"DEBUG", "INFO", "NOTICE", "WARN", "WARNING", "ERROR", "CRITICAL", "FATAL", "DEFAULT"})
@@ -75,23 +77,40 @@ _PROCESS_BEFORE = re.compile(rf"(?:(?<![^\s.])\([\w.:-]{{1,60}}{_RANK}? pid=\d+[
 
 
 class PrefixParser:
-    """Parses lines one after another. A prefix of unknown shape is learned where vLLM's own follows it."""
+    """Parses lines one after another.
+
+    A prefix of unknown shape is learned from a line where vLLM's own prefix or a traceback follows it. A collector that
+    shows a traceback as INFO gives every line that level, so its levels are ignored from then on.
+    """
 
     def __init__(self) -> None:
         self._learned: re.Pattern[str] | None = None
+        self._levels_ignored = False
 
     def parse(self, number: int, raw: str) -> LogRecord:
         """One line with its prefixes taken off."""
         text = _printable(raw[:_RECORD_CHARS])
         record = _stripped(number, text, 0, len(text))
-        if record.prefixed:
+        if record.source:
             return record
-        if self._learned is not None and (match := self._learned.match(record.text)):
-            return _stripped(number, record.text, match.end(), len(text))
-        at = record_start(record.text, 0, _FOREIGN_CHARS)
-        if at > 0 and not NO_PREFIX.search(record.text, 0, at):
-            self._learned = _shape(record.text[:at])
-            return _stripped(number, record.text, at, len(text))
+        if not record.process:
+            record = self._without_foreign_prefix(record)
+        if record.level in QUIET_LEVELS and not record.source:
+            self._levels_ignored = self._levels_ignored or record.text.startswith(_TRACEBACK)
+            if self._levels_ignored:
+                return record._replace(level="", prefixed=bool(record.process))
+        return record
+
+    def _without_foreign_prefix(self, record: LogRecord) -> LogRecord:
+        number, text, width = record.number, record.text, record.width
+        if self._learned is not None and (match := self._learned.match(text)):
+            return _stripped(number, text, match.end(), width)
+        at = record_start(text, 0, _FOREIGN_CHARS)
+        if at < 0 and self._learned is None:
+            at = text.find(_TRACEBACK, 0, _FOREIGN_CHARS)
+        if at > 0 and text[:at].strip() and not NO_PREFIX.search(text, 0, at):
+            self._learned = _shape(text[:at])
+            return _stripped(number, text, at, width)
         return record
 
 

@@ -147,6 +147,7 @@ SIGNAL_EXITS = re.compile(r"(?i:exit(?:ed)?(?: with)?(?: exit)?(?: (?:status|cod
 HOST_KILLS = re.compile(
     r"(?i:exit(?:ed)?(?: with)?(?: exit)?(?: (?:status|code))?:? *\(?137\b)"
     r"|^srun: error: \S+: tasks? [\d,-]+: (?:Killed|Out Of Memory)"
+    r"|was sent SIGKILL! Perhaps out of memory"
     r"|^Killed$|: line \d+: +\d+ Killed\b|\bKilled +(?:vllm|python)"
 )
 # Something told the engine to stop: a supervisor, a scheduler, a terminal.

@@ -2,6 +2,7 @@
 
 # ruff: noqa: E501 - the logs' own lines
 
+import json
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,24 @@ def test_a_prefix_of_unknown_shape_is_learned_from_vllms_own_lines(prefix: str) 
     lines = ["INFO 11-18 18:07:28 api_server.py:528] vLLM API server version 0.6.3", *traceback(NO_BLOCKS).split("\n")]
     crash = classify("\n".join(shown(n, line) for n, line in enumerate(lines)), phase="starting", exit_code=1)
     assert (crash.category, crash.evidence) == (OOM, NO_BLOCKS)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["2026-01-02T16:43:45,497 [INFO ] W-9000-model_1.0-stdout MODEL_LOG - ", "[INFO] ", "worker-7 stdout> ", "INFO: "],
+)
+def test_a_collector_that_shows_a_traceback_as_info(prefix: str) -> None:
+    text = f"Loading weights\n{traceback('OSError: You are trying to access a gated repo.')}"
+    crash = classify(prefixed(prefix, text), phase="starting", exit_code=None)
+    assert (crash.category, crash.evidence) == (STARTUP, "OSError: You are trying to access a gated repo.")
+
+
+def test_the_severity_of_a_collector_is_not_the_level() -> None:
+    lines = ["Loading shards: 10%", *traceback(NO_BLOCKS).split("\n")]
+    shown = "\n".join(json.dumps({"severity": "INFO", "message": line}) for line in lines)
+    assert classify(shown, phase="starting", exit_code=None).evidence == NO_BLOCKS
+    bar = json.dumps({"severity": "ERROR", "message": "Loading shards: 20%"})
+    assert classify(bar, phase="starting", exit_code=None).line_number is None
 
 
 def test_two_short_records_on_one_line() -> None:
