@@ -55,7 +55,8 @@ _VLLM = re.compile(
 )
 _LEVEL = re.compile(
     r"(?:\| )?(?:[\w.]{1,80} - |\[)?(DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)"
-    r"(?::[A-Za-z][\w.]{0,60}:(?=\S)|\s*(?:\]|:|\||-)(?=\s|$)|\s+[\w.]{1,60}\.py:\d+ (?:--|\])(?=\s|$))\s*"
+    r"(?::[A-Za-z][\w.]{0,60}:(?=\S)|\s*(?:\]|:|\||-)(?=\s|$)|\s+[\w.]{1,60}\.py:\d+ (?:--|\])(?=\s|$)"
+    r"|\s\d{4}-\d\d-\d\d [\d:,.]{8,15} [\w.:#-]{1,80}(?: [\w.:#-]{1,80}){0,2} --(?=\s))\s*"  # Ray Serve
 )
 _LEVELS = {
     "WARN": "WARNING",

@@ -17,7 +17,9 @@ MEMORY_TEXTS = re.compile(
     r"|(?i:\b(?:cuda|hip)Error(?:MemoryAllocation|OutOfMemory)\b)"
     r"|CUDA_ERROR_OUT_OF_MEMORY"
     r"|CU[A-Z]+_STATUS_ALLOC_FAILED"
-    r"|RESULT_ERROR_OUT_OF_(?:DEVICE|HOST)_MEMORY"
+    r"|(?:RESULT|PI)_ERROR_OUT_OF_(?:DEVICE_MEMORY|HOST_MEMORY|RESOURCES)"
+    r"|PT_DEVMEM Allocation failed"
+    r"|\[metal::malloc\]|kIOGPU\w*OutOfMemory"
     r"|RESOURCE_EXHAUSTED.{0,200}(?:[Oo]ut of memory|allocat)"
     r"|Error in memory profiling"
     r"|DefaultCPUAllocator: (?:can't allocate|not enough) memory"
@@ -27,6 +29,7 @@ MEMORY_TEXTS = re.compile(
     r"|Unable to allocate .{1,40} for an array"
     r"|(?:shared memory|/dev/shm).{0,160}No space left on device"
     r"|No space left on device.{0,160}(?:shared memory|/dev/shm)"
+    r"|No space left on device: '/(?:psm|torch|mp)[_-]"
     r"|insufficient shared memory \(shm\)"
     r"|lack of CPU swap space"
     r"|Too large swap space"
@@ -34,7 +37,8 @@ MEMORY_TEXTS = re.compile(
     r"|\bstd::bad_alloc\b"
     r"|\bOOMKilled\b"
     r"|\boom-kill(?:er)?:|\boom[_-]kill event|exceeded (?:job|step) memory limit"
-    r"|Out of memory: Killed process"
+    r"|[Oo]ut of memory: Killed process"
+    r"|has been killed by the OOM killer|Failed with result 'oom-kill'"
     r"|[1-9]\d* Workers \(tasks / actors\) killed due to memory pressure"
     r"|killed due to the node running low on memory"
 )
@@ -48,11 +52,14 @@ START_TEXTS = re.compile(
     r"|Cannot re-initialize CUDA in forked subprocess"
     r"|\.(?:c|cc|cpp|cu|cuh|h|hip)(?::\d+){1,2}: (?:fatal )?error: "
     r"|\bld: cannot find -l"
+    r"|\b(?:ptxas|nvcc|nvlink) (?:fatal|error)\s*:|\bnvrtc: error: "
+    r"|\bsh: .{0,40}\b(?:nvcc|vllm|python3?|gcc|g\+\+|ninja|ptxas): (?:command )?not found"
+    r"|Insufficient (?:nvidia|amd)\.com/gpu"
 )
 DEVICE_TEXTS = re.compile(
     r"(?i:(?<!unhandled )(?:CUDA|HIP) (?:runtime |driver |unknown )?error\b)"
     r"|(?i:Cuda failure \d* ?:? ?')"
-    r"|CUDA kernel failed"
+    r"|CUDA kernel failed|DeferredCudaCallError|CUDA (?:driver )?initialization failed"
     r"|Triton Error \[(?:CUDA|HIP)\]"
     r"|\bCU(?:BLAS|DNN|SPARSE|SOLVER|FFT)(?:LT)?_STATUS_[A-Z]"
     r"|\b(?:HIPBLAS|rocblas|miopen)_?[Ss](?:TATUS|tatus)_?[A-Z]"
@@ -74,12 +81,16 @@ DEVICE_TEXTS = re.compile(
     r"|\bNVMLError_(?:LibraryNotFound|DriverNotLoaded|LibRmVersionMismatch|GpuIsLost|Unknown)"
     r"|libcuda\.so\.1: cannot open shared object"
     r"|\bXid \(PCI"
+    r"|\bsynStatus=\d|FATAL ERROR :: MODULE:PT_|Native API failed|kIOGPUCommandBuffer"
+    r"|\bPTA call acl api failed|\bE[A-Z]9999\b|\baclnn\w+ failed|\baclrt\w+ failed|ACL stream synchronize failed"
+    r"|runtime result = 507\d\d\d|vector core exception"
     r"|NPU function error|\bACL error|aicore exception|\bDEVICE_LOST\b|^RuntimeError: UR error"
     r"|could not select device driver|nvidia-container-cli: "
 )
 # NCCL's own errors: true, but a more specific text after them says what it was.
 NCCL_ERRORS = re.compile(
-    r"\b[NRH]CCL error\b|\bnccl(?:Unhandled|System|Internal|Invalid)\w*Error?\b|\bncclSystemError\b"
+    r"\b[NRH]CCL (?:function )?error\b|\bERR\d{5} DIST call hccl"
+    r"|\bnccl(?:Unhandled|System|Internal|Invalid)\w*Error?\b|\bncclSystemError\b"
 )
 # What vLLM's processes say when they wait for each other in vain.
 TIMEOUT_TEXTS = re.compile(
@@ -96,8 +107,10 @@ TIMEOUT_TEXTS = re.compile(
     r"|client socket has timed out after"
     r"|Timed out waiting \d+ms for"
     r"|[Ww]ait timeout after \d+ ?ms"
-    r"|^TimeoutError\b|^(?:asyncio\.(?:exceptions\.)?|concurrent\.futures\.)TimeoutError\b"
-    r"|^(?:\w+\.)*GetTimeoutError\b"
+    r"|^TimeoutError\b(?!: (?:\[Errno|timed out|The \w+ operation))"
+    r"|^(?:asyncio\.(?:exceptions\.)?|concurrent\.futures\.)TimeoutError\b"
+    r"|^(?:\w+\.)*(?:Get|RayChannel)TimeoutError\b"
+    r"|start operation timed out\. Terminating"
 )
 # vLLM's word for an engine that is dead, whatever the reason, and Ray's for a worker.
 DEATH_TEXTS = re.compile(
@@ -122,11 +135,16 @@ NATIVE_SIGNALS = re.compile(
     r"|(Segmentation fault|Bus error|Illegal instruction|Floating point exception) \(core dumped\)"
     r"|^(Segmentation fault|Bus error)$"
     r"|killed by signal: (Bus error|Segmentation fault)"
+    r"|code=dumped, status=\d+/(SEGV|BUS|ILL|FPE)"
     r"|double free or corruption|free\(\): invalid (?:pointer|size)|malloc\(\): |corrupted (?:size|double-linked list)"
     r"|stack smashing detected"
     r"|trap (invalid opcode) ip:|(segfault) at [0-9a-f]+ ip"
 )
 SIGNAL_NAMES = {
+    "SEGV": "SIGSEGV",
+    "BUS": "SIGBUS",
+    "ILL": "SIGILL",
+    "FPE": "SIGFPE",
     "Segmentation fault": "SIGSEGV",
     "Segfault": "SIGSEGV",
     "segfault": "SIGSEGV",
@@ -147,6 +165,7 @@ SIGNAL_EXITS = re.compile(r"(?i:exit(?:ed)?(?: with)?(?: exit)?(?: (?:status|cod
 HOST_KILLS = re.compile(
     r"(?i:exit(?:ed)?(?: with)?(?: exit)?(?: (?:status|code))?:? *\(?137\b)"
     r"|^srun: error: \S+: tasks? [\d,-]+: (?:Killed|Out Of Memory)"
+    r"|code=killed, status=9/KILL"
     r"|was sent SIGKILL! Perhaps out of memory"
     r"|^Killed$|: line \d+: +\d+ Killed\b|\bKilled +(?:vllm|python)"
 )
@@ -157,7 +176,7 @@ STOPS = re.compile(
     r"|(?i:exit(?:ed)?(?: with)?(?: exit)?(?: (?:status|code))?:? *\(?143\b)"
 )
 # A command that failed: what it printed says more.
-FAILED_COMMANDS = re.compile(r"^(?:\w+\.)*CalledProcessError\b")
+FAILED_COMMANDS = re.compile(r"^(?:\w+\.)*CalledProcessError\b|Ninja build failed|Error building extension '")
 # Re-raised, or printed by whoever saw the end of another process.
 WRAPPERS = re.compile(
     r"WorkerProc initialization failed due to an exception"
@@ -206,6 +225,7 @@ NOISE = re.compile(
     r"|destroy_process_group|\bUserWarning\b|\bFutureWarning\b|\bDeprecationWarning\b"
     r"|^(?:To fix this|If you|You can|Please |Try |Note: |Hint: )"
     r"|^Namespace\(|^args: "
+    r"|ERR99999 UNKNOWN appli"
     r"|Failed to advance FSM|grammar rejected tokens|^Uncaught exception$"
 )
 # An exception announced by one of these ends one request, a thread or a log line, and not the engine.
@@ -213,7 +233,7 @@ REQUEST_HEADERS = re.compile(
     r"Exception in ASGI application|Unexpected error pre-processing request|Invocation of .{0,60} method failed"
     r"|Error in preprocessing prompt|Error with model |[Ee]xception caught\. Request id|Error in .{0,60}generator"
     r"|Error in applying chat template|Failed to (?:compile grammar|abort|decode|load AsyncMultiModal)"
-    r"|failed with an internal error during generation|Task exception was never retrieved"
+    r"|failed with an internal error during generation|^Request failed\.$|Task exception was never retrieved"
 )
 IGNORED_HEADERS = re.compile(
     r"Exception ignored in|--- Logging error ---|_report_usage|Exception in thread .{0,40}(?:usage|tqdm|Tqdm|monitor)"
@@ -267,7 +287,8 @@ _KEYWORDS = (
     *("unable", "device", "assert", "kernel", "closed", "stuck", "xid", "nrt_", "interrupt", "compil", "resource"),
     *("#", "@", "fix this", "if you", "you can", "try ", "note: ", "hint: ", "args: ", "please ", "what():"),
     *("scheduler", "grammar", "usage", "max seq", "destroy_", "build stopped", "broken", "pass", "engine", "gpus"),
-    *("ddress", "eaddrinuse", "nccl", "compat", "unexpected", "process "),
+    *("ddress", "eaddrinuse", "nccl", "compat", "unexpected", "insufficient", "process ", "kiogpu", " hccl"),
+    *(" unknown ", "9999", "runtime result"),
 )
 
 
