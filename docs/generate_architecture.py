@@ -11,7 +11,7 @@ BEGIN, END = "<!-- modules: begin -->", "<!-- modules: end -->"
 # Lowest first: imports only look down, so up this list.
 SIDECAR = (
     "search", "config", "engine", "observe", "measure", "record", "guard", "promote", "run", "service",
-    "metrics", "export", "preflight", "page", "report", "bench", "cli",
+    "metrics", "export", "preflight", "adopt", "page", "report", "bench", "cli",
 )  # fmt: skip
 PLUGIN = ("", "agent", "guard", "guard/rules", "hooks", "starts")
 

@@ -27,7 +27,7 @@ ROOMS = (
     "service",
 )
 # What operators see: they read, and give orders; no room imports them. Among themselves, in this order.
-FACES = ("metrics", "export", "preflight", "page", "report", "bench", "cli", "__main__")
+FACES = ("metrics", "export", "preflight", "adopt", "page", "report", "bench", "cli", "__main__")
 ORDER = {room: number for number, room in enumerate((*ROOMS, *FACES))}
 MAX_AT_ROOT = 5
 PURE = (

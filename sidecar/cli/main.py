@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from sidecar.cli import backup, dev, diagnose, doctor, guard, operator, plan, report, schema, status
+from sidecar.cli import backup, dev, diagnose, doctor, guard, init, operator, plan, report, schema, status
 from sidecar.cli.operator import CommandRefused
 from sidecar.cli.places import ConfigFile, ConfigOption, StateFolder, folder_of
 from sidecar.cli.rendering import AsJson
@@ -48,6 +48,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+init.register(app)
 guard.register(app)
 operator.register(app)
 backup.register(app)

@@ -34,7 +34,7 @@ from sidecar.config.slo import Slo
 from sidecar.config.suspicious_values import suspicious_values
 from sidecar.config.window import Promotion, Section, WindowConfig
 from sidecar.config.workload_section import Workload
-from sidecar.config.yaml_file import YamlContent, YamlTooLarge, read_yaml
+from sidecar.config.yaml_file import YamlContent, YamlLines, YamlTooLarge, read_yaml
 
 # The kernel limits a Unix socket's path to 108 bytes, including the terminating zero.
 LONGEST_SOCKET_PATH = 107
@@ -157,15 +157,33 @@ class LoadedConfig:
 
     config: Config
     warnings: tuple[str, ...]
+    lines: YamlLines
 
 
 def load_config(path: Path) -> Config:
     """Reads and validates ``path``; relative paths in it are relative to its folder. Raises ConfigError."""
-    return checked_config(path).config
+    return loaded_config(path).config
 
 
 def checked_config(path: Path) -> LoadedConfig:
-    """The same with the warnings. All mistakes are in one error."""
+    """The same with warnings, for what starts engines: their model must be there, too."""
+    loaded = loaded_config(path)
+    if mistake := missing_model(loaded.config):
+        raise file_error(path, [mistake], loaded.lines)
+    return loaded
+
+
+def missing_model(config: Config) -> Mistake | None:
+    """The mistake if the model is a path that is not on this machine, whose engines need it."""
+    is_path = config.model.startswith(("/", "./", "../", "~"))
+    if not is_path or config.engine.agents or Path(config.model).exists():
+        return None
+    text = f"{config.model!r}: there is no such folder; a name on Hugging Face is written `model: Qwen/Qwen3-0.6B`"
+    return Mistake(("model",), text)
+
+
+def loaded_config(path: Path) -> LoadedConfig:
+    """The configuration with its warnings. All mistakes are in one error. Raises ConfigError."""
     read = _read(path)
     value = read.value
     if not isinstance(value, dict):
@@ -189,7 +207,7 @@ def checked_config(path: Path) -> LoadedConfig:
     if config is None or mistakes:
         raise file_error(path, mistakes, read.lines)
     suspicious = suspicious_values(config.slo, config.engine, config.workload, config.window, config.search)
-    return LoadedConfig(config, tuple(located(found, read.lines) for found in suspicious))
+    return LoadedConfig(config, tuple(located(found, read.lines) for found in suspicious), read.lines)
 
 
 def _read(path: Path) -> YamlContent:
@@ -216,7 +234,8 @@ def _placed(config: Config, folder: Path) -> Config:
         raise MisplacedValues(
             [Mistake(("state",), f"{state} is too long a path for a Unix socket in it; choose a shorter one")]
         )
-    model = _placed_model(config, folder)
+    local = folder / Path(config.model).expanduser() if config.model.startswith("~/") else folder / config.model
+    model = str(local.resolve()) if local.exists() else config.model
     engine = _placed_engine(config.engine, folder)
     files = ("certificate", "key", "ca", "token")
     remote = config.remote and config.remote.model_copy(
@@ -232,17 +251,6 @@ def _placed(config: Config, folder: Path) -> Config:
         workload = workload.model_copy(update={"dataset_path": dataset})
     placed = {"state": state, "model": model, "engine": engine, "remote": remote, "page": page, "workload": workload}
     return config.model_copy(update=placed)
-
-
-def _placed_model(config: Config, folder: Path) -> str:
-    local = folder / Path(config.model).expanduser() if config.model.startswith("~/") else folder / config.model
-    if local.is_dir():
-        return str(local.resolve())
-    elsewhere = bool(config.engine.agents)
-    if config.model.startswith(("/", "./", "../", "~")) and not local.is_file() and not elsewhere:
-        text = f"{config.model!r}: there is no such folder; a name on Hugging Face is written `model: Qwen/Qwen3-0.6B`"
-        raise MisplacedValues([Mistake(("model",), text)])
-    return config.model
 
 
 def _placed_engine(engine: EngineConfig, folder: Path) -> EngineConfig:

@@ -125,8 +125,14 @@ def test_the_message_names_the_line_the_field_and_what_to_write(case: str, tmp_p
     path = tmp_path / "sloguard.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as raised:
-        load_config(path)
+        checked_config(path)
     assert str(raised.value) == f"{path}: {message}"
+
+
+def test_only_what_starts_engines_needs_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "sloguard.yaml"
+    path.write_text("model: /absent/model\n" + REST)
+    assert load_config(path).model == "/absent/model"
 
 
 def test_all_mistakes_are_in_one_message_in_the_order_of_the_file(tmp_path: Path) -> None:

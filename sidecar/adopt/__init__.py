@@ -1,0 +1,1 @@
+"""Reads how vLLM is started today, and writes the configuration file for it."""
