@@ -127,7 +127,8 @@ COMMANDS = {
     ),
     "nested transfer": LaunchCase(
         "vllm serve deepseek-ai/DeepSeek-V4-Flash --tensor-parallel-size 8 --kv-transfer-config '{\n"
-        '  "kv_connector": "disk-cache", "kv_role": "kv_both",\n  "engine_id": "a", "kv_connector_extra_config": {"path": "/kv"}\n}\'',
+        '  "kv_connector": "disk-cache", "kv_role": "kv_both",\n'
+        '  "engine_id": "a", "kv_connector_extra_config": {"path": "/kv"}\n}\'',
         "deepseek-ai/DeepSeek-V4-Flash --tensor-parallel-size 8 --kv-transfer-config"
         """ '{"kv_connector": "disk-cache", "kv_role": "kv_both", "engine_id": "a","""
         """ "kv_connector_extra_config": {"path": "/kv"}}'""",
