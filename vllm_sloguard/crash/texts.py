@@ -59,7 +59,7 @@ START_TEXTS = re.compile(
 DEVICE_TEXTS = re.compile(
     r"(?i:(?<!unhandled )(?:CUDA|HIP) (?:runtime |driver |unknown )?error\b)"
     r"|(?i:Cuda failure \d* ?:? ?')"
-    r"|CUDA kernel failed|DeferredCudaCallError|CUDA (?:driver )?initialization failed"
+    r"|CUDA kernel failed|== (?:cuda|hip)Success\b|DeferredCudaCallError|CUDA (?:driver )?initialization failed"
     r"|Triton Error \[(?:CUDA|HIP)\]"
     r"|\bCU(?:BLAS|DNN|SPARSE|SOLVER|FFT)(?:LT)?_STATUS_[A-Z]"
     r"|\b(?:HIPBLAS|rocblas|miopen)_?[Ss](?:TATUS|tatus)_?[A-Z]"
@@ -171,7 +171,7 @@ HOST_KILLS = re.compile(
 )
 # Something told the engine to stop: a supervisor, a scheduler, a terminal.
 STOPS = re.compile(
-    r"\btrigger received signal=SIG(?:TERM|INT|HUP)|\*\*\* SIGTERM received at time|^KeyboardInterrupt: terminated"
+    r"\btrigger received signal=SIG(?:TERM|INT|HUP)|\*\*\* SIGTERM received at time|^KeyboardInterrupt(?:: ?(?:terminated)?)?$"
     r"|^(?:slurmstepd|srun): error: .{0,200}\bCANCELLED\b|\bRPC Server was interrupted"
     r"|(?i:exit(?:ed)?(?: with)?(?: exit)?(?: (?:status|code))?:? *\(?143\b)"
 )
@@ -288,7 +288,7 @@ _KEYWORDS = (
     *("#", "@", "fix this", "if you", "you can", "try ", "note: ", "hint: ", "args: ", "please ", "what():"),
     *("scheduler", "grammar", "usage", "max seq", "destroy_", "build stopped", "broken", "pass", "engine", "gpus"),
     *("ddress", "eaddrinuse", "nccl", "compat", "unexpected", "insufficient", "process ", "kiogpu", " hccl"),
-    *(" unknown ", "9999", "runtime result"),
+    *(" unknown ", "9999", "runtime result", "success"),
 )
 
 

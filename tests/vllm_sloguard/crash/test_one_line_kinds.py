@@ -25,6 +25,7 @@ LINES = [
     (OOM, "[ERROR] Worker (pid:4711) was sent SIGKILL! Perhaps out of memory?"),
     (CUDA, "torch.cuda.DeferredCudaCallError: CUDA call failed lazily at initialization with error: device >= 0"),
     (CUDA, "RuntimeError: CUDA driver initialization failed, you might not have a CUDA gpu."),
+    (CUDA, "RuntimeError: Check failed: (status == cudaSuccess) is false: BatchDecode failed with error invalid argument"),
     (CUDA, "RuntimeError: synStatus=26 [Generic failure] Device acquire failed."),
     (CUDA, "RuntimeError: ERR00100 PTA call acl api failed"),
     (CUDA, "RuntimeError: ERR02200 DIST call hccl api failed."),

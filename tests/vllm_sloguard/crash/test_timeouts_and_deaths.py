@@ -220,6 +220,11 @@ STOPS = {
         "KeyboardInterrupt: terminated",
         Category.STARTUP_FAILURE,
     ),
+    "at the terminal": (
+        v08("Loading weights", level="INFO") + "\n" + traceback("KeyboardInterrupt", "signal_handler()"),
+        "KeyboardInterrupt",
+        Category.STARTUP_FAILURE,
+    ),
     "in Ray": (
         v0("Waiting for creating a placement group of specs", level="INFO")
         + "\n*** SIGTERM received at time=1700000000 on cpu 8 ***\nPC: @ 0x7a30 (unknown)\n"
