@@ -171,7 +171,8 @@ HOST_KILLS = re.compile(
 )
 # Something told the engine to stop: a supervisor, a scheduler, a terminal.
 STOPS = re.compile(
-    r"\btrigger received signal=SIG(?:TERM|INT|HUP)|\*\*\* SIGTERM received at time|^KeyboardInterrupt(?:: ?(?:terminated)?)?$"
+    r"\btrigger received signal=SIG(?:TERM|INT|HUP)|\*\*\* SIGTERM received at time"
+    r"|^KeyboardInterrupt(?:: ?(?:terminated)?)?$"
     r"|^(?:slurmstepd|srun): error: .{0,200}\bCANCELLED\b|\bRPC Server was interrupted"
     r"|(?i:exit(?:ed)?(?: with)?(?: exit)?(?: (?:status|code))?:? *\(?143\b)"
 )
