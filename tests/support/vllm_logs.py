@@ -2,6 +2,8 @@
 
 # ruff: noqa: E501 - the logs' own lines
 
+from vllm_sloguard.crash import Crash
+
 DIRECT = "\nThe above exception was the direct cause of the following exception:\n"
 HANDLING = "\nDuring handling of the above exception, another exception occurred:\n"
 
@@ -62,3 +64,12 @@ def start_failed(*, failed: str = "{}") -> str:
     """The API server's report of an engine that did not start."""
     end = f"RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {failed}"
     return printed("APIServer", traceback(end, "wait_for_engine_startup("), pid=1)
+
+
+def names_its_line(crash: Crash, log: str) -> bool:
+    """Whether the line that the crash points at holds its evidence, or a good part of evidence from several lines."""
+    if crash.line_number is None:
+        return False
+    line = log.split("\n")[crash.line_number - 1]
+    size = min(20, len(crash.evidence))
+    return any(crash.evidence[at : at + size] in line for at in range(len(crash.evidence) - size + 1))

@@ -273,7 +273,7 @@ CRASH_RULES: tuple[CrashRule, ...] = (
         "Model not available",
         _START,
         re.compile(
-            r"Repo id must be|gated|GatedRepo|RepositoryNotFound|LocalEntryNotFound|couldn't connect|401 Client|404 Client|no file named|name resolution"
+            r"Repo id must be|gated|GatedRepo|RepositoryNotFound|LocalEntryNotFound|couldn't connect|Cannot find any model weights|401 Client|404 Client|no file named|name resolution"
         ),
         "huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name': '/nonexistent/model'.",
         "The model is not in that folder, or can't be downloaded.",

@@ -3,7 +3,19 @@
 # ruff: noqa: E501 - the logs' own lines
 
 import pytest
-from vllm_logs import DIRECT, engine_dead, prefixed, printed, serving, start_failed, traceback, v0, v08, v1
+from vllm_logs import (
+    DIRECT,
+    engine_dead,
+    names_its_line,
+    prefixed,
+    printed,
+    serving,
+    start_failed,
+    traceback,
+    v0,
+    v08,
+    v1,
+)
 
 from vllm_sloguard.crash import Category, classify
 
@@ -168,14 +180,17 @@ def test_while_starting(name: str) -> None:
     crash = classify(log, exit_code=1)
     assert (crash.category, crash.phase) == (Category.CUDA_ERROR, "starting")
     assert cause in crash.evidence
+    assert names_its_line(crash, log)
 
 
 @pytest.mark.parametrize("name", SERVING)
 def test_while_serving(name: str) -> None:
     log, cause = SERVING[name]
-    crash = classify(f"{serving()}\n{log}\n{engine_dead()}", exit_code=0)
+    log = f"{serving()}\n{log}\n{engine_dead()}"
+    crash = classify(log, exit_code=0)
     assert (crash.category, crash.phase) == (Category.CUDA_ERROR, "serving")
     assert cause in crash.evidence
+    assert names_its_line(crash, log)
 
 
 def test_the_line_that_quotes_an_error_is_not_an_abort() -> None:

@@ -3,7 +3,19 @@
 # ruff: noqa: E501 - the logs' own lines
 
 import pytest
-from vllm_logs import DIRECT, engine_dead, prefixed, printed, serving, start_failed, traceback, v0, v08, v1
+from vllm_logs import (
+    DIRECT,
+    engine_dead,
+    names_its_line,
+    prefixed,
+    printed,
+    serving,
+    start_failed,
+    traceback,
+    v0,
+    v08,
+    v1,
+)
 
 from vllm_sloguard.crash import Category, classify
 
@@ -239,6 +251,7 @@ def test_while_starting(name: str) -> None:
         crash = classify(log, phase=phase, exit_code=1)
         assert crash.category is Category.OUT_OF_MEMORY
         assert cause in crash.evidence
+        assert names_its_line(crash, log)
 
 
 @pytest.mark.parametrize("name", SERVING)
@@ -247,6 +260,7 @@ def test_while_serving(name: str) -> None:
     crash = classify(log, exit_code=None)
     assert (crash.category, crash.phase) == (Category.OUT_OF_MEMORY, "serving")
     assert cause in crash.evidence
+    assert names_its_line(crash, log)
 
 
 def test_an_exit_code_of_137_is_a_memory_limit() -> None:

@@ -3,7 +3,7 @@
 # ruff: noqa: E501 - the logs' own lines
 
 import pytest
-from vllm_logs import DIRECT, HANDLING, prefixed, printed, serving, start_failed, traceback, v1
+from vllm_logs import DIRECT, HANDLING, names_its_line, prefixed, printed, serving, start_failed, traceback, v1
 
 from vllm_sloguard.crash import Category, classify
 
@@ -25,7 +25,10 @@ LINES = [
     (OOM, "[ERROR] Worker (pid:4711) was sent SIGKILL! Perhaps out of memory?"),
     (CUDA, "torch.cuda.DeferredCudaCallError: CUDA call failed lazily at initialization with error: device >= 0"),
     (CUDA, "RuntimeError: CUDA driver initialization failed, you might not have a CUDA gpu."),
-    (CUDA, "RuntimeError: Check failed: (status == cudaSuccess) is false: BatchDecode failed with error invalid argument"),
+    (
+        CUDA,
+        "RuntimeError: Check failed: (status == cudaSuccess) is false: BatchDecode failed with error invalid argument",
+    ),
     (CUDA, "RuntimeError: synStatus=26 [Generic failure] Device acquire failed."),
     (CUDA, "RuntimeError: ERR00100 PTA call acl api failed"),
     (CUDA, "RuntimeError: ERR02200 DIST call hccl api failed."),
@@ -48,6 +51,7 @@ def test_alone_and_before_what_it_led_to(category: Category, line: str) -> None:
         crash = classify(log, exit_code=None)
         assert crash.category is category
         assert crash.evidence.removesuffix(" (SIGSEGV)") in line
+        assert names_its_line(crash, log)
 
 
 def test_the_compiler_is_the_cause_of_a_failed_build() -> None:

@@ -3,7 +3,7 @@
 # ruff: noqa: E501 - the logs' own lines
 
 import pytest
-from vllm_logs import DIRECT, HANDLING, prefixed, printed, serving, start_failed, traceback, v0, v08, v1
+from vllm_logs import DIRECT, HANDLING, names_its_line, prefixed, printed, serving, start_failed, traceback, v0, v08, v1
 
 from vllm_sloguard.crash import Category, classify
 
@@ -218,6 +218,7 @@ def test_while_starting(name: str) -> None:
         crash = classify(log, phase=phase, exit_code=1)
         assert (crash.category, crash.phase) == (Category.STARTUP_FAILURE, "starting")
         assert cause in crash.evidence
+        assert names_its_line(crash, log)
 
 
 def test_a_port_taken_after_startup_is_a_failed_start() -> None:

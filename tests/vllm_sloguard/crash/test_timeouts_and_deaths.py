@@ -3,7 +3,7 @@
 # ruff: noqa: E501 - the logs' own lines
 
 import pytest
-from vllm_logs import DIRECT, engine_dead, printed, serving, start_failed, traceback, v0, v08, v1
+from vllm_logs import DIRECT, engine_dead, names_its_line, printed, serving, start_failed, traceback, v0, v08, v1
 
 from vllm_sloguard.crash import Category, classify
 
@@ -241,23 +241,28 @@ def test_timeouts(name: str) -> None:
     crash = classify(log, phase="serving", exit_code=None)
     assert crash.category is Category.TIMEOUT
     assert cause in crash.evidence
+    assert names_its_line(crash, log)
 
 
 @pytest.mark.parametrize("name", SIGNALS)
 def test_native_signals_are_named(name: str) -> None:
     log, cause, number = SIGNALS[name]
-    crash = classify(f"{serving()}\n{log}", exit_code=None)
+    log = f"{serving()}\n{log}"
+    crash = classify(log, exit_code=None)
     assert crash.category is Category.ENGINE_DEATH
     assert cause in crash.evidence
+    assert names_its_line(crash, log)
     assert number in crash.evidence
 
 
 @pytest.mark.parametrize("name", DEATHS)
 def test_dead_engines(name: str) -> None:
     log, cause = DEATHS[name]
-    crash = classify(f"{serving()}\n{log}", exit_code=None)
+    log = f"{serving()}\n{log}"
+    crash = classify(log, exit_code=None)
     assert (crash.category, crash.phase) == (Category.ENGINE_DEATH, "serving")
     assert cause in crash.evidence
+    assert names_its_line(crash, log)
 
 
 def test_a_start_that_failed_without_a_word() -> None:
@@ -279,6 +284,7 @@ def test_an_engine_that_was_told_to_stop(name: str) -> None:
     crash = classify(log, exit_code=None)
     assert crash.category is category
     assert cause in crash.evidence
+    assert names_its_line(crash, log)
 
 
 def test_what_stops_the_rest_of_a_dead_engine_is_not_the_cause() -> None:
