@@ -56,6 +56,7 @@ class CauseFinder:
 
     def _begin_run(self) -> None:
         self._serving = self._given_phase not in {None, "starting"}
+        self._start_seen = False
         self._best: dict[CauseRank, CauseLine] = {}
         self._tracebacks: dict[tuple[str, str], _Traceback] = {}
         self._last: LogRecord | None = None
@@ -65,8 +66,10 @@ class CauseFinder:
 
     def result(self) -> tuple[CauseLine | None, str]:
         """The cause of the last run that has one, and the phase in which it ended."""
-        phase = self._given_phase or ("serving" if self._serving else "starting")
         cause = self._choose()
+        # A death in a log that shows no start: its beginning is missing.
+        served = self._serving or (cause is not None and cause.rank is CauseRank.DEATH and not self._start_seen)
+        phase = self._given_phase or ("serving" if served else "starting")
         if cause is None and self._previous_run is not None:
             return self._previous_run
         return cause, phase
@@ -101,8 +104,9 @@ class CauseFinder:
         if self._given_phase is None:
             if not self._serving:
                 self._serving = bool(texts.SERVING_MARKS.search(record.text))
+                self._start_seen = self._start_seen or bool(texts.START_EVIDENCE.search(record.text))
             elif texts.STARTING_MARKS.search(record.text):
-                self._serving = False
+                self._serving, self._start_seen = False, True
         if "vLLM" in record.text or "LLM engine" in record.text or "non-default" in record.text:
             ended = self._best.keys() - {CauseRank.ERROR, CauseRank.WRAPPER}
             if ended and texts.STARTING_HEADER.search(record.text):
@@ -310,7 +314,9 @@ class CauseFinder:
             first = min(roots, key=lambda line: line.order)
             # A hang is reported before what caused it, and NCCL's error before the call that failed.
             if first.rank is CauseRank.TIMEOUT:
-                return best.get(CauseRank.MEMORY) or best.get(CauseRank.DEVICE) or first
+                death = best.get(CauseRank.DEATH)
+                died = death if death is not None and death.order < first.order else None
+                return best.get(CauseRank.MEMORY) or best.get(CauseRank.DEVICE) or died or first
             return best.get(CauseRank.MEMORY, first) if first.rank is CauseRank.NCCL else first
         order = [CauseRank(rank) for rank in range(CauseRank.ABORT, CauseRank.WRAPPER + 1)]
         error = best.get(CauseRank.ERROR)

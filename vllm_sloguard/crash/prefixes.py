@@ -87,11 +87,15 @@ class PrefixParser:
     def __init__(self) -> None:
         self._learned: re.Pattern[str] | None = None
         self._levels_ignored = False
+        self._indent = 0
 
     def parse(self, number: int, raw: str) -> LogRecord:
         """One line with its prefixes taken off."""
         text = _printable(raw[:_RECORD_CHARS])
-        record = _stripped(number, text, 0, len(text))
+        width = len(text)
+        if self._indent and text[: self._indent].isspace():
+            text = text[self._indent :]
+        record = _stripped(number, text, 0, width)
         if record.source:
             return record
         if not record.process:
@@ -107,6 +111,10 @@ class PrefixParser:
         if self._learned is not None and (match := self._learned.match(text)):
             return _stripped(number, text, match.end(), width)
         at = record_start(text, 0, _FOREIGN_CHARS)
+        if at > 0 and text[:at].isspace():
+            # Pasted into a list, say: every line is indented.
+            self._indent = at
+            return _stripped(number, text, at, width)
         if at < 0 and self._learned is None:
             at = text.find(_TRACEBACK, 0, _FOREIGN_CHARS)
         if at > 0 and text[:at].strip() and not NO_PREFIX.search(text, 0, at):

@@ -246,13 +246,18 @@ REQUEST_SOURCES = re.compile(
 STARTING_HEADER = re.compile(r"vLLM API server version|Initializing an? LLM engine \(v|^non-default args")
 # Said of a start, whatever the log holds before it.
 STARTING_MARKS = re.compile(r"Engine core initialization failed|EngineCore failed to start|WorkerProc failed to start")
+START_EVIDENCE = re.compile(
+    r"Engine core initialization failed|failed to start|vLLM API server version|Initializing an? |[Ll]oading "
+    r"|non-default|placement group|Resolved architecture|Capturing CUDA|Automatically detected platform|KV cache size"
+    r"|, in (?:load_model|init_device|_init_executor|_initialize_kv_caches|wait_for_\w+|from_\w+_args|make_client)\b"
+)
 SERVING_MARKS = re.compile(
     r"Application startup complete|Uvicorn running on|Avg prompt throughput|\"(?:POST|GET) /\S* HTTP/\d"
     r"|(?:Added|Received|Finished|Aborted) request\b|output_handler failed|Engine background task failed"
     r"|EngineCore encountered a fatal error|Engine iteration timed out|MQLLMEngine is already dead"
     r"|, in (?:run_busy_loop|run_engine_loop|_process_engine_step|step_with_batch_queue|engine_step)\b"
     r"|, in (?:output_handler|check_health|run_heartbeat_loop)\b|(?:Rendering|Processed) prompts:|Adding requests:"
-    r"|Dumping (?:scheduler output|input data)|Error in model execution"
+    r"|Dumping (?:scheduler output|input data)|Error in model execution|\bEngineDeadError\b"
 )
 QUOTED = re.compile(
     r"Worker failed with error ['\"](.+?)['\"](?:, please check|$)"

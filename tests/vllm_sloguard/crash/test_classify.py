@@ -100,6 +100,14 @@ def test_a_prefix_of_unknown_shape_is_learned_from_vllms_own_lines(prefix: str) 
     assert (crash.category, crash.evidence) == (OOM, NO_BLOCKS)
 
 
+def test_a_log_that_was_pasted_with_an_indentation() -> None:
+    begin = v1("Worker", "WorkerProc failed to start.\n" + traceback("RuntimeError: Unexpected error from"))
+    log = prefixed("  ", f"{begin}\ncudaGetDeviceCount(). Did you run some cuda functions before?\n{start_failed()}")
+    crash = classify(log, exit_code=None)
+    assert crash.category is CUDA
+    assert crash.evidence.startswith("RuntimeError: Unexpected error from cudaGetDeviceCount()")
+
+
 @pytest.mark.parametrize(
     "prefix",
     ["2026-01-02T16:43:45,497 [INFO ] W-9000-model_1.0-stdout MODEL_LOG - ", "[INFO] ", "worker-7 stdout> ", "INFO: "],

@@ -11,7 +11,15 @@ from vllm_sloguard.crash import texts
 PARSER: Any = importlib.import_module("re._parser")
 OPS: Any = importlib.import_module("re._constants")
 # Looked for in every record, or only matched at its start.
-OTHERS = {"STARTING_HEADER", "SERVING_MARKS", "STARTING_MARKS", "REQUEST_SOURCES", "TERSE_EXCEPTION", "TRACEBACK_END"}
+OTHERS = {
+    "STARTING_HEADER",
+    "SERVING_MARKS",
+    "STARTING_MARKS",
+    "START_EVIDENCE",
+    "REQUEST_SOURCES",
+    "TERSE_EXCEPTION",
+    "TRACEBACK_END",
+}
 PATTERNS: dict[str, "re.Pattern[str]"] = {
     name: value for name, value in vars(texts).items() if type(value) is re.Pattern and name not in OTHERS
 }

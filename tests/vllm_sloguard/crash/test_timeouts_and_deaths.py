@@ -3,7 +3,19 @@
 # ruff: noqa: E501 - the logs' own lines
 
 import pytest
-from vllm_logs import DIRECT, engine_dead, names_its_line, printed, serving, start_failed, traceback, v0, v08, v1
+from vllm_logs import (
+    DIRECT,
+    HANDLING,
+    engine_dead,
+    names_its_line,
+    printed,
+    serving,
+    start_failed,
+    traceback,
+    v0,
+    v08,
+    v1,
+)
 
 from vllm_sloguard.crash import Category, classify
 
@@ -312,3 +324,21 @@ def test_an_error_of_offline_generation_is_no_failed_start() -> None:
     panic = traceback("pyo3_runtime.PanicException: The global thread pool has not been initialized.")
     crash = classify(f"Rendering prompts:   0%|          | 0/8 [00:00<?, ?it/s]\n{panic}", exit_code=None)
     assert (crash.category, crash.phase) == (Category.ENGINE_DEATH, "serving")
+
+
+def test_what_waits_for_a_dead_worker_times_out_later() -> None:
+    died = traceback("ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.")
+    waited = traceback("ray.exceptions.GetTimeoutError: Get timed out: some object(s) not ready.")
+    crash = classify(f"{serving()}\n{died}\n{HANDLING}\n{waited}", exit_code=None)
+    assert (crash.category, crash.evidence.partition(":")[0]) == (
+        Category.ENGINE_DEATH,
+        "ray.exceptions.ActorDiedError",
+    )
+
+
+def test_a_dead_engine_had_started_unless_the_log_shows_the_start() -> None:
+    assert classify(engine_dead(), exit_code=None).phase == "serving"
+    died = traceback("ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.")
+    assert classify(died, exit_code=None).category is Category.ENGINE_DEATH
+    start = v0("Initializing an LLM engine (v0.6.3)", level="INFO")
+    assert classify(f"{start}\n{died}", exit_code=None).category is Category.STARTUP_FAILURE
