@@ -83,7 +83,8 @@ _ROPE_ALREADY_SCALED = frozenset(
 _MAX_SCALING = 2**20
 # Families whose MLP has two matrices; all others have a gated MLP with three.
 _UNGATED = frozenset(
-    {"gpt2", "opt", "gpt_neox", "gptj", "bloom", "mpt", "falcon", "phi", "starcoder2", "gpt_bigcode", "nemotron"}
+    {"arcee", "gpt2", "opt", "gpt_neox", "gptj", "bloom", "mpt", "falcon", "phi", "starcoder2", "gpt_bigcode"}
+    | {"nemotron"}
 )
 # Families whose embeddings are tied by default (their configuration classes in transformers 5).
 _TIED = frozenset(
@@ -231,8 +232,7 @@ def from_config(config: Fields) -> ModelShape:
     """
     text = _text_config(config)
     hidden, heads = required(text, *_ALIASES["hidden"]), required(text, *_ALIASES["heads"])
-    # GPT-2 omits its MLP's width, which is four times the hidden size.
-    intermediate = first(text, _ALIASES["intermediate"]) or 4 * hidden
+    intermediate = _mlp_width(text, hidden)
     head_dim = whole(text, "head_dim") or None
     if head_dim is None and hidden % heads:
         raise ValueError(f"model config: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
@@ -286,6 +286,15 @@ def _tied(config: Fields, text: Fields) -> bool:
     stated = [flag(fields, "tie_word_embeddings") for fields in (text, config)]
     written = next((tied for tied in stated if tied is not None), None)
     return name(text, "model_type") in _TIED if written is None else written
+
+
+def _mlp_width(text: Fields, hidden: int) -> int:
+    """GPT-2 omits it: four times the hidden size. LFM2 states a number from which vLLM derives it (lfm2.py)."""
+    width = first(text, _ALIASES["intermediate"]) or 4 * hidden
+    if not flag(text, "block_auto_adjust_ff_dim"):
+        return width
+    step = positive(text, "block_multiple_of") or 256
+    return -(-(2 * width // 3) // step) * step
 
 
 def _experts(text: Fields, intermediate: int, layers: int) -> dict[str, int]:

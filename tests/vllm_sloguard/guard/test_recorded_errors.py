@@ -12,7 +12,7 @@ from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import GIB
 from vllm_sloguard.guard.start_history import Learned
 
-UNSEEN: list[dict[str, Any]] = [json.loads(line) for line in RECORDED[1].read_text().splitlines()]
+UNSEEN: list[dict[str, Any]] = [json.loads(line) for file in RECORDED[1:] for line in file.read_text().splitlines()]
 
 
 def name(row: dict[str, Any]) -> str:
