@@ -433,7 +433,8 @@ def _refused_the_port(rig: Rig) -> list[str]:
 
 
 def _refused(said: Path, code: int | None, expected: int) -> list[str]:
-    lines = said.read_text(errors="replace").splitlines() if said.exists() else []
+    said_lines = said.read_text(errors="replace").splitlines() if said.exists() else []
+    lines = [line for line in said_lines if " warning: " not in line]
     wrong = [] if code == expected else [f"exit code {code} instead of {expected}"]
     return wrong if len(lines) == 1 else [*wrong, f"{len(lines)} lines instead of one: {lines[-1:]}"]
 

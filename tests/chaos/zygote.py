@@ -1,8 +1,8 @@
 """Starts `sloguard` by forking a process that has already imported it, since the imports take longer than a run.
 
 Each child has its own session, signals, environment and output. The zygote reads one JSON object per line,
-{"argv": [...], "env": {...}, "output": PATH}, and answers {"pid": N}; when a child has ended, it writes
-{"ended": N, "code": exit code, negative for a signal}.
+{"argv": [...], "env": {...}, "output": PATH, "errors": PATH, "folder": PATH}, and answers {"pid": N}; when a child has
+ended, it writes {"ended": N, "code": exit code, negative for a signal}.
 """
 
 import ctypes
@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 _PR_SET_PDEATHSIG = 1
 # What `serve` imports only when it is needed: a third of its CPU time in a run.
 _IMPORTED_LATE = ("scipy.special", "sidecar.page.app", "uvicorn")
+_STREAMS = ("output", "errors")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -69,11 +70,23 @@ class Zygote:
         self._lock = threading.Lock()
         threading.Thread(target=self._read, daemon=True).start()
 
-    def start(self, argv: Sequence[str], output: Path, env: Mapping[str, str]) -> Process:
-        """Starts `sloguard ARGV` with its output appended to ``output``."""
+    @property
+    def alive(self) -> bool:
+        """Whether it can start another one."""
+        return self._popen.poll() is None
+
+    def start(self, argv: Sequence[str], output: Path, env: Mapping[str, str], errors: Path | None = None) -> Process:
+        """Starts `sloguard ARGV` here with its output appended to ``output``; that of stderr to ``errors``."""
+        asked = {
+            "argv": argv,
+            "output": str(output),
+            "errors": str(errors or output),
+            "env": dict(env),
+            "folder": str(Path.cwd()),
+        }
         with self._lock:
             assert self._popen.stdin is not None
-            self._popen.stdin.write(json.dumps({"argv": argv, "output": str(output), "env": dict(env)}) + "\n")
+            self._popen.stdin.write(json.dumps(asked) + "\n")
             self._popen.stdin.flush()
             return self._known[self._pids.get(timeout=60)]
 
@@ -145,8 +158,9 @@ def _become(asked: dict[str, Any]) -> NoReturn:
         os.setsid()
         _end_with_parent()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        output = os.open(asked["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        for number, target in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (output, 2)):
+        os.chdir(asked["folder"])
+        output, errors = (os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) for name in _STREAMS)
+        for number, target in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (errors, 2)):
             os.dup2(number, target)
         os.closerange(3, 256)
         os.environ.update(asked["env"])

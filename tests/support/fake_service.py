@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_bench import write_config
+from forked_command import run_forked
 
 from sidecar.config.schema import load_config
 from sidecar.record.journal import Journal, JournalError
@@ -92,7 +93,4 @@ def state_of(state: Path, since: float = 0.0) -> str:
 
 def sloguard(*args: object, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Runs one command to completion."""
-    command = [*SLOGUARD, *map(str, args)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environment}
-    )
+    return run_forked(list(map(str, args)), environment)

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 from engine_bench import write_config
+from forked_command import run_forked
 
 from sidecar.config.schema import Config, load_config
 from sidecar.record import lock
@@ -101,8 +102,7 @@ def ready(config: Config) -> int:
 
 def sloguard(*args: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs one command to completion."""
-    command = [*SLOGUARD, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    return run_forked(list(map(str, args)), environment)
 
 
 def started(config_file: Path, **environment: str) -> "subprocess.Popen[str]":
