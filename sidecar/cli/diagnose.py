@@ -62,7 +62,7 @@ def _print(crash: Crash, advice: CrashAdvice) -> None:
     console = console_for_tables()
     if crash.line_number is None:
         console.print("this log has no error that explains why vLLM exited")
-        console.print("if it was killed, `dmesg` and the container's exit code tell by what (137: out of memory)")
+        console.print("if it was killed, check `dmesg` and the container's exit code (137: out of memory)")
         return
     console.print(f"{crash.category}, while {crash.phase}{f': {advice.title}' if ' ' in advice.title else ''}")
     console.print(f"line {crash.line_number}{f', {crash.process}' if crash.process else ''}: {crash.evidence}")

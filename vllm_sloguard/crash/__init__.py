@@ -1,4 +1,4 @@
-"""Why an engine ended: one category and one line of evidence, read from its log."""
+"""Classifies why an engine exited: one category and one line of evidence, from its log."""
 
 from vllm_sloguard.crash.classify import classify, classify_file, classify_stream
 from vllm_sloguard.crash.kinds import Category, Crash

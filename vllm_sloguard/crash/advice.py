@@ -7,7 +7,7 @@ from vllm_sloguard.crash.kinds import Category, Crash
 
 
 def advice_for(crash: Crash) -> CrashAdvice:
-    """What is known about this kind of crash, or about its category."""
+    """The advice for this kind of crash, or for its category if the kind is unknown."""
     for rule in CRASH_RULES:
         if rule.category is crash.category and (found := rule.advice(crash.evidence)):
             return found

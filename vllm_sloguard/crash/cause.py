@@ -1,4 +1,4 @@
-"""Finds the cause of an engine's end in the records of its log, in one pass and bounded memory.
+"""Finds why an engine exited in the records of its log, in one pass and bounded memory.
 
 A failed start prints its cause once, where it happened, and every process on the way up wraps it again; the last line
 is never the cause. So the earliest root in time over all processes wins: a text that names its cause, an exception of
@@ -35,7 +35,7 @@ class CauseLine:
 
 @dataclass
 class _Traceback:
-    """Where one process is in what it prints."""
+    """The state of one process's output."""
 
     header: str = ""
     inside: bool = False
@@ -46,7 +46,7 @@ class _Traceback:
 
 
 class CauseFinder:
-    """Reads records and keeps the best evidence. ``phase`` None: read from the log itself."""
+    """Reads records and keeps the best evidence. ``phase`` None: taken from the log."""
 
     def __init__(self, phase: str | None) -> None:
         self._given_phase = phase
@@ -208,7 +208,7 @@ class CauseFinder:
 
     @staticmethod
     def _informs(first: CauseLine, rank: CauseRank, evidence: str, chained: str) -> bool:
-        """Whether an exception that was raised from ``first`` says more than that does."""
+        """Whether an exception raised from ``first`` is more informative."""
         if first.rank is CauseRank.EXCEPTION and rank in {CauseRank.MEMORY, CauseRank.DEVICE}:
             return True
         if first.rank is CauseRank.TIMEOUT and ":" not in first.evidence:
@@ -254,7 +254,7 @@ class CauseFinder:
         return new
 
     def _grow(self, record: LogRecord, text: str) -> bool:
-        """Joins what pydantic and multi-line messages say with their header, without the echo of the input."""
+        """Appends the lines of a multi-line message, such as pydantic's, to its header, without the repeated input."""
         line = self._growing
         if line is None:
             return False
@@ -279,7 +279,7 @@ class CauseFinder:
         return True
 
     def _unwrap(self, record: LogRecord, text: str) -> None:
-        """A known text that a terminal's width has broken into two lines."""
+        """Recognises a known text that was wrapped at the width of a terminal."""
         last = self._last
         if last is None or record.prefixed or last.width < _WRAPPED_WIDTH:
             return
@@ -297,7 +297,7 @@ class CauseFinder:
     # The choice
 
     def _before_stop(self) -> dict[CauseRank, CauseLine]:
-        """The best lines, without what was only printed because the engine had been told to stop."""
+        """The best lines, without those that follow a request to stop."""
         stop = self._best.get(CauseRank.STOPPED)
         if stop is None:
             return self._best
@@ -327,7 +327,7 @@ class CauseFinder:
 
 
 def _unknown_meaning(record: LogRecord, text: str, *, ends_traceback: bool) -> TextMeaning | None:
-    """What a text that no pattern names is by its place and its level."""
+    """The meaning of a text that matches no pattern, from its position and level."""
     rank = None
     if texts.FAILED_COMMANDS.search(text):
         rank = CauseRank.CHAINED
@@ -344,7 +344,7 @@ _VALIDATION = re.compile(r"(\d+ validation errors? for \w+)$")
 
 
 def _is_source(raw: str, text: str, *, inside: bool) -> bool:
-    """Whether a line is a traceback's frame or source. C++ and pydantic indent their causes too."""
+    """Whether a line is a frame or a source line of a traceback. C++ and pydantic indent their messages, too."""
     if text.startswith(('File "', "raise ", "File “", "~", "^")) or not text.strip("^~ "):
         return True
     if inside and text[0] in "\"'([{)]}" and not text.startswith("[Errno"):

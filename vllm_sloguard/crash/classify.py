@@ -1,4 +1,4 @@
-"""One crash from one log: the category, the line that says why, the process and the phase."""
+"""Classifies a log: the category of its crash, the line that shows the cause, the process and the phase."""
 
 import io
 import signal
@@ -18,18 +18,18 @@ _CHUNK_CHARS = 1 << 16
 _SKIPPED_BYTES = 1 << 20
 _MAX_COUNTED_BYTES = 1 << 28
 _EXIT_OF_KILLED_CONTAINER = 128 + signal.SIGKILL
-# Ranks that say that something ended, and not why.
+# Ranks that report an exit without its reason.
 _SILENT = frozenset({CauseRank.DEATH, CauseRank.WRAPPER})
-# Ranks that go before a deadline of the caller's.
+# Ranks that take precedence over a deadline of the caller's.
 _NAMED = frozenset({CauseRank.MEMORY, CauseRank.DEVICE, CauseRank.START, CauseRank.SIGNAL, CauseRank.NCCL})
 
 
 def classify(log_text: str, *, phase: str | None = None, exit_code: int | None, timed_out: bool = False) -> Crash:
-    """The cause of an engine's end.
+    """Why an engine exited.
 
-    ``phase`` is "starting" until the engine was healthy, anything else after; None reads it from the log.
-    ``exit_code`` is the API server's, as subprocess gives it (negative: a signal), None where it has not ended or is
-    not known. ``timed_out``: a deadline of the caller passed; a cause that the log names goes before it.
+    ``phase`` is "starting" until the engine is healthy, anything else afterwards; None takes it from the log.
+    ``exit_code`` is the API server's, as in subprocess (negative: a signal), None if it is running or unknown.
+    ``timed_out``: a deadline of the caller passed; a cause named in the log takes precedence.
     """
     chunks = (log_text[at : at + _CHUNK_CHARS] for at in range(0, len(log_text), _CHUNK_CHARS))
     return classify_stream(chunks, phase=phase, exit_code=exit_code, timed_out=timed_out)
@@ -43,7 +43,7 @@ def classify_file(
     timed_out: bool = False,
     tail_bytes: int | None = None,
 ) -> Crash:
-    """The same for a log of any size; ``tail_bytes`` reads its end alone. Raises OSError."""
+    """The same for a file of any size; ``tail_bytes`` limits it to the end. Raises OSError."""
     with path.open("rb") as log:
         first_number = 1 if tail_bytes is None else _skip(log, max(path.stat().st_size - tail_bytes, 0)) + 1
         with io.TextIOWrapper(log, encoding="utf-8", errors="replace", newline="") as text:
@@ -54,7 +54,7 @@ def classify_file(
 
 
 def _skip(log: BinaryIO, size: int) -> int:
-    """Reads over ``size`` bytes and returns how many lines ended in them; of a huge log they are not counted."""
+    """Skips ``size`` bytes and returns the number of lines in them, 0 if there are too many bytes to count."""
     if size > _MAX_COUNTED_BYTES:
         log.seek(size)
         return 0
@@ -73,7 +73,7 @@ def classify_stream(
     timed_out: bool = False,
     first_number: int = 1,
 ) -> Crash:
-    """The same for a log that comes in pieces. One pass: linear time, bounded memory."""
+    """The same for a log in chunks. One pass: linear time, bounded memory."""
     finder = CauseFinder(phase)
     last: deque[LogRecord] = deque(maxlen=1)
     for record in _with_text(records(chunks, first_number)):

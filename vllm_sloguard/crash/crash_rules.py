@@ -1,6 +1,6 @@
-"""What a crash means and what to change, from its evidence: the knob, and a value where the text states one.
+"""Known kinds of crash: what each means and what to change, with a value if the text states one.
 
-The first rule whose pattern is found wins. Each has an example, which docs/crashes.md shows and the tests classify.
+The first rule that matches wins. Each has an example, which docs/crashes.md shows and the tests classify.
 """
 
 # ruff: noqa: E501 - the logs' own lines
@@ -27,7 +27,7 @@ class CrashAdvice:
 
 @dataclass(frozen=True)
 class CrashRule:
-    """One kind of crash. A change that is a function takes its value from the evidence."""
+    """One kind of crash. A change given as a function takes its value from the evidence."""
 
     title: str
     category: Category
@@ -42,7 +42,7 @@ class CrashRule:
         return re.sub(r"[^\w -]", "", self.title.lower()).replace(" ", "-")
 
     def advice(self, evidence: str) -> CrashAdvice | None:
-        """None where the evidence is of another kind."""
+        """None if the evidence does not match."""
         match = self.pattern.search(evidence)
         if match is None:
             return None

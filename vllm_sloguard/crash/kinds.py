@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class Category(StrEnum):
-    """The four categories of the SLO-Guard study, and an engine that died for a reason that is none of them."""
+    """The four categories of the SLO-Guard study, and engine deaths for any other reason."""
 
     OUT_OF_MEMORY = "out_of_memory"
     CUDA_ERROR = "cuda_error"
@@ -16,9 +16,9 @@ class Category(StrEnum):
 
 @dataclass(frozen=True)
 class Crash:
-    """An engine's end.
+    """Why an engine exited.
 
-    ``process`` is the name in the log's prefix, "" where the line had none. ``line_number`` counts from 1; None where
+    ``process`` is the name in the prefix of the line, "" if it has none. ``line_number`` counts from 1; None if
     the evidence is not a line of the log.
     """
 

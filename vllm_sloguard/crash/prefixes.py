@@ -1,4 +1,4 @@
-"""Takes the prefixes off a line of a log: vLLM's own, Ray's, glog's, and whatever shows or collects the log."""
+"""Strips the prefixes of a line: vLLM's own, Ray's, glog's, and those of whatever shows or collects the log."""
 
 import re
 from typing import NamedTuple
@@ -11,9 +11,9 @@ _FOREIGN_CHARS = 160
 
 
 class LogRecord(NamedTuple):
-    """One line of a log. ``text`` keeps its indentation; ``prefixed`` says whether vLLM's own prefix was in front.
+    """One line of a log. ``text`` keeps its indentation; ``prefixed`` is set if vLLM's own prefix was there.
 
-    ``width`` is the length of the line as it was, with all prefixes.
+    ``width`` is the length of the line with all prefixes.
     """
 
     number: int
@@ -90,7 +90,7 @@ class PrefixParser:
         self._indent = 0
 
     def parse(self, number: int, raw: str) -> LogRecord:
-        """One line with its prefixes taken off."""
+        """One line without its prefixes."""
         text = _printable(raw[:_RECORD_CHARS])
         width = len(text)
         if self._indent and text[: self._indent].isspace():

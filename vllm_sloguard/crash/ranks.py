@@ -1,4 +1,4 @@
-"""What a line of a log is evidence of, by its text alone."""
+"""What a line of a log means, by its text alone."""
 
 import re
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ _DEATH = TextMeaning(CauseRank.DEATH, None)
 
 
 def meaning_of(text: str) -> TextMeaning | None:
-    """What ``text`` says by itself; None where no known text is in it."""
+    """The meaning of ``text``; None if it matches no pattern."""
     if not texts.has_keyword(text):
         return None
     if texts.SUPPOSITIONS.search(text):
@@ -73,7 +73,7 @@ def meaning_of(text: str) -> TextMeaning | None:
 
 
 def category_of(text: str) -> Category | None:
-    """The category that ``text`` names; None where it names none."""
+    """The category of ``text``; None if it has none of its own."""
     return next((meaning.category for pattern, meaning in _MEANINGS if pattern.search(text)), None)
 
 

@@ -1,4 +1,4 @@
-"""What vLLM, PyTorch, Ray, NCCL and the kernel print when an engine ends, by what it means."""
+"""What vLLM, PyTorch, Ray, NCCL and the kernel print when an engine exits, by meaning."""
 
 import re
 
@@ -87,12 +87,12 @@ DEVICE_TEXTS = re.compile(
     r"|NPU function error|\bACL error|aicore exception|\bDEVICE_LOST\b|^RuntimeError: UR error"
     r"|could not select device driver|nvidia-container-cli: "
 )
-# NCCL's own errors: true, but a more specific text after them says what it was.
+# NCCL's own errors; a later, more specific text takes precedence.
 NCCL_ERRORS = re.compile(
     r"\b[NRH]CCL (?:function )?error\b|\bERR\d{5} DIST call hccl"
     r"|\bnccl(?:Unhandled|System|Internal|Invalid)\w*Error?\b|\bncclSystemError\b"
 )
-# What vLLM's processes say when they wait for each other in vain.
+# Timeouts of vLLM's processes waiting for each other.
 TIMEOUT_TEXTS = re.compile(
     r"failed (?:liveness|startup) probe, will be restarted"
     r"|Timed out waiting for engine"
@@ -112,7 +112,7 @@ TIMEOUT_TEXTS = re.compile(
     r"|^(?:\w+\.)*(?:Get|RayChannel)TimeoutError\b"
     r"|start operation timed out\. Terminating"
 )
-# vLLM's word for an engine that is dead, whatever the reason, and Ray's for a worker.
+# Reports of a dead engine or Ray worker, without the reason.
 DEATH_TEXTS = re.compile(
     r"EngineDeadError"
     r"|EngineCore encountered an issue"
@@ -154,14 +154,14 @@ SIGNAL_NAMES = {
     "Floating point exception": "SIGFPE",
     "Floating-point exception": "SIGFPE",
 }
-# An abort follows its cause: a C++ exception or a watchdog.
+# Aborts, which follow their cause: a C++ exception or a watchdog.
 ABORTS = re.compile(
     r"^Fatal Python error: Aborted|\*\*\* SIGABRT received at time|Aborted \(core dumped\)"
     r"|^terminate called after throwing an instance"
 )
-# A container that ended with 128 + SIGILL, SIGABRT, SIGBUS, SIGFPE or SIGSEGV.
+# Containers that exited with 128 + SIGILL, SIGABRT, SIGBUS, SIGFPE or SIGSEGV.
 SIGNAL_EXITS = re.compile(r"(?i:exit(?:ed)?(?: with)?(?: exit)?(?: (?:status|code))?:? *\(?13[24569]\b)")
-# Something sent SIGKILL, mostly the kernel or a container's memory limit.
+# SIGKILL, mostly from the kernel or because of a container's memory limit.
 HOST_KILLS = re.compile(
     r"(?i:exit(?:ed)?(?: with)?(?: exit)?(?: (?:status|code))?:? *\(?137\b)"
     r"|^srun: error: \S+: tasks? [\d,-]+: (?:Killed|Out Of Memory)"
@@ -169,16 +169,16 @@ HOST_KILLS = re.compile(
     r"|was sent SIGKILL! Perhaps out of memory"
     r"|^Killed$|: line \d+: +\d+ Killed\b|\bKilled +(?:vllm|python)"
 )
-# Something told the engine to stop: a supervisor, a scheduler, a terminal.
+# Requests to stop: from a supervisor, a scheduler or a terminal.
 STOPS = re.compile(
     r"\btrigger received signal=SIG(?:TERM|INT|HUP)|\*\*\* SIGTERM received at time"
     r"|^KeyboardInterrupt(?:: ?(?:terminated)?)?$"
     r"|^(?:slurmstepd|srun): error: .{0,200}\bCANCELLED\b|\bRPC Server was interrupted"
     r"|(?i:exit(?:ed)?(?: with)?(?: exit)?(?: (?:status|code))?:? *\(?143\b)"
 )
-# A command that failed: what it printed says more.
+# Failed commands; their own output is more specific.
 FAILED_COMMANDS = re.compile(r"^(?:\w+\.)*CalledProcessError\b|Ninja build failed|Error building extension '")
-# Re-raised, or printed by whoever saw the end of another process.
+# Re-raised exceptions, and reports of the exit of another process.
 WRAPPERS = re.compile(
     r"WorkerProc initialization failed due to an exception"
     r"|Engine process failed to start"
@@ -202,7 +202,7 @@ WRAPPERS = re.compile(
     r"|^RuntimeError: cancelled$|CancelledError\b|KeyboardInterrupt|^SystemExit\b|GeneratorExit"
     r"|^Process [\w-]+:$|^subprocess exited|ninja: build stopped"
 )
-# What a process prints because another one has ended.
+# Consequences of the exit of another process.
 COLLATERAL = re.compile(
     r"Connection (?:closed by (?:remote )?peer|reset by peer|refused)|ConnectionResetError"
     r"|Broken pipe|BrokenPipeError|\bEOFError\b"
@@ -210,12 +210,12 @@ COLLATERAL = re.compile(
     r"|ContextTerminated|Event loop is closed|cannot schedule new futures|BrokenProcessPool|ClientDisconnect"
     r"|recvValueWithTimeout|Failed to check the .should dump. flag|Connection was likely closed"
 )
-# Ray lists causes that it only supposes.
+# Ray's lists of possible causes.
 SUPPOSITIONS = re.compile(
     r"potential root causes|common causes include|The process (?:is|was) killed by (?:SIGKILL by )?(?:the )?OOM killer"
     r"|If it is due to|possible that"
 )
-# Known not to be the end of anything, at whatever level they are printed.
+# Harmless, at whatever level they are printed.
 NOISE = re.compile(
     r"CUDA kernel errors might be asynchronously|For debugging consider passing|Compile with `TORCH_USE_CUDA_DSA`"
     r"|^(?:Device-side assertion tracking|Search for `(?:cuda|hip)Error)"
@@ -229,7 +229,7 @@ NOISE = re.compile(
     r"|ERR99999 UNKNOWN appli"
     r"|Failed to advance FSM|grammar rejected tokens|^Uncaught exception$"
 )
-# An exception announced by one of these ends one request, a thread or a log line, and not the engine.
+# Headers of exceptions that end one request, a thread or a log line, but not the engine.
 REQUEST_HEADERS = re.compile(
     r"Exception in ASGI application|Unexpected error pre-processing request|Invocation of .{0,60} method failed"
     r"|Error in preprocessing prompt|Error with model |[Ee]xception caught\. Request id|Error in .{0,60}generator"
@@ -244,7 +244,7 @@ REQUEST_SOURCES = re.compile(
     r"^(?:serving\w*|chat_utils|protocol|logger|exception_handlers?|error_handling|api_router|preprocess\w*)\.py$"
 )
 STARTING_HEADER = re.compile(r"vLLM API server version|Initializing an? LLM engine \(v|^non-default args")
-# Said of a start, whatever the log holds before it.
+# These report a failed start, even after a log of serving.
 STARTING_MARKS = re.compile(r"Engine core initialization failed|EngineCore failed to start|WorkerProc failed to start")
 START_EVIDENCE = re.compile(
     r"Engine core initialization failed|failed to start|vLLM API server version|Initializing an? |[Ll]oading "
@@ -271,7 +271,7 @@ EXCEPTION_LINE = re.compile(
 )
 # Anything that a traceback can end with.
 TRACEBACK_END = re.compile(r"^(?:[A-Za-z_]\w*\.){0,8}[A-Z]\w{2,60}(?:: .*)?$|^(?:[a-z_]\w*\.){1,4}[a-z]\w*: ")
-# These say where something was missing, and the exception raised while handling them says what it means.
+# Exceptions that are less informative than one raised while handling them.
 TERSE_EXCEPTION = re.compile(
     r"^(?:\w+\.)*(?:KeyError|StopIteration|StopAsyncIteration|IndexError|Empty|LookupError|JSONDecodeError)\b"
 )

@@ -1,4 +1,4 @@
-"""The repair pass on vLLM's own ``EngineArgs``, before vLLM looks at them."""
+"""The repair pass on vLLM's own ``EngineArgs``, before vLLM checks them."""
 
 import json
 import logging
@@ -24,13 +24,13 @@ logger = logging.getLogger("vllm.sloguard")
 
 
 def repair_engine_args(engine_args: Any, link: TelemetryClient, settings: Settings) -> None:
-    """Changes arguments that vLLM would reject or fail to start with, and logs each change with its reason.
+    """Changes arguments that vLLM would reject or could not start with, and logs each change with its reason.
 
-    Arguments that no change can repair are left alone: vLLM decides.
+    Arguments that cannot be repaired are left as they are: vLLM decides.
     """
     given, known = _given(engine_args), _learned(settings, engine_args.model)
     model, seen = _known_model(engine_args), machine.observe(ranks=ranks_of(given))
-    # What is free was just seen; that an earlier start found less says nothing of a service that has to come up.
+    # Free memory was measured just now; less of it at an earlier start must not keep the service from starting.
     repaired = known.without(LimitKind.FREE_BYTES).repairer(
         model, seen, time.time(), pinned=settings.pinned, workload_max_len=settings.workload_max_len or None
     )
@@ -51,17 +51,17 @@ def _learned(settings: Settings, model: str) -> Learned:
     try:
         learned = read_history(Path(settings.learned), model) if settings.learned else Learned()
     except ValueError as error:
-        logger.warning("sloguard: what earlier starts taught is left out: %s", error)
+        logger.warning("sloguard: the history of earlier starts is ignored: %s", error)
         learned = Learned()
     return learned.of_version(vllm.__version__)
 
 
 def _given(engine_args: Any) -> dict[str, Any]:
-    """The arguments that rules look at; None only where vLLM takes none."""
+    """The arguments that rules check; None only if vLLM does not accept it."""
     given = {name: getattr(engine_args, name) for name in TUNED if hasattr(engine_args, name)}
     given = {name: v for name, v in given.items() if v is not None or ARGUMENTS[name].default is not None}
     if "dtype" in given and not isinstance(given["dtype"], str):
-        # In Python it may be torch's own.
+        # Python callers may pass torch's own.
         given["dtype"] = str(given["dtype"]).removeprefix("torch.")
     if _registered(given.get("quantization")):
         del given["quantization"]
@@ -69,17 +69,17 @@ def _given(engine_args: Any) -> dict[str, Any]:
 
 
 def _registered(method: Any) -> bool:
-    """Whether another plugin has taught vLLM this quantization."""
+    """Whether another plugin has registered this quantization."""
     if method is None or method in QUANTIZATION:
         return False
-    # Late: vLLM itself loads it with the model's configuration only.
+    # Imported here, as vLLM itself imports it only with the model's configuration.
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
     return method in QUANTIZATION_METHODS
 
 
 def _known_model(engine_args: Any) -> KnownModel:
-    """What the model's files say, and what vLLM's own classes said of it before; nothing is built in this process."""
+    """The model's files, and its sizes from the cache of builds; nothing is built in this process."""
     known = known_model(str(engine_args.model), CachedBuilds(vllm.__version__))
     if known.shape is not None and engine_args.max_model_len is not None and envs.VLLM_ALLOW_LONG_MAX_MODEL_LEN:
         return replace(known, shape=replace(known.shape, max_model_len=None))
@@ -87,7 +87,7 @@ def _known_model(engine_args: Any) -> KnownModel:
 
 
 def _beyond(engine_args: Any) -> dict[str, Any]:
-    """The arguments that change the model, and that no rule looks at."""
+    """The arguments that change the model but are not checked by any rule."""
     found = {name: getattr(engine_args, name) for name in STRUCTURAL_ARGUMENTS if hasattr(engine_args, name)}
     return {
         name: value for name, value in found.items() if isinstance(value, bool | int | float | str | dict) and value
