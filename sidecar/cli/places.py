@@ -3,7 +3,7 @@
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from pydantic import ValidationError
@@ -76,6 +76,9 @@ def config_of(state: Path | None, config_file: Path | None) -> Config:
     if not configs:
         raise ConfigError(f"{place}: no tuning run is recorded there: give the configuration file, -c FILE")
     content = {name: part for name, part in configs[max(configs)].items() if name in Config.model_fields}
+    engine = cast("dict[str, object]", content.get("engine") or {})
+    if engine.get("agents"):  # these are the agent's own, and refused in a file
+        content["engine"] = {name: part for name, part in engine.items() if name not in {"python", "env"}}
     try:
         return Config.model_validate_json(json.dumps({**content, "state": str(place.absolute())}))
     except ValidationError as error:

@@ -73,8 +73,9 @@ class EngineConfig(Section):
     def _agents_alone(self) -> "EngineConfig":
         if len(self.agents) > 1:
             raise ValueError(f"agents: one agent is supported, got {len(self.agents)}")
+        # By value: a configuration that was recorded in a journal has every field.
         for name in ("agent_tls", "agent_lease_s"):
-            if not self.agents and name in self.model_fields_set:
+            if not self.agents and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: only with agents")
         remote = bool(self.agents) and not self.local_agent
         if remote and not self.agents[0].startswith("unix://") and self.agent_tls is None:

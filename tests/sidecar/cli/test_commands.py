@@ -25,6 +25,7 @@ import sidecar
 from sidecar.cli.bench import optimizer_names
 from sidecar.cli.bench_promotion import RECORDED_STARTS
 from sidecar.cli.main import app, main
+from sidecar.cli.places import config_of
 from sidecar.config.schema import load_config
 from sidecar.record import lock
 from sidecar.record.decisions import Decision, Outcome
@@ -462,4 +463,22 @@ def test_a_model_on_the_hub_that_is_not_cached_says_how_to_bring_it() -> None:
     assert done.stderr == (
         "sloguard: --model: no config.json of Qwen/Absent-8B on this machine;"
         " `hf download Qwen/Absent-8B config.json` brings it\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [{}, {"agents": ["local"]}, {"agents": ["unix:///run/agent.sock"], "agent_lease_s": 5}, {"watch_only": True}],
+)
+def test_a_recorded_configuration_can_be_read_again(engine: dict[str, Any], tmp_path: Path) -> None:
+    path = write_config(tmp_path, engine=engine)
+    content = yaml.safe_load(path.read_text())
+    del content["engine"]["env"]  # where the agent is started elsewhere, it is the agent's
+    path.write_text(yaml.safe_dump(content))
+    config = load_config(path)
+    journal = Journal(config.state)
+    open_run(config, journal)
+    journal.close()
+    assert config_of(config.state, None).engine.model_dump(exclude={"python", "env"}) == config.engine.model_dump(
+        exclude={"python", "env"}
     )
