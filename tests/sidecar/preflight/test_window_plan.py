@@ -72,7 +72,7 @@ def test_the_text_has_the_same_content(config_file: Path) -> None:
         "SLO: ttft_p99 ≤ 2,000 ms, itl_p99 ≤ 60 ms, e2e_p99 ≤ 3,000 ms, error_rate ≤ 1%\n",
         "load: 12 requests/s of about 128 + 32 tokens\n",
         "each counted in the budget:\n  kv_cache_memory_bytes=64 TiB\n",
-        "starts: 131072 KV tokens",
+        "starts: 131,072 KV tokens",
         "live knobs (changed while the engine runs):",
         "  max_num_seqs: 1 to 64; now 2",
         "search: 10 of at most 10 trials",
