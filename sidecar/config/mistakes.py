@@ -13,6 +13,7 @@ from sidecar.config.yaml_file import Place, YamlLines
 
 # The offending value may be long; the error message must not be.
 _LONGEST_LINE = 1000
+_MOST_MISTAKES = 30
 _ALIKE = 0.6
 # Examples of what has no default.
 _EXAMPLES: Mapping[str, str] = {
@@ -85,7 +86,8 @@ def file_error(path: object, mistakes: Sequence[Mistake], lines: YamlLines) -> C
     texts = [located(mistake, lines) for mistake in found]
     if len(texts) == 1:
         return ConfigError(f"{path}: {texts[0]}")
-    return ConfigError(f"{path}: {len(texts)} mistakes", texts)
+    more = [f"and {len(texts) - _MOST_MISTAKES} more"] if len(texts) > _MOST_MISTAKES else []
+    return ConfigError(f"{path}: {len(texts)} mistakes", [*texts[:_MOST_MISTAKES], *more])
 
 
 def located(mistake: Mistake, lines: YamlLines) -> str:

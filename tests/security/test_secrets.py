@@ -78,7 +78,7 @@ def test_a_whole_window_shows_no_secret_anywhere(tmp_path: Path) -> None:
     [
         (f"engine: {{env: {{HF_TOKEN: {HF_TOKEN}: x}}}}", r"not YAML: line 1, column \d+: "),
         (f"engine:\n  env:\n  HF_TOKEN: '{HF_TOKEN}", r"not YAML: line \d+, column \d+: "),
-        (f"model: a\nengine: {{env: {{HF_TOKEN: [{HF_TOKEN}]}}}}", r"engine\.env\.HF_TOKEN: .*string"),
+        (f"model: a\nengine: {{env: {{HF_TOKEN: [{HF_TOKEN}]}}}}", r"engine\.env\.HF_TOKEN: a text is needed"),
     ],
 )
 def test_a_mistake_in_the_file_does_not_show_the_secret_beside_it(tmp_path: Path, text: str, said: str) -> None:
@@ -93,7 +93,7 @@ def test_a_mistake_in_the_file_does_not_show_the_secret_beside_it(tmp_path: Path
 @pytest.mark.parametrize("value", [20261122, 0.5, True, None])
 def test_a_value_of_the_environment_is_not_shown(tmp_path: Path, value: object) -> None:
     path = fake_config(tmp_path, engine={"env": {"VLLM_API_KEY": value}})
-    with pytest.raises(ConfigError, match=r"engine\.env\.VLLM_API_KEY: .*should be a valid string") as raised:
+    with pytest.raises(ConfigError, match=r"engine\.env\.VLLM_API_KEY: a text is needed") as raised:
         load_config(path)
     assert f" {value!r}:" not in str(raised.value)
 

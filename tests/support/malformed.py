@@ -128,12 +128,15 @@ def took(kind: str, attempt: Callable[[], object], *refusals: type[Exception]) -
         COUNTS[kind, "taken"] += 1
 
 
-def assert_clear(line: str) -> None:
-    """Asserts that the message is one line of readable length."""
-    assert line.strip(), "it says nothing"
-    assert len(line.split("\n")) == 1, f"more than a line: {line!r}"
-    assert len(line) < 2000, f"{len(line)} characters"
-    assert "Traceback" not in line
+def assert_clear(message: str) -> None:
+    """Asserts that the message is one line of readable length, or a count of mistakes and a line for each."""
+    assert message.strip(), "it says nothing"
+    first, *others = message.split("\n")
+    assert not others or first.endswith(" mistakes"), f"more than a line: {message!r}"
+    assert all(other.startswith("  ") for other in others), f"more than a line: {message!r}"
+    assert len(others) <= 31, f"{len(others)} lines"
+    assert all(len(line) < 2000 for line in (first, *others))
+    assert "Traceback" not in message
 
 
 def contents(folder: Path) -> dict[str, bytes]:

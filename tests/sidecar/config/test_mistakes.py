@@ -161,6 +161,16 @@ def test_all_mistakes_are_in_one_message_in_the_order_of_the_file(tmp_path: Path
     ]
 
 
+def test_a_file_of_something_else_does_not_fill_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "sloguard.yaml"
+    path.write_text(MODEL + REST + "".join(f"other{number}: 1\n" for number in range(40)))
+    with pytest.raises(ConfigError) as raised:
+        load_config(path)
+    first, *others = str(raised.value).splitlines()
+    assert first == f"{path}: 40 mistakes"
+    assert (len(others), others[-1]) == (31, "  and 10 more")
+
+
 WARNINGS: dict[str, tuple[str, str]] = {
     "seconds for milliseconds": (
         MODEL + WORKLOAD + SEARCH + "slo: {ttft_p99_ms: 0.5}\n",
