@@ -1,6 +1,5 @@
 """The command `sloguard dev bench promotion`."""
 
-import json
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
@@ -20,6 +19,7 @@ from sidecar.bench.simulated_windows import (
     recorded,
     tally,
 )
+from sidecar.cli.rendering import print_json
 from sidecar.cli.terminal import busy_indicator
 
 # Part of the package; written by benchmarks/starts.py.
@@ -79,7 +79,7 @@ def promotion(
             tallies.append(tally(case, recording, windows, seed))
     results, power = tallies[: len(cases)], tallies[len(cases) :]
     if as_json:
-        print(json.dumps([{**as_row(result), "holds": _holds(result)} for result in (*results, *power)]))
+        print_json([{**as_row(result), "holds": _holds(result)} for result in (*results, *power)])
     else:
         _show(recording, results, power)
     if not all(_holds(result) is not False for result in results):

@@ -1,6 +1,5 @@
 """The command `sloguard dev bench restart`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sidecar.bench.engine_starts import as_dict, as_text, measure_starts
+from sidecar.cli.rendering import print_json
 from sidecar.config.schema import load_config
 
 
@@ -26,4 +26,7 @@ def restart(
         print(text, file=sys.stderr, flush=True)
 
     measured = measure_starts(load_config(config_file), starts, in_a_row, say)
-    print(json.dumps(as_dict(measured)) if as_json else as_text(measured))
+    if as_json:
+        print_json(as_dict(measured))
+    else:
+        print(as_text(measured))

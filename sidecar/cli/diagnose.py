@@ -1,6 +1,5 @@
 """The command `sloguard diagnose`."""
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sidecar.cli.rendering import AsJson, console_for_tables
+from sidecar.cli.rendering import AsJson, console_for_tables, print_json
 from sidecar.config.schema import ConfigError
 from vllm_sloguard.crash import Crash, classify_file, classify_stream
 from vllm_sloguard.crash.advice import CrashAdvice, advice_for
@@ -37,7 +36,7 @@ def diagnose(
     if as_json:
         facts = asdict(crash)
         del facts["exit_code"]
-        print(json.dumps(facts | {"meaning": advice.meaning, "changes": advice.changes, "link": _link(advice)}))
+        print_json(facts | {"meaning": advice.meaning, "changes": advice.changes, "link": _link(advice)})
     else:
         _print(crash, advice)
     if crash.line_number is None:

@@ -1,7 +1,6 @@
 """The command `sloguard doctor`."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +8,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from sidecar.cli.places import FileArgument, loaded_of
 from sidecar.cli.plan import planned
-from sidecar.cli.rendering import AsJson
+from sidecar.cli.rendering import AsJson, print_json
 from sidecar.cli.terminal import busy_indicator
-from sidecar.config.schema import Config, ConfigError, checked_config
+from sidecar.config.schema import Config, ConfigError
 from sidecar.preflight import probes
 from sidecar.preflight.doctor import Finding, Level, findings
 from sidecar.preflight.facts import HostFacts
@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
+    file: FileArgument = None,
     config_file: MaybeConfig = None,
     prometheus: Annotated[
         str, typer.Option(help="Check that this Prometheus scrapes the sidecar.", metavar="URL")
@@ -47,22 +48,22 @@ def doctor(
     Example: sloguard doctor -c sloguard.yaml --prometheus http://localhost:9090
     """
     with busy_indicator("checking") as say:
-        found = findings(_facts(config_file, prometheus, say, quick=quick))
+        found = findings(_facts(file, config_file, prometheus, say, quick=quick))
     if as_json:
-        print(json.dumps({"findings": [dataclasses.asdict(finding) for finding in found]}))
+        print_json({"findings": [dataclasses.asdict(finding) for finding in found]})
     else:
         _show(found)
     if any(finding.level is Level.PROBLEM for finding in found):
         raise typer.Exit(_FOUND_PROBLEMS)
 
 
-def _facts(config_file: Path | None, prometheus: str, say: probes.Say, *, quick: bool) -> HostFacts:
+def _facts(file: Path | None, config_file: Path | None, prometheus: str, say: probes.Say, *, quick: bool) -> HostFacts:
     config: Config | None = None
     error: str | None = None
     warnings: tuple[str, ...] = ()
-    if config_file is not None:
+    if file is not None or config_file is not None:
         try:
-            loaded = checked_config(config_file)
+            loaded = loaded_of(file, config_file)
             config, warnings = loaded.config, loaded.warnings
         except ConfigError as wrong:
             error = str(wrong)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sidecar.cli.rendering import AsJson, console_for_tables, machine_line, show_budget, strict_json
+from sidecar.cli.rendering import AsJson, console_for_tables, machine_line, print_json, show_budget
 from sidecar.config.schema import ConfigError
 from sidecar.format import setting
 from sidecar.guard.memory_learning import LEARNED_FILE as LEARNED
@@ -108,7 +108,7 @@ def budget(
     if result is None:
         raise ConfigError(f"--model: {question.known.why_unknown}")
     if as_json:
-        print(strict_json({**asdict(result), "machine": asdict(question.machine)}))
+        print_json({**asdict(result), "machine": asdict(question.machine)})
         return
     show_budget(result, question.machine)
 
@@ -152,7 +152,7 @@ def repair_command(
     )
     result = repaired(question.args)
     if as_json:
-        print(strict_json(_as_dict(result, question.machine)))
+        print_json(_as_dict(result, question.machine))
     else:
         _show_repair(result, question.machine)
     if result.status is RepairStatus.REFUSED:

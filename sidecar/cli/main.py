@@ -1,6 +1,5 @@
 """The command `sloguard`."""
 
-import json
 import os
 import sys
 import time
@@ -10,11 +9,12 @@ import typer
 from rich.console import Console
 
 from sidecar.cli import backup, dev, diagnose, doctor, guard, init, operator, plan, report, schema, status
+from sidecar.cli.grouped_help import GroupedCommands
 from sidecar.cli.operator import CommandRefused
-from sidecar.cli.places import ConfigFile, ConfigOption, StateFolder, folder_of
-from sidecar.cli.rendering import AsJson
+from sidecar.cli.places import ConfigOption, FileArgument, StateFolder, folder_of, loaded_of
+from sidecar.cli.rendering import AsJson, print_json
 from sidecar.cli.terminal import View, line, show, spending, unfailing_console
-from sidecar.config.schema import ConfigError, checked_config
+from sidecar.config.schema import ConfigError
 from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.export.optuna_study import ExportError
 from sidecar.format import when
@@ -42,6 +42,7 @@ from vllm_sloguard.agent.process_group import NotGoneError
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
+    cls=GroupedCommands,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -111,12 +112,12 @@ def _fail(text: str, code: int) -> NoReturn:
 
 
 @app.command()
-def tune(config_file: ConfigFile) -> None:
+def tune(file: FileArgument = None, config_file: ConfigOption = None) -> None:
     """Tune once, now, on separate engines; resumes an interrupted run.
 
     Example: sloguard tune -c sloguard.yaml
     """
-    loaded, console = checked_config(config_file), unfailing_console()
+    loaded, console = loaded_of(file, config_file), unfailing_console()
     config = loaded.config
     if config.engine.watch_only:
         raise ConfigError("engine.watch_only: a vLLM that is only watched can't be tuned; see docs/agent.md")
@@ -125,7 +126,7 @@ def tune(config_file: ConfigFile) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     for warning in loaded.warnings:
-        say(f"warning: {config_file}: {warning}")
+        say(f"warning: {warning}")
 
     metrics = Metrics(config)
     with assembled(config, say, metrics) as parts:
@@ -177,7 +178,7 @@ def _refuse_while_serving(engines: EngineManager) -> None:
 
 
 @app.command()
-def serve(config_file: ConfigFile) -> None:
+def serve(file: FileArgument = None, config_file: ConfigOption = None) -> None:
     """Run vLLM, and retune it in tuning windows.
 
     Ctrl-C stops the sidecar and vLLM once requests in flight have finished. SIGTERM stops only the sidecar: vLLM
@@ -185,14 +186,14 @@ def serve(config_file: ConfigFile) -> None:
 
     Example: sloguard serve -c sloguard.yaml
     """
-    loaded, console = checked_config(config_file), unfailing_console()
+    loaded, console = loaded_of(file, config_file), unfailing_console()
     config = loaded.config
 
     def say(text: str) -> None:
         console.print(f"{when(time.time())} {text}", markup=False, highlight=False, soft_wrap=True)
 
     for warning in loaded.warnings:
-        say(f"warning: {config_file}: {warning}")
+        say(f"warning: {warning}")
 
     metrics = Metrics(config)
     with (
@@ -223,7 +224,7 @@ def trials(state: StateFolder = None, config_file: ConfigOption = None, as_json_
     """
     rows = Journal(folder_of(state, config_file), read_only=True).trials()
     if as_json_:
-        print(json.dumps([trial_as_json(trial) for trial in rows]))
+        print_json([trial_as_json(trial) for trial in rows])
         return
     knobs = list(dict.fromkeys(name for t in rows for name in t.plan.proposed))
     show(Console(), rows, knobs)

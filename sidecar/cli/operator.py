@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
@@ -18,10 +19,13 @@ from sidecar.cli.terminal import View, busy_indicator
 from sidecar.config.schema import Config, ConfigError
 from sidecar.config.window import parse_duration
 from sidecar.format import when
+from sidecar.preflight.downtime import abort_downtime, retune_downtime, rollback_downtime
+from sidecar.preflight.recorded_durations import recorded_durations
+from sidecar.preflight.window_forecast import Durations
 from sidecar.record import lock
 from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import Journal, JournalError, Promoted, StateRecord
-from sidecar.record.states import State
+from sidecar.record.states import IN_A_WINDOW, State
 from sidecar.record.trial import TrialStatus
 from sidecar.service import remote_rpc
 from sidecar.service.control_rpc import USER_KEY
@@ -31,6 +35,9 @@ from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
 _TIMEOUT_S = 10.0
 _WAIT_EVERY_S = 0.5
 _FOLLOW_EVERY_S = 2.0  # polling must not disturb the measurements on this machine
+
+
+Unasked = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the service goes away.")]
 
 
 class CommandRefused(RuntimeError):  # noqa: N818 - it names what happened
@@ -50,6 +57,7 @@ def retune(  # noqa: PLR0917 - the options of a command
     duration: Annotated[str, typer.Option("--for", help='The length of the window, such as "45m".')] = "",
     wait: Annotated[bool, typer.Option("--wait", help="Show the window and wait until vLLM serves again.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Ignore high traffic and a previous failed window.")] = False,
+    yes: Unasked = False,
 ) -> None:
     """Open a tuning window in the running `sloguard serve` now.
 
@@ -59,6 +67,8 @@ def retune(  # noqa: PLR0917 - the options of a command
     if not now:
         raise ConfigError("retune: --now is required: the window opens at once and takes the service down")
     duration_s = _duration(duration)
+    length_s = duration_s or config.window.duration
+    _confirm(config, lambda takes: retune_downtime(takes, time.time(), length_s), yes=yes)
     asked_at = time.time()
     _call(
         config,
@@ -69,10 +79,8 @@ def retune(  # noqa: PLR0917 - the options of a command
     if wait:
         _follow(config, asked_at)
         return
-    length_s, place = duration_s or config.window.duration, config_file or state
-    print(
-        f"a window of {length_s / 60:g} minutes opens now and ends by {when(asked_at + length_s)}; vLLM is down for it"
-    )
+    place = config_file or state
+    print(f"a window of {length_s / 60:g} minutes opens now, and ends by {when(asked_at + length_s)}")
     print(f"follow it: sloguard status {place}    stop it: sloguard abort {place}")
 
 
@@ -104,12 +112,16 @@ def abort(
     state: StateFolder = None,
     config_file: ConfigOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until vLLM serves again.")] = False,
+    yes: Unasked = False,
 ) -> None:
     """End the open window now and restore the incumbent.
 
     Example: sloguard abort --wait -c sloguard.yaml
     """
-    config, asked_at = config_of(state, config_file), time.time()
+    config = config_of(state, config_file)
+    if _window_is_open(config):
+        _confirm(config, abort_downtime, yes=yes)
+    asked_at = time.time()
     _call(config, lambda stub, epoch, how: stub.Abort(pb.AbortRequest(epoch=epoch), **how))
     if wait:
         _wait_serving(config, asked_at, lambda: True)
@@ -120,6 +132,7 @@ def rollback(
     config_file: ConfigOption = None,
     promotion: Annotated[int, typer.Option(help="Its number in `sloguard history`; default: the last.", min=0)] = 0,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the previous configuration serves.")] = False,
+    yes: Unasked = False,
 ) -> None:
     """Roll back the last promotion to the one before it, or to the file's arguments.
 
@@ -128,14 +141,41 @@ def rollback(
 
     Example: sloguard rollback --wait -c sloguard.yaml
     """
-    config, asked_at = config_of(state, config_file), time.time()
+    config = config_of(state, config_file)
     number = promotion or _last_promotion(config).id
+    if _is_in_force(config, number):
+        _confirm(config, rollback_downtime, yes=yes)
+    asked_at = time.time()
     _call(
         config,
         lambda stub, epoch, how: stub.Rollback(pb.RollbackRequest(epoch=epoch, promotion=number), **how),
     )
     if wait:
         _wait_serving(config, asked_at, lambda: _restored(config, number))
+
+
+def _is_in_force(config: Config, promotion: int) -> bool:
+    if lock.holder(config.state) is None:
+        return False
+    return any(p.id == promotion and not p.rolled_back_at for p in _operations(config).promotions())
+
+
+def _window_is_open(config: Config) -> bool:
+    if lock.holder(config.state) is None:
+        return False
+    state = Journal(config.state, read_only=True).state()
+    return state is not None and state.state in IN_A_WINDOW
+
+
+def _confirm(config: Config, downtime: Callable[[Durations], str], *, yes: bool) -> None:
+    """Prints how long the service will be away, and asks on a terminal. Raises CommandRefused."""
+    if lock.holder(config.state) is None:  # no sidecar on this machine: the call says so, or asks the remote one
+        return
+    journal = Journal(config.state, read_only=True)
+    print(downtime(recorded_durations(config, journal, Operations(journal, config.base_digest()))), flush=True)
+    on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if on_terminal and not yes and not typer.confirm("Continue?"):
+        raise CommandRefused("nothing was changed")
 
 
 def _last_promotion(config: Config) -> Promoted:

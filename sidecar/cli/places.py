@@ -8,7 +8,8 @@ from typing import Annotated, cast
 import typer
 from pydantic import ValidationError
 
-from sidecar.config.schema import Config, ConfigError, load_config
+from sidecar.config.schema import Config, ConfigError, LoadedConfig, checked_config, load_config
+from sidecar.config.yaml_file import YamlLines
 from sidecar.record.journal import JOURNAL_FILE, Journal
 from sidecar.record.row_validation import problem
 
@@ -26,16 +27,22 @@ def state_folders(incomplete: str) -> list[str]:
     return []
 
 
-ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The configuration file (YAML).", metavar="FILE")]
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="The configuration file, instead of STATE.", metavar="FILE")
-]
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The configuration file.", metavar="FILE")]
 RequiredState = Annotated[
     Path,
     typer.Argument(
         help="The state folder, or the configuration file that names it.",
         metavar="STATE",
         autocompletion=state_folders,
+    ),
+]
+FileArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        help="The configuration file, or a state folder where one is recorded.",
+        metavar="[FILE]",
+        autocompletion=state_folders,
+        show_default=False,
     ),
 ]
 StateFolder = Annotated[
@@ -65,6 +72,14 @@ def folder_of(state: Path | None, config_file: Path | None) -> Path:
         return place.parent
     is_folder = config_file is None and (place.is_dir() or not place.exists())
     return place if is_folder else load_config(place).state
+
+
+def loaded_of(place: Path | None, config_file: Path | None) -> LoadedConfig:
+    """The configuration to start engines with, and the warnings of its file. Raises ConfigError, JournalError."""
+    chosen = place_of(place, config_file)
+    if config_file is not None or not chosen.is_dir():
+        return checked_config(chosen)
+    return LoadedConfig(config_of(chosen, None), (), YamlLines())
 
 
 def config_of(state: Path | None, config_file: Path | None) -> Config:

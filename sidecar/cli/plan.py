@@ -10,16 +10,17 @@ import typer
 from rich.console import Console
 
 from sidecar.cli.operator import CommandRefused
-from sidecar.cli.places import ConfigFile
-from sidecar.cli.rendering import AsJson, machine_line, show_budget, strict_json
+from sidecar.cli.places import ConfigOption, FileArgument, loaded_of
+from sidecar.cli.rendering import AsJson, machine_line, print_json, show_budget
 from sidecar.cli.terminal import busy_indicator
-from sidecar.config.schema import Config, ConfigError, Workload, checked_config
+from sidecar.config.schema import Config, ConfigError, Workload
 from sidecar.format import assignments, change, setting, when
 from sidecar.guard.guard import Args, Guard
 from sidecar.guard.memory_learning import Learning
 from sidecar.preflight.engine_host import EngineHost, engine_host
 from sidecar.preflight.engine_memory import running
-from sidecar.preflight.window_forecast import Durations, alike, drains, durations, forecast
+from sidecar.preflight.recorded_durations import recorded_durations
+from sidecar.preflight.window_forecast import forecast
 from sidecar.preflight.window_plan import Incumbent, KnobPlan, NextWindow, RuledOut, WindowPlan, cold, knob_plan
 from sidecar.record import lock
 from sidecar.record.events import Operations
@@ -45,18 +46,18 @@ def register(app: typer.Typer) -> None:
     app.command()(plan)
 
 
-def plan(config_file: ConfigFile, as_json: AsJson = False) -> None:
+def plan(file: FileArgument = None, config_file: ConfigOption = None, as_json: AsJson = False) -> None:
     """Show what a window would do, without starting anything: memory, knobs, trials, time, reasons for a refusal now.
 
     The exit code is 1 if a window could not run as configured, and 2 for a mistake in the file.
 
     Example: sloguard plan -c sloguard.yaml
     """
-    loaded = checked_config(config_file)
+    loaded = loaded_of(file, config_file)
     with busy_indicator("checking the knobs with the guard"):
         found, here, held = planned(loaded.config, loaded.warnings)
     if as_json:
-        print(strict_json({**asdict(found), "held_bytes": held, "problem": found.problem}))
+        print_json({**asdict(found), "held_bytes": held, "problem": found.problem})
     else:
         _show(found, here, held)
     if found.problem:
@@ -83,7 +84,7 @@ def _planned(config: Config, host: EngineHost, warnings: Sequence[str]) -> tuple
     vllm = host.vllm_version() or learned.vllm_version
     guard = Guard(config, lambda _: here, lambda: learned, lambda: known)
     serves = _incumbent(config, args, current.id if current is not None else None, learned, here, known)
-    takes = _durations(config, journal, operations)
+    takes = recorded_durations(config, journal, operations)
     found = WindowPlan(
         vllm_version=vllm,
         machine=here.source,
@@ -164,15 +165,6 @@ def _knobs(config: Config, args: Args, guard: Guard, vllm: str) -> tuple[KnobPla
         )
         for knob in config.search.space_knobs()
     )
-
-
-def _durations(config: Config, journal: Journal | None, operations: Operations | None) -> Durations:
-    if journal is None or operations is None:
-        return durations(config, [], None, [])
-    runs = alike(journal.run_configs(), config)
-    trials = [trial for trial in journal.trials() if trial.run in runs]
-    states = [(state.at, state.state) for state in journal.states()]
-    return durations(config, trials, operations.longest_start_s(), drains(states))
 
 
 def _next_window(config: Config, operations: Operations | None) -> NextWindow:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -15,9 +15,9 @@ from vllm_sloguard.guard.memory import Budget, gib
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def strict_json(facts: Mapping[str, Any]) -> str:
-    """JSON without Infinity and NaN: they become strings."""
-    return json.dumps(_finite(facts))
+def print_json(facts: object) -> None:
+    """Prints JSON without Infinity and NaN, which become strings; indented on a terminal, else on one line."""
+    print(json.dumps(_finite(facts), indent=2 if sys.stdout.isatty() else None, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:

@@ -9,7 +9,7 @@ import typer
 from pydantic import ValidationError
 
 from sidecar.cli.places import ConfigOption, StateFolder, config_of, folder_of
-from sidecar.cli.rendering import AsJson
+from sidecar.cli.rendering import AsJson, print_json
 from sidecar.format import assignments, setting, when
 from sidecar.observe.watch_report import ADVICE_TEXTS, WATCH_REPORT, WATCH_REPORT_FILE, WatchReport
 from sidecar.record import lock
@@ -49,7 +49,7 @@ def history(state: StateFolder = None, config_file: ConfigOption = None, as_json
     windows = [_window(e) for e in operations.events([EventKind.WINDOW_ENDED])]
     actions = [_action(action) for action in ActionQueue(journal).recent()]
     if as_json_:
-        print(json.dumps({"promotions": promotions, "windows": windows, "actions": actions}))
+        print_json({"promotions": promotions, "windows": windows, "actions": actions})
         return
     for p in promotions:
         evidence = f": {p['evidence']['reason']}" if p["evidence"] else ""
@@ -140,7 +140,7 @@ def status(state: StateFolder = None, config_file: ConfigOption = None, as_json_
         "watched": json.loads(WATCH_REPORT.dump_json(watched)) if watched is not None else None,
     }
     if as_json_:
-        print(json.dumps(facts))
+        print_json(facts)
         return
     for text in standing:
         print(text)

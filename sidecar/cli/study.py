@@ -1,7 +1,6 @@
 """The command `sloguard dev study`."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +8,7 @@ import typer
 
 from sidecar.bench import published_study
 from sidecar.bench.published_study import Spread, StudyComparison, Summary
+from sidecar.cli.rendering import print_json
 
 study_app = typer.Typer(no_args_is_help=True)
 _DIGITS = {"fast": 2, "consistency": 3, "best_ms": 2}
@@ -34,7 +34,7 @@ def stats(
     compared = published_study.comparisons(runs)
     if as_json:
         rows = {"optimizers": [*map(dataclasses.asdict, summaries)], "tests": [*map(dataclasses.asdict, compared)]}
-        print(json.dumps(rows, allow_nan=False))
+        print_json(rows)
         return
     for line in _table(summaries, compared):
         print(f"| {' | '.join(line)} |")

@@ -212,8 +212,14 @@ _TRIAL = TypeAdapter(Trial)
 
 
 def trial_as_json(trial: Trial) -> dict[str, Any]:
-    """For `sloguard trials --json`: everything but the requests' scores."""
+    """For `sloguard trials --json`: everything but the requests' scores, in field units.
+
+    ``value`` is the objective's own figure: milliseconds or requests per second. The journal has latencies negative,
+    so that more is always better.
+    """
     row = json.loads(_TRIAL.dump_json(trial))
     if row["result"] is not None:
         del row["result"]["scores"]
+        value = row["result"]["value"]
+        row["result"]["value"] = abs(value) if isinstance(value, int | float) else value
     return {"run": row.pop("run"), "number": row.pop("number"), "status": str(trial.status), **row}

@@ -1,5 +1,6 @@
 """Every command: help with an example, JSON, exit codes, and messages for mistakes."""
 
+import contextlib
 import json
 import os
 import pty
@@ -24,6 +25,7 @@ from typer.testing import CliRunner
 import sidecar
 from sidecar.cli.bench import optimizer_names
 from sidecar.cli.bench_promotion import RECORDED_STARTS
+from sidecar.cli.grouped_help import GROUPS
 from sidecar.cli.main import app, main
 from sidecar.cli.places import config_of
 from sidecar.config.schema import load_config
@@ -319,6 +321,7 @@ def test_ctrl_c_while_it_waits_for_a_sidecar(config_file: Path) -> None:
         command = [sys.executable, "-c", code, "rollback", "--wait", "-c", str(config_file)]
         asked = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert asked.stdout is not None
+        assert asked.stdout.readline().startswith("vLLM will be away for about ")
         assert asked.stdout.readline() == "it waits\n"
         time.sleep(0.3)
         asked.send_signal(signal.SIGINT)
@@ -353,6 +356,63 @@ def test_progress_is_for_terminals_and_keeps_out_of_what_is_printed(config_file:
     assert "checking" in shown
     plain = sloguard("doctor", "-c", config_file, "--quick", "--json")
     assert plain.stderr == ""
+
+
+def answered(words: list[object], answer: str) -> tuple[int, str]:
+    """The exit code and the output of a command on a terminal where ``answer`` is typed."""
+    ours, theirs = pty.openpty()
+    os.write(ours, answer.encode())
+    with subprocess.Popen([*START, *map(str, words)], stdin=theirs, stdout=theirs, stderr=theirs) as asked:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while piece := os.read(ours, 4096):
+                shown += piece
+    os.close(ours)
+    return asked.returncode, shown.decode()
+
+
+def test_what_takes_the_service_away_says_for_how_long_and_asks_on_a_terminal(config_file: Path) -> None:
+    state = load_config(config_file).state
+    with lock.held(state):
+        code, said = answered(["retune", "--now", "-c", config_file], "n\n")
+        assert code == 1
+        assert "vLLM will be away for up to 30 min, until 20" in said
+        assert "Continue? [y/N]" in said
+        assert "sloguard: nothing was changed" in said
+        for words, answer in ((["retune", "--now", "--yes"], ""), (["retune", "--now"], "y\n"), (["abort", "-y"], "")):
+            code, said = answered([*words, "-c", config_file], answer)
+            assert code == 1
+            assert "no `sloguard serve` answers" in said  # it was asked
+        assert sloguard("abort", "-c", config_file).stdout == ""  # no window is open
+        Journal(state).enter("tuning", "for the tests", 3e9)
+        done = sloguard("abort", "-c", config_file)  # without a terminal, nobody can be asked
+        assert done.stdout.startswith("vLLM will serve again in about ")
+        assert "no `sloguard serve` answers" in done.stderr
+
+
+def test_json_is_indented_on_a_terminal_alone_and_latencies_are_positive(config_file: Path) -> None:
+    _, shown = answered(["trials", config_file, "--json"], "")
+    assert shown.startswith('[\r\n  {\r\n    "run": 1')
+    plain = sloguard("trials", config_file, "--json").stdout
+    assert len(plain.splitlines()) == 1
+    assert json.loads(shown) == json.loads(plain)
+    assert {trial["result"]["value"] for trial in json.loads(plain)} == {80.0}
+
+
+def test_commands_are_listed_in_groups() -> None:
+    listed = CliRunner().invoke(app, ["--help"]).stdout
+    titles = ["Set up:", "Serve and tune:", "See what happened:", "Maintain and develop:"]
+    assert [line for line in listed.splitlines() if line in titles] == titles
+    public = {name.split()[0] for name in COMMANDS}
+    assert public == {name for names in GROUPS.values() for name in names}
+
+
+def test_plan_takes_a_file_or_a_state_folder(config_file: Path) -> None:
+    state = load_config(config_file).state
+    outputs = [sloguard("plan", *words, "--json") for words in (["-c", config_file], [config_file], [state])]
+    knobs = [json.loads(done.stdout)["knobs"] for done in outputs]
+    assert knobs[0] == knobs[1] == knobs[2]
 
 
 def completed(line: str, folder: Path) -> list[str]:
