@@ -93,7 +93,7 @@ class Effect:
 
 @dataclass
 class Counters:
-    """Since a change was applied. Only the engine's own thread adds to it."""
+    """Over the first steps since a change was applied. Only the engine's own thread adds to it."""
 
     steps: int = 0
     most_running: int = 0

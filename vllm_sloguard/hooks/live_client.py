@@ -58,7 +58,7 @@ class LiveLink:
                 self._reported = -1
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
-            self._live.record.lapsed(time.monotonic())
+            self._live.lapsed(time.monotonic())
 
     async def _exchange(self, stub: Any) -> None:
         record = self._live.record

@@ -28,6 +28,9 @@ from vllm_sloguard.live_knobs import (
     Targets,
 )
 
+# Once a change is verified and this many steps were counted, it costs nothing any more.
+_MAX_FOLLOWED = 2_000
+
 
 @dataclass(frozen=True)
 class Lever:
@@ -180,6 +183,12 @@ class LiveScheduler:
         if self._levers and self.record.in_force() is not None:
             self._scheduler.schedule = self._hook
 
+    def lapsed(self, now: float) -> None:
+        """Has the next step undo a change whose lease is over. On the thread that talks to the sidecar."""
+        self.record.lapsed(now)
+        if not self._over(self.record.in_force()):
+            self._scheduler.schedule = self._hook
+
     def _hooked(self, schedule: Callable[..., Any], guard: Callable[..., Callable[..., None]]) -> Callable[..., Any]:
         before, after = guard(self.before_step), guard(self.after_step)
 
@@ -213,17 +222,23 @@ class LiveScheduler:
         held = self.record.in_force()
         if self._levers and held is not None and held.state is LiveState.APPLIED:
             self.record.on_step(self._step(output), time.monotonic())
-        elif self._over(held):
+            if held.counters.steps < _MAX_FOLLOWED:
+                return
+        if self._over(held):
             self._scheduler.__dict__.pop("schedule", None)
             # The other thread may have hooked it again since.
             if not self._over(self.record.in_force()):
                 self._scheduler.schedule = self._hook
 
     def _over(self, held: LiveProgress | None) -> bool:
-        """Whether the engine is back at what it was started with, and nothing is to be applied."""
+        """Whether nothing is left to be applied or observed."""
         if not self._levers or held is None:
             return True
-        return held.state is LiveState.EXPIRED and self._done == (id(held.change), held.state) and not self._approaching
+        if self._done != (id(held.change), held.state) or self._approaching:
+            return False
+        if held.state is LiveState.APPLIED:
+            return held.counters.steps >= _MAX_FOLLOWED and not held.pending()
+        return held.state is LiveState.EXPIRED
 
     def _apply(self) -> None:
         held = self.record.in_force()

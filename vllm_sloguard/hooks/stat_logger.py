@@ -82,7 +82,8 @@ class SloguardStatLogger(StatLoggerBase):
             if iteration is not None:
                 self._preempted += iteration.num_preempted_reqs
                 self._tokens += iteration.num_generation_tokens
-                self._steps.add(number, at, iteration.inter_token_latencies_iter)
+                resumed = "sloguard_resumed" in iteration.__dict__
+                self._steps.add(number, at, iteration.inter_token_latencies_iter, resumed=resumed)
                 if iteration.finished_requests:
                     yield from self._finished(number, iteration)
             if count % _STEPS_AT_ONCE == 0:

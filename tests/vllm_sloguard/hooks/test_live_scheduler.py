@@ -154,7 +154,7 @@ def test_an_expired_change_is_undone_before_the_next_step(engine: Engine) -> Non
     engine.change(max_num_seqs=2, enable_prefix_caching=0)
     engine.step()
     assert len(engine.scheduler.running) == 2
-    engine.live.record.lapsed(1e9)
+    engine.live.lapsed(1e9)
     engine.step()
 
     assert engine.progress().state is LiveState.EXPIRED
@@ -174,13 +174,48 @@ def test_the_scheduler_is_hooked_only_while_a_change_is_in_force(engine: Engine)
     engine.change(max_num_seqs=2)
     assert hooked()
     engine.step()
-    engine.live.record.lapsed(1e9)
+    engine.live.lapsed(1e9)
     engine.step()
     assert engine.live.current()[SEQS] == 16
     assert not hooked()
     engine.change(max_num_seqs=3)
     engine.step()
     assert engine.live.current()[SEQS] == 3
+
+
+def test_a_verified_change_stays_in_force_without_the_hook_until_its_lease_is_over(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vllm_sloguard.hooks.live_scheduler._MAX_FOLLOWED", 5)
+    engine.submit(40, output=90)
+    engine.change(max_num_seqs=2)
+    for _ in range(5):
+        assert "schedule" in vars(engine.scheduler)
+        engine.step()
+    assert "schedule" not in vars(engine.scheduler)
+    assert engine.shown() == {SEQS: LiveVerdict.SHOWN}
+    engine.step()
+    assert len(engine.scheduler.running) == 2
+
+    engine.live.lapsed(5.0)
+    assert "schedule" not in vars(engine.scheduler)
+    engine.live.lapsed(1e9)
+    engine.step()
+    assert engine.live.current()[SEQS] == 16
+
+
+def test_an_unverified_change_keeps_the_hook(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm_sloguard.hooks.live_scheduler._MAX_FOLLOWED", 2)
+    engine.submit(1, output=90)
+    engine.step()
+    engine.change(enable_prefix_caching=0)  # shown by the next admission
+    for _ in range(9):
+        engine.step()
+    assert "schedule" in vars(engine.scheduler)
+    engine.submit(1, output=90)
+    engine.step()
+    assert engine.shown() == {PREFIX_CACHING: LiveVerdict.SHOWN}
+    assert "schedule" not in vars(engine.scheduler)
 
 
 class Counting(FakeScheduler):
@@ -199,7 +234,7 @@ def test_a_change_that_comes_while_the_hook_is_taken_out_is_applied(monkeypatch:
     engine.submit(2, output=90)
     engine.change(max_num_seqs=2)
     engine.step()
-    engine.live.record.lapsed(1e9)
+    engine.live.lapsed(1e9)
     in_force = engine.live.record.in_force
     once = [lambda: engine.change(max_num_seqs=3)]
 

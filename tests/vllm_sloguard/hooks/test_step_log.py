@@ -56,6 +56,28 @@ def test_the_histogram_counts_every_gap_of_every_request_once() -> None:
     assert log.take_histogram().n == 0
 
 
+@pytest.mark.parametrize("odd", [0, 255])
+def test_in_a_large_batch_the_requests_at_its_ends_may_have_gaps_of_their_own(odd: int) -> None:
+    """The scheduler's token budget runs out at the last request, which then skips a step."""
+    log = steps(0.01)
+    gaps = [0.01] * 256
+    gaps[odd] = 0.02
+    log.add(2, 100.02, gaps)
+
+    histogram = log.take_histogram()
+    assert histogram.n == 4 + 256
+    assert histogram.over(0.015) == 1
+
+
+def test_in_a_large_batch_a_resumed_request_may_be_anywhere() -> None:
+    log = steps(0.01)
+    gaps = [0.01] * 256
+    gaps[77] = 2.0
+    log.add(2, 100.02, gaps, resumed=True)
+
+    assert log.take_histogram().over(1.0) == 1
+
+
 def test_a_lagging_front_end_lengthens_the_gaps() -> None:
     log = StepLog()
     log.add(1, 10.0, [0.01])
