@@ -224,7 +224,7 @@ class LiveScheduler:
             self.record.on_step(self._step(output), time.monotonic())
             if held.counters.steps < _MAX_FOLLOWED:
                 return
-        if self._over(held):
+        if self._over(self.record.in_force()):
             self._scheduler.__dict__.pop("schedule", None)
             # The other thread may have hooked it again since.
             if not self._over(self.record.in_force()):
