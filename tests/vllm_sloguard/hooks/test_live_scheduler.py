@@ -1,6 +1,7 @@
 """Live knobs at a scheduler: between steps, never below what runs, and gone for good when something is wrong."""
 
 import random
+from collections.abc import Callable
 
 import pytest
 from fake_scheduler import FakeScheduler, Output, Request
@@ -236,19 +237,20 @@ def test_a_change_that_comes_while_the_hook_is_taken_out_is_applied(monkeypatch:
     engine.step()
     engine.live.lapsed(1e9)
     in_force = engine.live.record.in_force
-    once = [lambda: engine.change(max_num_seqs=3)]
+    # After the step, the hook reads the change to record the step, and again to decide whether to go.
+    after_reading: list[Callable[[], None]] = [lambda: engine.change(max_num_seqs=3), lambda: None]
 
     def in_force_and_then_a_change() -> LiveProgress | None:
         held = in_force()
-        if scheduler.steps == 2 and once:  # after the step before which the expired change was undone
-            once.pop()()
+        if scheduler.steps == 2 and after_reading:
+            after_reading.pop()()
         return held
 
     monkeypatch.setattr(engine.live.record, "in_force", in_force_and_then_a_change)
     engine.step()
     engine.step()
 
-    assert not once
+    assert not after_reading
     assert engine.live.current()[SEQS] == 3
 
 
