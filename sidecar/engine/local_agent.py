@@ -22,6 +22,8 @@ from vllm_sloguard.agent.private_files import umask_of_children
 from vllm_sloguard.agent.state_file import AgentFolder
 
 _FOLDER, _LOGS = "agent", "logs"
+# Variables that engines read: with others, an agent that runs already is replaced.
+_AFFECT_VLLM = ("CUDA_", "HF_", "NCCL_", "TORCH", "TRITON_", "VLLM_")
 _LISTENS_WITHIN_S = 60.0
 _ENDS_WITHIN_S = 15.0
 _POLL_S = 0.02
@@ -98,7 +100,9 @@ class LocalAgent:
 
     def _digest(self) -> str:
         """Identifies how it is started; an environment may hold secrets."""
-        content = json.dumps([self._command(), sorted(self._config.engine.env.items())])
+        environment = {name: text for name, text in os.environ.items() if name.startswith(_AFFECT_VLLM)}
+        environment |= self._config.engine.env
+        content = json.dumps([self._command(), sorted(environment.items())])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def _read_started_as(self) -> str:

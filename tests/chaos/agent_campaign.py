@@ -82,7 +82,7 @@ def _struck(rig: AgentRig, name: str, rng: random.Random, observer: LeaseObserve
         _observed(rig),
         back_s,
         settled_s,
-        [bool(json.loads(line)["free"]) for line in starts],
+        [bool(json.loads(line)["free"]) for line in starts if line],
         tuple(observer.holders),
         rig.expected_holder,
         engine_killed=name == "engine killed",
