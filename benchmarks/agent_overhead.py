@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "support"))
+sys.path[:0] = [str(ROOT / "tests" / name) for name in ("support", "chaos")]
 
 from agent_process import agent_process  # noqa: E402 - tests/support is not installed
 from service_process import at_agent, configured  # noqa: E402
