@@ -13,7 +13,7 @@ from sidecar.measure.load_client import LoadClient, LoadError
 from sidecar.measure.requests import End, Ending, LoadProgress, LoadResult, StopRule, to_the_end
 from vllm_sloguard.starts.warmup import most
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 MODEL = str(DEMO / "model")
 LOAD = Workload(rate=50, requests=40, input_tokens=16, output_tokens=8, warmup_requests=0, request_timeout_s=20)

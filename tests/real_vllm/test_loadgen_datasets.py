@@ -12,7 +12,7 @@ from streaming_engine import StreamingEngine, serving
 from sidecar.config.workload_section import Dataset, Workload
 from sidecar.measure.load_client import LoadClient, LoadError
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 MODEL = str(DEMO / "model")
 

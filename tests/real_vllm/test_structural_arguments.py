@@ -8,7 +8,7 @@ import pytest
 from vllm_sloguard.guard.known_model import STRUCTURAL_ARGUMENTS, structural
 from vllm_sloguard.guard.rules.arguments import ARGUMENTS
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 # They serve, observe, schedule, or place buffers that the profile run does not count.
 NEUTRAL = frozenset(
