@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,6 @@ from sidecar.config.schema import Config, ConfigError, load_config
 from sidecar.record.journal import Journal
 from vllm_sloguard.agent.process_group import ProcessGroup
 from vllm_sloguard.agent.process_identity import Identity
-from vllm_sloguard.agent.state_file import AgentFolder, AgentFolderError
 
 LEASE_S = 2.0
 
@@ -46,13 +46,11 @@ def with_local_agent(path: Path, **engine: object) -> Path:
 
 def agent_pid(config: Config) -> int | None:
     """The agent of a state folder; None without one."""
-    folder = AgentFolder(config.state / "agent")
-    if not (folder.path / "lock").exists():
-        return None
-    try:
-        os.close(folder.lock())
-    except AgentFolderError:
-        return int((folder.path / "lock").read_text())
+    # Without taking the lock, which an agent that starts now would not get then.
+    with suppress(OSError, ValueError, psutil.Error):
+        pid = int((config.state / "agent" / "lock").read_text())
+        if "vllm_sloguard.agent" in psutil.Process(pid).cmdline():
+            return pid
     return None
 
 
