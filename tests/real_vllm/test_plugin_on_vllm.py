@@ -228,7 +228,7 @@ def test_a_bad_plugin_setting_leaves_vllm_as_it_is(sidecar: Bench, tmp_path: Pat
     launch = Launch(
         "alone", sys.executable, sidecar.config.model, args, "127.0.0.1", any_free_port(), env, tmp_path / "engine.log"
     )
-    engine, _ = sidecar.engines.begin(launch, "trial", fork=True)
+    engine = Engine.start(launch)
     try:
         engine.wait_ready(START_TIMEOUT_S, lambda: False)
         assert engine.http.complete("a", 4, 120)
