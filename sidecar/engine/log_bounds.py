@@ -72,8 +72,11 @@ def _shorten(log: Path, size: int) -> None:
     try:
         if _release(descriptor, begin, end - begin):
             return
-        # The file system has no holes: what is written in between may come before the end that is kept.
-        tail = os.pread(descriptor, _TAIL_BYTES, max(size - _TAIL_BYTES, 0))
+        # The file system has no holes: the end is kept, with all that is written until just before the file is cut.
+        os.lseek(descriptor, max(size - _TAIL_BYTES, 0), os.SEEK_SET)
+        tail = b""
+        while more := os.read(descriptor, _TAIL_BYTES):
+            tail = (tail + more)[-_TAIL_BYTES:]
         os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
