@@ -5,7 +5,7 @@ Pure: the next rate follows from the loads measured so far.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Rates this close cannot be told apart by a load of a few hundred requests.
 TOLERANCE = 1.1
@@ -15,10 +15,14 @@ _MAX_LOWER, _LOWEST_SHARE = 4, 1 / 16
 
 @dataclass(frozen=True)
 class RateResult:
-    """A load at ``rate`` requests per second, and whether it met the SLO."""
+    """A load at ``rate`` requests per second, and whether it met the SLO.
+
+    ``worst`` is the largest measured share of a limit: above 1 the limit was missed. None if unknown.
+    """
 
     rate: float
     met: bool
+    worst: float | None = field(default=None, compare=False)
 
 
 def next_rate(tried: Sequence[RateResult], base: float, highest: float) -> float | None:

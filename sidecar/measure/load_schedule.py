@@ -18,7 +18,7 @@ from sidecar.measure.partial_load import EarlyStop
 from sidecar.measure.requests import LoadResult, StopRule, to_the_end
 from sidecar.measure.sender_lag import sender_lag
 from sidecar.measure.steady_state import SteadyState, lasting, least_duration_s, settling_s, steady_state
-from sidecar.measure.verdict import violation
+from sidecar.measure.verdict import slo_limits, violation
 
 # Multiple of the configured rate; for capacity without highest_rate.
 _HIGHEST_RATE = 16.0
@@ -98,7 +98,7 @@ class LoadSchedule:
 
     def tried(self, done: Sequence[RateLoad]) -> tuple[RateResult, ...]:
         """For capacity: the measured rates, and whether they met the SLO."""
-        return tuple(RateResult(d.rate, self._met(d.load)) for d in self.counted(done))
+        return tuple(RateResult(d.rate, self._met(d.load), self._worst(d.load)) for d in self.counted(done))
 
     def _next_rate(self, done: Sequence[RateLoad]) -> float | None:
         if done and self._again(done):
@@ -128,6 +128,13 @@ class LoadSchedule:
         if self.below is not None:  # no longer than a load at the configured rate
             base = max(math.ceil(base * rate / self.below), _FEWEST_REQUESTS)
         return max(base, math.ceil(rate * least_s))
+
+    def _worst(self, load: LoadResult) -> float | None:
+        """The largest measured share of a limit; a lower bound for a stopped load."""
+        measured = load.ending.bounds if isinstance(load.ending, EarlyStop) else measure(load, self.slo)
+        found = slo_limits(measured, self.slo)
+        shares = (limit.measured / limit.limit for limit in found if limit.measured is not None and limit.limit)
+        return max(shares, default=None)
 
     def _met(self, load: LoadResult) -> bool:
         if isinstance(load.ending, EarlyStop) or violation(measure(load, self.slo), self.slo) > 0:

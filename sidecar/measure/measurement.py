@@ -79,6 +79,7 @@ class Measurement:
     e2e_p90_ms: float | None = None
     e2e_p95_ms: float | None = None
     goodput_share: float | None = None  # share of all requests that met every limit
+    output_tokens_per_s: float | None = None  # of requests that succeeded
     intervals: tuple[PercentileInterval, ...] = ()
     steady: SteadyState | None = None
     sender_lag_p99_ms: float | None = None  # delay of sending behind the schedule
@@ -116,6 +117,7 @@ def measure(load: LoadResult, slo: Slo) -> Measurement:
         duration_s=load.duration_s,
         goodput_rps=met / load.duration_s if load.duration_s > 0 else 0.0,
         goodput_share=met / len(load.requests) if load.requests else None,
+        output_tokens_per_s=_output_tokens(load.requests) / load.duration_s if load.duration_s > 0 else None,
         intervals=tuple(
             _interval(samples[limit.kind], limit, share)
             for limit in slo.latency_limits
@@ -125,6 +127,11 @@ def measure(load: LoadResult, slo: Slo) -> Measurement:
         sender_lag_p99_ms=None if lag is None else lag.p99_s * 1000,
         **latencies,
     )
+
+
+def _output_tokens(requests: Sequence[RequestResult]) -> int:
+    """Streamed tokens: one gap precedes each token but the first."""
+    return sum(1 + len(r.itls_s) for r in requests if not r.error and r.ttft_s is not None)
 
 
 def meets(request: RequestResult, slo: Slo) -> bool:

@@ -17,12 +17,12 @@ _UNKNOWN = "unknown"
 def of(config: Config, trials: Sequence[Trial], *, proc_root: Path = Path("/proc")) -> Provenance:
     """What the result may depend on; the vLLM version is the one that the engines of ``trials`` reported."""
     versions = [t.result.vllm_version for t in trials if t.result is not None and t.result.vllm_version]
-    devices = gpus.visible(config.engine.env.get("CUDA_VISIBLE_DEVICES"))
+    device, driver = device_of(config, proc_root=proc_root)
     return Provenance(
         sloguard=__version__,
         vllm=", ".join(dict.fromkeys(versions)) or _UNKNOWN,
-        device=" + ".join(gpu.name for gpu in devices) or f"CPU: {_cpu(proc_root)}",
-        driver=gpus.driver() if devices else None,
+        device=device,
+        driver=driver,
         model=config.model,
         model_config_sha256=_digest(Path(config.model) / "config.json"),
         objective=config.objective,
@@ -30,6 +30,13 @@ def of(config: Config, trials: Sequence[Trial], *, proc_root: Path = Path("/proc
         workload=config.workload,
         promotion=config.promotion,
     )
+
+
+def device_of(config: Config, *, proc_root: Path = Path("/proc")) -> tuple[str, str | None]:
+    """The names of this machine's GPUs that the engine may use, and their driver; without any, its processor."""
+    devices = gpus.visible(config.engine.env.get("CUDA_VISIBLE_DEVICES"))
+    name = " + ".join(gpu.name for gpu in devices) or f"CPU: {_cpu(proc_root)}"
+    return name, gpus.driver() if devices else None
 
 
 def _cpu(proc_root: Path) -> str:

@@ -41,6 +41,8 @@ class Setup:
     optimizer: str
     seed: int
     content: dict[str, Any]
+    device: str = ""  # empty in journals of earlier versions
+    driver: str = ""
 
     @property
     def base_digest(self) -> str:
@@ -145,6 +147,8 @@ def setup_of(content: dict[str, Any], run: int) -> Setup:
             optimizer=str(search["optimizer"]),
             seed=int(search.get("seed", 0)),
             content=content,
+            device=str(content.get("device") or ""),
+            driver=str(content.get("driver") or ""),
         )
     except ValidationError as error:
         raise JournalError(f"run {run}: its configuration can't be read: {problem(error)}") from None

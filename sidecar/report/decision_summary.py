@@ -15,7 +15,6 @@ from sidecar.promote.nearest_miss import nearest_miss
 from sidecar.record.decisions import Outcome
 from sidecar.record.run_snapshot import RunSnapshot
 from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus
-from sidecar.record.trial_states import TRIAL_STATES
 from sidecar.report import wording
 
 
@@ -85,7 +84,7 @@ def decision_summary(snapshot: RunSnapshot) -> DecisionSummary:
     return DecisionSummary(
         tone=tone,
         headline=headline,
-        sentences=tuple(text for part in (_tried, _left, _best, _compared, _reason) if (text := part(snapshot))),
+        sentences=tuple(text for part in (_reason, _best, _left, _counts) if (text := part(snapshot))),
         checks=_checks(snapshot, incumbents, candidates),
         gain=_gain(snapshot),
         pairs=tuple(_pair(snapshot, *pair) for pair in zip(incumbents, candidates, strict=False)),
@@ -129,7 +128,7 @@ def _headline(snapshot: RunSnapshot) -> tuple[Tone, str]:
     return Tone.STAYS, stays[outcome]
 
 
-def _tried(snapshot: RunSnapshot) -> str:
+def _counts(snapshot: RunSnapshot) -> str:
     by_status = {status: sum(t.status is status for t in snapshot.trials) for status in TrialStatus}
     words = {
         TrialStatus.FEASIBLE: "feasible (met the SLO)",
@@ -164,8 +163,10 @@ def _best(snapshot: RunSnapshot) -> str:
     if first is None:
         serving = "the incumbent was not measured"
     elif objective_value(first) is None:
-        failed = first.status in (TrialStatus.INFEASIBLE, TrialStatus.CRASHED)
-        had = f"was {TRIAL_STATES[first.status].label} in its first trial" if failed else "was not measured"
+        had = {
+            TrialStatus.INFEASIBLE: "was infeasible in its first trial",
+            TrialStatus.CRASHED: "crashed in its first trial",
+        }.get(first.status, "was not measured")
         serving = f"the incumbent {had}"
     else:
         missed = ", but missed a limit" if first.status is TrialStatus.INFEASIBLE else ""
@@ -193,26 +194,9 @@ def _nearest(snapshot: RunSnapshot) -> str:
     return f" Trial {miss.trial} came nearest: it exceeds {limit} by {about}{miss.excess:.0%}{miss.rates}."
 
 
-def _compared(snapshot: RunSnapshot) -> str:
-    decision, gain = snapshot.decision, _gain(snapshot)
-    if decision is None or gain is None:
-        return ""
-    latency = snapshot.setup.objective is Objective.LATENCY
-    better, worse = ("shorter", "longer") if latency else ("higher", "lower")
-    noise = decision.noise
-    spread = "" if noise is None else f" Run-to-run spread: {noise:.1%}."
-    what, change = wording.OBJECTIVES[snapshot.setup.objective], better if gain.estimate >= 0 else worse
-    return (
-        f"In {wording.plural(decision.pairs, 'A/B restart')} the candidate's {what} was {abs(gain.estimate):.1%}"
-        f" {change};"
-        f" the {gain.confidence:.0%} confidence interval of the gain is {gain.low:+.1%} to {gain.high:+.1%}"
-        f" (above 0 is better).{spread}"
-    )
-
-
 def _reason(snapshot: RunSnapshot) -> str:
     decision = snapshot.decision
-    return f"Reason in the journal: {wording.sentence(decision.reason)}" if decision and decision.reason else ""
+    return wording.sentence(decision.reason) if decision and decision.reason else ""
 
 
 def _gain(snapshot: RunSnapshot) -> Gain | None:

@@ -11,10 +11,10 @@ from sidecar.report import wording
 from sidecar.report.plot_style import (
     CANDIDATE,
     INCUMBENT,
+    MISSED,
     PLAIN,
     Figure,
     axis,
-    hover,
     log_axis,
     looks,
     markers,
@@ -70,7 +70,7 @@ def _limit_row(figure: Figure, view: ReportView, name: str, row: int, domain: tu
         markers(figure, look, entries, shown, text, showlegend=look.name not in known, **more)
     figure.add_shape(
         type="line", xref=f"x{suffix} domain", yref=f"y{suffix}", x0=0, x1=1, y0=limit, y1=limit,
-        line={"color": "#dd4132", "dash": "dash", "width": 1.5},
+        line={"color": MISSED, "dash": "dash", "width": 1.5},
     )  # fmt: skip
     figure.add_annotation(
         text=f"{wording.LIMITS[name]}: limit {wording.measured_text(name, limit)}", xref=f"x{suffix} domain",
@@ -112,9 +112,9 @@ def knobs(view: ReportView) -> tuple[Figure, int] | None:
             opacity=0.95 if width >= 3 else min(0.55, max(25 / len(alike), 0.15)),
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
-    _name_rows(figure, axes, 11)
+    _name_rows(figure, axes)
     figure.update_xaxes(visible=False, fixedrange=True, range=[-0.02, 1.02])
-    figure.update_yaxes(visible=False, fixedrange=True, range=[-len(rows) + 0.4, 0.62])
+    figure.update_yaxes(range=[-len(rows) + 0.4, 0.4])
     return figure, height
 
 
@@ -124,17 +124,27 @@ def _by_importance(view: ReportView) -> list[Knob]:
     return sorted(view.knobs, key=lambda knob: order.index(knob.name) if knob.name in order else len(order))
 
 
-def _name_rows(figure: Figure, axes: "Sequence[_Axis]", above_px: int) -> None:
-    """One line per knob, with its name above and some of its values below."""
+def _name_rows(figure: Figure, axes: "Sequence[_Axis]") -> None:
+    """One line per knob, with its name in the margin and some of its values below."""
+    figure.update_yaxes(
+        tickvals=[-row for row in range(len(axes))], ticktext=[_wrapped_name(a.knob.name) for a in axes],
+        showgrid=False, zeroline=False, showline=False, automargin=True, fixedrange=True,
+    )  # fmt: skip
     for row, knob_axis in enumerate(axes):
         figure.add_shape(type="line", x0=0, x1=1, y0=-row, y1=-row, line={"color": PLAIN, "width": 1}, layer="below")
-        figure.add_annotation(
-            text=knob_axis.knob.name, x=0, y=-row, xanchor="left", yanchor="bottom", yshift=above_px, showarrow=False
-        )
         for place, label in knob_axis.ticks():
             anchor = "left" if place < 0.02 else "right" if place > 0.98 else "center"
-            low = {"yanchor": "top", "yshift": -4, "font": {"size": 11}}
+            # The page's style sheet gives the background its colour.
+            low = {"yanchor": "top", "yshift": -6, "font": {"size": 11}, "bgcolor": "#fff", "borderpad": 0}
             figure.add_annotation(text=label, x=place, y=-row, xanchor=anchor, showarrow=False, **low)
+
+
+def _wrapped_name(name: str) -> str:
+    """In two lines if it is long: the margin is narrow on a phone."""
+    if len(name) <= 14:
+        return name
+    middle = min((i for i, letter in enumerate(name) if letter == "_"), key=lambda i: abs(i - len(name) / 2), default=0)
+    return f"{name[: middle + 1]}<br>{name[middle + 1 :]}" if middle else name
 
 
 class _Axis:
@@ -253,11 +263,11 @@ def crashes(view: ReportView) -> tuple[Figure, int] | None:
             # Crashes are drawn above the line, measured trials on it, so that neither hides the other.
             y=[-row + (0.16 + 0.05 * (e.number % 3) if order else 0.0) for e, row, _ in spots],
             mode="markers", name=name, marker={"color": colour, "symbol": symbol, "size": 8},
-            text=[hover(e) for e, _, _ in spots], hovertemplate="%{text}<extra></extra>",
+            text=[f"trial {e.number}: {name}" for e, _, _ in spots], hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
-    _name_rows(figure, axes, 20)
+    _name_rows(figure, axes)
     figure.update_xaxes(visible=False, fixedrange=True, range=[-0.02, 1.02])
-    figure.update_yaxes(visible=False, fixedrange=True, range=[-len(rows) + 0.4, 0.75])
+    figure.update_yaxes(range=[-len(rows) + 0.4, 0.5])
     return figure, height
 
 

@@ -1,24 +1,23 @@
 """The current configuration, where it was measured, and commands to repeat, use or undo it. Pure."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from sidecar.format import change, when
+from sidecar.format import when
 from sidecar.promote.promoted_file import PROMOTED_FILE
 from sidecar.record.decisions import Outcome
 from sidecar.record.run_snapshot import RunSnapshot
 from sidecar.record.states import Cause, State
-from sidecar.record.trial_states import TRIAL_STATES
-from sidecar.record.wording import misses_slo
 from sidecar.report import wording
 from vllm_sloguard import __version__
 from vllm_sloguard.agent.serve_command import flags
 
 # Sections that a run does not depend on; they may also name other hosts.
-_NOT_OF_THE_RUN = ("sloguard", "state", "window", "metrics", "page", "remote")
+_NOT_OF_THE_RUN = ("sloguard", "device", "driver", "state", "window", "metrics", "page", "remote")
 
 
 @dataclass(frozen=True)
@@ -42,20 +41,13 @@ def serving(snapshot: RunSnapshot) -> tuple[str, ...]:
     current = next((p for p in reversed(snapshot.promotions) if p.rolled_back_at is None), None)
     ours = next((p for p in snapshot.promotions if p.run == snapshot.run.id), None)
     sentences = [_service(snapshot)]
-    missing = misses_slo(snapshot.trials, snapshot.decision.outcome if snapshot.decision else None)
-    if missing is not None and current is None and snapshot.run.id == max(snapshot.runs):
-        label = TRIAL_STATES[missing.status].label
-        sentences.append(f"The current configuration misses the SLO: it was {label} in trial {missing.number}.")
     if ours is not None and ours.rolled_back_at is not None:
         at, why = when(ours.rolled_back_at), wording.sentence(ours.rollback_reason or "no reason was recorded")
         sentences.append(f"This run's promotion was rolled back at {at} and is quarantined: {why}")
     if current is None:
         sentences.append(f"{_current(snapshot)} the arguments of the configuration file; no promotion is in effect.")
     elif ours is not None and current.id == ours.id:
-        changed = _changes(snapshot.run.incumbent, current.args)
-        sentences.append(
-            f"{_current(snapshot)} this run's winner (promotion {current.id}), since {when(current.at)}: {changed}."
-        )
+        sentences.append(f"{_current(snapshot)} this run's winner (promotion {current.id}), since {when(current.at)}.")
     else:
         of = f"of run {current.run}" if current.run is not None else "of a rollback"
         sentences.append(f"{_current(snapshot)} promotion {current.id} {of}, since {when(current.at)}.")
@@ -69,7 +61,7 @@ def _current(snapshot: RunSnapshot) -> str:
 def _service(snapshot: RunSnapshot) -> str:
     state = snapshot.state
     if state is None:
-        return "No `sloguard serve` has run on this state folder, so nothing serves the result yet: see 'Next steps'."
+        return "No `sloguard serve` has run on this state folder, so nothing serves the result yet: see Commands."
     at = when(state.at)
     if snapshot.alive:
         return f"The sidecar is running, {state.state} since {at}: {state.reason}."
@@ -85,16 +77,6 @@ def _service(snapshot: RunSnapshot) -> str:
     )
 
 
-def _changes(before: dict[str, Any], after: dict[str, Any]) -> str:
-    names = dict.fromkeys((*before, *after))
-    return (
-        ", ".join(
-            change(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
-        )
-        or "no changes"
-    )
-
-
 def versions(snapshot: RunSnapshot) -> tuple[Fact, ...]:
     """What the measurements depend on: the model, the load, vLLM and, if snapshot, the machine."""
     setup, load = snapshot.setup, snapshot.setup.workload
@@ -105,15 +87,14 @@ def versions(snapshot: RunSnapshot) -> tuple[Fact, ...]:
         f"{wording.LIMITS[name]} at most {wording.measured_text(name, limit)}"
         for name, limit in setup.slo.upper_limits.items()
     )
-    unknown = "not recorded (only promotions record it)"
     facts = {
         "model": setup.model,
         "SHA-256 of its config.json": origin.model_config_sha256 if origin else None,
         "vLLM": ", ".join(reported) or (origin.vllm if origin else "") or "not reported by the plugin",
         "sloguard": f"{setup.content.get('sloguard') or (origin.sloguard if origin else 'not recorded')} (run),"
         f" {__version__} (report)",
-        "device": origin.device if origin else unknown,
-        "driver": origin.driver if origin else None,
+        "device": setup.device or (origin.device if origin else "not recorded (by an earlier version)"),
+        "driver": setup.driver or (origin.driver if origin else None),
         "SLO": limits,
         "objective": wording.OBJECTIVES[setup.objective],
         "load": f"{load.rate:g} requests/s of {load.prompts}, seed {load.seed}",
@@ -136,13 +117,13 @@ def commands(snapshot: RunSnapshot) -> tuple[tuple[Command, ...], str]:
     ]
     file = shlex.quote(str(snapshot.folder / PROMOTED_FILE))
     if decision is not None and decision.outcome == Outcome.PROMOTED and promotion is not None:
-        rows.append(Command("Serve the winner without the sidecar", _serve(setup.model, promotion.args)))
+        rows.append(Command("Serve the winner without the sidecar", serve_line(setup.model, promotion.args)))
     rows.append(Command("Serve the promoted configuration from its file", f"vllm serve --config {file}"))
     if promotion is not None and promotion.rolled_back_at is None:
         undo = f"sloguard rollback --promotion {promotion.id} --wait -c sloguard.yaml"
         rows.append(Command("Roll back this run's promotion (needs a running sloguard serve)", undo))
     rows += [
-        Command("Serve the incumbent of this run without the sidecar", _serve(setup.model, snapshot.run.incumbent)),
+        Command("Serve the incumbent of this run without the sidecar", serve_line(setup.model, snapshot.run.incumbent)),
         Command("List promotions, rollbacks and windows", "sloguard history -c sloguard.yaml"),
         Command("Get every trial as JSON", f"sloguard trials {shlex.quote(str(snapshot.folder))} --json"),
     ]
@@ -154,8 +135,9 @@ def commands(snapshot: RunSnapshot) -> tuple[tuple[Command, ...], str]:
     return tuple(rows), yaml.safe_dump(bare, sort_keys=False, width=100)
 
 
-def _serve(model: str, args: dict[str, Any]) -> str:
-    return shlex.join(["vllm", "serve", model, *flags(args)])
+def serve_line(model: str, args: Mapping[str, Any]) -> str:
+    """A `vllm serve` command line, quoted for a shell."""
+    return shlex.join(["vllm", "serve", model, *flags(dict(args))])
 
 
 def _bare(content: Any) -> Any:

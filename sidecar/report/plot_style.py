@@ -15,6 +15,7 @@ from sidecar.report.view_model import ReportView, TrialEntry
 Figure: TypeAlias = Any  # plotly.graph_objects.Figure, which has no types
 
 INCUMBENT, CANDIDATE, PLAIN = "#9467bd", "#2a9d4e", "#8a8f98"
+MISSED = "#dd4132"  # a limit
 
 
 @dataclass(frozen=True)
@@ -120,3 +121,9 @@ def log_axis(low: float, high: float) -> dict[str, Any]:
     ticks = [tick for tick in ticks if low <= tick <= high]
     labels = [f"{tick:,.0f}" if tick >= 1 else f"{tick:g}" for tick in ticks]
     return {"type": "log", "range": [math.log10(low), math.log10(high)], "tickvals": ticks, "ticktext": labels}
+
+
+def percent_ticks(scale: dict[str, Any]) -> dict[str, Any]:
+    """A logarithmic axis of shares, labelled in percent."""
+    ticks = [100 * value for value in scale["tickvals"]]
+    return {**scale, "ticktext": [f"{tick:,.0f}%" if tick >= 1 else f"{tick:.3g}%" for tick in ticks]}

@@ -5,16 +5,19 @@ from dataclasses import dataclass
 
 from sidecar.config.schema import Objective
 from sidecar.format import when
+from sidecar.measure.capacity_search import RateResult
 from sidecar.measure.verdict import in_its_unit, slo_limits
 from sidecar.record.run_snapshot import RunSnapshot, knobs_that_ran
 from sidecar.record.time_breakdown import TimeBreakdown, spent
 from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus
 from sidecar.record.wording import why
 from sidecar.report import crashes, decision_summary, importance, repairs, wording
+from sidecar.report.advice import run_advice, slo_warning
 from sidecar.report.crashes import CrashGroup
 from sidecar.report.decision_summary import DecisionSummary, measurement_of, objective_value
 from sidecar.report.importance import Importance
 from sidecar.report.next_steps import Command, Fact, commands, serving, versions
+from sidecar.report.outcome_table import OutcomeTable, outcome_table
 from sidecar.report.repairs import Intervention
 from vllm_sloguard.knobs import Knob, Value
 
@@ -26,8 +29,8 @@ _EVIDENCE = 200
 class TrialEntry:
     """One trial. ``value`` is the objective in its unit, positive; ``measured`` by limit, in the limit's unit.
 
-    ``bound``: the load was stopped early, so what was measured are lower bounds. ``configuration`` are the differences
-    from the incumbent.
+    ``bound``: the load was stopped early, so what was measured are lower bounds. ``rates`` are the loads of a
+    capacity search. ``configuration`` are the differences from the incumbent.
     """
 
     number: int
@@ -37,6 +40,7 @@ class TrialEntry:
     value_is_lower_bound: bool
     measured: dict[str, float | None]
     bound: bool
+    rates: tuple[RateResult, ...]
     knobs: dict[str, Value]
     configuration: str
     category: str
@@ -70,6 +74,9 @@ class ReportView:
     began: str
     objective: Objective
     verdict: DecisionSummary
+    outcome: OutcomeTable
+    slo_warning: str
+    advice: tuple[str, ...]
     serving: tuple[str, ...]
     entries: tuple[TrialEntry, ...]
     best: int | None
@@ -101,6 +108,9 @@ def report_view(snapshot: RunSnapshot) -> ReportView:
         began=when(snapshot.run.started_at),
         objective=setup.objective,
         verdict=summary,
+        outcome=outcome_table(snapshot, summary),
+        slo_warning=slo_warning(snapshot),
+        advice=run_advice(snapshot),
         serving=serving(snapshot),
         entries=entries,
         best=chosen.number if chosen else None,
@@ -148,6 +158,7 @@ def _entry(snapshot: RunSnapshot, trial: Trial) -> TrialEntry:
         value_is_lower_bound=bool(trial.result and trial.result.value_is_lower_bound),
         measured={limit.name: limit.measured for limit in found},
         bound=bool(trial.result and trial.result.stopped),
+        rates=trial.result.tried if trial.result else (),
         knobs=knobs_that_ran(trial, [knob.name for knob in snapshot.setup.knobs]),
         configuration=_configuration(snapshot, trial),
         category=wording.category(crash) if crash else "",

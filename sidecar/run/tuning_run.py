@@ -68,7 +68,9 @@ def open_run(config: Config, journal: Journal) -> Run:
             return last
         journal.end_run(last.id, Decision(Outcome.ABANDONED, "the configuration was changed"))
     incumbent = dict(incumbent_args(config, journal))
-    content = {"sloguard": __version__, **config.model_dump(mode="json", exclude={"engine": {"env"}})}
+    device, driver = provenance.device_of(config)
+    machine = {"sloguard": __version__, "device": device, "driver": driver}
+    content = {**machine, **config.model_dump(mode="json", exclude={"engine": {"env"}})}
     return journal.begin_run(config.digest(), json.dumps(content), incumbent)
 
 

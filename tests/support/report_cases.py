@@ -1,6 +1,7 @@
 """Journals of simulated runs, with figures from a small model of an engine."""
 
 import dataclasses
+import json
 import math
 import sqlite3
 from pathlib import Path
@@ -60,7 +61,8 @@ class Made:
         self.rng = np.random.default_rng(seed)
         self.journal = Journal(self.state)
         self.now = 1_790_000_000.0
-        content = self.config.model_dump_json(exclude={"engine": {"env"}})
+        machine = {"device": "NVIDIA H200", "driver": "570.1"}
+        content = json.dumps({**machine, **self.config.model_dump(mode="json", exclude={"engine": {"env"}})})
         self.run = self.journal.begin_run(self.config.digest(), content, dict(self.config.engine.args))
         self.rows: list[Trial] = []
 
@@ -89,7 +91,8 @@ class Made:
         measurement = Measurement(
             requests=200, failed=0, duration_s=25.0, ttft_p99_ms=ttft * noise, itl_p99_ms=itl * noise,
             e2e_p99_ms=float(np.percentile(answers, 99)) * 1000, ttft_mean_ms=ttft / 3,
-            e2e_mean_ms=float(np.mean(answers)) * 1000, goodput_rps=7.8 * noise,
+            e2e_mean_ms=float(np.mean(answers)) * 1000, goodput_rps=7.8 * noise, output_tokens_per_s=1000.0 * noise,
+            ttft_p50_ms=ttft * noise / 3, itl_p50_ms=itl * noise / 2, e2e_p50_ms=float(np.median(answers)) * 1000,
         )  # fmt: skip
         value = {Objective.LATENCY: -(measurement.e2e_mean_ms or 0.0), Objective.GOODPUT: measurement.goodput_rps}
         over = violation(measurement, self.config.slo)

@@ -44,6 +44,13 @@ def test_itl_is_over_gaps_and_tpot_over_requests() -> None:
     assert result.tpot_mean_ms == pytest.approx((9 * 10 + 50) / 10)
 
 
+def test_the_throughput_is_of_streamed_tokens_of_requests_that_succeeded() -> None:
+    measured = measure(
+        load(ok(0.1, 1.0, 0.1, 0.2), ok(0.1, 1.0), RequestResult(None, None, (), "refused")), Slo(ttft_p99_ms=500)
+    )
+    assert measured.output_tokens_per_s == pytest.approx((3 + 1) / 10)
+
+
 def test_percentiles_are_values_of_the_sample() -> None:
     """Nearest rank: the p99 of 200 values is the 198th, not a point between two of them."""
     result = measure(load(*[ok(0.001 * rank) for rank in range(1, 201)]), Slo(ttft_p95_ms=500))

@@ -62,6 +62,7 @@ def test_a_rate_that_is_never_missed_is_the_highest_tried() -> None:
 
     tried = searching.tried(TWO_SEATS.run(searching))
 
+    assert all(load.worst is not None and (load.worst <= 1) is load.met for load in tried)
     assert all(t.met for t in tried)
     assert capacity(tried) == 30.0
 

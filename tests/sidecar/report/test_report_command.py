@@ -16,8 +16,8 @@ from sidecar.record.journal import Journal
 from vllm_sloguard.crash import Category
 
 EVIL = "<script>document.title = 'owned'</script><img src=x onerror=alert(1)>"
-# Almost all of it is plotly.js.
-MAX_BYTES_OF_500 = 8_000_000
+# Half of it is plotly.js.
+MAX_BYTES_OF_500 = 2_500_000
 
 
 def written(state: Path, folder: Path) -> str:
@@ -64,7 +64,7 @@ def test_no_secret_is_in_it(tmp_path: Path) -> None:
 def test_nothing_is_to_be_fetched(tmp_path: Path) -> None:
     page = own(written(whole(tmp_path / "run", 5), tmp_path))
 
-    assert not re.findall(r"""(?:src|href)\s*=|url\(|@import|https?://""", page)
+    assert not re.findall(r"""src\s*=|href\s*=(?!"#)|url\(|@import|https?://""", page)
 
 
 def test_500_trials_take_seconds_and_stay_small(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_the_state_may_be_named_in_three_ways(tmp_path: Path, name: str) -> None
 
 def test_what_the_page_says_to_type_exists(tmp_path: Path) -> None:
     page = own(written(whole(tmp_path / "run"), tmp_path))
-    lines = re.findall(r"<pre>(sloguard [^<]*)</pre>", page)
+    lines = re.findall(r"<pre[^>]*>(sloguard [^<]*)</pre>", page)
 
     assert {line.split()[1] for line in lines} == {"tune", "rollback", "history", "trials"}
     for line in lines:

@@ -40,7 +40,9 @@ def test_a_promotion_comes_with_its_evidence(forty: ReportView) -> None:
     starts = len(verdict.incumbents)
     assert unmet == [("The incumbent fails (then no gain is needed)", f"0 of {starts} starts missed a limit")]
     assert len(verdict.pairs) in (3, 5, 8, 12, 16)
-    assert any(f"{verdict.gain.estimate:.1%} shorter" in said for said in verdict.sentences)
+    assert verdict.sentences[0].startswith(
+        f"Better in {starts} of {starts} A/B restarts (gain {verdict.gain.estimate:+.1%}"
+    )
     assert forty.serving[0].startswith("No `sloguard serve` has run")
     assert "this run's winner (promotion 1), since " in forty.serving[1]
     assert any("rollback --promotion 1" in command.line for command in forty.commands)
@@ -118,7 +120,7 @@ def test_one_trial_is_enough(tmp_path: Path) -> None:
     found = told(made.close())
 
     assert found.verdict.headline == "This run was interrupted before its decision"
-    assert "1 feasible (met the SLO)" in found.verdict.sentences[0]
+    assert "1 feasible (met the SLO)" in found.verdict.sentences[-1]
     assert "objective" in plots(found)
 
 
@@ -131,14 +133,14 @@ def test_a_run_that_goes_on_says_so(tmp_path: Path) -> None:
 
     assert found.verdict.tone is Tone.OPEN
     assert found.verdict.headline.startswith("This run is in progress")
-    assert "1 running" in found.verdict.sentences[0]
+    assert "1 running" in found.verdict.sentences[-1]
     assert found.entries[-1].took != "-"
 
 
 def test_a_run_without_a_trial_has_a_page(tmp_path: Path) -> None:
     found = told(Made(tmp_path).close())
 
-    assert found.verdict.sentences[0] == "No trial has been started."
+    assert found.verdict.sentences[-1] == "No trial has been started."
     assert plots(found) == {}
 
 

@@ -1,6 +1,7 @@
 """The tuner's validation: A/B restarts until the rule has enough evidence, across interruptions."""
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import cast
 
@@ -14,9 +15,11 @@ from sidecar.guard.guard import Guard
 from sidecar.measure.load_client import LoadError
 from sidecar.measure.load_schedule import LoadSchedule, RateLoad
 from sidecar.measure.requests import LoadResult, RequestResult
+from sidecar.promote.provenance import device_of
 from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.durations import seconds_of
 from sidecar.record.journal import Journal
+from sidecar.record.run_snapshot import read_run
 from sidecar.record.time_breakdown import spent
 from sidecar.record.trial import VALIDATING, Plan, Result, Role, StartKind, Trial, TrialStatus
 from sidecar.record.wording import why
@@ -76,6 +79,16 @@ def config(tmp_path: Path) -> Config:
         {"optimizer": "random", "budget": 3, "knobs": {"max_num_seqs": {"low": 4, "high": 64}}}
     )
     return config.model_copy(update={"search": search, "promotion": Promotion(pairs=(3, 5))})
+
+
+def test_a_run_records_its_machine_from_the_start(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    with closing(Journal(config.state)) as journal:
+        open_run(config, journal)
+    found = read_run(config.state).setup
+
+    assert (found.device, found.driver or None) == device_of(config)
+    assert found.device
 
 
 def tune(config: Config, starts: Starts, fits: Callable[[int, int], bool] = lambda _s, _v: True) -> Decision:
