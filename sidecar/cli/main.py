@@ -6,14 +6,13 @@ import time
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
-from sidecar.cli import backup, dev, diagnose, doctor, guard, init, operator, plan, report, schema, status
+from sidecar.cli import backup, dev, diagnose, doctor, guard, history, init, operator, plan, report, schema, status
 from sidecar.cli.grouped_help import GroupedCommands
 from sidecar.cli.operator import CommandRefused
-from sidecar.cli.places import ConfigOption, FileArgument, StateFolder, folder_of, loaded_of
-from sidecar.cli.rendering import AsJson, print_json
-from sidecar.cli.terminal import View, line, show, spending, unfailing_console
+from sidecar.cli.places import ConfigOption, FileArgument, loaded_of
+from sidecar.cli.terminal import RunDisplay, line, spending, unfailing_console
+from sidecar.cli.window_stage import ServiceStage, stage_of_tune
 from sidecar.config.schema import ConfigError
 from sidecar.engine.engine import Cancelled, EngineCrashed
 from sidecar.export.optuna_study import ExportError
@@ -24,9 +23,9 @@ from sidecar.page import server as page
 from sidecar.promote import promoted_file
 from sidecar.record import lock
 from sidecar.record.decisions import Outcome
-from sidecar.record.journal import Journal, JournalError, Superseded
+from sidecar.record.journal import JournalError, Superseded
+from sidecar.record.run_snapshot import setup_of_config
 from sidecar.record.time_breakdown import spent
-from sidecar.record.trial import trial_as_json
 from sidecar.record.wording import OUTCOMES
 from sidecar.run.engine_manager import EngineManager
 from sidecar.run.tuning_run import Tuner, incumbent_args, open_run
@@ -54,6 +53,7 @@ guard.register(app)
 operator.register(app)
 backup.register(app)
 status.register(app)
+history.register(app)
 plan.register(app)
 diagnose.register(app)
 doctor.register(app)
@@ -136,13 +136,14 @@ def tune(file: FileArgument = None, config_file: ConfigOption = None) -> None:
         parts.runner.act_for(journal.take_over(os.getpid()))
         parts.engines.orphans.end()
         run = open_run(config, journal)
-        with View(console, list(config.search.knobs), config.search.budget) as view:
+        setup = setup_of_config(config)
+        with RunDisplay(console, setup, stage_of_tune()) as display:
             for trial in journal.trials(run.id):
-                view.notify(trial)
+                display.notify(trial)
 
             def notify(trial: Any) -> None:
                 metrics.trial(trial, journal.trials(run.id))
-                view.notify(trial)
+                display.notify(trial)
 
             decision = Tuner(
                 config,
@@ -158,13 +159,11 @@ def tune(file: FileArgument = None, config_file: ConfigOption = None) -> None:
         metrics.decided(decision)
         trials = journal.trials(run.id)
         path = promoted_file.write(config, incumbent_args(config, journal), decision, trials)
-        if console.is_terminal:
-            show(console, trials, list(config.search.knobs))
         say(spending(spent(trials, time.time())))
         say(f"{OUTCOMES[decision.outcome]}: {decision.reason}")
         if decision.outcome is Outcome.PROMOTED:
             chosen = next(t for t in trials if t.number == decision.trial)
-            say(line(chosen, list(config.search.knobs)))
+            say(line(chosen, setup))
         say(f"to serve it: vllm serve --config {path}")
 
 
@@ -196,9 +195,10 @@ def serve(file: FileArgument = None, config_file: ConfigOption = None) -> None:
         say(f"warning: {warning}")
 
     metrics = Metrics(config)
+    stage = ServiceStage()
     with (
         assembled(config, say, metrics) as parts,
-        View(console, list(config.search.knobs), config.search.budget, say) as view,
+        RunDisplay(console, setup_of_config(config), stage, say) as display,
     ):
         signals.stop_on(parts.requests)
         server = metrics.serve(say)
@@ -209,25 +209,12 @@ def serve(file: FileArgument = None, config_file: ConfigOption = None) -> None:
             if config.engine.watch_only:
                 service = WatchService(config, parts, say=say)
             else:
-                service = Service(config, parts, say=say, notify=view.notify)
+                service = Service(config, parts, say=say, notify=display.notify)
+            stage.progress = service.progress
             with page.served(page.Sources(config, parts.hub, parts.requests, service.progress), say):
                 service.run()
         finally:
             server.stop()
-
-
-@app.command()
-def trials(state: StateFolder = None, config_file: ConfigOption = None, as_json_: AsJson = False) -> None:
-    """List the trials of every run.
-
-    Example: sloguard trials sloguard-state --json
-    """
-    rows = Journal(folder_of(state, config_file), read_only=True).trials()
-    if as_json_:
-        print_json([trial_as_json(trial) for trial in rows])
-        return
-    knobs = list(dict.fromkeys(name for t in rows for name in t.plan.proposed))
-    show(Console(), rows, knobs)
 
 
 if __name__ == "__main__":

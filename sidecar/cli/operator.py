@@ -15,7 +15,8 @@ import typer
 from rich.console import Console
 
 from sidecar.cli.places import ConfigOption, StateFolder, config_of
-from sidecar.cli.terminal import View, busy_indicator
+from sidecar.cli.terminal import RunDisplay, busy_indicator
+from sidecar.cli.window_stage import FollowedStage
 from sidecar.config.schema import Config, ConfigError
 from sidecar.config.window import parse_duration
 from sidecar.format import when
@@ -25,6 +26,7 @@ from sidecar.preflight.window_forecast import Durations
 from sidecar.record import lock
 from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import Journal, JournalError, Promoted, StateRecord
+from sidecar.record.run_snapshot import setup_of_config
 from sidecar.record.states import IN_A_WINDOW, State
 from sidecar.record.trial import TrialStatus
 from sidecar.service import remote_rpc
@@ -266,18 +268,20 @@ def _follow(config: Config, since: float) -> None:
     journal = Journal(config.state, read_only=True)
     reported: dict[tuple[int, int], TrialStatus] = {}
     seen = 0
-    with View(Console(), list(config.search.knobs), config.search.budget) as view:
+    stage = FollowedStage(since)
+    with RunDisplay(Console(), setup_of_config(config), stage) as display:
         for until in _ticks(config, _FOLLOW_EVERY_S):
             # Rows written between the reads of the two tables are left for the next tick.
             states = [state for state in journal.states(since) if state.at <= until]
             news: list[tuple[float, Callable[[], None]]] = [(s.at, partial(_print_state, s)) for s in states[seen:]]
             seen = len(states)
+            stage.update(states[-1] if states else None)
             run = journal.last_run()
             for trial in journal.trials(run.id) if run is not None and run.started_at >= since else []:
                 key, at = (trial.run, trial.number), trial.ended_at or trial.started_at
                 if at <= until and reported.get(key) is not trial.status:
                     reported[key] = trial.status
-                    news.append((at, partial(view.notify, trial)))
+                    news.append((at, partial(display.notify, trial)))
             for _, report in sorted(news, key=itemgetter(0)):
                 report()
             if states and states[-1].state == State.SERVING:

@@ -1,27 +1,28 @@
-"""Shows a run in a terminal as a live table, or elsewhere as plain lines."""
+"""Shows a run in a terminal: a line per finished trial above a footer; plain lines without a terminal."""
 
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import TracebackType
 from typing import IO, Any, Self, cast
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
-from rich.table import Table
 from rich.text import Text
 
-from sidecar.record.durations import seconds_a_trial
+from sidecar.cli.run_footer import WindowStage, footer
+from sidecar.cli.trial_rows import header_row, legend, objective_text, trial_columns, trial_row, varying_knobs
+from sidecar.record.run_snapshot import Setup
 from sidecar.record.time_breakdown import TimeBreakdown
-from sidecar.record.trial import Trial, TrialStatus
-from sidecar.record.trial_states import RAN_STATUSES, TRIAL_STATES
+from sidecar.record.trial import Role, Trial, TrialStatus
+from sidecar.record.trial_states import TRIAL_STATES
 from sidecar.record.wording import configuration, milliseconds, why
 
-# In narrower terminals, words in the table's cells would be broken.
-_TABLE_COLUMNS = 150
+# A redraw takes CPU time from the measurements on this machine.
+_REDRAWS_PER_S = 1
 
 
 class _UnfailingStream:
@@ -61,18 +62,29 @@ def busy_indicator(what: str) -> Generator[Callable[[str], None]]:
         yield lambda text: spinner.update(text=text)
 
 
-class View:
-    """Shows the trials of a run as they start and end; without a terminal one line each, through ``say`` if given."""
+class RunDisplay:
+    """Shows the trials of a run: each finished one once, and a footer while ``stage`` is in a window.
+
+    Without a terminal each event is one plain line, through ``say`` if given.
+    """
 
     def __init__(
-        self, console: Console, knobs: Sequence[str], budget: int, say: Callable[[str], None] | None = None
+        self,
+        console: Console,
+        setup: Setup,
+        stage: Callable[[], WindowStage | None],
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self._console = console
         self._say = say or partial(console.print, highlight=False, soft_wrap=True, markup=False)
-        self._knobs = tuple(knobs)
-        self._budget = budget
-        self._trials: dict[tuple[int, int], Trial] = {}
-        self._live = Live(console=console, refresh_per_second=2, get_renderable=self._picture, transient=True)
+        self._setup = setup
+        self._stage = stage
+        self._trials: dict[int, Trial] = {}
+        self._run = 0
+        self._header_width = 0
+        self._live = Live(
+            console=console, refresh_per_second=_REDRAWS_PER_S, get_renderable=self._footer, transient=True
+        )
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -86,91 +98,82 @@ class View:
             self._live.stop()
 
     def notify(self, trial: Trial) -> None:
-        """Updates the view with a trial that has started or ended."""
-        self._trials[trial.run, trial.number] = trial
+        """Updates the display with a trial that has started or ended."""
+        if trial.run != self._run:
+            self._trials, self._run, self._header_width = {}, trial.run, 0
+        self._trials = {**self._trials, trial.number: trial}
         if not self._console.is_terminal:
-            self._say(line(trial, self._knobs))
+            self._say(line(trial, self._setup))
+        elif trial.status is TrialStatus.RUNNING:
+            self._live.refresh()
+        else:
+            self._print_row(trial)
 
-    def _picture(self) -> RenderableType:
-        if not self._trials:
+    def _print_row(self, trial: Trial) -> None:
+        width = self._console.width
+        columns = trial_columns(self._setup, self._incumbent(), self._setup.knobs, width)
+        if width != self._header_width:
+            self._header_width = width
+            self._console.print(Text(legend(self._setup.knobs), "dim"))
+            self._console.print(header_row(columns), no_wrap=True, crop=True)
+        self._console.print(trial_row(trial, columns), no_wrap=True, crop=True)
+
+    def _incumbent(self) -> dict[str, Any]:
+        baseline = next((t for t in self._trials.values() if t.plan.role is Role.BASELINE), None)
+        return dict(baseline.args_that_ran) if baseline is not None else {}
+
+    def _footer(self) -> RenderableType:
+        stage = self._stage()
+        if stage is None:
             return Text("")
-        last_run = max(run for run, _ in self._trials)
-        trials = [t for (run, _), t in sorted(self._trials.items()) if run == last_run]
-        outlook = Text(_outlook(trials, self._budget))
-        if self._console.width < _TABLE_COLUMNS:
-            return Group(*(Text(line(t, self._knobs)) for t in trials), outlook)
-        return Group(trials_table(trials, self._knobs), outlook)
+        began = [t for t in self._trials.values() if t.started_at >= stage.since or stage.ends_at is None]
+        # The last column stays empty: a terminal may wrap a line that fills it.
+        return footer(began, self._setup, stage, time.time(), self._console.width - 1)
 
 
-def show(console: Console, trials: Sequence[Trial], knobs: Sequence[str]) -> None:
-    """Prints the trials as a table, or as lines if the table would not fit."""
-    if console.width >= _TABLE_COLUMNS:
-        console.print(trials_table(trials, knobs))
+def show_trials(console: Console, setup: Setup, trials: list[Trial], *, title: str = "") -> None:
+    """Prints the trials of one run as a table with the knobs that vary, or as plain lines without a terminal."""
+    if not console.is_terminal:
+        for trial in trials:
+            console.print(line(trial, setup), markup=False, highlight=False, soft_wrap=True)
         return
+    if title:
+        console.print(Text(title, "bold"))
+    baseline = next((t for t in trials if t.plan.role is Role.BASELINE), None)
+    knobs = varying_knobs(trials, setup.knobs)
+    columns = trial_columns(setup, baseline.args_that_ran if baseline else {}, knobs, console.width)
+    if knobs:
+        console.print(Text(legend(knobs), "dim"))
+    console.print(header_row(columns), no_wrap=True, crop=True)
     for trial in trials:
-        console.print(line(trial, knobs), markup=False, highlight=False, soft_wrap=True)
+        console.print(trial_row(trial, columns), no_wrap=True, crop=True)
 
 
-def trials_table(trials: Sequence[Trial], knobs: Sequence[str]) -> Table:
-    """One row per trial."""
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (
-        "#",
-        "phase",
-        "configuration",
-        "state",
-        "TTFT p99",
-        "ITL p99",
-        "TPOT p99",
-        "E2E p99",
-        "mean E2E",
-        "took",
-        "",
-    ):
-        grid.add_column(name, justify="right" if name in ("#", "took") or "E2E" in name or "p99" in name else "left")
-    for trial in trials:
-        measured = trial.result.measurement if trial.result else None
-        grid.add_row(
-            str(trial.number),
-            # Text, not str: rich interprets brackets in str as markup.
-            Text(trial.plan.phase),
-            Text(configuration(trial, knobs)),
-            Text(TRIAL_STATES[trial.status].label, style=TRIAL_STATES[trial.status].terminal_style),
-            *_p99s(trial).values(),
-            milliseconds(measured.e2e_mean_ms if measured else None),
-            _took(trial),
-            Text(why(trial)),
-        )
-    return grid
-
-
-def line(trial: Trial, knobs: Sequence[str]) -> str:
+def line(trial: Trial, setup: Setup) -> str:
     """A trial in one line."""
-    head = f"trial {trial.number} {trial.plan.phase}: {configuration(trial, knobs)}"
+    head = f"trial {trial.number} {trial.plan.phase}: {configuration(trial, [knob.name for knob in setup.knobs])}"
     if trial.status is TrialStatus.RUNNING:
         return f"{head}: starting ({trial.plan.reason})"
-    measured = trial.result.measurement if trial.result else None
-    numbers = ""
-    if measured is not None:
-        numbers = (
-            "".join(f" {name}={text}" for name, text in _p99s(trial).items())
-            + f" e2e_mean={milliseconds(measured.e2e_mean_ms)}"
-        )
-    return f"{head}: {TRIAL_STATES[trial.status].label}{numbers} in {_took(trial)} {why(trial)}".rstrip()
+    measured = trial.result is not None and trial.result.measurement is not None
+    figures = "".join(f", {text}" for text in (objective_text(trial, setup), *_p99s(trial))) if measured else ""
+    notes = f"; {reason}" if (reason := why(trial)) else ""
+    return f"{head}: {TRIAL_STATES[trial.status].label}{figures}; {_took(trial)}{notes}"
 
 
-def _p99s(trial: Trial) -> dict[str, str]:
-    """The p99s as text; those of a load that was stopped are lower bounds."""
+def _p99s(trial: Trial) -> list[str]:
+    """The p99s that were measured; those of a load that was stopped are lower bounds."""
     result = trial.result
     measured = result.measurement if result else None
-    values = (
-        (measured.ttft_p99_ms, measured.itl_p99_ms, measured.tpot_p99_ms, measured.e2e_p99_ms)
-        if measured
-        else (None,) * 4
-    )
-    sign = "≥ " if result is not None and result.stopped else ""
-    texts = (milliseconds(value) if value is None else f"{sign}{milliseconds(value)}" for value in values)
-    return dict(zip(("ttft_p99", "itl_p99", "tpot_p99", "e2e_p99"), texts, strict=True))
+    if result is None or measured is None:
+        return []
+    values = {
+        "TTFT p99": measured.ttft_p99_ms,
+        "ITL p99": measured.itl_p99_ms,
+        "TPOT p99": measured.tpot_p99_ms,
+        "E2E p99": measured.e2e_p99_ms,
+    }
+    sign = "≥ " if result.stopped else ""
+    return [f"{name} {sign}{milliseconds(value)}" for name, value in values.items() if value is not None]
 
 
 def spending(seconds: TimeBreakdown) -> str:
@@ -189,11 +192,3 @@ def spending(seconds: TimeBreakdown) -> str:
 
 def _took(trial: Trial) -> str:
     return f"{(trial.ended_at or time.time()) - trial.started_at:.0f} s"
-
-
-def _outlook(trials: Sequence[Trial], budget: int) -> str:
-    ran = sum(t.status in RAN_STATUSES for t in trials)
-    left = max(budget - ran, 0)
-    seconds = left * seconds_a_trial(trials)
-    about = f", about {seconds / 60:.0f} min" if seconds else ""
-    return f"{ran} of {budget} trials, {left} left{about}"

@@ -130,6 +130,11 @@ def knobs_that_ran(trial: Trial, names: Sequence[str]) -> dict[str, Value]:
     return {name: value for name in names if (value := ran.get(name)) is not None and not isinstance(value, list)}
 
 
+def setup_of_config(config: Config) -> Setup:
+    """What a run of ``config`` depends on."""
+    return setup_of(config.model_dump(mode="json"), 0)
+
+
 def setup_of(content: dict[str, Any], run: int) -> Setup:
     """Parses the recorded configuration of ``run``, from any version of sloguard. Raises JournalError."""
     search, engine = _part(content, "search"), _part(content, "engine")

@@ -48,7 +48,7 @@ def why(trial: Trial) -> str:
         notes.insert(0, f"stopped: {trial.result.stopped}")
     if trial.plan.role is Role.UNGUARDED:
         notes.append("unguarded")
-    if trial.result is not None and trial.result.tried:
+    if trial.result is not None and trial.result.tried and capacity(trial.result.tried) is None:
         notes.append(f"capacity {capacity_text(trial.result.tried)}")
     measurement = trial.result.measurement if trial.result is not None else None
     return "; ".join([*notes, *(caveats(measurement) if measurement is not None else ())])

@@ -21,6 +21,7 @@ from sidecar.service.drain_hooks import HookRunner
 from sidecar.service.journal_restore import JournalRestore
 from sidecar.service.parts import ServiceParts
 from sidecar.service.probation_monitor import ProbationMonitor
+from sidecar.service.served_slo_file import ServedSloFile
 from sidecar.service.serving_engine import ServingEngine
 from sidecar.service.state_machine import StateMachine
 from sidecar.service.tuning_window import TuningWindow, end_interrupted
@@ -46,6 +47,7 @@ class Service:
         self._hooks = HookRunner(config.window.hooks, parts.operations, say)
         self._serving = ServingEngine(config, parts, self._progress, self._hooks)
         self._watch = ProbationMonitor(config, parts.operations, self._serving, self._progress, parts.metrics)
+        self._served_slo = ServedSloFile(config, parts)
         self._journal_restore = JournalRestore(parts.journal, parts.requests, say)
         self._window = TuningWindow(
             config, parts, self._progress, self._serving, notify, journal_restore=self._journal_restore
@@ -273,6 +275,7 @@ class Service:
             return
         self._parts.metrics.pausing(paused=self._parts.operations.paused() is not None)
         self._watch.look()
+        self._served_slo.update()
 
     def _failed(self, error: Exception) -> None:
         """Records the failure for `sloguard status`."""

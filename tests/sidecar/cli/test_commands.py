@@ -213,37 +213,40 @@ def test_a_state_folder_that_can_not_be_used_is_one_line(name: str, tmp_path: Pa
     assert "file is not a database" in one_line(name, damaged, code=1)
 
 
-def test_status_says_that_no_sidecar_runs_and_how_the_last_one_ended(config_file: Path, tmp_path: Path) -> None:
+def test_status_tells_how_the_last_sidecar_ended(config_file: Path, tmp_path: Path) -> None:
     state = load_config(config_file).state
     Journal(tmp_path / "new").close()
 
-    def output(folder: Path = state) -> str:
-        return in_process("status", folder).splitlines()[0]
+    def output(folder: Path = state) -> list[str]:
+        return in_process("status", folder).splitlines()
 
-    assert output(tmp_path / "new") == "sidecar: not running; `sloguard serve` has never run on this state folder"
-    assert output() == "sidecar: not running; it was killed, or the machine went down"
-    assert "last state: serving since 20" in in_process("status", state)
+    assert output(tmp_path / "new")[0] == "sidecar: not running; `sloguard serve` has never run on this state folder"
+    killed = "sidecar: not running; it was killed, or the machine went down; its last state was serving since 20"
+    assert output()[0].startswith(killed)
     Journal(state).enter("halted", "stopped, with its engine")
-    assert re.fullmatch("sidecar: not running; it ended 20.{17} [A-Z]+: stopped, with its engine", output())
+    assert re.fullmatch(
+        r"sidecar: not running; it ended 20.{17} [A-Z]+ \(0 s ago\): stopped, with its engine", output()[0]
+    )
     with lock.held(state):
-        assert output() == f"sidecar: process {os.getpid()}, `sloguard tune`, not serving"
+        assert output()[0] == f"sidecar: process {os.getpid()}, `sloguard tune`, not serving"
         Journal(state).end_run(1, Decision(Outcome.KEPT, "for the tests"))
-        assert output() == f"sidecar: process {os.getpid()}, starting or stopping"
+        assert output()[0] == f"sidecar: process {os.getpid()}, starting or stopping"
         for name, until in (("starting", None), ("tuning", 3e9), ("serving", 3e9)):
             Journal(state).enter(name, "for the tests", until)
-            assert output() == f"sidecar: process {os.getpid()}"
+            assert any(text.startswith(f"sidecar: process {os.getpid()}, {name} since 20") for text in output())
             assert ("the window ends at 2065" in in_process("status", state)) is (name == "tuning")
 
 
-def test_status_says_that_the_current_configuration_misses_the_slo(config_file: Path) -> None:
+def test_status_tells_that_the_current_configuration_misses_the_slo(config_file: Path) -> None:
     state = load_config(config_file).state
-    assert "misses the SLO" not in in_process("status", state)
+    assert "\nSLO: unknown: " in in_process("status", state)
     journal = Journal(state)
     journal.end_trial(journal.begin_trial(1, planned(Role.BASELINE)), Result(violation=0.5))
     journal.close()
     output = in_process("status", state)
-    assert "the current configuration misses the SLO: it was infeasible in trial 4 of run 1" in output
-    assert json.loads(in_process("status", state, "--json"))["misses_slo"] == 4
+    assert "\nSLO: missed: the current configuration missed a limit in trial 4 of run 1, 20" in output
+    found = json.loads(in_process("status", state, "--json"))
+    assert (found["misses_slo"], found["slo"]["compliance"]) == (4, "missed")
 
 
 @pytest.mark.parametrize("name", ["plan", "history", "tune"])
