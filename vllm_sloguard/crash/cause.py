@@ -43,6 +43,7 @@ class _Traceback:
     first: CauseLine | None = None
     of_request: bool = False
     ignored: bool = False
+    of_logging: bool = False
 
 
 class CauseFinder:
@@ -115,6 +116,9 @@ class CauseFinder:
                     self._previous_run = cause, phase
                 self._begin_run()
 
+    def _starting(self) -> bool:
+        return self._start_seen and not self._serving
+
     # Tracebacks
 
     def _traceback(self, record: LogRecord) -> _Traceback:
@@ -142,6 +146,7 @@ class CauseFinder:
             state.first = None
             state.of_request = self._of_request(record, state.header)
             state.ignored = bool(texts.IGNORED_HEADERS.search(state.header))
+            state.of_logging = texts.LOGGING_ERROR in state.header
 
     def _of_request(self, record: LogRecord, header: str) -> bool:
         if texts.REQUEST_HEADERS.search(header):
@@ -164,6 +169,8 @@ class CauseFinder:
             state.header = text[:300]
             return
         if state.ignored and (ends_traceback or texts.EXCEPTION_LINE.match(text)):
+            if state.of_logging and (meaning := _device_failure(text)):
+                self._add(meaning, text, record)
             state.inside = state.ignored = False
             state.header = ""
             return
@@ -173,7 +180,7 @@ class CauseFinder:
         if match := texts.QUOTED.search(text):
             quote = next((group for group in match.groups() if group), "")
             evidence = text if "original error" in text else quote
-            self._take(TextMeaning(CauseRank.QUOTED, category_of(quote)), evidence, record, state)
+            self._take(_meaning_of_quote(quote), evidence, record, state)
         elif meaning := self._meaning(record, text, state, ends_traceback=ends):
             self._take(meaning, with_signal_name(text), record, state)
         else:
@@ -183,15 +190,15 @@ class CauseFinder:
         if ends:
             state.inside, state.chained, state.header = False, "", ""
 
-    @staticmethod
-    def _meaning(record: LogRecord, text: str, state: _Traceback, *, ends_traceback: bool) -> TextMeaning | None:
+    def _meaning(self, record: LogRecord, text: str, state: _Traceback, *, ends_traceback: bool) -> TextMeaning | None:
         known = meaning_of(text)
         if known is not None:
             if state.of_request and known.rank in {CauseRank.MEMORY, CauseRank.DEVICE, CauseRank.TIMEOUT}:
                 return TextMeaning(CauseRank.CHAINED, known.category)
             return None if state.of_request and "validation error" in text else known
         if state.of_request:
-            return None
+            # Before the first request, a task that failed is the best evidence if nothing else is.
+            return TextMeaning(CauseRank.ERROR, None) if ends_traceback and self._starting() else None
         return _unknown_meaning(record, text, ends_traceback=ends_traceback)
 
     def _take(self, meaning: TextMeaning, evidence: str, record: LogRecord, state: _Traceback) -> None:
@@ -332,12 +339,25 @@ def _unknown_meaning(record: LogRecord, text: str, *, ends_traceback: bool) -> T
     if texts.FAILED_COMMANDS.search(text):
         rank = CauseRank.CHAINED
     elif texts.WRAPPERS.search(text):
-        rank = CauseRank.WRAPPER if record.level else None
+        reports_failure = record.level or (ends_traceback and " failed " in text)
+        rank = CauseRank.WRAPPER if reports_failure else None
     elif ends_traceback or texts.CPP_WHAT.match(text):
         rank = CauseRank.EXCEPTION
     elif record.level or texts.ERROR_WORDS.search(text):
         rank = CauseRank.ERROR
     return None if rank is None else TextMeaning(rank, None)
+
+
+def _meaning_of_quote(quote: str) -> TextMeaning:
+    meaning = meaning_of(quote)
+    if meaning is not None and meaning.rank is CauseRank.DEATH:
+        return meaning
+    return TextMeaning(CauseRank.QUOTED, category_of(quote))
+
+
+def _device_failure(text: str) -> TextMeaning | None:
+    meaning = meaning_of(text)
+    return meaning if meaning is not None and meaning.rank in {CauseRank.MEMORY, CauseRank.DEVICE} else None
 
 
 _VALIDATION = re.compile(r"(\d+ validation errors? for \w+)$")

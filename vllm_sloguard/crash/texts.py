@@ -19,6 +19,7 @@ MEMORY_TEXTS = re.compile(
     r"|CU[A-Z]+_STATUS_ALLOC_FAILED"
     r"|(?:RESULT|PI)_ERROR_OUT_OF_(?:DEVICE_MEMORY|HOST_MEMORY|RESOURCES)"
     r"|PT_DEVMEM Allocation failed"
+    r"|Ran out of memory in memory space|Failed to alloc(?:ate)? .{0,40}\bDEVICE\b|nrt_tensor_allocate status=4"
     r"|\[metal::malloc\]|kIOGPU\w*OutOfMemory"
     r"|RESOURCE_EXHAUSTED.{0,200}(?:[Oo]ut of memory|allocat)"
     r"|Error in memory profiling"
@@ -69,7 +70,7 @@ DEVICE_TEXTS = re.compile(
     r"|Failed to execute the model status=\d|\bNRT_[A-Z]{3,}|\bnrt_\w+ failed"
     r"|\bUR_RESULT_ERROR|\bZE_RESULT_ERROR"
     r"|Memory access fault by GPU"
-    r"|device-side assert triggered"
+    r"|device-side assert triggered|Device-side assertion .{0,200} failed"
     r"|illegal memory access was encountered"
     r"|no kernel image is available"
     r"|block: \[\d+,\d+,\d+\], thread: \[\d+,\d+,\d+\] Assertion"
@@ -134,9 +135,10 @@ NATIVE_SIGNALS = re.compile(
     r"|!+ (Segfault) encountered"
     r"|(Segmentation fault|Bus error|Illegal instruction|Floating point exception) \(core dumped\)"
     r"|^(Segmentation fault|Bus error)$"
+    r"|^\[\d+\] +[+-]? *\d+ (segmentation fault|bus error|illegal hardware instruction|floating point exception)\b"
     r"|killed by signal: (Bus error|Segmentation fault)"
     r"|code=dumped, status=\d+/(SEGV|BUS|ILL|FPE)"
-    r"|double free or corruption|free\(\): invalid (?:pointer|size)|malloc\(\): |corrupted (?:size|double-linked list)"
+    r"|double free or corruption|free\(\): (?:invalid (?:pointer|size)|double free)|malloc\(\): |corrupted (?:size|double-linked list)"
     r"|stack smashing detected"
     r"|trap (invalid opcode) ip:|(segfault) at [0-9a-f]+ ip"
 )
@@ -151,6 +153,10 @@ SIGNAL_NAMES = {
     "invalid opcode": "SIGILL",
     "Bus error": "SIGBUS",
     "Illegal instruction": "SIGILL",
+    "illegal hardware instruction": "SIGILL",
+    "segmentation fault": "SIGSEGV",
+    "bus error": "SIGBUS",
+    "floating point exception": "SIGFPE",
     "Floating point exception": "SIGFPE",
     "Floating-point exception": "SIGFPE",
 }
@@ -168,6 +174,7 @@ HOST_KILLS = re.compile(
     r"|code=killed, status=9/KILL"
     r"|was sent SIGKILL! Perhaps out of memory"
     r"|^Killed$|: line \d+: +\d+ Killed\b|\bKilled +(?:vllm|python)"
+    r"|^\[\d+\] +[+-]? *\d+ killed\b"
 )
 # Requests to stop: from a supervisor, a scheduler or a terminal.
 STOPS = re.compile(
@@ -240,6 +247,8 @@ IGNORED_HEADERS = re.compile(
     r"Exception ignored in|--- Logging error ---|_report_usage|Exception in thread .{0,40}(?:usage|tqdm|Tqdm|monitor)"
     r"|Error in atexit|Error in sys\.excepthook"
 )
+# A log line whose arguments could not be printed, because the device that holds them has failed.
+LOGGING_ERROR = "--- Logging error ---"
 REQUEST_SOURCES = re.compile(
     r"^(?:serving\w*|chat_utils|protocol|logger|exception_handlers?|error_handling|api_router|preprocess\w*)\.py$"
 )
@@ -257,7 +266,9 @@ SERVING_MARKS = re.compile(
     r"|EngineCore encountered a fatal error|Engine iteration timed out|MQLLMEngine is already dead"
     r"|, in (?:run_busy_loop|run_engine_loop|_process_engine_step|step_with_batch_queue|engine_step)\b"
     r"|, in (?:output_handler|check_health|run_heartbeat_loop)\b|(?:Rendering|Processed) prompts:|Adding requests:"
-    r"|Dumping (?:scheduler output|input data)|Error in model execution|\bEngineDeadError\b"
+    r"|Dumping (?:scheduler output|input data)|\bEngineDeadError\b|start_worker_execution_loop"
+    r"|_log_task_completion|_raise_exception_on_finish"
+    r"|vllm/entrypoints/llm\.py\", line \d+, in (?:generate|chat|encode|embed|classify|score|_run_engine)\b"
 )
 QUOTED = re.compile(
     r"Worker failed with error ['\"](.+?)['\"](?:, please check|$)"
@@ -294,7 +305,7 @@ _KEYWORDS = (
     *("#", "@", "fix this", "if you", "you can", "try ", "note: ", "hint: ", "args: ", "please ", "what():"),
     *("scheduler", "grammar", "usage", "max seq", "destroy_", "build stopped", "broken", "pass", "engine", "gpus"),
     *("ddress", "eaddrinuse", "nccl", "compat", "unexpected", "insufficient", "process ", "kiogpu", " hccl"),
-    *(" unknown ", "9999", "runtime result", "success"),
+    *(" unknown ", "9999", "runtime result", "success", "illegal hardware", "free()"),
 )
 
 

@@ -23,6 +23,10 @@ LINES = [
     (OOM, "systemd[1]: vllm.service: A process of this unit has been killed by the OOM killer."),
     (OOM, "systemd[1]: vllm.service: Main process exited, code=killed, status=9/KILL"),
     (OOM, "[ERROR] Worker (pid:4711) was sent SIGKILL! Perhaps out of memory?"),
+    (OOM, "ValueError: Ran out of memory in memory space hbm while allocating on stack for %fusion.7"),
+    (OOM, 'RuntimeError: nrt_tensor_allocate status=4 message="Allocation Failure"'),
+    (OOM, "2026-Jan-02 10:27:42.29  7:7  ERROR  TDRV:dmem_alloc_internal  Failed to alloc DEVICE memory: 1024"),
+    (CUDA, "/torch/native/hip/IndexKernel.hip:94: operator(): Device-side assertion `index < size' failed."),
     (CUDA, "torch.cuda.DeferredCudaCallError: CUDA call failed lazily at initialization with error: device >= 0"),
     (CUDA, "RuntimeError: CUDA driver initialization failed, you might not have a CUDA gpu."),
     (
@@ -41,6 +45,8 @@ LINES = [
     (STARTUP, "TimeoutError: The read operation timed out"),
     (TIMEOUT, "ray.exceptions.RayChannelTimeoutError: System error: Timed out waiting for object available to read."),
     (TIMEOUT, "systemd[1]: vllm.service: start operation timed out. Terminating."),
+    (DEATH, "[1]    4711 segmentation fault (core dumped)  vllm serve model"),
+    (DEATH, "free(): double free detected in tcache 2"),
     (DEATH, "systemd[1]: vllm.service: Main process exited, code=dumped, status=11/SEGV"),
 ]
 
