@@ -149,7 +149,7 @@ CRASH_RULES: tuple[CrashRule, ...] = (
         "GPU memory ran out",
         _OOM,
         re.compile(
-            r"(?i)out of memory|OutOfMemory|ALLOC_FAILED|OUT_OF_(?:DEVICE|HOST)_MEMORY|RESOURCE_EXHAUSTED|memory profiling|not enough GPU memory"
+            r"(?i)out of memory|OutOfMemory|ALLOC_FAILED|OUT_OF_(?:DEVICE|HOST)_MEMORY|RESOURCE_EXHAUSTED|memory profiling|not enough GPU memory|nrt_tensor_allocate|Failed to alloc"
         ),
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.81 GiB.",
         "An allocation on the GPU failed: while the model was loaded, at the profile run, or under load.",
