@@ -169,10 +169,7 @@ class CauseFinder:
             state.header = text[:300]
             return
         if state.ignored and (ends_traceback or texts.EXCEPTION_LINE.match(text)):
-            if state.of_logging and (meaning := _device_failure(text)):
-                self._add(meaning, text, record)
-            state.inside = state.ignored = False
-            state.header = ""
+            self._leave_ignored(record, text, state)
             return
         if not state.inside and not text.startswith(texts.HEADER_DETAILS):
             state.of_request = self._of_request(record, text)
@@ -189,6 +186,12 @@ class CauseFinder:
             state.header = text[:300]
         if ends:
             state.inside, state.chained, state.header = False, "", ""
+
+    def _leave_ignored(self, record: LogRecord, text: str, state: _Traceback) -> None:
+        if state.of_logging and (meaning := _device_failure(text)):
+            self._add(meaning, text, record)
+        state.inside = state.ignored = False
+        state.header = ""
 
     def _meaning(self, record: LogRecord, text: str, state: _Traceback, *, ends_traceback: bool) -> TextMeaning | None:
         known = meaning_of(text)

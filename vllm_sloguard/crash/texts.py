@@ -138,7 +138,8 @@ NATIVE_SIGNALS = re.compile(
     r"|^\[\d+\] +[+-]? *\d+ (segmentation fault|bus error|illegal hardware instruction|floating point exception)\b"
     r"|killed by signal: (Bus error|Segmentation fault)"
     r"|code=dumped, status=\d+/(SEGV|BUS|ILL|FPE)"
-    r"|double free or corruption|free\(\): (?:invalid (?:pointer|size)|double free)|malloc\(\): |corrupted (?:size|double-linked list)"
+    r"|double free or corruption|free\(\): (?:invalid (?:pointer|size)|double free)|malloc\(\): "
+    r"|corrupted (?:size|double-linked list)"
     r"|stack smashing detected"
     r"|trap (invalid opcode) ip:|(segfault) at [0-9a-f]+ ip"
 )
