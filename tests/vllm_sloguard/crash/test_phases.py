@@ -43,7 +43,9 @@ def test_an_error_in_the_profile_run_is_a_failed_start() -> None:
     profile = (
         traceback(NO_OP)
         + f"\n{DIRECT}\n"
-        + frames(f"AttributeError: Error in model execution: {NO_OP}", "vllm/executor.py:determine_num_available_blocks")
+        + frames(
+            f"AttributeError: Error in model execution: {NO_OP}", "vllm/executor.py:determine_num_available_blocks"
+        )
     )
     log = f"{HEADER}\n{v0(profile)}"
     crash = classify(log, exit_code=None)
@@ -78,7 +80,9 @@ def test_a_device_that_fails_while_its_input_is_logged() -> None:
 
 def test_the_report_of_a_death_comes_before_a_quotation_of_it() -> None:
     died = "RuntimeError('Engine process (pid 4711) died.')"
-    quoted = f"MQEngineDeadError: Engine loop is not running. Inspect the stacktrace to find the original error: {died}."
+    quoted = (
+        f"MQEngineDeadError: Engine loop is not running. Inspect the stacktrace to find the original error: {died}."
+    )
     log = f"{v0(died, source='client.py:307')}\n{printed('APIServer', traceback(quoted))}"
     crash = classify(log, exit_code=None)
     assert (crash.category, crash.line_number) == (Category.ENGINE_DEATH, 1)
