@@ -1,7 +1,5 @@
 """Failed starts and deaths while serving, in logs that show neither the start nor a request."""
 
-# ruff: noqa: E501 - the logs' own lines
-
 import pytest
 from vllm_logs import DIRECT, engine_dead, names_its_line, printed, traceback, v0, v1
 
