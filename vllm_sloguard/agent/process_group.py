@@ -23,6 +23,7 @@ from vllm_sloguard.agent.process_identity import ENGINE_ID_VARIABLE, Identity, b
 from vllm_sloguard.hooks.stack_dump import ASKS
 
 # Processes that hold a GPU take a while to exit.
+_POLL_S = 0.02
 _KILL_WAIT_S = 60.0
 _TRACKER_WAIT_S = 3.0
 _STACKS_S = 0.2
@@ -138,7 +139,7 @@ class ProcessGroup:
 
     def _is_member(self, process: psutil.Process, session: int | None) -> bool:
         try:
-            if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
+            if process.pid == os.getpid() or _has_ended(process):
                 return False
         except (psutil.Error, OSError):
             return False
@@ -182,7 +183,8 @@ class ProcessGroup:
                 # Only the parent gets the exit code, so psutil must not reap the process first.
                 with suppress(subprocess.TimeoutExpired):
                     self._child.wait(1.0)
-            psutil.wait_procs([m for m in members if m.pid != self.identity.pid], timeout=0.1 if trackers else 1.0)
+            others = [member for member in members if member.pid != self.identity.pid]
+            _await_end(others, 0.1 if trackers else 1.0)
         self._gone = True
         shutil.rmtree(socket_folder(self.identity.engine_id), ignore_errors=True)
 
@@ -202,6 +204,21 @@ class ProcessGroup:
             return
         finally:
             os.close(descriptor)
+
+
+def _await_end(processes: Sequence[psutil.Process], timeout_s: float) -> None:
+    """Waits until all have ended. An orphan may stay a zombie for seconds: its new parent decides when it is reaped."""
+    deadline = time.monotonic() + timeout_s
+    while not all(map(_has_ended, processes)) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    """Whether it is gone or a zombie. A zombie whose threads still run has ended only when they have."""
+    try:
+        return not process.is_running() or (process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _session_of(pid: int) -> int | None:

@@ -116,6 +116,31 @@ def test_a_child_that_left_the_session_is_found_by_its_mark(start: Starter) -> N
     assert gone(child)
 
 
+NEVER_REAPS = """
+import os, subprocess, sys, time
+child = subprocess.Popen(["sleep", "600"], env={**os.environ, sys.argv[1]: sys.argv[2]}, start_new_session=True)
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_an_ended_process_that_nobody_reaps_is_not_waited_for(start: Starter) -> None:
+    seconds: list[float] = []
+    for _ in range(3):
+        group = start("sh", "-c", "exit 0")
+        command = [sys.executable, "-c", NEVER_REAPS, ENGINE_ID_VARIABLE, group.identity.engine_id]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+            assert parent.stdout is not None
+            child = psutil.Process(int(parent.stdout.readline()))
+            began = time.monotonic()
+            group.kill()
+            seconds.append(time.monotonic() - began)
+            assert child.status() == psutil.STATUS_ZOMBIE
+            parent.kill()
+
+    assert min(seconds) < 0.8, seconds  # it took 1 s or more
+
+
 def test_a_stranger_is_no_member(start: Starter) -> None:
     one, other = start("sleep", "600"), start("sleep", "600")
 
