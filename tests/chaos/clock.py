@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 COMPILER = shutil.which("cc")
@@ -18,7 +19,7 @@ def library() -> Path:
     path = Path(tempfile.gettempdir()) / f"sloguard-jumping-clock-{_SOURCE.stat().st_mtime_ns}.so"
     if not path.exists():
         assert COMPILER is not None
-        new = path.with_suffix(".new")
+        new = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")  # runs compile it at the same time
         subprocess.run([COMPILER, "-shared", "-fPIC", "-O1", "-o", str(new), str(_SOURCE)], check=True)
         new.replace(path)
     return path

@@ -336,6 +336,8 @@ def two_sidecars_at_once(rig: Rig, rng: random.Random) -> list[str]:
 def window_ends(rig: Rig, rng: random.Random) -> list[str]:
     """A window shorter than its trial: the trial must be cancelled and service restored within the window."""
     ends = rig.rows("SELECT until FROM states WHERE until IS NOT NULL ORDER BY id DESC LIMIT 1")
+    if ends:  # until then the service is down as planned
+        rig.struck_at = time.monotonic() + ends[0][0] - time.time()
     rig.await_state("serving", rig.last_state()[0], GRACE_S)
     at = rig.rows("SELECT at FROM states WHERE state = 'serving' ORDER BY id DESC LIMIT 1")
     late_s = at[0][0] - ends[0][0] if ends and at else 0.0
