@@ -39,7 +39,10 @@ def page_access(app: ASGIApp, token: str | None, hosts: Sequence[str], say: Say)
 
 
 class _SecurityHeaders:
-    """Adds the headers to every response; reports an error of the application once, in the sidecar's log."""
+    """Adds to every response the headers that it does not set itself.
+
+    An error of the application is reported once, in the sidecar's log.
+    """
 
     def __init__(self, app: ASGIApp, say: Say) -> None:
         self._app = app
@@ -52,8 +55,10 @@ class _SecurityHeaders:
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                known = {name for name, _ in message["headers"]}
                 own = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
-                message = {**message, "headers": [*message["headers"], *own]}
+                added = [header for header in own if header[0] not in known]
+                message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 
         try:

@@ -15,7 +15,7 @@ from vllm_sloguard.wire.control_pb2_grpc import ControlServiceStub
 _TIMEOUT_S = 10.0
 _CALL: dict[str, Any] = {"timeout": _TIMEOUT_S, "metadata": ((DOOR_KEY, Door.PAGE.value),)}
 
-ActionName = Literal["pause", "resume", "abort", "rollback"]
+ActionName = Literal["retune", "pause", "resume", "abort", "rollback"]
 
 
 class ActionRefused(RuntimeError):  # noqa: N818 - it names what happened
@@ -36,20 +36,23 @@ def perform(config: Config, name: ActionName, action: Action) -> str:
     """Performs the action and returns the sidecar's message. Raises ActionRefused."""
     with grpc.insecure_channel(unix_target(str(config.socket))) as channel:
         try:
-            return str(_call(ControlServiceStub(channel), name, action).summary)
+            return _call(ControlServiceStub(channel), name, action)
         except grpc.RpcError as error:
             details = error.details() if isinstance(error, grpc.Call) else None
             raise ActionRefused(details or str(error)) from None
 
 
-def _call(stub: ControlServiceStub, name: ActionName, action: Action) -> Any:
+def _call(stub: ControlServiceStub, name: ActionName, action: Action) -> str:
     epoch = action.epoch
     match name:
+        case "retune":
+            stub.Retune(pb.RetuneRequest(epoch=epoch), **_CALL)
+            return "a window is requested: vLLM drains, is tuned, and serves again"
         case "pause":
-            return stub.Pause(pb.PauseRequest(epoch=epoch, reason=action.reason), **_CALL)
+            return str(stub.Pause(pb.PauseRequest(epoch=epoch, reason=action.reason), **_CALL).summary)
         case "resume":
-            return stub.Resume(pb.ResumeRequest(epoch=epoch), **_CALL)
+            return str(stub.Resume(pb.ResumeRequest(epoch=epoch), **_CALL).summary)
         case "abort":
-            return stub.Abort(pb.AbortRequest(epoch=epoch), **_CALL)
+            return str(stub.Abort(pb.AbortRequest(epoch=epoch), **_CALL).summary)
         case "rollback":
-            return stub.Rollback(pb.RollbackRequest(epoch=epoch, promotion=action.promotion), **_CALL)
+            return str(stub.Rollback(pb.RollbackRequest(epoch=epoch, promotion=action.promotion), **_CALL).summary)

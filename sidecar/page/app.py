@@ -1,4 +1,5 @@
-"""The HTTP routes of the page: its files, the view as JSON and as server-sent events, and the actions."""
+"""The HTTP routes of the page: its files, the view as JSON and as server-sent events, the report,
+the history, and the actions."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,11 +14,18 @@ from starlette.types import Receive, Scope, Send
 
 from sidecar.config.schema import Config
 from sidecar.page.actions import Action, ActionName, ActionRefused, perform
+from sidecar.page.documents import Document, Documents
 from sidecar.page.event_stream import Feed
 
 MAX_STREAMS = 16
 _TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 _NAMES = {"/": "page.html", "/page.js": "page.js", "/page.css": "page.css", "/icon.svg": "icon.svg"}
+
+# The report has its scripts in it. Sandboxed, it is of another origin, and can't act in the page's name.
+_REPORT_CSP = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:;"
+    " sandbox allow-scripts allow-modals; frame-ancestors 'none'"
+)
 
 Files = Mapping[str, bytes]
 
@@ -52,6 +60,22 @@ class _Stream(StreamingResponse):
             self._feed.viewers -= 1
 
 
+def _answer(document: Document, media_type: str, headers: dict[str, str]) -> Response:
+    if document.problem:
+        return Response(document.problem, 404, media_type="text/plain")
+    return Response(document.content, media_type=media_type, headers=headers)
+
+
+def _add_documents(app: FastAPI, documents: Documents) -> None:
+    @app.get("/report")
+    async def report() -> Response:  # pyright: ignore[reportUnusedFunction]
+        return _answer(await run_in_threadpool(documents.report), "text/html", {"Content-Security-Policy": _REPORT_CSP})
+
+    @app.get("/history")
+    async def history() -> Response:  # pyright: ignore[reportUnusedFunction]
+        return _answer(await run_in_threadpool(documents.history), "text/plain", {})
+
+
 def page_application(config: Config, feed: Feed, static: Files) -> FastAPI:
     """The routes; sidecar.page.access_control belongs in front of them."""
     app = FastAPI(openapi_url=None)
@@ -82,6 +106,8 @@ def page_application(config: Config, feed: Feed, static: Files) -> FastAPI:
     @app.get("/api/events")
     async def events() -> Response:  # pyright: ignore[reportUnusedFunction]
         return _Stream(feed)
+
+    _add_documents(app, Documents(config.state))
 
     @app.post("/api/{name}")
     async def act(name: ActionName, action: Action) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]

@@ -12,11 +12,12 @@ from sidecar.config.slo import LATENCY_STATISTICS, LatencyStatistic
 from sidecar.format import change, setting
 from sidecar.measure.verdict import in_its_unit
 from sidecar.page.slo_meters import OBJECTIVE_UNITS, ObjectiveUnit, SloMeter, format_objective, slo_meters
+from sidecar.page.window_steps import WindowStep, next_analysis, window_steps
 from sidecar.record.decisions import Decision, NearestMiss, Outcome
-from sidecar.record.events import Event
+from sidecar.record.events import Event, WindowOutcome
 from sidecar.record.journal import Promoted, Run
 from sidecar.record.run_snapshot import Setup
-from sidecar.record.states import IN_A_WINDOW, TRANSITIONS
+from sidecar.record.states import IN_A_WINDOW, State
 from sidecar.record.trial import VALIDATING, Role, Trial, TrialStatus
 from sidecar.record.trial_states import RAN_STATUSES, TRIAL_STATES, TrialStateDisplay
 from sidecar.record.wording import OUTCOMES, configuration, misses_slo, why
@@ -31,6 +32,39 @@ _ROLES = {
     Role.REFERENCE: "incumbent, re-measured",
     Role.UNGUARDED: "unguarded",
     Role.LOWER_RATE: "nearest miss, at lower rates",
+}
+# The phases of the built-in optimizers, as people would say them.
+_PHASES = {
+    "incumbent": "the incumbent again",
+    "feasible-first": "towards meeting the SLO",
+    "model-exploit": "near the best found",
+    "model-explore": "long-range exploration",
+    "repeat": "the best again",
+    "random": "random",
+    "tpe-exploit": "near the best found",
+    "tba-explore": "exploration",
+    "gp-exploit": "near the best found",
+}
+_ABOUT = {
+    State.STARTING: "vLLM is being started or taken over.",
+    State.SERVING: "vLLM is serving the current configuration.",
+    State.DRAINING: "A window has opened: no new requests are accepted, those in flight finish.",
+    State.TUNING: "vLLM is not serving: other configurations are being measured.",
+    State.VALIDATING: "vLLM is not serving: candidate and incumbent are re-measured, alternating.",
+    State.PROMOTING: "vLLM is being started with the better configuration.",
+    State.RESTORING: "vLLM is being started with the current configuration.",
+    State.HALTED: "The sidecar has ended; its engine may still be serving.",
+}
+_WINDOW_ENDINGS = {
+    WindowOutcome.PROMOTED: "a better configuration was promoted",
+    WindowOutcome.KEPT: "no change",
+    WindowOutcome.REFUSED: "not opened",
+    WindowOutcome.MISSED: "not opened in time",
+    WindowOutcome.ABORTED: "aborted, no change",
+    WindowOutcome.STOPPED: "ended with the sidecar, no change",
+    WindowOutcome.OUT_OF_TIME: "ran out of time, no change",
+    WindowOutcome.INTERRUPTED: "interrupted, no change",
+    WindowOutcome.FAILED: "failed",
 }
 _HEADLINES = {
     Outcome.PROMOTED: "A better configuration was found and promoted.",
@@ -75,10 +109,11 @@ class Note:
 
 @dataclass(frozen=True)
 class WindowShown:
-    """How a window ended, and when, seconds since the epoch."""
+    """How a window ended, and when, seconds since the epoch; ``meaning`` is what it changed."""
 
     at: float
     outcome: str
+    meaning: str
     reason: str
 
 
@@ -164,7 +199,10 @@ class RunShown:
 
 @dataclass(frozen=True)
 class PageView:
-    """``problem`` is why it may be out of date; ``token_file`` is empty if actions are disabled."""
+    """``problem`` is why it may be out of date; ``token_file`` is empty if actions are disabled.
+
+    ``window_s`` is how long a window may take. ``steps`` are those of the open window, else empty.
+    """
 
     version: str
     token_file: str
@@ -175,6 +213,8 @@ class PageView:
     paused: Note | None
     window: Note | None
     last_window: WindowShown | None
+    window_s: float
+    steps: tuple[WindowStep, ...]
     run: RunShown | None
     problem: str = ""
 
@@ -189,7 +229,7 @@ def page_view(config: Config, facts: PageFacts, *, version: str, token_file: str
         model=config.model,
         state=StateShown(
             str(standing.state),
-            TRANSITIONS[standing.state].description,
+            _ABOUT[standing.state],
             standing.why,
             standing.since,
             standing.state in IN_A_WINDOW,
@@ -198,13 +238,23 @@ def page_view(config: Config, facts: PageFacts, *, version: str, token_file: str
         paused=facts.paused and Note(facts.paused.at, facts.paused.reason),
         window=facts.window and Note(facts.window.at, facts.window.reason),
         last_window=facts.last_window and _ended(facts.last_window),
+        window_s=config.window.duration,
+        steps=_steps(facts) if facts.window else (),
         run=_run(facts.setup, facts.run, facts.trials, facts.rolled_back) if facts.run and facts.setup else None,
         problem=facts.problem,
     )
 
 
+def _steps(facts: PageFacts) -> tuple[WindowStep, ...]:
+    standing, run = facts.standing, facts.run
+    # Until its run has begun, the last run is of an earlier window.
+    of_window = run is not None and facts.window is not None and run.started_at >= facts.window.at
+    setup, trials = (facts.setup, facts.trials) if of_window else (None, ())
+    return window_steps(standing.state, standing.since, setup, trials)
+
+
 def _ended(event: Event) -> WindowShown:
-    return WindowShown(event.at, event.outcome, event.reason)
+    return WindowShown(event.at, event.outcome, _WINDOW_ENDINGS[WindowOutcome(event.content["outcome"])], event.reason)
 
 
 def _configuration(config: Config, facts: PageFacts) -> CurrentConfiguration:
@@ -240,7 +290,7 @@ def _run(setup: Setup, run: Run, trials: Sequence[Trial], rolled_back: Promoted 
         searched=len(ran) - validated,
         budget=setup.budget,
         validated=validated,
-        next_analysis=_next_analysis(setup, [t for t in ran if t.plan.role in VALIDATING]),
+        next_analysis=next_analysis(setup, [t for t in ran if t.plan.role in VALIDATING]),
         trials=tuple(_trial(setup, trial) for trial in shown),
         left_out=len(trials) - len(shown),
         decision=_decision(run.decision, run.ended_at, undone=undone) if run.decision else None,
@@ -254,13 +304,6 @@ def _misses_slo(trials: Sequence[Trial], run: Run) -> str:
         return ""
     label = TRIAL_STATES[missing.status].label
     return f"The current configuration misses the SLO: it was {label} in trial {missing.number} of run {run.id}."
-
-
-def _next_analysis(setup: Setup, measured: Sequence[Trial]) -> int | None:
-    """A pair has two replicates; after a crash the count of pairs is not known here."""
-    if any(t.status is TrialStatus.CRASHED for t in measured):
-        return None
-    return next((2 * pairs for pairs in setup.promotion.pairs if 2 * pairs > len(measured)), None)
 
 
 def _trial(setup: Setup, trial: Trial) -> TrialShown:
@@ -293,7 +336,7 @@ def _role(trial: Trial) -> str:
     """The role of a trial, and of the search its phase."""
     if trial.plan.role is Role.VALIDATION:
         return f"validation: {trial.plan.reason}"
-    return _ROLES.get(trial.plan.role) or f"search: {trial.plan.phase}"
+    return _ROLES.get(trial.plan.role) or f"search: {_PHASES.get(trial.plan.phase, trial.plan.phase)}"
 
 
 def _decision(decision: Decision, at: float | None, *, undone: bool) -> DecisionShown:

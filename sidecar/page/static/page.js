@@ -44,11 +44,12 @@ function show(id, shown) {
 
 const now = () => Date.now() / 1000 + ahead;
 
-// In the browser's time zone, which is shown because the sidecar's log may have another.
+// In the browser's time zone, and in UTC if that differs: logs and colleagues may be elsewhere.
 function clock(seconds) {
   const when = new Date(seconds * 1000);
   const two = "2-digit"; // hours before ten would have one digit
-  const time = when.toLocaleTimeString("en-GB", { hour: two, minute: two, second: two, timeZoneName: "short" });
+  const local = when.toLocaleTimeString("en-GB", { hour: two, minute: two, second: two, timeZoneName: "short" });
+  const time = when.getTimezoneOffset() ? `${local} (${when.toISOString().slice(11, 16)} UTC)` : local;
   const day = when.toDateString() === new Date().toDateString() ? "" : `${when.toLocaleDateString("en-CA")} `;
   return day + time;
 }
@@ -77,30 +78,56 @@ function fact(name, text, live) {
 }
 
 function showState() {
-  const { state, run, paused } = view;
+  const { state, paused, last_window: last } = view;
   const open = heartbeat.window_left_s !== null;
   at("state").className = TONES[state.word] ?? "";
   write("word", state.word);
   write("about", state.about);
-  write("why", state.why && `Why: ${state.why}`);
+  // The last window explains a state that it led to.
+  const explained = !open && last && last.reason && state.why.includes(last.reason);
+  write("why", state.why && !explained ? `Why: ${state.why}` : "");
   write("window", open && view.window ? `Window open since ${clock(view.window.at)}: ${view.window.text}` : "");
+  const because = last?.reason ? `, because ${last.reason}` : "";
+  write("last-window", !open && last ? `Last window, ended ${clock(last.at)}: ${last.meaning}${because}.` : "");
   document.title = `${state.word} · sloguard`;
+  showSteps(open);
   at("facts").replaceChildren();
-  if (open) fact("Window time left", () => lasting(heartbeat.window_left_s - (now() - heartbeat.at)), true);
+  if (open) fact("Window time left", () => lasting(windowLeft()), true);
   fact(`${state.word} for`, () => lasting(now() - state.since), true);
-  if (open && run && run.decision === null) {
-    fact("Search trials", `${run.searched} of ${run.budget}`);
-    if (run.validated) fact("Validation starts", `${run.validated}${run.next_analysis ? ` of ${run.next_analysis}` : ""}`);
-  }
-  if (!open && heartbeat.next_window_at !== null && !paused) fact("Next window", clock(heartbeat.next_window_at));
-  if (!open && view.last_window) fact("Last window", `${clock(view.last_window.at)}, ${view.last_window.outcome}`);
+  if (!open) fact("Next window", nextWindow());
   show("paused", paused !== null);
   if (paused) write("paused", `Paused since ${clock(paused.at)}${paused.text && `: ${paused.text}`}. No window opens meanwhile.`);
+}
+
+const windowLeft = () => Math.max(heartbeat.window_left_s - (now() - heartbeat.at), 0);
+
+function nextWindow() {
+  if (view.paused !== null) return "none while paused";
+  return heartbeat.next_window_at === null ? "none scheduled" : clock(heartbeat.next_window_at);
+}
+
+function showSteps(open) {
+  const { steps } = view;
+  show("steps", open && steps.length > 0);
+  at("steps").replaceChildren(...(open ? steps : []).map(({ title, status, progress, ends_at: ends }) => {
+    const made = node("li", status, node("b", "", title), ...(progress ? [node("span", "", progress)] : []));
+    if (status === "current") made.setAttribute("aria-current", "step");
+    if (ends !== null && status === "current") {
+      const left = () => Math.min(Math.max(ends - now(), 0), windowLeft());
+      made.append(ticking(node("span"), () => `${progress ? ", " : ""}about ${lasting(left())} left`));
+    }
+    return made;
+  }));
+  const back = steps.at(-1)?.ends_at ?? null;
+  const latest = now() + (open ? windowLeft() : 0);
+  const expected = back !== null && back < latest ? `about ${clock(back)}, and ` : "";
+  write("back-by", open && steps.length ? `Serving again ${expected}by ${clock(latest)} at the latest.` : "");
 }
 
 function showButtons() {
   const able = connected() && view.epoch > 0;
   show("buttons", view.token_file !== "");
+  show("retune", view.state.word === "serving" && view.paused === null && heartbeat.window_left_s === null);
   show("pause", view.paused === null);
   show("resume", view.paused !== null);
   show("rollback", view.configuration.promotion !== null);
@@ -117,7 +144,8 @@ function showDecision() {
   at("outcome").className = `tag ${OUTCOMES[decision.outcome] ?? "quiet"}`;
   write("outcome", decision.label);
   write("headline", decision.headline);
-  write("reason", view.state.why.includes(decision.reason) ? "" : decision.reason); // already shown with the state
+  const said = `${view.state.why} ${view.last_window?.reason ?? ""}`;
+  write("reason", said.includes(decision.reason) ? "" : decision.reason); // already shown with the state
   write("nearest-miss", decision.nearest_miss);
   at("gain").replaceChildren(...gain(decision));
 }
@@ -156,6 +184,10 @@ function showServing() {
     const left_s = (configuration.probation_until ?? 0) - now();
     return `${what}${since}${left_s > 0 ? `; on probation for ${lasting(left_s)} more` : ""}.`;
   });
+  const count = configuration.changes.length;
+  const differ = configuration.promotion === null ? "" : " changed";
+  show("arguments", count > 0);
+  write("arguments-head", `${count} ${count === 1 ? "argument" : "arguments"}${differ}`);
   at("changes").replaceChildren(...configuration.changes.map((change) => node("li", "", change)));
   write("rolled-back", configuration.rolled_back);
   const misses = view.run?.misses_slo ?? "";
@@ -250,7 +282,7 @@ function measurement({ name, measured, met }) {
   return cell(`number ${met === false ? "bad" : ""}`, name, met === false ? `✗ ${measured}` : measured);
 }
 
-// The objective of each trial; those without a value are in a row at the bottom.
+// The objective of each trial; those without a value are in a row on the worse side.
 function chart(trials, goal) {
   const values = trials.map((trial) => trial.value).filter((value) => value !== null);
   if (!values.length) return [];
@@ -258,7 +290,10 @@ function chart(trials, goal) {
   const step = 10 ** Math.floor(Math.log10(Math.max(...values))) || 1;
   const most = Math.ceil(Math.max(...values) / step) * step || 1;
   const x = (n) => left + ((n + 0.5) / trials.length) * (wide - left - 8);
-  const y = (value) => 30 + (1 - value / most) * (high - low - 30);
+  const top = goal.lower_is_better ? 46 : 30;
+  const end = goal.lower_is_better ? high - 24 : high - low;
+  const aside = goal.lower_is_better ? 30 : high - 22;
+  const y = (value) => top + (1 - value / most) * (end - top);
   const parts = [0, most / 2, most].flatMap((value) => [
     drawn("line", { class: "grid", x1: left, x2: wide, y1: y(value), y2: y(value) }),
     drawn("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, `${Number(value.toPrecision(3))}`),
@@ -268,7 +303,7 @@ function chart(trials, goal) {
   const every = Math.ceil(trials.length / Math.max(Math.floor(wide / 40), 1));
   trials.forEach((trial, n) => {
     if (n % every === 0) parts.push(drawn("text", { x: x(n), y: high - 2, "text-anchor": "middle" }, `${trial.number}`));
-    parts.push(mark(trial, x(n), trial.value === null ? high - 22 : y(trial.value)));
+    parts.push(mark(trial, x(n), trial.value === null ? aside : y(trial.value)));
   });
   const named = `${goal.name}, ${goal.unit}`;
   const better = goal.lower_is_better ? "lower is better" : "higher is better";
@@ -374,6 +409,7 @@ function connect() {
 
 const TOKEN = "sloguard-token"; // of this tab alone, until it is closed
 const ACTIONS = {
+  retune: ["Open a window now?", "", "Open window"],
   pause: ["Pause windows?", "No window opens until you resume. A window that is open continues.", "Pause windows"],
   resume: ["Resume windows?", "Windows open again.", "Resume windows"],
   abort: ["Abort this window?", "The running trial is aborted and the incumbent is restored.", "Abort this window"],
@@ -382,11 +418,17 @@ const ACTIONS = {
 };
 let pending = "";
 
+function awayText() {
+  const until = clock(now() + view.window_s);
+  return `vLLM stops serving for up to ${lasting(view.window_s)}, until ${until} at the latest: it drains, is tuned, `
+    + "and starts again with the better configuration, or as before.";
+}
+
 function ask(name) {
   pending = name;
   const [head, text, yes] = ACTIONS[name];
   write("ask-head", head || `Roll back promotion ${view.configuration.promotion}?`);
-  write("ask-text", text);
+  write("ask-text", name === "retune" ? awayText() : text);
   write("ask-yes", yes);
   write("ask-problem", "");
   write("token-path", view.token_file);

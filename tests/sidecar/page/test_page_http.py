@@ -36,7 +36,7 @@ UNKNOWN_HOSTS = (
     "evil.example", "evil.example:9465", "localhost.evil.example", "127.0.0.1.evil.example", "127.0.0.1:9465@x",
     "x@127.0.0.1", "[evil]", "localhost:9465/", "127.0.0.1, evil.example", "tuner.example.evil", "10.0.0.6",
 )  # fmt: skip
-ORDERS = ("pause", "resume", "abort", "rollback")
+ORDERS = ("retune", "pause", "resume", "abort", "rollback")
 
 
 def order(bench: PageBench, name: str, token: str | None = "", **body: Any) -> tuple[int, dict[str, Any]]:
@@ -267,7 +267,7 @@ def test_a_bad_order_is_refused(bench: PageBench, body: bytes, status: int) -> N
     assert not [line for line in bench.said if line.startswith("the page: ")]
 
 
-@pytest.mark.parametrize("path", ["/api/retune", "/api/nothing", "/nothing", "/static/page.js", "/docs"])
+@pytest.mark.parametrize("path", ["/api/tune", "/api/nothing", "/nothing", "/static/page.js", "/docs"])
 def test_there_is_nothing_else(bench: PageBench, path: str) -> None:
     assert fetch(bench.url + path)[0] in (404, 405)
     headers = {**JSON, "Authorization": f"Bearer {bench.token}"}
@@ -546,3 +546,25 @@ def fetch_stream(bench: PageBench) -> http.client.HTTPResponse | None:
 
 def _stories(stream: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
     return (content for name, content in stream if name == "view")
+
+
+# The report and the history
+
+
+def test_the_report_and_the_history_are_pages_of_their_own(bench: PageBench) -> None:
+    status, _, body = fetch(f"{bench.url}/report")
+    assert (status, b"no tuning run was recorded yet" in body) == (404, True)
+
+    run = bench.tune(600)
+    bench.tried(run, Role.BASELINE, "baseline", result(measured()))
+    status, headers, body = fetch(f"{bench.url}/report")
+    assert status == 200
+    assert headers["content-security-policy"].count("default-src") == 1
+    assert " sandbox " in headers["content-security-policy"]  # its inline scripts can't act for the page
+    assert b'id="decision"' in body
+    assert fetch(f"{bench.url}/report")[2] == body
+
+    status, headers, body = fetch(f"{bench.url}/history")
+    assert (status, headers["content-type"]) == (200, "text/plain; charset=utf-8")
+    assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+    assert b"window" in body

@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fake_service import await_state, fake_config, serving, sloguard
+from chromium_tab import serious_violations
+from fake_service import await_state, fake_config, serving
 from fake_vllm import OUT_OF_MEMORY
 from own_ports import own_port
 from page_bench import OOM, PageBench, measured, page_bench, page_config, result
 
 from sidecar.config.schema import Config, load_config
 from sidecar.record.decisions import Decision, Outcome
-from sidecar.record.events import Operations
+from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import Journal
 from sidecar.record.states import State
 from sidecar.record.trial import Result, Role
 from sidecar.record.wording import OUTCOMES
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 
 def opened(tab: "Page", url: str) -> None:
@@ -55,7 +56,7 @@ def test_trials_come_as_they_are_recorded(bench: PageBench, tab: "Page") -> None
     bench.begin(run, Role.SEARCH, "anneal", max_num_seqs=23)
     waits(tab, "#word", "tuning")
     waits(tab, "#trials", "running")  # the last record
-    waits(tab, "#facts", "2 of 10")
+    waits(tab, "#steps [aria-current=step]", "Search2 of 10 trials")
     assert "╌ level of the incumbent" in tab.inner_text("#chart .legend")
     assert re.search(
         r"Started (\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d (UTC|GMT\S*|[A-Z]{3,4})\. ", tab.inner_text("#run-about")
@@ -96,6 +97,66 @@ def test_what_others_wrote_is_text(bench: PageBench, tab: "Page") -> None:
     assert tab.title() == "restoring · sloguard"
     assert bad in tab.inner_text("#trials")
     assert tab.inner_text("#outcome") == OUTCOMES[Outcome.KEPT]
+
+
+def test_steps_of_a_window(bench: PageBench, tab: "Page") -> None:
+    run = bench.tune(600)
+    bench.tried(run, Role.BASELINE, "baseline", result(measured()))
+    opened(tab, bench.url)
+    waits(tab, "#steps [aria-current=step]", "about ")
+    assert tab.locator("#steps li").all_inner_texts()[2:] == ["Validate", "Restore"]
+    assert re.search(r"by \d\d:\d\d:\d\d \S+( \(\d\d:\d\d UTC\))? at the latest", tab.inner_text("#back-by"))
+    bench.enter(State.VALIDATING, "the search is over")
+    bench.tried(run, Role.REFERENCE, "reference", result(measured()))
+    waits(tab, "#steps [aria-current=step]", "Validate1 of 6 starts")
+    assert tab.locator("#steps .done").count() == 2
+
+
+def test_arguments_are_collapsed_and_documents_are_linked(bench: PageBench, tab: "Page") -> None:
+    opened(tab, bench.url)
+    assert not tab.is_visible("#changes")
+    tab.click("#arguments-head")
+    assert tab.is_visible("#changes")
+    assert tab.eval_on_selector_all("nav a", "links => links.map(link => link.pathname)") == ["/report", "/history"]
+
+
+def test_times_are_local_and_utc(browser: "Browser", bench: PageBench) -> None:
+    bench.operations.record(EventKind.PAUSED, reason="")
+    context = browser.new_context(timezone_id="Asia/Kolkata", locale="en-GB")
+    page = context.new_page()
+    opened(page, bench.url)
+    text = page.inner_text("#paused")
+    found = re.search(r"(\d\d):(\d\d):\d\d \S+ \((\d\d):(\d\d) UTC\)", text)
+    context.close()
+
+    assert found is not None, text
+    local, utc = (60 * int(found[n]) + int(found[n + 1]) for n in (1, 3))
+    assert (local - utc) % 1440 == 330
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(bench: PageBench, tab: "Page", scheme: str) -> None:
+    tab.emulate_media(color_scheme=scheme)  # pyright: ignore[reportArgumentType]
+    opened(tab, bench.url)
+    assert serious_violations(tab) == []
+    run = bench.tune(600)
+    bench.tried(run, Role.BASELINE, "baseline", result(measured(ttft_ms=2500), violation=0.2))
+    bench.tried(run, Role.SEARCH, "anneal", Result(crash=OOM))
+    bench.journal.end_run(run.id, Decision(Outcome.INCONCLUSIVE, "noise", gain=0.1, low=-0.1, high=0.3))
+    waits(tab, "#decided", "inconclusive")
+    tab.click("#abort")
+    assert serious_violations(tab) == []
+
+
+def test_a_crash_is_never_at_a_good_place(bench: PageBench, tab: "Page") -> None:
+    run = bench.tune(600)
+    bench.tried(run, Role.BASELINE, "baseline", result(measured()))
+    bench.tried(run, Role.SEARCH, "anneal", Result(crash=OOM))
+    opened(tab, bench.url)
+    waits(tab, "#trials", "crashed")
+    heights = "marks => marks.map(mark => mark.parentElement.transform.baseVal[0].matrix.f)"
+    [incumbent, crashed] = tab.eval_on_selector_all("#chart .mark", heights)
+    assert crashed < incumbent  # higher up: a longer latency
 
 
 def test_a_focused_field_does_not_cut_its_label(bench: PageBench, tab: "Page") -> None:
@@ -167,15 +228,23 @@ def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -
         assert paused(config) is None
 
         # A window, aborted once it has trials.
-        assert sloguard("retune", "--now", "-c", config_file).returncode == 0
+        waits(tab, "#facts", "Next windownone scheduled")
+        tab.click("#retune")
+        waits(tab, "#ask-text", "vLLM stops serving for up to ")
+        tab.click("#ask-yes")
+        waits(tab, "#message", "a window is requested")
         waits(tab, "#word", "tuning")
+        waits(tab, "#steps [aria-current=step]", "Search")
+        waits(tab, "#back-by", "at the latest")
+        assert not tab.is_visible("#retune")
         waits(tab, "#facts", "Window time left")
         waits(tab, "#trials", "out of memory")
         waits(tab, "#trials", "feasible")
         given(tab, "abort")
         waits(tab, "#message", "the window is aborted")
         waits(tab, "#word", "serving")
-        waits(tab, "#facts", "aborted")
+        waits(tab, "#last-window", "aborted, no change")
+        assert not tab.is_visible("#steps")
         waits(tab, "#decided", "The run ended before its decision.")
 
         service.send_signal(signal.SIGTERM)

@@ -268,6 +268,42 @@ def test_the_story_is_json_without_numbers_that_json_has_not(config: Config) -> 
     assert b"\n" not in text  # it goes into one line of an event
 
 
+# The steps of a window
+
+OPENED = Event(80.0, EventKind.WINDOW_OPENED, {"reason": "asked for"})
+
+
+def test_the_search_ends_after_its_remaining_trials(config: Config) -> None:
+    trials = tuple(trial(Role.SEARCH, result(measured()), number=n) for n in range(1, 4))  # of 30 s, until 130
+    drain, search, validate, _ = told(config, run=RUN, trials=trials, window=OPENED).steps
+
+    assert (drain.status, search.status, validate.status) == ("done", "current", "ahead")
+    budget = config.search.budget
+    assert (search.progress, search.ends_at) == (f"3 of {budget} trials", 130 + (budget - 3) * 30)
+    # Until a start of the validation was measured, it is taken for as long as a trial of the search.
+    assert search.ends_at is not None
+    assert validate.ends_at == search.ends_at + 2 * config.promotion.pairs[0] * 30
+
+
+def test_without_a_measured_trial_no_end_is_claimed(config: Config) -> None:
+    steps = told(config, run=RUN, trials=(), window=OPENED).steps
+    assert [step.ends_at for step in steps] == [None] * 4
+
+
+def test_a_run_of_an_earlier_window_says_nothing_about_this_one(config: Config) -> None:
+    trials = (trial(Role.SEARCH, result(measured())),)
+    later = Event(300.0, EventKind.WINDOW_OPENED, {"reason": "asked for"})
+    steps = told(config, State.DRAINING, run=RUN, trials=trials, window=later).steps
+    assert [(step.status, step.progress, step.ends_at) for step in steps] == [
+        ("current", "", None), ("ahead", "", None), ("ahead", "", None), ("ahead", "", None),
+    ]  # fmt: skip
+
+
+def test_outside_a_window_there_are_no_steps(config: Config) -> None:
+    assert told(config, State.SERVING, run=RUN).steps == ()
+    assert told(config, State.RESTORING, run=RUN).steps == ()
+
+
 # Live figures
 
 
