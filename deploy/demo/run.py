@@ -1,73 +1,89 @@
 """The whole story on real vLLM: serve, drain, tune, promote or restore, and serve again. `make demo` runs it."""
 
 import json
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from contextlib import closing
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
 
+from sidecar.format import change
 from sidecar.record import lock
+from sidecar.record.decisions import Outcome
 from sidecar.record.journal import Journal
+from sidecar.record.run_snapshot import read_run
+from sidecar.record.trial import Role, Trial, TrialStatus
 from vllm_sloguard.agent.process_group import ProcessGroup
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "sloguard.yaml"
 SLOGUARD = str(Path(sys.executable).parent / "sloguard")
 START_TIMEOUT_S = 300
+# The load is this much of what the incumbent sustains.
+OVERLOAD = 1.5
+CALIBRATION_S = 8.0
+# A closed loop: enough clients that one always waits, and few enough that they take no CPU from vLLM.
+CLIENTS = 4
 
 
 def main() -> int:
-    """Runs the demo; returns 0 if every step succeeded."""
+    """Runs the demo; returns 0 if the incumbent was replaced by a better configuration."""
     began = time.monotonic()
     settings = yaml.safe_load(CONFIG.read_text())
     state = (HERE / settings["state"]).resolve()
     clear(state)
+    state.mkdir(mode=0o700, parents=True)
 
-    step("vLLM starts with the plugin, under the sidecar")
-    serve = subprocess.Popen([SLOGUARD, "serve", "-c", str(CONFIG)], stdout=subprocess.DEVNULL)
+    step("vLLM starts with the plugin, under the sidecar; how many requests/s does it sustain?")
+    config = state / "sloguard.yaml"
+    write_config(config, settings, state)
+    serve = started(config, state)
+    base = f"http://127.0.0.1:{settings['engine']['port']}"
     try:
-        wait_serving(serve, state)
-        base = f"http://127.0.0.1:{settings['engine']['port']}"
-        print(f"completion: {complete(base)!r}")
+        sustained = sustained_rate(base, settings["workload"])
+        # SIGTERM stops the sidecar alone; the next one takes the running vLLM over.
+        stopped(serve, signal.SIGTERM)
+        settings["workload"]["rate"] = round(OVERLOAD * sustained, 1)
+        write_config(config, settings, state)
+        print(f"it sustains {sustained:.1f} requests/s; the load is {settings['workload']['rate']:g} requests/s")
+        serve = started(config, state)
         print(f"live page: http://127.0.0.1:{settings['page']['port']}/")
 
         step("a tuning window: vLLM is drained and configurations are tried, one of them unguarded")
-        subprocess.run([SLOGUARD, "retune", "--now", "--wait", "-c", str(CONFIG)], check=True)
+        asked_at = time.monotonic()
+        subprocess.run([SLOGUARD, "retune", "--now", "--wait", "--yes", "-c", str(config)], check=True)
+        away_s = time.monotonic() - asked_at
 
         step("every trial")
         subprocess.run([SLOGUARD, "trials", str(state)], check=True)
-        trials: list[dict[str, Any]] = json.loads(run("trials", str(state), "--json"))
-        crashes = [t for t in trials if t["status"] == "crashed"]
-        for trial in crashes:
-            crash = trial["result"]["crash"]
-            print(f"trial {trial['number']} crashed: {crash['category']} while {crash['phase']}: {crash['evidence']}")
 
-        step("the decision and the current configuration")
-        status = json.loads(run("status", str(state), "--json"))
-        print(f"{status['decision']['outcome']}: {status['decision']['reason']}")
-        promoted = state / "promoted.yaml"
-        if promoted.exists():  # a window that failed decides nothing
-            print(f"{promoted}:\n\n{promoted.read_text()}")
+        step("what is running now")
+        subprocess.run([SLOGUARD, "status", "-c", str(config)], check=True)
         print(f"completion: {complete(base)!r}")
-        show_metrics(settings["metrics"]["port"])
     finally:
-        serve.send_signal(signal.SIGINT)
-        try:
-            code = serve.wait(90)
-        except subprocess.TimeoutExpired:
-            serve.kill()
-            raise
+        code = stopped(serve, signal.SIGINT)
 
-    ran = [t for t in trials if t["status"] in ("feasible", "infeasible", "crashed")]
-    print(f"\n{len(ran)} trials, {len(crashes)} crashed, {(time.monotonic() - began) / 60:.1f} minutes")
-    print(f"as an HTML report: {SLOGUARD} report {state} -o report.html")
-    return 0 if len(ran) >= 10 and crashes and code == 0 else 1
+    step("the demo in ten lines")
+    promoted, lines = summary(state, sustained, settings["workload"]["rate"], away_s)
+    for number, line in enumerate(lines, 1):
+        print(f"{number:2}. {line}")
+    print(f"({(time.monotonic() - began) / 60:.1f} minutes)")
+    return 0 if promoted and code == 0 else 1
+
+
+def write_config(path: Path, settings: dict[str, Any], state: Path) -> None:
+    """Writes the configuration of the demo with absolute paths, so that it can be in the state folder."""
+    absolute = {"model": str(HERE / settings["model"]), "state": str(state)}
+    path.write_text(yaml.safe_dump({**settings, **absolute}, sort_keys=False))
 
 
 def clear(state: Path) -> None:
@@ -87,23 +103,68 @@ def step(text: str) -> None:
     print(f"\n== {text}", flush=True)
 
 
-def run(*args: str) -> str:
-    """The output of one `sloguard` command."""
-    return subprocess.run([SLOGUARD, *args], check=True, capture_output=True, text=True).stdout
+def started(config: Path, state: Path) -> "subprocess.Popen[bytes]":
+    """`sloguard serve`, once it serves."""
+    with (state / "serve.log").open("ab") as log:
+        serve = subprocess.Popen([SLOGUARD, "serve", "-c", str(config)], stdout=log, stderr=log)
+    try:
+        wait_serving(serve, state)
+    except BaseException:
+        stopped(serve, signal.SIGINT)
+        raise
+    return serve
 
 
-def wait_serving(serve: subprocess.Popen[bytes], state: Path) -> None:
-    """Waits until `sloguard status` reports serving."""
+def stopped(serve: "subprocess.Popen[bytes]", how: signal.Signals) -> int:
+    """The exit code of `sloguard serve` after the signal; SIGINT stops vLLM too."""
+    if serve.poll() is None:
+        serve.send_signal(how)
+    try:
+        return serve.wait(90)
+    except subprocess.TimeoutExpired:
+        serve.kill()
+        raise
+
+
+def wait_serving(serve: "subprocess.Popen[bytes]", state: Path) -> None:
+    """Waits until the journal has vLLM serving under this sidecar."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if serve.poll() is not None:
-            raise SystemExit(f"sloguard serve ended with code {serve.returncode}")
-        if (state / "journal.sqlite").exists() and json.loads(run("status", str(state), "--json"))[
-            "state"
-        ] == "serving":
-            return
-        time.sleep(1)
+            raise SystemExit(f"sloguard serve ended with code {serve.returncode}; see {state / 'serve.log'}")
+        if lock.holder(state) == serve.pid:
+            with closing(Journal(state, read_only=True)) as journal:
+                record = journal.state()
+            if record is not None and record.state == "serving":
+                return
+        time.sleep(0.5)
     raise SystemExit(f"nothing was serving after {START_TIMEOUT_S} s; the logs are in {state / 'logs'}")
+
+
+def sustained_rate(base: str, workload: dict[str, Any]) -> float:
+    """Requests/s that vLLM completes when a few clients each send the next request as soon as one is answered."""
+    model = json.loads(fetch(f"{base}/v1/models"))["data"][0]["id"]
+    body = {"model": model, "max_tokens": workload["output_tokens"], "ignore_eos": True, "temperature": 0}
+    begins = time.monotonic() + CALIBRATION_S / 4  # the first requests are a warm-up
+    ends = begins + CALIBRATION_S
+    answered: list[float] = []
+
+    def client(seed: int) -> None:
+        chosen = random.Random(seed)  # noqa: S311 - prompts, not secrets
+        while time.monotonic() < ends:
+            prompt = [chosen.randrange(3, 200) for _ in range(workload["input_tokens"])]
+            fetch(f"{base}/v1/completions", json.dumps({**body, "prompt": prompt}).encode())
+            answered.append(time.monotonic())
+
+    clients = [threading.Thread(target=client, args=(seed,)) for seed in range(CLIENTS)]
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join()
+    counted = sum(begins <= at <= ends for at in answered)
+    if not counted:
+        raise SystemExit(f"vLLM completed no request within {CALIBRATION_S:.0f} s")
+    return counted / CALIBRATION_S
 
 
 def complete(base: str) -> str:
@@ -113,20 +174,68 @@ def complete(base: str) -> str:
     return json.loads(fetch(f"{base}/v1/completions", json.dumps(body).encode()))["choices"][0]["text"]
 
 
-def show_metrics(port: int) -> None:
-    """Prints a few metrics."""
-    shown = ("sloguard_trials_total", "sloguard_crashes_total", "sloguard_decisions_total", "sloguard_requests_total")
-    lines = fetch(f"http://127.0.0.1:{port}/metrics").decode().splitlines()
-    for line in lines:
-        if line.startswith(shown) and not line.endswith(" 0.0"):
-            print(line)
-
-
 def fetch(url: str, body: bytes | None = None) -> bytes:
     """The response of an HTTP request on this machine."""
     request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})  # noqa: S310
     with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
         return response.read()
+
+
+def summary(state: Path, sustained: float, rate: float, away_s: float) -> tuple[bool, list[str]]:
+    """Whether a configuration was promoted, and what happened, for a reader who sees this for the first time."""
+    snapshot = read_run(state)
+    decision, trials = snapshot.decision, snapshot.trials
+    promoted = decision is not None and decision.outcome is Outcome.PROMOTED
+    crashed = [t for t in trials if t.status is TrialStatus.CRASHED]
+    searched = [t for t in trials if t.plan.role in (Role.BASELINE, Role.SEARCH, Role.UNGUARDED)]
+    met = sum(t.status is TrialStatus.FEASIBLE for t in searched)
+    return promoted, [
+        f"vLLM served a small model with {snapshot.run.incumbent['max_num_seqs']} requests at a time (max_num_seqs).",
+        f"With that it sustains {sustained:.1f} requests/s; the demo's load is {rate:g}, more than it can take.",
+        f"sloguard drained vLLM, tried other settings and was back after {away_s / 60:.1f} minutes (one window).",
+        f"It tried {len(searched)} configurations; {met} of them met the latency limits (the SLO).",
+        _crash_line(crashed),
+        _candidate_line(trials, snapshot.run.incumbent),
+        _comparison_line(trials, "candidate" if promoted else "best candidate"),
+        f"Decision: {decision.outcome if decision else 'none'}: {decision.reason if decision else 'see the log'}.",
+        f"Served next: {state / 'promoted.yaml'} (vllm serve --config FILE works without sloguard, too).",
+        f'Your turn: sloguard init --from "vllm serve MODEL"; this run: sloguard report {state} -o report.html',
+    ]
+
+
+def _crash_line(crashed: list[Trial]) -> str:
+    if not crashed:
+        return "None of them crashed."
+    crash = next(t.result.crash for t in crashed if t.result is not None and t.result.crash is not None)
+    return (
+        f"{len(crashed)} crashed ({str(crash.category).replace('_', ' ')}): one was unguarded on purpose; "
+        "no user was connected."
+    )
+
+
+def _candidate_line(trials: tuple[Trial, ...], incumbent: dict[str, Any]) -> str:
+    chosen = next((t for t in trials if t.plan.role is Role.VALIDATION), None)
+    if chosen is None:
+        return "No configuration was better than the one that served."
+    ran = chosen.args_that_ran
+    changes = [change(name, incumbent.get(name), ran[name]) for name in ran if incumbent.get(name) != ran[name]]
+    return f"The best candidate: {', '.join(changes)}."
+
+
+def _comparison_line(trials: tuple[Trial, ...], name: str) -> str:
+    means: dict[Role, float] = {}
+    for role in (Role.REFERENCE, Role.VALIDATION):
+        found = [
+            t.result.measurement.e2e_mean_ms
+            for t in trials
+            if t.plan.role is role and t.result and t.result.measurement
+        ]
+        if known := [ms for ms in found if ms is not None]:
+            means[role] = fmean(known)
+    if len(means) < 2:
+        return "It was not compared with the incumbent in A/B restarts."
+    before, after = means[Role.REFERENCE], means[Role.VALIDATION]
+    return f"Mean latency of a request in A/B restarts: {before:.0f} ms before, {after:.0f} ms with the {name}."
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_a_whole_window(agent: AgentProcess, tmp_path: Path) -> None:
     serve = started(config_file)
     port = config.engine.port
     assert served_seqs(port) == 2
-    current = f"current configuration: the file's arguments, serving at http://127.0.0.1:{port}"
+    current = f"serving: the file's arguments at http://127.0.0.1:{port}, since 20"
     assert current in sloguard("status", "-c", config_file).stdout
 
     asked = sloguard("retune", "--now", "--wait", "-c", config_file)

@@ -134,8 +134,8 @@ def test_a_pause_lets_no_window_open_and_outlives_the_sidecar(config_file: Path)
     serve = started(config_file)
     assert "the release is late" in refused(config_file, "retune", "--now")
     words = sloguard("status", config.state).stdout
-    assert "paused: since" in words
-    assert f"current configuration: the file's arguments, serving at http://127.0.0.1:{config.engine.port}\n" in words
+    assert "next window: paused since 20" in words
+    assert f"serving: the file's arguments at http://127.0.0.1:{config.engine.port}, since 20" in words
     assert "sloguard resume" in refused(config_file, "retune", "--now", "--force")
     assert asked(config_file, "resume") == "resumed: windows can open again\n"
     assert asked(config_file, "resume") == "not paused\n"
@@ -172,7 +172,7 @@ def test_a_rollback_returns_to_what_served_before_and_quarantines(config_file: P
     asked(config_file, "retune", "--now", "--wait")
     winner = serving_seqs(config)
     assert winner > 2
-    assert "current configuration: promotion 1, serving at http://" in sloguard("status", config.state).stdout
+    assert "serving: promotion 1 at http://" in sloguard("status", config.state).stdout
 
     told = asked(config_file, "rollback", "--wait")
     assert "promotion 1 is rolled back and quarantined: the file's own arguments serve next" in told
@@ -183,7 +183,7 @@ def test_a_rollback_returns_to_what_served_before_and_quarantines(config_file: P
     [promotion] = history(config_file)["promotions"]
     assert promotion["evidence"]["outcome"] == "promoted"
     assert (promotion["current"], promotion["rollback_reason"]) == (False, "requested by the operator")
-    assert "quarantined: requested by the operator" in asked(config_file, "history")
+    assert "requested by the operator; its configuration is quarantined" in asked(config_file, "history")
 
     # It is quarantined, however good it was.
     asked(config_file, "retune", "--now", "--wait")

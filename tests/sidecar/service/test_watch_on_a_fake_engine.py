@@ -84,8 +84,8 @@ def test_it_is_watched_and_it_is_said_why_it_is_not_tuned(
     shown = sloguard("status", "-c", config_file).stdout
     why = f"the vLLM at http://127.0.0.1:{config.engine.port} is only watched and can't be tuned: neither this sidecar"
     assert why in shown
-    assert "SLO: missed (" in shown
-    assert "ttft_p99: 96.7 ms, limit 50 ms (missed)" in shown
+    assert "SLO: missed: " in shown
+    assert "TTFT p99 96.7 ms (limit 50 ms)" in shown
     assert "advice: first tokens are too slow" in shown
     assert ready(config) == 200
     with urllib.request.urlopen(f"http://127.0.0.1:{config.metrics.port}/metrics", timeout=10) as page:
