@@ -15,9 +15,10 @@ from sidecar.record import lock
 from sidecar.record.events import Event, EventKind, Operations
 from sidecar.record.journal import Journal, Promoted, Run, StateRecord
 from sidecar.record.row_validation import JournalError
-from sidecar.record.run_snapshot import Setup, setup_of
+from sidecar.record.run_snapshot import Setup, read_run, setup_of
 from sidecar.record.states import COMING_UP
 from sidecar.record.trial import Trial
+from sidecar.report.advice import run_advice
 from vllm_sloguard.agent.engine_http import address
 from vllm_sloguard.agent.process_group import ProcessGroup
 from vllm_sloguard.guard.start_history import LearnedLimit
@@ -54,8 +55,9 @@ class ServingNow:
 class ServiceFacts:
     """As of ``now``, seconds since the epoch; ``pid`` is None if no sidecar is running.
 
-    ``setup`` is what ``run``, the last one, was started with. ``probation`` is that of ``promotion``. The
-    ``next_window_at`` is None without a schedule, or if the file is not known (``config_known``).
+    ``setup`` is what ``run``, the last one, was started with, and ``advice`` what its report recommends.
+    ``probation`` is that of ``promotion``. ``next_window_at`` is None without a schedule, or if the file is not known
+    (``config_known``).
     """
 
     now: float
@@ -66,6 +68,7 @@ class ServiceFacts:
     run: Run | None
     setup: Setup | None
     trials: tuple[Trial, ...]
+    advice: tuple[str, ...]
     paused: Event | None
     last_window: Event | None
     promotion: Promoted | None
@@ -99,6 +102,7 @@ def read_service_facts(folder: Path, config: Config | None) -> ServiceFacts:
             run=run,
             setup=_setup(journal, run) if run else None,
             trials=tuple(journal.trials(run.id)) if run else (),
+            advice=_advice(folder) if run else (),
             paused=operations.paused(),
             last_window=windows[-1] if windows else None,
             promotion=current,
@@ -131,6 +135,14 @@ def _setup(journal: Journal, run: Run) -> Setup | None:
         return setup_of(journal.run_configs()[run.id], run.id)
     except JournalError:
         return None
+
+
+def _advice(folder: Path) -> tuple[str, ...]:
+    """What the report of the last run recommends; empty if its configuration can't be read."""
+    try:
+        return run_advice(read_run(folder))
+    except JournalError:
+        return ()
 
 
 def _probation(

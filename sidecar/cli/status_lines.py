@@ -16,6 +16,7 @@ from sidecar.record.wording import OUTCOMES
 from sidecar.report.wording import LIMITS, duration, measured_text, plural
 
 _FILE = "sloguard.yaml"
+_RETUNE = "run `sloguard retune --now`"
 
 
 class StatusTone(StrEnum):
@@ -256,19 +257,15 @@ def _while_away(state: str) -> str:
 
 
 def _while_serving(facts: ServiceFacts, compliance: SloCompliance) -> str:
-    decision = facts.run.decision if facts.run else None
-    outcome = decision.outcome if decision else None
+    outcome = facts.run.decision.outcome if facts.run and facts.run.decision else None
     if facts.probation_until is not None:
         return "nothing: if users' requests get worse it is rolled back by itself; `sloguard rollback` undoes it now"
-    if compliance is SloCompliance.MISSED and decision is not None and decision.nearest_miss is not None:
-        miss = decision.nearest_miss
-        rate = miss.highest_rate
-        lower = f"send at most {rate:.3g} requests/s here (more instances)" if rate else "lower the request rate"
-        return f"{lower}, or relax {miss.limit}: no configuration that was tried meets the SLO"
-    if facts.run is None or (compliance is SloCompliance.MISSED and outcome is not Outcome.PROMOTED):
-        return "run `sloguard retune --now` when the service may be away for a while (`sloguard plan` says how long)"
+    if facts.run is None:
+        return f"{_RETUNE} when the service may be away for a while (`sloguard plan` says how long)"
     if outcome in (Outcome.INTERRUPTED, Outcome.ABANDONED):
-        return "run `sloguard retune --now` to repeat the run that was cut off"
+        return f"{_RETUNE} to repeat the run that was cut off"
+    if compliance is SloCompliance.MISSED:
+        return " ".join(facts.advice) or f"{_RETUNE} when the service may be away for a while"
     if outcome is Outcome.INCONCLUSIVE:
-        return "nothing must be done; a longer window (`sloguard retune --now --for 1h`) allows more A/B restarts"
+        return " ".join(("nothing must be done.", *facts.advice))
     return "nothing"

@@ -14,7 +14,7 @@ from sidecar.config.schema import load_config
 from sidecar.observe.served_slo import SERVED_SLO, SERVED_SLO_FILE, ServedSlo
 from sidecar.observe.slo_compliance import ComplianceReport, LimitCompliance, SloCompliance
 from sidecar.record import lock
-from sidecar.record.decisions import Decision, NearestMiss, Outcome
+from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.events import Event, EventKind
 from sidecar.record.journal import Journal, Promoted, Run, StateRecord
 from sidecar.record.states import State
@@ -38,6 +38,7 @@ def facts(**changes: object) -> ServiceFacts:
         run=None,
         setup=None,
         trials=(),
+        advice=(),
         paused=None,
         last_window=None,
         promotion=None,
@@ -129,14 +130,8 @@ def test_the_next_window_is_a_time_or_why_there_is_none() -> None:
         (facts(run=run(KEPT), trials=(MET,)), "nothing"),
         (facts(run=run(KEPT), trials=(MISSED,)), "run `sloguard retune --now` when"),
         (facts(run=run(Decision(Outcome.INTERRUPTED, "cut")), trials=(MET,)), "run `sloguard retune --now` to repeat"),
-        (facts(run=run(Decision(Outcome.INCONCLUSIVE, "spread")), trials=(MET,)), "nothing must be done; a longer"),
-        (
-            facts(
-                run=run(replace(KEPT, nearest_miss=NearestMiss(4, "itl_p99_ms", 0.4, highest_rate=9.5))),
-                trials=(MISSED,),
-            ),
-            "send at most 9.5 requests/s here (more instances), or relax itl_p99_ms: no configuration",
-        ),
+        (facts(run=run(Decision(Outcome.INCONCLUSIVE, "spread")), trials=(MET,)), "nothing must be done."),
+        (facts(run=run(KEPT), trials=(MISSED,), advice=("Raise that limit.", "Add engines.")), "Raise that limit. Add"),
         (facts(probation_until=NOW + 60), "nothing: if users' requests get worse"),
         (facts(paused=Event(NOW, EventKind.PAUSED, {})), "run `sloguard resume`"),
         (facts(state=StateRecord(NOW, State.TUNING, "", NOW + 60)), "nothing: service is restored"),
