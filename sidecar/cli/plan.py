@@ -1,6 +1,7 @@
 """The command `sloguard plan`: what a window would do, without starting anything."""
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -29,6 +30,7 @@ from sidecar.record.trial import RepairChange, Role
 from sidecar.report import wording
 from sidecar.search.contract import Proposal
 from sidecar.service.window_policy import window_refusal
+from vllm_sloguard.agent.serve_command import flags
 from vllm_sloguard.guard.known_model import KnownModel
 from vllm_sloguard.guard.machine import Machine
 from vllm_sloguard.guard.memory import gib
@@ -89,6 +91,7 @@ def _planned(config: Config, host: EngineHost, warnings: Sequence[str]) -> tuple
         vllm_version=vllm,
         machine=here.source,
         incumbent=serves,
+        command=shlex.join(["vllm", "serve", config.model, *flags(args)]),
         optimizer=config.search.optimizer,
         objective=str(config.objective),
         slo=config.slo.upper_limits,
@@ -205,6 +208,7 @@ def _show(found: WindowPlan, here: Machine, held: int) -> None:
         say(f"memory: not computed: {serves.no_budget}; the rules are still checked")
     origin = "the file's arguments" if serves.promotion is None else f"promotion {serves.promotion}"
     say(f"\ncurrent configuration: {origin}: {assignments(serves.args)}")
+    say(f"  as a command line: {found.command}")
     for made in serves.changes:
         say(f"  repaired by the plugin: {change(made.name, made.before, made.after)}: {made.reason}")
     if serves.refusal:

@@ -72,12 +72,14 @@ class NextWindow:
 class WindowPlan:
     """The plan. ``vllm_version`` is empty if unknown; ``warnings`` do not prevent a window.
 
-    ``slo`` has the limits by name, in their units; ``load`` is text; ``unguarded`` are the unguarded trials.
+    ``command`` starts the current configuration without sloguard. ``slo`` has the limits by name, in their units;
+    ``load`` is text; ``unguarded`` are the unguarded trials.
     """
 
     vllm_version: str
     machine: str
     incumbent: Incumbent
+    command: str
     optimizer: str
     objective: str
     slo: dict[str, float]

@@ -1,6 +1,7 @@
 """`sloguard init`: 40 public ways of starting vLLM become files that load, and what can't be kept is said."""
 
 import io
+import json
 import os
 import shlex
 import subprocess
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from sidecar.adopt.command_line import parsed_arguments
 from sidecar.cli.main import app
+from sidecar.cli.operator import CommandRefused
 from sidecar.config.schema import Config, ConfigError, load_config
 from vllm_sloguard.agent.serve_command import flags
 
@@ -63,6 +65,28 @@ def test_a_launch_becomes_a_file_with_the_same_arguments(name: str, tmp_path: Pa
         assert note in said
         assert note in written
     assert config.workload.rate == 3
+
+
+@pytest.mark.parametrize("name", list(LAUNCH_CASES))
+def test_plan_gives_back_the_command_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a local model is missing here, an empty one stands in: the arguments are what counts."""
+    case: LaunchCase = LAUNCH_CASES[name]
+    output = tmp_path / "sloguard.yaml"
+    for secret in case.secrets:
+        monkeypatch.setenv(secret, "in the environment")
+    config, _ = init(case.option, case.source(tmp_path), output=output)
+    if config.model.startswith("/"):
+        output.write_text(output.read_text().replace(config.model, str(tmp_path)), encoding="utf-8")
+
+    done = CliRunner().invoke(app, ["plan", "-c", str(output), "--json"])
+
+    # A model can be too large for this machine; a mistake in the file is another exception.
+    assert done.exception is None or isinstance(done.exception, CommandRefused), done.output
+    serve, verb, _, *planned = shlex.split(json.loads(done.stdout)["command"])
+    assert (serve, verb) == ("vllm", "serve")
+    _, *words = shlex.split(case.words)
+    kept = parsed_arguments(tuple(planned)).args
+    assert {n: v for n, v in kept.items() if n not in case.foreign} == parsed_arguments(tuple(words)).args
 
 
 def test_the_file_is_commented_and_its_json_are_mappings(tmp_path: Path) -> None:
