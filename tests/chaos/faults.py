@@ -225,12 +225,26 @@ def killed_while_writing(rig: Rig, rng: random.Random) -> list[str]:
     return sidecar_killed(rig, rng)
 
 
+# Mistakes, names that would be flags, secrets, and YAML that grows without end.
+_BAD_CONFIGURATIONS = (
+    "nonsense: 1\n",
+    "slo: {\n",
+    "engine: {port: -1}\n",
+    "model: --trust-remote-code\n",
+    'model: ""\n',
+    'model: "a\\nb"\n',
+    "engine: {args: {api_ke: secret}}\n",
+    "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)),
+    "#" * (4 << 20) + "\n",
+)
+
+
 def bad_configuration(rig: Rig, rng: random.Random) -> list[str]:
     """Must be refused in one line without touching the serving engine; the file is then corrected."""
     good = rig.config_file.read_text()
     kill(rig)
     served = rig.answers()
-    rig.config_file.write_text(good + rng.choice(["nonsense: 1\n", "slo: {\n", "engine: {port: -1}\n"]))
+    rig.config_file.write_text(good + rng.choice(_BAD_CONFIGURATIONS))
     refused = rig.folder / "refused.txt"
     code = rig.command("serve", "-c", str(rig.config_file), output=refused).wait(60)
     wrong = _refused(refused, code, 2)
@@ -438,7 +452,9 @@ def _refused(said: Path, code: int | None, expected: int) -> list[str]:
     said_lines = said.read_text(errors="replace").splitlines() if said.exists() else []
     lines = [line for line in said_lines if " warning: " not in line]
     wrong = [] if code == expected else [f"exit code {code} instead of {expected}"]
-    return wrong if len(lines) == 1 else [*wrong, f"{len(lines)} lines instead of one: {lines[-1:]}"]
+    # Several mistakes of a file have an indented line each.
+    unexpected = [line for line in lines[1:] if not line.startswith("  ")]
+    return [*wrong, f"more than one line: {unexpected}"] if unexpected or not lines else wrong
 
 
 _DISK = Settings(disk_bytes=DISK_BYTES)

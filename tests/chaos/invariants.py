@@ -17,7 +17,7 @@ _OPENING_S = 2.0
 
 def wrong(rig: Rig) -> list[str]:
     """The violated invariants of the journal, the files and the serving engine."""
-    found = [*_unended(rig), *_served(rig), *_files(rig), *_retries(rig)]
+    found = [*_unended(rig), *_served(rig), *_files(rig), *_private(rig), *_retries(rig)]
     if "Traceback" in (said := rig.said()):
         found.append(f"a traceback: {said[said.index('Traceback') :].splitlines()[-1]}")
     return found
@@ -102,6 +102,14 @@ def _files(rig: Rig) -> list[str]:
     except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         return [f"promoted.yaml is damaged: {error}"]
     return [] if seqs == rig.served else [f"promoted.yaml says max-num-seqs={seqs}, but {rig.served} serves"]
+
+
+def _private(rig: Rig) -> list[str]:
+    """Other users must not be able to read the state folder, nor any file in it."""
+    paths = [rig.state, *(path for path in rig.state.rglob("*") if path != rig.output)]
+    return [
+        f"{path.name} is open to others" for path in paths if path.lstat().st_mode & 0o077 and not path.is_symlink()
+    ]
 
 
 def _retries(rig: Rig) -> list[str]:

@@ -8,7 +8,6 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
@@ -74,10 +73,10 @@ def slow_clients(rig: Rig, rng: random.Random) -> list[str]:
         hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (_DESCRIPTORS, hard))
     rig.bystander(sys.executable, "-c", SLOW, str(rig.metrics_port), str(_SLOW_CLIENTS), str(done))
-    if not _await(done.exists, GRACE_S) or not rig.await_serving(GRACE_S):
+    if not rig.await_true(done.exists, GRACE_S) or not rig.await_serving(GRACE_S):
         return ["it does not serve while clients are slow"]
     engine_killed(rig)
-    wrong = [] if _await(rig.ready, GRACE_S) else ["/ready does not answer while clients are slow"]
+    wrong = [] if rig.await_true(rig.ready, GRACE_S) else ["/ready does not answer while clients are slow"]
     return [*wrong, *_orders_work(rig)]
 
 
@@ -87,7 +86,7 @@ def restore_hook_hangs(rig: Rig, rng: random.Random) -> list[str]:
     idle = rig.last_state()[1] == "serving" and not _await(lambda: bool(rig.hook_processes()), 1.0)
     if idle and (said := rig.retune()):
         return [f"no window: {said}"]
-    if not _await(lambda: bool(rig.hook_processes()), 2 * GRACE_S) or not rig.await_serving(GRACE_S):
+    if not rig.await_true(lambda: bool(rig.hook_processes()), 2 * GRACE_S) or not rig.await_serving(GRACE_S):
         return ["after_restore did not run"]
     time.sleep(rng.uniform(0, 1))
     engine_killed(rig)
@@ -96,18 +95,18 @@ def restore_hook_hangs(rig: Rig, rng: random.Random) -> list[str]:
 
 def drain_hook_hangs(rig: Rig, rng: random.Random) -> list[str]:
     """``before_drain`` hangs: the window is refused, or the engine is killed meanwhile and restarted."""
-    if not _await(lambda: bool(rig.hook_processes()), GRACE_S):
+    if not rig.await_true(lambda: bool(rig.hook_processes()), GRACE_S):
         return ["before_drain did not run"]
     if rng.random() < 0.5:
         engine_killed(rig)
         return []
-    ended = _await(lambda: bool(_window_outcomes(rig)), GRACE_S)
+    ended = rig.await_true(lambda: bool(_window_outcomes(rig)), GRACE_S)
     return [] if ended and _window_outcomes(rig) == ["refused"] else [f"windows ended {_window_outcomes(rig)}"]
 
 
 def hook_leaves_a_child(rig: Rig, rng: random.Random) -> list[str]:
     """``before_drain`` succeeds and leaves a child that holds its output open; later the engine is killed."""
-    if not _await(lambda: bool(_window_outcomes(rig)), 2 * GRACE_S) or not rig.await_serving(GRACE_S):
+    if not rig.await_true(lambda: bool(_window_outcomes(rig)), 2 * GRACE_S) or not rig.await_serving(GRACE_S):
         return ["the window did not end"]
     wrong = ["the window was refused"] if "refused" in _window_outcomes(rig) else []
     [child] = rig.hook_processes()
@@ -129,7 +128,7 @@ def journal_locked(rig: Rig, rng: random.Random) -> list[str]:
             engine_killed(rig)
         time.sleep(rng.uniform(1, 10))
         other.execute("ROLLBACK")
-    recorded = not crash or _await(lambda: bool(rig.rows("SELECT 1 FROM events WHERE kind = 'crash'")), GRACE_S)
+    recorded = not crash or rig.await_true(lambda: bool(rig.rows("SELECT 1 FROM events WHERE kind = 'crash'")), GRACE_S)
     wrong = [] if recorded else ["the crash was never recorded"]
     rig.await_serving(2 * GRACE_S)
     return [*wrong, *(["the window failed"] if "failed" in _window_outcomes(rig) else [])]
@@ -174,7 +173,7 @@ def log_deleted(rig: Rig, rng: random.Random) -> list[str]:
         names = [name for name in ("journal.sqlite-wal", "journal.sqlite-shm") if (rig.state / name).exists()]
         for name in names:
             (rig.state / name).unlink()
-        if names and not _await(lambda: rig.said().count("the journal is restored") > restored, GRACE_S):
+        if names and not rig.await_true(lambda: rig.said().count("the journal is restored") > restored, GRACE_S):
             return [f"{names} deleted: nothing in the log"]
         time.sleep(0.2)
     return _orders_work(rig)
@@ -212,10 +211,10 @@ def foreign_server(rig: Rig, rng: random.Random) -> list[str]:
     if rig.last_state()[1] == "serving":
         engine_killed(rig)
         if rng.random() < 0.6:  # between the sidecar's check and the engine's bind
-            _await(lambda: (new := rig.engine()) is not None and (old is None or new.pid != old.pid), 5)
+            rig.await_true(lambda: (new := rig.engine()) is not None and (old is None or new.pid != old.pid), 5)
     name = str(MODEL) if rng.random() < 0.5 else "another"
     foreign = rig.bystander(sys.executable, "-c", FOREIGN, str(rig.port), name, str(bound))
-    if not _await(bound.exists, 10):
+    if not rig.await_true(bound.exists, 10):
         return []
     last, deadline, wrong = rig.last_state()[0], time.monotonic() + rng.uniform(0.5, 4), list[str]()
     while time.monotonic() < deadline:
@@ -304,7 +303,7 @@ def actions_race(rig: Rig, rng: random.Random) -> list[str]:
         with suppress(grpc.RpcError):
             stub.Resume(pb.ResumeRequest(), timeout=20)
     open_actions = "SELECT kind FROM orders WHERE outcome IN ('pending', 'started')"
-    _await(lambda: not rig.rows(open_actions), 2 * GRACE_S)
+    rig.await_true(lambda: not rig.rows(open_actions), 2 * GRACE_S)
     wrong = [f"the action {kind} has no outcome" for (kind,) in rig.rows(open_actions)]
     kept = rig.rows("SELECT count(*) FROM orders WHERE kind = 'retune' AND outcome != 'refused'")[0][0]
     if kept < answers.retunes:
@@ -342,15 +341,6 @@ def _gives_orders(stub: ControlServiceStub, rng: random.Random, answers: _Answer
 
 
 # Building blocks
-
-
-def _await(condition: Callable[[], bool], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def _orders_work(rig: Rig) -> list[str]:

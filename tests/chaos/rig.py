@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +52,7 @@ class Settings:
     traffic: float = 0.0
     longest_life_s: float = 300.0
     ignore_sigterm: bool = False
+    page: bool = False
     start_s: float = 0.1
     # Windows by the clock; with a clock of its own, a run can jump from one to the next.
     cron: str = ""
@@ -107,6 +108,7 @@ class Rig:
         self.output = self.state / "output.txt" if settings.disk_bytes else folder / "output.txt"
         self._zygote = zygote
         self.port, self.metrics_port = _own_port(), _own_port()
+        self.page_port = _own_port() if settings.page else 0
         self.sidecar: Process | None = None
         self.sidecars: list[Process] = []
         self.seen = Seen()
@@ -185,7 +187,7 @@ class Rig:
             "window": window,
             "state": str(self.state),
             "metrics": {"port": self.metrics_port},
-            "page": {"port": 0},
+            "page": {"port": self.page_port},
         }
         path = self.folder / "sloguard.yaml"
         path.write_text(yaml.safe_dump(content))
@@ -360,6 +362,16 @@ class Rig:
                 return False
             time.sleep(POLL_S)
         return False
+
+    @staticmethod
+    def await_true(condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Whether ``condition`` becomes true in time."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
 
     # The watchers
 

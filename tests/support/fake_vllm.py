@@ -10,7 +10,8 @@ at its start, 17 hangs once it is up, 19 dies under its first load with code 0.
 
 FAKE_FOLDER names a folder from which faults are taken, each file in it being one: ``ROLE.start.oom.*``,
 ``ROLE.start.fail.*`` and ``ROLE.start.hang.*`` fail one start each, ``ROLE.load.oom.*`` and ``ROLE.load.die.*`` one
-load, where the role is ``serving`` for an engine on FAKE_SERVING_PORT and ``trial`` for another; ``ignore_sigterm`` and
+load, where the role is ``serving`` for an engine on FAKE_SERVING_PORT and ``trial`` for another; while ``flood`` is
+there, the serving engine writes 16 MiB of log a second; ``ignore_sigterm`` and
 ``cut_answers`` hold as long as they are there. ``device`` there is the card: a core holds a lock on it for as long as
 it lives, and ``starts.jsonl`` tells of each start and whether the card was free.
 """
@@ -62,6 +63,11 @@ class Script:
                 token.unlink()
                 return True
         return False
+
+    @property
+    def takes_faults(self) -> bool:
+        """Whether there is a folder of faults."""
+        return self._folder is not None
 
     def holds(self, fault: str) -> bool:
         """Whether ``fault`` is active."""
@@ -227,6 +233,8 @@ def serve(argv: list[str]) -> int:
     timeout_s = float(flags.get("--shutdown-timeout", 0))
     signal.signal(signal.SIGTERM, lambda _number, _frame: _stop(server, timeout_s))
     threading.Thread(target=_end_with_core, daemon=True).start()
+    if role == "serving" and Engine.script.takes_faults:
+        threading.Thread(target=_flood_log, daemon=True).start()
     if os.environ.get("FAKE_TELEMETRY"):
         threading.Thread(target=_tell, args=(flags.get("--model", "fake"), role), daemon=True).start()
     say(f"serving with {Engine.max_num_seqs}")
@@ -253,6 +261,13 @@ def _stop(server: Server, timeout_s: float) -> None:
 
     if not Engine.script.holds("ignore_sigterm"):
         threading.Thread(target=end).start()
+
+
+def _flood_log() -> None:
+    while True:
+        time.sleep(0.25)
+        if Engine.script.holds("flood"):
+            say(f"{'x' * 1023}\n" * (4 << 10))
 
 
 def _end_with_core() -> None:

@@ -188,6 +188,9 @@ def test_a_hub_name_is_looked_up_in_the_local_cache(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     result = CliRunner().invoke(main.app, ["budget", "--model", "some/model", *CARD, "--formula", "--json"])
     assert json.loads(result.stdout)["weights_bytes"] == answer("budget", *CARD, "--formula")["weights_bytes"]
+    words = ("repair", *CARD, "--formula", "--json", *args(max_model_len=4096))
+    by_name = CliRunner().invoke(main.app, [words[0], "--model", "some/model", *words[1:]])
+    assert json.loads(by_name.stdout) == answer(*words[:-3], *args(max_model_len=4096))
 
 
 def test_main_ends_with_one_line_and_code_2(

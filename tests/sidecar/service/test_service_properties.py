@@ -365,3 +365,31 @@ def test_no_sequence_of_orders_jumps_and_crashes_breaks_an_invariant(tmp_path: P
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )
+
+
+@pytest.mark.parametrize("make_up", [False, True])
+def test_a_window_missed_because_another_one_ran_is_recorded_and_made_up_for(tmp_path: Path, make_up: bool) -> None:
+    window = {"cron": "0 * * * *", "duration": f"{_DURATION_S:g}s", "notice": "0s", "make_up": make_up}
+    ServiceMachine.config = load_config(write_config(tmp_path, window=window))
+    machine = ServiceMachine()
+    try:
+        machine.start()
+        machine.move_clock(25 * 60)  # 02:55
+        machine.action("retune")
+        machine.cycle([("jump", 20 * 60), ("pass", 0.0)])  # the requested window runs over 03:00
+        for _ in range(2):
+            machine.cycle([])
+        opened = machine.operations.events([EventKind.WINDOW_OPENED])
+        [missed] = [
+            event.content
+            for event in machine.operations.events([EventKind.WINDOW_ENDED])
+            if event.content["outcome"] == WindowOutcome.MISSED
+        ]
+    finally:
+        machine.teardown()
+
+    due = _START + 30 * 60
+    assert (missed["first_due"], missed["last_due"]) == (due, due)
+    assert "03:00" in missed["reason"]
+    assert "the sidecar was draining" in missed["reason"]
+    assert [event.content["due"] for event in opened] == [None, due] if make_up else [None]

@@ -95,12 +95,12 @@ def test_a_refusal_does_the_arithmetic() -> None:
     fixed = sum(float(size) for size in re.findall(r"([\d.]+) GiB", parts))
     assert parts.startswith("weights 14.96 GiB + activations ")
     assert fixed > 0.25 * 24
-    assert (float(needed) - 0.01) * 24 < fixed + 0.02 <= float(needed) * 24 + 0.04
+    assert (float(needed) - 0.001) * 24 < fixed + 0.02 <= float(needed) * 24 + 0.04
     assert pinned == "pinned: gpu_memory_utilization"
     small = Machine("cuda", 12 * GIB, 12 * GIB, 1, "NVML")
     beyond = repair({}, LARGE, small, estimate=with_checkpoint)
     assert beyond.status is RepairStatus.REFUSED
-    assert re.search(r"needs utilization ≥ 1\.\d\d$", beyond.refusal)
+    assert re.search(r"needs utilization ≥ 1\.\d\d\d$", beyond.refusal)
 
 
 def test_formulas_alone_refuse_nothing() -> None:

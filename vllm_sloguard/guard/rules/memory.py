@@ -99,13 +99,13 @@ def _some_kv_is_left(case: Case) -> Broken | None:
     if budget is None or machine is None or "kv_cache_memory_bytes" in case.args or budget.kv_bytes > 0:
         return None
     share = case.values.get("gpu_memory_utilization", memory.DEFAULT_UTILIZATION)
-    needed = math.ceil(budget.fixed_bytes / machine.total_bytes * 100) / 100
+    needed = math.ceil(budget.fixed_bytes / machine.total_bytes * 1000) / 1000
     reason = (
         f"weights {gib(budget.weights_bytes)} GiB + activations {gib(budget.activation_bytes)} GiB"
         f"{f' + CUDA graphs {gib(budget.graph_bytes)} GiB' if budget.graph_bytes else ''}"
         f" + overhead {gib(budget.overhead_bytes)} GiB exceed"
         f" {share} \N{MULTIPLICATION SIGN} {gib(machine.total_bytes)} GiB;"
-        f" needs utilization ≥ {needed:.2f}"
+        f" needs utilization ≥ {needed:.3f}"
     )
     ways = (*_larger_share(case, machine, _surely_starts), *_smaller_steps(case, can_serve))
     return _off_the_edge(_has_kv(case) or not budget.proves_weights, case, Broken(reason, ways))
