@@ -83,7 +83,7 @@ def slow_clients(rig: Rig, rng: random.Random) -> list[str]:
 def restore_hook_hangs(rig: Rig, rng: random.Random) -> list[str]:
     """The engine is killed while ``after_restore`` hangs."""
     # The hook of the last window may be about to run; another window would be down as planned.
-    idle = rig.last_state()[1] == "serving" and not _await(lambda: bool(rig.hook_processes()), 1.0)
+    idle = rig.last_state()[1] == "serving" and not rig.await_true(lambda: bool(rig.hook_processes()), 1.0)
     if idle and (said := rig.retune()):
         return [f"no window: {said}"]
     if not rig.await_true(lambda: bool(rig.hook_processes()), 2 * GRACE_S) or not rig.await_serving(GRACE_S):
