@@ -94,8 +94,10 @@ def query(expr: str, legend: str = "__auto", *, instant: bool = False) -> promet
 
 
 def counted(metric: str, label: str, **labels: str) -> prometheus.Dataquery:
-    """Increase over the time range by ``label``, without zeros."""
-    expr = f"sort_desc(round(sum by ({label}) (increase({series(metric, **labels)}[$__range])))) > 0"
+    """Increase over the time range by ``label``, without zeros; "none" if all are zero and the sidecar is scraped."""
+    found = f"sort_desc(round(sum by ({label}) (increase({series(metric, **labels)}[$__range])))) > 0"
+    none = f'label_replace(0 * max({series("sloguard_paused")}), "{label}", "none", "", "")'
+    expr = f"({found}) or on () {none}"
     return query(expr, f"{{{{{label}}}}}", instant=True)
 
 
@@ -195,7 +197,7 @@ def value(title: str, about: str, unit: str, target: prometheus.Dataquery) -> st
     """The latest value as a number."""
     panel = stat.Panel().title(title).description(about).datasource(SOURCE).unit(unit).thresholds(steps({}))
     last = common.ReduceDataOptions().calcs(["lastNotNull"])
-    panel = panel.graph_mode(BigValueGraphMode.NONE).reduce_options(last).height(5).no_value("none")
+    panel = panel.graph_mode(BigValueGraphMode.NONE).reduce_options(last).height(5).no_value("no data")
     return panel.with_target(target)
 
 
@@ -213,7 +215,7 @@ def bars(title: str, about: str, unit: str, *targets: prometheus.Dataquery) -> b
     """Bars to compare numbers."""
     panel = bargauge.Panel().title(title).description(about).datasource(SOURCE).unit(unit).min(0).height(8)
     last = common.ReduceDataOptions().calcs(["lastNotNull"])
-    panel = panel.orientation(VizOrientation.HORIZONTAL).display_mode(BarGaugeDisplayMode.BASIC).no_value("none")
+    panel = panel.orientation(VizOrientation.HORIZONTAL).display_mode(BarGaugeDisplayMode.BASIC).no_value("no data")
     panel = panel.thresholds(steps({})).reduce_options(last)
     for target in targets:
         panel = panel.with_target(target)

@@ -43,7 +43,11 @@ def _now(to: dashboard.Dashboard) -> dashboard.Dashboard:
     return (
         to.with_row(dashboard.Row("Now"))
         .with_panel(state_panel().span(12))
-        .with_panel(value("Window time left", "0 outside of a window.", units.DurationSeconds, left).span(4))
+        .with_panel(
+            value("Window time left", "Until vLLM must serve again.", units.DurationSeconds, left)
+            .mappings([mapping({"0": ("no window", "blue")})])
+            .span(4)
+        )
         .with_panel(
             value("Trials left", "In the budget of the run; the validation is not counted.", units.Short, budget).span(
                 4

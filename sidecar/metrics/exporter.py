@@ -55,6 +55,11 @@ class Metrics:
         Info("sloguard_model", "The model, by its name in vLLM, and the objective.", registry=reg).info(
             {"model": _model_name(config), "objective": str(config.objective)}
         )
+        Gauge(
+            "sloguard_next_window_timestamp_seconds",
+            "When window.cron opens the next window unless paused, in Unix time; 0 if none is scheduled.",
+            registry=reg,
+        ).set_function(lambda: config.window.next_opening(time.time()) or 0.0)
         self._engine_up = Gauge(
             "sloguard_engine_up", "Whether the serving engine is running and responding.", registry=reg
         )

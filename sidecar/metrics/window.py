@@ -18,8 +18,11 @@ ACTIVITIES = ("drain", "decide", "start", "warmup", "load", "stop", "restore")
 DURATION_BUCKETS_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0)
 _TRYING = (State.TUNING, State.VALIDATING)
 _COMING_BACK = (State.PROMOTING, State.RESTORING)
-# Unplanned restarts.
+# Unplanned restarts, and planned ones: the start after a window, whatever it led to.
 _RESTART_REASONS = (Cause.ENGINE_CRASHED, Cause.ENGINE_HANGS, Cause.ROLLED_BACK)
+_PLANNED_REASONS = (
+    Cause.PROMOTED, Cause.KEPT, Cause.WINDOW_ABORTED, Cause.WINDOW_OUT_OF_TIME, Cause.WINDOW_FAILED
+)  # fmt: skip
 
 
 class WindowMetrics:
@@ -50,6 +53,11 @@ class WindowMetrics:
         )
         for cause in _RESTART_REASONS:
             self._restarts.labels(str(cause))
+        self._planned = Counter(
+            "sloguard_engine_planned_restarts", "Starts of the serving engine after a window.", ["reason"], registry=reg
+        )
+        for cause in _PLANNED_REASONS:
+            self._planned.labels(str(cause))
         self.epoch = Gauge("sloguard_controller_epoch", "Number of this controller; it only increases.", registry=reg)
         self.paused = Gauge("sloguard_paused", "Whether an operator has paused windows.", registry=reg)
         self.restore_expected = Gauge(
@@ -141,6 +149,8 @@ class WindowMetrics:
             self._left(before, state, now)
         if state is State.RESTORING and cause in _RESTART_REASONS:
             self._restarts.labels(str(cause)).inc()
+        elif state in _COMING_BACK and before not in _COMING_BACK and cause in _PLANNED_REASONS:
+            self._planned.labels(str(cause)).inc()
         self._state.state(str(state))
         self._entered_at.set_to_current_time()
         self._now_in, self._since = state, now

@@ -152,6 +152,7 @@ def test_the_data_are_what_has_happened(story: Lived) -> None:
     assert by("category", 'sloguard_crashes_total{traffic="serving"}') == {"engine_death": 2}
     assert by("verdict", "sloguard_rollbacks_total") == {"crash_loop": 1}
     assert by("reason", "sloguard_engine_restarts_total") == {"engine_crashed": 2}
+    assert by("reason", "sloguard_engine_planned_restarts_total") == {"promoted": 1}
     assert "batch-prompt" in by("rule", "sloguard_repairs_total")
     # After the rollback, the requests under the file's arguments are counted from 0.
     (serves,) = story.prometheus.query("sloguard_serving_configuration_info")
@@ -169,6 +170,21 @@ def test_the_data_are_what_has_happened(story: Lived) -> None:
     opened = next(s.at for s in states if s.state == "draining")
     back = next(s.at for s in states if s.state == "serving" and s.at > opened)
     assert spent == pytest.approx(back - opened, abs=3)
+
+
+@needs_prometheus
+def test_a_count_of_problems_tells_none_from_no_data(story: Lived) -> None:
+    """A sidecar that is not scraped must not look like one without problems."""
+    story.prometheus.wait_until_up()
+    [expr] = [query for title, query in panel_queries(DASHBOARDS[1], NOW) if title == "Engine crashes"]
+    without = expr.replace('traffic="serving"', 'traffic="of nobody"')
+    elsewhere = expr.replace('job=~".+"', 'job=~"not scraped"')
+    now = time.time()
+
+    [none] = series(story.prometheus.url, without, now, now, 1.0)
+    assert (none.labels["category"], none.values) == ("none", (0.0,))
+    assert series(story.prometheus.url, elsewhere, now, now, 1.0) == []
+    assert {s.labels["category"] for s in series(story.prometheus.url, expr, now, now, 1.0)} == {"engine_death"}
 
 
 COMPARISON = re.compile(r"\s(==|>=|>)\s[\d.]+")

@@ -94,7 +94,7 @@ def _config(folder: Path, budget: int) -> Path:
             "unguarded": [{"max_num_seqs": OUT_OF_MEMORY}, {"max_num_seqs": DIES}],
         },
         promotion={"pairs": [2], "probation": {"crashes": 2}},
-        window={"duration": "10m", "notice": "0s"},
+        window={"duration": "10m", "notice": "0s", "cron": "0 3 1 1 *"},
     )
 
 

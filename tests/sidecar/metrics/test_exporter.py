@@ -317,6 +317,38 @@ def test_where_a_window_went(page: Page) -> None:
     assert page.value("sloguard_engine_restarts_total", reason="engine_hangs") == 0
 
 
+def test_a_restart_after_a_window_is_planned(page: Page) -> None:
+    for state, cause in (
+        (State.SERVING, Cause.STARTED),
+        (State.TUNING, Cause.DRAINED),
+        (State.PROMOTING, Cause.PROMOTED),
+        (State.RESTORING, Cause.PROMOTED),  # the same restart goes on
+        (State.SERVING, Cause.PROMOTED),
+        (State.TUNING, Cause.DRAINED),
+        (State.RESTORING, Cause.KEPT),
+        (State.SERVING, Cause.KEPT),
+    ):
+        page.metrics.entered(state, ready=False, cause=cause)
+
+    planned = {
+        reason: page.value("sloguard_engine_planned_restarts_total", reason=reason) for reason in ("promoted", "kept")
+    }
+    assert planned == {"promoted": 1, "kept": 1}
+    assert page.value("sloguard_engine_restarts_total", reason="engine_crashed") == 0
+
+
+def test_the_next_window_is_that_of_the_schedule(tmp_path: Path) -> None:
+    def scheduled(folder: Path, **window: str) -> float | None:
+        folder.mkdir()
+        config = load_config(write_config(folder, window=window))
+        return Metrics(config).registry.get_sample_value("sloguard_next_window_timestamp_seconds")
+
+    found = scheduled(tmp_path / "scheduled", cron="0 3 * * *")
+    assert found is not None
+    assert 0 < found - time.time() <= 25 * 3600
+    assert scheduled(tmp_path / "unscheduled") == 0
+
+
 def test_a_window_that_is_overrun(page: Page, tmp_path: Path) -> None:
     progress = StateMachine(Journal(tmp_path / "state"), page.metrics, Mailbox(), print)
     assert page.value("sloguard_window_overrun_seconds") == 0
