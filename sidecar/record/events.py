@@ -177,6 +177,17 @@ class Operations:
                 found.append((float(first), float(last)))
         return found
 
+    def missed_windows(self) -> tuple[float, float] | None:
+        """When the windows missed since the last scheduled one opened were due: from and to, seconds since the epoch."""
+        for event in reversed(self.events([EventKind.WINDOW_OPENED, EventKind.WINDOW_ENDED], _MAX_HANDLED)):
+            content = event.content
+            if event.kind is EventKind.WINDOW_OPENED and content.get("due") is not None:
+                return None
+            first, last = content.get("first_due"), content.get("last_due")
+            if content.get("outcome") == WindowOutcome.MISSED and is_number(first) and is_number(last):
+                return float(first), float(last)
+        return None
+
     def last_window(self) -> Event | None:
         """The end of the last window that did open, i.e. was neither refused nor missed."""
         if self._journal.version() < migrations.OPERATIONS:

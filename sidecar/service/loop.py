@@ -93,6 +93,7 @@ class Service:
         """Takes over from an earlier sidecar, up to the first token. Raises Cancelled, EngineCrashed, Superseded."""
         self._take_over()
         self._schedule = self._continued_schedule()
+        self._making_up = self._window_to_make_up()
         end_interrupted(self._parts.journal, "the sidecar ended during the run", self._progress.say)
         self._serving.recover()
         self._end_window()
@@ -120,6 +121,16 @@ class Service:
         except JournalError:
             busy_at, handled = None, []
         return WindowSchedule(window, now if busy_at is None else busy_at - window.lateness_s, now, handled)
+
+    def _window_to_make_up(self) -> MissedWindows | None:
+        """The window that an earlier sidecar missed and has not made up for."""
+        if not self._config.window.make_up:
+            return None
+        try:
+            due = self._parts.operations.missed_windows()
+        except JournalError:
+            return None
+        return None if due is None else MissedWindows(*due, 1)
 
     def _say_once(self, trouble: str) -> None:
         """Logs a recurring problem once, until it changes."""

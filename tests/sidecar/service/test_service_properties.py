@@ -367,6 +367,28 @@ def test_no_sequence_of_orders_jumps_and_crashes_breaks_an_invariant(tmp_path: P
     )
 
 
+def test_a_missed_window_is_made_up_for_by_a_later_sidecar(tmp_path: Path) -> None:
+    window = {"cron": "0 * * * *", "duration": f"{_DURATION_S:g}s", "notice": "0s", "make_up": True}
+    ServiceMachine.config = load_config(write_config(tmp_path, window=window))
+    machine = ServiceMachine()
+    try:
+        machine.start()
+        machine.move_clock(25 * 60)  # 02:55
+        machine.action("retune")
+        machine.cycle([("jump", 20 * 60), ("pause", 0.0), ("pass", 0.0)])  # 03:00 is missed, and then it is paused
+        machine.cycle([])
+        machine.kill()
+        machine.start()
+        machine.action("resume")
+        for _ in range(2):
+            machine.cycle([])
+        opened = machine.operations.events([EventKind.WINDOW_OPENED])
+    finally:
+        machine.teardown()
+
+    assert [event.content["due"] for event in opened] == [None, _START + 30 * 60]
+
+
 @pytest.mark.parametrize("make_up", [False, True])
 def test_a_window_missed_because_another_one_ran_is_recorded_and_made_up_for(tmp_path: Path, make_up: bool) -> None:
     window = {"cron": "0 * * * *", "duration": f"{_DURATION_S:g}s", "notice": "0s", "make_up": make_up}
