@@ -178,7 +178,7 @@ class Operations:
         return found
 
     def missed_windows(self) -> tuple[float, float] | None:
-        """When the windows missed since the last scheduled one opened were due: from and to, seconds since the epoch."""
+        """When windows missed since the last scheduled one opened were due: from and to, seconds since the epoch."""
         for event in reversed(self.events([EventKind.WINDOW_OPENED, EventKind.WINDOW_ENDED], _MAX_HANDLED)):
             content = event.content
             if event.kind is EventKind.WINDOW_OPENED and content.get("due") is not None:
