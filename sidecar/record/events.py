@@ -184,7 +184,8 @@ class Operations:
             if event.kind is EventKind.WINDOW_OPENED and content.get("due") is not None:
                 return None
             first, last = content.get("first_due"), content.get("last_due")
-            if content.get("outcome") == WindowOutcome.MISSED and is_number(first) and is_number(last):
+            missed = content.get("outcome") == WindowOutcome.MISSED
+            if missed and first is not None and last is not None and is_number(first) and is_number(last):
                 return float(first), float(last)
         return None
 
