@@ -18,7 +18,7 @@ import yaml
 
 from sidecar.format import change
 from sidecar.record import lock
-from sidecar.record.decisions import Outcome
+from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.journal import Journal
 from sidecar.record.run_snapshot import read_run
 from sidecar.record.trial import Role, Trial, TrialStatus
@@ -193,17 +193,18 @@ def summary(state: Path, sustained: float, rate: float, away_s: float) -> tuple[
     crashed = [t for t in trials if t.status is TrialStatus.CRASHED]
     searched = [t for t in trials if t.plan.role in (Role.BASELINE, Role.SEARCH, Role.UNGUARDED)]
     met = sum(t.status is TrialStatus.FEASIBLE for t in searched)
+    folder = state.relative_to(Path.cwd()) if state.is_relative_to(Path.cwd()) else state
     return promoted, [
-        f"vLLM served a small model with {snapshot.run.incumbent['max_num_seqs']} requests at a time (max_num_seqs).",
-        f"With that it sustains {sustained:.1f} requests/s; the demo's load is {rate:g}, more than it can take.",
-        f"sloguard drained vLLM, tried other settings and was back after {away_s / 60:.1f} minutes (one window).",
+        f"vLLM served a small model, {snapshot.run.incumbent['max_num_seqs']} requests at a time (max_num_seqs).",
+        f"That sustains {sustained:.1f} requests/s; the demo sends {rate:g}, more than it can take.",
+        f"sloguard drained vLLM, tried other settings and was back after {away_s / 60:.1f} minutes.",
         f"It tried {len(searched)} configurations; {met} of them met the latency limits (the SLO).",
         _crash_line(crashed),
         _candidate_line(trials, snapshot.run.incumbent),
-        _comparison_line(trials, "candidate" if promoted else "best candidate"),
-        f"Decision: {decision.outcome if decision else 'none'}: {decision.reason if decision else 'see the log'}.",
-        f"Served next: {state / 'promoted.yaml'} (vllm serve --config FILE works without sloguard, too).",
-        f'Your turn: sloguard init --from "vllm serve MODEL"; this run: sloguard report {state} -o report.html',
+        _comparison_line(trials),
+        _decision_line(decision, folder),
+        f"The whole story with its figures: sloguard report {folder} -o report.html",
+        'Your turn: sloguard init --from "vllm serve MODEL --your-flags"',
     ]
 
 
@@ -211,10 +212,8 @@ def _crash_line(crashed: list[Trial]) -> str:
     if not crashed:
         return "None of them crashed."
     crash = next(t.result.crash for t in crashed if t.result is not None and t.result.crash is not None)
-    return (
-        f"{len(crashed)} crashed ({str(crash.category).replace('_', ' ')}): one was unguarded on purpose; "
-        "no user was connected."
-    )
+    category = str(crash.category).replace("_", " ")
+    return f"{len(crashed)} crashed ({category}; one is unguarded on purpose); no user was connected."
 
 
 def _candidate_line(trials: tuple[Trial, ...], incumbent: dict[str, Any]) -> str:
@@ -226,20 +225,23 @@ def _candidate_line(trials: tuple[Trial, ...], incumbent: dict[str, Any]) -> str
     return f"The best candidate: {', '.join(changes)}."
 
 
-def _comparison_line(trials: tuple[Trial, ...], name: str) -> str:
-    means: dict[Role, float] = {}
+def _comparison_line(trials: tuple[Trial, ...]) -> str:
+    means: list[float] = []
     for role in (Role.REFERENCE, Role.VALIDATION):
-        found = [
-            t.result.measurement.e2e_mean_ms
-            for t in trials
-            if t.plan.role is role and t.result and t.result.measurement
-        ]
-        if known := [ms for ms in found if ms is not None]:
-            means[role] = fmean(known)
+        measured = [t.result.measurement for t in trials if t.plan.role is role and t.result is not None]
+        if known := [m.e2e_mean_ms for m in measured if m is not None and m.e2e_mean_ms is not None]:
+            means.append(fmean(known))
     if len(means) < 2:
         return "It was not compared with the incumbent in A/B restarts."
-    before, after = means[Role.REFERENCE], means[Role.VALIDATION]
-    return f"Mean latency of a request in A/B restarts: {before:.0f} ms before, {after:.0f} ms with the {name}."
+    return f"Both again, on fresh engines: mean latency {means[0]:.0f} ms before, {means[1]:.0f} ms with the candidate."
+
+
+def _decision_line(decision: Decision | None, folder: Path) -> str:
+    if decision is None:
+        return f"There was no decision; see {folder / 'serve.log'}."
+    if decision.outcome is Outcome.PROMOTED:
+        return f"Decision: promoted. vLLM serves it from now on ({folder / 'promoted.yaml'})."
+    return f"Decision: {decision.outcome}, so the former configuration serves again: {decision.reason}."
 
 
 if __name__ == "__main__":

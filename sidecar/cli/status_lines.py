@@ -105,7 +105,9 @@ def _standing(facts: ServiceFacts) -> Iterator[StatusLine]:
     elif not good:
         ends = f"; the window ends at {when(record.until)}" if record.until is not None else ""
         yield StatusLine("serving", f"nothing: {record.state}{ends}", StatusTone.WARN)
-    yield StatusLine("sidecar", f"process {facts.pid}, {record.state} since {when(record.at)}: {record.reason}")
+    decided = facts.run is not None and facts.run.decision is not None and facts.run.decision.reason == record.reason
+    why = "" if decided else f": {record.reason}"  # a line of its own has the last decision
+    yield StatusLine("sidecar", f"process {facts.pid}, {record.state} since {when(record.at)}{why}")
 
 
 def _ended(facts: ServiceFacts) -> str:
