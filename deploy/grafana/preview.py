@@ -263,6 +263,8 @@ def _text(panel: dict[str, Any], value: float) -> str:
     unit, digits = defaults.get("unit"), defaults.get("decimals")
     if unit == "percentunit":
         return f"{value * 100:.{1 if digits is None else int(digits)}f}%"
+    if unit == "dtdurations" and value >= 2 * 86400:
+        return f"{value / 86400:.1f} days"
     if unit == "dtdurations":
         minutes, seconds = divmod(value, 60)
         return f"{int(minutes)} min {seconds:.0f} s" if minutes >= 1 else f"{seconds:.3g} s"

@@ -59,14 +59,14 @@ def _now(to: dashboard.Dashboard) -> dashboard.Dashboard:
     over = mapping({"0": ("none", "blue")})
     return (
         to.with_row(dashboard.Row("Now"))
-        .with_panel(state_panel().span(9))
+        .with_panel(state_panel().span(8))
         .with_panel(engine.mappings([up]).span(2))
         .with_panel(kept.span(3))
         .with_panel(value("Configuration unchanged for", "Under this sidecar.", units.DurationSeconds, since).span(3))
         .with_panel(
             value("Probation left", "Of the last promotion.", units.DurationSeconds, probation).mappings([over]).span(2)
         )
-        .with_panel(filled(tuning.mappings([paused])).span(2))
+        .with_panel(filled(tuning.mappings([paused])).span(3))
         .with_panel(following.mappings([over]).span(3))
     )
 

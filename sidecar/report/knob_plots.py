@@ -102,7 +102,7 @@ def knobs(view: ReportView) -> tuple[Figure, int] | None:
                 given = entry.knobs.get(knob_axis.knob.name)
                 x.append(None if given is None else knob_axis.place(given, entry.number))
                 y.append(-row)
-                text.append(f"trial {entry.number}: {TRIAL_STATES[entry.status].label}, {_figure(view, entry)}")
+                text.append(str(entry.number))
             x.append(None)
             y.append(None)
             text.append("")
@@ -110,7 +110,7 @@ def knobs(view: ReportView) -> tuple[Figure, int] | None:
             x=x, y=y, text=text, name=name, mode="lines+markers", marker={"size": 6 if width < 3 else 9},
             line={"color": colour, "width": width},
             opacity=0.95 if width >= 3 else min(0.55, max(25 / len(alike), 0.15)),
-            hovertemplate="%{text}<extra></extra>",
+            hovertemplate=f"trial %{{text}} ({name})<extra></extra>",
         )  # fmt: skip
     _name_rows(figure, axes)
     figure.update_xaxes(visible=False, fixedrange=True, range=[-0.02, 1.02])
@@ -177,12 +177,6 @@ class _Axis:
         middle = math.sqrt(self._low * self._high) if self._log else (self._low + self._high) / 2
         middle = round(middle) if self.knob.kind is KnobKind.INT else middle
         return [(self.place(v), _compact(self.knob, v)) for v in (self._low, middle, self._high)]
-
-
-def _figure(view: ReportView, entry: TrialEntry) -> str:
-    if entry.value is None:
-        return "not measured"
-    return wording.with_unit(entry.value, view.objective, at_least=entry.value_is_lower_bound)
 
 
 def _compact(knob: Knob, value: float) -> str:
@@ -263,7 +257,7 @@ def crashes(view: ReportView) -> tuple[Figure, int] | None:
             # Crashes are drawn above the line, measured trials on it, so that neither hides the other.
             y=[-row + (0.16 + 0.05 * (e.number % 3) if order else 0.0) for e, row, _ in spots],
             mode="markers", name=name, marker={"color": colour, "symbol": symbol, "size": 8},
-            text=[f"trial {e.number}: {name}" for e, _, _ in spots], hovertemplate="%{text}<extra></extra>",
+            text=[str(e.number) for e, _, _ in spots], hovertemplate=f"trial %{{text}}: {name}<extra></extra>",
         )  # fmt: skip
     _name_rows(figure, axes)
     figure.update_xaxes(visible=False, fixedrange=True, range=[-0.02, 1.02])

@@ -124,7 +124,7 @@ def _row(view: ReportView, entry: TrialEntry, *, printed: bool) -> dict[str, Any
     return {
         "entry": entry,
         "printed": printed,
-        "sort_keys": json.dumps(_sort_keys(view, entry)),
+        "sort_keys": json.dumps(_rounded(_sort_keys(view, entry)), separators=(",", ":")),
         "kind": kind,
         "role": wording.ROLES[entry.role],
         "status": TRIAL_STATES[entry.status].label,

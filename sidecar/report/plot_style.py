@@ -18,6 +18,10 @@ INCUMBENT, CANDIDATE, PLAIN = "#9467bd", "#2a9d4e", "#8a8f98"
 MISSED = "#dd4132"  # a limit
 
 
+# Characters of a configuration or a note in a hover text; the table of trials has all of it.
+_HOVER = 120
+
+
 @dataclass(frozen=True)
 class Look:
     """How one group of trials is drawn."""
@@ -63,7 +67,7 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
 def hover(entry: TrialEntry) -> str:
     """The hover text of a trial, escaped: it may come from logs, and plotly interprets markup."""
     lines = [f"trial {entry.number} ({wording.ROLES[entry.role]}): {TRIAL_STATES[entry.status].label}"]
-    lines += [part for part in (entry.configuration, entry.note[:200]) if part]
+    lines += [textwrap.shorten(part, _HOVER, placeholder="…") for part in (entry.configuration, entry.note) if part]
     return "<br>".join(escape(piece) for line in lines for piece in _wrapped(line))
 
 

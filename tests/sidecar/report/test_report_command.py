@@ -17,7 +17,7 @@ from vllm_sloguard.crash import Category
 
 EVIL = "<script>document.title = 'owned'</script><img src=x onerror=alert(1)>"
 # Half of it is plotly.js.
-MAX_BYTES_OF_500 = 2_500_000
+MAX_BYTES_OF_500 = 2_200_000
 
 
 def written(state: Path, folder: Path) -> str:
