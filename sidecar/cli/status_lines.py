@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from sidecar.cli.service_facts import ServiceFacts
 from sidecar.format import setting, when
+from sidecar.measure.verdict import slo_limits
 from sidecar.observe.slo_compliance import ComplianceReport, LimitCompliance, SloCompliance
 from sidecar.observe.watch_report import ADVICE_TEXTS
 from sidecar.record.decisions import Outcome
@@ -134,8 +135,20 @@ def slo_standing(facts: ServiceFacts) -> SloStanding:
     at = ago(measured.ended_at or measured.started_at, facts.now)
     if measured.status is TrialStatus.FEASIBLE:
         return SloStanding(SloCompliance.MET, f"as measured in {of}, {at}; {users} since")
-    how = "crashed" if measured.status is TrialStatus.CRASHED else "missed a limit"
-    return SloStanding(SloCompliance.MISSED, f"the current configuration {how} in {of}, {at}")
+    if measured.status is TrialStatus.CRASHED:
+        return SloStanding(SloCompliance.MISSED, f"the current configuration crashed in {of}, {at}")
+    return SloStanding(SloCompliance.MISSED, f"{_missed_limits(facts, measured) or 'a limit was missed'}; {of}, {at}")
+
+
+def _missed_limits(facts: ServiceFacts, trial: Trial) -> str:
+    """ "ITL p99 84 ms (limit 60 ms)", for each limit that ``trial`` missed."""
+    measurement = trial.result.measurement if trial.result is not None else None
+    if measurement is None or facts.setup is None:
+        return ""
+    missed = [
+        limit for limit in slo_limits(measurement, facts.setup.slo) if limit.excess and limit.measured is not None
+    ]
+    return ", ".join(_limit(LimitCompliance(limit.name, limit.limit, limit.measured)) for limit in missed)
 
 
 def _from_users(report: ComplianceReport) -> str:
@@ -266,6 +279,9 @@ def _while_serving(facts: ServiceFacts, compliance: SloCompliance) -> str:
         return f"{_RETUNE} when the service may be away for a while (`sloguard plan` says how long)"
     if outcome in (Outcome.INTERRUPTED, Outcome.ABANDONED):
         return f"{_RETUNE} to repeat the run that was cut off"
+    measured = last_measurement(facts)
+    if measured is not None and measured.status is TrialStatus.CRASHED:
+        return f"find out why the current configuration crashed: `sloguard report -c {_FILE} -o report.html`"
     if compliance is SloCompliance.MISSED:
         return " ".join(facts.advice) or f"{_RETUNE} when the service may be away for a while"
     if outcome is Outcome.INCONCLUSIVE:

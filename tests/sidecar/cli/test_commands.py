@@ -244,7 +244,7 @@ def test_status_tells_that_the_current_configuration_misses_the_slo(config_file:
     journal.end_trial(journal.begin_trial(1, planned(Role.BASELINE)), Result(violation=0.5))
     journal.close()
     output = in_process("status", state)
-    assert "\nSLO: missed: the current configuration missed a limit in trial 4 of run 1, 20" in output
+    assert "\nSLO: missed: a limit was missed; trial 4 of run 1, 20" in output
     found = json.loads(in_process("status", state, "--json"))
     assert (found["misses_slo"], found["slo"]["compliance"]) == (4, "missed")
 

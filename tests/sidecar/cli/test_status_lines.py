@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from report_cases import only_crashes, whole
-from sidecar_cases import configured, planned, served, trial
+from sidecar_cases import configured, measured, oom, planned, served, trial
 
 from sidecar.cli.service_facts import ProbationStage, ServiceFacts, ServingNow, read_service_facts
 from sidecar.cli.status_lines import next_action, slo_standing, status_lines
@@ -17,6 +17,7 @@ from sidecar.record import lock
 from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.events import Event, EventKind
 from sidecar.record.journal import Journal, Promoted, Run, StateRecord
+from sidecar.record.run_snapshot import setup_of_config
 from sidecar.record.states import State
 from sidecar.record.trial import Result, Role
 
@@ -24,6 +25,7 @@ NOW = 1_800_000_000.0
 LABELS = ["serving", "sidecar", "SLO", "last decision", "probation", "rollback", "next window", "do now"]
 KEPT = Decision(Outcome.KEPT, "none was better")
 MISSED = trial(1, planned(Role.BASELINE), Result(violation=0.5))
+CRASHED = trial(1, planned(Role.BASELINE), Result(crash=oom()))
 MET = trial(1, planned(Role.BASELINE), served(-80.0))
 
 
@@ -92,7 +94,14 @@ def test_without_users_the_last_measurement_counts() -> None:
     assert slo_standing(facts(run=run(KEPT), trials=(MET,))).compliance is SloCompliance.MET
     missed = slo_standing(facts(run=run(KEPT), trials=(MISSED,)))
     assert missed.compliance is SloCompliance.MISSED
-    assert missed.text.startswith("the current configuration missed a limit in trial 1 of run 1, ")
+    assert missed.text.startswith("a limit was missed; trial 1 of run 1, ")
+
+
+def test_the_limits_that_the_last_measurement_missed_are_named(tmp_path: Path) -> None:
+    setup = setup_of_config(configured(tmp_path))
+    slow = trial(1, planned(Role.BASELINE), Result(violation=0.5, measurement=measured(840.0)))
+    slo = slo_standing(facts(run=run(KEPT), setup=setup, trials=(slow,)))
+    assert slo.text.startswith("TTFT p99 840 ms (limit 500 ms); trial 1 of run 1, ")
 
 
 def test_after_a_promotion_the_candidates_measurement_counts_unless_it_was_rolled_back() -> None:
@@ -132,6 +141,7 @@ def test_the_next_window_is_a_time_or_why_there_is_none() -> None:
         (facts(run=run(Decision(Outcome.INTERRUPTED, "cut")), trials=(MET,)), "run `sloguard retune --now` to repeat"),
         (facts(run=run(Decision(Outcome.INCONCLUSIVE, "spread")), trials=(MET,)), "nothing must be done."),
         (facts(run=run(KEPT), trials=(MISSED,), advice=("Raise that limit.", "Add engines.")), "Raise that limit. Add"),
+        (facts(run=run(KEPT), trials=(CRASHED,)), "find out why the current configuration crashed: `sloguard report"),
         (facts(probation_until=NOW + 60), "nothing: if users' requests get worse"),
         (facts(paused=Event(NOW, EventKind.PAUSED, {})), "run `sloguard resume`"),
         (facts(state=StateRecord(NOW, State.TUNING, "", NOW + 60)), "nothing: service is restored"),
