@@ -279,11 +279,15 @@ def _while_serving(facts: ServiceFacts, compliance: SloCompliance) -> str:
         return f"{_RETUNE} when the service may be away for a while (`sloguard plan` says how long)"
     if outcome in (Outcome.INTERRUPTED, Outcome.ABANDONED):
         return f"{_RETUNE} to repeat the run that was cut off"
-    measured = last_measurement(facts)
-    if measured is not None and measured.status is TrialStatus.CRASHED:
-        return f"find out why the current configuration crashed: `sloguard report -c {_FILE} -o report.html`"
     if compliance is SloCompliance.MISSED:
-        return " ".join(facts.advice) or f"{_RETUNE} when the service may be away for a while"
+        return _with_missed_slo(facts)
     if outcome is Outcome.INCONCLUSIVE:
         return " ".join(("nothing must be done.", *facts.advice))
     return "nothing"
+
+
+def _with_missed_slo(facts: ServiceFacts) -> str:
+    measured = last_measurement(facts)
+    if measured is not None and measured.status is TrialStatus.CRASHED:
+        return f"find out why the current configuration crashed: `sloguard report -c {_FILE} -o report.html`"
+    return " ".join(facts.advice) or f"{_RETUNE} when the service may be away for a while"
