@@ -371,5 +371,9 @@ class ServingEngine:
 
 
 def _says_no(crash: Crash) -> bool:
-    """Whether vLLM rejected its configuration and would again: it exited by itself, neither killed nor hung."""
-    return (crash.exit_code or 0) >= 0 and crash.category is not Category.TIMEOUT
+    """Whether vLLM rejected its configuration and would again: it exited with an error, neither killed nor hung.
+
+    With code 0 it did not: its API server ends so when the engine core was killed.
+    """
+    exited_with_error = crash.exit_code is None or crash.exit_code > 0
+    return exited_with_error and crash.category is not Category.TIMEOUT
