@@ -1,6 +1,5 @@
 """`sloguard serve` as a process on the fake engine, for tests that observe it from outside."""
 
-import os
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_bench import write_config
-from forked_command import run_forked
+from forked_command import ForkedProcess, run_forked, start_forked
 
 from sidecar.config.schema import load_config
 from sidecar.record.journal import Journal, JournalError
@@ -43,20 +42,13 @@ def fake_config(folder: Path, **sections: Any) -> Path:
 
 
 @contextmanager
-def serving(config_file: Path, **environment: str) -> Generator["subprocess.Popen[str]"]:
+def serving(config_file: Path, **environment: str) -> Generator[ForkedProcess]:
     """`sloguard serve`, once it serves; ends it and its engines afterwards. Its output goes to ``said``."""
     config = load_config(config_file)
     said = said_by(config_file)
     began = time.time()
     try:
-        with said.open("ab") as output:
-            process = subprocess.Popen(
-                [*SLOGUARD, "serve", "-c", str(config_file)],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env={**os.environ, **environment},
-            )
+        process = start_forked(["serve", "-c", str(config_file)], environment, said)
         try:
             await_state(config.state, "serving", process, since=began)
             yield process
@@ -73,7 +65,7 @@ def said_by(config_file: Path) -> Path:
     return config_file.with_name("said.txt")
 
 
-def await_state(state: Path, wanted: str, process: "subprocess.Popen[str]", since: float = 0.0) -> None:
+def await_state(state: Path, wanted: str, process: ForkedProcess, since: float = 0.0) -> None:
     """Waits for state ``wanted``, entered after ``since``: an earlier sidecar's states are in the journal, too."""
     deadline = time.monotonic() + _PATIENCE_S
     while state_of(state, since) != wanted:

@@ -226,7 +226,7 @@ def serve(argv: list[str]) -> int:
     if (text := _failure()) is not None:
         say(text)
         Engine.core.end()
-        return 0
+        return 1
     if Engine.script.take("start.hang"):
         time.sleep(_LONGEST_LIFE_S)
     server = Server((flags["--host"], int(flags["--port"])), Engine)

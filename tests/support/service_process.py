@@ -1,7 +1,6 @@
 """`sloguard serve` as a process on the fake engine, and helpers to query it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 
 import yaml
 from engine_bench import write_config
-from forked_command import run_forked
+from forked_command import ForkedProcess, run_forked, start_forked
 
 from sidecar.config.schema import Config, load_config
 from sidecar.record import lock
@@ -105,16 +104,10 @@ def sloguard(*args: object, **environment: str) -> subprocess.CompletedProcess[s
     return run_forked(list(map(str, args)), environment)
 
 
-def started(config_file: Path, **environment: str) -> "subprocess.Popen[str]":
+def started(config_file: Path, **environment: str) -> ForkedProcess:
     """`sloguard serve`, once it serves."""
     began = time.time()
-    process = subprocess.Popen(
-        [*SLOGUARD, "serve", "-c", str(config_file)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **environment},
-    )
+    process = start_forked(["serve", "-c", str(config_file)], environment, config_file.with_name("said.txt"))
     config = load_config(config_file)
 
     def serves() -> bool:
@@ -125,7 +118,7 @@ def started(config_file: Path, **environment: str) -> "subprocess.Popen[str]":
     return process
 
 
-def ended(process: "subprocess.Popen[str]", number: signal.Signals) -> str:
+def ended(process: ForkedProcess, number: signal.Signals) -> str:
     """Its output, once it has exited with code 0 after signal ``number``."""
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)

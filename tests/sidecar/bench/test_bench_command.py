@@ -1,26 +1,18 @@
 """`sloguard dev bench optimizers` and `sloguard dev study stats`, as commands."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from bench_cases import LISTED, write
+from forked_command import run_forked
 
 ROOT = Path(__file__).parents[3]
 
 
 def sloguard(*args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sidecar", *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    return run_forked(list(map(str, args)), {})
 
 
 def bench(path: Path, *args: object) -> subprocess.CompletedProcess[str]:

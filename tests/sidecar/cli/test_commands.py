@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from engine_bench import DEMO, write_config
+from forked_command import run_forked
 from sidecar_cases import planned, served
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -77,10 +78,7 @@ def has(command: Command, option: str) -> bool:
 
 
 def sloguard(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [*START, *map(str, words)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environment}
-    )
+    return run_forked(list(map(str, words)), environment)
 
 
 def in_process(*words: object) -> str:

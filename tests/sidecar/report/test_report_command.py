@@ -3,8 +3,6 @@
 import os
 import re
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -105,9 +103,7 @@ def test_what_the_page_says_to_type_exists(tmp_path: Path) -> None:
     assert {line.split()[1] for line in lines} == {"tune", "rollback", "history", "trials"}
     for line in lines:
         words = line.split()
-        shown = subprocess.run(
-            [sys.executable, "-m", "sidecar", words[1], "--help"], capture_output=True, text=True, check=True
-        ).stdout
+        shown = sloguard(words[1], "--help").stdout
         assert all(word in shown for word in words if word.startswith("--"))
 
 

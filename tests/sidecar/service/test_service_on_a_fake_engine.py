@@ -88,7 +88,7 @@ def test_crashes_are_observations_and_the_incumbent_is_restored(tmp_path: Path) 
     crashes = {t["plan"]["args"]["max_num_seqs"]: t["result"]["crash"] for t in trials if t["status"] == "crashed"}
     assert crashes[OUT_OF_MEMORY]["category"] == "out_of_memory"
     assert "CUDA out of memory" in crashes[OUT_OF_MEMORY]["evidence"]
-    assert crashes[OUT_OF_MEMORY]["exit_code"] == 0
+    assert crashes[OUT_OF_MEMORY]["exit_code"] == 1
     assert (crashes[HANGS]["category"], crashes[HANGS]["phase"]) == ("timeout", "starting")
     assert (crashes[DIES]["category"], crashes[DIES]["phase"]) == ("engine_death", "serving")
     assert "kept (no clear winner)" in sloguard("status", config.state).stdout
