@@ -47,7 +47,7 @@ class Service:
         self._hooks = HookRunner(config.window.hooks, parts.operations, say)
         self._serving = ServingEngine(config, parts, self._progress, self._hooks)
         self._watch = ProbationMonitor(config, parts.operations, self._serving, self._progress, parts.metrics)
-        self._served_slo = ServedSloFile(config, parts)
+        self._served_slo = ServedSloFile(config, parts.hub, parts.requests)
         self._journal_restore = JournalRestore(parts.journal, parts.requests, say)
         self._window = TuningWindow(
             config, parts, self._progress, self._serving, notify, journal_restore=self._journal_restore

@@ -6,8 +6,9 @@ from contextlib import suppress
 from sidecar.config.schema import Config
 from sidecar.observe.served_slo import SERVED_SLO, SERVED_SLO_FILE, ServedSlo
 from sidecar.observe.slo_compliance import compliance_report
+from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record.atomic_write import write_whole
-from sidecar.service.parts import ServiceParts
+from sidecar.service.mailbox import Mailbox
 
 _OVER_S = 900.0
 _EVERY_S = 30.0
@@ -16,9 +17,10 @@ _EVERY_S = 30.0
 class ServedSloFile:
     """The file in the state folder; it concerns the engine that is serving now."""
 
-    def __init__(self, config: Config, parts: ServiceParts) -> None:
+    def __init__(self, config: Config, hub: TelemetryHub, requests: Mailbox) -> None:
         self._config = config
-        self._parts = parts
+        self._hub = hub
+        self._requests = requests
         self._written_at = -_EVERY_S
 
     def update(self) -> None:
@@ -29,7 +31,7 @@ class ServedSloFile:
         self._written_at = now
         config = self._config
         report = compliance_report(
-            self._parts.hub.traffic(self._parts.requests.engine_id),
+            self._hub.traffic(self._requests.engine_id),
             now,
             config.slo,
             over_s=_OVER_S,
