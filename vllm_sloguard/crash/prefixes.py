@@ -51,7 +51,7 @@ _RAY_CORE = re.compile(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ ([A-Z]) \d+ \d+\] 
 _GLOG = re.compile(r"\[?([EWIF])(?:\d{3,4} \d\d:\d\d:\d\d[.\d]*(?: +\d+)?)? [\w./-]{1,100}:\d+\]\s?")
 _VLLM = re.compile(
     r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) "
-    r"(?:\d\d-\d\d [\d:.]+ \[?([^\]\s]{1,100}?)(?::\d+)?|\[([\w./<>-]{1,100}):\d+)\]\s?"
+    r"(?:\d\d-\d\d [\d:.]+ \[?([^\]\s]{1,100}?)(?::\d+)?|(?:\d{1,8} )?\[([\w./<>-]{1,100}):\d+)\]\s?"
 )
 _LEVEL = re.compile(
     r"(?:\| )?(?:[\w.]{1,80} - |\[)?(DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)"

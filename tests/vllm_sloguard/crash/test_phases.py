@@ -84,3 +84,14 @@ def test_the_report_of_a_death_comes_before_a_quotation_of_it() -> None:
     log = f"{v0(died, source='client.py:307')}\n{printed('APIServer', traceback(quoted))}"
     crash = classify(log, exit_code=None)
     assert (crash.category, crash.line_number) == (Category.ENGINE_DEATH, 1)
+
+
+def test_the_level_of_records_with_a_pid() -> None:
+    """As a logging configuration of the operator's formats them."""
+    illegal = "RuntimeError: CUDA error: an illegal memory access was encountered"
+    warning = f"2026-01-02 21:40:35 WARNING 56542 [model_runner_base.py:143] The inputs could not be pickled: {illegal}"
+    died = "\n".join(
+        f"2026-01-02 21:40:35 ERROR 56542 [async_llm_engine.py:64] {line}" for line in traceback(illegal).split("\n")
+    )
+    crash = classify(f"{warning}\n{died}", exit_code=None)
+    assert (crash.category, crash.line_number, crash.evidence) == (Category.CUDA_ERROR, 5, illegal)
