@@ -1,5 +1,4 @@
-"""The HTTP routes of the page: its files, the view as JSON and as server-sent events, the report,
-the history, and the actions."""
+"""The HTTP routes of the page: its files, the view as JSON and as events, the report, the history, and the actions."""
 
 import hashlib
 from collections.abc import Mapping

@@ -17,6 +17,7 @@ from sidecar.report import wording
 _POWER = 0.8
 # More pairs than this are not worth their time.
 _MAX_PAIRS = 32
+_LESS_NOISE = "Reduce the spread: stop other load on the machine, or send more requests a trial (workload.requests)."
 
 
 def slo_warning(snapshot: RunSnapshot) -> str:
@@ -79,13 +80,16 @@ def _after_comparison(snapshot: RunSnapshot, gain: float, high: float, noise: fl
             f" {_more_trials(snapshot)}",
         )
     spread = f"The run-to-run spread was {noise:.0%}"
-    needed = pairs_for(max(gain, rule.min_gain), noise, snapshot)
+    if gain < rule.min_gain:
+        estimate = f"The estimated gain is {gain:+.1%}; {rule.min_gain:+.0%} is required. {_more_trials(snapshot)}"
+        smallest = detectable(rule.pairs[-1], noise, snapshot)
+        if smallest <= rule.min_gain:
+            return (estimate,)
+        return estimate, f"{spread}: {rule.pairs[-1]} pairs show gains of {smallest:+.0%} or more. {_LESS_NOISE}"
+    needed = pairs_for(gain, noise, snapshot)
     if needed is None or needed <= pairs:
         smallest = detectable(_MAX_PAIRS, noise, snapshot)
-        return (
-            f"{spread}: even {_MAX_PAIRS} pairs would only show gains of {smallest:+.0%} or more. Reduce the spread:"
-            " stop other load on the machine, or send more requests a trial (workload.requests).",
-        )
+        return (f"{spread}: even {_MAX_PAIRS} pairs would only show gains of {smallest:+.0%} or more. {_LESS_NOISE}",)
     seconds = 2 * (needed - pairs) * seconds_a_trial([t for t in snapshot.trials if t.plan.role in VALIDATING])
     setting = "" if needed in rule.pairs else f" (promotion.pairs: [{needed}])"
     return (

@@ -183,7 +183,7 @@ def fetch(url: str, body: bytes | None = None, **headers: str) -> Answer:
         return error.code, dict(error.headers), error.read()
 
 
-def told(url: str) -> dict[str, Any]:
+def page_json(url: str) -> dict[str, Any]:
     """The view and the beat."""
     status, _, body = fetch(f"{url}/api/view")
     assert status == 200

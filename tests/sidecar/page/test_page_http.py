@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from engine_bench import write_config
-from page_bench import OOM, PageBench, events, fetch, measured, page_bench, page_config, result, told
+from page_bench import OOM, PageBench, events, fetch, measured, page_bench, page_config, page_json, result
 
 from sidecar import http_server
 from sidecar.config.schema import ConfigError, PageConfig, load_config
@@ -36,10 +36,10 @@ UNKNOWN_HOSTS = (
     "evil.example", "evil.example:9465", "localhost.evil.example", "127.0.0.1.evil.example", "127.0.0.1:9465@x",
     "x@127.0.0.1", "[evil]", "localhost:9465/", "127.0.0.1, evil.example", "tuner.example.evil", "10.0.0.6",
 )  # fmt: skip
-ORDERS = ("retune", "pause", "resume", "abort", "rollback")
+ACTIONS = ("retune", "pause", "resume", "abort", "rollback")
 
 
-def order(bench: PageBench, name: str, token: str | None = "", **body: Any) -> tuple[int, dict[str, Any]]:
+def act(bench: PageBench, name: str, token: str | None = "", **body: Any) -> tuple[int, dict[str, Any]]:
     """Performs an action with the page's token, another one, or None."""
     headers = dict(JSON)
     if token is not None:
@@ -49,7 +49,7 @@ def order(bench: PageBench, name: str, token: str | None = "", **body: Any) -> t
     return status, json.loads(answer)
 
 
-def touched(bench: PageBench) -> tuple[Any, ...]:
+def state_of_actions(bench: PageBench) -> tuple[Any, ...]:
     """Everything that an action can change."""
     paused, current = bench.operations.paused(), bench.operations.current()
     return paused and paused.at, current and current.id, bench.requests.abort.is_set(), bench.requests.retune.is_set()
@@ -62,13 +62,13 @@ def promote(bench: PageBench) -> None:
 # The view
 
 
-def test_the_story_is_the_status(bench: PageBench) -> None:
+def test_the_view_agrees_with_status(bench: PageBench) -> None:
     run = bench.tune(600)
     bench.tried(run, Role.BASELINE, "baseline", result(measured()))
     bench.tried(run, Role.UNGUARDED, "unguarded", Result(crash=OOM))
     command = [sys.executable, "-m", "sidecar", "status", str(bench.config.state), "--json"]
     status = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=300).stdout)
-    page = told(bench.url)
+    page = page_json(bench.url)
 
     view = page["view"]
     assert (view["state"]["word"], view["state"]["why"]) == (status["state"], status["reason"])
@@ -78,7 +78,7 @@ def test_the_story_is_the_status(bench: PageBench) -> None:
     assert abs(page["heartbeat"]["at"] + page["heartbeat"]["window_left_s"] - status["until"]) < 10
 
 
-def test_news_come_by_themselves(bench: PageBench) -> None:
+def test_changes_are_pushed(bench: PageBench) -> None:
     with ExitStack() as stack:
         stream = events(stack.enter_context(_opened(bench)))
         assert next(stream)[1]["state"]["word"] == "serving"
@@ -97,11 +97,11 @@ def test_news_come_by_themselves(bench: PageBench) -> None:
 
 
 def test_live_latencies_of_the_serving_engine(bench: PageBench) -> None:
-    assert told(bench.url)["heartbeat"]["live"] is None
+    assert page_json(bench.url)["heartbeat"]["live"] is None
     bench.hub.expect("one")
     bench.requests.engine_id = "one"
     bench.tell("one", *[(2500.0, 20.0, 2900.0)] * 4)
-    found = told(bench.url)["heartbeat"]["live"]
+    found = page_json(bench.url)["heartbeat"]["live"]
 
     assert (found["requests"], found["missed"], found["few"]) == (4, 4, True)
     assert [(f["measured"], f["limit"], f["met"]) for f in found["meters"]] == [
@@ -111,41 +111,41 @@ def test_live_latencies_of_the_serving_engine(bench: PageBench) -> None:
         ("2900 ms", "3000 ms", True),
     ]
     bench.tune(600)
-    assert told(bench.url)["heartbeat"]["live"] is None  # the engine is gone
+    assert page_json(bench.url)["heartbeat"]["live"] is None  # the engine is gone
 
 
 @pytest.mark.parametrize("names", [("-wal", "-shm"), ("", "-wal", "-shm")])
 def test_the_page_follows_a_journal_whose_deleted_files_were_restored(bench: PageBench, names: tuple[str, ...]) -> None:
-    assert told(bench.url)["view"]["paused"] is None
+    assert page_json(bench.url)["view"]["paused"] is None
     for name in names:
         (bench.config.state / f"journal.sqlite{name}").unlink()
     assert bench.journal.missing()
     with bench.requests.journal_connections:
         bench.journal.restore_files()
-    assert order(bench, "pause", reason="after the restore")[0] == 200
+    assert act(bench, "pause", reason="after the restore")[0] == 200
 
-    view = told(bench.url)["view"]
+    view = page_json(bench.url)["view"]
     assert (view["paused"]["text"], view["problem"]) == ("after the restore", "")
 
 
-def test_a_damaged_journal_is_said_once_and_the_page_goes_on(bench: PageBench) -> None:
+def test_a_damaged_journal_is_reported_once_and_the_page_stays_up(bench: PageBench) -> None:
     run = bench.tune(600)
-    assert told(bench.url)["view"]["problem"] == ""
+    assert page_json(bench.url)["view"]["problem"] == ""
     said = len(bench.said)
     with sqlite3.connect(bench.config.state / "journal.sqlite") as db:
         db.execute("UPDATE runs SET incumbent = 'no object'")
-    first, second = told(bench.url)["view"], told(bench.url)["view"]
+    first, second = page_json(bench.url)["view"], page_json(bench.url)["view"]
 
     assert "the journal is damaged" in first["problem"]
     assert first["problem"] == second["problem"]
     assert first["run"]["id"] == run.id  # the last one that was read
     assert len(bench.said) == said + 1
     bench.enter(State.RESTORING, "the window was aborted")
-    assert told(bench.url)["view"]["state"]["word"] == "restoring"
+    assert page_json(bench.url)["view"]["state"]["word"] == "restoring"
 
     with sqlite3.connect(bench.config.state / "journal.sqlite") as db:
         db.execute("UPDATE runs SET incumbent = '{}'")
-    assert told(bench.url)["view"]["problem"] == ""
+    assert page_json(bench.url)["view"]["problem"] == ""
 
 
 def test_a_run_whose_configuration_cannot_be_read_is_left_out(bench: PageBench) -> None:
@@ -153,26 +153,26 @@ def test_a_run_whose_configuration_cannot_be_read_is_left_out(bench: PageBench) 
     run = bench.tune(600)
     with sqlite3.connect(bench.config.state / "journal.sqlite") as db:
         db.execute("UPDATE runs SET config = '{}' WHERE id = ?", (run.id,))
-    view = told(bench.url)["view"]
+    view = page_json(bench.url)["view"]
 
     assert f"run {run.id}: its configuration can't be read" in view["problem"]
     assert (view["run"], view["configuration"]["promotion"]) == (None, 1)
 
 
-def test_what_can_not_be_told_does_not_end_the_page(bench: PageBench) -> None:
+def test_an_error_in_the_view_does_not_end_the_page(bench: PageBench) -> None:
     run = bench.tune(600)
-    assert told(bench.url)["view"]["run"]["id"] == run.id
+    assert page_json(bench.url)["view"]["run"]["id"] == run.id
     said = len(bench.said)
     damaged = json.dumps({"outcome": "kept", "reason": "", "gain": "much"})
     bench.journal.write("UPDATE runs SET ended_at = 9, decision = ? WHERE id = ?", (damaged, run.id))
     for _ in range(2):
-        view = told(bench.url)["view"]
+        view = page_json(bench.url)["view"]
         assert "decision: gain: " in view["problem"]
         assert view["run"]["decision"] is None  # the last view that could be made
     assert len(bench.said) == said + 1
 
 
-def test_a_failure_of_the_page_is_said_once(bench: PageBench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_the_page_is_reported_once(bench: PageBench, monkeypatch: pytest.MonkeyPatch) -> None:
     said = len(bench.said)
 
     def fail(*_: Any, **__: Any) -> None:
@@ -181,72 +181,72 @@ def test_a_failure_of_the_page_is_said_once(bench: PageBench, monkeypatch: pytes
     monkeypatch.setattr(event_stream, "_facts", fail)
     promote(bench)
     for _ in range(3):
-        assert "ZeroDivisionError" in told(bench.url)["view"]["problem"]
+        assert "ZeroDivisionError" in page_json(bench.url)["view"]["problem"]
     assert bench.said[said:] == ["the page: ZeroDivisionError: of the page's own"]
 
 
 # Actions
 
 
-@pytest.mark.parametrize("name", ORDERS)
+@pytest.mark.parametrize("name", ACTIONS)
 @pytest.mark.parametrize("token", [None, "0" * 32, "é" * 32])
-def test_an_order_without_the_token_changes_nothing(bench: PageBench, name: str, token: str | None) -> None:
+def test_an_action_without_the_token_changes_nothing(bench: PageBench, name: str, token: str | None) -> None:
     promote(bench)
     bench.tune(600)
-    before = touched(bench)
+    before = state_of_actions(bench)
 
-    assert order(bench, name, token, promotion=1)[0] == 401
-    assert touched(bench) == before
+    assert act(bench, name, token, promotion=1)[0] == 401
+    assert state_of_actions(bench) == before
 
 
-@pytest.mark.parametrize("name", ORDERS)
-def test_an_order_for_another_controller_changes_nothing(bench: PageBench, name: str) -> None:
+@pytest.mark.parametrize("name", ACTIONS)
+def test_an_action_for_another_controller_changes_nothing(bench: PageBench, name: str) -> None:
     promote(bench)
     bench.tune(600)
-    before = touched(bench)
+    before = state_of_actions(bench)
 
-    status, answer = order(bench, name, promotion=1, epoch=2)
+    status, answer = act(bench, name, promotion=1, epoch=2)
     assert (status, answer["detail"]) == (409, "epoch: 2 is not this controller's, which is 1")
-    assert order(bench, name, promotion=1, epoch=0)[0] == 422  # the socket accepts 0 as any controller
-    assert touched(bench) == before
+    assert act(bench, name, promotion=1, epoch=0)[0] == 422  # the socket accepts 0 as any controller
+    assert state_of_actions(bench) == before
 
 
-def test_a_sidecar_that_was_taken_over_takes_no_orders(bench: PageBench) -> None:
+def test_a_superseded_sidecar_refuses_actions(bench: PageBench) -> None:
     with sqlite3.connect(bench.config.state / "journal.sqlite") as db:
         db.execute("INSERT INTO epochs (at, pid) VALUES (1, 1)")
 
-    status, answer = order(bench, "pause")
+    status, answer = act(bench, "pause")
     assert status == 409
     assert "another sidecar has taken over" in answer["detail"]
 
 
-def test_pause_and_resume_may_be_asked_twice(bench: PageBench) -> None:
-    assert order(bench, "pause", reason="release  week") == (200, {"message": "paused: no window will open"})
-    assert told(bench.url)["view"]["paused"]["text"] == "release week"
-    assert order(bench, "pause", reason="release week") == (200, {"message": "already paused"})
+def test_pause_and_resume_are_idempotent(bench: PageBench) -> None:
+    assert act(bench, "pause", reason="release  week") == (200, {"message": "paused: no window will open"})
+    assert page_json(bench.url)["view"]["paused"]["text"] == "release week"
+    assert act(bench, "pause", reason="release week") == (200, {"message": "already paused"})
     said = 'already paused; the reason is now "audit", was "release week"'
-    assert order(bench, "pause", reason="audit") == (200, {"message": said})
-    assert told(bench.url)["view"]["paused"]["text"] == "audit"
-    assert order(bench, "resume") == (200, {"message": "resumed: windows can open again"})
-    assert order(bench, "resume") == (200, {"message": "not paused"})
-    assert told(bench.url)["view"]["paused"] is None
+    assert act(bench, "pause", reason="audit") == (200, {"message": said})
+    assert page_json(bench.url)["view"]["paused"]["text"] == "audit"
+    assert act(bench, "resume") == (200, {"message": "resumed: windows can open again"})
+    assert act(bench, "resume") == (200, {"message": "not paused"})
+    assert page_json(bench.url)["view"]["paused"] is None
 
 
 def test_abort_is_for_a_window(bench: PageBench) -> None:
-    assert order(bench, "abort") == (200, {"message": "no window is open: the sidecar is serving"})
+    assert act(bench, "abort") == (200, {"message": "no window is open: the sidecar is serving"})
     assert not bench.requests.abort.is_set()
     bench.tune(600)
-    assert order(bench, "abort")[0] == 200
+    assert act(bench, "abort")[0] == 200
     assert bench.requests.abort.is_set()
 
 
 def test_rollback_names_the_promotion(bench: PageBench) -> None:
     promote(bench)
-    assert told(bench.url)["view"]["configuration"]["promotion"] == 1
-    assert order(bench, "rollback", promotion=2)[0] == 409
-    assert order(bench, "rollback", promotion=1)[0] == 200
+    assert page_json(bench.url)["view"]["configuration"]["promotion"] == 1
+    assert act(bench, "rollback", promotion=2)[0] == 409
+    assert act(bench, "rollback", promotion=1)[0] == 200
     assert bench.operations.current() is None
-    serves = told(bench.url)["view"]["configuration"]
+    serves = page_json(bench.url)["view"]["configuration"]
     assert (serves["promotion"], serves["name"]) == (None, "the configuration file's arguments")
     assert serves["rolled_back"] == "promotion 1 was rolled back: requested by the operator"
 
@@ -259,16 +259,16 @@ def test_rollback_names_the_promotion(bench: PageBench) -> None:
         (b'{"epoch": 1, "reason": "' + b"x" * 300 + b'"}', 422), (b'{"epoch": 1, "reason": "' + b"x" * 5000, 413),
     ],
 )  # fmt: skip
-def test_a_bad_order_is_refused(bench: PageBench, body: bytes, status: int) -> None:
+def test_an_invalid_action_is_refused(bench: PageBench, body: bytes, status: int) -> None:
     headers = {**JSON, "Authorization": f"Bearer {bench.token}"}
 
     assert fetch(f"{bench.url}/api/pause", body, **headers)[0] == status
-    assert touched(bench) == (None, None, False, False)
+    assert state_of_actions(bench) == (None, None, False, False)
     assert not [line for line in bench.said if line.startswith("the page: ")]
 
 
 @pytest.mark.parametrize("path", ["/api/tune", "/api/nothing", "/nothing", "/static/page.js", "/docs"])
-def test_there_is_nothing_else(bench: PageBench, path: str) -> None:
+def test_other_paths_are_not_found(bench: PageBench, path: str) -> None:
     assert fetch(bench.url + path)[0] in (404, 405)
     headers = {**JSON, "Authorization": f"Bearer {bench.token}"}
     assert fetch(bench.url + path, b'{"epoch": 1}', **headers)[0] in (404, 405, 422)
@@ -306,7 +306,7 @@ def test_a_pattern_that_is_no_name_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_a_foreign_host_gives_no_orders(bench: PageBench) -> None:
+def test_a_foreign_host_can_not_act(bench: PageBench) -> None:
     headers = {**JSON, "Authorization": f"Bearer {bench.token}", "Host": "evil.example"}
 
     assert fetch(f"{bench.url}/api/pause", b'{"epoch": 1}', **headers)[0] == 400
@@ -322,7 +322,7 @@ def test_other_pages_can_neither_read_nor_frame_it(bench: PageBench) -> None:
         assert not names & {"set-cookie", "server", "access-control-allow-origin"}
 
 
-def test_no_script_or_style_stands_in_the_page(bench: PageBench) -> None:
+def test_the_page_has_no_inline_script_or_style(bench: PageBench) -> None:
     _, _, page = fetch(bench.url + "/")
     _, _, script = fetch(bench.url + "/page.js")
 
@@ -332,12 +332,12 @@ def test_no_script_or_style_stands_in_the_page(bench: PageBench) -> None:
     assert not [word for word in (b"innerHTML", b"outerHTML", b"insertAdjacent", b"eval(", b"cookie") if word in script]
 
 
-def test_further_names_are_configured_and_a_page_for_others_takes_no_orders(tmp_path: Path) -> None:
+def test_hosts_are_configured_and_a_page_beyond_loopback_is_read_only(tmp_path: Path) -> None:
     page = {"host": "0.0.0.0", "hosts": ["tuner.example"]}  # noqa: S104 - what is tried
     with page_bench(page_config(tmp_path, page=page)) as bench:
         url = bench.url.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - as above
         assert fetch(f"{url}/", Host="tuner.example")[0] == 200
-        assert told(url)["view"]["token_file"] == ""
+        assert page_json(url)["view"]["token_file"] == ""
         headers = {**JSON, "Authorization": "Bearer "}
         assert fetch(f"{url}/api/pause", b'{"epoch": 1}', **headers)[0] == 403
         assert not (bench.config.state / "page.token").exists()
@@ -355,7 +355,7 @@ def test_the_token_is_private_and_is_kept(tmp_path: Path) -> None:
         assert not [line for line in bench.said if first in line]
     with page_bench(config_file) as bench:
         assert bench.token == first
-        assert order(bench, "pause")[0] == 200
+        assert act(bench, "pause")[0] == 200
 
 
 def test_a_token_that_others_can_read_is_not_used(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_a_token_that_others_can_read_is_not_used(tmp_path: Path) -> None:
         path = bench.config.state / "page.token"
     path.chmod(0o644)
     with page_bench(config_file) as bench:
-        assert order(bench, "pause")[0] == 401
+        assert act(bench, "pause")[0] == 401
         assert [line for line in bench.said if "open to others" in line and "actions on the page are disabled" in line]
 
 
@@ -373,7 +373,7 @@ def test_where_no_token_can_be_written_the_page_is_still_served(tmp_path: Path) 
     (load_config(config_file).state / ".page.token.new").mkdir(parents=True)  # where the token would be written
     load_config(config_file).state.chmod(0o700)
     with page_bench(config_file) as bench:
-        assert told(bench.url)["view"]["state"]["word"] == "halted"
+        assert page_json(bench.url)["view"]["state"]["word"] == "halted"
         assert [line for line in bench.said if "actions on the page are disabled" in line]
 
 
@@ -383,8 +383,8 @@ def test_the_operators_own_token(tmp_path: Path) -> None:
     path.chmod(0o600)
     config_file = page_config(tmp_path, page={"token": "token"})
     with page_bench(config_file) as bench:
-        assert told(bench.url)["view"]["token_file"] == str(path)
-        assert order(bench, "pause", "operators-own-token-of-32-letters")[0] == 200
+        assert page_json(bench.url)["view"]["token_file"] == str(path)
+        assert act(bench, "pause", "operators-own-token-of-32-letters")[0] == 200
     path.write_text("short")
     with pytest.raises(ConfigError, match=r"page\.token: .*token: 32 printable"), page_bench(config_file):
         pass
@@ -412,7 +412,7 @@ def test_streams_are_bounded_and_do_not_hold_up_the_end(tmp_path: Path) -> None:
         assert opened[0].read() != b"", "the last news"
 
 
-def test_silent_clients_do_not_shut_viewers_out(bench: PageBench) -> None:
+def test_silent_clients_do_not_block_viewers(bench: PageBench) -> None:
     fetch(f"{bench.url}/api/view")  # it is up
     host, port = bench.url.removeprefix("http://").split(":")
     with ExitStack() as stack:
@@ -464,7 +464,7 @@ def test_a_viewer_that_does_not_read_is_dropped(bench: PageBench) -> None:
         while _established(int(port)):
             assert time.monotonic() < deadline, "it still waits for the viewer"
             bench.operations.record(event_stream.EventKind.PAUSED, reason=str(time.monotonic()))
-            told(bench.url)
+            page_json(bench.url)
 
 
 def _established(port: int) -> int:
@@ -485,13 +485,13 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
             pass
 
 
-def test_a_page_that_is_off_is_not_there(tmp_path: Path) -> None:
+def test_a_disabled_page_is_not_served(tmp_path: Path) -> None:
     with page_bench(write_config(tmp_path, page={"enabled": False, "port": 1}), url="") as bench:
         assert not bench.said
         assert not (bench.config.state / "page.token").exists()
 
 
-def test_a_run_goes_on_when_its_page_is_moved(tmp_path: Path) -> None:
+def test_a_run_continues_when_the_page_section_changes(tmp_path: Path) -> None:
     config = load_config(page_config(tmp_path))
     moved = config.model_copy(update={"page": config.page.model_copy(update={"port": 1, "hosts": ["x"]})})
     assert moved.digest() == config.digest()
@@ -512,7 +512,7 @@ def test_the_default_is_this_machine_alone() -> None:
         ({"token": "a\0b"}, "page.token: 'a\\x00b' is not a path"),
     ],
 )
-def test_a_mistake_in_the_section_is_one_line(tmp_path: Path, section: dict[str, Any], said: str) -> None:
+def test_an_invalid_page_section_is_one_line(tmp_path: Path, section: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(write_config(tmp_path, page=section))
     assert said in str(caught.value)

@@ -31,13 +31,13 @@ def opened(tab: "Page", url: str) -> None:
     tab.wait_for_selector("#state:not([hidden])")
 
 
-def waits(tab: "Page", selector: str, text: str) -> None:
+def wait_for_text(tab: "Page", selector: str, text: str) -> None:
     """Waits until the element contains ``text``."""
     shown = f"document.querySelector('{selector}')?.textContent.includes({json.dumps(text)})"
     tab.wait_for_function(f"() => {shown}")
 
 
-def given(tab: "Page", name: str, token: str = "") -> None:
+def confirm(tab: "Page", name: str, token: str = "") -> None:
     """Presses a button and confirms."""
     tab.click(f"#{name}")
     if token:
@@ -45,18 +45,18 @@ def given(tab: "Page", name: str, token: str = "") -> None:
     tab.click("#ask-yes")
 
 
-def test_trials_come_as_they_are_recorded(bench: PageBench, tab: "Page") -> None:
+def test_trials_appear_as_they_are_recorded(bench: PageBench, tab: "Page") -> None:
     opened(tab, bench.url)
-    waits(tab, "#word", "serving")
+    wait_for_text(tab, "#word", "serving")
     assert not tab.is_visible("#abort")
 
     run = bench.tune(600)
     bench.tried(run, Role.BASELINE, "baseline", result(measured(ttft_ms=2500), violation=0.2))
     bench.tried(run, Role.UNGUARDED, "unguarded", Result(crash=OOM))
     bench.begin(run, Role.SEARCH, "anneal", max_num_seqs=23)
-    waits(tab, "#word", "tuning")
-    waits(tab, "#trials", "running")  # the last record
-    waits(tab, "#steps [aria-current=step]", "Search2 of 10 trials")
+    wait_for_text(tab, "#word", "tuning")
+    wait_for_text(tab, "#trials", "running")  # the last record
+    wait_for_text(tab, "#steps [aria-current=step]", "Search2 of 10 trials")
     assert "╌ level of the incumbent" in tab.inner_text("#chart .legend")
     assert re.search(
         r"Started (\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d (UTC|GMT\S*|[A-Z]{3,4})\. ", tab.inner_text("#run-about")
@@ -76,23 +76,23 @@ def test_live_latencies_against_the_slo(bench: PageBench, tab: "Page") -> None:
     bench.hub.expect("one")
     bench.requests.engine_id = "one"
     opened(tab, bench.url)
-    waits(tab, "#traffic", "not reported any request")
+    wait_for_text(tab, "#traffic", "not reported any request")
     bench.tell("one", *[(2500.0, 20.0, 2900.0)] * 4)
-    waits(tab, "#live", "✗ 2500 ms")
-    waits(tab, "#live", "limit 2000 ms")
-    waits(tab, "#traffic", "4 (100.0 %) missed the SLO")
+    wait_for_text(tab, "#live", "✗ 2500 ms")
+    wait_for_text(tab, "#live", "limit 2000 ms")
+    wait_for_text(tab, "#traffic", "4 (100.0 %) missed the SLO")
     bench.tell("one", *[(100.0, 20.0, 900.0)] * 996)
-    waits(tab, "#live", "✓ 100 ms")
+    wait_for_text(tab, "#live", "✓ 100 ms")
 
 
-def test_what_others_wrote_is_text(bench: PageBench, tab: "Page") -> None:
+def test_recorded_text_is_escaped(bench: PageBench, tab: "Page") -> None:
     bad = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
     run = bench.tune(600)
     bench.begin(run, Role.VALIDATION, bad, reason=bad)
     bench.journal.end_run(run.id, Decision(Outcome.KEPT, bad))
     opened(tab, bench.url)
     bench.enter(State.RESTORING, bad)
-    waits(tab, "#why", bad)
+    wait_for_text(tab, "#why", bad)
     assert tab.locator("img, main script").count() == 0
     assert tab.title() == "restoring · sloguard"
     assert bad in tab.inner_text("#trials")
@@ -103,12 +103,12 @@ def test_steps_of_a_window(bench: PageBench, tab: "Page") -> None:
     run = bench.tune(600)
     bench.tried(run, Role.BASELINE, "baseline", result(measured()))
     opened(tab, bench.url)
-    waits(tab, "#steps [aria-current=step]", "about ")
+    wait_for_text(tab, "#steps [aria-current=step]", "about ")
     assert tab.locator("#steps li").all_inner_texts()[2:] == ["Validate", "Restore"]
     assert re.search(r"by \d\d:\d\d:\d\d \S+( \(\d\d:\d\d UTC\))? at the latest", tab.inner_text("#back-by"))
     bench.enter(State.VALIDATING, "the search is over")
     bench.tried(run, Role.REFERENCE, "reference", result(measured()))
-    waits(tab, "#steps [aria-current=step]", "Validate1 of 6 starts")
+    wait_for_text(tab, "#steps [aria-current=step]", "Validate1 of 6 starts")
     assert tab.locator("#steps .done").count() == 2
 
 
@@ -143,7 +143,7 @@ def test_axe_finds_nothing_serious(bench: PageBench, tab: "Page", scheme: str) -
     bench.tried(run, Role.BASELINE, "baseline", result(measured(ttft_ms=2500), violation=0.2))
     bench.tried(run, Role.SEARCH, "anneal", Result(crash=OOM))
     bench.journal.end_run(run.id, Decision(Outcome.INCONCLUSIVE, "noise", gain=0.1, low=-0.1, high=0.3))
-    waits(tab, "#decided", "inconclusive")
+    wait_for_text(tab, "#decided", "inconclusive")
     tab.click("#abort")
     assert serious_violations(tab) == []
 
@@ -153,7 +153,7 @@ def test_a_crash_is_never_at_a_good_place(bench: PageBench, tab: "Page") -> None
     bench.tried(run, Role.BASELINE, "baseline", result(measured()))
     bench.tried(run, Role.SEARCH, "anneal", Result(crash=OOM))
     opened(tab, bench.url)
-    waits(tab, "#trials", "crashed")
+    wait_for_text(tab, "#trials", "crashed")
     heights = "marks => marks.map(mark => mark.parentElement.transform.baseVal[0].matrix.f)"
     [incumbent, crashed] = tab.eval_on_selector_all("#chart .mark", heights)
     assert crashed < incumbent  # higher up: a longer latency
@@ -168,18 +168,18 @@ def test_a_focused_field_does_not_cut_its_label(bench: PageBench, tab: "Page") -
         assert tab.eval_on_selector(f"[for={name}]", f"label => -({gap})") >= 5  # the ring and its offset
 
 
-def test_the_connection_is_lost_and_found(tmp_path: Path, tab: "Page") -> None:
+def test_a_lost_connection_is_shown_and_restored(tmp_path: Path, tab: "Page") -> None:
     config_file = page_config(tmp_path)
     with page_bench(config_file) as bench:
         bench.serve("the sidecar has started; it is up")
         opened(tab, bench.url)
         assert tab.is_enabled("#pause")
-    waits(tab, "#lost", "Connection lost since")
+    wait_for_text(tab, "#lost", "Connection lost since")
     assert tab.is_disabled("#pause")
     assert tab.text_content("#word") == "serving"
     with page_bench(config_file) as bench:
         bench.serve("took over the engine of an earlier sidecar")
-        waits(tab, "#why", "took over the engine of an earlier sidecar")
+        wait_for_text(tab, "#why", "took over the engine of an earlier sidecar")
         assert not tab.is_visible("#lost")
         assert tab.is_enabled("#pause")
 
@@ -193,7 +193,7 @@ def test_it_fits(bench: PageBench, tab: "Page", width: int, scheme: str) -> None
     tab.set_viewport_size({"width": width, "height": 900})
     tab.emulate_media(color_scheme=scheme)  # pyright: ignore[reportArgumentType]
     opened(tab, bench.url)
-    waits(tab, "#trials", "crashed")
+    wait_for_text(tab, "#trials", "crashed")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     back = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = sum(int(part) for part in back.removeprefix("rgb(").removesuffix(")").split(","))
@@ -210,53 +210,53 @@ def test_a_window_its_buttons_and_another_sidecar(tmp_path: Path, tab: "Page") -
     with serving(config_file, FAKE_LOAD_S="0.3") as service:
         token = (config.state / "page.token").read_text().strip()
         opened(tab, url)
-        waits(tab, "#word", "serving")
+        wait_for_text(tab, "#word", "serving")
 
         # Paused, by a wrong token first.
-        given(tab, "pause", "0" * 32)
-        waits(tab, "#ask-problem", "a valid token is needed")
+        confirm(tab, "pause", "0" * 32)
+        wait_for_text(tab, "#ask-problem", "a valid token is needed")
         assert paused(config) is None
         tab.fill("#ask-token", token)
         tab.fill("#ask-reason", "a look at it")
         tab.click("#ask-yes")
-        waits(tab, "#message", "paused: no window will open")
-        waits(tab, "#paused", "a look at it. No window opens meanwhile.")
+        wait_for_text(tab, "#message", "paused: no window will open")
+        wait_for_text(tab, "#paused", "a look at it. No window opens meanwhile.")
         assert paused(config) == "a look at it"
-        given(tab, "resume")  # the tab keeps the token
-        waits(tab, "#message", "resumed: windows can open again")
+        confirm(tab, "resume")  # the tab keeps the token
+        wait_for_text(tab, "#message", "resumed: windows can open again")
         tab.wait_for_selector("#paused", state="hidden")
         assert paused(config) is None
 
         # A window, aborted once it has trials.
-        waits(tab, "#facts", "Next windownone scheduled")
+        wait_for_text(tab, "#facts", "Next windownone scheduled")
         tab.click("#retune")
-        waits(tab, "#ask-text", "vLLM stops serving for up to ")
+        wait_for_text(tab, "#ask-text", "vLLM stops serving for up to ")
         tab.click("#ask-yes")
-        waits(tab, "#message", "a window is requested")
-        waits(tab, "#word", "tuning")
-        waits(tab, "#steps [aria-current=step]", "Search")
-        waits(tab, "#back-by", "at the latest")
+        wait_for_text(tab, "#message", "a window is requested")
+        wait_for_text(tab, "#word", "tuning")
+        wait_for_text(tab, "#steps [aria-current=step]", "Search")
+        wait_for_text(tab, "#back-by", "at the latest")
         assert not tab.is_visible("#retune")
-        waits(tab, "#facts", "Window time left")
-        waits(tab, "#trials", "out of memory")
-        waits(tab, "#trials", "feasible")
-        given(tab, "abort")
-        waits(tab, "#message", "the window is aborted")
-        waits(tab, "#word", "serving")
-        waits(tab, "#last-window", "aborted, no change")
+        wait_for_text(tab, "#facts", "Window time left")
+        wait_for_text(tab, "#trials", "out of memory")
+        wait_for_text(tab, "#trials", "feasible")
+        confirm(tab, "abort")
+        wait_for_text(tab, "#message", "the window is aborted")
+        wait_for_text(tab, "#word", "serving")
+        wait_for_text(tab, "#last-window", "aborted, no change")
         assert not tab.is_visible("#steps")
-        waits(tab, "#decided", "The run ended before its decision.")
+        wait_for_text(tab, "#decided", "The run ended before its decision.")
 
         service.send_signal(signal.SIGTERM)
         assert service.wait(120) == 0
-        waits(tab, "#lost", "Connection lost since")
+        wait_for_text(tab, "#lost", "Connection lost since")
         # Another sidecar takes the running engine over; the same tab continues with the new epoch.
         with serving(config_file) as again:
-            waits(tab, "#why", "took over the engine of an earlier sidecar")
+            wait_for_text(tab, "#why", "took over the engine of an earlier sidecar")
             assert not tab.is_visible("#lost")
-            given(tab, "pause")
-            waits(tab, "#message", "paused: no window will open")
-            waits(tab, "#paused", "No window opens meanwhile.")
+            confirm(tab, "pause")
+            wait_for_text(tab, "#message", "paused: no window will open")
+            wait_for_text(tab, "#paused", "No window opens meanwhile.")
             await_state(config.state, "serving", again)
             assert paused(config) == ""
 

@@ -37,7 +37,7 @@ def config(tmp_path: Path) -> Config:
     return load_config(write_config(tmp_path, engine={"args": {"max-num-seqs": 2}}, slo={"ttft_p99_ms": 500}))
 
 
-def told(config: Config, state: State = State.TUNING, **facts: Any) -> PageView:
+def view_of(config: Config, state: State = State.TUNING, **facts: Any) -> PageView:
     given: dict[str, Any] = {"setup": setup_of(config.model_dump(mode="json"), RUN.id), **facts}
     return page_view(config, PageFacts(Standing(state, "because", 100.0), 7, **given), version="v", token_file="")
 
@@ -48,7 +48,7 @@ def trial(role: Role, ended: Result | None, *, number: int = 1, refusal: str = "
 
 
 def shown(config: Config, ended: Trial) -> TrialShown:
-    run = told(config, run=RUN, trials=(ended,)).run
+    run = view_of(config, run=RUN, trials=(ended,)).run
     assert run is not None
     return run.trials[0]
 
@@ -62,12 +62,12 @@ def test_a_trial_that_meets_the_slo(config: Config) -> None:
     assert (ttft.measured, ttft.limit, ttft.share, ttft.met) == ("300 ms", "500 ms", 0.6, True)
 
 
-def test_a_run_is_judged_by_what_it_was_started_with(config: Config) -> None:
+def test_a_run_is_judged_by_its_own_configuration(config: Config) -> None:
     recorded = config.model_dump(mode="json")
     recorded |= {"slo": {"ttft_p99_ms": 200}, "objective": "goodput"}
     recorded["search"]["budget"] = 3
     ended = trial(Role.SEARCH, Result(violation=0.5, value=10.0, measurement=measured(ttft_ms=300)))
-    run = told(config, run=RUN, trials=(ended,), setup=setup_of(recorded, RUN.id)).run
+    run = view_of(config, run=RUN, trials=(ended,), setup=setup_of(recorded, RUN.id)).run
 
     assert run is not None
     assert (run.goal.name, run.budget) == ("goodput", 3)
@@ -80,24 +80,24 @@ def test_a_long_crash_is_cut_visibly(config: Config) -> None:
     assert shown(config, trial(Role.SEARCH, Result(crash=crash))).note.endswith("word…")
 
 
-@pytest.mark.parametrize(("validated", "look"), [(0, 6), (1, 6), (5, 6), (6, 10), (15, 16), (16, None)])
-def test_the_validation_goes_to_the_next_analysis(config: Config, validated: int, look: int | None) -> None:
+@pytest.mark.parametrize(("validated", "analysis"), [(0, 6), (1, 6), (5, 6), (6, 10), (15, 16), (16, None)])
+def test_validation_counts_to_the_next_analysis(config: Config, validated: int, analysis: int | None) -> None:
     recorded = config.model_dump(mode="json")
     recorded["promotion"]["pairs"] = [3, 5, 8]
     setup = setup_of(recorded, RUN.id)
     trials = [trial(Role.VALIDATION, result(measured()), number=n) for n in range(validated)]
-    run = told(config, run=RUN, trials=tuple(trials), setup=setup).run
+    run = view_of(config, run=RUN, trials=tuple(trials), setup=setup).run
     assert run is not None
-    assert (run.validated, run.next_analysis) == (validated, look)
+    assert (run.validated, run.next_analysis) == (validated, analysis)
 
     crashed = trial(Role.REFERENCE, Result(crash=OOM), number=99)
-    run = told(config, run=RUN, trials=(*trials, crashed), setup=setup).run
+    run = view_of(config, run=RUN, trials=(*trials, crashed), setup=setup).run
     assert run is not None
     assert run.next_analysis is None
 
 
 def test_the_files_arguments_are_listed(config: Config) -> None:
-    assert told(config).configuration.changes == ("max_num_seqs 2",)
+    assert view_of(config).configuration.changes == ("max_num_seqs 2",)
 
 
 def test_a_crash_has_its_category_and_its_text(config: Config) -> None:
@@ -108,7 +108,7 @@ def test_a_crash_has_its_category_and_its_text(config: Config) -> None:
     assert {f.measured for f in row.meters} == {"-"}
 
 
-def test_of_lower_bounds_only_a_miss_is_sure(config: Config) -> None:
+def test_lower_bounds_can_only_show_a_miss(config: Config) -> None:
     row = shown(config, trial(Role.SEARCH, result(measured(600, 20, 700, None), violation=1, stopped="too slow")))
 
     assert [f.measured for f in row.meters] == ["≥ 600 ms", "≥ 20.0 ms", "-", "≥ 700 ms"]
@@ -130,7 +130,7 @@ def test_trials_that_did_not_run_are_not_counted(config: Config) -> None:
         trial(Role.SEARCH, None, number=3, refusal="no room"),
         trial(Role.VALIDATION, result(measured()), number=4),
     )
-    run = told(config, run=RUN, trials=trials).run
+    run = view_of(config, run=RUN, trials=trials).run
 
     assert run is not None
     assert (run.searched, run.validated, run.budget) == (1, 1, config.search.budget)
@@ -140,10 +140,10 @@ def test_trials_that_did_not_run_are_not_counted(config: Config) -> None:
 
 def test_a_current_configuration_that_misses_the_slo_is_named(config: Config) -> None:
     trials = (trial(Role.BASELINE, Result(violation=0.4, measurement=measured(900))),)
-    shown = told(config, run=RUN, trials=trials).run
+    shown = view_of(config, run=RUN, trials=trials).run
     assert shown is not None
     assert shown.misses_slo == "The current configuration misses the SLO: it was infeasible in trial 1 of run 3."
-    promoted = told(config, run=replace(RUN, decision=Decision(Outcome.PROMOTED, "")), trials=trials).run
+    promoted = view_of(config, run=replace(RUN, decision=Decision(Outcome.PROMOTED, "")), trials=trials).run
     assert promoted is not None
     assert promoted.misses_slo == ""
 
@@ -152,7 +152,7 @@ def test_tpot_and_itl_are_apart_and_every_limited_statistic_is_shown(config: Con
     recorded = config.model_dump(mode="json") | {"slo": {"tpot_mean_ms": 30, "ttft_p99_ms": 500}}
     stalls = replace(measured(), itl_p99_ms=2000.0, tpot_p99_ms=40.0, tpot_mean_ms=35.0)
     ended = trial(Role.SEARCH, result(stalls, violation=0.1))
-    run = told(config, run=RUN, trials=(ended,), setup=setup_of(recorded, RUN.id)).run
+    run = view_of(config, run=RUN, trials=(ended,), setup=setup_of(recorded, RUN.id)).run
     assert run is not None
     meters = {meter.name: (meter.measured, meter.limit, meter.met) for meter in run.trials[0].meters}
     assert meters["ITL p99"] == ("2000 ms", "", None)
@@ -165,13 +165,13 @@ def test_a_capacity_at_the_highest_rate_is_a_lower_bound(config: Config) -> None
     ended = trial(
         Role.SEARCH, Result(value=16.0, measurement=measured(), tried=(RateResult(8, True), RateResult(16, True)))
     )
-    run = told(config, run=RUN, trials=(ended,), setup=setup_of(recorded, RUN.id)).run
+    run = view_of(config, run=RUN, trials=(ended,), setup=setup_of(recorded, RUN.id)).run
     assert run is not None
     assert run.trials[0].objective == "≥ 16/s"
 
 
-def test_of_very_many_trials_the_newest_are_shown(config: Config) -> None:
-    run = told(config, run=RUN, trials=tuple(trial(Role.SEARCH, None, number=n) for n in range(1, 501))).run
+def test_only_the_newest_of_many_trials_are_shown(config: Config) -> None:
+    run = view_of(config, run=RUN, trials=tuple(trial(Role.SEARCH, None, number=n) for n in range(1, 501))).run
 
     assert run is not None
     assert (len(run.trials), run.trials[-1].number, run.left_out) == (200, 500, 300)
@@ -185,9 +185,9 @@ def test_of_very_many_trials_the_newest_are_shown(config: Config) -> None:
         (Outcome.INTERRUPTED, "The run ended before its decision."),
     ],
 )
-def test_a_decision_says_what_it_means(config: Config, outcome: Outcome, headline: str) -> None:
+def test_a_decision_has_a_headline_and_its_reason(config: Config, outcome: Outcome, headline: str) -> None:
     decision = Decision(outcome, "so it is", gain=0.1, low=-math.inf)
-    run = told(config, run=Run(3, "digest", {}, 90.0, 200.0, decision)).run
+    run = view_of(config, run=Run(3, "digest", {}, 90.0, 200.0, decision)).run
 
     assert run is not None
     assert run.decision is not None
@@ -195,9 +195,9 @@ def test_a_decision_says_what_it_means(config: Config, outcome: Outcome, headlin
     assert (run.decision.gain, run.decision.low, run.decision.high) == (0.1, None, None)
 
 
-def test_what_stands_in_the_way_of_the_slo_is_shown(config: Config) -> None:
+def test_the_nearest_miss_is_shown(config: Config) -> None:
     miss = NearestMiss(4, "ttft_p99_ms", 0.25, estimated=True, highest_rate=3.5)
-    run = told(config, run=Run(3, "digest", {}, 90.0, 200.0, Decision(Outcome.KEPT, "", nearest_miss=miss))).run
+    run = view_of(config, run=Run(3, "digest", {}, 90.0, 200.0, Decision(Outcome.KEPT, "", nearest_miss=miss))).run
 
     assert run is not None
     assert run.decision is not None
@@ -205,12 +205,12 @@ def test_what_stands_in_the_way_of_the_slo_is_shown(config: Config) -> None:
     assert run.decision.nearest_miss == f"Nearest to the SLO: {expected}"
 
 
-def test_a_decision_that_was_undone_says_so(config: Config) -> None:
+def test_a_rolled_back_promotion_is_marked(config: Config) -> None:
     run = Run(3, "digest", {}, 90.0, 200.0, Decision(Outcome.PROMOTED, "so it is"))
     headlines: list[str] = []
     for of_run in (3, 2):
         undone = Promoted(5, of_run, "base", {}, 60.0, None, 70.0, "it crashed 3 times")
-        shown = told(config, run=run, rolled_back=undone).run
+        shown = view_of(config, run=run, rolled_back=undone).run
         assert shown is not None
         assert shown.decision is not None
         headlines.append(shown.decision.headline)
@@ -221,10 +221,10 @@ def test_a_decision_that_was_undone_says_so(config: Config) -> None:
     ]
 
 
-def test_a_promotion_is_told_as_its_changes(config: Config) -> None:
+def test_a_promotion_lists_its_changes(config: Config) -> None:
     args: dict[str, Any] = {"max_num_seqs": 23, "block_size": 32}
     undone = Promoted(5, 3, "base", args, 60.0, None, 70.0, "it crashed 3 times")
-    serves = told(
+    serves = view_of(
         config, promotion=Promoted(4, 3, "base", args, 50.0, None), rolled_back=undone, probation_until=900.0
     ).configuration
 
@@ -234,15 +234,15 @@ def test_a_promotion_is_told_as_its_changes(config: Config) -> None:
 
 
 @pytest.mark.parametrize(("state", "abortable"), [(s, s in ("draining", "tuning", "validating")) for s in State])
-def test_every_state_is_told_and_a_window_can_be_aborted(config: Config, state: State, abortable: bool) -> None:
-    found = told(config, state).state
+def test_every_state_has_a_description(config: Config, state: State, abortable: bool) -> None:
+    found = view_of(config, state).state
 
     assert (found.word, found.why, found.abortable) == (str(state), "because", abortable)
     assert found.about
 
 
 def test_pause_and_windows(config: Config) -> None:
-    found = told(
+    found = view_of(
         config,
         paused=Event(1.0, EventKind.PAUSED, {"reason": "release week"}),
         window=Event(2.0, EventKind.WINDOW_OPENED, {"reason": "asked for"}),
@@ -256,9 +256,9 @@ def test_pause_and_windows(config: Config) -> None:
     assert (found.last_window.outcome, found.last_window.reason) == ("out of time", "late")
 
 
-def test_the_story_is_json_without_numbers_that_json_has_not(config: Config) -> None:
+def test_the_view_is_valid_json_without_infinities(config: Config) -> None:
     trials = (trial(Role.SEARCH, Result(violation=1, value=-math.inf, measurement=measured(math.inf))),)
-    text = TypeAdapter(PageView).dump_json(told(config, run=RUN, trials=trials))
+    text = TypeAdapter(PageView).dump_json(view_of(config, run=RUN, trials=trials))
 
     def refuse(number: str) -> None:
         raise AssertionError(number)
@@ -275,7 +275,7 @@ OPENED = Event(80.0, EventKind.WINDOW_OPENED, {"reason": "asked for"})
 
 def test_the_search_ends_after_its_remaining_trials(config: Config) -> None:
     trials = tuple(trial(Role.SEARCH, result(measured()), number=n) for n in range(1, 4))  # of 30 s, until 130
-    drain, search, validate, _ = told(config, run=RUN, trials=trials, window=OPENED).steps
+    drain, search, validate, _ = view_of(config, run=RUN, trials=trials, window=OPENED).steps
 
     assert (drain.status, search.status, validate.status) == ("done", "current", "ahead")
     budget = config.search.budget
@@ -286,22 +286,22 @@ def test_the_search_ends_after_its_remaining_trials(config: Config) -> None:
 
 
 def test_without_a_measured_trial_no_end_is_claimed(config: Config) -> None:
-    steps = told(config, run=RUN, trials=(), window=OPENED).steps
+    steps = view_of(config, run=RUN, trials=(), window=OPENED).steps
     assert [step.ends_at for step in steps] == [None] * 4
 
 
 def test_a_run_of_an_earlier_window_says_nothing_about_this_one(config: Config) -> None:
     trials = (trial(Role.SEARCH, result(measured())),)
     later = Event(300.0, EventKind.WINDOW_OPENED, {"reason": "asked for"})
-    steps = told(config, State.DRAINING, run=RUN, trials=trials, window=later).steps
+    steps = view_of(config, State.DRAINING, run=RUN, trials=trials, window=later).steps
     assert [(step.status, step.progress, step.ends_at) for step in steps] == [
         ("current", "", None), ("ahead", "", None), ("ahead", "", None), ("ahead", "", None),
     ]  # fmt: skip
 
 
 def test_outside_a_window_there_are_no_steps(config: Config) -> None:
-    assert told(config, State.SERVING, run=RUN).steps == ()
-    assert told(config, State.RESTORING, run=RUN).steps == ()
+    assert view_of(config, State.SERVING, run=RUN).steps == ()
+    assert view_of(config, State.RESTORING, run=RUN).steps == ()
 
 
 # Live figures
@@ -313,7 +313,7 @@ def finished(ttft_s: float, tokens: int = 64) -> pb.RequestFinished:
     )
 
 
-def test_live_latencies_are_of_the_last_minutes_real_requests() -> None:
+def test_live_latencies_are_those_of_recent_user_requests() -> None:
     now = time.monotonic()
     old = SampledRequest.of(now - 400, finished(9.0))
     probe = SampledRequest.of(now - 1, finished(9.0, tokens=1))
@@ -329,7 +329,7 @@ def test_live_latencies_are_of_the_last_minutes_real_requests() -> None:
     assert (e2e.measured, e2e.limit, e2e.met) == ("200 ms", "", None)
 
 
-def test_few_requests_and_none_are_said_to_be() -> None:
+def test_few_and_no_requests_are_marked() -> None:
     now = time.monotonic()
     few = live(Traffic(now - 20, (SampledRequest.of(now, finished(0.6)),)), now, SLO)
     none = live(Traffic(now - 20, ()), now, SLO)

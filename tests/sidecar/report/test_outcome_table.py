@@ -161,6 +161,16 @@ def test_a_gain_that_is_surely_too_small_is_not_worth_more_pairs(promoted: Path)
     )
 
 
+def test_a_small_gain_asks_for_a_wider_search_and_names_a_large_spread(promoted: Path) -> None:
+    fields = {"outcome": Outcome.KEPT, "gain": 0.01, "low": -0.1, "high": 0.2, "pairs": 3}
+    [quiet] = run_advice(decided(promoted, **fields, noise=0.02))
+    noisy = run_advice(decided(promoted, **fields, noise=0.2))
+
+    assert quiet.startswith("The estimated gain is +1.0%; +5% is required. 39 configurations were tried in 6 knobs: ")
+    assert noisy[0] == quiet
+    assert noisy[1].startswith("The run-to-run spread was 20%: 16 pairs show gains of +")
+
+
 def test_more_noise_needs_more_pairs(promoted: Path) -> None:
     snapshot = snapshot_of(promoted)
     effects = [detectable(pairs, 0.1, snapshot) for pairs in (3, 8, 16)]

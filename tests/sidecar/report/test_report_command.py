@@ -39,7 +39,7 @@ def test_the_decision_comes_first(tmp_path: Path) -> None:
     assert places == sorted(places)
 
 
-def test_what_comes_from_outside_is_text(tmp_path: Path) -> None:
+def test_recorded_text_is_escaped(tmp_path: Path) -> None:
     made = Made(tmp_path / "run", model=f"some/{EVIL}")
     made.search(3, crashes=False)
     for seqs in (5, 6):
@@ -59,7 +59,7 @@ def test_no_secret_is_in_it(tmp_path: Path) -> None:
         assert secret not in page
 
 
-def test_nothing_is_to_be_fetched(tmp_path: Path) -> None:
+def test_the_report_has_no_external_references(tmp_path: Path) -> None:
     page = own(written(whole(tmp_path / "run", 5), tmp_path))
 
     assert not re.findall(r"""src\s*=|href\s*=(?!"#)|url\(|@import|https?://""", page)
@@ -96,7 +96,7 @@ def test_the_state_may_be_named_in_three_ways(tmp_path: Path, name: str) -> None
     assert (tmp_path / "report.html").is_file()
 
 
-def test_what_the_page_says_to_type_exists(tmp_path: Path) -> None:
+def test_the_commands_of_the_report_exist(tmp_path: Path) -> None:
     page = own(written(whole(tmp_path / "run"), tmp_path))
     lines = re.findall(r"<pre[^>]*>(sloguard [^<]*)</pre>", page)
 

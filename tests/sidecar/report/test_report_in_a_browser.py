@@ -35,7 +35,7 @@ def opened(tab: "Page", view: ReportView, folder: Path) -> int:
     return path.stat().st_size
 
 
-def test_it_is_small_and_its_contents_lead_somewhere(forty: ReportView, tab: "Page", tmp_path: Path) -> None:
+def test_the_report_is_small_and_its_contents_list_is_valid(forty: ReportView, tab: "Page", tmp_path: Path) -> None:
     assert opened(tab, forty, tmp_path) < MAX_BYTES
     links = tab.eval_on_selector_all("nav a", "links => links.map(link => link.hash.slice(1))")
 

@@ -20,13 +20,13 @@ from vllm_sloguard import __version__
 from vllm_sloguard.crash import Category
 
 
-def told(state: Path, run: int | None = None) -> ReportView:
+def view_of(state: Path, run: int | None = None) -> ReportView:
     return report_view(run_snapshot.read_run(state, run))
 
 
 @pytest.fixture(scope="module")
 def forty(tmp_path_factory: pytest.TempPathFactory) -> ReportView:
-    return told(whole(tmp_path_factory.mktemp("forty")))
+    return view_of(whole(tmp_path_factory.mktemp("forty")))
 
 
 def test_a_promotion_comes_with_its_evidence(forty: ReportView) -> None:
@@ -60,37 +60,37 @@ def test_every_trial_and_every_limit_is_there(forty: ReportView) -> None:
     assert sorted(drawn) == measured
 
 
-def test_the_knob_that_the_engine_hangs_on_matters_most(forty: ReportView) -> None:
+def test_the_knob_with_the_largest_effect_is_the_most_important(forty: ReportView) -> None:
     assert next(iter(forty.importance.shares)) == "max_num_seqs"
     assert sum(forty.importance.shares.values()) == pytest.approx(1)
 
 
-def test_few_trials_do_not_say_what_matters(tmp_path: Path) -> None:
+def test_few_trials_show_no_importance(tmp_path: Path) -> None:
     made = Made(tmp_path)
     made.search(FEWEST - 1, crashes=False)
 
-    found = told(made.close()).importance
+    found = view_of(made.close()).importance
 
     assert not found.shares
     assert f"{FEWEST - 1} trials are too few for this" in found.note
 
 
-def test_crashes_are_told_apart_by_their_cause(tmp_path: Path) -> None:
+def test_crashes_are_grouped_by_cause(tmp_path: Path) -> None:
     made = Made(tmp_path)
     made.search(1)
     for seqs in (300, 400, 500):
         made.crash({**INCUMBENT, "max_num_seqs": seqs}, Category.OUT_OF_MEMORY, OOM.format(seqs))
     made.crash({**INCUMBENT, "max_num_seqs": 8}, Category.STARTUP_FAILURE, "ValueError: no")
 
-    first, second = told(made.close()).crashes
+    first, second = view_of(made.close()).crashes
 
     assert (first.category, first.numbers, first.evidence) == ("out of memory", (2, 3, 4), OOM.format(300))
     assert first.alone == "max_num_seqs 300 or more; measured trials had 32 at most"
     assert (second.numbers, second.alone) == ((5,), "max_num_seqs 8 or less; measured trials had 32 at least")
 
 
-def test_only_crashes_leave_a_story(tmp_path: Path) -> None:
-    found = told(only_crashes(tmp_path))
+def test_a_run_of_crashes_has_a_report(tmp_path: Path) -> None:
+    found = view_of(only_crashes(tmp_path))
 
     assert found.verdict.headline == "The incumbent was kept: no configuration met the SLO, nor did the incumbent"
     assert {entry.status for entry in found.entries} == {TrialStatus.CRASHED}
@@ -109,7 +109,7 @@ def test_a_run_of_an_earlier_version_has_none_recorded(tmp_path: Path) -> None:
     folder = only_crashes(tmp_path)
     with sqlite3.connect(folder / "journal.sqlite") as db:
         db.execute("UPDATE runs SET config = json_remove(config, '$.sloguard')")
-    [version] = [fact.value for fact in told(folder).versions if fact.name == "sloguard"]
+    [version] = [fact.value for fact in view_of(folder).versions if fact.name == "sloguard"]
     assert version == f"not recorded (run), {__version__} (report)"
 
 
@@ -117,14 +117,14 @@ def test_one_trial_is_enough(tmp_path: Path) -> None:
     made = Made(tmp_path)
     made.search(1)
 
-    found = told(made.close())
+    found = view_of(made.close())
 
     assert found.verdict.headline == "This run was interrupted before its decision"
     assert "1 feasible (met the SLO)" in found.verdict.sentences[-1]
     assert "objective" in plots(found)
 
 
-def test_a_run_that_goes_on_says_so(tmp_path: Path) -> None:
+def test_a_run_in_progress_is_marked(tmp_path: Path) -> None:
     made = Made(tmp_path)
     made.search(5)
     made.add(made.plan(), None, running=True)
@@ -137,21 +137,21 @@ def test_a_run_that_goes_on_says_so(tmp_path: Path) -> None:
     assert found.entries[-1].took != "-"
 
 
-def test_a_run_without_a_trial_has_a_page(tmp_path: Path) -> None:
-    found = told(Made(tmp_path).close())
+def test_a_run_without_trials_has_a_report(tmp_path: Path) -> None:
+    found = view_of(Made(tmp_path).close())
 
     assert found.verdict.sentences[-1] == "No trial has been started."
     assert plots(found) == {}
 
 
-def test_a_rollback_is_told_with_its_reason(tmp_path: Path) -> None:
+def test_a_rollback_has_its_reason(tmp_path: Path) -> None:
     made = Made(tmp_path)
     made.search(40)
     made.validate()
     made.decide()
     made.journal.write("INSERT INTO rollbacks VALUES (1, ?, 'it burned the error budget')", (made.now,))
 
-    found = told(made.close())
+    found = view_of(made.close())
 
     assert "was rolled back" in found.serving[1]
     assert "it burned the error budget" in found.serving[1].lower()
@@ -168,24 +168,24 @@ def test_a_rollback_is_told_with_its_reason(tmp_path: Path) -> None:
         (State.SERVING, Cause.STARTED, "The sidecar is not running and recorded no end"),
     ],
 )
-def test_what_serves_after_the_sidecar_is_said_first(tmp_path: Path, state: State, cause: Cause, first: str) -> None:
+def test_the_state_of_the_service_comes_first(tmp_path: Path, state: State, cause: Cause, first: str) -> None:
     made = Made(tmp_path)
     made.search(1)
     made.journal.enter(state, "whatever it says", cause=cause)
 
-    found = told(made.close()).serving
+    found = view_of(made.close()).serving
 
     assert found[0].startswith(first)
     assert ("left its engine serving" in found[0]) is (cause is Cause.ENGINE_LEFT)
     assert found[1].startswith("Configuration that the next start serves: the arguments of the configuration")
 
 
-def test_the_configuration_on_the_page_is_that_of_the_run(tmp_path: Path) -> None:
+def test_the_configuration_in_the_report_is_that_of_the_run(tmp_path: Path) -> None:
     made = Made(tmp_path)
     made.search(1)
     made.close()
     again = tmp_path / "again.yaml"
-    again.write_text(told(made.state).configuration)
+    again.write_text(view_of(made.state).configuration)
     read = load_config(again)
 
     assert list(read.search.knobs) == list(made.config.search.knobs)
@@ -201,14 +201,14 @@ def over(made: Made, value: float | None = -900.0, ttft_p99_ms: float = 1000.0) 
     return dataclasses.replace(good, violation=ttft_p99_ms / 500 - 1, value=value, measurement=measurement, stopped="")
 
 
-def test_where_nothing_met_every_limit_the_nearest_is_named(tmp_path: Path) -> None:
+def test_the_nearest_miss_is_named_if_nothing_met_the_slo(tmp_path: Path) -> None:
     made = Made(tmp_path)
     made.add(made.plan(Role.BASELINE), over(made, None))
     for ttft in (900.0, 612.0, 700.0):
         made.add(made.plan(), over(made, ttft_p99_ms=ttft))
     made.decide()
 
-    verdict = told(made.close()).verdict
+    verdict = view_of(made.close()).verdict
 
     assert verdict.headline == "The incumbent was kept: no configuration met the SLO, nor did the incumbent"
     assert "the incumbent was infeasible in its first trial." in verdict.sentences[1]
@@ -216,7 +216,7 @@ def test_where_nothing_met_every_limit_the_nearest_is_named(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("misses", "met"), [(1, False), (3, True)])
-def test_whether_what_was_serving_surely_misses_is_in_the_rule(tmp_path: Path, misses: int, met: bool) -> None:
+def test_the_checks_show_whether_the_incumbent_surely_misses(tmp_path: Path, misses: int, met: bool) -> None:
     made = Made(tmp_path)
     made.add(made.plan(Role.BASELINE), over(made, None))
     chosen = {**INCUMBENT, "max_num_seqs": 64}
@@ -229,7 +229,7 @@ def test_whether_what_was_serving_surely_misses_is_in_the_rule(tmp_path: Path, m
         made.add(made.plan(Role.VALIDATION, chosen), made.measured(chosen))
     made.decide()
 
-    verdict = told(made.close()).verdict
+    verdict = view_of(made.close()).verdict
 
     row = next(check for check in verdict.checks if check.condition.startswith("The incumbent fails"))
     assert (row.measured, row.met) == (f"{misses} of 3 starts missed a limit", met)
@@ -237,7 +237,7 @@ def test_whether_what_was_serving_surely_misses_is_in_the_rule(tmp_path: Path, m
     assert any(check.measured.startswith("mean over starts at most ") for check in verdict.checks)
 
 
-def test_no_line_of_the_gain_crosses_the_text_of_another(forty: ReportView) -> None:
+def test_labels_of_the_gain_plot_do_not_overlap_lines(forty: ReportView) -> None:
     close = Gain(estimate=-0.1, low=-0.2, high=-0.05, least=0.02, confidence=0.95)
     drawn = plots(dataclasses.replace(forty, verdict=dataclasses.replace(forty.verdict, gain=close)))["gain"].figure
     texts = {note.text: note for note in drawn.layout.annotations}
@@ -248,17 +248,17 @@ def test_no_line_of_the_gain_crosses_the_text_of_another(forty: ReportView) -> N
     assert drawn.layout.xaxis.range[1] > 0.05
 
 
-def test_a_crash_that_is_cut_ends_in_an_ellipsis(tmp_path: Path) -> None:
+def test_truncated_evidence_ends_in_an_ellipsis(tmp_path: Path) -> None:
     made = Made(tmp_path)
     made.crash(dict(INCUMBENT), Category.STARTUP_FAILURE, "ValueError: " + "x" * 400)
 
-    found = told(made.close())
+    found = view_of(made.close())
 
     assert found.entries[0].note.endswith("xxx…")
     assert found.crashes[0].evidence.endswith("xxx")
 
 
-def test_failed_requests_are_no_number(tmp_path: Path) -> None:
+def test_failed_requests_are_plotted_without_infinities(tmp_path: Path) -> None:
     made = Made(tmp_path)
     made.search(2, crashes=False)
     good = made.measured(INCUMBENT)
@@ -270,7 +270,7 @@ def test_failed_requests_are_no_number(tmp_path: Path) -> None:
     unmeasured = dataclasses.replace(good.measurement, ttft_p99_ms=None, itl_p99_ms=None, e2e_mean_ms=None)
     made.add(made.plan(), Result(violation=1.0, measurement=unmeasured))
 
-    found = told(made.close())
+    found = view_of(made.close())
 
     assert found.entries[2].measured["ttft_p99_ms"] == float("inf")
     assert found.entries[3].measured["ttft_p99_ms"] is None
@@ -282,7 +282,7 @@ def test_failed_requests_are_no_number(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("objective", ["goodput", "capacity"])
 def test_other_objectives_have_their_units(tmp_path: Path, objective: str) -> None:
-    found = told(whole(tmp_path, 12, objective=objective))
+    found = view_of(whole(tmp_path, 12, objective=objective))
 
     assert "answers" not in plots(found)  # no latency of single requests is kept for them
     assert any("meet" in said and "SLO)" in said for said in found.verdict.sentences)
@@ -291,12 +291,12 @@ def test_other_objectives_have_their_units(tmp_path: Path, objective: str) -> No
 def test_runs_are_chosen_by_number(tmp_path: Path) -> None:
     state = whole(tmp_path, 4)
 
-    assert told(state, 1).run == 1
+    assert view_of(state, 1).run == 1
     with pytest.raises(JournalError, match="there is no run 7; there are 1"):
-        told(state, 7)
+        view_of(state, 7)
 
 
-def test_what_an_older_journal_lacks_is_left_open(tmp_path: Path) -> None:
+def test_journals_of_earlier_versions_are_read(tmp_path: Path) -> None:
     made = Made(tmp_path)
     made.search(6, crashes=False)
     decision = '{"outcome": "promoted", "reason": "it was better", "trial": 2}'
@@ -304,31 +304,31 @@ def test_what_an_older_journal_lacks_is_left_open(tmp_path: Path) -> None:
     # Unknown fields of other versions are ignored.
     made.journal.write("UPDATE runs SET config = json_set(config, '$.promotion.repeats', 2)", ())
 
-    found = told(made.close())
+    found = view_of(made.close())
 
     assert found.verdict.gain is None
     assert found.verdict.headline == "A better configuration was found and promoted: trial 2"
 
 
 @pytest.mark.parametrize("part", ['"pairs": "many"', '"candidates": 7', '"gain": {}'])
-def test_a_decision_that_is_damaged_is_one_line(tmp_path: Path, part: str) -> None:
+def test_a_damaged_decision_is_one_line(tmp_path: Path, part: str) -> None:
     made = Made(tmp_path)
     made.journal.write("UPDATE runs SET decision = ?", ('{"outcome": "promoted", "reason": "x", ' + part + "}",))
 
     with pytest.raises(JournalError, match="the journal is damaged: decision: "):
-        told(made.close())
+        view_of(made.close())
 
 
-def test_a_configuration_that_is_damaged_is_one_line(tmp_path: Path) -> None:
+def test_a_damaged_configuration_is_one_line(tmp_path: Path) -> None:
     made = Made(tmp_path)
     made.journal.write("UPDATE runs SET config = json_set(config, '$.slo.ttft_p99_ms', 'soon')", ())
 
     with pytest.raises(JournalError, match=r"run 1: its configuration can't be read: ttft_p99_ms: .*valid number"):
-        told(made.close())
+        view_of(made.close())
 
 
 def test_goodput_is_shown_as_the_share_that_misses(tmp_path: Path) -> None:
-    found = told(whole(tmp_path, 4, slo={"ttft_p99_ms": 500, "goodput": 0.97}))
+    found = view_of(whole(tmp_path, 4, slo={"ttft_p99_ms": 500, "goodput": 0.97}))
 
     assert found.limits == {"ttft_p99_ms": 500, "error_rate": 0.01, "miss_rate": 0.03}
     assert all("miss_rate" in entry.measured for entry in found.entries if entry.measured)
