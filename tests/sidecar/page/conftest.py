@@ -1,15 +1,12 @@
-"""A page on a journal without an engine, and a browser."""
+"""A page on a journal without an engine."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chromium_tab import browser, tab
 from page_bench import PageBench, page_bench, page_config
 
 from sidecar.page import event_stream
-
-__all__ = ["browser", "tab"]
 
 
 @pytest.fixture
