@@ -27,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -349,21 +349,21 @@ def recorded_errors(files: tuple[Path, ...]) -> dict[str, Any]:
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     started = [row for row in rows if row["kv_bytes"] and "kv_cache_memory_bytes" not in row["ran"]]
     shares: dict[Rung, list[float]] = {rung: [] for rung in Rung}
+    unusual: list[float] = []
     unknown: dict[bool, list[float]] = {False: [0.0], True: [0.0]}
     with tempfile.TemporaryDirectory() as folder:
         for row in started:
             model = known_of_row(row, Path(folder))
             if model.shape is not None:
                 for rung, budget in _budgets(row, model, model.shape, rows):
-                    shares[rung].append(abs(budget.kv_bytes - row["kv_bytes"]) / budget.fixed_bytes)
+                    of_kind = unusual if rung is Rung.BUILT and model.shape.unusual else shares[rung]
+                    of_kind.append(abs(budget.kv_bytes - row["kv_bytes"]) / budget.fixed_bytes)
                 if row.get("parts") and not row["ran"].get("quantization"):
                     missed = row["predicted_kv_bytes"] - row["kv_bytes"]
                     unknown[model.shape.unusual].append(missed / (row["parts"]["activations"] - missed))
     return {
-        "rungs": {
-            rung.name.lower(): {"starts": len(found), "share": _rounded_up(max(found))}
-            for rung, found in shares.items()
-        },
+        "rungs": {rung.name.lower(): _worst(found) for rung, found in shares.items()},
+        "unusual": _worst(unusual),
         "families": sorted({ALL_MODELS[row["model"]]["model_type"] for row in started}),
         "unknown_family": _rounded_up(max(unknown[False])),
         "unknown_architecture": _rounded_up(max(unknown[True])),
@@ -388,6 +388,10 @@ def _budgets(
         calibrated = learned(first, "0.26.0").estimator(model)(shape, args, seen)
         if calibrated is not None and calibrated.rung is Rung.REPORTED:
             yield Rung.REPORTED, calibrated
+
+
+def _worst(shares: Sequence[float]) -> dict[str, Any]:
+    return {"starts": len(shares), "share": _rounded_up(max(shares))}
 
 
 def _rounded_up(share: float) -> float:

@@ -35,6 +35,16 @@ def first(fields: Fields, keys: tuple[str, ...]) -> int | None:
     return next((value for key in keys if (value := positive(fields, key)) is not None), None)
 
 
+def largest(fields: Fields, keys: tuple[str, ...]) -> int:
+    """The first of several alternative names that is not 0, or 0; of a list by layer the largest. Raises ValueError."""
+    for key in keys:
+        value: object = fields.get(key)
+        listed = cast("list[object]", value) if isinstance(value, list) else [value]
+        if number := max((whole({key: entry}, key) for entry in listed), default=0):
+            return number
+    return 0
+
+
 def required(fields: Fields, *keys: str) -> int:
     """Like ``first``, but a missing field is an error. Raises ValueError."""
     value = first(fields, keys)

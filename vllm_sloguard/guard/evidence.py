@@ -59,18 +59,22 @@ NO_EVIDENCE = ModelEvidence()
 class RecordedErrors:
     """The worst errors of estimates against starts of vLLM, as recorded by ``benchmarks/guard.py bands``.
 
-    ``shares`` are shares of the memory that is not the KV cache, by rung. In a family that has never been started, what
-    the profile run takes is less certain: by the given share of it for ordinary decoders, and for other models.
+    ``shares`` are shares of the memory that is not the KV cache, by rung; ``unusual_share`` is that of models built
+    by vLLM that are more than attention and MLPs, whose profile run no formula covers as well. In a family that has
+    never been started, what the profile run takes is less certain: by the given share of it for ordinary decoders,
+    and for other models.
     """
 
     shares: Mapping[Rung, float]
+    unusual_share: float
     families: frozenset[str]
     unknown_family: float
     unknown_architecture: float
 
-    def error_bytes(self, rung: Rung, fixed_bytes: int) -> int:
+    def error_bytes(self, rung: Rung, fixed_bytes: int, *, ordinary: bool = True) -> int:
         """The error band of an estimate of ``fixed_bytes`` from this rung."""
-        return int(self.shares[rung] * fixed_bytes)
+        share = self.shares[rung] if ordinary or rung is not Rung.BUILT else self.unusual_share
+        return int(share * fixed_bytes)
 
     def profile_error_bytes(self, model_type: str, activation_bytes: int, *, ordinary: bool) -> int:
         """What the formula for the profile run may lack in addition."""
@@ -84,6 +88,7 @@ def read_errors(path: Path) -> RecordedErrors:
     found = json.loads(path.read_text(encoding="utf-8"))
     return RecordedErrors(
         {rung: float(found["rungs"][rung.name.lower()]["share"]) for rung in Rung},
+        float(found["unusual"]["share"]),
         frozenset(found["families"]),
         float(found["unknown_family"]),
         float(found["unknown_architecture"]),

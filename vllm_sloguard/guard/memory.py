@@ -215,7 +215,7 @@ def _margin_bytes(shape: ModelShape, rung: Rung, fixed: int, plain: int, assumed
 
     ``plain`` is its peak without sampling, ``assumed`` what sampling adds if it is not known to happen.
     """
-    band = RECORDED_ERRORS.error_bytes(rung, fixed)
+    band = RECORDED_ERRORS.error_bytes(rung, fixed, ordinary=not shape.unusual)
     if rung is Rung.REPORTED:
         return band
     return band + assumed + RECORDED_ERRORS.profile_error_bytes(shape.model_type, plain, ordinary=not shape.unusual)

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from vllm_sloguard.guard import attention_windows, quantization
 from vllm_sloguard.guard.bounded_read import read_small_file
-from vllm_sloguard.guard.config_json import Fields, first, flag, name, nested, positive, required, whole, wrong
+from vllm_sloguard.guard.config_json import Fields, first, flag, largest, name, nested, positive, required, whole, wrong
 from vllm_sloguard.guard.quantization import Quantization
 
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
@@ -20,8 +20,20 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "kv_heads": ("num_key_value_heads", "multi_query_group_num", "num_kv_heads"),
     "intermediate": ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim", "decoder_ffn_dim"),
     "vocab": ("vocab_size", "padded_vocab_size"),
-    "experts": ("n_routed_experts", "num_local_experts", "num_experts"),
+    "experts": ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts"),
+    "experts_per_token": (
+        "num_experts_per_tok",
+        "num_experts_per_token",
+        "experts_per_token",
+        "moe_experts_per_token",
+        "moe_topk",
+        "moe_top_k",
+        "moe_k",
+        "top_k_experts",
+    ),
+    "shared_experts": ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts", "num_shared_expert"),
 }
+_EXPERT_STEPS = ("decoder_sparse_step", "moe_layer_freq", "moe_layer_interval", "interleave_moe_layer_step")
 # Where multimodal models have the configuration of their language model.
 _TEXT_CONFIGS = ("text_config", "language_config", "llm_config")
 # Defaults of fields that a family's config.json may omit (its configuration class in transformers).
@@ -298,15 +310,15 @@ def _mlp_width(text: Fields, hidden: int) -> int:
 
 
 def _experts(text: Fields, intermediate: int, layers: int) -> dict[str, int]:
-    experts = next((n for key in _ALIASES["experts"] if (n := whole(text, key))), 0)
+    experts = largest(text, _ALIASES["experts"])
     if not experts:
         return {}
-    width = positive(text, "moe_intermediate_size") or intermediate
-    shared = whole(text, "shared_expert_intermediate_size") or width * whole(text, "n_shared_experts")
+    width = largest(text, ("moe_intermediate_size",)) or intermediate
+    shared = whole(text, "shared_expert_intermediate_size") or width * largest(text, _ALIASES["shared_experts"])
     dense, step = _layers_without_experts(text, layers)
     return {
         "experts": experts,
-        "experts_per_token": whole(text, "num_experts_per_tok") or 1,
+        "experts_per_token": largest(text, _ALIASES["experts_per_token"]) or 1,
         "expert_intermediate": width,
         "shared_expert_intermediate": shared,
         "dense_layers": dense,
@@ -323,8 +335,11 @@ def _layers_without_experts(text: Fields, layers: int) -> tuple[int, int]:
     if isinstance(listed, list):
         return max(0, layers - sum(bool(entry) for entry in cast("list[object]", listed))), 1
     plain: object = text.get("mlp_only_layers")
-    dense = whole(text, "first_k_dense_replace") + (len(cast("list[object]", plain)) if isinstance(plain, list) else 0)
-    return dense, first(text, ("decoder_sparse_step", "moe_layer_freq", "interleave_moe_layer_step")) or 1
+    first_with = whole(text, "first_k_dense_replace") or largest(text, ("moe_layer_start_index",))
+    dense = first_with + (len(cast("list[object]", plain)) if isinstance(plain, list) else 0)
+    return dense, first(
+        text, ("decoder_sparse_step", "moe_layer_freq", "moe_layer_interval", "interleave_moe_layer_step")
+    ) or 1
 
 
 def _dtype_bytes(config: Fields, text: Fields) -> int:

@@ -30,6 +30,22 @@ def test_mla_and_experts() -> None:
     assert (shape.shared_expert_intermediate, shape.dense_layers) == (2816, 1)
 
 
+def test_experts_by_the_names_of_other_families() -> None:
+    ernie = {"moe_num_experts": 64, "moe_k": 6, "moe_intermediate_size": 1536, "moe_num_shared_experts": 2}
+    hunyuan = {
+        "num_experts": 64,
+        "moe_topk": [8, 8],
+        "moe_intermediate_size": [3072, 1024],
+        "num_shared_expert": [1, 1],
+    }
+
+    one, other = from_config({**QWEN, **ernie, "moe_layer_start_index": 1}), from_config({**QWEN, **hunyuan})
+
+    assert (one.experts, one.experts_per_token, one.expert_intermediate) == (64, 6, 1536)
+    assert (one.shared_expert_intermediate, one.dense_layers) == (3072, 1)
+    assert (other.experts_per_token, other.expert_intermediate, other.shared_expert_intermediate) == (8, 3072, 3072)
+
+
 LONGROPE = {
     "max_position_embeddings": 131072,
     "original_max_position_embeddings": 4096,
