@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / name) for name in ("support", "chaos")]
 
+import yaml  # noqa: E402 - tests/support is not installed
 from agent_process import agent_process  # noqa: E402 - tests/support is not installed
 from service_process import at_agent, configured  # noqa: E402
 
@@ -47,6 +48,13 @@ def trial_s(config: Config, engines: EngineManager, client: LoadClient) -> float
     return time.monotonic() - began
 
 
+def _without_agent(path: Path) -> Path:
+    content = yaml.safe_load(path.read_text())
+    content["engine"]["agents"] = []
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
 Setup = tuple[Config, EngineManager, LoadClient]
 
 
@@ -68,7 +76,7 @@ def main() -> int:
         for folder in folders:
             folder.mkdir()
         with agent_process(folders[1]) as agent:
-            local = load_config(configured(folders[0]))
+            local = load_config(_without_agent(configured(folders[0])))
             remote = load_config(at_agent(configured(folders[1]), agent.address))
             with parts(local) as ours, parts(remote) as theirs:
                 pairs = [_pair(number, (local, *ours), (remote, *theirs)) for number in range(count + 1)]

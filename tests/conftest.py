@@ -4,6 +4,7 @@ import importlib.util
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The same inputs in every run, whatever else runs on the machine: neither its speed nor chance decides.
 settings.register_profile("same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("same")
+
+
+@pytest.fixture(autouse=True)
+def no_agent_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ends the agent of a sidecar that the test has killed: it would restore the service."""
+    folder: Path | None = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    yield
+    if folder is not None:
+        from local_agents import end_local_agents
+
+        end_local_agents(folder)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -39,10 +39,10 @@ class AgentTls(Section):
 class EngineConfig(Section):
     """How vLLM is started; ``args`` is the incumbent.
 
-    ``agents`` names the agent that runs the engines: "unix:///path", "host:port" with ``agent_tls``, or "local" for one
-    that the sidecar starts by itself; without one, the sidecar runs them itself. Where the agent is not a local one,
-    ``python`` and ``env`` are its own. With ``watch_only``, vLLM at ``host`` and ``port`` was started by someone else,
-    with the plugin: the sidecar reports on it and never tunes.
+    ``agents`` names the agent that runs the engines: "local" for one that the sidecar starts by itself,
+    "unix:///path", or "host:port" with ``agent_tls``; without one, the sidecar runs them itself. Where
+    the agent is not a local one, ``python`` and ``env`` are its own. With ``watch_only``, vLLM at ``host`` and ``port``
+    was started by someone else, with the plugin: the sidecar reports on it and never tunes.
     """
 
     args: ArgsField = Field(default={})
@@ -73,14 +73,15 @@ class EngineConfig(Section):
     def _agents_alone(self) -> "EngineConfig":
         if len(self.agents) > 1:
             raise ValueError(f"agents: one agent is supported, got {len(self.agents)}")
+        remote = self.agent_address
         # By value: a configuration that was recorded in a journal has every field.
-        for name in ("agent_tls", "agent_lease_s"):
-            if not self.agents and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name}: only with agents")
-        remote = bool(self.agents) and not self.local_agent
-        if remote and not self.agents[0].startswith("unix://") and self.agent_tls is None:
+        if not self.agents and self.agent_lease_s != type(self).model_fields["agent_lease_s"].default:
+            raise ValueError("agent_lease_s: only with agents")
+        if not remote and self.agent_tls is not None:
+            raise ValueError("agent_tls: only with the address of an agent in agents")
+        if remote and not remote.startswith("unix://") and self.agent_tls is None:
             raise ValueError("agents: an address over TCP needs agent_tls: certificate, key and ca")
-        if self.agents and self.watch_only:
+        if remote and self.watch_only:
             raise ValueError("watch_only: not with agents, which can tune")
         for name in ("env", "python"):
             if remote and name in self.model_fields_set:
@@ -91,6 +92,11 @@ class EngineConfig(Section):
     def local_agent(self) -> bool:
         """Whether the sidecar starts the agent by itself."""
         return self.agents == [LOCAL_AGENT]
+
+    @property
+    def agent_address(self) -> str:
+        """The address of an agent that was started by someone else; empty without one."""
+        return "" if self.local_agent else next(iter(self.agents), "")
 
     @model_validator(mode="after")
     def _no_own_args(self) -> "EngineConfig":

@@ -39,7 +39,6 @@ from sidecar.config.yaml_file import YamlContent, YamlLines, YamlTooLarge, read_
 # The kernel limits a Unix socket's path to 108 bytes, including the terminating zero.
 LONGEST_SOCKET_PATH = 107
 SOCKET_NAME = "sidecar.sock"
-LOCAL_AGENT_SOCKET = "agent/plugin.sock"
 
 
 class Objective(StrEnum):
@@ -176,7 +175,7 @@ def checked_config(path: Path) -> LoadedConfig:
 def missing_model(config: Config) -> Mistake | None:
     """The mistake if the model is a path that is not on this machine, whose engines need it."""
     is_path = config.model.startswith(("/", "./", "../", "~"))
-    if not is_path or config.engine.agents or Path(config.model).exists():
+    if not is_path or config.engine.agent_address or Path(config.model).exists():
         return None
     text = f"{config.model!r}: there is no such folder; a name on Hugging Face is written `model: Qwen/Qwen3-0.6B`"
     return Mistake(("model",), text)
@@ -229,8 +228,7 @@ def _read(path: Path) -> YamlContent:
 
 def _placed(config: Config, folder: Path) -> Config:
     state = _resolved("state", folder, config.state)
-    longest = LOCAL_AGENT_SOCKET if config.engine.local_agent else SOCKET_NAME
-    if len(os.fsencode(state / longest)) > LONGEST_SOCKET_PATH:
+    if len(os.fsencode(state / SOCKET_NAME)) > LONGEST_SOCKET_PATH:
         raise MisplacedValues(
             [Mistake(("state",), f"{state} is too long a path for a Unix socket in it; choose a shorter one")]
         )

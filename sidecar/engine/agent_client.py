@@ -70,7 +70,11 @@ class NotStartedByAgent(OSError):  # noqa: N818 - it names what happened
 
 @dataclass(frozen=True)
 class AgentFacts:
-    """What an agent reports of itself; ``restored`` is what it starts when no sidecar has it."""
+    """What an agent reports of itself.
+
+    ``restored`` is what it starts when no sidecar has it; ``last_epoch`` that of the latest sidecar with this journal,
+    0 without one.
+    """
 
     agent_id: str
     vllm_version: str
@@ -78,6 +82,7 @@ class AgentFacts:
     restored: EngineSpec | None
     command: tuple[str, ...]
     untunable: str
+    last_epoch: int
 
 
 class AgentClient:
@@ -196,7 +201,7 @@ class AgentClient:
             self._acquire()
             raise AgentLost(f"the lease of the agent {self.address} had expired") from None
         elif code is grpc.StatusCode.FAILED_PRECONDITION:
-            raise AgentTaken(f"the agent {self.address} belongs to another sidecar: {_text(error)}") from None
+            raise AgentTaken(f"the agent {self.address}: {_text(error)}") from None
         elif code is grpc.StatusCode.NOT_FOUND:
             raise AgentUnknown(f"the agent {self.address}: {_text(error)}") from None
         elif code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED):
@@ -212,9 +217,9 @@ class AgentClient:
 
     # Reports
 
-    def facts(self) -> AgentFacts:
-        """Raises AgentLost."""
-        found = self.call(lambda stub: stub.Describe, pb.DescribeRequest())
+    def facts(self, *, versions: bool = False) -> AgentFacts:
+        """What the agent reports; the version of vLLM only with ``versions``. Raises AgentLost."""
+        found = self.call(lambda stub: stub.Describe, pb.DescribeRequest(versions=versions))
         return AgentFacts(
             found.agent_id,
             found.vllm_version,
@@ -222,6 +227,7 @@ class AgentClient:
             status_from_wire(_as_state(found.restored), self.boot).spec if found.HasField("restored") else None,
             tuple(found.command),
             found.untunable,
+            found.controller.epoch if found.controller.journal_id == self._journal_id else 0,
         )
 
     def machine(self, ranks: int) -> Machine:

@@ -1,4 +1,4 @@
-"""The agent that a sidecar starts for itself on this machine (``engine.agents: [local]``), in its state folder.
+"""The agent that a sidecar starts by itself on this machine, in its state folder.
 
 It outlives a sidecar that is killed, and the next one takes it over; otherwise it ends with the sidecar, and a serving
 engine that was left running is adopted by the next agent. One that dies is started again.
@@ -21,7 +21,9 @@ from sidecar.format import Say
 from vllm_sloguard.agent.private_files import umask_of_children
 from vllm_sloguard.agent.state_file import AgentFolder
 
-_FOLDER, _LOGS = "agent", "logs"
+_FOLDER = "agent"
+# In the state folder, and shared with the agent: engines log and keep kernels there, also those without an agent.
+_LOGS, _KERNELS = "logs", "kernels"
 # Variables that engines read: with others, an agent that runs already is replaced.
 _AFFECT_VLLM = ("CUDA_", "HF_", "NCCL_", "TORCH", "TRITON_", "VLLM_")
 _LISTENS_WITHIN_S = 60.0
@@ -42,7 +44,7 @@ class LocalAgent:
         self._config = config
         self._say = say
         self._folder = AgentFolder(config.state / _FOLDER)
-        self._socket = self._folder.path / "agent.sock"
+        self._socket = self._folder.path / "a.sock"  # no longer than sidecar.sock: a socket's path is limited
         self._started_as = self._folder.path / "started.json"
         self._log = config.state / _LOGS / "agent.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -57,10 +59,10 @@ class LocalAgent:
     def start(self) -> None:
         """Starts it, or takes over one that an earlier sidecar has started in the same way. Raises LocalAgentError."""
         self._folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._log.parent.mkdir(mode=0o700, exist_ok=True)
-        own_logs = self._folder.path / _LOGS
-        if not own_logs.exists():  # its engines log where those of a sidecar without an agent do
-            own_logs.symlink_to(Path("..") / _LOGS)
+        for name in (_LOGS, _KERNELS):
+            if not (self._folder.path / name).exists():
+                (self._config.state / name).mkdir(mode=0o700, exist_ok=True)
+                (self._folder.path / name).symlink_to(Path("..") / name)
         running = self._pid()
         if running is None or self._read_started_as() != self._digest():
             if running is not None:
@@ -95,8 +97,9 @@ class LocalAgent:
         engine = self._config.engine
         names = {*engine.args, *(name for args in self._config.search.unguarded for name in args)}
         line = [sys.executable, "-m", "vllm_sloguard.agent", "--state", str(self._folder.path)]
+        line += ["--listen", self.address, *([] if engine.keep_kernels else ["--no-kernels"])]
         line += ["--python", engine.python, "--model", self._config.model, "--host", engine.host]
-        return [*line, "--allow", ",".join(sorted(names))]
+        return [*line, "--trust-names", "--allow", ",".join(sorted(names))]
 
     def _digest(self) -> str:
         """Identifies how it is started; an environment may hold secrets."""
@@ -114,8 +117,9 @@ class LocalAgent:
         """Raises LocalAgentError."""
         self._socket.unlink(missing_ok=True)
         self._reap()
-        try:
+        with suppress(OSError):  # on a full disk, the next sidecar replaces the agent
             self._started_as.write_text(self._digest(), encoding="ascii")
+        try:
             with self._log.open("ab") as log:
                 began = log.tell()
                 self._process = subprocess.Popen(

@@ -50,10 +50,10 @@ class EngineHost(Protocol):
 @contextmanager
 def engine_host(config: Config) -> Generator[EngineHost]:
     """The host of ``config``. Raises ConfigError."""
-    if not config.engine.agents or config.engine.local_agent:
+    if not config.engine.agent_address:
         yield _ThisMachine(config)
         return
-    client = open_client(config, config.engine.agents[0], "", lambda _: None, _PATIENCE_S)
+    client = open_client(config, config.engine.agent_address, "", lambda _: None, _PATIENCE_S)
     try:
         yield _AgentMachine(config, client)
     finally:
@@ -96,7 +96,7 @@ class _AgentMachine:
         return replace(found, free_bytes=min(found.total_bytes, found.free_bytes + held)), held
 
     def vllm_version(self) -> str:
-        return self._client.facts().vllm_version
+        return self._client.facts(versions=True).vllm_version
 
     def known_model(self) -> KnownModel:
         return known_to_agent(self._client, self._config.model)

@@ -75,7 +75,7 @@ def _engines(config: Config, own: Own, say: Say, *, quick: bool) -> tuple[Enviro
     """The environment of the engines, and the agent that reports it; neither for a vLLM that is only watched."""
     if config.engine.watch_only:
         return None, None
-    agent = "" if config.engine.local_agent else next(iter(config.engine.agents), "")
+    agent = config.engine.agent_address
     try:
         with engine_host(config) as host:
             return host.inspect(own, say, imports=not quick), AgentReach(agent) if agent else None
@@ -101,9 +101,7 @@ def _own(journal: Journal | None) -> Own:
 def _ports(config: Config, own: Own) -> tuple[Port, ...]:
     holder = _holder(config)
     places = [("metrics.port", config.metrics.host, config.metrics.port)]
-    if (
-        not config.engine.agents or config.engine.local_agent
-    ) and not config.engine.watch_only:  # otherwise it is not for this sidecar
+    if not config.engine.agent_address and not config.engine.watch_only:  # otherwise it is not for this sidecar
         places.insert(0, ("engine.port", config.engine.host, config.engine.port))
     if config.page.enabled:
         places.append(("page.port", config.page.host, config.page.port))

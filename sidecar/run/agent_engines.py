@@ -21,11 +21,10 @@ from sidecar.measure.agent_generator import AgentGenerator
 from sidecar.measure.load_client import GeneratorProcess
 from sidecar.observe.telemetry import TelemetryHub
 from sidecar.record.journal import EngineRecord, Journal, JournalError
-from sidecar.run.engine_manager import EngineManager, UnrecordedEngine, known
+from sidecar.run.engine_manager import LOGS, EngineManager, UnrecordedEngine, known
 from sidecar.run.orphans import Orphans
 from vllm_sloguard.agent.engine_spec import EngineLife, EngineRole, EngineSpec, EngineStatus
 from vllm_sloguard.agent.listen import TlsFileError, TlsFiles
-from vllm_sloguard.agent.process_group import ProcessGroup
 from vllm_sloguard.agent.process_identity import Identity
 from vllm_sloguard.guard.known_model import KnownModel
 from vllm_sloguard.guard.machine import Machine
@@ -62,10 +61,10 @@ def agent_client(config: Config, say: Callable[[str], None]) -> Generator[AgentC
 
     Raises ConfigError, AgentLost, OSError.
     """
-    if not config.engine.agents:
+    if config.engine.watch_only or not config.engine.agents:
         yield None
-    elif not config.engine.local_agent:
-        yield connect(config, config.engine.agents[0], say)
+    elif config.engine.agent_address:
+        yield connect(config, config.engine.agent_address, say)
     else:
         agent = LocalAgent(config, say)
         agent.start()
@@ -92,7 +91,7 @@ def check_service(config: Config, facts: AgentFacts) -> None:
 
 def known_to_agent(client: AgentClient, model: str) -> KnownModel:
     """What an agent's files and its vLLM say of ``model``. Raises AgentLost, AgentRefused."""
-    return model_at_agent(AgentEnvironment(client, model), client.facts().vllm_version)
+    return model_at_agent(AgentEnvironment(client, model), client.facts(versions=True).vllm_version)
 
 
 class AgentEngineManager(EngineManager):
@@ -110,13 +109,22 @@ class AgentEngineManager(EngineManager):
     ) -> None:
         super().__init__(config, learning, hub, live, expect_traffic, say)
         self._client = client
-        self.orphans = AgentOrphans(self._journal, client, say)
+        self._local = config.engine.local_agent
+        self.orphans: AgentOrphans = AgentOrphans(self._journal, client, config.state / LOGS, say)
         self._relay = AgentRelay(client, config.socket)
 
     def act_for(self, epoch: int) -> None:
         """Takes the agent as the controller of ``epoch``. Raises AgentTaken, AgentLost."""
+        if self._local:
+            # The journal may be an older copy, or not be writable; the state folder's lock makes this the only sidecar.
+            epoch = max(epoch, self._client.facts().last_epoch + 1)
         self._client.act_for(epoch)
         self._relay.start()
+
+    def act_without_journal(self) -> None:
+        """As in EngineManager, at a local agent; another one may belong to a newer sidecar. Raises AgentLost."""
+        if self._local:
+            self.act_for(0)
 
     def load_generator(self) -> GeneratorProcess:
         """The agent's."""
@@ -133,7 +141,7 @@ class AgentEngineManager(EngineManager):
     @property
     def outlive_sidecar(self) -> bool:
         """Another agent keeps it running; a local one ends with the sidecar."""
-        return not self._config.engine.local_agent
+        return not self._local
 
     def close(self) -> None:
         """Gives the agent back, which restores the service if no engine serves; a local agent is not to restore it."""
@@ -155,10 +163,11 @@ class AgentEngineManager(EngineManager):
         return replace(launch, drain_timeout_s=engine.drain_timeout_s)
 
     def _agent_launch(self, args: Mapping[str, Any], host: str, port: int, *, repair: bool) -> Launch:
-        settings = {"SLOGUARD_REPAIR": "on" if repair else "off"}
-        return Launch(
-            uuid.uuid4().hex[:12], "", self._config.model, dict(args), host, port, settings, Path(self._client.boot)
-        )
+        settings, python = {"SLOGUARD_REPAIR": "on" if repair else "off"}, ""
+        if self._local:  # an engine that was started with others is not adopted
+            settings, python = {**self._config.engine.env, **settings}, self._config.engine.python
+        log = Path(self._client.boot)
+        return Launch(uuid.uuid4().hex[:12], python, self._config.model, dict(args), host, port, settings, log)
 
     def warm_up_forks(self) -> None:
         """Starts the agent's fork server without waiting for it. Raises AgentLost."""
@@ -172,8 +181,9 @@ class AgentEngineManager(EngineManager):
 
     def _restored(self, args: Mapping[str, Any]) -> Engine | None:
         """The engine that the agent has started by itself, if it runs ``args``; anything else it runs is stopped."""
-        found = self.unrecorded_serving(args)
-        self.orphans.end(keep=found.engine.launch.engine_id if found is not None else "")
+        found = self._unrecorded_at_agent(args)
+        found = found if found is not None and found.matches else None
+        self.orphans.end_at_agent(keep=found.engine.launch.engine_id if found is not None else "")
         if found is None:
             return None
         with suppress(JournalError):  # reported where the state is written
@@ -206,56 +216,87 @@ class AgentEngineManager(EngineManager):
 
     def adopt(self, record: EngineRecord, args: Mapping[str, Any]) -> Engine | None:
         """The engine of ``record``, if it was started exactly as ``args`` would be started now. Raises AgentLost."""
+        at_agent = record.launch.get("log") == str(Path(self._client.boot))
+        if self._local and not at_agent:
+            return self._adopt_own(record, args)
         launch = replace(self.serving_launch(args), engine_id=record.identity.engine_id)
         if record.role != "serving" or record.launch != known(launch):
             return None
         status = running_engines(self._client).get(launch.engine_id)
         if status is None:
             return None
+        if record.identity != status.identity:  # recorded before the process was
+            with suppress(JournalError):
+                self._journal.engine_started(status.identity)
         self._expect(launch, record.role)
         return AgentEngine(self._client, launch, status)
 
     def serving_process(self) -> int | None:
         """The process of the agent's serving engine, in its own process namespace. Raises AgentLost."""
         serving = (one for one in running_engines(self._client).values() if one.spec.role is EngineRole.SERVING)
-        return next((one.identity.pid for one in serving), None)
+        pid = next((one.identity.pid for one in serving), None)
+        return super().serving_process() if pid is None and self._local else pid
 
     def unrecorded_serving(self, args: Mapping[str, Any]) -> UnrecordedEngine | None:
-        """A serving engine that the agent started by itself, if it runs ``args``; any other one is replaced."""
+        """The serving engine without a row in the journal. Raises AgentLost."""
+        found = self._unrecorded_at_agent(args)
+        return self._unrecorded_own(args) if found is None and self._local else found
+
+    def _unrecorded_at_agent(self, args: Mapping[str, Any]) -> UnrecordedEngine | None:
+        """The agent's serving engine without a row in the journal.
+
+        It is replaced unless it runs ``args``; except at a local agent, if a sidecar has started it: this journal is an
+        older copy then.
+        """
+        recorded = {record.identity.engine_id for record in self._journal.engines()}
         for engine_id, status in running_engines(self._client).items():
-            if status.spec.role is EngineRole.SERVING and dict(status.spec.args) == dict(args):
-                launch = replace(self.serving_launch(args), engine_id=engine_id)
+            if status.spec.role is not EngineRole.SERVING or engine_id in recorded:
+                continue
+            launch = replace(self.serving_launch(args), engine_id=engine_id)
+            matches = _runs(status.spec, launch)
+            if matches or (self._local and not status.by_agent):
                 self._expect(launch, "serving")
-                return UnrecordedEngine(AgentEngine(self._client, launch, status), matches=True)
+                return UnrecordedEngine(AgentEngine(self._client, launch, status), matches=matches)
         return None
 
 
 class AgentOrphans(Orphans):
     """The engines of an agent that this sidecar did not start."""
 
-    def __init__(self, journal: Journal, client: AgentClient, say: Callable[[str], None]) -> None:
-        super().__init__(journal, Path(client.boot), say)
+    def __init__(self, journal: Journal, client: AgentClient, logs: Path, say: Callable[[str], None]) -> None:
+        super().__init__(journal, logs, say)
         self._client = client
 
     def unrecorded(self) -> dict[str, Identity]:
-        """None on this machine."""
-        return {}
+        """Those that neither the journal nor the agent knows. Raises AgentLost."""
+        agents = running_engines(self._client)
+        return {engine_id: leader for engine_id, leader in super().unrecorded().items() if engine_id not in agents}
 
     def end(self, keep: str = "") -> list[str]:
-        """Ends the agent's engines, except ``keep``; returns their ids. Raises AgentLost."""
+        """Ends the agent's engines, and those that were started without it, except ``keep``. Raises AgentLost."""
+        return [*self._stop_at_agent(keep), *super().end(keep)]
+
+    def end_at_agent(self, keep: str) -> None:
+        """Ends the agent's engines except ``keep``. Raises AgentLost."""
+        self._stop_at_agent(keep)
+        for record in self._journal.engines():
+            if record.identity.remote and record.identity.engine_id != keep:
+                with suppress(JournalError):  # the next start of the sidecar notices that it is gone
+                    self._journal.engine_gone(record.identity.engine_id)
+
+    def _stop_at_agent(self, keep: str) -> list[str]:
         ended: list[str] = []
         for engine_id, status in running_engines(self._client).items():
             if engine_id != keep:
                 serving = status.spec.role is EngineRole.SERVING
                 self._client.stop(engine_id, drain=serving, drain_timeout_s=status.spec.drain_timeout_s)
                 ended.append(engine_id)
-        for record in self._journal.engines():
-            if record.identity.engine_id != keep:
-                if not record.identity.remote:  # started by a sidecar without an agent
-                    ProcessGroup(record.identity).stop(float(record.launch.get("drain_timeout_s", 0)))
-                with suppress(JournalError):  # the next start of the sidecar notices that it is gone
-                    self._journal.engine_gone(record.identity.engine_id)
         return ended
+
+
+def _runs(spec: EngineSpec, launch: Launch) -> bool:
+    found = (spec.model, dict(spec.args), spec.host, spec.port)
+    return found == (launch.model, dict(launch.args), launch.host, launch.port)
 
 
 def running_engines(client: AgentClient) -> dict[str, EngineStatus]:

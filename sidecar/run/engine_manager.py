@@ -70,6 +70,9 @@ class EngineManager:
     def act_for(self, epoch: int) -> None:
         """Acts as the controller of ``epoch`` from now on; engines of this machine need no permission."""
 
+    def act_without_journal(self) -> None:
+        """Controls the engines of this machine while the journal can't be written: serving takes priority."""
+
     def load_generator(self) -> GeneratorProcess | None:
         """The process that sends the loads where the engines are; None for this machine."""
         return None
@@ -99,6 +102,10 @@ class EngineManager:
 
     def serving_launch(self, args: Mapping[str, Any]) -> Launch:
         """A launch on the operator's host and port."""
+        return self._own_serving_launch(args)
+
+    def _own_serving_launch(self, args: Mapping[str, Any]) -> Launch:
+        """As ``serving_launch``, without an agent."""
         engine = self._config.engine
         launch = self._launch(args, engine.host, engine.port, repair=True)
         return replace(launch, drain_timeout_s=engine.drain_timeout_s)
@@ -240,8 +247,12 @@ class EngineManager:
 
     def adopt(self, record: EngineRecord, args: Mapping[str, Any]) -> Engine | None:
         """The engine of ``record``, if it was started exactly as ``args`` would be started now."""
+        return self._adopt_own(record, args)
+
+    def _adopt_own(self, record: EngineRecord, args: Mapping[str, Any]) -> Engine | None:
+        """As ``adopt``, for an engine that was started without an agent."""
         log = Path(record.launch["log"])
-        launch = replace(self.serving_launch(args), engine_id=record.identity.engine_id, log=log)
+        launch = replace(self._own_serving_launch(args), engine_id=record.identity.engine_id, log=log)
         # Logs are read and truncated: only touch those in the state folder.
         own = log.resolve().parent == (self._config.state / LOGS).resolve()
         if record.role != "serving" or record.launch != known(launch) or not own:
@@ -283,7 +294,11 @@ class EngineManager:
 
     def unrecorded_serving(self, args: Mapping[str, Any]) -> "UnrecordedEngine | None":
         """The engine on the operator's port without a row in the journal."""
-        launch = self.serving_launch(args)
+        return self._unrecorded_own(args)
+
+    def _unrecorded_own(self, args: Mapping[str, Any]) -> "UnrecordedEngine | None":
+        """As ``unrecorded_serving``, for an engine that was started without an agent, or whose agent lost its files."""
+        launch = self._own_serving_launch(args)
         for engine_id, leader in self.orphans.unrecorded().items():
             if leader.pid < 0:
                 continue

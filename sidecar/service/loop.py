@@ -108,6 +108,7 @@ class Service:
             self._requests.retune.set()  # an earlier sidecar may have left one pending
         except JournalError as error:
             self._say_once(str(error))
+            self._parts.engines.act_without_journal()
 
     def _continued_schedule(self) -> WindowSchedule:
         """The schedule from where an earlier sidecar left it.

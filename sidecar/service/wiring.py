@@ -1,11 +1,12 @@
 """Wires a sidecar's components together from its configuration."""
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import grpc
 
 from sidecar.config.schema import Config
+from sidecar.engine.agent_client import AgentTaken
 from sidecar.engine.live_knobs import LiveHub
 from sidecar.engine.log_bounds import bounded_logs
 from sidecar.format import Say
@@ -77,7 +78,8 @@ def assembled(config: Config, say: Say, metrics: ServiceObserver) -> Generator[S
             operations = Operations(journal, config.base_digest())
             yield ServiceParts(journal, operations, engines, runner, guard, hub, metrics, requests)
         finally:
-            runner.close()
+            with suppress(AgentTaken):  # it has ended what was left there
+                runner.close()
             engines.close()
             live.close()
             for stopped in [server.stop(grace=0.5) for server in servers]:

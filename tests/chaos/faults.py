@@ -20,6 +20,8 @@ import psutil
 from rig import Rig, Settings
 from zygote import Process
 
+from local_agents import local_agent_pid  # isort: skip - the rig makes it importable
+
 ANY = ("starting", "serving", "draining", "tuning", "validating", "promoting", "restoring")
 WITH_ENGINE = ("starting", "serving", "tuning", "validating", "promoting", "restoring")
 IN_WINDOW = ("draining", "tuning", "validating")
@@ -118,7 +120,8 @@ def engine_stopped(rig: Rig, rng: random.Random) -> list[str]:
 
 
 def client_killed(rig: Rig, rng: random.Random) -> list[str]:
-    for process in psutil.Process(sidecar(rig).pid).children():
+    agent = local_agent_pid(rig.state)
+    for process in psutil.Process(agent or sidecar(rig).pid).children():
         with suppress(psutil.Error):
             if "vllm_sloguard.starts.load_generator" in process.cmdline():
                 process.kill()
@@ -450,7 +453,7 @@ def _refused_the_port(rig: Rig) -> list[str]:
 
 def _refused(said: Path, code: int | None, expected: int) -> list[str]:
     said_lines = said.read_text(errors="replace").splitlines() if said.exists() else []
-    lines = [line for line in said_lines if " warning: " not in line]
+    lines = [line for line in said_lines if "warning: " not in line]
     wrong = [] if code == expected else [f"exit code {code} instead of {expected}"]
     # Several mistakes of a file have an indented line each.
     unexpected = [line for line in lines[1:] if not line.startswith("  ")]

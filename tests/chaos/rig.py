@@ -29,7 +29,12 @@ from zygote import Process, Zygote
 from vllm_sloguard.agent.ports import port_free
 from vllm_sloguard.agent.process_identity import ENGINE_ID_VARIABLE
 
-FAKE = Path(__file__).resolve().parents[1] / "support" / "fake_vllm.py"
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+sys.path.append(str(SUPPORT))
+
+from local_agents import end_local_agents  # noqa: E402 - tests/support is not installed
+
+FAKE = SUPPORT / "fake_vllm.py"
 MODEL = Path(__file__).resolve().parents[2] / "deploy" / "demo" / "model"
 SLOGUARD = [sys.executable, "-m", "sidecar"]
 POLL_S = 0.02
@@ -424,6 +429,7 @@ class Rig:
         for process in self.sidecars:
             process.signal(signal.SIGCONT)
             process.signal(signal.SIGKILL)
+        end_local_agents(self.folder)
         for _ in range(3):
             for pid in self.processes():
                 with suppress(ProcessLookupError):

@@ -10,11 +10,10 @@ from typing import Any
 
 from engine_bench import write_config
 from forked_command import ForkedProcess, run_forked, start_forked
+from local_agents import end_engines, end_local_agents
 
 from sidecar.config.schema import load_config
 from sidecar.record.journal import Journal, JournalError
-from vllm_sloguard.agent.process_group import ProcessGroup
-from vllm_sloguard.agent.process_identity import Identity
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
 SLOGUARD = [sys.executable, "-m", "sidecar"]
@@ -56,8 +55,8 @@ def serving(config_file: Path, **environment: str) -> Generator[ForkedProcess]:
             process.kill()
             process.wait()
     finally:
-        for log in (config.state / "logs").glob("engine-*.log"):
-            ProcessGroup(Identity(-1, 0.0, log.stem.removeprefix("engine-"))).kill()
+        end_local_agents(config.state.parent)
+        end_engines(config.state)
 
 
 def said_by(config_file: Path) -> Path:

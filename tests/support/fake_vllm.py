@@ -96,7 +96,7 @@ class Core:
     def __init__(self, script: Script, max_num_seqs: int) -> None:
         self._socket, theirs = socket.socketpair()
         self._lock = threading.Lock()
-        sidecar = os.getppid()
+        sidecar = _controller()
         self.pid = os.fork()
         if self.pid == 0:
             self._socket.close()
@@ -116,6 +116,14 @@ class Core:
         """Ends the core, as vLLM's server does when it shuts down."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
+
+
+def _controller() -> int:
+    """Who has it started: the epoch that holds the lease of its agent, or the sidecar's process without an agent."""
+    folder = Path(os.environ.get("SLOGUARD_SOCKET", "")).parent
+    with suppress(OSError, ValueError, KeyError):
+        return int(json.loads((folder / "agent.json").read_text())["epoch"])
+    return os.getppid()
 
 
 def _make_tokens(server: socket.socket) -> None:

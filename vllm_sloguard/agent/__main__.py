@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from contextlib import suppress
 
 from vllm_sloguard.agent.options import OptionError, read_options
 
@@ -20,7 +21,8 @@ def main() -> int:
 
 
 def _say(text: str) -> None:
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} sloguard-agent: {text}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # a full disk must not end the agent
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} sloguard-agent: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class AgentSetup:
     command: tuple[str, ...] = ()
     service: EngineSpec | None = None
     untunable: str = ""
+    keep_kernels: bool = True
 
 
 class Agent:
@@ -50,7 +51,7 @@ class Agent:
         self._lock = threading.Lock()
         self._lease = Lease()
         self._lease_s = 0.0
-        self.slot = EngineSlot(setup.python, environment, setup.folder, say)
+        self.slot = EngineSlot(setup.python, environment, setup.folder, say, keep_kernels=setup.keep_kernels)
         self.relay = PluginRelay()
         self._loads = LoadProcess(setup.python, setup.folder.other_log("load-client"), environment)
         self._answered = AnsweredRequests()

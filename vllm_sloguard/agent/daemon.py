@@ -22,6 +22,7 @@ from vllm_sloguard.agent.listen import TlsFileError, listen
 from vllm_sloguard.agent.machine_facts import MachineFacts
 from vllm_sloguard.agent.options import AgentOptions
 from vllm_sloguard.agent.output_copy import OutputCopy
+from vllm_sloguard.agent.private_files import private_files
 from vllm_sloguard.agent.slot import PortTakenError, SlotBusyError
 from vllm_sloguard.agent.state_file import AgentFolderError
 from vllm_sloguard.agent.zombies import OrphanReaper
@@ -46,12 +47,13 @@ def run_agent(options: AgentOptions, say: Callable[[str], None]) -> int:
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in _PASSED_ON:
         signal.signal(number, _receiver(signals))
-    agent = Agent(options.setup, os.environ, say)
-    try:
-        return _Daemon(options, agent, signals, say).run()
-    finally:
-        agent.close()
-        os.close(lock)
+    with private_files(folder.path):
+        agent = Agent(options.setup, os.environ, say)
+        try:
+            return _Daemon(options, agent, signals, say).run()
+        finally:
+            agent.close()
+            os.close(lock)
 
 
 def _receiver(signals: "queue.SimpleQueue[int]") -> Callable[[int, FrameType | None], None]:
@@ -120,14 +122,14 @@ class _Daemon:
         return None
 
     def _listen(self) -> None:
-        from vllm_sloguard.agent.environment_servicer import EnvironmentServicer
+        from vllm_sloguard.agent.environment_on_demand import EnvironmentOnDemand
         from vllm_sloguard.agent.servicer import AgentServicer
 
         facts = MachineFacts(self._options.setup.python, self._agent.slot.environment)
 
         def register(server: grpc.Server) -> None:
             add_AgentServiceServicer_to_server(AgentServicer(self._agent, facts), server)
-            add_EnvironmentServiceServicer_to_server(EnvironmentServicer(self._agent), server)
+            add_EnvironmentServiceServicer_to_server(EnvironmentOnDemand(self._agent), server)
 
         self._servers.append(listen(self._options.address, self._options.tls, register))
         self._say(f"listening on {self._options.address.text}")

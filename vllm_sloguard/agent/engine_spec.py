@@ -49,7 +49,10 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """One engine; ``exit_code`` is None while it runs, and if it is unknown."""
+    """One engine; ``exit_code`` is None while it runs, and if it is unknown.
+
+    ``by_agent``: the agent started it by itself, not for a sidecar.
+    """
 
     engine_id: str
     spec: EngineSpec
@@ -59,15 +62,17 @@ class EngineStatus:
     foreign_on_port: bool = False
     owns_port: bool = False
     forked: bool = False
+    by_agent: bool = False
 
 
 @dataclass(frozen=True)
 class SavedEngine:
-    """An engine in the agent's state file. ``detached``: it outlives the agent."""
+    """An engine in the agent's state file. ``detached``: it outlives the agent. ``by_agent`` as in EngineStatus."""
 
     spec: EngineSpec
     identity: Identity
     detached: bool
+    by_agent: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,12 @@ class SavedState:
     def from_json(cls, content: Mapping[str, Any]) -> "SavedState":
         """Raises KeyError, TypeError or ValueError for anything else."""
         engines = {
-            engine_id: SavedEngine(_spec(saved["spec"]), Identity(**saved["identity"]), bool(saved["detached"]))
+            engine_id: SavedEngine(
+                _spec(saved["spec"]),
+                Identity(**saved["identity"]),
+                bool(saved["detached"]),
+                bool(saved.get("by_agent", False)),
+            )
             for engine_id, saved in content["engines"].items()
         }
         restored = content["restored"] and _spec(content["restored"])

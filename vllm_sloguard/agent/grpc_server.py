@@ -71,7 +71,8 @@ def serve_unix_socket(socket: Path, register: Callable[[grpc.Server], Any]) -> g
     server = bounded_server()
     register(server)
     # gRPC removes the path that it was given when it ends; by then another sidecar's socket may lie there.
-    own = socket.with_name(f"s.{os.getpid()}")
+    # Its name is as short as possible, since the path of a socket is limited.
+    own = socket.with_name(f"{os.getpid():x}")
     own.unlink(missing_ok=True)
     umask = os.umask(0o177)
     try:

@@ -69,7 +69,7 @@ class Lease:
         if controller.journal_id == holder.journal_id:
             if controller.epoch < holder.epoch:
                 raise FencedError(
-                    f"a newer sidecar with epoch {holder.epoch} has the agent; this one has epoch {controller.epoch}",
+                    f"another sidecar has taken over (epoch {holder.epoch}, this one has {controller.epoch})",
                     holder.epoch,
                 )
         elif self.held(now):

@@ -98,6 +98,7 @@ def status_to_wire(status: EngineStatus) -> pb.EngineState:
         foreign_on_port=status.foreign_on_port,
         owns_port=status.owns_port,
         forked=status.forked,
+        by_agent=status.by_agent,
     )
 
 
@@ -114,6 +115,7 @@ def status_from_wire(message: pb.EngineState, boot: str) -> EngineStatus:
         message.foreign_on_port,
         message.owns_port,
         message.forked,
+        message.by_agent,
     )
 
 

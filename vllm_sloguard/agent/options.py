@@ -49,14 +49,23 @@ def read_options(argv: Sequence[str], environ: Mapping[str, str]) -> AgentOption
     tls = _tls(options, address)
     service, untunable = _service(command)
     python = _python(options.python)
-    names = _allowed_names(options.allow, python)
+    names = _allowed_names(options.allow, "" if options.trust_names else python)
     allowed = AllowList(
         names,
         service.args if service is not None else None,
         frozenset({service.model}) if service is not None else frozenset(options.model),
         frozenset({"127.0.0.1", options.host, *([service.host] if service is not None else [])}),
     )
-    setup = AgentSetup(python, folder, allowed, address.socket is not None, tuple(command), service, untunable)
+    setup = AgentSetup(
+        python,
+        folder,
+        allowed,
+        address.socket is not None,
+        tuple(command),
+        service,
+        untunable,
+        keep_kernels=not options.no_kernels,
+    )
     return AgentOptions(setup, address, tls)
 
 
@@ -78,7 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--key", type=Path, help="its key, readable by its owner only")
     parser.add_argument("--ca", type=Path, help="the authority that signs the sidecar's certificate")
     parser.add_argument("--allow", default="", metavar="NAMES", help="arguments that a sidecar may set beside knobs")
+    # For the sidecar's own agent: reading the names from vLLM's source takes a while, and the sidecar has checked them.
+    parser.add_argument("--trust-names", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--model", action="append", default=[], help="a model that a sidecar may serve; default: any")
+    parser.add_argument("--no-kernels", action="store_true", help="don't keep Triton's kernels in the state folder")
     parser.add_argument("--host", default="127.0.0.1", help="an address that a sidecar may have an engine listen on")
     parser.add_argument("--python", default=sys.executable, help="the Python of vLLM's environment")
     return parser
@@ -121,10 +133,11 @@ def _python(text: str) -> str:
 
 
 def _allowed_names(text: str, python: str) -> frozenset[str]:
+    """The names in ``text``, which must be arguments of the vLLM of ``python``; unchecked if that is empty."""
     names = frozenset(name.strip().replace("-", "_") for name in text.split(",") if name.strip())
     if bad := sorted(name for name in names if not name.isidentifier()):
         raise OptionError(f"--allow: {bad[0]!r} is not an argument of vLLM; names with commas between are needed")
-    known = arguments_of_vllm(python) if names else frozenset[str]()
+    known = arguments_of_vllm(python) if names and python else frozenset[str]()
     unknown = sorted(names - known)
     if known and unknown:
         near = difflib.get_close_matches(unknown[0], known, n=1)

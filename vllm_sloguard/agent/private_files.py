@@ -1,4 +1,4 @@
-"""Files that a sidecar writes are for its user only; its engines and hooks keep the umask that it was started with."""
+"""Files that a sidecar or an agent writes are for its user only; engines and hooks keep the umask of its start."""
 
 import os
 from collections.abc import Generator

@@ -68,7 +68,7 @@ class AgentServicer(AgentServiceServicer):
         return pb.DescribeResponse(
             agent_id=agent.id,
             agent_version=self._facts.agent_version,
-            vllm_version=self._facts.vllm_version(),
+            vllm_version=self._facts.vllm_version() if request.versions else "",
             machine=machine and machine_to_wire(machine),
             engines=[status_to_wire(one) for one in slot.all()],
             restored=slot.restored and spec_to_wire(slot.restored),

@@ -17,7 +17,7 @@ from vllm_sloguard.agent.engine_spec import EngineLife, EngineRole, EngineSpec, 
 from vllm_sloguard.agent.fork_client import ForkServer, ForkServerError, unforkable
 from vllm_sloguard.agent.ports import any_free_port, listeners, port_free, port_owner
 from vllm_sloguard.agent.process_group import NotGoneError, ProcessGroup, socket_folder
-from vllm_sloguard.agent.process_identity import ENGINE_ID_VARIABLE
+from vllm_sloguard.agent.process_identity import ENGINE_ID_VARIABLE, output_of
 from vllm_sloguard.agent.serve_command import command_line, entry, server_arguments
 from vllm_sloguard.agent.state_file import AgentFolder
 
@@ -47,6 +47,7 @@ class _Held:
     group: ProcessGroup
     detached: bool
     forked: bool = False
+    by_agent: bool = False
     life: EngineLife = EngineLife.RUNNING
     exit_code: int | None = None
 
@@ -55,12 +56,19 @@ class EngineSlot:
     """``environment`` is that of the engines: secrets in it never leave this process."""
 
     def __init__(
-        self, python: str, environment: Mapping[str, str], folder: AgentFolder, say: Callable[[str], None]
+        self,
+        python: str,
+        environment: Mapping[str, str],
+        folder: AgentFolder,
+        say: Callable[[str], None],
+        *,
+        keep_kernels: bool = True,
     ) -> None:
         self._python = python
         self._environment = dict(environment)
         self._folder = folder
         self._say = say
+        self._keep_kernels = keep_kernels
         self._changing = threading.RLock()
         self._engines: OrderedDict[str, _Held] = OrderedDict()
         self._forks = ForkServer(python, self._environment, folder.path, folder.other_log("fork-server"))
@@ -126,6 +134,7 @@ class EngineSlot:
             foreign_on_port=listening is not None and listening.foreign,
             owns_port=listening is not None and listening.own,
             forked=held.forked,
+            by_agent=held.by_agent,
         )
 
     @staticmethod
@@ -149,7 +158,8 @@ class EngineSlot:
             if not port_free(spec.host, spec.port):
                 raise PortTakenError(f"{spec.host}:{spec.port}{port_owner(spec.port)}")
             if learned:
-                self._folder.learned.write_bytes(learned)
+                with suppress(OSError):  # a full disk must not keep the service from starting
+                    self._folder.learned.write_bytes(learned)
             environment = self._engine_environment(engine_id, spec)
             socket_folder(engine_id).mkdir(mode=0o700, exist_ok=True)
             group = self._fork(spec, engine_id, environment) if fork else self._spawn(spec, engine_id, environment)
@@ -199,7 +209,8 @@ class EngineSlot:
             "SLOGUARD_LEARNED": str(self._folder.learned),
             "SLOGUARD_WORKLOAD_MAX_LEN": str(spec.longest_request_tokens),
         }
-        kernels = {} if spec.command else {_KERNELS_VARIABLE: str(self._folder.kernels)}
+        keep = self._keep_kernels and not spec.command
+        kernels = {_KERNELS_VARIABLE: str(self._folder.kernels)} if keep else {}
         return {**kernels, **self._environment, **own}
 
     # Ending
@@ -262,7 +273,12 @@ class EngineSlot:
     def serve(self, spec: EngineSpec) -> EngineStatus:
         """Starts ``spec`` and makes it what is restored. Raises SlotBusyError, PortTakenError, OSError."""
         self.restored = spec
-        return self.start(uuid.uuid4().hex[:12], spec)
+        engine_id = uuid.uuid4().hex[:12]
+        self.start(engine_id, spec)
+        self._held(engine_id).by_agent = True
+        with self._changing:
+            self._save()
+        return self.status(engine_id)
 
     def proven(self, engine_id: str) -> None:
         """Notes that an engine has answered: a serving one is from now on what is restored."""
@@ -275,15 +291,27 @@ class EngineSlot:
     # The state file
 
     def take_over(self, saved: SavedState) -> None:
-        """Takes over the engines of an earlier agent, and ends those that were to end with it."""
+        """Takes over the engines of an earlier agent, and ends those that were to end with it.
+
+        The folder may be a copy of one that is in use: engines that do not write to its logs are left alone.
+        """
         self.saved, self.restored = saved, saved.restored
         for engine_id, one in saved.engines.items():
             group = ProcessGroup(one.identity)
-            held = self._engines[engine_id] = _Held(one.spec, group, one.detached)
+            if group.leader_alive() and not self._writes_here(one.identity.pid):
+                self._say(f"an engine of another folder (process {one.identity.pid}) is left running")
+                continue
+            held = self._engines[engine_id] = _Held(one.spec, group, one.detached, by_agent=one.by_agent)
             if not group.leader_alive():
                 held.life = EngineLife.LOST
                 group.kill()
         self._save()
+
+    def _writes_here(self, pid: int) -> bool:
+        try:
+            return output_of(pid).parent == self._folder.log("").parent.resolve()
+        except OSError:
+            return False
 
     def save_lease(self, journal_id: str, epoch: int, lease_s: float) -> None:
         """Notes the controller, for the agent's successor."""
@@ -293,7 +321,7 @@ class EngineSlot:
 
     def _save(self) -> None:
         running = {
-            engine_id: SavedEngine(held.spec, held.group.identity, held.detached)
+            engine_id: SavedEngine(held.spec, held.group.identity, held.detached, held.by_agent)
             for engine_id, held in self._engines.items()
             if held.life is EngineLife.RUNNING
         }

@@ -22,8 +22,8 @@ class AgentFolder:
 
     @property
     def plugin_socket(self) -> Path:
-        """Where the plugins of its engines report."""
-        return self.path / "plugin.sock"
+        """Where the plugins of its engines report; a short name, since the path of a socket is limited."""
+        return self.path / "p.sock"
 
     @property
     def learned(self) -> Path:

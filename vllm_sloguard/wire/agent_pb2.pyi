@@ -52,12 +52,14 @@ class Controller(_message.Message):
     def __init__(self, journal_id: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
-    __slots__ = ("ranks", "held")
+    __slots__ = ("ranks", "held", "versions")
     RANKS_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
     ranks: int
     held: bool
-    def __init__(self, ranks: _Optional[int] = ..., held: bool = ...) -> None: ...
+    versions: bool
+    def __init__(self, ranks: _Optional[int] = ..., held: bool = ..., versions: bool = ...) -> None: ...
 
 class DescribeResponse(_message.Message):
     __slots__ = ("agent_id", "agent_version", "vllm_version", "machine", "engines", "restored", "command", "untunable", "controller", "lease_left_seconds", "unforkable", "held_bytes")
@@ -185,7 +187,7 @@ class StartFailure(_message.Message):
     def __init__(self, kind: _Optional[_Union[StartFailureKind, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class EngineState(_message.Message):
-    __slots__ = ("engine_id", "spec", "pid", "started_at", "life", "exit_code", "foreign_on_port", "owns_port", "forked")
+    __slots__ = ("engine_id", "spec", "pid", "started_at", "life", "exit_code", "foreign_on_port", "owns_port", "forked", "by_agent")
     ENGINE_ID_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -195,6 +197,7 @@ class EngineState(_message.Message):
     FOREIGN_ON_PORT_FIELD_NUMBER: _ClassVar[int]
     OWNS_PORT_FIELD_NUMBER: _ClassVar[int]
     FORKED_FIELD_NUMBER: _ClassVar[int]
+    BY_AGENT_FIELD_NUMBER: _ClassVar[int]
     engine_id: str
     spec: EngineSpec
     pid: int
@@ -204,7 +207,8 @@ class EngineState(_message.Message):
     foreign_on_port: bool
     owns_port: bool
     forked: bool
-    def __init__(self, engine_id: _Optional[str] = ..., spec: _Optional[_Union[EngineSpec, _Mapping]] = ..., pid: _Optional[int] = ..., started_at: _Optional[float] = ..., life: _Optional[_Union[EngineLife, str]] = ..., exit_code: _Optional[int] = ..., foreign_on_port: bool = ..., owns_port: bool = ..., forked: bool = ...) -> None: ...
+    by_agent: bool
+    def __init__(self, engine_id: _Optional[str] = ..., spec: _Optional[_Union[EngineSpec, _Mapping]] = ..., pid: _Optional[int] = ..., started_at: _Optional[float] = ..., life: _Optional[_Union[EngineLife, str]] = ..., exit_code: _Optional[int] = ..., foreign_on_port: bool = ..., owns_port: bool = ..., forked: bool = ..., by_agent: bool = ...) -> None: ...
 
 class StopEngineRequest(_message.Message):
     __slots__ = ("controller", "request_id", "engine_id", "drain")

@@ -246,7 +246,7 @@ def test_a_stale_sidecar_is_fenced(agent: AgentProcess, tmp_path: Path) -> None:
     assert (served_seqs(port), agent.engine_ids()) == (4, engines)
     stale.kill()
     output, _ = stale.communicate()
-    assert "belongs to another sidecar" in output
+    assert "the sidecar of another state folder has the agent" in output
     ended(new, signal.SIGTERM)
 
 

@@ -1,35 +1,32 @@
-"""`engine.agents: [local]`: a sidecar whose agent it starts by itself, on the fake engine: real processes."""
+"""The agent that a sidecar starts by itself, on the fake engine: real processes."""
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 from agent_process import served_seqs
-from service_process import configured, ended, sloguard, started, state_of, wait_for
+from local_agents import end_engines, end_local_agents, local_agent_pid
+from service_process import SLOGUARD, configured, ended, sloguard, started, state_of, wait_for
 
-from sidecar.config.schema import Config, ConfigError, load_config
+from sidecar.config.schema import LONGEST_SOCKET_PATH, Config, ConfigError, load_config
 from sidecar.record.journal import Journal
-from vllm_sloguard.agent.process_group import ProcessGroup
-from vllm_sloguard.agent.process_identity import Identity
 
 LEASE_S = 2.0
+MAX_RESIDENT_BYTES = 150 * 2**20
 
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Iterator[Path]:
-    path = with_local_agent(configured(tmp_path, budget=2))
+    path = changed(configured(tmp_path, budget=2), agents=["local"], agent_lease_s=LEASE_S)
     yield path
-    config = load_config(path)
-    if (pid := agent_pid(config)) is not None:
-        os.kill(pid, signal.SIGKILL)
-    for log in (config.state / "logs").glob("engine-*.log"):
-        ProcessGroup(Identity(-1, 0.0, log.stem.removeprefix("engine-"))).kill()
+    end_local_agents(tmp_path)
+    end_engines(load_config(path).state)
 
 
 @pytest.fixture
@@ -37,28 +34,27 @@ def config(config_file: Path) -> Config:
     return load_config(config_file)
 
 
-def with_local_agent(path: Path, **engine: object) -> Path:
+def changed(path: Path, **engine: object) -> Path:
     content = yaml.safe_load(path.read_text())
-    content["engine"] |= {"agents": ["local"], "agent_lease_s": LEASE_S, **engine}
+    content["engine"] |= engine
     path.write_text(yaml.safe_dump(content))
     return path
 
 
 def agent_pid(config: Config) -> int | None:
-    """The agent of a state folder; None without one."""
-    # Without taking the lock, which an agent that starts now would not get then.
-    with suppress(OSError, ValueError, psutil.Error):
-        pid = int((config.state / "agent" / "lock").read_text())
-        if "vllm_sloguard.agent" in psutil.Process(pid).cmdline():
-            return pid
-    return None
+    return local_agent_pid(config.state)
+
+
+def engine_ids(config: Config) -> set[str]:
+    """All engines that were started."""
+    return {log.stem for log in (config.state / "logs").glob("engine-*.log")}
 
 
 def test_a_window_and_ctrl_c_ends_the_agent_and_the_engine(config_file: Path, config: Config) -> None:
     serve = started(config_file)
     pid = agent_pid(config)
     assert pid is not None
-    assert (config.state / "agent" / "agent.sock").stat().st_mode & 0o777 == 0o600
+    assert (config.state / "agent" / "a.sock").stat().st_mode & 0o777 == 0o600
     assert (config.state / "agent").stat().st_mode & 0o777 == 0o700
 
     asked = sloguard("retune", "--now", "--wait", "-c", config_file)
@@ -68,6 +64,28 @@ def test_a_window_and_ctrl_c_ends_the_agent_and_the_engine(config_file: Path, co
     assert "stopped, with its engine" in ended(serve, signal.SIGINT)
     assert (served_seqs(config.engine.port), agent_pid(config)) == (0, None)
     assert not psutil.pid_exists(pid)
+
+
+def test_the_sidecar_imports_neither_vllm_nor_torch_and_takes_little_memory(config_file: Path) -> None:
+    changed(config_file, agent_lease_s=10.0)
+    content = yaml.safe_load(config_file.read_text()) | {"page": {"port": 0}}
+    config_file.write_text(yaml.safe_dump(content))
+    config, said = load_config(config_file), config_file.with_name("said.txt")
+    with said.open("wb") as output:  # a new process, unlike those of other tests: its imports are its own
+        command = [*SLOGUARD, "serve", "-c", str(config_file)]
+        serve = subprocess.Popen(
+            command, stdout=output, stderr=output, env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+        )
+    wait_for(lambda: state_of(config) == "serving", "serving")
+    assert sloguard("retune", "--now", "--wait", "-c", config_file).returncode == 0
+    resident = psutil.Process(serve.pid).memory_info().rss
+    serve.send_signal(signal.SIGINT)
+    assert serve.wait(60) == 0
+    lines = said.read_text().splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+    assert {"sidecar.service.tuning_window", "sidecar.page.app", "uvicorn"} <= imported
+    assert not {name.partition(".")[0] for name in imported} & {"torch", "vllm"}
+    assert resident < MAX_RESIDENT_BYTES, f"{resident / 2**20:.0f} MiB"
 
 
 def test_sigterm_leaves_the_engine_and_the_next_sidecar_takes_it_over(config_file: Path, config: Config) -> None:
@@ -108,35 +126,45 @@ def test_the_agent_of_a_killed_sidecar_restores_the_service(config_file: Path, c
     trials = Journal(config.state, read_only=True).trials()
     assert not [trial for trial in trials if trial.status in ("crashed", "running")]
     assert "took over the engine of an earlier sidecar" in ended(again, signal.SIGINT)
-    assert (served_seqs(config.engine.port), agent_pid(config)) == (0, None)
+    assert served_seqs(config.engine.port) == 0
+    wait_for(lambda: agent_pid(config) is None, "the agent has ended", 10)  # it is no child of this sidecar
 
 
-def test_another_environment_needs_another_agent_and_the_engine_is_kept_until_then(
-    config_file: Path, config: Config
-) -> None:
+def test_another_environment_needs_another_agent_and_another_engine(config_file: Path, config: Config) -> None:
     serve = started(config_file)
-    pid = agent_pid(config)
+    pid, engine = agent_pid(config), engine_ids(config)
     serve.kill()
     serve.communicate()
-    with_local_agent(config_file, env={"FAKE_START_S": "0.1"})
+    changed(config_file, env={"FAKE_START_S": "0.1"})
     again = started(config_file)
     assert agent_pid(config) not in (None, pid)
+    assert len(engine_ids(config) - engine) == 1
     ended(again, signal.SIGINT)
 
 
-def test_an_engine_from_before_the_agent_is_replaced_and_back(config_file: Path, config: Config) -> None:
-    content = yaml.safe_load(config_file.read_text())
-    for name in ("agents", "agent_lease_s"):
-        content["engine"].pop(name)
-    config_file.write_text(yaml.safe_dump(content))
+def test_an_engine_that_was_started_without_an_agent_keeps_serving_until_it_is_drained(
+    config_file: Path, config: Config
+) -> None:
+    changed(config_file, agents=[], agent_lease_s=10.0)
     ended(started(config_file), signal.SIGTERM)
-    assert served_seqs(config.engine.port) == 2
-    with_local_agent(config_file)
-    ended(started(config_file), signal.SIGTERM)
-    assert served_seqs(config.engine.port) == 2
-    config_file.write_text(yaml.safe_dump(content))
-    assert "serving" in ended(started(config_file), signal.SIGINT)
+    engine = engine_ids(config)
+    assert (served_seqs(config.engine.port), len(engine)) == (2, 1)
+    changed(config_file, agents=["local"], agent_lease_s=LEASE_S)
+    assert "took over the engine of an earlier sidecar" in ended(started(config_file), signal.SIGTERM)
+    assert (served_seqs(config.engine.port), engine_ids(config)) == (2, engine)
+
+    serve = started(config_file)
+    asked = sloguard("retune", "--now", "--wait", "-c", config_file)
+    assert "promoting: better in 3 of 3 A/B restarts" in asked.stdout, asked.stderr
+    assert "stopped, with its engine" in ended(serve, signal.SIGINT)
     assert served_seqs(config.engine.port) == 0
+
+
+def test_an_engine_of_the_agent_is_replaced_by_a_sidecar_without_one(config_file: Path, config: Config) -> None:
+    ended(started(config_file), signal.SIGTERM)
+    changed(config_file, agents=[], agent_lease_s=10.0)
+    assert "serving" in ended(started(config_file), signal.SIGINT)
+    assert (served_seqs(config.engine.port), len(engine_ids(config))) == (0, 2)
 
 
 def test_tune_leaves_nothing_behind(config_file: Path, config: Config) -> None:
@@ -148,19 +176,22 @@ def test_tune_leaves_nothing_behind(config_file: Path, config: Config) -> None:
 
 
 def test_a_python_that_is_not_there_is_one_line(config_file: Path) -> None:
-    with_local_agent(config_file, python="/no/python")
+    changed(config_file, python="/no/python")
     refused = sloguard("serve", "-c", config_file)
     assert refused.returncode == 1
     assert "the local agent does not start:" in refused.stderr
     assert "--python: '/no/python'" in refused.stderr
 
 
-def test_a_state_folder_whose_sockets_would_have_too_long_paths_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / ("x" * (91 - len(str(tmp_path))))
-    folder.mkdir()
-    path = configured(folder)
-    content = yaml.safe_load(path.read_text()) | {"state": str(folder)}
-    path.write_text(yaml.safe_dump(content))
-    load_config(path)
-    with pytest.raises(ConfigError, match="too long a path for a Unix socket"):
-        load_config(with_local_agent(path))
+def test_the_sockets_fit_into_the_longest_state_folder_that_is_allowed(tmp_path: Path) -> None:
+    path = changed(configured(tmp_path, budget=2), agents=["local"])
+    longest = LONGEST_SOCKET_PATH - len("/sidecar.sock")
+    for length, allowed in ((longest, True), (longest + 1, False)):
+        state = tmp_path / ("x" * (length - len(str(tmp_path)) - 1))
+        content = yaml.safe_load(path.read_text()) | {"state": str(state)}
+        path.write_text(yaml.safe_dump(content))
+        if allowed:
+            assert "stopped, with its engine" in ended(started(path), signal.SIGINT)
+        else:
+            with pytest.raises(ConfigError, match="too long a path for a Unix socket"):
+                load_config(path)
