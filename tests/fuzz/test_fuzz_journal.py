@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from malformed import JUNK, broken_bytes, broken_values, fuzzed, took
 
-from sidecar.cli import main, status
+from sidecar.cli import history, status
 from sidecar.record.decisions import Decision, Outcome
 from sidecar.record.events import EventKind, Operations
 from sidecar.record.journal import JOURNAL_FILE, Journal, JournalError
@@ -54,7 +54,7 @@ def read_all(folder: Path) -> None:
     """Everything that `status`, `trials` and the sidecar read at startup."""
     before = (folder / JOURNAL_FILE).read_bytes()
     failed: JournalError | None = None
-    for command in (status.status, main.trials):
+    for command in (status.status, history.trials):
         for as_json in (True, False):
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
