@@ -23,7 +23,7 @@ demo: setup
 # Tests that serve with real vLLM run one by one: two engines bind their workers to the same core of two, and starve each
 # other. Most of the rest waits: four at once are no load for two cores.
 test: setup
-	$(BIN)/python -m pytest -m "not engine" -n 4 --dist loadfile
+	$(BIN)/python -m pytest -m "not engine" -n 4 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m engine
 
 # Faults at random moments of every state, on fake engines; RUNS=300 takes a quarter of an hour.
