@@ -19,6 +19,7 @@ import psutil
 import pytest
 import yaml
 from foreign_server import HANDLER
+from forked_command import ForkedProcess
 from service_process import (
     configured,
     ended,
@@ -61,7 +62,7 @@ def promote(config: Config, seqs: int) -> None:
     journal.close()
 
 
-def killed(serve: "subprocess.Popen[str]") -> None:
+def killed(serve: ForkedProcess) -> None:
     serve.kill()
     serve.communicate(timeout=120)
 
