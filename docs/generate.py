@@ -223,7 +223,7 @@ def crashes_page() -> str:
         "`sloguard diagnose LOG` reads the log of any vLLM deployment and reports one category and the line that shows why",
         "the engine ended. The sidecar classifies its trials and its serving engine with the same code.",
         "",
-        "The last line of a log is never the cause: a failed start prints its cause once, where it happened, and every",
+        "The last line of a log is rarely the cause: a failed start prints its cause once, where it happened, and every",
         "process on the way up wraps it again. So the whole log is read, and the earliest root over all processes wins:",
         "",
         "1. a root: a text that names its cause, an exception of a start or of an engine process, a native signal, a timeout.",
@@ -231,7 +231,7 @@ def crashes_page() -> str:
         "2. an exception quoted or re-raised by another process;",
         "3. what a process prints because another one ended (connection closed, remote process exited);",
         "4. a report that the engine is dead, without a reason;",
-        "5. the last error line.",
+        "5. failing all else, the last error line.",
         "",
         "Lines of the levels DEBUG, INFO and WARNING, the source lines of tracebacks, advice, Ray's lists of possible causes",
         "and errors of single requests are never the cause. An exception that no text below names is a `startup_failure`",
@@ -266,7 +266,7 @@ def _kind(rule: CrashRule) -> Iterator[str]:
     changes = advice.changes if advice else ()
     yield from ("", f"### {rule.title}", "", f"`{rule.example.replace('`', '')}`", "", rule.meaning, "")
     yield from (
-        f"- {change[0].upper()}{change[1:]}" if " " in change.split(":")[0] else f"- {change}" for change in changes
+        f"- {change}" if "_" in change.split()[0] else f"- {change[0].upper()}{change[1:]}" for change in changes
     )
 
 

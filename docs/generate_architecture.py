@@ -13,7 +13,7 @@ SIDECAR = (
     "search", "config", "engine", "observe", "measure", "record", "guard", "promote", "run", "service",
     "metrics", "export", "preflight", "adopt", "page", "report", "bench", "cli",
 )  # fmt: skip
-PLUGIN = ("", "agent", "guard", "guard/rules", "hooks", "starts")
+PLUGIN = ("", "agent", "crash", "guard", "guard/rules", "hooks", "starts")
 
 
 def page() -> str:

@@ -39,7 +39,9 @@ _WAIT_EVERY_S = 0.5
 _FOLLOW_EVERY_S = 2.0  # polling must not disturb the measurements on this machine
 
 
-Unasked = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before the service goes away.")]
+Unasked = Annotated[
+    bool, typer.Option("--yes", "-y", help="Do not ask for confirmation before taking the service down.")
+]
 
 
 class CommandRefused(RuntimeError):  # noqa: N818 - it names what happened
@@ -170,7 +172,7 @@ def _window_is_open(config: Config) -> bool:
 
 
 def _confirm(config: Config, downtime: Callable[[Durations], str], *, yes: bool) -> None:
-    """Prints how long the service will be away, and asks on a terminal. Raises CommandRefused."""
+    """Prints how long the service will be down, and asks on a terminal. Raises CommandRefused."""
     if lock.holder(config.state) is None:  # no sidecar on this machine: the call says so, or asks the remote one
         return
     journal = Journal(config.state, read_only=True)

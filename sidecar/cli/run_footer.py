@@ -168,7 +168,7 @@ def best_line(trials: Sequence[Trial], setup: Setup) -> str:
         return f"candidate {OBJECTIVE_UNITS[setup.objective].name} {figures}{_gain(new, old)}, re-measured"
     current = next((t for t in trials if t.plan.role is Role.BASELINE and t.status in RAN_STATUSES), None)
     best = best_trial(trials)
-    against = "current not measured yet" if current is None else f"current {_figure(current, setup)}"
+    against = "incumbent not measured yet" if current is None else f"current {_figure(current, setup)}"
     if best is None:
         return f"no trial meets the SLO yet; {against}"
     gain = _gain(_value(best), _value(current) if current is not None else None)
@@ -198,6 +198,6 @@ def _left_line(stage: WindowStage, now: float, left_s: float | None) -> str:
     if stage.ends_at is None:
         return f"{f'about {duration(left_s)}, ' if left_s is not None else ''}no time limit; {spent}"
     if now > stage.ends_at:
-        return f"the window is {duration(now - stage.ends_at)} over its time; {spent}"
+        return f"the window has overrun by {duration(now - stage.ends_at)}; {spent}"
     at = f"{datetime.fromtimestamp(stage.ends_at).astimezone():%H:%M:%S}"
     return f"{duration(stage.ends_at - now)} until the window ends at {at}; {spent}"

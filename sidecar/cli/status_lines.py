@@ -128,7 +128,7 @@ def slo_standing(facts: ServiceFacts) -> SloStanding:
         if report.compliance is not SloCompliance.UNKNOWN:
             return SloStanding(report.compliance, _from_users(report))
     measured = last_measurement(facts)
-    users = "no or too few requests of users"
+    users = "too few user requests"
     if measured is None:
         return SloStanding(SloCompliance.UNKNOWN, f"{users}, and this configuration was not measured yet")
     of = f"trial {measured.number} of run {measured.run}"
@@ -274,15 +274,15 @@ def _while_away(state: str) -> str:
 def _while_serving(facts: ServiceFacts, compliance: SloCompliance) -> str:
     outcome = facts.run.decision.outcome if facts.run and facts.run.decision else None
     if facts.probation_until is not None:
-        return "nothing: if users' requests get worse it is rolled back by itself; `sloguard rollback` undoes it now"
+        return "nothing: the promotion is rolled back automatically if users' latencies get worse; `sloguard rollback` undoes it now"
     if facts.run is None:
-        return f"{_RETUNE} when the service may be away for a while (`sloguard plan` says how long)"
+        return f"{_RETUNE} when the service may be down for a while (`sloguard plan` says how long)"
     if outcome in (Outcome.INTERRUPTED, Outcome.ABANDONED):
         return f"{_RETUNE} to repeat the run that was cut off"
     if compliance is SloCompliance.MISSED:
         return _with_missed_slo(facts)
     if outcome is Outcome.INCONCLUSIVE:
-        return " ".join(("nothing must be done.", *facts.advice))
+        return " ".join(("no action needed.", *facts.advice))
     return "nothing"
 
 
@@ -290,4 +290,4 @@ def _with_missed_slo(facts: ServiceFacts) -> str:
     measured = last_measurement(facts)
     if measured is not None and measured.status is TrialStatus.CRASHED:
         return f"find out why the current configuration crashed: `sloguard report -c {_FILE} -o report.html`"
-    return " ".join(facts.advice) or f"{_RETUNE} when the service may be away for a while"
+    return " ".join(facts.advice) or f"{_RETUNE} when the service may be down for a while"

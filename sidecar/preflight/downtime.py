@@ -1,4 +1,4 @@
-"""How long the service will be away for an operator's order, in words, from what was measured. Pure."""
+"""How long the service will be down for an operator's order, in words, from what was measured. Pure."""
 
 from sidecar.format import when
 from sidecar.preflight.window_forecast import Durations, Known
@@ -7,7 +7,7 @@ from sidecar.preflight.window_forecast import Durations, Known
 def retune_downtime(takes: Durations, now: float, window_s: float) -> str:
     """For a window that opens at ``now``, in seconds since the epoch."""
     return (
-        f"vLLM will be away for up to {_duration(window_s)}, until {when(now + window_s)} at the latest: it drains"
+        f"vLLM will be down for up to {_duration(window_s)}, until {when(now + window_s)} at the latest: it drains"
         f" ({_known(takes.drain)}), is tuned, and starts again ({_known(takes.start)})"
     )
 
@@ -16,7 +16,7 @@ def rollback_downtime(takes: Durations) -> str:
     """For the return to the previous configuration."""
     total = takes.drain.seconds + takes.start.seconds
     return (
-        f"vLLM will be away for about {_duration(total)}: it drains ({_known(takes.drain)}) and starts with the"
+        f"vLLM will be down for about {_duration(total)}: it drains ({_known(takes.drain)}) and starts with the"
         f" previous configuration ({_known(takes.start)})"
     )
 

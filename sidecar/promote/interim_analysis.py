@@ -1,4 +1,4 @@
-"""One interim analysis of the validation: what the pairs of starts measured so far allow to conclude. Pure."""
+"""One interim analysis of the validation: its verdict on the pairs measured so far, and the reason in words. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence

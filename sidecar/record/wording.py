@@ -15,7 +15,7 @@ _MEASURED = (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE, TrialStatus.CRASHED)
 
 OUTCOMES = {
     Outcome.PROMOTED: "promoted",
-    Outcome.KEPT: "kept (no clear winner)",
+    Outcome.KEPT: "kept (no better candidate)",
     Outcome.WORSE: "kept (candidate worse)",
     Outcome.INCONCLUSIVE: "kept (inconclusive)",
     Outcome.INTERRUPTED: "interrupted",

@@ -39,7 +39,7 @@ def run_advice(snapshot: RunSnapshot) -> tuple[str, ...]:
     if decision.outcome is Outcome.PROMOTED:
         return ()
     if decision.outcome in (Outcome.INTERRUPTED, Outcome.ABANDONED):
-        return ("Run it again with a longer window: sloguard tune -c sloguard.yaml",)
+        return ("Run it again: sloguard tune -c sloguard.yaml",)
     if not any(t.status is TrialStatus.FEASIBLE for t in snapshot.trials):
         return _nothing_feasible(snapshot)
     if decision.gain is not None and decision.noise is not None and decision.pairs >= 2:
@@ -85,11 +85,11 @@ def _after_comparison(snapshot: RunSnapshot, gain: float, high: float, noise: fl
         smallest = detectable(rule.pairs[-1], noise, snapshot)
         if smallest <= rule.min_gain:
             return (estimate,)
-        return estimate, f"{spread}: {rule.pairs[-1]} pairs show gains of {smallest:+.0%} or more. {_LESS_NOISE}"
+        return estimate, f"{spread}: {rule.pairs[-1]} pairs can detect gains of {smallest:.0%} or more. {_LESS_NOISE}"
     needed = pairs_for(gain, noise, snapshot)
     if needed is None or needed <= pairs:
         smallest = detectable(_MAX_PAIRS, noise, snapshot)
-        return (f"{spread}: even {_MAX_PAIRS} pairs would only show gains of {smallest:+.0%} or more. {_LESS_NOISE}",)
+        return (f"{spread}: even {_MAX_PAIRS} pairs could only detect gains of {smallest:.0%} or more. {_LESS_NOISE}",)
     seconds = 2 * (needed - pairs) * seconds_a_trial([t for t in snapshot.trials if t.plan.role in VALIDATING])
     setting = "" if needed in rule.pairs else f" (promotion.pairs: [{needed}])"
     return (
@@ -116,6 +116,7 @@ def pairs_for(gain: float, noise: float, snapshot: RunSnapshot) -> int | None:
 def _more_trials(snapshot: RunSnapshot) -> str:
     searched = sum(t.plan.role is Role.SEARCH for t in snapshot.trials)
     return (
-        f"{wording.plural(searched, 'configuration')} were tried in {len(snapshot.setup.knobs)} knobs: raise"
+        f"Only {wording.plural(searched, 'configuration')} of {wording.plural(len(snapshot.setup.knobs), 'knob')}"
+        f" {'was' if searched == 1 else 'were'} tried: raise"
         " search.budget, or give search.knobs wider ranges."
     )

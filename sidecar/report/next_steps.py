@@ -78,7 +78,7 @@ def _service(snapshot: RunSnapshot) -> str:
 
 
 def versions(snapshot: RunSnapshot) -> tuple[Fact, ...]:
-    """What the measurements depend on: the model, the load, vLLM and, if snapshot, the machine."""
+    """What the measurements depend on: the model, the load, vLLM and, if recorded, the machine."""
     setup, load = snapshot.setup, snapshot.setup.workload
     evidence = next((p.evidence for p in snapshot.promotions if p.run == snapshot.run.id), None)
     origin = evidence.provenance if evidence else None

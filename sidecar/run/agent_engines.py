@@ -1,4 +1,4 @@
-"""The engines of an agent: started, stopped and found again through it, each recorded in the journal."""
+"""The engines of an agent: started, stopped and found again under its lease, each recorded in the journal."""
 
 import uuid
 from collections.abc import Callable, Generator, Mapping

@@ -23,6 +23,15 @@ def test_generated_pages_are_fresh(script: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_every_package_with_code_is_listed() -> None:
+    packages = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/__init__.py")}
+    ours = {name for name in packages if name.split("/")[0] in ("sidecar", "vllm_sloguard")}
+
+    listed = re.findall(r"^### (\S+)/$", PAGE, re.MULTILINE)
+
+    assert ours - {"vllm_sloguard/wire"} == set(listed)  # wire is generated from protos/
+
+
 def exists(name: str) -> bool:
     """Whether it is a module, or a function or class in one. Modules that need vLLM are read, not imported."""
     parts = name.split(".")

@@ -64,8 +64,8 @@ def _divisor(match: re.Match[str]) -> str:
     return f"tensor_parallel_size: {fits}, or another divisor of {heads}"
 
 
-def _value(knob: str, group: int = 1, words: str = "at most ") -> _Change:
-    return lambda match: f"{knob}: {words}{match[group]}" if match[group] else ""
+def _value(knob: str, group: int = 1, words: str = "at most ", unit: str = "") -> _Change:
+    return lambda match: f"{knob}: {words}{match[group]}{unit}" if match[group] else ""
 
 
 _OOM, _CUDA, _START, _TIMEOUT, _DEATH = (
@@ -121,7 +121,7 @@ CRASH_RULES: tuple[CrashRule, ...] = (
         "ValueError: Available memory on node 0 (19.99/21.96 GiB) on kv cache allocation is less than requested memory for"
         " kv (64.0 GiB).",
         "The CPU build reserves its KV cache in host memory, and there is not that much.",
-        (_value("kv_cache_memory_bytes (or VLLM_CPU_KVCACHE_SPACE)", 1, "below GiB "),),
+        (_value("kv_cache_memory_bytes (or VLLM_CPU_KVCACHE_SPACE)", 1, "below ", " GiB"),),
     ),
     CrashRule(
         "Shared memory too small",

@@ -322,7 +322,7 @@ def test_ctrl_c_while_it_waits_for_a_sidecar(config_file: Path) -> None:
         command = [sys.executable, "-c", code, "rollback", "--wait", "-c", str(config_file)]
         asked = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert asked.stdout is not None
-        assert asked.stdout.readline().startswith("vLLM will be away for about ")
+        assert asked.stdout.readline().startswith("vLLM will be down for about ")
         assert asked.stdout.readline() == "it waits\n"
         time.sleep(0.3)
         asked.send_signal(signal.SIGINT)
@@ -378,7 +378,7 @@ def test_what_takes_the_service_away_says_for_how_long_and_asks_on_a_terminal(co
     with lock.held(state):
         code, said = answered(["retune", "--now", "-c", config_file], "n\n")
         assert code == 1
-        assert "vLLM will be away for up to 30 min, until 20" in said
+        assert "vLLM will be down for up to 30 min, until 20" in said
         assert "Continue? [y/N]" in said
         assert "sloguard: nothing was changed" in said
         for words, answer in ((["retune", "--now", "--yes"], ""), (["retune", "--now"], "y\n"), (["abort", "-y"], "")):

@@ -66,7 +66,7 @@ def test_validation_compares_the_re_measured_figures(setup: Setup) -> None:
 def test_a_current_configuration_that_misses_the_slo_is_named(setup: Setup) -> None:
     missing = trial(1, planned(Role.BASELINE), MISSED)
     assert best_line([missing], setup) == "no trial meets the SLO yet; current 900 ms, TTFT p99 2.0x"
-    assert best_line([], setup) == "no trial meets the SLO yet; current not measured yet"
+    assert best_line([], setup) == "no trial meets the SLO yet; incumbent not measured yet"
 
 
 def test_capacity_is_named_with_its_bound(setup: Setup, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_drain_and_restore_are_phases(state: State, phase: str, now: str, setup:
 
 def test_a_window_that_is_over_its_time_says_by_how_much(setup: Setup) -> None:
     late = replace(SEARCH, ends_at=NOW - 90)
-    assert lines([], setup, late)[3] == "left    the window is 90 s over its time; 15.7 min so far"
+    assert lines([], setup, late)[3] == "left    the window has overrun by 90 s; 15.7 min so far"
     without = replace(SEARCH, ends_at=None)
     assert lines([], setup, without)[3] == "left    no time limit; 15.7 min so far"
 

@@ -139,7 +139,7 @@ def test_the_next_window_is_a_time_or_why_there_is_none() -> None:
         (facts(run=run(KEPT), trials=(MET,)), "nothing"),
         (facts(run=run(KEPT), trials=(MISSED,)), "run `sloguard retune --now` when"),
         (facts(run=run(Decision(Outcome.INTERRUPTED, "cut")), trials=(MET,)), "run `sloguard retune --now` to repeat"),
-        (facts(run=run(Decision(Outcome.INCONCLUSIVE, "spread")), trials=(MET,)), "nothing must be done."),
+        (facts(run=run(Decision(Outcome.INCONCLUSIVE, "spread")), trials=(MET,)), "no action needed."),
         (facts(run=run(KEPT), trials=(MISSED,), advice=("Raise that limit.", "Add engines.")), "Raise that limit. Add"),
         (facts(run=run(KEPT), trials=(CRASHED,)), "find out why the current configuration crashed: `sloguard report"),
         (facts(probation_until=NOW + 60), "nothing: if users' requests get worse"),

@@ -1,4 +1,4 @@
-"""How long the service will be away, in words, with the source of each figure."""
+"""How long the service will be down, in words, with the source of each figure."""
 
 from sidecar.preflight.downtime import abort_downtime, retune_downtime, rollback_downtime
 from sidecar.preflight.window_forecast import Durations, Known
@@ -15,7 +15,7 @@ TAKES = Durations(
 
 def test_a_window_names_its_end_and_what_it_consists_of() -> None:
     said = retune_downtime(TAKES, 1_790_000_000.0, 2700)
-    assert said.startswith("vLLM will be away for up to 45 min, until 2026-09-2")
+    assert said.startswith("vLLM will be down for up to 45 min, until 2026-09-2")
     assert said.endswith(
         "at the latest: it drains (5 s, the mean of 3 drains), is tuned, and starts again"
         " (41 s, the longest start of the serving engine)"
@@ -24,7 +24,7 @@ def test_a_window_names_its_end_and_what_it_consists_of() -> None:
 
 def test_a_rollback_takes_a_drain_and_a_start() -> None:
     assert rollback_downtime(TAKES) == (
-        "vLLM will be away for about 46 s: it drains (5 s, the mean of 3 drains) and starts with the previous"
+        "vLLM will be down for about 46 s: it drains (5 s, the mean of 3 drains) and starts with the previous"
         " configuration (41 s, the longest start of the serving engine)"
     )
 

@@ -91,7 +91,7 @@ def test_crashes_are_observations_and_the_incumbent_is_restored(tmp_path: Path) 
     assert crashes[OUT_OF_MEMORY]["exit_code"] == 1
     assert (crashes[HANGS]["category"], crashes[HANGS]["phase"]) == ("timeout", "starting")
     assert (crashes[DIES]["category"], crashes[DIES]["phase"]) == ("engine_death", "serving")
-    assert "kept (no clear winner)" in sloguard("status", config.state).stdout
+    assert "kept (no better candidate)" in sloguard("status", config.state).stdout
     assert serving_seqs(config) == 12
     ended(serve, signal.SIGINT)
 
