@@ -255,9 +255,9 @@ def _show_time(say: Callable[[str], None], found: WindowPlan) -> None:
     )
     analyses = " or ".join(map(str, expected.analyses)) or "none"
     say(
-        f"  validation: {analyses} pairs of A/B restarts, up to {expected.validation_s / 60:.1f} minutes; one measurement takes"
+        f"  validation: {analyses} A/B pairs, up to {expected.validation_s / 60:.1f} minutes; one measurement takes"
         f" {takes.validation.seconds:.0f} s ({takes.validation.source}); time is kept for {expected.pairs_reserved};"
-        f" one unmeasured warm-up start of each configuration, {takes.warm_start.seconds:.0f} s each ({takes.warm_start.source})"
+        f" one unmeasured warm-up start of each side, {takes.warm_start.seconds:.0f} s ({takes.warm_start.source})"
     )
     say(f"  reserved for the restore: {expected.restore_s:.0f} s ({takes.start.source})")
 

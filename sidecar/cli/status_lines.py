@@ -274,7 +274,10 @@ def _while_away(state: str) -> str:
 def _while_serving(facts: ServiceFacts, compliance: SloCompliance) -> str:
     outcome = facts.run.decision.outcome if facts.run and facts.run.decision else None
     if facts.probation_until is not None:
-        return "nothing: the promotion is rolled back automatically if users' latencies get worse; `sloguard rollback` undoes it now"
+        return (
+            "nothing: the promotion is rolled back automatically if users' latencies get worse;"
+            " `sloguard rollback` undoes it now"
+        )
     if facts.run is None:
         return f"{_RETUNE} when the service may be down for a while (`sloguard plan` says how long)"
     if outcome in (Outcome.INTERRUPTED, Outcome.ABANDONED):
