@@ -142,7 +142,7 @@ def test_the_next_window_is_a_time_or_why_there_is_none() -> None:
         (facts(run=run(Decision(Outcome.INCONCLUSIVE, "spread")), trials=(MET,)), "no action needed."),
         (facts(run=run(KEPT), trials=(MISSED,), advice=("Raise that limit.", "Add engines.")), "Raise that limit. Add"),
         (facts(run=run(KEPT), trials=(CRASHED,)), "find out why the current configuration crashed: `sloguard report"),
-        (facts(probation_until=NOW + 60), "nothing: if users' requests get worse"),
+        (facts(probation_until=NOW + 60), "nothing: the promotion is rolled back automatically"),
         (facts(paused=Event(NOW, EventKind.PAUSED, {})), "run `sloguard resume`"),
         (facts(state=StateRecord(NOW, State.TUNING, "", NOW + 60)), "nothing: service is restored"),
         (facts(state=StateRecord(NOW, State.RESTORING, "", None)), "wait until vLLM is up"),
