@@ -12,6 +12,7 @@ from rich.text import Text
 from sidecar.cli.trial_rows import SHORT_ROLES, fitted_line, objective_text, short_changes, verdict_text
 from sidecar.measure.verdict import in_its_unit
 from sidecar.page.slo_meters import OBJECTIVE_UNITS
+from sidecar.record.durations import mean_seconds
 from sidecar.record.run_snapshot import Setup
 from sidecar.record.states import State
 from sidecar.record.trial import AFTER_THE_SEARCH, VALIDATING, Role, Trial, TrialStatus
@@ -75,7 +76,7 @@ def phase_progress(trials: Sequence[Trial], setup: Setup, stage: WindowStage, no
         return _validation(measured, trials, setup, now)
     searched = [t for t in trials if t.plan.role not in AFTER_THE_SEARCH]
     done = sum(t.status in RAN_STATUSES for t in searched)
-    each = _mean_s(searched)
+    each = mean_seconds(searched)
     left = max(setup.budget - done, 0)
     return PhaseProgress(
         "search", min(done, setup.budget), setup.budget, "trial", _left_s(left, each, searched, now), "then validation"
@@ -90,13 +91,8 @@ def _validation(measured: Sequence[Trial], trials: Sequence[Trial], setup: Setup
     left = max(2 * target - len(ran), 0)
     note = f"at most {2 * counts[-1]}" if target < counts[-1] else ""
     done = min(len(ran), 2 * target)
-    left_s = _left_s(left, _mean_s(ran) or _mean_s(trials), measured, now)
+    left_s = _left_s(left, mean_seconds(ran) or mean_seconds(trials), measured, now)
     return PhaseProgress("validation", done, 2 * target, "start", left_s, note)
-
-
-def _mean_s(trials: Sequence[Trial]) -> float | None:
-    times = [t.ended_at - t.started_at for t in trials if t.ended_at is not None and t.status in RAN_STATUSES]
-    return fmean(times) if times else None
 
 
 def _left_s(left: int, each_s: float | None, trials: Sequence[Trial], now: float) -> float | None:

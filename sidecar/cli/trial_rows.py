@@ -219,7 +219,7 @@ def _took(trial: Trial) -> str:
     if trial.ended_at is None:
         return "-"
     seconds = trial.ended_at - trial.started_at
-    return f"{seconds:.0f} s" if seconds < 999.5 else f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s" if seconds < 999.5 else f"{seconds / 60:.0f} m"
 
 
 def fitted_line(text: str, width: int) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from sidecar.record.durations import mean_seconds
 from sidecar.record.run_snapshot import Setup
 from sidecar.record.states import State
 from sidecar.record.trial import VALIDATING, StartKind, Trial, TrialStatus
@@ -96,12 +97,12 @@ def _ends(
 ) -> tuple[float | None, float | None, float | None, float | None]:
     """When each step is expected to end, from the mean durations so far."""
     searched, validated = _split(trials)
-    search_s = _mean([t.ended_at - t.started_at for t in searched if t.ended_at is not None])
+    search_s = mean_seconds(searched)
     if search_s is None:
         return None, None, None, None
     last = max((t.ended_at for t in (*searched, *validated) if t.ended_at is not None), default=since)
     # Until a validation has run, a start of it is taken for as long as a trial of the search.
-    validation_s = _mean([t.ended_at - t.started_at for t in validated if t.ended_at is not None]) or search_s
+    validation_s = mean_seconds(validated) or search_s
     restore_s = max(
         (r.start_s or 0.0 for t in trials if (r := t.result) and r.start is StartKind.ORDINARY), default=0.0
     )
@@ -109,7 +110,3 @@ def _ends(
     starts = (next_analysis(setup, validated) or len(validated)) - len(validated)
     validation_end = search_end + starts * validation_s if current <= 2 else since
     return None, search_end, validation_end, validation_end + restore_s if restore_s else None
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

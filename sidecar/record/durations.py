@@ -1,10 +1,12 @@
 """Estimates how long further trials will take, from those that ran."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from sidecar.config.schema import Config
 from sidecar.measure.load_schedule import WARM_START_LOAD_S
 from sidecar.record.trial import AFTER_THE_SEARCH, VALIDATING, Trial, TrialStatus
+from sidecar.record.trial_states import RAN_STATUSES
 
 
 def reserved_pairs(ran: int, config: Config) -> int:
@@ -18,6 +20,12 @@ def seconds_a_trial(trials: Sequence[Trial]) -> float:
     """The expected length of the next trial: the longest of the completed ones; 0 without any."""
     ended = (t for t in trials if t.status in (TrialStatus.FEASIBLE, TrialStatus.INFEASIBLE, TrialStatus.CRASHED))
     return max((t.ended_at - t.started_at - _warm_start_s(t) for t in ended if t.ended_at is not None), default=0.0)
+
+
+def mean_seconds(trials: Sequence[Trial]) -> float | None:
+    """The mean length of the trials that ran to their end; None without any."""
+    times = [t.ended_at - t.started_at for t in trials if t.ended_at is not None and t.status in RAN_STATUSES]
+    return fmean(times) if times else None
 
 
 def seconds_of(trials: Sequence[Trial], search: int, validations: int, start_s: float) -> float:

@@ -1,7 +1,6 @@
 """`sloguard serve` as a process on the fake engine, for tests that observe it from outside."""
 
 import subprocess
-import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from sidecar.config.schema import load_config
 from sidecar.record.journal import Journal, JournalError
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
-SLOGUARD = [sys.executable, "-m", "sidecar"]
 _PATIENCE_S = 120.0
 
 

@@ -337,9 +337,7 @@ def _layers_without_experts(text: Fields, layers: int) -> tuple[int, int]:
     plain: object = text.get("mlp_only_layers")
     first_with = whole(text, "first_k_dense_replace") or largest(text, ("moe_layer_start_index",))
     dense = first_with + (len(cast("list[object]", plain)) if isinstance(plain, list) else 0)
-    return dense, first(
-        text, ("decoder_sparse_step", "moe_layer_freq", "moe_layer_interval", "interleave_moe_layer_step")
-    ) or 1
+    return dense, first(text, _EXPERT_STEPS) or 1
 
 
 def _dtype_bytes(config: Fields, text: Fields) -> int:

@@ -13,6 +13,7 @@ from sidecar_cases import configured, measured, oom, planned, served, trial
 
 from sidecar.cli.run_footer import WindowStage
 from sidecar.cli.terminal import RunDisplay, line, show_trials
+from sidecar.cli.trial_rows import trial_columns, trial_row
 from sidecar.measure.capacity_search import RateResult
 from sidecar.record.decisions import Outcome
 from sidecar.record.journal import Journal
@@ -200,3 +201,10 @@ def test_an_incumbent_that_misses_the_slo_is_named_until_another_is_promoted() -
     assert misses_slo([missed, other], None) == misses_slo([missed, other], Outcome.INCONCLUSIVE) == missed
     assert misses_slo([missed, other], Outcome.PROMOTED) is None
     assert misses_slo([other], None) is None
+
+
+def test_a_trial_of_half_an_hour_fits_its_column(setup: Setup) -> None:
+    short = trial(3, planned(), served(-80.0))
+    row = trial_row(replace(short, ended_at=short.started_at + 1800), trial_columns(setup, {}, setup.knobs, 80))
+
+    assert " 30 m " in row.plain
