@@ -6,13 +6,9 @@ from pathlib import Path
 
 import pytest
 from bench_cases import LISTED, write
-from forked_command import run_forked
+from fake_service import sloguard
 
 ROOT = Path(__file__).parents[3]
-
-
-def sloguard(*args: object) -> subprocess.CompletedProcess[str]:
-    return run_forked(list(map(str, args)), {})
 
 
 def bench(path: Path, *args: object) -> subprocess.CompletedProcess[str]:

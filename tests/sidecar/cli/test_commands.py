@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from engine_bench import DEMO, write_config
-from forked_command import run_forked
+from fake_service import sloguard
 from sidecar_cases import planned, served
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -75,10 +75,6 @@ COMMANDS = dict(walk(get_command(app)))
 
 def has(command: Command, option: str) -> bool:
     return any(option in parameter.opts for parameter in command.params)
-
-
-def sloguard(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return run_forked(list(map(str, words)), environment)
 
 
 def in_process(*words: object) -> str:

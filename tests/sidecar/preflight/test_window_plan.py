@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from engine_bench import DEMO, write_config
-from forked_command import run_forked
+from fake_service import sloguard
 from sidecar_cases import planned as a_plan
 from sidecar_cases import served, trial
 
@@ -23,10 +22,6 @@ from sidecar.record.trial import Role, TrialStatus
 from sidecar.run.tuning_run import open_run
 from sidecar.search.contract import Projection
 from vllm_sloguard.knobs import KNOBS, Knob, KnobKind, KnobValues
-
-
-def sloguard(*words: object) -> subprocess.CompletedProcess[str]:
-    return run_forked(list(map(str, words)), {})
 
 
 def answer(path: Path, code: int = 0) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -367,14 +367,23 @@ def test_no_sequence_of_orders_jumps_and_crashes_breaks_an_invariant(tmp_path: P
     )
 
 
-def test_a_missed_window_is_made_up_for_by_a_later_sidecar(tmp_path: Path) -> None:
-    window = {"cron": "0 * * * *", "duration": f"{_DURATION_S:g}s", "notice": "0s", "make_up": True}
+@contextmanager
+def retuned_before_a_due_window(tmp_path: Path, *, make_up: bool) -> Generator[ServiceMachine]:
+    """The machine at 02:55 with a requested window, five minutes before a scheduled one is due."""
+    window = {"cron": "0 * * * *", "duration": f"{_DURATION_S:g}s", "notice": "0s", "make_up": make_up}
     ServiceMachine.config = load_config(write_config(tmp_path, window=window))
     machine = ServiceMachine()
     try:
         machine.start()
         machine.move_clock(25 * 60)  # 02:55
         machine.action("retune")
+        yield machine
+    finally:
+        machine.teardown()
+
+
+def test_a_missed_window_is_made_up_for_by_a_later_sidecar(tmp_path: Path) -> None:
+    with retuned_before_a_due_window(tmp_path, make_up=True) as machine:
         machine.cycle([("jump", 20 * 60), ("pause", 0.0), ("pass", 0.0)])  # 03:00 is missed, and then it is paused
         machine.cycle([])
         machine.kill()
@@ -383,21 +392,13 @@ def test_a_missed_window_is_made_up_for_by_a_later_sidecar(tmp_path: Path) -> No
         for _ in range(2):
             machine.cycle([])
         opened = machine.operations.events([EventKind.WINDOW_OPENED])
-    finally:
-        machine.teardown()
 
     assert [event.content["due"] for event in opened] == [None, _START + 30 * 60]
 
 
 @pytest.mark.parametrize("make_up", [False, True])
 def test_a_window_missed_because_another_one_ran_is_recorded_and_made_up_for(tmp_path: Path, make_up: bool) -> None:
-    window = {"cron": "0 * * * *", "duration": f"{_DURATION_S:g}s", "notice": "0s", "make_up": make_up}
-    ServiceMachine.config = load_config(write_config(tmp_path, window=window))
-    machine = ServiceMachine()
-    try:
-        machine.start()
-        machine.move_clock(25 * 60)  # 02:55
-        machine.action("retune")
+    with retuned_before_a_due_window(tmp_path, make_up=make_up) as machine:
         machine.cycle([("jump", 20 * 60), ("pass", 0.0)])  # the requested window runs over 03:00
         for _ in range(2):
             machine.cycle([])
@@ -407,8 +408,6 @@ def test_a_window_missed_because_another_one_ran_is_recorded_and_made_up_for(tmp
             for event in machine.operations.events([EventKind.WINDOW_ENDED])
             if event.content["outcome"] == WindowOutcome.MISSED
         ]
-    finally:
-        machine.teardown()
 
     due = _START + 30 * 60
     assert (missed["first_due"], missed["last_due"]) == (due, due)
