@@ -1,4 +1,4 @@
-"""A browser for the page and the report: one for both, as Playwright allows one per process."""
+"""A browser for the page and the report: shared, as Playwright allows one at a time in a process."""
 
 from chromium_tab import browser, tab
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 CHROMIUM = shutil.which("chromium")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    """A headless Chromium."""
+    """A headless Chromium, for one file: while Playwright runs, its event loop is this thread's."""
     if importlib.util.find_spec("playwright") is None:
         pytest.skip("playwright is not installed: make setup")
     if CHROMIUM is None:
